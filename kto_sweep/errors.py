@@ -1,0 +1,100 @@
+"""Every error that a user can meet, and how it ends the program.
+
+    KtoSweepError                 exit 1: the work failed
+    |-- ServerError               a server is down, refuses the key, or does not know what was asked for
+    |-- TrialFailure              one trial cannot go on; carries its cause
+    `-- UsageError                exit 2: what was typed or written cannot be right
+        |-- SpecError             a sweep file: all its problems at once
+        |-- TrialConfigError      one trial's configuration: all its problems at once
+        `-- DataError             a data file
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class KtoSweepError(Exception):
+    """What went wrong, where, and in `hint` what to type instead."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ServerError(KtoSweepError):
+    """A server cannot be reached, refuses the key, or does not know the thing asked for."""
+
+
+class FailureCause(StrEnum):
+    """Why a trial failed: the value of `failure/cause` in its run's summary."""
+
+    OUT_OF_MEMORY = "out of memory"
+    DIVERGED = "diverged"
+    BAD_CONFIG = "bad config"
+    BAD_DATA = "bad data"
+    WORKER_CRASH = "worker crash"
+    SICK_GPU = "sick GPU"
+    PREEMPTED = "preempted"
+    DISK_FULL = "disk full"
+    NETWORK = "network"
+
+
+class TrialFailure(KtoSweepError):
+    """One trial cannot go on; the sweep can."""
+
+    def __init__(self, cause: FailureCause, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.cause = cause
+
+
+class UsageError(KtoSweepError):
+    """What was typed or written cannot be right."""
+
+    exit_code = 2
+
+
+class DataError(UsageError):
+    """A data file that cannot be read or trained on."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a file or a configuration."""
+
+    where: str
+    """Place, as a person finds it: `sweeps/lr.yaml:14 parameters.batch_size`."""
+    what: str
+    """What is wrong, with the value: `0 is not a batch size`."""
+    why: str = ""
+    """One sentence: the rule that it breaks."""
+    hint: str = ""
+    """What to type instead."""
+
+    def __str__(self) -> str:
+        lines = [f"{self.where}: {self.what}"]
+        if self.why:
+            lines.append(f"  {self.why}")
+        if self.hint:
+            lines.append(f"  Hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class ProblemsError(UsageError):
+    """Several problems at once; base of the errors that check whole files."""
+
+    def __init__(self, subject: str, problems: Sequence[Problem], *, hint: str = "") -> None:
+        count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
+        super().__init__("\n".join([f"{subject}: {count}", *map(str, problems)]), hint=hint)
+        self.problems = tuple(problems)
+
+
+class SpecError(ProblemsError):
+    """A sweep file that cannot be registered."""
+
+
+class TrialConfigError(ProblemsError):
+    """A configuration that cannot be trained."""

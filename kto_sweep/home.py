@@ -1,0 +1,44 @@
+"""Where kto-sweep keeps its files on a box: `KTO_SWEEP_HOME`, by default `~/.kto-sweep`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one KTO_SWEEP_HOME; each is made by its first user."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Home":
+        """The home that KTO_SWEEP_HOME names, or `~/.kto-sweep`."""
+        named = environ.get("KTO_SWEEP_HOME", "")
+        return cls(Path(named).expanduser().resolve() if named else Path.home() / ".kto-sweep")
+
+    @property
+    def server(self) -> Path:
+        """The embedded server's key, database, uploaded files and log."""
+        return self.root / "server"
+
+    @property
+    def sweeps(self) -> Path:
+        """One small record per sweep created or run from this box."""
+        return self.root / "sweeps"
+
+    @property
+    def runs(self) -> Path:
+        """One folder per run: log, adapters, W&B's own files."""
+        return self.root / "runs"
+
+    @property
+    def models(self) -> Path:
+        """Models made here, such as the tiny preset."""
+        return self.root / "models"
+
+    @property
+    def cache(self) -> Path:
+        """Tokenised data and reference log-probs, by content."""
+        return self.root / "cache"
