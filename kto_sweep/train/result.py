@@ -8,6 +8,9 @@ from typing import Protocol
 class Report(Protocol):
     """Where a training function sends what it measures."""
 
+    def plan(self, total_steps: int) -> None:
+        """Say how many optimizer steps the trial takes; once, before the first."""
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log `values` at optimizer step `step`; steps never fall, and one step may come more than once."""
 

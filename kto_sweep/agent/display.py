@@ -1,0 +1,93 @@
+"""What a person sees while an agent works: a bar for each live trial on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+"""Without a terminal, a trial says where it is this often."""
+
+
+class Display:
+    """Progress of an agent's trials on `console`."""
+
+    def __init__(self, console: Console, varied: tuple[str, ...], metric: str, expected: int | None) -> None:
+        self._console = console
+        self._varied = varied
+        self._metric = metric
+        self._of = f" of {expected}" if expected is not None else ""
+        self._trials = 0
+        self._bars: dict[str, TaskID] = {}
+        self._names: dict[str, str] = {}
+        self._totals: dict[str, int] = {}
+        self._last_line: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[told]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
+        """A trial began."""
+        self._trials += 1
+        self._names[run_id] = f"trial {self._trials}"
+        chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
+        self.say(f"trial {self._trials}{self._of} on {device}: {chosen}   run {run_id} ({name})")
+        self._bars[run_id] = self._progress.add_task(f"trial {self._trials}", total=None, told="loading")
+
+    def planned(self, run_id: str, total_steps: int) -> None:
+        """A trial knows how many steps it takes."""
+        self._totals[run_id] = total_steps
+        self._progress.update(self._bars[run_id], total=total_steps, told="")
+
+    def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
+        """A trial logged a step."""
+        told = _told(values)
+        self._progress.update(self._bars[run_id], completed=step, told=told)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
+            self._last_line[run_id] = now
+            self.say(f"  {self._names[run_id]}: step {step}/{self._totals.get(run_id, '?')}  {told}")
+
+    def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
+        """A trial ended."""
+        self._progress.remove_task(self._bars.pop(run_id))
+        told = "  ".join(
+            f"{name} {_short(summary[name])}"
+            for name in dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
+            if name in summary
+        )
+        self.say(f"  {self._names.pop(run_id)} {how}   {told}")
+
+    def failed(self, run_id: str, cause: str, text: str) -> None:
+        """A trial failed."""
+        self._progress.remove_task(self._bars.pop(run_id))
+        self.say(f"  {self._names.pop(run_id)} FAILED ({cause}): {text}")
+
+
+def _told(values: Mapping[str, float]) -> str:
+    shown = (("loss", "loss"), ("rewards/margins", "margin"), ("gpu/memory_peak_gb", "GB"))
+    return "  ".join(f"{label} {values[name]:.4g}" for name, label in shown if name in values)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,110 @@
+"""The calls to wandb that are not public, all of them, in one place.
+
+wandb's public functions run one trial at a time and print as they go. A supervisor needs the agent protocol
+itself: register, heartbeat, and the state of a sweep. wandb is pinned to one minor version for this.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import wandb
+from wandb.apis.public import sweeps as sweeps_api
+from wandb.errors import CommError
+from wandb.sdk.lib import wbauth
+from wandb.sdk.sweeps import SweepNotFoundError
+
+from kto_sweep.errors import ServerError
+from kto_sweep.sweep_ref import SweepRef
+
+__all__ = ["Command", "Login", "create_sweep", "find_login", "heartbeat", "register_agent", "set_sweep_state"]
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where W&B's own rules lead, and whether there is a key for it."""
+
+    base_url: str
+    app_url: str
+    """The address that people open."""
+    has_key: bool
+
+
+def find_login() -> Login:
+    """The W&B server and key that wandb itself would use: environment, netrc, settings files."""
+    settings = wandb.Settings(silent=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # wandb announces each settings file that it reads
+        settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    has_key = bool(
+        settings.api_key
+        or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+        or wbauth.read_netrc_auth(host=settings.base_url)
+    )
+    return Login(settings.base_url, settings.app_url, has_key)
+
+
+def create_sweep(
+    api: wandb.Api, config: Mapping[str, Any], *, project: str, entity: str | None
+) -> tuple[SweepRef, list[str]]:
+    """The registered sweep and the server's warnings about its configuration."""
+    made, warnings = sweeps_api._upsert_sweep(api, dict(config), project=project, entity=entity)
+    owner = made["project"]
+    return SweepRef(owner["entity"]["name"], owner["name"], made["name"]), list(warnings)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the server tells an agent to do."""
+
+    kind: str
+    """run, resume, stop or exit"""
+    run_id: str = ""
+    config: Mapping[str, Any] | None = None
+    """The trial's configuration, for run and resume."""
+
+
+def register_agent(api: wandb.Api, ref: SweepRef, host: str) -> str:
+    """The id of a new agent of this sweep."""
+    try:
+        agent = sweeps_api._register_agent(api, host, sweep_id=ref.id, project=ref.project, entity=ref.entity)
+    except Exception as error:  # wandb has no one class for what a server can answer
+        raise ServerError(f"{ref}: the server takes no agent for this sweep: {error}") from error
+    return str(agent["id"])
+
+
+def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Command]:
+    """What the server wants done, given the runs that are alive; empty too when it could not be reached.
+
+    Raises ServerError when the sweep was deleted.
+    """
+    try:
+        raw = sweeps_api._agent_heartbeat(api, agent_id, {}, dict.fromkeys(running, True))
+    except SweepNotFoundError as error:
+        raise ServerError("the sweep was deleted on the server") from error
+    return [_command(item) for item in raw]
+
+
+def _command(raw: Mapping[str, Any]) -> Command:
+    args = raw.get("args") or {}
+    return Command(
+        kind=raw["type"],
+        run_id=raw.get("run_id", ""),
+        config={name: entry["value"] for name, entry in args.items()},
+    )
+
+
+def set_sweep_state(api: wandb.Api, ref: SweepRef, state: str) -> None:
+    """Move a sweep to RUNNING, PAUSED, FINISHED or CANCELED.
+
+    Raises ServerError when the server or the sweep's present state refuses.
+    """
+    try:
+        sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)
+    except CommError as error:
+        raise ServerError(f"{ref}: {error}") from error
+    except Exception as error:  # wandb raises a bare Exception for a refused change of state
+        raise ServerError(f"{ref}: {error}") from error

@@ -1,0 +1,102 @@
+"""A trial's W&B run: opened, fed and closed by the supervisor, next to the trial's own files."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from kto_sweep.errors import FailureCause
+from kto_sweep.run_log import RunLog
+from kto_sweep.sweep_ref import SweepRef
+
+LOCAL_TRANSMIT_SECONDS = 2
+"""How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
+
+
+class TrialRun:
+    """One open W&B run and its folder; a Report."""
+
+    def __init__(self, run: wandb.Run, folder: Path) -> None:
+        self._run = run
+        self._files = RunLog(folder, echo=run.write_logs)
+
+    @classmethod
+    def open(
+        cls,
+        ref: SweepRef,
+        run_id: str,
+        config: Mapping[str, Any],
+        folder: Path,
+        *,
+        local: bool,
+        on_stop: Callable[[], None],
+    ) -> "TrialRun":
+        """Begin the run of one trial of a sweep; `on_stop` is called when the server asks for its end."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trial.json").write_text(json.dumps(config, indent=2) + "\n")
+        settings = wandb.Settings(
+            sweep_id=ref.id,
+            stop_fn=on_stop,
+            console="off",  # the process serves several runs: each gets its own lines through write_logs
+            silent=True,
+            disable_code=True,
+            disable_git=True,
+            x_disable_meta=False,
+        )
+        if local:
+            settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
+        run = wandb.init(
+            entity=ref.entity,
+            project=ref.project,
+            id=run_id,
+            config=dict(config),
+            dir=str(folder),
+            reinit="create_new",
+            settings=settings,
+        )
+        return cls(run, folder)
+
+    @property
+    def name(self) -> str:
+        """The run's name for people."""
+        return self._run.name or self._run.id
+
+    def plan(self, total_steps: int) -> None:
+        """Take note of the number of optimizer steps."""
+        self._files.plan(total_steps)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log to the run and to the files."""
+        self._run.log(dict(values), step=step)
+        self._files.metrics(step, values)
+
+    def note(self, text: str) -> None:
+        """Write one line to the run's console log and to the files."""
+        self._files.note(text)
+
+    def succeed(self, summary: Mapping[str, float | int | str]) -> None:
+        """End the run as finished."""
+        self._run.summary.update(dict(summary))
+        self._close(exit_code=0)
+
+    def stop(self, summary: Mapping[str, float | int | str]) -> None:
+        """End the run that the server asked to stop; it shows as killed, with what it measured."""
+        self._run.summary.update(dict(summary))
+        self._close(exit_code=1)
+
+    def fail(self, cause: FailureCause | str, message: str) -> None:
+        """End the run as failed, with its cause in the summary."""
+        self.note(f"FAILED ({cause}): {message}")
+        self._run.summary.update({"failure/cause": str(cause), "failure/message": message})
+        self._close(exit_code=1)
+
+    def preempt(self) -> None:
+        """End the run so that the server hands its trial out again."""
+        self._run.mark_preempting()
+        self._close(exit_code=1)
+
+    def _close(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+        self._files.close()

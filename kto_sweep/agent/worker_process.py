@@ -1,0 +1,98 @@
+"""A worker as its supervisor sees it: a process to order, listen to, restart and end."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from kto_sweep.agent.devices import Device
+from kto_sweep.home import Home
+from kto_sweep.protocol import MESSAGE_FD, Message, Order, decode, encode
+
+EXIT_SECONDS = 10.0
+
+
+class WorkerProcess:
+    """One worker process on one device.
+
+    `on_message` gets every message, `on_death` the exit status (negative: the signal), both on a thread that
+    belongs to the worker.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        home: Home,
+        log: Path,
+        on_message: Callable[[Message], None],
+        on_death: Callable[[int], None],
+    ) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.log = log
+        receive, send = os.pipe()
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kto_sweep.train.worker"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(send,),
+                process_group=0,  # Ctrl-C in the terminal is the supervisor's to handle
+                env=_environment(device, home, send),
+            )
+        os.close(send)
+        threading.Thread(
+            target=self._listen,
+            args=(receive, on_message, on_death),
+            daemon=True,
+            name=f"worker on {device.name}",
+        ).start()
+
+    def _listen(
+        self, descriptor: int, on_message: Callable[[Message], None], on_death: Callable[[int], None]
+    ) -> None:
+        with os.fdopen(descriptor, "rb") as messages:
+            for line in messages:
+                if line.endswith(b"\n"):  # a worker that is killed in mid-line leaves half of one
+                    on_message(decode(line))
+        on_death(self._process.wait())
+
+    def send(self, order: Order) -> None:
+        """Give an order; a worker that is gone is reported through `on_death`, not here."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(encode(order))
+            self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Let the worker go; kill it when it does not."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """End the worker at once."""
+        self._process.kill()
+        self._process.wait()
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of what the worker printed."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return inherited | {
+        MESSAGE_FD: str(message_fd),
+        "KTO_SWEEP_HOME": str(home.root),
+        "CUDA_VISIBLE_DEVICES": device.visible,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }

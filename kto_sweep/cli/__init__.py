@@ -1,0 +1,115 @@
+"""The command line: one file per command, each loaded when it is called."""
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from kto_sweep import __version__
+from kto_sweep.errors import KtoSweepError
+
+# name -> (group, summary). The summary stands here so that --help loads no command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("Start", "Run a small sweep, start to end, on this box"),
+    "create": ("Start", "Register a sweep from a YAML file"),
+    "agent": ("Run", "Train the trials of a sweep on this box"),
+    "stop": ("Run", "Start no more trials; running ones finish"),
+    "pause": ("Run", "Start no more trials for now"),
+    "resume": ("Run", "Go on with a paused or stopped sweep"),
+    "cancel": ("Run", "End a sweep and its running trials"),
+    "compare": ("Look", "Rank the trials of a sweep"),
+    "status": ("Look", "Say how far a sweep is"),
+    "serve": ("Serve", "Run the embedded server in the foreground"),
+}
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module only when that command is named."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order in which a newcomer needs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, loaded; None when there is none of this name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = "control" if cmd_name in {"stop", "pause", "resume", "cancel"} else cmd_name
+        command = getattr(importlib.import_module(f"kto_sweep.cli.{module}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by group, from the table alone."""
+        for group in dict.fromkeys(group for group, _ in COMMANDS.values()):
+            with formatter.section(group):
+                formatter.write_dl([(name, text) for name, (of, text) in COMMANDS.items() if of == group])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """click's own, with the nearest name when there is no such command."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, 1)
+            hint = f"Did you mean {near[0]!r}?" if near else "kto-sweep --help lists the commands."
+            raise click.UsageError(f"no command {args[0]!r}. {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kto-sweep")
+@click.option("--debug", is_flag=True, help="Show Python's traceback with an error.")
+def cli(debug: bool) -> None:
+    """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
+
+    \b
+    kto-sweep demo                          a real sweep in minutes: no account, no GPU
+    kto-sweep create sweeps/lr_grid.yaml    register a sweep
+    kto-sweep agent                         train its trials, one command on each box
+    kto-sweep compare                       see which trial won
+    """
+
+
+def main() -> None:
+    """Run the command line; every error ends as one clear message and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """The exit code of one command: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    from kto_sweep.cli.output import print_error
+
+    as_json = "--json" in args
+    debug = "--debug" in args
+    try:
+        code: Any = cli.main(args, prog_name="kto-sweep", standalone_mode=False)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"{context.command_path} --help" if context is not None else ""
+        print_error(error.format_message(), hint, as_json)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print_error("interrupted", "", as_json)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KtoSweepError as error:
+        if debug:
+            raise
+        print_error(error.message, error.hint, as_json)
+        return error.exit_code
+    except Exception as error:
+        if debug:
+            raise
+        print_error(
+            f"{type(error).__name__}: {error}",
+            f"this is a defect of kto-sweep; its traceback: kto-sweep --debug {' '.join(args)}",
+            as_json,
+        )
+        return 1
+    return code if isinstance(code, int) else 0

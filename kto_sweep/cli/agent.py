@@ -1,0 +1,27 @@
+"""kto-sweep agent: train the trials of a sweep on this box."""
+
+import click
+
+from kto_sweep.cli.output import local_option, sweep_argument
+
+
+@click.command()
+@sweep_argument
+@click.option("--count", type=click.IntRange(min=1), help="Start at most this many trials.")
+@click.option("--gpus", help="Use these GPUs: 0,2. Default: all.")
+@click.option("--cpu", is_flag=True, help="Use no GPU.")
+@local_option
+def agent(sweep: str | None, count: int | None, gpus: str | None, cpu: bool, local: bool) -> int:
+    """Train the trials of SWEEP on this box until the sweep ends.
+
+    SWEEP is an id, ENTITY/PROJECT/ID or the address of its page; without it, the sweep used last here.
+
+    \b
+    kto-sweep agent
+    kto-sweep agent my-team/kto/ab12cd34 --gpus 0,1
+    kto-sweep agent --count 1
+    """
+    from kto_sweep.agent.session import work_on
+    from kto_sweep.home import Home
+
+    return work_on(Home.from_environment(), sweep, count=count, gpus=gpus, cpu=cpu, local=local)

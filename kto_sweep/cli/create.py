@@ -1,0 +1,50 @@
+"""kto-sweep create: from a sweep file to a registered sweep."""
+
+from pathlib import Path
+
+import click
+
+from kto_sweep.cli.output import json_option, local_option, print_json, say
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--project", help="W&B project; the file's own, or kto-sweep.")
+@click.option("--entity", help="W&B user or team; the file's own, or that of the key.")
+@local_option
+@json_option
+def create(file: Path, project: str | None, entity: str | None, local: bool, as_json: bool) -> None:
+    """Register a sweep from a YAML file.
+
+    The file is checked first: all its problems are shown at once, with their lines.
+
+    \b
+    kto-sweep create sweeps/lr_grid.yaml
+    kto-sweep create sweeps/bayes.yaml --project my-kto
+    kto-sweep create sweeps/demo.yaml --local --json
+    """
+    from kto_sweep.home import Home
+    from kto_sweep.registration import register
+
+    registered = register(
+        Home.from_environment(),
+        file,
+        project=project,
+        entity=entity,
+        local=local,
+        say=lambda line: say(line, as_json=as_json),
+    )
+    if as_json:
+        print_json(
+            {
+                "id": registered.ref.id,
+                "path": str(registered.ref),
+                "url": registered.url,
+                "expected_trials": registered.expected_trials,
+            }
+        )
+        return
+    count = f"{registered.expected_trials} trials" if registered.expected_trials else "trials without end"
+    say(f"Sweep {registered.ref}: {registered.method}, {count}")
+    say(f"  {registered.url}")
+    say("Next: kto-sweep agent")

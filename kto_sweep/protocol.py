@@ -1,0 +1,113 @@
+"""What the supervisor and a worker say to each other: one JSON object a line.
+
+Orders go to the worker's standard input, messages come back on a pipe of their own, so that whatever a
+library prints cannot be taken for a message. Every message names its run: a worker may train several at once.
+The end of the orders (the supervisor is gone) tells a worker to stop.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
+"""Environment variable that tells a worker which file descriptor takes its messages."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Order: train a trial."""
+
+    run_id: str
+    config: Mapping[str, Any]
+    """The trial's configuration, as the sweep server sent it."""
+    out_dir: str
+    """Folder for adapters and logs."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Order: end a trial after the step it is in."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Message: libraries are loaded, trials can start."""
+
+    device: str
+    """What the worker trains on, for people: `NVIDIA H200` or `CPU, 2 threads`."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Message: how many optimizer steps the trial takes."""
+
+    run_id: str
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Message: values measured at an optimizer step."""
+
+    run_id: str
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Message: one line for the trial's console log."""
+
+    run_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """Message: the trial ended, by itself or because it was told to."""
+
+    run_id: str
+    summary: Mapping[str, float | int | str]
+    steps: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Message: the trial cannot go on."""
+
+    run_id: str
+    cause: str
+    """A value of `FailureCause`."""
+    message: str
+    hint: str = ""
+    trace: str = field(default="", repr=False)
+    """Python's traceback when the failure is a defect, else empty."""
+
+
+Order = Start | Stop
+Message = Ready | Planned | Metrics | Note | Done | Failed
+
+_KINDS: dict[str, type] = {
+    kind.__name__.lower(): kind for kind in (Start, Stop, Ready, Planned, Metrics, Note, Done, Failed)
+}
+
+
+def encode(line: Order | Message) -> bytes:
+    """One line of JSON, newline included. NaN and infinities travel as Python's own tokens."""
+    return json.dumps({"kind": type(line).__name__.lower(), **asdict(line)}).encode() + b"\n"
+
+
+def decode(line: bytes) -> Any:
+    """The order or message that `encode` wrote.
+
+    Raises ValueError when the line is none.
+    """
+    try:
+        fields = json.loads(line)
+        return _KINDS[fields.pop("kind")](**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an order or message: {line[:200]!r}") from error

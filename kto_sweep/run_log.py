@@ -1,0 +1,109 @@
+"""A trial's own files: every metric as JSON lines, and the table that people read.
+
+log.jsonl      {"step": 5, "timestamp": "...", "loss": 0.49, ...}, one object a logged step
+console.log    the table and everything else that was said
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+HEADER_EVERY = 100
+"""Rows of the table between two repetitions of its header."""
+
+_COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("Loss", "loss", "{:.4f}"),
+    ("LR", "learning_rate", "{:.1e}"),
+    ("Chosen", "rewards/chosen", "{:+.3f}"),
+    ("Reject", "rewards/rejected", "{:+.3f}"),
+    ("Margin", "rewards/margins", "{:+.3f}"),
+    ("KL", "kl", "{:.3f}"),
+    ("Grad", "grad_norm", "{:.2f}"),
+    ("GPU GB", "gpu/memory_peak_gb", "{:.1f}"),
+    ("Tok/s", "tokens_per_second", "{:,.0f}"),
+)
+_WIDTH = 8
+
+
+class StepTable:
+    """Rows of the table, as metrics come in."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._total = 0
+        self._rows = 0
+
+    def plan(self, total_steps: int) -> None:
+        """Take note of the number of steps; time counts from here."""
+        self._total = total_steps
+        self._began = self._clock()
+
+    def lines(self, step: int, values: Mapping[str, float]) -> list[str]:
+        """The table's next lines: a row for a training step, a line for an evaluation."""
+        lines = []
+        if "loss" in values:
+            if self._rows % HEADER_EVERY == 0:
+                heads = "".join(f"{head:>{_WIDTH + 1}}" for head, _, _ in _COLUMNS)
+                lines.append(f"{'Step':>11}{heads}{'ETA':>9}")
+            self._rows += 1
+            cells = "".join(f"{_cell(values, name, form):>{_WIDTH + 1}}" for _, name, form in _COLUMNS)
+            lines.append(f"{f'{step}/{self._total}':>11}{cells}{self._eta(step):>9}")
+        evaluated = {name: value for name, value in values.items() if name.startswith("eval/")}
+        if evaluated:
+            told = "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items())
+            lines.append(f"{f'{step}/{self._total}':>11}  eval  {told}")
+        return lines
+
+    def _eta(self, step: int) -> str:
+        if not 0 < step <= self._total:
+            return "-"
+        return clock_time((self._clock() - self._began) / step * (self._total - step))
+
+
+def _cell(values: Mapping[str, float], name: str, form: str) -> str:
+    return form.format(values[name]) if name in values else "-"
+
+
+def clock_time(seconds: float) -> str:
+    """`75` as `1:15`, `4000` as `1:06:40`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class RunLog:
+    """Writes both files; a Report that keeps what it is told on disk.
+
+    `echo` gets each line of the console log as well.
+    """
+
+    def __init__(self, folder: Path, echo: Callable[[str], None] = lambda line: None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._jsonl = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._console = (folder / "console.log").open("a", encoding="utf-8", buffering=1)
+        self._echo = echo
+        self._table = StepTable()
+
+    def plan(self, total_steps: int) -> None:
+        """Take note of the number of steps, for the table."""
+        self._table.plan(total_steps)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Write one line of JSON, and the table's row."""
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._jsonl.write(json.dumps({"step": step, "timestamp": stamp, **values}) + "\n")
+        for line in self._table.lines(step, values):
+            self.note(line)
+
+    def note(self, text: str) -> None:
+        """Write one line of console log."""
+        self._console.write(text + "\n")
+        self._echo(text)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._jsonl.close()
+        self._console.close()

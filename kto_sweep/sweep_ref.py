@@ -1,0 +1,111 @@
+"""The name of a sweep, in each form in which people have it, and what this box remembers of it."""
+
+import json
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+
+_NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
+
+
+@dataclass(frozen=True)
+class SweepRef:
+    """A sweep on a server."""
+
+    entity: str
+    project: str
+    id: str
+
+    def __str__(self) -> str:
+        return f"{self.entity}/{self.project}/{self.id}"
+
+    def url(self, app_url: str) -> str:
+        """The sweep's page."""
+        return f"{app_url}/{self.entity}/{self.project}/sweeps/{self.id}"
+
+    def run_url(self, app_url: str, run_id: str) -> str:
+        """The page of one of its runs."""
+        return f"{app_url}/{self.entity}/{self.project}/runs/{run_id}"
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """What this box remembers of a sweep that it created or ran."""
+
+    entity: str
+    project: str
+    id: str
+    local: bool
+    """On the embedded server of this KTO_SWEEP_HOME."""
+    base_url: str
+    """The W&B server otherwise."""
+    file: str
+    """The sweep file it was created from, or empty."""
+    used: float
+    """When it was last created or run here, Unix seconds."""
+
+    @property
+    def ref(self) -> SweepRef:
+        """The sweep's name."""
+        return SweepRef(self.entity, self.project, self.id)
+
+    @property
+    def ref_owner(self) -> tuple[str, str]:
+        """Entity and project."""
+        return self.entity, self.project
+
+
+def parse_ref(text: str) -> tuple[str | None, str | None, str]:
+    """(entity, project, id) of `id`, `project/id`, `entity/project/id` or a URL; None where not given.
+
+    Raises UsageError when it is none of these.
+    """
+    path = text.strip()
+    if "://" in path:
+        parts = [unquote(part) for part in urlsplit(path).path.split("/") if part]
+        if len(parts) == 4 and parts[2] == "sweeps":
+            parts = [parts[0], parts[1], parts[3]]
+    else:
+        parts = path.split("/")
+    if not 1 <= len(parts) <= 3 or not all(_NAME.fullmatch(part) for part in parts):
+        raise UsageError(
+            f"{text!r} is not the name of a sweep",
+            hint="give its id, ENTITY/PROJECT/ID, or the address of its page; without a name: the sweep used last",
+        )
+    entity, project, sweep_id = [None] * (3 - len(parts)) + parts
+    assert sweep_id is not None
+    return entity, project, sweep_id
+
+
+def remember(home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "") -> None:
+    """Note that this sweep was used now."""
+    known = recall(home, ref.id)
+    record = SweepRecord(
+        ref.entity, ref.project, ref.id, local, base_url, file or (known.file if known else ""), time.time()
+    )
+    home.sweeps.mkdir(parents=True, exist_ok=True)
+    path = home.sweeps / f"{ref.id}.json"
+    scratch = path.with_suffix(f".{os.getpid()}.tmp")
+    scratch.write_text(json.dumps(asdict(record)) + "\n")
+    scratch.replace(path)
+
+
+def recall(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
+    """What this box knows of a sweep; without an id, of the one used last."""
+    if sweep_id is not None:
+        return _read(home.sweeps / f"{sweep_id}.json")
+    records = [record for path in home.sweeps.glob("*.json") if (record := _read(path))]
+    return max(records, key=lambda record: record.used, default=None)
+
+
+def _read(path: Path) -> SweepRecord | None:
+    try:
+        return SweepRecord(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
