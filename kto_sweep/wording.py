@@ -1,0 +1,46 @@
+"""How values, numbers and near misses are written in messages and hints, and numbers read from text."""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+
+def number_from_text(text: str) -> int | float | None:
+    """The number that a text means, or None: YAML 1.1 reads 5e-7 and 1E6, having no dot or sign, as text."""
+    stripped = text.strip()
+    match = _NUMBER.fullmatch(stripped)
+    if match is None:
+        return None
+    whole = "." not in match[1] and match[3] is None
+    number = int(stripped) if whole else float(stripped)
+    return number if math.isfinite(number) else None
+
+
+def show(value: object) -> str:
+    """A value as a person would write it in a message: JSON, cut at 60 characters."""
+    if isinstance(value, float):
+        return show_number(value)
+    text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def show_number(x: float) -> str:
+    """A number as YAML 1.1 reads it back as a number: 5.0e-07 and not 5e-07."""
+    text = repr(x)
+    mantissa, exponent, power = text.partition("e")
+    return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
+
+
+def listed(values: Iterable[object]) -> str:
+    """Values as a YAML list on one line."""
+    return f"[{', '.join(show(value) for value in values)}]"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like `word`, or None when none is like it."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
