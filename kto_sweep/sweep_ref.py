@@ -76,7 +76,7 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     if not 1 <= len(parts) <= 3 or not all(_NAME.fullmatch(part) for part in parts):
         raise UsageError(
             f"{text!r} is not the name of a sweep",
-            hint="give its id, ENTITY/PROJECT/ID, or the address of its page; without a name: the sweep used last",
+            hint="give its id, ENTITY/PROJECT/ID, or the address of its page (default: the sweep used last)",
         )
     entity, project, sweep_id = [None] * (3 - len(parts)) + parts
     assert sweep_id is not None

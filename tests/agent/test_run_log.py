@@ -1,0 +1,58 @@
+"""A trial's own files."""
+
+import json
+import math
+
+from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, clock_time
+
+TRAIN = {
+    "loss": 0.4987,
+    "learning_rate": 5e-7,
+    "rewards/chosen": 0.0123,
+    "rewards/rejected": -0.2,
+    "rewards/margins": 0.2123,
+    "kl": 0.0,
+    "grad_norm": 1.5,
+    "tokens_per_second": 1234.6,
+}
+
+
+def test_the_table_is_what_people_read():
+    seconds = iter([0.0, 0.0, 10.0])
+    table = StepTable(clock=lambda: next(seconds))
+    table.plan(20)
+    header, row = table.lines(5, TRAIN)
+    assert header.split() == "Step Loss LR Chosen Reject Margin KL Grad GPU GB Tok/s ETA".split()
+    assert row.split() == "5/20 0.4987 5.0e-07 +0.012 -0.200 +0.212 0.000 1.50 - 1,235 0:30".split()
+    assert len(header) == len(row) <= 110
+
+
+def test_the_header_comes_again():
+    table = StepTable()
+    lines = [line for step in range(1, HEADER_EVERY + 2) for line in table.lines(step, TRAIN)]
+    assert sum("Loss" in line for line in lines) == 2
+
+
+def test_an_evaluation_is_a_line_of_its_own():
+    lines = StepTable().lines(7, {"eval/auc": 0.75, "eval/common_loss": 0.4})
+    assert [line.split() for line in lines] == [["7/0", "eval", "auc", "0.75", "common_loss", "0.4"]]
+
+
+def test_files_hold_every_metric_and_every_line(tmp_path):
+    said = []
+    log = RunLog(tmp_path / "run", echo=said.append)
+    log.plan(2)
+    log.metrics(1, TRAIN)
+    log.metrics(2, {"loss": math.nan, "eval/auc": 0.5})
+    log.note("the end")
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert rows[0]["rewards/margins"] == 0.2123
+    assert math.isnan(rows[1]["loss"])
+    assert (tmp_path / "run/console.log").read_text().splitlines() == said
+    assert said[-1] == "the end"
+
+
+def test_times():
+    assert [clock_time(seconds) for seconds in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]

@@ -1,0 +1,103 @@
+"""The command line as a person or a script meets it, without a server."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from kto_sweep.cli import COMMANDS, cli, run
+
+ROOT = Path(__file__).parents[2]
+
+
+def kto_sweep(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """One call of the command in a fresh process with a clean environment."""
+    return subprocess.run(
+        [sys.executable, "-m", "kto_sweep", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "KTO_SWEEP_HOME": str(cwd / "home"), **env},
+    )
+
+
+def test_help_loads_neither_torch_nor_wandb(tmp_path):
+    code = (
+        "import sys; from kto_sweep.cli import run; run(['--help']);"
+        "heavy = {'torch', 'wandb', 'transformers', 'rich', 'starlette', 'numpy', 'yaml'} & set(sys.modules);"
+        "sys.exit(f'loaded: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
+    command = cli.get_command(click.Context(cli), name)
+    assert f"kto-sweep {name}" in command.help
+    assert f"kto-sweep {name}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "summary"), [(name, text) for name, (_, text) in COMMANDS.items()])
+def test_summaries_are_short(name, summary):
+    assert len(summary) <= 45, name
+
+
+def test_an_unknown_command_names_the_nearest(capsys):
+    assert run(["staus"]) == 2
+    assert "Did you mean 'status'?" in capsys.readouterr().err
+
+
+def test_a_missing_argument_exits_2_with_one_message(capsys):
+    assert run(["create"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: Missing argument 'FILE'")
+    assert "Hint: kto-sweep create --help" in error
+
+
+def test_errors_with_json_are_one_object_on_stderr(tmp_path):
+    done = kto_sweep("create", "absent.yaml", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert set(json.loads(done.stderr)) == {"error", "hint"}
+
+
+def test_status_before_any_sweep_says_what_to_type(tmp_path):
+    done = kto_sweep("status", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no sweep was created on this box yet" in done.stderr
+    assert "kto-sweep create" in done.stderr
+
+
+def test_a_name_that_cannot_be_a_sweep_exits_2(tmp_path):
+    done = kto_sweep("status", "a/b/c/d", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'a/b/c/d' is not the name of a sweep" in done.stderr
+
+
+def test_a_server_that_is_down_is_one_clear_message(tmp_path):
+    done = kto_sweep(
+        "status",
+        "me/kto/ab12cd34",
+        cwd=tmp_path,
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="local-" + "0" * 40,
+    )
+    assert done.returncode == 1
+    assert re.match(r"Error: no answer from W&B at http://127.0.0.1:9: .*refused", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):
+    done = kto_sweep("status", "me/kto/ab12cd34", cwd=tmp_path, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "there is no key for it" in done.stderr
+    assert "wandb login --host http://127.0.0.1:9" in done.stderr

@@ -1,0 +1,68 @@
+"""Which trial won."""
+
+import math
+
+import pytest
+
+from kto_sweep.compare import columns, csv_rows, lookup, rank, varied
+from kto_sweep.remote import SweepView, TrialRecord
+from kto_sweep.space import Space, parse_space
+from kto_sweep.sweep_ref import SweepRef
+
+LOSS = "eval/common_loss"
+
+
+def trial(run_id, loss=None, state="finished", config=None, **summary):
+    values = dict(summary) if loss is None else {LOSS: loss, **summary}
+    return TrialRecord(run_id, run_id, state, config or {}, values, 60.0)
+
+
+def view(*trials, parameters=None):
+    space = parse_space(parameters)[0] if parameters else Space(())
+    return SweepView(
+        SweepRef("me", "kto", "s"), "", "s", "RUNNING", "grid", LOSS, "minimize", space, None, trials
+    )
+
+
+@pytest.mark.parametrize(("goal", "order"), [("minimize", "bac"), ("maximize", "cab")])
+def test_the_best_is_first(goal, order):
+    ranked = rank([trial("a", 0.3), trial("b", 0.1), trial("c", 0.5)], LOSS, goal)
+    assert "".join(item.trial.run_id for item in ranked) == order
+    assert [item.rank for item in ranked] == [1, 2, 3]
+
+
+def test_trials_without_a_finite_value_come_last_and_have_no_rank():
+    broken = [trial("nan", math.nan), trial("inf", math.inf), trial("none"), trial("text", "0.1")]
+    ranked = rank([*broken, trial("good", 0.4)], LOSS, "minimize")
+    assert [(item.rank, item.trial.run_id) for item in ranked] == [
+        (1, "good"),
+        (None, "nan"),
+        (None, "inf"),
+        (None, "none"),
+        (None, "text"),
+    ]
+
+
+def test_only_searched_parameters_are_compared():
+    config = {"learning_rate": 1e-6, "beta": 0.1, "lora": {"r": 8}}
+    parameters = {
+        "learning_rate": {"values": [1e-6, 1e-5]},
+        "beta": {"value": 0.1},
+        "lora": {"parameters": {"r": {"values": [8, 16]}}},
+    }
+    assert varied(view(trial("a", config=config), parameters=parameters)) == ("learning_rate", "lora.r")
+    assert lookup(config, "lora.r") == 8
+
+
+def test_a_metric_that_no_trial_has_is_not_shown():
+    assert columns(view(trial("a", 0.1, kl=0.0)), LOSS) == [LOSS, "kl"]
+
+
+def test_csv_has_a_row_for_each_trial_and_names_the_failure():
+    failed = trial("b", state="failed", config={"beta": 0.2}, **{"failure/cause": "diverged"})
+    rows = csv_rows(rank([failed, trial("a", 0.1, config={"beta": 0.1})], LOSS, "minimize"), ["beta"], [LOSS])
+    assert rows == [
+        ["rank", "run_id", "name", "state", "failure", "minutes", "beta", LOSS],
+        [1, "a", "a", "finished", "", 1.0, 0.1, 0.1],
+        [None, "b", "b", "failed", "diverged", 1.0, 0.2, None],
+    ]

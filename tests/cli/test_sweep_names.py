@@ -1,0 +1,45 @@
+"""The forms in which people name a sweep, and what a box remembers."""
+
+import pytest
+
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.sweep_ref import SweepRef, parse_ref, recall, remember
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("ab12cd34", (None, None, "ab12cd34")),
+        ("kto/ab12cd34", (None, "kto", "ab12cd34")),
+        ("me/kto/ab12cd34", ("me", "kto", "ab12cd34")),
+        ("https://wandb.ai/me/kto/sweeps/ab12cd34", ("me", "kto", "ab12cd34")),
+        ("http://127.0.0.1:8642/local/my%20kto/sweeps/ab12cd34?nw=x", ("local", "my kto", "ab12cd34")),
+    ],
+)
+def test_a_sweep_has_several_names(text, parts):
+    assert parse_ref(text) == parts
+
+
+@pytest.mark.parametrize("text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb"])
+def test_what_cannot_be_a_sweep_is_refused(text):
+    with pytest.raises(UsageError, match="is not the name of a sweep"):
+        parse_ref(text if text != "../../etc" else "..//etc")
+
+
+def test_the_sweep_used_last_is_recalled(tmp_path):
+    home = Home(tmp_path)
+    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a", file="a.yaml")
+    remember(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
+    assert recall(home).id == "second"
+    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
+    assert recall(home).id == "first"
+    assert recall(home).file == "a.yaml"
+
+
+def test_a_damaged_record_is_passed_over(tmp_path):
+    home = Home(tmp_path)
+    remember(home, SweepRef("me", "kto", "good"), local=False, base_url="http://a")
+    (home.sweeps / "bad.json").write_text("{")
+    assert recall(home).id == "good"
+    assert recall(home, "bad") is None
