@@ -1,0 +1,86 @@
+"""Every metric that a trial logs: name, unit, which way is better, meaning."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Goal = Literal["minimize", "maximize"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number (or text) in a run's history or summary."""
+
+    name: str
+    unit: str
+    goal: Goal | None
+    """Which way is better; None: neither by itself."""
+    meaning: str
+    caution: str = ""
+    """Why a sweep had better not be judged by it."""
+
+
+_MARGIN = "it contains beta and grows without bound, so that diverging trials win; eval/common_loss does not"
+_OWN_LOSS = "its scale depends on beta and loss_type; eval/common_loss compares trials that differ in them"
+
+_TABLE = (
+    # Logged while training, each over one optimizer step's batch.
+    Metric("loss", "", "minimize", "KTO loss with the trial's own beta and weights", _OWN_LOSS),
+    Metric("rewards/chosen", "nats", "maximize", "mean of beta r over desirable completions"),
+    Metric("rewards/rejected", "nats", "minimize", "mean of beta r over undesirable completions"),
+    Metric("rewards/margins", "nats", "maximize", "rewards/chosen - rewards/rejected", _MARGIN),
+    Metric("kl", "nats", None, "z0: estimated KL(policy, reference), not below 0"),
+    Metric(
+        "kl_raw", "nats", None, "the estimate before it is cut at 0; negative when the policy drifts away"
+    ),
+    Metric("logps/chosen", "nats", None, "mean log-probability of desirable completions"),
+    Metric("logps/rejected", "nats", None, "mean log-probability of undesirable completions"),
+    Metric("grad_norm", "", None, "norm of the gradient before clipping"),
+    Metric("learning_rate", "", None, "learning rate of the step"),
+    Metric("epoch", "epochs", None, "passes over the training data so far"),
+    Metric("tokens_per_second", "tokens/s", "maximize", "tokens trained on per second"),
+    Metric("gpu/memory_allocated_gb", "GiB", "minimize", "GPU memory in tensors now"),
+    Metric("gpu/memory_peak_gb", "GiB", "minimize", "most GPU memory in tensors so far"),
+    Metric("gpu/memory_reserved_gb", "GiB", "minimize", "GPU memory held by the allocator"),
+    # Logged at evaluations, each over the whole held-out set.
+    Metric(
+        "eval/common_loss",
+        "",
+        "minimize",
+        "KTO loss at beta 0.1 and rho 1: the same yardstick for all trials",
+    ),
+    Metric("eval/loss", "", "minimize", "KTO loss with the trial's own beta and weights", _OWN_LOSS),
+    Metric("eval/auc", "", "maximize", "chance that a desirable completion has the higher reward"),
+    Metric("eval/margins", "nats", "maximize", "mean desirable - mean undesirable reward", _MARGIN),
+    Metric("eval/dprime", "sd", "maximize", "margin in pooled standard deviations"),
+    Metric(
+        "eval/desirable_below_ref", "", "minimize", "share of desirable completions less likely than before"
+    ),
+    Metric("eval/kl", "nats", None, "z0 over the held-out set, not below 0"),
+    Metric("eval/kl_raw", "nats", None, "the same before it is cut at 0"),
+    # Only in a run's summary.
+    Metric("objective/best", "", None, "best value of the sweep's metric"),
+    Metric("objective/last", "", None, "last value of the sweep's metric"),
+    Metric("failure/cause", "text", None, "why the trial failed"),
+    Metric("trial/seconds", "s", "minimize", "seconds from the trial's start to its end"),
+    Metric("trial/examples", "examples", None, "examples trained on"),
+)
+
+METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
+
+DEFAULT_METRIC = "eval/common_loss"
+"""What a sweep minimizes when its file names no metric."""
+
+NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause"})
+"""Written once at a run's end or not numbers: a search cannot follow them."""
+
+
+def known(name: str) -> bool:
+    """True for a metric that trials write."""
+    return name in METRICS
+
+
+def direction(name: str) -> Goal:
+    """Which way is better; minimize, W&B's own default, when neither is or the metric is unknown."""
+    metric = METRICS.get(name)
+    return (metric.goal if metric else None) or "minimize"

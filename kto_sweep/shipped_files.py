@@ -1,0 +1,33 @@
+"""Finds the sweep files and example data that come with the package, installed or in a checkout."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+SHIPPED_FOLDERS = ("sweeps", "examples")
+
+
+def shipped_root() -> Path:
+    """The folder that holds `sweeps` and `examples`: kto_sweep/shipped of a wheel, else the checkout."""
+    installed = PACKAGE / "shipped"
+    return installed if installed.is_dir() else PACKAGE.parent
+
+
+def find_file(name: str, cwd: Path | None = None) -> Path | None:
+    """The file that `name` means: below `cwd` (default: the current one), else the shipped one, or None.
+
+    A shipped file is named as in a checkout: sweeps/demo.yaml, examples/support_replies.jsonl.
+    """
+    given = Path(name).expanduser()
+    here = given if cwd is None else cwd / given
+    if here.is_file():
+        return here
+    shipped = shipped_root() / given
+    is_shipped = given.parts[:1] in [(folder,) for folder in SHIPPED_FOLDERS] and ".." not in given.parts
+    return shipped if is_shipped and shipped.is_file() else None
+
+
+def shipped_names() -> tuple[str, ...]:
+    """The names of all shipped sweep files and examples, as `find_file` takes them."""
+    root = shipped_root()
+    files = [path for folder in SHIPPED_FOLDERS for path in (root / folder).glob("*") if path.is_file()]
+    return tuple(sorted(str(path.relative_to(root)) for path in files))

@@ -1,0 +1,260 @@
+"""One trial: every hyper-parameter of a training run, checked.
+
+The fields of `Trial` are the one table of parameters; `PARAMETERS` is that table by name.
+"""
+
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kto_sweep.errors import Problem, TrialConfigError
+from kto_sweep.presets import PRESETS, Quantization
+from kto_sweep.rules import Choice, Flag, Kind, ParameterRule, Real, Targets, Text, WholeNumber
+from kto_sweep.wording import nearest
+
+Path = tuple[str, ...]
+
+
+def _parameter(kind: Kind, doc: str, default: Any = dataclasses.MISSING, *, noun: str = "") -> Any:
+    """A field of Trial with its rule."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "noun": noun})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One set of hyper-parameters."""
+
+    model: str | None = _parameter(Text(), "Base model (hub id, local folder or .gguf file)", None)
+    model_size: str | None = _parameter(
+        Choice(tuple(PRESETS)), "Base model by size, in place of model", None, noun="a model size"
+    )
+    dataset: str = _parameter(Text(), "Training data (a file or a hub id)")
+    learning_rate: float = _parameter(Real(0, 1, with_high=True), "Peak learning rate", 5e-6)
+    batch_size: int = _parameter(WholeNumber(1), "Examples per optimizer step", 8)
+    beta: float = _parameter(Real(0), "Strength of the pull to the reference model", 0.1)
+    rho: float | None = _parameter(
+        Real(0), "Weight of all desirable examples over that of all undesirable ones", None
+    )
+    desirable_weight: float | None = _parameter(
+        Real(0), "lambda_D, weight of a desirable example (null: 1)", None
+    )
+    undesirable_weight: float | None = _parameter(
+        Real(0), "lambda_U, weight of an undesirable example (null: 1)", None
+    )
+    loss_type: Literal["kto", "apo_zero_unpaired"] = _parameter(
+        Choice(("kto", "apo_zero_unpaired")), "Loss function", "kto"
+    )
+    epochs: float = _parameter(Real(0), "Passes over the training data", 1.0, noun="a number of epochs")
+    max_steps: int | None = _parameter(
+        WholeNumber(1), "Optimizer steps, in place of epochs", None, noun="a number of steps"
+    )
+    max_length: int = _parameter(WholeNumber(16), "Longest prompt and completion together, in tokens", 2048)
+    warmup_ratio: float = _parameter(
+        Real(0, 1, with_low=True), "Share of the steps in which the learning rate rises", 0.1
+    )
+    lr_scheduler: Literal["cosine", "linear", "constant"] = _parameter(
+        Choice(("cosine", "linear", "constant")), "How the learning rate falls after warm-up", "cosine"
+    )
+    weight_decay: float = _parameter(Real(0, with_low=True), "AdamW's decoupled weight decay", 0.0)
+    max_grad_norm: float = _parameter(
+        Real(0, with_low=True), "Norm to which a larger gradient is scaled down (0: never)", 1.0
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = _parameter(
+        Choice(("adamw", "adamw_8bit")), "Optimizer", "adamw"
+    )
+    seed: int = _parameter(
+        WholeNumber(0, 2**32 - 1), "Start of every random generator (order, split, adapters)", 42
+    )
+    lora_r: int = _parameter(WholeNumber(1), "Rank of the adapters", 16, noun="a LoRA rank")
+    lora_alpha: float | None = _parameter(
+        Real(0), "Scale of the adapters times their rank (null: twice the rank)", None, noun="a LoRA alpha"
+    )
+    lora_dropout: float = _parameter(
+        Real(0, 1, with_low=True), "Dropout before the adapters", 0.0, noun="a LoRA dropout"
+    )
+    lora_targets: str | tuple[str, ...] = _parameter(
+        Targets(), "Layers with adapters", "all-linear", noun="a set of LoRA targets"
+    )
+    quantization: Literal["none", "4bit", "8bit"] | None = _parameter(
+        Choice(("none", "4bit", "8bit")), "How the base weights are held (null: as the preset says)", None
+    )
+    eval_fraction: float = _parameter(Real(0, 1), "Share of the prompts held out for evaluation", 0.1)
+    eval_steps: int | None = _parameter(
+        WholeNumber(1),
+        "Optimizer steps between evaluations (null: four in all)",
+        None,
+        noun="a number of steps",
+    )
+    full_finetune: bool = _parameter(
+        Flag(), "Train all weights and no adapters", default=False, noun="a choice"
+    )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> "Trial":
+        """The trial that a run's configuration describes; numbers may be text, groups may be nested.
+
+        Keys that begin with _ are W&B's own and are not looked at.
+        Raises TrialConfigError with every problem.
+        """
+        values: dict[str, object] = {}
+        problems: list[Problem] = []
+        for path, value in leaves(config):
+            where = ".".join(path)
+            name = parameter_name(path)
+            if name is None:
+                problems.append(unknown_parameter(path))
+            elif name in values:
+                problems.append(Problem(where, f"{name} is given twice", hint="keep one of the two"))
+            else:
+                values[name], problem = check_value(name, value)
+                if problem is not None:
+                    problems.append(dataclasses.replace(problem, where=where))
+        problems += combination_problems({name: (value,) for name, value in values.items()})
+        if problems:
+            raise TrialConfigError("the trial's configuration", problems)
+        return cls(**values)  # type: ignore[arg-type]
+
+    def to_config(self) -> dict[str, Any]:
+        """Every parameter that has a value, as plain JSON; `from_config` reads it back."""
+        config = dataclasses.asdict(self)
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in config.items()
+            if value is not None
+        }
+
+    @property
+    def base_model(self) -> str:
+        """Hub id, folder or file of the base model; `tiny` for the model made here."""
+        return self.model if self.model is not None else PRESETS[self.model_size or ""].model
+
+    @property
+    def effective_quantization(self) -> Quantization:
+        """How the base weights are held: as asked, else by the preset; unchanged when all are trained."""
+        if self.quantization is not None:
+            return self.quantization
+        if self.model_size is None or self.full_finetune:
+            return "none"
+        return PRESETS[self.model_size].quantization
+
+    @property
+    def effective_lora_alpha(self) -> float:
+        """LoRA's alpha: lora_alpha, or twice the rank."""
+        return 2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha
+
+    def weights(self, n_desirable: int, n_undesirable: int) -> tuple[float, float]:
+        """(lambda_D, lambda_U) for a training set with so many examples of each label.
+
+        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4), the smaller weight
+        being 1. Without: the explicit weights, 1 by default. One label alone has nothing to balance: 1, 1.
+        """
+        if self.rho is None:
+            return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
+        if n_desirable == 0 or n_undesirable == 0:
+            return 1.0, 1.0
+        ratio = self.rho * n_undesirable / n_desirable
+        return (ratio, 1.0) if ratio >= 1 else (1.0, 1.0 / ratio)
+
+    def eval_every(self, total_steps: int) -> int:
+        """Optimizer steps between evaluations; the trial's last step is always evaluated as well."""
+        return self.eval_steps or max(1, -(-total_steps // 4))
+
+
+def _rule(field: "dataclasses.Field[Any]") -> ParameterRule:
+    required = field.default is dataclasses.MISSING
+    words = field.name.replace("_", " ")
+    return ParameterRule(
+        name=field.name,
+        kind=field.metadata["kind"],
+        default=None if required else field.default,
+        optional=not required and field.default is None,
+        doc=field.metadata["doc"],
+        noun=field.metadata["noun"] or f"{'an' if words[0] in 'aeiou' else 'a'} {words}",
+    )
+
+
+PARAMETERS: Mapping[str, ParameterRule] = {field.name: _rule(field) for field in dataclasses.fields(Trial)}
+
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "rank": "lora_r",
+    "lora_rank": "lora_r",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_seq_length": "max_length",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "dataset_name": "dataset",
+    "dataset_file": "dataset",
+    "local_file": "dataset",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation": "batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "lr_scheduler_type": "lr_scheduler",
+    "optim": "optimizer",
+    "target_modules": "lora_targets",
+    "load_in_4bit": "quantization",
+}
+"""What other KTO scripts call the parameters: for hints only."""
+
+
+def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path, object]]:
+    """Every (path, value) of a nested configuration, without the keys that begin with _."""
+    for key, value in config.items():
+        if str(key).startswith("_"):
+            continue
+        here = (*path, str(key))
+        if isinstance(value, Mapping):
+            yield from leaves(value, here)
+        else:
+            yield here, value
+
+
+def parameter_name(path: Path) -> str | None:
+    """The parameter that a nested name means, such as training.beta (beta) and lora.r (lora_r), or None."""
+    return next((name for name in (path[-1], "_".join(path[-2:])) if name in PARAMETERS), None)
+
+
+def unknown_parameter(path: Path) -> Problem:
+    """The problem of a name that is no parameter, with the nearest that is."""
+    near = _OTHER_NAMES.get(path[-1]) or nearest(path[-1], PARAMETERS) or nearest("_".join(path), PARAMETERS)
+    hint = near or f"the parameters are {', '.join(PARAMETERS)}"
+    return Problem(".".join(path), f"{path[-1]} is not a parameter of a trial", hint=hint)
+
+
+def check_value(name: str, value: object) -> tuple[object, Problem | None]:
+    """A parameter's value as the trial holds it, and what is wrong with it if anything is.
+
+    Text that means a number (5e-7), true or false is converted. `where` of the problem is the name.
+    """
+    return PARAMETERS[name].apply(value)
+
+
+def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Problem]:
+    """What is wrong with parameters together; `possible` holds the values that each one given may take."""
+    given = {name for name, values in possible.items() if any(value is not None for value in values)}
+    problems = []
+    if "dataset" not in given:
+        problems.append(Problem("dataset", "missing", "A trial needs data.", "dataset: a file or a hub id"))
+    if not given & {"model", "model_size"}:
+        sizes = ", ".join(PRESETS)
+        problems.append(
+            Problem("model_size", "missing", "A trial needs a base model.", f"one of {sizes}; or model")
+        )
+    if {"model", "model_size"} <= given:
+        what = "stands beside model"
+        problems.append(Problem("model_size", what, "Both name the base model.", "remove one of the two"))
+    weights = sorted(given & {"desirable_weight", "undesirable_weight"})
+    if "rho" in given and weights:
+        why = "rho sets both weights from the counts of the two labels."
+        problems.append(
+            Problem("rho", f"stands beside {' and '.join(weights)}", why, "remove one or the other")
+        )
+    quantised = [value for value in possible.get("quantization", ()) if value in ("4bit", "8bit")]
+    if True in possible.get("full_finetune", ()) and quantised:
+        why = "Quantised weights cannot be trained."
+        problems.append(
+            Problem("full_finetune", f"true with quantization {quantised[0]}", why, "quantization: none")
+        )
+    return problems
