@@ -9,11 +9,10 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
-from wandb.errors import CommError
 from wandb.sdk.lib import wbauth
 from wandb.sdk.sweeps import SweepNotFoundError
 
@@ -97,14 +96,15 @@ def _command(raw: Mapping[str, Any]) -> Command:
     )
 
 
-def set_sweep_state(api: wandb.Api, ref: SweepRef, state: str) -> None:
+SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
+
+
+def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:
     """Move a sweep to RUNNING, PAUSED, FINISHED or CANCELED.
 
     Raises ServerError when the server or the sweep's present state refuses.
     """
     try:
         sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)
-    except CommError as error:
-        raise ServerError(f"{ref}: {error}") from error
     except Exception as error:  # wandb raises a bare Exception for a refused change of state
         raise ServerError(f"{ref}: {error}") from error

@@ -1,11 +1,16 @@
 """kto-sweep stop, pause, resume, cancel: move a sweep to another state."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
 
+if TYPE_CHECKING:
+    from kto_sweep.agent.link import SweepState
 
-def _move(sweep: str | None, state: str, *, local: bool, as_json: bool) -> None:
+
+def _move(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
     from kto_sweep.agent.link import set_sweep_state
     from kto_sweep.home import Home
     from kto_sweep.remote import connect, read_sweep

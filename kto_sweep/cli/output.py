@@ -3,18 +3,22 @@
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 local_option = click.option("--local", is_flag=True, help="Use the embedded server even with a W&B key.")
 sweep_argument = click.argument("sweep", required=False)
 
 
-def console() -> Console:
+def console() -> "Console":
     """Standard output; rich honours NO_COLOR and the width of the terminal."""
+    from rich.console import Console
+
     return Console(highlight=False)
 
 
