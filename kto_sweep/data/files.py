@@ -1,0 +1,183 @@
+"""Find a data file and read its raw rows, whatever the container: JSON lines, JSON, CSV, parquet, hub.
+
+What a row means is decided in formats.py; here a row is any JSON value with its place in the file.
+"""
+
+import csv
+import difflib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kto_sweep.errors import DataError
+from kto_sweep.shipped_files import find_file
+
+FORMATS_HINT = (
+    'one JSON object a line: {"conversations": [{"role": "user", "content": "..."}, '
+    '{"role": "assistant", "content": "..."}], "label": true}'
+)
+"""What to write, for every error about the form of a row."""
+
+_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row before anybody asked what it means."""
+
+    number: int
+    """Line in a text file, else position; counted from 1."""
+    value: object
+    """A JSON value; an object in every usable row."""
+
+
+def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterator[RawRow]]:
+    """The name to use in messages, and the rows of `source`: a file (see `find_data`) or a hub id.
+
+    Raises DataError: no such file or data set; a row that cannot be read at all (raised by the iterator).
+    """
+    path = find_data(source, base_dirs)
+    if path is not None:
+        return str(path), _read_file(path)
+    if _looks_like_hub_id(source):
+        return source, _read_hub(source)
+    raise DataError(f"{source}: no such data file", hint=_nearest(source, base_dirs))
+
+
+def find_data(source: str, base_dirs: Sequence[Path] = ()) -> Path | None:
+    """The file that `source` names: as given, else below one of `base_dirs`, else among the shipped examples.
+
+    Raises DataError when it names a folder.
+    """
+    given = Path(source).expanduser()
+    for path in [given, *(base / given for base in base_dirs)]:
+        if path.is_file():
+            return path
+        if path.is_dir():
+            files = sorted(child.name for child in path.iterdir() if child.suffix in _SUFFIXES)
+            inside = (
+                f"name a file in it: {path / files[0]}" if files else "it holds no .jsonl, .csv or .parquet"
+            )
+            raise DataError(f"{source} is a folder, not a data file", hint=inside)
+    return find_file(source)
+
+
+def _read_file(path: Path) -> Iterator[RawRow]:
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    if path.suffix == ".csv":
+        return _read_csv(path)
+    return _read_json(path)
+
+
+def _read_text(path: Path) -> str:
+    """The file's text; a byte-order mark is dropped."""
+    try:
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", hint="check the file's permissions") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text (byte 0x{data[error.start]:02x})",
+            hint=f"convert it: iconv -f LATIN1 -t UTF-8 {path} > utf8.jsonl",
+        ) from error
+
+
+def _read_json(path: Path) -> Iterator[RawRow]:
+    """Rows of JSON lines, or of one JSON list: told apart by content, since names are often wrong."""
+    text = _read_text(path)
+    if text.lstrip().startswith("["):
+        try:
+            items = json.loads(text)
+        except json.JSONDecodeError as error:
+            if path.suffix == ".json":
+                raise DataError(
+                    f"{path}:{error.lineno}: broken JSON: {error.msg} (column {error.colno})",
+                    hint=f"mend line {error.lineno}; the file is one JSON list of objects",
+                ) from error
+        else:
+            yield from (RawRow(number, item) for number, item in enumerate(items, start=1))
+            return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield RawRow(number, _parse_line(path, number, line))
+
+
+def _parse_line(path: Path, number: int, line: str) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: broken JSON: {error.msg} (column {error.colno})",
+            hint=f"mend or delete line {number}; a row is {FORMATS_HINT}",
+        ) from error
+
+
+def _read_csv(path: Path) -> Iterator[RawRow]:
+    """Rows of a CSV file with a header; cells that hold JSON lists or objects are read as such."""
+    reader = csv.DictReader(_read_text(path).splitlines(keepends=True))
+    number = 2  # the header is line 1
+    for row in reader:
+        yield RawRow(number, {name: _cell(text) for name, text in row.items() if name is not None})
+        number = reader.line_num + 1  # a quoted cell may span lines; a row is named by its first
+
+
+def _cell(text: str | None) -> object:
+    if text is None or not text.lstrip().startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _read_parquet(path: Path) -> Iterator[RawRow]:
+    import pyarrow as pa  # type: ignore[import-untyped]  # slow to import, rarely needed
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a parquet file: {error}", hint="download or write it again") from error
+    yield from (RawRow(number, row) for number, row in enumerate(rows, start=1))
+
+
+def _looks_like_hub_id(source: str) -> bool:
+    return bool(_HUB_ID.fullmatch(source)) and Path(source).suffix not in _SUFFIXES
+
+
+def _read_hub(name: str) -> Iterator[RawRow]:
+    """Rows of the `train` split of a data set on the Hugging Face hub."""
+    import datasets  # slow to import, rarely needed
+
+    try:
+        rows = datasets.load_dataset(name, split="train")
+    except Exception as error:  # the hub client raises a dozen unrelated types
+        reason = str(error).strip().splitlines()
+        raise DataError(
+            f"{name}: no such file, and the hub does not give it: {reason[0] if reason else error!r}",
+            hint="give the path of a .jsonl file, or check the name and HF_TOKEN",
+        ) from error
+    yield from (RawRow(number, dict(row)) for number, row in enumerate(rows, start=1))
+
+
+def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
+    """What to type instead of a name that does not exist."""
+    wanted = Path(source).expanduser()
+    names: dict[str, str] = {}
+    for folder in [wanted.parent, *(base / wanted.parent for base in base_dirs), Path("examples"), Path()]:
+        if folder.is_dir():
+            for child in sorted(folder.iterdir()):
+                if child.suffix in _SUFFIXES:
+                    names.setdefault(child.name, str(child))
+    match = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.5)
+    if match:
+        return f"did you mean {names[match[0]]}?"
+    if names:
+        return f"there is {', '.join(list(names.values())[:3])}"
+    return "give the path of a .jsonl file, or a data set on the hub (owner/name)"

@@ -1,0 +1,151 @@
+"""From a data file to examples: which turn is the completion, what is the prompt, which label.
+
+{"conversations": [turns], "label": true}      the last assistant turn is the completion,
+{"messages": [turns], "label": 0}              all turns before it are the prompt
+{"prompt": ..., "completion": ..., "label": "false"}     both as text, or as lists of turns
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kto_sweep.data.files import FORMATS_HINT, read_rows
+from kto_sweep.data.messages import BadRowError, read_turns
+from kto_sweep.data.rows import Example, Message
+from kto_sweep.errors import DataError
+
+_DESIRABLE = frozenset(
+    {"true", "1", "1.0", "yes", "y", "t", "good", "desirable", "chosen", "positive", "accepted"}
+)
+_UNDESIRABLE = frozenset(
+    {"false", "0", "0.0", "no", "n", "f", "bad", "undesirable", "rejected", "negative", "declined"}
+)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is left out."""
+
+    line: int
+    """Line in the file (row of a table), counted from 1."""
+    why: str
+    """In a few words: `no assistant turn`."""
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """All rows of one data file, usable or not: none is dropped without a word."""
+
+    path: str
+    """The file or hub id, for messages."""
+    examples: list[Example]
+    bad: list[BadRow]
+    cut_turns: int
+    """Rows that go on after the last assistant turn; those later turns are left out."""
+
+
+def load_examples(source: str, *, base_dirs: Sequence[Path] = ()) -> LoadedData:
+    """Every row of `source` (a file, a shipped example or a hub id) as an example, or as a bad row.
+
+    Raises DataError: no such file; a line that is not JSON; not one usable row.
+    """
+    path, rows = read_rows(source, base_dirs)
+    examples: list[Example] = []
+    bad: list[BadRow] = []
+    cut_turns = 0
+    for row in rows:
+        try:
+            example, cut = parse_row(row.value, row.number)
+        except BadRowError as error:
+            bad.append(BadRow(row.number, str(error)))
+        else:
+            examples.append(example)
+            cut_turns += cut
+    if not examples:
+        found = describe_bad(bad) if bad else "it has no rows"
+        raise DataError(f"{path}: no usable row: {found}", hint=f"a row is {FORMATS_HINT}")
+    return LoadedData(path, examples, bad, cut_turns)
+
+
+def parse_row(row: object, line: int) -> tuple[Example, bool]:
+    """The row as an example, and whether turns after its last assistant turn were left out.
+
+    Raises BadRowError.
+    """
+    if not isinstance(row, dict):
+        raise BadRowError("not a JSON object")
+    for field in ("conversations", "messages"):
+        if row.get(field) is not None:
+            return _from_turns(read_turns(row[field], field), row, line)
+    if "prompt" not in row or "completion" not in row:
+        raise BadRowError(_missing(row))
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return _from_text(prompt, completion, row, line)
+    turns = [*_turns_of(prompt, "prompt", "user"), *_turns_of(completion, "completion", "assistant")]
+    return _from_turns(turns, row, line)
+
+
+def _from_turns(turns: list[Message], row: dict[str, object], line: int) -> tuple[Example, bool]:
+    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+    if last is None:
+        raise BadRowError("no assistant turn")
+    if last == 0:
+        raise BadRowError("no prompt before the assistant turn")
+    completion = turns[last]
+    if not completion["content"].strip() and "tool_calls" not in completion:
+        raise BadRowError("empty completion")
+    example = Example(tuple(turns[:last]), (completion,), _label(row), line)
+    return example, last + 1 < len(turns)
+
+
+def _from_text(prompt: str, completion: str, row: dict[str, object], line: int) -> tuple[Example, bool]:
+    if not prompt.strip():
+        raise BadRowError("empty prompt")
+    if not completion.strip():
+        raise BadRowError("empty completion")
+    return Example(prompt, completion, _label(row), line), False
+
+
+def _turns_of(value: object, field: str, role: str) -> list[Message]:
+    """Turns of a prompt or completion column, where one side is text and the other is not."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else read_turns(value, field)
+
+
+def _label(row: dict[str, object]) -> bool:
+    value = row.get("label")
+    if value is None:
+        raise BadRowError("no label")
+    word = str(value).strip().lower()
+    if isinstance(value, bool | int | float | str):
+        if word in _DESIRABLE:
+            return True
+        if word in _UNDESIRABLE:
+            return False
+    raise BadRowError(f"label {value!r:.40} is neither true nor false")
+
+
+def _missing(row: dict[str, object]) -> str:
+    """Why a row without any known pair of fields cannot be read."""
+    if "chosen" in row and "rejected" in row:
+        return "a pair (chosen, rejected): write each answer as a row of its own, with label true or false"
+    for field, other in (("prompt", "completion"), ("completion", "prompt")):
+        if field in row:
+            return f"{field} without {other}"
+    return "neither conversations, nor messages, nor prompt and completion"
+
+
+def describe_bad(bad: Sequence[BadRow], *, shown: int = 5) -> str:
+    """All reasons with their lines, most frequent first: `2 no assistant turn (lines 17, 912)`."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    for row in bad:
+        lines[row.why].append(row.line)
+    reasons = sorted(lines.items(), key=lambda item: -len(item[1]))
+    texts = []
+    for why, at in reasons[:shown]:
+        named = ", ".join(map(str, at[:shown])) + (", ..." if len(at) > shown else "")
+        texts.append(f"{len(at):,} {why} (line{'' if len(at) == 1 else 's'} {named})")
+    if len(reasons) > shown:
+        texts.append(f"{sum(len(at) for _, at in reasons[shown:]):,} others")
+    return "; ".join(texts)

@@ -1,0 +1,122 @@
+"""Which rows are held out, whose completion mismatches whose prompt, and in which order rows come.
+
+All three are pure functions of the rows and a seed: every trial, agent and trainer gets the same answer.
+"""
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from kto_sweep.data.rows import TokenRow
+from kto_sweep.errors import DataError
+
+
+def split_by_prompt(
+    rows: Sequence[TokenRow], eval_fraction: float, seed: int
+) -> tuple[list[TokenRow], list[TokenRow]]:
+    """Rows to train on and rows held out, in file order; no prompt is on both sides.
+
+    Prompts are taken in an order that depends on their tokens and `seed` alone, each if it brings the
+    held-out counts of both labels nearer to `eval_fraction` of all. When 0 < eval_fraction < 1, each side
+    has a prompt if there are two, and two prompts (enough for mismatched pairs) if there are four.
+    """
+    if eval_fraction <= 0:
+        return list(rows), []
+    groups: dict[int, list[TokenRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.group].append(row)
+    order = sorted(groups, key=lambda group: _shuffle_key(groups[group][0], seed))
+    held_out = _choose(order, {group: _counts(members) for group, members in groups.items()}, eval_fraction)
+    train = [row for row in rows if row.group not in held_out]
+    return train, [row for row in rows if row.group in held_out]
+
+
+def _choose(order: Sequence[int], counts: dict[int, np.ndarray], eval_fraction: float) -> set[int]:
+    """The groups to hold out."""
+    total = np.sum(list(counts.values()), axis=0)
+    # One row at least of each label that can spare one: without it AUC and margins are undefined.
+    wanted = np.where(total > 1, np.maximum(eval_fraction * total, 1.0), eval_fraction * total)
+    least = min(2, len(order) // 2)  # prompts that each side keeps
+    chosen: set[int] = set()
+    have = np.zeros(2)
+    for group in order:
+        nearer = np.abs(wanted - have - counts[group]).sum() < np.abs(wanted - have).sum()
+        if nearer and len(chosen) < len(order) - least:
+            chosen.add(group)
+            have = have + counts[group]
+    for group in sorted(order, key=lambda group: int(counts[group].sum())):  # stable: ties stay in `order`
+        if len(chosen) < least:
+            chosen.add(group)
+    return chosen
+
+
+def _counts(rows: Sequence[TokenRow]) -> np.ndarray:
+    """(undesirable, desirable) rows."""
+    desirable = sum(row.label for row in rows)
+    return np.array([len(rows) - desirable, desirable], dtype=float)
+
+
+def _shuffle_key(row: TokenRow, seed: int) -> bytes:
+    """A position that depends on the prompt's tokens and the seed, not on where the row stands."""
+    return hashlib.sha256(np.array([seed, *row.prompt], dtype=np.int64).tobytes()).digest()
+
+
+def partners(rows: Sequence[TokenRow], seed: int) -> list[int]:
+    """For each row, the row whose completion it is mismatched with; always one with another prompt.
+
+    A permutation of the rows when no prompt has more than half of them, so that each completion is used
+    once; otherwise the rows of the other prompts are used in turn, each as often as the next.
+
+    Raises DataError when all rows have the same prompt.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[int, list[int]] = defaultdict(list)
+    for at in rng.permutation(len(rows)):
+        groups[rows[at].group].append(int(at))
+    if len(groups) < 2:
+        raise DataError(
+            f"all {len(rows)} rows have the same prompt",
+            hint="KTO compares answers to different prompts: give rows with at least two prompts",
+        )
+    largest = max(groups.values(), key=len)
+    others = [at for members in groups.values() if members is not largest for at in members]
+    found = [0] * len(rows)
+    if len(largest) > len(others):
+        for position, at in enumerate(largest):
+            found[at] = others[position % len(others)]
+        for position, at in enumerate(others):
+            found[at] = largest[position]
+        return found
+    # Groups stand in a ring, each in one piece; a step as long as the largest group always leaves a group.
+    ring = [*largest, *others]
+    for position, at in enumerate(ring):
+        found[at] = ring[(position + len(largest)) % len(ring)]
+    return found
+
+
+def batches(n: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
+    """Row numbers of each optimizer step of `epoch` (counted from 0); the last batch may be smaller."""
+    order = np.random.default_rng((seed, epoch)).permutation(n).tolist()
+    return [order[at : at + batch_size] for at in range(0, n, batch_size)]
+
+
+def all_batches(n: int, batch_size: int, total: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """The first `total` batches, epoch after epoch, each with its epoch (counted from 0)."""
+    done = epoch = 0
+    while done < total:
+        for batch in batches(n, batch_size, epoch, seed)[: total - done]:
+            yield epoch, batch
+            done += 1
+        epoch += 1
+
+
+def total_steps(n: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of a trial on `n` rows; max_steps, where given, counts instead of epochs.
+
+    >>> total_steps(100, 8, 1.5, None)  # 13 steps an epoch
+    20
+    """
+    return max_steps if max_steps is not None else max(1, math.ceil(epochs * math.ceil(n / batch_size)))

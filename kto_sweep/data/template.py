@@ -1,0 +1,186 @@
+"""Conversations as the text that one model reads: its chat template, and mends where a template refuses.
+
+What a template supports is found by asking it, once: many raise on a system turn, and many drop tool calls
+without a word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import TemplateError
+
+from kto_sweep.data.messages import BadRowError, calls_as_text
+from kto_sweep.data.rows import Example, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PROBE = "kto_probe_word"
+_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+"""What templates raise for turns they have no form for."""
+
+_PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example as text."""
+
+    prompt: str
+    """Up to where the model starts to write."""
+    full: str
+    """Prompt and completion, as the template renders the whole conversation."""
+    completion: str
+    """The completion by itself, with what the template puts behind it."""
+    body: str
+    """`prompt` without the words that open the answer; empty when `full` begins with `prompt`."""
+    from_template: bool
+    """Templates write the beginning-of-text and end-of-turn tokens themselves."""
+
+
+class Renderer:
+    """Renders examples with one tokenizer's chat template, or plainly when it has none."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+        self._tokenizer = tokenizer
+        self._form = _undated(str(tokenizer.get_chat_template())) if tokenizer.chat_template else None
+        if self._form is not None:
+            user = {"role": "user", "content": "Hi"}
+            result = {"role": "tool", "content": _PROBE, "name": "f", "tool_call_id": "probe0001"}
+            answer = {"role": "assistant", "content": "Hello"}
+            self._system = self._probe({"role": "system", "content": _PROBE}, user)
+            self._calls = self._probe(user, _probe_call(_PROBE))
+            self._tools = self._probe(user, _probe_call("f"), result, answer)
+
+    def _probe(self, *turns: Message) -> bool:
+        try:
+            return _PROBE in self._template(turns, generate=False)
+        except _REFUSALS:
+            return False
+
+    def render(self, example: Example) -> Rendered:
+        """The example's texts.
+
+        Raises BadRowError when the template refuses the conversation.
+        """
+        if isinstance(example.prompt, str) or isinstance(example.completion, str):
+            prompt, completion = str(example.prompt), str(example.completion)
+            return Rendered(prompt, prompt + completion, completion, "", from_template=False)
+        if self._form is None:
+            prompt, completion = _plain(example.prompt), f" {_as_text(example.completion[0])}"
+            return Rendered(prompt, prompt + completion, completion, "", from_template=False)
+        turns = self._adapt([*example.prompt, *example.completion])
+        refusal: Exception | None = None
+        for attempt in (_as_they_are, _merge_neighbours, _without_calls):
+            try:
+                return self._render_turns(attempt(turns))
+            except _REFUSALS as error:
+                refusal = error
+        raise BadRowError(f"the chat template refuses it: {str(refusal)[:80]}") from refusal
+
+    def _render_turns(self, turns: Sequence[Message]) -> Rendered:
+        prompt = self._template(turns[:-1], generate=True)
+        full = self._template(turns, generate=False)
+        if full.startswith(prompt):
+            return Rendered(prompt, full, full[len(prompt) :], "", from_template=True)
+        body = self._template(turns[:-1], generate=False)
+        content = _as_text(turns[-1]).strip()
+        before, found, after = full.rpartition(content)
+        ending = after if found and before else str(self._tokenizer.eos_token or "")
+        return Rendered(prompt, full, content + ending, body, from_template=True)
+
+    def _template(self, turns: Sequence[Message], *, generate: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            [dict(turn) for turn in turns],
+            tokenize=False,
+            chat_template=self._form,
+            add_generation_prompt=generate,
+        )
+        return str(text)
+
+    def _adapt(self, turns: list[Message]) -> list[Message]:
+        """Turns in forms that the template supports; what it has no form for becomes text."""
+        if not self._calls:
+            turns = [_call_as_text(turn) for turn in turns]
+        if not self._tools:
+            turns = [_result_as_user(turn) for turn in turns]
+        return turns if self._system else _fold_system(turns)
+
+
+def _probe_call(name: str) -> Message:
+    call = {"type": "function", "id": "probe0001", "function": {"name": name, "arguments": {"x": 1}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def _has_calls(turn: Message) -> bool:
+    return bool(turn.get("tool_calls"))
+
+
+def _as_text(turn: Message) -> str:
+    """The turn's content with its tool calls below it."""
+    calls = turn.get("tool_calls")
+    return "\n".join(text for text in (turn["content"], calls_as_text(calls) if calls else "") if text)
+
+
+def _call_as_text(turn: Message) -> Message:
+    return {"role": turn["role"], "content": _as_text(turn)} if _has_calls(turn) else turn
+
+
+def _result_as_user(turn: Message) -> Message:
+    return {"role": "user", "content": turn["content"]} if turn["role"] == "tool" else turn
+
+
+def _fold_system(turns: list[Message]) -> list[Message]:
+    """System turns put before the user turn that follows them."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for turn in turns:
+        if turn["role"] == "system":
+            waiting.append(turn["content"])
+        elif waiting and turn["role"] == "user":
+            folded.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
+            waiting = []
+        else:
+            folded.append(turn)
+    if waiting:  # no user turn at all: the system text is what the model was asked
+        folded.insert(0, {"role": "user", "content": "\n\n".join(waiting)})
+    return folded
+
+
+def _as_they_are(turns: Sequence[Message]) -> Sequence[Message]:
+    return turns
+
+
+def _without_calls(turns: Sequence[Message]) -> list[Message]:
+    """No tool calls, no tool turns, no neighbours of one role: what any template takes."""
+    return _merge_neighbours([_result_as_user(_call_as_text(turn)) for turn in turns])
+
+
+def _merge_neighbours(turns: Sequence[Message]) -> list[Message]:
+    """Neighbouring turns of one role as one turn; the completion, which is last, stays by itself."""
+    merged: list[Message] = []
+    for turn in turns[:-1]:
+        last = merged[-1] if merged else None
+        if last and last["role"] == turn["role"] and not _has_calls(turn) and not _has_calls(last):
+            merged[-1] = {**last, "content": f"{last['content']}\n\n{turn['content']}"}
+        else:
+            merged.append(turn)
+    return [*merged, turns[-1]]
+
+
+def _plain(turns: Sequence[Message]) -> str:
+    """Turns for a model without a chat template: `User: ...`, a blank line, ..., `Assistant:`."""
+    said = [f"{_PLAIN_ROLES[turn['role']]}: {_as_text(turn)}" for turn in turns]
+    return "\n\n".join([*said, "Assistant:"])
+
+
+def _undated(template: str) -> str:
+    """The template with one date for ever: today's would give other tokens, and another reference, tomorrow.
+
+    The date is the default of Llama 3.1's own template.
+    """
+    if "strftime_now" not in template:
+        return template
+    date = "{{ '26 Jul 2024' if form == '%d %b %Y' else '2024' if form == '%Y' else '2024-07-26' }}"
+    return "{%- macro strftime_now(form) -%}" + date + "{%- endmacro -%}" + template
