@@ -1,0 +1,90 @@
+import doctest
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kto_sweep.train.evaluate
+from kto_sweep.metrics import METRICS
+from kto_sweep.train.evaluate import evaluate
+
+
+def run(rewards: Any, kl_terms: Any, labels: Any, **more: Any) -> dict[str, float]:
+    return evaluate(
+        rewards, kl_terms, labels, **{"beta": 0.1, "weights": (1.0, 1.0), "loss_type": "kto", **more}
+    )
+
+
+def test_the_worked_maths_in_the_docstrings() -> None:
+    assert doctest.testmod(kto_sweep.train.evaluate).failed == 0
+
+
+def test_every_eval_metric_of_the_table_comes_out() -> None:
+    found = run([1.0, -1.0], [0.0, 0.0], [True, False])
+    assert set(found) == {name for name in METRICS if name.startswith("eval/")}
+
+
+def test_worked_example() -> None:
+    # beta r = ln 3, -ln 3; z0 = 0 as the mean of the terms is negative.
+    r = 10 * math.log(3)
+    found = run([r, 3 * r, -r], [-1.0, 0.5, -1.0], [True, True, False], weights=(1.0, 2.0))
+    sigmoid = 1 / (1 + 27.0)  # 1 - sigmoid(3 ln 3)
+    assert found["eval/loss"] == pytest.approx((1 / 4 + sigmoid + 2 / 4) / 3)
+    assert found["eval/common_loss"] == pytest.approx(((1 / 4 + sigmoid) / 2 + 1 / 4) / 2)
+    assert found["eval/margins"] == pytest.approx(0.1 * (2 * r + r))
+    assert found["eval/dprime"] == pytest.approx(3 * r / math.sqrt(r**2 / 2))
+    assert found["eval/auc"] == 1.0
+    assert found["eval/desirable_below_ref"] == 0.0
+    assert found["eval/kl"] == 0.0
+    assert found["eval/kl_raw"] == pytest.approx(-0.5)
+
+
+def test_kl_raises_the_bar_for_desirable_rows() -> None:
+    low, high = run([5, 5], [0, 0], [True, False]), run([5, 5], [5, 5], [True, False])
+    assert low["eval/kl"] == 0.0
+    assert high["eval/kl"] == 5.0
+    assert high["eval/common_loss"] == 0.5
+    assert run([5, 5], [5, 5], [True, False], loss_type="apo_zero_unpaired")["eval/loss"] == low["eval/loss"]
+
+
+def test_common_loss_depends_on_neither_beta_nor_weights_nor_counts() -> None:
+    rewards, kl_terms, labels = [4.0, 1.0, -3.0], [0.5, 0.1, 0.2], [True, True, False]
+    base = run(rewards, kl_terms, labels)["eval/common_loss"]
+    other = run(rewards, kl_terms, labels, beta=2.0, weights=(5.0, 0.5), loss_type="apo_zero_unpaired")
+    assert other["eval/common_loss"] == base
+    # Undesirable rows three times as often: each label still counts one half.
+    more = run([*rewards, -3.0, -3.0], [*kl_terms, 0.25, 0.2833333333333333], [*labels, False, False])
+    assert more["eval/common_loss"] == pytest.approx(base)
+
+
+def test_a_diverged_trial_loses_although_its_margin_is_larger() -> None:
+    rng = np.random.default_rng(0)
+    labels = [True] * 50 + [False] * 50
+    good = run(np.concatenate([rng.normal(20, 5, 50), rng.normal(-20, 5, 50)]), rng.normal(1, 1, 100), labels)
+    broken = run(
+        np.concatenate([rng.normal(-217, 90, 50), rng.normal(-800, 90, 50)]), rng.normal(-500, 9, 100), labels
+    )
+    assert broken["eval/margins"] > good["eval/margins"]
+    assert broken["eval/common_loss"] > good["eval/common_loss"] + 0.2
+
+
+def test_order_does_not_matter() -> None:
+    rng = np.random.default_rng(1)
+    rewards, kl_terms, labels = rng.normal(size=101), rng.normal(size=101), rng.random(101) < 0.4
+    order = rng.permutation(101)
+    shuffled = run(rewards[order], kl_terms[order], labels[order])
+    assert shuffled == pytest.approx(run(rewards, kl_terms, labels), rel=1e-12)
+
+
+def test_one_label_only_leaves_out_what_needs_both() -> None:
+    found = run([1.0, 2.0], [0.0, 0.0], [False, False])
+    assert {"eval/auc", "eval/margins", "eval/dprime", "eval/desirable_below_ref"}.isdisjoint(found)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_nan_is_shown_and_huge_rewards_do_not_overflow() -> None:
+    broken = run([math.nan, 1.0], [0.0, math.nan], [True, False])
+    for name in ("common_loss", "loss", "auc", "margins", "kl", "kl_raw"):
+        assert math.isnan(broken[f"eval/{name}"])
+    assert run([1e8, -1e8], [0, 0], [True, False])["eval/common_loss"] == 0.0
