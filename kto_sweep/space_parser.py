@@ -63,7 +63,7 @@ def parse_parameters(
     violations: list[Violation] = []
     for name, entry in section.items():
         here = (*path, str(name))
-        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        if not is_name(name):
             violations.append(_bad_name(here, name))
         elif isinstance(entry, Mapping) and "parameters" in entry:
             inner, wrong = _parse_group(entry, here)
@@ -75,6 +75,11 @@ def parse_parameters(
             if distribution is not None:
                 parameters.append(Parameter(here, distribution))
     return parameters, violations
+
+
+def is_name(name: object) -> bool:
+    """True for what W&B takes as a parameter's name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
 def convert_numbers(entry: Mapping[str, object]) -> dict[str, object]:

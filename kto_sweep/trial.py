@@ -4,6 +4,7 @@ The fields of `Trial` are the one table of parameters; `PARAMETERS` is that tabl
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,9 @@ from kto_sweep.rules import Choice, Flag, Kind, ParameterRule, Real, Targets, Te
 from kto_sweep.wording import nearest
 
 Path = tuple[str, ...]
+
+EVALUATIONS = 4
+"""How often a trial is evaluated unless eval_steps says otherwise; the last one is after its last step."""
 
 
 def _parameter(kind: Kind, doc: str, default: Any = dataclasses.MISSING, *, noun: str = "") -> Any:
@@ -158,7 +162,7 @@ class Trial:
 
     def eval_every(self, total_steps: int) -> int:
         """Optimizer steps between evaluations; the trial's last step is always evaluated as well."""
-        return self.eval_steps or max(1, -(-total_steps // 4))
+        return self.eval_steps or math.ceil(total_steps / EVALUATIONS)
 
 
 def _rule(field: "dataclasses.Field[Any]") -> ParameterRule:
@@ -236,11 +240,13 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
     given = {name for name, values in possible.items() if any(value is not None for value in values)}
     problems = []
     if "dataset" not in given:
-        problems.append(Problem("dataset", "missing", "A trial needs data.", "dataset: a file or a hub id"))
+        problems.append(
+            Problem("dataset", "no dataset", "A trial needs data.", "dataset: a file or a hub id")
+        )
     if not given & {"model", "model_size"}:
         sizes = ", ".join(PRESETS)
         problems.append(
-            Problem("model_size", "missing", "A trial needs a base model.", f"one of {sizes}; or model")
+            Problem("model_size", "no base model", "A trial needs a base model.", f"one of {sizes}; or model")
         )
     if {"model", "model_size"} <= given:
         what = "stands beside model"

@@ -35,6 +35,15 @@ def show_number(x: float) -> str:
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
 
 
+def yaml_form(text: str) -> str:
+    """A number's text as YAML 1.1 reads it as a number: 5e-7 as 5.0e-7, 1E6 as 1.0E+6."""
+    match = re.fullmatch(r"([-+]?[\d.]+)([eE])([-+]?)(\d+)", text.strip())
+    if match is None:
+        return text.strip()
+    mantissa, e, sign, power = match.groups()
+    return f"{mantissa}{'' if '.' in mantissa else '.0'}{e}{sign or '+'}{power}"
+
+
 def listed(values: Iterable[object]) -> str:
     """Values as a YAML list on one line."""
     return f"[{', '.join(show(value) for value in values)}]"

@@ -159,8 +159,8 @@ def test_all_problems_come_at_once() -> None:
         "learning_rat: learning_rat is not a parameter of a trial",
         "batch_size: 0 is not a batch size",
         "training.beta: -1 is not a beta",
-        "dataset: missing",
-        "model_size: missing",
+        "dataset: no dataset",
+        "model_size: no base model",
     ]
     assert "Hint: learning_rate" in found[0]
     assert "tiny" in found[4]
