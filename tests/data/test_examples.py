@@ -1,0 +1,40 @@
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from kto_sweep.data.formats import load_examples
+from kto_sweep.train.evaluate import auc
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+REPLIES = EXAMPLES / "support_replies.jsonl"
+
+
+def test_the_generator_gives_the_file_that_is_shipped(tmp_path: Path) -> None:
+    out = tmp_path / "again.jsonl"
+    subprocess.run([sys.executable, EXAMPLES / "make_support_replies.py", out], check=True)
+    assert out.read_bytes() == REPLIES.read_bytes()
+
+
+def test_the_replies_are_clean_balanced_and_varied() -> None:
+    data = load_examples(str(REPLIES))
+    assert not data.bad
+    assert len(data.examples) == 360
+    assert 0.45 < np.mean([example.label for example in data.examples]) < 0.55
+    labels = defaultdict(set)
+    for example in data.examples:
+        labels[json.dumps(example.prompt)].add(example.label)
+    assert len(labels) > 200
+    assert sum(len(both) == 2 for both in labels.values()) > 40
+    assert {len(example.prompt) for example in data.examples} == {1, 2, 3, 4}
+    assert len({json.dumps([e.prompt, e.completion]) for e in data.examples}) == 360
+
+
+def test_length_does_not_tell_good_from_bad() -> None:
+    lengths: dict[bool, list[int]] = {True: [], False: []}
+    for example in load_examples(str(REPLIES)).examples:
+        lengths[example.label].append(len(example.completion[0]["content"]))  # type: ignore[index]
+    assert 0.4 < auc(np.array(lengths[True], float), np.array(lengths[False], float)) < 0.6
