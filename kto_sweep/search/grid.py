@@ -1,0 +1,90 @@
+"""Grid search: every combination once, in W&B's order (parameters by name, the last one varying fastest)."""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from kto_sweep.distributions import Distribution, IntUniform
+from kto_sweep.space import Space, Value
+
+LONGEST_AXIS = 1_000_000
+"""Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""
+
+
+def can_list(space: Space) -> bool:
+    """Whether a grid can visit this space: every parameter can be listed, within reason."""
+    return all(
+        (count := parameter.distribution.cell_count()) is not None
+        and (count <= LONGEST_AXIS or isinstance(parameter.distribution, IntUniform))
+        for parameter in space.parameters
+    )
+
+
+def next_config(space: Space, tried: Iterable[Mapping[str, Any]]) -> dict[str, Value] | None:
+    """The first combination that is not among `tried`, as a nested configuration; None when all are."""
+    found = next_cell(space, {cell_key(space, config) for config in tried})
+    return None if found is None else found[1]
+
+
+def next_cell(
+    space: Space, tried_keys: Collection[str], start: int = 0
+) -> tuple[int, dict[str, Value], str] | None:
+    """The first cell from number `start` on whose key is not in `tried_keys`: its number, configuration and key."""
+    axes = [_Axis(parameter.distribution) for parameter in space.parameters]
+    for number in range(start, math.prod(axis.length for axis in axes)):
+        values = _values(axes, number)
+        key = _key(values)
+        if key not in tried_keys:
+            paths = [parameter.path for parameter in space.parameters]
+            return number, space.config(dict(zip(paths, values, strict=True))), key
+    return None
+
+
+def cell_key(space: Space, config: Mapping[str, Any]) -> str:
+    """A text that is equal for configurations of the same cell: 3 and 3.0 are one value, unknown keys do not count."""
+    return _key([_at(config, parameter.path) for parameter in space.parameters])
+
+
+class _Axis:
+    """The cells of one parameter, by position."""
+
+    def __init__(self, distribution: Distribution) -> None:
+        # A range of whole numbers can be long and need not be written out.
+        if isinstance(distribution, IntUniform):
+            self._values: range | tuple[Value, ...] = range(distribution.min, distribution.max + 1)
+        else:
+            self._values = distribution.cells() or ()
+        self.length = len(self._values)
+
+    def __getitem__(self, position: int) -> Value:
+        return self._values[position]
+
+
+def _values(axes: list[_Axis], number: int) -> list[Value]:
+    """The values of cell `number`: its digits in a number system whose last digit is the last parameter."""
+    values = []
+    for axis in reversed(axes):
+        number, position = divmod(number, axis.length)
+        values.append(axis[position])
+    return values[::-1]
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Value:
+    for name in path:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
+
+
+def _key(values: list[Value]) -> str:
+    return json.dumps([_normal(value) for value in values], sort_keys=True)
+
+
+def _normal(value: Value) -> Value:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        return {str(key): _normal(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_normal(item) for item in value]
+    return value

@@ -1,0 +1,95 @@
+"""Early termination as W&B's hyperband does it: asynchronous successive stopping at fixed row counts.
+
+An "iteration" is a history row with a finite value of the sweep's metric. At each band (a count of iterations) a
+run is compared with all runs of the sweep that got so far, itself among them; above their 1/eta quantile it stops.
+Formulas: W&B's `sweeps` package, whose behaviour they follow.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST_BAND = 2**31
+"""No run logs more rows than this; the list of bands ends here."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The `early_terminate` section of a sweep."""
+
+    bands: tuple[int, ...]
+    """Iterations at which a run is judged, ascending."""
+    eta: float
+    """One in `eta` of the runs goes on, ties aside."""
+    strict: bool
+    """Judge the value at the band; otherwise the best value so far."""
+
+
+def parse_rule(section: Mapping[str, Any]) -> Rule:
+    """The rule of an `early_terminate` section. Raises ValueError, saying which key is wrong."""
+    if section.get("type") != "hyperband":
+        raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is known")
+    eta = section.get("eta", 3)
+    if not _is_number(eta) or eta <= 1:
+        raise ValueError(f"early_terminate.eta is {eta!r}; it must be above 1")
+    strict = section.get("strict", True)
+    if not isinstance(strict, bool):
+        raise ValueError(f"early_terminate.strict is {strict!r}; write true or false")
+    bands = _bands(section, eta)
+    if not bands:
+        raise ValueError("early_terminate has no band of 1 iteration or more; raise max_iter")
+    return Rule(bands, float(eta), strict)
+
+
+def _bands(section: Mapping[str, Any], eta: float) -> tuple[int, ...]:
+    if "max_iter" in section:
+        largest, brackets = section["max_iter"], section.get("s")
+        if not _is_number(largest) or largest < 1:
+            raise ValueError(f"early_terminate.max_iter is {largest!r}; it must be 1 or more")
+        if not isinstance(brackets, int) or isinstance(brackets, bool) or brackets < 1:
+            raise ValueError("early_terminate.max_iter needs s, the number of bands (1 or more)")
+        bands = (int(largest / eta**k) for k in range(1, min(brackets, 64) + 1))
+        return tuple(sorted({band for band in bands if band >= 1}))
+    if "min_iter" in section:
+        smallest = section["min_iter"]
+        if not _is_number(smallest) or smallest < 1:
+            raise ValueError(f"early_terminate.min_iter is {smallest!r}; it must be 1 or more")
+        powers = (smallest * eta**k for k in range(100))
+        return tuple(sorted({int(band) for band in powers if band < LARGEST_BAND}))
+    raise ValueError("early_terminate needs min_iter, or max_iter with s")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def band_reached(rule: Rule, iterations: int) -> int | None:
+    """The largest band within `iterations`; None before the first."""
+    return max((band for band in rule.bands if band <= iterations), default=None)
+
+
+def should_stop(
+    rule: Rule,
+    history: Sequence[float],
+    values_at: Callable[[int], Sequence[float]],
+    *,
+    maximize: bool = False,
+) -> bool:
+    """Whether the run with these metric values (one per iteration) is to be stopped now.
+
+    `values_at(band)` gives the metric at iteration `band` of every run that got so far, this one among them.
+    """
+    band = band_reached(rule, len(history))
+    if band is None:
+        return False
+    sign = -1.0 if maximize else 1.0
+    own = sign * history[band - 1] if rule.strict else min(sign * value for value in history)
+    return own > threshold(rule, [sign * value for value in values_at(band)])
+
+
+def threshold(rule: Rule, values: Sequence[float]) -> float:
+    """The value above which a run of these stops (lower is better); infinite while there are none."""
+    ranked = sorted(values)
+    position = math.floor(len(ranked) / rule.eta)
+    return ranked[position] if ranked else math.inf

@@ -1,0 +1,16 @@
+"""The embedded, W&B-compatible server: GraphQL and file_stream over one SQLite file.
+
+    launch ----> main (one process per home: lock, port, key)
+                   |
+    wandb SDK --> app (routes, key, body limits)
+                   |-- graphql_api + resolvers/   reads and writes by GraphQL
+                   |-- file_stream                history, events, summary, console lines of a run
+                   |-- uploads                    run files, through signed URLs
+                   `-- pages                      plain tables for people
+                          |
+    heartbeat -> sweep_machine (what an agent is told) -> kto_sweep.search (the next trial)
+                          |
+                        store/ (one writer thread, WAL, migrations)
+
+Neither torch nor wandb is imported anywhere below this package.
+"""

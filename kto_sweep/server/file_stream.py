@@ -1,0 +1,146 @@
+"""What a run's process sends while it works: lines of its streams, its summary, and its end."""
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.server import objective, run_writes
+from kto_sweep.server.backend import Backend
+from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.states import ENDED, RunState
+from kto_sweep.server.store import lines, runs
+from kto_sweep.server.store.lines import Stream
+from kto_sweep.server.store.runs import Run
+
+_STREAMS = {
+    "wandb-history.jsonl": Stream.HISTORY,
+    "wandb-events.jsonl": Stream.EVENTS,
+    "output.log": Stream.OUTPUT,
+}
+_SUMMARY = "wandb-summary.json"
+LAST_LINE = 2**40
+"""Line numbers beyond this are refused: no run has them, and sums of them must fit SQLite's integers."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Lines for one stream, to be written at line `offset` on."""
+
+    name: str
+    offset: int
+    content: list[str]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One request of a run's process. An empty one is a sign of life."""
+
+    chunks: tuple[Chunk, ...]
+    preempting: bool
+    complete: bool
+    exitcode: int
+
+
+def parse(body: bytes) -> Message:
+    """The message in a request body. Raises RequestError."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as problem:
+        raise RequestError(f"the body is not JSON: {problem}") from problem
+    if not isinstance(data, dict):
+        raise RequestError("the body is not a JSON object")
+    files = data.get("files") or {}
+    if not isinstance(files, dict):
+        raise RequestError("files is not an object")
+    exitcode = data.get("exitcode") or 0
+    if not isinstance(exitcode, int):
+        raise RequestError("exitcode is not a whole number")
+    return Message(
+        chunks=tuple(_chunk(name, entry) for name, entry in files.items()),
+        preempting=bool(data.get("preempting")),
+        complete=bool(data.get("complete")),
+        # GraphQL's Int, in which it is read back, has 32 bits.
+        exitcode=max(-(2**31), min(exitcode, 2**31 - 1)),
+    )
+
+
+def _chunk(name: str, entry: Any) -> Chunk:
+    offset = entry.get("offset", 0) if isinstance(entry, dict) else None
+    content = entry.get("content", []) if isinstance(entry, dict) else None
+    if not isinstance(offset, int) or not 0 <= offset < LAST_LINE:
+        raise RequestError(f"files.{name}.offset is not a line number")
+    if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
+        raise RequestError(f"files.{name}.content is not a list of lines")
+    return Chunk(name, offset, content)
+
+
+def receive(
+    connection: sqlite3.Connection, backend: Backend, entity: str, project: str, name: str, message: Message
+) -> dict[str, Any]:
+    """The answer to the message, once everything in it is written.
+
+    Sending a message twice changes nothing. Raises GoneError for an unknown run.
+    """
+    run = runs.find_by_path(connection, entity, project, name)
+    if run is None:
+        raise GoneError(f"there is no run {entity}/{project}/{name}")
+    values: dict[str, Any] = {"heartbeat_at": backend.now(), **_summary(message)}
+    if not message.complete:
+        values["state"] = _state_while_alive(run, message)
+    runs.update(connection, run.id, **values)
+    for chunk in message.chunks:
+        if chunk.name in _STREAMS:
+            lines.write(connection, run.id, _STREAMS[chunk.name], chunk.offset, chunk.content)
+    if run.sweep_id is not None:
+        _tell_sweep(connection, run, message)
+    if message.complete:
+        _end(connection, run, message)
+    return _answer(connection, run)
+
+
+def _summary(message: Message) -> dict[str, str]:
+    """The run's new summary: each line is a full one, so the last counts."""
+    for chunk in message.chunks:
+        if chunk.name == _SUMMARY and chunk.content:
+            return {"summary": run_writes.json_object(chunk.content[-1], _SUMMARY)}
+    return {}
+
+
+def _state_while_alive(run: Run, message: Message) -> RunState:
+    if message.preempting:
+        return RunState.PREEMPTING
+    if run.state in (RunState.PENDING, RunState.CRASHED):
+        # A process that was thought dead is back.
+        return RunState.RUNNING
+    return run.state
+
+
+def _tell_sweep(connection: sqlite3.Connection, run: Run, message: Message) -> None:
+    for chunk in message.chunks:
+        if _STREAMS.get(chunk.name) is Stream.HISTORY:
+            objective.rows_arrived(connection, run, chunk.offset, chunk.content)
+    if any(chunk.name == _SUMMARY for chunk in message.chunks):
+        changed = runs.get(connection, run.id)
+        assert changed is not None
+        objective.check_target(connection, changed)
+
+
+def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
+    if message.exitcode == 0:
+        state = RunState.FINISHED
+    elif run.stop_requested:
+        state = RunState.KILLED
+    elif message.preempting or run.state is RunState.PREEMPTING:
+        state = RunState.PREEMPTED
+    else:
+        state = RunState.FAILED
+    runs.update(connection, run.id, state=state, exitcode=message.exitcode)
+    if run.sweep_id is not None and state in ENDED:
+        objective.settle(connection, run.sweep_id)
+
+
+def _answer(connection: sqlite3.Connection, run: Run) -> dict[str, Any]:
+    changed = runs.get(connection, run.id)
+    assert changed is not None
+    return {"exitcode": changed.exitcode, "limits": {}, "stopped": changed.stop_requested}

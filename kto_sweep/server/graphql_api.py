@@ -1,0 +1,110 @@
+"""Executes GraphQL requests against the schema; pure but for the database behind the resolvers."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib import resources
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    GraphQLError,
+    GraphQLSchema,
+    build_schema,
+    execute_sync,
+    parse,
+    validate,
+)
+
+from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.query_size import check_size
+from kto_sweep.server.resolvers import project, run, sweep, viewer, writes
+from kto_sweep.server.resolvers.registry import Request, attach
+from kto_sweep.server.store.database import StoreUnavailable
+from kto_sweep.server.store.filters import FilterError
+
+LONGEST_QUERY = 100_000
+MOST_TOKENS = 5_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back to the client."""
+
+    status: int
+    body: dict[str, Any]
+
+
+@cache
+def schema() -> GraphQLSchema:
+    """The schema with its resolvers."""
+    text = resources.files("kto_sweep.server").joinpath("schema.graphql").read_text(encoding="utf-8")
+    built = build_schema(text)
+    attach(built, viewer.fields, project.fields, run.fields, sweep.fields, writes.fields)
+    return built
+
+
+def answer(request: Request, payload: object) -> Answer:
+    """The answer to one request. Raises StoreUnavailable, after which the client should try again."""
+    try:
+        query, variables, name = _parts(payload)
+        document = _checked(query)
+    except (RequestError, GraphQLError) as problem:
+        return Answer(400, {"errors": [{"message": str(problem)}]})
+    result = execute_sync(
+        schema(), document, context_value=request, variable_values=variables, operation_name=name
+    )
+    assert isinstance(result, ExecutionResult)
+    return _answer(result)
+
+
+def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
+    """Query, variables and operation name; wandb's Python half sends an empty operation name."""
+    if not isinstance(payload, Mapping) or not isinstance(payload.get("query"), str):
+        raise RequestError("the body is not a JSON object with a query")
+    variables = payload.get("variables")
+    if variables is not None and not isinstance(variables, dict):
+        raise RequestError("variables is not an object")
+    name = payload.get("operationName")
+    return payload["query"], variables or {}, name if isinstance(name, str) and name else None
+
+
+@lru_cache(maxsize=512)
+def _checked(query: str) -> DocumentNode:
+    """The parsed query, valid for the schema. Raises RequestError, GraphQLError."""
+    if len(query) > LONGEST_QUERY:
+        raise RequestError(f"the query has more than {LONGEST_QUERY} characters")
+    document = parse(query, max_tokens=MOST_TOKENS)
+    if errors := validate(schema(), document):
+        raise RequestError("; ".join(error.message for error in errors[:5]))
+    check_size(document)
+    return document
+
+
+def _answer(result: ExecutionResult) -> Answer:
+    if not result.errors:
+        return Answer(200, {"data": result.data})
+    causes = [error.original_error for error in result.errors]
+    for cause in causes:
+        if isinstance(cause, StoreUnavailable):
+            raise cause
+    status = 404 if any(isinstance(cause, GoneError) for cause in causes) else 200
+    return Answer(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
+
+
+def _shown(error: GraphQLError) -> dict[str, Any]:
+    """The error for the client; what is a fault of the server itself goes to its log."""
+    cause = error.original_error
+    if cause is not None and not isinstance(cause, RequestError | FilterError | GraphQLError | UnicodeError):
+        _log.error("a resolver failed", exc_info=cause)
+    return dict(error.formatted)
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    """The body as JSON bytes."""
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,232 @@
+"""An agent's heartbeat: note what it reports, decide what it does next, and make the run if there is a new one."""
+
+import json
+import sqlite3
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.server import objective, run_writes
+from kto_sweep.server.backend import Backend
+from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.states import RunState, SweepState
+from kto_sweep.server.store import projects, runs, sweeps
+from kto_sweep.server.store.ids import from_global, new_name
+from kto_sweep.server.store.runs import Run
+from kto_sweep.server.store.sweeps import Agent, Sweep
+from kto_sweep.server.suggest import Suggestion, suggest
+from kto_sweep.server.sweep_machine import (
+    AskSearch,
+    Decision,
+    Exit,
+    HandOut,
+    Situation,
+    Stop,
+    decide,
+    state_after_leaving,
+)
+from kto_sweep.server.sweep_rules import SweepRules, read_rules
+
+AGENT_SILENCE = 180.0
+"""Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server for a
+minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
+MOST_REPORTED = 1000
+"""Runs that one agent can report."""
+
+Command = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Caller:
+    agent: Agent
+    sweep: Sweep
+    rules: SweepRules
+
+
+def register(connection: sqlite3.Connection, backend: Backend, wanted: dict[str, Any]) -> Agent:
+    """A new agent of the sweep; the first one sets the sweep running. Raises GoneError for an unknown sweep."""
+    project = projects.find(connection, wanted.get("entity_name"), wanted.get("project_name"))
+    sweep = sweeps.find(connection, project.id, wanted["sweep"]) if project else None
+    if sweep is None:
+        raise GoneError(f"there is no sweep {wanted['sweep']}")
+    now = backend.now()
+    if sweep.state is SweepState.PENDING:
+        sweeps.update(connection, sweep.id, state=SweepState.RUNNING, updated_at=now)
+    name = new_name(backend.rng)
+    return sweeps.insert_agent(connection, sweep_id=sweep.id, name=name, host=wanted["host"], now=now)
+
+
+def beat(backend: Backend, opaque_agent: str, run_state: str | None) -> tuple[Agent, list[Command]]:
+    """The agent and the commands for it. Raises GoneError when it or its sweep is not known, RequestError for bad input."""
+    row = from_global("Agent", opaque_agent)
+    agent = sweeps.get_agent(backend.database.reader(), row) if row is not None else None
+    if agent is None:
+        raise GoneError("the agent is not known; its sweep may have been deleted")
+    reported = _reported_names(run_state)
+    with backend.locks.of(agent.sweep_id):
+        caller, decision = backend.database.write(lambda c: _take_in(c, backend, agent, reported))
+        if not isinstance(decision, AskSearch):
+            return agent, _commands(caller, decision)
+        suggestion = suggest(backend.database.reader(), caller.sweep, caller.rules, backend.rng)
+        decision = backend.database.write(lambda c: _hand_out_new(c, backend, caller, suggestion))
+        return agent, _commands(caller, decision)
+
+
+def _reported_names(run_state: str | None) -> frozenset[str]:
+    try:
+        states = json.loads(run_state or "{}")
+    except (ValueError, RecursionError) as problem:
+        raise RequestError(f"runState is not JSON: {problem}") from problem
+    if not isinstance(states, dict) or len(states) > MOST_REPORTED:
+        raise RequestError("runState is not an object with the agent's runs")
+    return frozenset(name for name, running in states.items() if running)
+
+
+def _take_in(
+    connection: sqlite3.Connection, backend: Backend, agent: Agent, names: Collection[str]
+) -> tuple[_Caller, Decision]:
+    """Note the heartbeat and what it says of the agent's runs; then decide."""
+    now = backend.now()
+    sweeps.agent_was_seen(connection, agent, now)
+    reported = _note_reported(connection, agent, names, now)
+    _note_left(connection, agent, names)
+    objective.settle(connection, agent.sweep_id)
+    sweep = sweeps.get(connection, agent.sweep_id)
+    if sweep is None:
+        raise GoneError("the sweep was deleted")
+    caller = _Caller(agent, sweep, read_rules(sweep.config))
+    decision = decide(_situation(connection, backend, caller, reported))
+    if isinstance(decision, HandOut):
+        _assign(connection, agent, decision.run, now)
+    return caller, decision
+
+
+def _note_reported(
+    connection: sqlite3.Connection, agent: Agent, names: Collection[str], now: float
+) -> list[Run]:
+    """The sweep's runs that the agent reports, now known to be its own and alive."""
+    found = []
+    project_id = _project_of(connection, agent.sweep_id)
+    for name in names:
+        run = runs.find(connection, project_id, name)
+        if run is None or run.sweep_id != agent.sweep_id:
+            continue
+        runs.update(connection, run.id, agent_id=agent.id, picked_up=True, heartbeat_at=now)
+        found.append(run)
+    return found
+
+
+def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:
+    return int(connection.execute("SELECT project_id FROM sweep WHERE id = ?", (sweep_id,)).fetchone()[0])
+
+
+def _note_left(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> None:
+    """Close the agent's runs that it reports no more and of which nothing else will be heard."""
+    for run in runs.of_agent(connection, agent.id, (RunState.PENDING, RunState.RUNNING)):
+        state = state_after_leaving(run)
+        if run.name not in names and state is not run.state:
+            runs.update(connection, run.id, state=state)
+
+
+def _situation(
+    connection: sqlite3.Connection, backend: Backend, caller: _Caller, reported: list[Run]
+) -> Situation:
+    agent, sweep = caller.agent, caller.sweep
+    waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
+    names = {run.name for run in reported}
+    lost, preempted, orphaned, held = [], [], [], 0
+    for run in waiting:
+        if run.state is RunState.PREEMPTED:
+            preempted.append(run)
+        elif run.state is RunState.PENDING and run.agent_id == agent.id:
+            if run.name not in names:
+                lost.append(run)
+        elif run.state is RunState.PENDING and _is_orphan(connection, backend, run):
+            orphaned.append(run)
+        else:
+            held += 1
+    return Situation(
+        sweep=sweep.state,
+        exhausted=sweep.exhausted,
+        reported=reported,
+        lost=lost,
+        free=preempted + orphaned,
+        others_may_return_runs=held > 0,
+        queue_only=caller.rules.queue_only,
+    )
+
+
+def _is_orphan(connection: sqlite3.Connection, backend: Backend, run: Run) -> bool:
+    """Whether the run waits for an agent that is not there: queued for anybody, or its agent is silent."""
+    holder = sweeps.get_agent(connection, run.agent_id) if run.agent_id is not None else None
+    if holder is None or run.assigned_at is None:
+        return True
+    last_sign = max(holder.heartbeat_at, run.assigned_at, backend.uptime.awake_since)
+    return backend.now() - last_sign > AGENT_SILENCE
+
+
+def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) -> None:
+    runs.update(
+        connection,
+        run.id,
+        state=RunState.PENDING,
+        agent_id=agent.id,
+        picked_up=False,
+        stop_requested=False,
+        handed_out=run.handed_out + 1 if run.state is RunState.PENDING else 1,
+        assigned_at=now,
+        heartbeat_at=now,
+    )
+
+
+def _hand_out_new(
+    connection: sqlite3.Connection, backend: Backend, caller: _Caller, suggestion: Suggestion | None
+) -> Decision:
+    """The suggested trial as a new run of this agent; without one the sweep is exhausted."""
+    sweep, now = caller.sweep, backend.now()
+    if suggestion is None:
+        sweeps.update(connection, sweep.id, exhausted=True)
+        objective.settle(connection, sweep.id)
+        changed = sweeps.get(connection, sweep.id) or sweep
+        return decide(_situation(connection, backend, _Caller(caller.agent, changed, caller.rules), []))
+    run = runs.insert(
+        connection,
+        project_id=sweep.project_id,
+        name=new_name(backend.rng),
+        state=RunState.PENDING,
+        now=now,
+        rng=backend.rng,
+        sweep_id=sweep.id,
+        suggested=suggestion.config,
+        cell_key=suggestion.cell_key,
+        config=run_writes.as_config_json(suggestion.config),
+    )
+    _assign(connection, caller.agent, run, now)
+    sweeps.update(
+        connection,
+        sweep.id,
+        grid_cursor=suggestion.grid_cursor,
+        exhausted=suggestion.is_last,
+        updated_at=now,
+    )
+    return HandOut(run)
+
+
+def _commands(caller: _Caller, decision: Decision) -> list[Command]:
+    """The decision in the words of the protocol."""
+    if isinstance(decision, Stop):
+        return [{"type": "stop", "run_id": name} for name in decision.names]
+    if isinstance(decision, Exit):
+        return [{"type": "exit"}]
+    if not isinstance(decision, HandOut):
+        return []
+    run = decision.run
+    chosen = run.suggested if run.suggested is not None else run_writes.plain_config(run.config)
+    return [
+        {
+            "type": "resume" if run.state is RunState.PREEMPTED else "run",
+            "run_id": run.name,
+            "program": caller.rules.program,
+            "args": {name: {"value": value} for name, value in chosen.items()},
+        }
+    ]

@@ -1,0 +1,143 @@
+"""Finds, starts and stops the one server of a home; light enough for the command line to import."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kto_sweep.errors import ServerError
+from kto_sweep.home import Home
+from kto_sweep.server import lock
+from kto_sweep.server.address import read_address
+from kto_sweep.server.keys import home_id, key_path, read_key
+
+START_SECONDS = 60.0
+"""How long a new server may take; a large database is checked first."""
+STOP_SECONDS = 20.0
+LOG_LINES = 10
+"""Lines of the server's log shown when it does not start."""
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """A server that answers."""
+
+    url: str
+    """As clients on this box reach it, without a slash at the end."""
+    key: str = field(repr=False)
+    """What clients send as API key."""
+    key_file: Path
+    """Where the key lies."""
+
+
+def running_server(home: Home) -> ServerAddress | None:
+    """The server of this home, if one answers."""
+    if lock.holder(home) is None:
+        return None
+    address = read_address(home)
+    if address is None:
+        return None
+    try:
+        key = read_key(home)
+    except ServerError:
+        return None
+    if not _answers(address.url, home_id(key)):
+        return None
+    return ServerAddress(address.url, key, key_path(home))
+
+
+def ensure_server(home: Home) -> ServerAddress:
+    """The server of this home, started in the background unless it runs already.
+
+    Raises ServerError with the last lines of its log when it does not come up.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    child: subprocess.Popen[bytes] | None = None
+    while (found := running_server(home)) is None:
+        if child is None and lock.holder(home) is None:
+            child = _start(home)
+        elif child is not None and child.poll() is not None and lock.holder(home) is None:
+            raise _did_not_start(home, f"exit code {child.returncode}")
+        if time.monotonic() > deadline:
+            raise _did_not_start(home, f"no answer within {START_SECONDS:.0f} s")
+        time.sleep(0.05)
+    return found
+
+
+def stop_server(home: Home) -> bool:
+    """True when a server ran and has ended. Raises ServerError when it does not end."""
+    pid = lock.holder(home)
+    if pid is None:
+        return False
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return True
+    except PermissionError as problem:
+        raise ServerError(f"the server (process {pid}) belongs to another user") from problem
+    while lock.holder(home) == pid:
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the server (process {pid}) does not end",
+                hint=f"look at {log_path(home)}, or: kill -9 {pid}",
+            )
+        time.sleep(0.05)
+    return True
+
+
+def log_path(home: Home) -> Path:
+    """Where a server that was started in the background writes its log."""
+    return home.server / "server.log"
+
+
+def _answers(url: str, identity: str) -> bool:
+    """Whether this home's server, and not any other, listens at `url`."""
+    # No proxy: the server listens on this box.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/ready", timeout=5) as response:
+            told = json.loads(response.read(10_000))
+    except (OSError, ValueError, urllib.error.URLError):
+        return False
+    return isinstance(told, dict) and told.get("home_id") == identity
+
+
+def _start(home: Home) -> subprocess.Popen[bytes]:
+    home.server.mkdir(parents=True, exist_ok=True)
+    with log_path(home).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=home.root,
+            # A session of its own: Ctrl-C in the shell that happened to start it must not end it.
+            start_new_session=True,
+        )
+
+
+def _did_not_start(home: Home, how: str) -> ServerError:
+    try:
+        lines = log_path(home).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    except OSError:
+        lines = []
+    return ServerError(
+        "\n".join([f"the embedded server did not start ({how})", *lines]), hint=f"its log: {log_path(home)}"
+    )
+
+
+def serve(home: Home, host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Run the server of this home in the foreground until SIGINT or SIGTERM.
+
+    Raises ServerError when one runs already or the port is taken.
+    """
+    from kto_sweep.server.main import run  # noqa: PLC0415 - Starlette and graphql-core take a while to import
+
+    run(home, host, port)

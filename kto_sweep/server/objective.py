@@ -1,0 +1,123 @@
+"""What newly arrived metrics mean for a sweep: its target, early termination, and whether it is over."""
+
+import math
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kto_sweep.search import hyperband
+from kto_sweep.server.states import OVER, RunState, SweepState
+from kto_sweep.server.store import lines, metrics, runs, sweeps
+from kto_sweep.server.store.metrics import MetricValue
+from kto_sweep.server.store.runs import Run
+from kto_sweep.server.sweep_rules import Metric, SweepRules, read_rules
+
+LIVE = (RunState.PENDING, RunState.RUNNING, RunState.PREEMPTING, RunState.PREEMPTED)
+"""States of runs that still have to end."""
+
+
+def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
+    """Take the metric out of new history lines of a sweep's run, and act on it at once."""
+    sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
+    rules = read_rules(sweep.config) if sweep else None
+    if sweep is None or rules is None or rules.metric is None:
+        return
+    values = _metric_values(rules.metric, offset, texts)
+    reached = metrics.replace_from(connection, run.id, offset, values)
+    if any(rules.metric.reached(value.value) for value in values):
+        _target_reached(connection, sweep.id)
+    rule = rules.early_termination
+    if rule is not None and hyperband.band_reached(rule, reached) != hyperband.band_reached(
+        rule, run.metric_count
+    ):
+        # Only now can any verdict of this sweep have changed.
+        stop_bad_runs(connection, sweep.id, rules)
+
+
+def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
+    values = []
+    for number, text in enumerate(texts, offset):
+        value = finite_number(lines.as_row(text) or {}, metric.name)
+        if value is not None:
+            values.append(MetricValue(number, value))
+    return values
+
+
+def finite_number(row: Mapping[str, Any], name: str) -> float | None:
+    """The number that `row` has under `name`, or under the path that its dots make; None for NaN and the like."""
+    value: Any = row.get(name)
+    if value is None and "." in name:
+        value = row
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules) -> None:
+    """Ask every running run to stop that early termination finds too bad."""
+    rule, metric = rules.early_termination, rules.metric
+    if rule is None or metric is None:
+        return
+    peers: dict[int, list[float]] = {}
+
+    def values_at(band: int) -> list[float]:
+        if band not in peers:
+            peers[band] = metrics.at_ordinal(connection, sweep_id, band)
+        return peers[band]
+
+    for run in runs.of_sweep(connection, sweep_id, [RunState.RUNNING]):
+        if run.stop_requested or run.metric_count < rule.bands[0]:
+            continue
+        history = metrics.history(connection, run.id)
+        if hyperband.should_stop(rule, history, values_at, maximize=metric.maximize):
+            runs.update(connection, run.id, stop_requested=True)
+
+
+def check_target(connection: sqlite3.Connection, run: Run) -> None:
+    """Finish the sweep when the run's summary has reached its target."""
+    sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
+    metric = read_rules(sweep.config).metric if sweep else None
+    if sweep is None or metric is None or metric.target is None:
+        return
+    value = finite_number(lines.as_row(run.summary) or {}, metric.name)
+    if value is not None and metric.reached(value):
+        _target_reached(connection, sweep.id)
+
+
+def _target_reached(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """No new runs: those that run may end, as W&B has it."""
+    sweeps.update(connection, sweep_id, exhausted=True, state=SweepState.FINISHED)
+
+
+def settle(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Finish the sweep if nothing is left to hand out and no run is alive."""
+    sweep = sweeps.get(connection, sweep_id)
+    if sweep is None or sweep.state in OVER or not sweep.exhausted:
+        return
+    if runs.count_of_sweep(connection, sweep_id, LIVE) == 0:
+        sweeps.update(connection, sweep_id, state=SweepState.FINISHED)
+
+
+def forget(connection: sqlite3.Connection, run_id: int) -> None:
+    """Forget the run's metric values: its history was thrown away."""
+    metrics.replace_from(connection, run_id, 0, [])
+
+
+def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Take the metric out of all histories of the sweep anew: its configuration has changed."""
+    sweep = sweeps.get(connection, sweep_id)
+    metric = read_rules(sweep.config).metric if sweep else None
+    for run in runs.of_sweep(connection, sweep_id):
+        everything = lines.after(connection, run.id, lines.Stream.HISTORY, -1, -1)
+        values = [
+            MetricValue(line.number, value)
+            for line in everything
+            if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
+        ]
+        metrics.replace_from(connection, run.id, 0, values)

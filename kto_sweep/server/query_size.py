@@ -1,0 +1,65 @@
+"""How large a query is once its fragments are spread out, and the bound on that."""
+
+from dataclasses import dataclass
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+)
+
+from kto_sweep.server.errors import RequestError
+
+DEEPEST = 25
+"""Nested selection sets at most; wandb's deepest query has 9."""
+MOST_FIELDS = 2_000
+"""Fields at most; wandb's largest query has about 60."""
+
+
+@dataclass(frozen=True)
+class _Size:
+    depth: int
+    fields: int
+
+
+def check_size(document: DocumentNode) -> None:
+    """Raises RequestError for a query that is too deep or too large. The document must be valid (no cycles)."""
+    fragments = {
+        definition.name.value: definition
+        for definition in document.definitions
+        if isinstance(definition, FragmentDefinitionNode)
+    }
+    known: dict[str, _Size] = {}
+    for definition in document.definitions:
+        if isinstance(definition, OperationDefinitionNode):
+            _check(_measure(definition.selection_set, fragments, known))
+
+
+def _measure(
+    selections: SelectionSetNode | None, fragments: dict[str, FragmentDefinitionNode], known: dict[str, _Size]
+) -> _Size:
+    """The size below one selection set. Each fragment is measured once, so this takes no longer than parsing."""
+    depth, fields = 0, 0
+    for selection in selections.selections if selections else ():
+        if isinstance(selection, FragmentSpreadNode):
+            name = selection.name.value
+            if name not in known:
+                known[name] = _measure(fragments[name].selection_set, fragments, known)
+            inner, own = known[name], 0
+        else:
+            inner = _measure(getattr(selection, "selection_set", None), fragments, known)
+            own = 1 if isinstance(selection, FieldNode) else 0
+        depth = max(depth, inner.depth + own)
+        fields += inner.fields + own
+        _check(_Size(depth, fields))
+    return _Size(depth, fields)
+
+
+def _check(size: _Size) -> None:
+    if size.depth > DEEPEST:
+        raise RequestError(f"the query is nested deeper than {DEEPEST}")
+    if size.fields > MOST_FIELDS:
+        raise RequestError(f"the query asks for more than {MOST_FIELDS} fields")

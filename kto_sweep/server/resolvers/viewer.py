@@ -1,0 +1,63 @@
+"""Fields of the one user there is, of entities and of the server itself."""
+
+from typing import Any
+
+from kto_sweep.server.resolvers.registry import Fields, Request
+from kto_sweep.server.store.ids import to_global
+from kto_sweep.server.store.projects import DEFAULT_ENTITY
+
+fields = Fields()
+
+FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER")
+"""Optional parts of the protocol that this server has."""
+
+
+def local_user() -> dict[str, Any]:
+    """The user `local`, whom every key holder is."""
+    return {
+        "id": to_global("User", 1),
+        "name": DEFAULT_ENTITY,
+        "username": DEFAULT_ENTITY,
+        "email": "local@localhost",
+        "admin": True,
+        "flags": "{}",
+        "entity": DEFAULT_ENTITY,
+        "deleted_at": None,
+        "api_keys": {"edges": []},
+        "teams": {"edges": [{"node": named_entity(DEFAULT_ENTITY)}]},
+    }
+
+
+def named_entity(name: str) -> dict[str, Any]:
+    """The entity of that name: every name is one."""
+    return {
+        "id": f"entity-{name}",
+        "name": name,
+        "is_team": False,
+        "xxhash_digests_enabled": False,
+        "organization": None,
+    }
+
+
+@fields.of("Query", "viewer")
+def _viewer(source: object, request: Request) -> dict[str, Any]:
+    return local_user()
+
+
+@fields.of("Query", "entity")
+def _entity(source: object, request: Request, name: str | None = None) -> dict[str, Any]:
+    return named_entity(name or DEFAULT_ENTITY)
+
+
+@fields.of("Query", "organization")
+def _organization(source: object, request: Request, name: str | None = None) -> None:
+    return None
+
+
+@fields.of("Query", "serverInfo")
+def _server_info(source: object, request: Request) -> dict[str, Any]:
+    return {
+        "cli_version_info": {"max_cli_version": "0.99.0"},
+        "latest_local_version_info": None,
+        "features": [{"name": name, "is_enabled": True} for name in FEATURES],
+    }

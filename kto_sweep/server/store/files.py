@@ -1,0 +1,88 @@
+"""The records of uploaded files, and of alerts. The bytes lie beside the database (see server/uploads.py)."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of one run."""
+
+    id: int
+    run_id: int
+    name: str
+    size: int | None
+    """Bytes; None until the upload has arrived."""
+    md5: str | None
+    """Base64, as W&B writes it."""
+    updated_at: float
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One `run.alert()`."""
+
+    severity: str
+    title: str
+    text: str
+    created_at: float
+
+
+def announce(connection: sqlite3.Connection, run_id: int, name: str, now: float) -> File:
+    """The record of a file that a client is about to upload."""
+    connection.execute(
+        "INSERT INTO file (run_id, name, updated_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        (run_id, name, now),
+    )
+    found = find(connection, run_id, name)
+    assert found is not None
+    return found
+
+
+def arrived(connection: sqlite3.Connection, file_id: int, size: int, md5: str, now: float) -> None:
+    """Note that the file's bytes are in place."""
+    connection.execute(
+        "UPDATE file SET size = ?, md5 = ?, updated_at = ? WHERE id = ?", (size, md5, now, file_id)
+    )
+
+
+def find(connection: sqlite3.Connection, run_id: int, name: str) -> File | None:
+    """The run's file of that name."""
+    row = connection.execute("SELECT * FROM file WHERE run_id = ? AND name = ?", (run_id, name)).fetchone()
+    return File(*row) if row else None
+
+
+def get(connection: sqlite3.Connection, file_id: int) -> File | None:
+    """The file of row `file_id`."""
+    row = connection.execute("SELECT * FROM file WHERE id = ?", (file_id,)).fetchone()
+    return File(*row) if row else None
+
+
+def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
+    """The run's files whose bytes have arrived, by name."""
+    rows = connection.execute(
+        "SELECT * FROM file WHERE run_id = ? AND size IS NOT NULL ORDER BY name", (run_id,)
+    )
+    return [File(*row) for row in rows]
+
+
+def delete(connection: sqlite3.Connection, file_ids: Sequence[int]) -> None:
+    """Forget these files."""
+    connection.executemany("DELETE FROM file WHERE id = ?", [(file_id,) for file_id in file_ids])
+
+
+def add_alert(connection: sqlite3.Connection, run_id: int, alert: Alert) -> None:
+    """Keep one alert of the run."""
+    connection.execute(
+        "INSERT INTO alert (run_id, severity, title, text, created_at) VALUES (?, ?, ?, ?, ?)",
+        (run_id, alert.severity, alert.title, alert.text, alert.created_at),
+    )
+
+
+def alerts(connection: sqlite3.Connection, run_id: int) -> list[Alert]:
+    """The run's alerts, oldest first."""
+    rows = connection.execute(
+        "SELECT severity, title, text, created_at FROM alert WHERE run_id = ? ORDER BY id", (run_id,)
+    )
+    return [Alert(*row) for row in rows]

@@ -1,0 +1,258 @@
+"""Run filters and orders of the W&B API (MongoDB's words) as SQL over the run table.
+
+Every name and value goes in as a parameter; nothing that a client wrote becomes SQL text.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DEEPEST = 12
+MOST_CONDITIONS = 500
+LONGEST_LIST = 10_000
+
+_PLAIN = {
+    "name": "run.name",
+    "display_name": "run.display_name",
+    "displayName": "run.display_name",
+    "state": "run.state",
+    "sweep": "sweep.name",
+    "group": "run.group_name",
+    "group_name": "run.group_name",
+    "job_type": "run.job_type",
+    "jobType": "run.job_type",
+    "host": "run.host",
+    "commit": "run.commit_hash",
+    "description": "run.description",
+    "notes": "run.notes",
+    "username": "'local'",
+    "user": "'local'",
+    "id": "run.name",
+}
+_TIMES = {
+    "created_at": "run.created_at",
+    "createdAt": "run.created_at",
+    "heartbeat_at": "run.heartbeat_at",
+    "heartbeatAt": "run.heartbeat_at",
+    "updated_at": "run.heartbeat_at",
+    "updatedAt": "run.heartbeat_at",
+}
+_DURATIONS = {"duration": "(run.heartbeat_at - run.created_at)"}
+_DOCUMENTS = {
+    "config": "COALESCE(run.strict_config, run.config)",
+    "summary_metrics": "COALESCE(run.strict_summary, run.summary)",
+    "summary": "COALESCE(run.strict_summary, run.summary)",
+    "summaryMetrics": "COALESCE(run.strict_summary, run.summary)",
+}
+_COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+
+
+class FilterError(ValueError):
+    """A filter or order that cannot be read; the text says why."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition on `run LEFT JOIN sweep`."""
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+
+    def and_also(self, sql: str, *parameters: Any) -> "Where":
+        """Both conditions."""
+        return Where(f"({self.sql}) AND ({sql})", (*self.parameters, *parameters))
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to sort runs by."""
+
+    sql: str
+    direction: str
+    """ASC or DESC."""
+    parameters: tuple[Any, ...] = ()
+
+
+EVERYTHING = Where("1")
+NOTHING = Where("0")
+
+
+def compile_filter(text: str | None) -> Where:
+    """The condition that the JSON filter `text` means; no text, no condition.
+
+    Raises FilterError.
+    """
+    if not text:
+        return EVERYTHING
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as problem:
+        raise FilterError(f"the filter is not JSON: {problem}") from problem
+    if not tree:
+        return EVERYTHING
+    return _Compiler().condition(tree, 0)
+
+
+def compile_order(text: str | None) -> Order | None:
+    """The order that `+created_at`, `-summary_metrics.loss`, … mean; None for oldest first.
+
+    Raises FilterError.
+    """
+    if not text:
+        return None
+    direction = "DESC" if text.startswith("-") else "ASC"
+    key = text.lstrip("+-")
+    sql, parameters, _ = _column(key)
+    if key.partition(".")[0] in _DOCUMENTS and len(parameters) > 0:
+        # Only numbers can be ranked: a run that logged a dict or nothing comes last.
+        return Order(
+            f"(CASE WHEN typeof({sql}) IN ('integer', 'real') THEN {sql} END)", direction, parameters * 2
+        )
+    return Order(sql, direction, parameters)
+
+
+def _column(key: str) -> tuple[str, tuple[Any, ...], bool]:
+    """SQL for one key, its parameters, and whether it holds a time."""
+    if key in _PLAIN:
+        return _PLAIN[key], (), False
+    if key in _TIMES:
+        return _TIMES[key], (), True
+    if key in _DURATIONS:
+        return _DURATIONS[key], (), False
+    document, _, rest = key.partition(".")
+    if document in _DOCUMENTS and rest:
+        paths = _config_paths(rest) if document == "config" else _summary_paths(rest)
+        extracts = ", ".join(f"json_extract({_DOCUMENTS[document]}, ?)" for _ in paths)
+        return (f"COALESCE({extracts}, NULL)"), tuple(paths), False
+    raise FilterError(
+        f"cannot filter or sort runs by {key!r}; try config.NAME, summary_metrics.NAME, state or name"
+    )
+
+
+def _config_paths(name: str) -> list[str]:
+    """Where `config.NAME` may stand: a key of that very name, or a key and a path below its value."""
+    parts = name.split(".")
+    if len(parts) > 1 and parts[-1] == "value":
+        return [_path(".".join(parts[:-1]), "value"), _path(parts[0], *parts[1:])]
+    if len(parts) > 2 and parts[1] == "value":
+        return [_path(name, "value"), _path(parts[0], *parts[1:])]
+    return [_path(name, "value"), _path(parts[0], "value", *parts[1:])]
+
+
+def _summary_paths(name: str) -> list[str]:
+    return [_path(name), _path(*name.split("."))]
+
+
+def _path(*keys: str) -> str:
+    # SQLite's JSON paths have no escape for a quote, so such a key matches nothing.
+    return "$" + "".join('."' + key.replace('"', "\N{REPLACEMENT CHARACTER}") + '"' for key in keys)
+
+
+class _Compiler:
+    """Counts conditions while it walks, so that no filter can grow without bound."""
+
+    def __init__(self) -> None:
+        self._conditions = 0
+
+    def condition(self, tree: Any, depth: int) -> Where:
+        """The condition of one JSON object: all of its entries."""
+        if depth > DEEPEST:
+            raise FilterError(f"the filter is nested deeper than {DEEPEST}")
+        if not isinstance(tree, Mapping):
+            raise FilterError(f"expected an object such as {{'state': 'finished'}}, found {str(tree)[:80]!r}")
+        return _join([self._entry(key, value, depth) for key, value in tree.items()], "AND", "1")
+
+    def _entry(self, key: str, value: Any, depth: int) -> Where:
+        self._conditions += 1
+        if self._conditions > MOST_CONDITIONS:
+            raise FilterError(f"the filter has more than {MOST_CONDITIONS} conditions")
+        if key in ("$and", "$or", "$nor"):
+            if not isinstance(value, list):
+                raise FilterError(f"{key} needs a list")
+            parts = [self.condition(item, depth + 1) for item in value]
+            joined = _join(parts, "AND" if key == "$and" else "OR", "1" if key == "$and" else "0")
+            return Where(f"NOT ({joined.sql})", joined.parameters) if key == "$nor" else joined
+        if key == "$not":
+            inner = self.condition(value, depth + 1)
+            return Where(f"NOT ({inner.sql})", inner.parameters)
+        if key == "tags":
+            return _tags(value)
+        return _compare_all(key, value)
+
+
+def _join(parts: list[Where], word: str, empty: str) -> Where:
+    if not parts:
+        return Where(empty)
+    return Where(
+        f" {word} ".join(f"({part.sql})" for part in parts),
+        tuple(parameter for part in parts for parameter in part.parameters),
+    )
+
+
+def _compare_all(key: str, value: Any) -> Where:
+    """The condition of `key: value` or `key: {$gt: …, $lt: …}`."""
+    if isinstance(value, Mapping) and any(str(name).startswith("$") for name in value):
+        return _join([_compare(key, operator, operand) for operator, operand in value.items()], "AND", "1")
+    return _compare(key, "$eq", value)
+
+
+def _compare(key: str, operator: str, operand: Any) -> Where:
+    sql, parameters, is_time = _column(key)
+    if operator in ("$eq", "$ne"):
+        equals = f"{sql} IS {'NOT ' if operator == '$ne' else ''}?"
+        return Where(equals, (*parameters, _value(operand, is_time)))
+    if operator in ("$in", "$nin"):
+        if not isinstance(operand, list) or len(operand) > LONGEST_LIST:
+            raise FilterError(f"{operator} needs a list of at most {LONGEST_LIST} values")
+        values = json.dumps([_value(item, is_time) for item in operand])
+        inside = f"{sql} IN (SELECT value FROM json_each(?))"
+        if operator == "$in":
+            return Where(inside, (*parameters, values))
+        return Where(f"({sql}) IS NULL OR NOT ({inside})", (*parameters, *parameters, values))
+    if operator in _COMPARISONS:
+        return Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, _value(operand, is_time)))
+    if operator == "$exists":
+        return Where(f"{sql} IS {'NOT ' if operand else ''}NULL", parameters)
+    if operator == "$regex":
+        return Where(f"matches_pattern(?, {sql})", (str(operand), *parameters))
+    if operator == "$not" and isinstance(operand, Mapping):
+        inner = _compare_all(key, operand)
+        return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
+    raise FilterError(f"unknown operator {operator!r} on {key!r}")
+
+
+def _tags(value: Any) -> Where:
+    """Runs that have the tag, or for `$in` any of the tags, for `$all` all of them."""
+    operator, operand = (
+        next(iter(value.items()), ("$in", [])) if isinstance(value, Mapping) else ("$in", [value])
+    )
+    if not isinstance(operand, list):
+        operand = [operand]
+    found = "SELECT COUNT(DISTINCT value) FROM json_each(run.tags) WHERE value IN (SELECT value FROM json_each(?))"
+    wanted = json.dumps(operand[:LONGEST_LIST])
+    if operator in ("$in", "$eq"):
+        return Where(f"({found}) > 0", (wanted,))
+    if operator in ("$nin", "$ne"):
+        return Where(f"({found}) = 0", (wanted,))
+    if operator == "$all":
+        return Where(f"({found}) = ?", (wanted, len(set(map(str, operand)))))
+    raise FilterError(f"unknown operator {operator!r} on 'tags'")
+
+
+def _value(value: Any, is_time: bool) -> Any:
+    """A value as SQLite compares it: times in seconds, truth as 0 or 1, lists and objects as their JSON text."""
+    if is_time and isinstance(value, str):
+        try:
+            moment = dt.datetime.fromisoformat(value)
+        except ValueError as problem:
+            raise FilterError(f"{value!r} is not a time such as 2026-01-31T12:00:00Z") from problem
+        return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return float(value)
+    if isinstance(value, list | dict):
+        return json.dumps(value, separators=(",", ":"))
+    return value

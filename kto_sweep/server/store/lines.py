@@ -1,0 +1,114 @@
+"""The lines of a run's streams: history, system metrics, console output. A line is known by its number."""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+LARGEST_STEP = 2**62
+"""Steps beyond this are not kept as such; they would not fit SQLite's integers."""
+
+
+class Stream(StrEnum):
+    """Which of a run's three streams a line belongs to."""
+
+    HISTORY = "history"
+    EVENTS = "events"
+    """System metrics."""
+    OUTPUT = "output"
+    """Console lines."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line with its number, counted from 0."""
+
+    number: int
+    text: str
+
+
+def write(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, offset: int, texts: Sequence[str]
+) -> None:
+    """Put `texts` at line `offset` on, over what stands there: sending the same twice changes nothing."""
+    connection.executemany(
+        "INSERT INTO line (run_id, stream, number, step, text) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET step = excluded.step, text = excluded.text",
+        [
+            (run_id, stream, number, _step(text, number) if stream is Stream.HISTORY else None, text)
+            for number, text in enumerate(texts, offset)
+        ],
+    )
+
+
+def _step(text: str, number: int) -> int | None:
+    """The row's `_step`, its line number where it has none; None for what is no JSON object (readers skip it)."""
+    row = as_row(text)
+    if row is None:
+        return None
+    step = row.get("_step", number)
+    return step if isinstance(step, int) and abs(step) < LARGEST_STEP else number
+
+
+def as_row(text: str) -> dict[str, Any] | None:
+    """The JSON object in `text`, NaN and Infinity allowed; None when it is none."""
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def count(connection: sqlite3.Connection, run_id: int, stream: Stream) -> int:
+    """The number that the next line of the stream would have."""
+    query = "SELECT COALESCE(MAX(number) + 1, 0) FROM line WHERE run_id = ? AND stream = ?"
+    return int(connection.execute(query, (run_id, stream)).fetchone()[0])
+
+
+def last_step(connection: sqlite3.Connection, run_id: int) -> int:
+    """The highest step in the history; -1 when there is none."""
+    query = "SELECT COALESCE(MAX(step), -1) FROM line WHERE run_id = ? AND stream = 'history'"
+    return int(connection.execute(query, (run_id,)).fetchone()[0])
+
+
+def last(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int = 1) -> list[Line]:
+    """The last `number` lines, in order."""
+    query = "SELECT number, text FROM line WHERE run_id = ? AND stream = ? ORDER BY number DESC LIMIT ?"
+    return [Line(*row) for row in reversed(connection.execute(query, (run_id, stream, number)).fetchall())]
+
+
+def after(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int, first: int) -> list[Line]:
+    """Up to `first` lines with numbers above `number`."""
+    query = (
+        "SELECT number, text FROM line WHERE run_id = ? AND stream = ? AND number > ? ORDER BY number LIMIT ?"
+    )
+    return [Line(*row) for row in connection.execute(query, (run_id, stream, number, first))]
+
+
+def history(
+    connection: sqlite3.Connection,
+    run_id: int,
+    lowest: int | None = None,
+    below: int | None = None,
+) -> Iterable[str]:
+    """The readable history rows in order, with steps from `lowest` up to, and without, `below`."""
+    conditions, bounds = "", []
+    if lowest is not None:
+        conditions += " AND step >= ?"
+        bounds.append(max(-LARGEST_STEP, min(lowest, LARGEST_STEP)))
+    if below is not None:
+        conditions += " AND step < ?"
+        bounds.append(max(-LARGEST_STEP, min(below, LARGEST_STEP)))
+    rows = connection.execute(
+        "SELECT text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
+        f"{conditions} ORDER BY {'step, ' if bounds else ''}number",
+        (run_id, *bounds),
+    )
+    return (row[0] for row in rows)
+
+
+def clear(connection: sqlite3.Connection, run_id: int) -> None:
+    """Forget every line of the run."""
+    connection.execute("DELETE FROM line WHERE run_id = ?", (run_id,))

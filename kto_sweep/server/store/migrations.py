@@ -1,0 +1,180 @@
+"""Brings a database file to the newest schema, step by step, with a copy of the old file beside it.
+
+The version stands in `PRAGMA user_version`. A step is never changed once it has been released: add one.
+"""
+
+import sqlite3
+from pathlib import Path
+
+from kto_sweep.errors import ServerError
+from kto_sweep.server.store.database import connect
+
+FIRST = """
+CREATE TABLE project (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    entity TEXT NOT NULL,
+    name TEXT NOT NULL,
+    description TEXT,
+    created_at REAL NOT NULL,
+    UNIQUE (entity, name)
+);
+CREATE TABLE sweep (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id INTEGER NOT NULL REFERENCES project (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    state TEXT NOT NULL,
+    display_name TEXT,
+    description TEXT,
+    controller TEXT,
+    scheduler TEXT,
+    controller_run_name TEXT,
+    prior_runs TEXT,
+    exhausted INTEGER NOT NULL DEFAULT 0,
+    grid_cursor INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    heartbeat_at REAL,
+    config TEXT NOT NULL,
+    UNIQUE (project_id, name)
+);
+CREATE TABLE agent (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    sweep_id INTEGER NOT NULL REFERENCES sweep (id) ON DELETE CASCADE,
+    name TEXT NOT NULL UNIQUE,
+    host TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    heartbeat_at REAL NOT NULL
+);
+CREATE INDEX agent_of_sweep ON agent (sweep_id);
+-- The long texts stand last, so that scans over states and numbers do not page through them.
+CREATE TABLE run (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id INTEGER NOT NULL REFERENCES project (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    sweep_id INTEGER REFERENCES sweep (id) ON DELETE SET NULL,
+    agent_id INTEGER REFERENCES agent (id) ON DELETE SET NULL,
+    state TEXT NOT NULL,
+    exitcode INTEGER,
+    stop_requested INTEGER NOT NULL DEFAULT 0,
+    picked_up INTEGER NOT NULL DEFAULT 0,
+    handed_out INTEGER NOT NULL DEFAULT 0,
+    assigned_at REAL,
+    created_at REAL NOT NULL,
+    heartbeat_at REAL NOT NULL,
+    metric_count INTEGER NOT NULL DEFAULT 0,
+    metric_low REAL,
+    metric_high REAL,
+    metric_last REAL,
+    display_name TEXT NOT NULL,
+    description TEXT,
+    notes TEXT,
+    group_name TEXT,
+    job_type TEXT,
+    host TEXT,
+    program TEXT,
+    repo TEXT,
+    commit_hash TEXT,
+    tags TEXT NOT NULL DEFAULT '[]',
+    cell_key TEXT,
+    suggested TEXT,
+    config TEXT NOT NULL DEFAULT '{}',
+    summary TEXT NOT NULL DEFAULT '{}',
+    -- The same as strict JSON, only where config or summary hold NaN or Infinity: SQLite's JSON functions need it.
+    strict_config TEXT,
+    strict_summary TEXT,
+    UNIQUE (project_id, name)
+);
+CREATE INDEX run_of_sweep ON run (sweep_id, state);
+CREATE INDEX run_cell ON run (sweep_id, cell_key);
+CREATE INDEX run_in_state ON run (state);
+-- One row per line that a client sent; (run, stream, number) makes a repeated request harmless.
+CREATE TABLE line (
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    stream TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    step INTEGER,
+    text TEXT NOT NULL,
+    PRIMARY KEY (run_id, stream, number)
+) WITHOUT ROWID;
+CREATE INDEX line_by_step ON line (run_id, stream, step);
+-- The finite values of the sweep's metric, in order: what early termination and search read.
+CREATE TABLE metric_value (
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    ordinal INTEGER NOT NULL,
+    line INTEGER NOT NULL,
+    value REAL NOT NULL,
+    PRIMARY KEY (run_id, ordinal)
+) WITHOUT ROWID;
+CREATE TABLE file (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    size INTEGER,
+    md5 TEXT,
+    updated_at REAL NOT NULL,
+    UNIQUE (run_id, name)
+);
+CREATE TABLE alert (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    severity TEXT NOT NULL,
+    title TEXT NOT NULL,
+    text TEXT NOT NULL,
+    created_at REAL NOT NULL
+);
+CREATE INDEX alert_of_run ON alert (run_id);
+"""
+
+STEPS = (FIRST,)
+
+
+def migrate(path: Path) -> None:
+    """The file at `path` has the newest schema; the folder must exist.
+
+    Before it changes an existing file it leaves a copy named `<file>.version-<n>`.
+    Raises ServerError when the file is damaged, is no database, or was written by a newer kto-sweep.
+    """
+    try:
+        connection = connect(path)
+    except sqlite3.DatabaseError as problem:
+        raise _damaged(path, str(problem)) from problem
+    try:
+        _check_health(connection, path)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(STEPS):
+            raise ServerError(
+                f"{path} was written by a newer kto-sweep (schema {version}, this one knows {len(STEPS)})",
+                hint="upgrade kto-sweep, or set KTO_SWEEP_HOME to another folder",
+            )
+        if 0 < version < len(STEPS):
+            _copy(connection, path.with_name(f"{path.name}.version-{version}"))
+        for number in range(version, len(STEPS)):
+            connection.executescript(
+                f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};COMMIT;"
+            )
+    finally:
+        connection.close()
+
+
+def _check_health(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as problem:
+        raise _damaged(path, str(problem)) from problem
+    if verdict != "ok":
+        raise _damaged(path, verdict)
+
+
+def _damaged(path: Path, detail: str) -> ServerError:
+    return ServerError(
+        f"the database {path} is damaged: {detail}",
+        hint=f"it was left as it is; move it away (mv {path} {path}.damaged) to start with an empty one, "
+        f"or rescue it with: sqlite3 {path} .recover",
+    )
+
+
+def _copy(connection: sqlite3.Connection, target: Path) -> None:
+    copy = sqlite3.connect(target)
+    with copy:
+        connection.backup(copy)
+    copy.close()

@@ -1,0 +1,57 @@
+"""The next trial of a sweep: gathers what its search method needs and asks it."""
+
+import random
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.search import grid
+from kto_sweep.search import random as random_search
+from kto_sweep.server import run_writes
+from kto_sweep.server.store import runs, sweeps
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_rules import SweepRules
+from kto_sweep.space import Space
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A trial that is to be run."""
+
+    config: dict[str, Any]
+    cell_key: str | None
+    """What tells its grid cell from others; None for methods without cells."""
+    grid_cursor: int
+    """Every grid cell before this one is tried, this one included."""
+    is_last: bool
+    """The search has nothing after it."""
+
+
+def suggest(
+    connection: sqlite3.Connection, sweep: Sweep, rules: SweepRules, rng: random.Random
+) -> Suggestion | None:
+    """The next trial, or None when the space or the cap is used up (or the configuration is of no use)."""
+    if rules.space is None:
+        return None
+    chosen = runs.count_suggested(connection, sweep.id)
+    if rules.run_cap is not None and chosen >= rules.run_cap:
+        return None
+    is_last = rules.run_cap is not None and chosen + 1 >= rules.run_cap
+    if rules.method == "grid":
+        return _next_cell(connection, sweep, rules.space, is_last)
+    return Suggestion(random_search.next_config(rules.space, rng), None, 0, is_last)
+
+
+def _next_cell(
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, is_last: bool
+) -> Suggestion | None:
+    tried = set(sweeps.cell_keys(connection, sweep.id))
+    for run in runs.without_cell_key(connection, sweep.id):
+        config = run.suggested if run.suggested is not None else run_writes.plain_config(run.config)
+        tried.add(grid.cell_key(space, config))
+    found = grid.next_cell(space, tried, sweep.grid_cursor)
+    if found is None:
+        return None
+    number, config, key = found
+    after = grid.next_cell(space, tried | {key}, number + 1)
+    return Suggestion(config, key, number + 1, is_last or after is None)

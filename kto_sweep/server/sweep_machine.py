@@ -1,0 +1,97 @@
+"""What an agent is told at a heartbeat: a pure function of what the server knows.
+
+The order of the rules matters: stops first, then the end, then waiting, then old runs, then a new one. A client
+acts on one command at a time, starts a run whatever it is doing, and kills its children at `exit`; hence `run` and
+`exit` go only to an agent that reports no run of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kto_sweep.server.states import RunState, SweepState
+from kto_sweep.server.store.runs import Run
+
+MOST_HAND_OUTS = 3
+"""A run whose process dies this often before it calls in is given up."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the server knows when an agent calls in."""
+
+    sweep: SweepState
+    exhausted: bool
+    """The search has no further trial."""
+    reported: Sequence[Run]
+    """The runs that the agent says it has."""
+    lost: Sequence[Run]
+    """Runs that were handed to this agent, wait for their process, and are not reported by it."""
+    free: Sequence[Run]
+    """Runs that anybody may take: preempted ones first, then those of vanished agents, then the queue."""
+    others_may_return_runs: bool
+    """Another agent holds a run that may yet have to be handed out again."""
+    queue_only: bool
+    """A client-side scheduler chooses the trials."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """End these runs."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HandOut:
+    """Work on this run."""
+
+    run: Run
+
+
+@dataclass(frozen=True)
+class AskSearch:
+    """Work on the next trial of the search, if there is one."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Call again later."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The sweep needs this agent no more."""
+
+
+Decision = Stop | HandOut | AskSearch | Wait | Exit
+
+
+def decide(situation: Situation) -> Decision:
+    """What to tell the agent."""
+    canceled = situation.sweep is SweepState.CANCELED
+    stops = [run.name for run in situation.reported if canceled or run.stop_requested]
+    if stops:
+        return Stop(tuple(stops))
+    if situation.reported:
+        return Wait()
+    if situation.sweep in (SweepState.CANCELED, SweepState.FINISHED):
+        return Exit()
+    if situation.sweep is SweepState.PAUSED:
+        return Wait()
+    for run in (*situation.lost, *situation.free):
+        return HandOut(run)
+    if situation.queue_only:
+        return Wait()
+    if not situation.exhausted:
+        return AskSearch()
+    return Wait() if situation.others_may_return_runs else Exit()
+
+
+def state_after_leaving(run: Run) -> RunState:
+    """The state of a run of this agent that the agent reports no more, while nothing has said how it ended."""
+    if run.stop_requested and run.picked_up:
+        return RunState.KILLED
+    if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MOST_HAND_OUTS):
+        # Its process came and went without wandb.init.
+        return RunState.FAILED
+    return run.state

@@ -1,0 +1,154 @@
+"""Creating and changing sweeps as `UpsertSweep` asks for it, and queueing runs for a client-side scheduler."""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from typing import Any
+
+from kto_sweep.server import objective, run_writes
+from kto_sweep.server.backend import Backend
+from kto_sweep.server.errors import RequestError
+from kto_sweep.server.states import RunState, SweepState
+from kto_sweep.server.store import projects, runs, sweeps
+from kto_sweep.server.store.filters import FilterError, compile_filter
+from kto_sweep.server.store.ids import from_global, new_name
+from kto_sweep.server.store.runs import Run
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_rules import SweepConfigError, SweepRules, read_rules
+
+MOST_PRIOR_RUNS = 10_000
+
+
+def upsert(
+    connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]
+) -> tuple[Sweep, tuple[str, ...]]:
+    """The sweep, created or changed, and what is wrong with its configuration. Raises RequestError."""
+    rules = _rules(wanted.get("config"))
+    if wanted.get("id"):
+        sweep = by_opaque_id(connection, wanted["id"])
+    elif rules is None:
+        raise RequestError("a new sweep needs a config")
+    else:
+        sweep = _create(connection, backend, wanted)
+    now = backend.now()
+    values = {
+        column: wanted[column]
+        for column in ("display_name", "description", "controller", "scheduler")
+        if wanted.get(column)
+    }
+    if wanted.get("id") and rules is not None:
+        values |= {"config": wanted["config"], "grid_cursor": 0, "exhausted": False}
+    if wanted.get("state"):
+        values |= _new_state(wanted["state"])
+    sweeps.update(connection, sweep.id, updated_at=now, **values)
+    if wanted.get("id") and rules is not None:
+        runs.forget_cell_keys(connection, sweep.id)
+        objective.read_again(connection, sweep.id)
+    if values.get("state") is SweepState.CANCELED:
+        _stop_all(connection, sweep.id)
+    if rules is not None and rules.queue_only and sweep.controller_run_name is None:
+        _add_controller_run(connection, backend, sweep)
+    changed = sweeps.get(connection, sweep.id)
+    assert changed is not None
+    return changed, rules.problems if rules else ()
+
+
+def by_opaque_id(connection: sqlite3.Connection, opaque: str) -> Sweep:
+    """The sweep of an opaque id. Raises RequestError when there is none."""
+    row = from_global("Sweep", opaque)
+    sweep = sweeps.get(connection, row) if row is not None else None
+    if sweep is None:
+        raise RequestError(f"there is no sweep with id {opaque}")
+    return sweep
+
+
+def _rules(config: str | None) -> SweepRules | None:
+    if config is None:
+        return None
+    try:
+        return read_rules(config)
+    except SweepConfigError as problem:
+        raise RequestError(str(problem)) from problem
+
+
+def _create(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]) -> Sweep:
+    now = backend.now()
+    project = projects.ensure(connection, wanted.get("entity_name"), wanted.get("project_name"), now)
+    name = new_name(backend.rng)
+    sweep = sweeps.insert(connection, project_id=project.id, name=name, config=wanted["config"], now=now)
+    if prior := wanted.get("prior_runs_filters"):
+        _adopt_prior_runs(connection, sweep, prior)
+    return sweep
+
+
+def _adopt_prior_runs(connection: sqlite3.Connection, sweep: Sweep, filters: str) -> None:
+    """Make the runs that the filter names, and that have no sweep, runs of this sweep."""
+    try:
+        where = compile_filter(filters)
+    except FilterError as problem:
+        raise RequestError(str(problem)) from problem
+    if where.sql == "1":
+        return
+    where = where.and_also("run.project_id = ? AND run.sweep_id IS NULL", sweep.project_id)
+    for run in runs.page(connection, where, None, MOST_PRIOR_RUNS):
+        runs.update(connection, run.id, sweep_id=sweep.id)
+    sweeps.update(connection, sweep.id, prior_runs=filters)
+    objective.read_again(connection, sweep.id)
+
+
+def _new_state(text: str) -> dict[str, Any]:
+    try:
+        state = SweepState(text.upper())
+    except ValueError as problem:
+        raise RequestError(f"{text!r} is not a sweep state") from problem
+    # Who resumes a finished sweep wants its search to be asked again.
+    return {"state": state, "exhausted": False} if state is SweepState.RUNNING else {"state": state}
+
+
+def _stop_all(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Waiting runs end here; those that run are told to stop by file_stream and by their agent's heartbeat."""
+    for run in runs.of_sweep(connection, sweep_id, objective.LIVE):
+        waiting = run.state in (RunState.PENDING, RunState.PREEMPTED) and not run.picked_up
+        state = RunState.KILLED if waiting else run.state
+        runs.update(connection, run.id, state=state, stop_requested=True)
+
+
+def _add_controller_run(connection: sqlite3.Connection, backend: Backend, sweep: Sweep) -> None:
+    """The run under which a client-side scheduler reports; it is no trial."""
+    run = runs.insert(
+        connection,
+        project_id=sweep.project_id,
+        name=new_name(backend.rng),
+        state=RunState.PENDING,
+        now=backend.now(),
+        rng=backend.rng,
+        display_name=f"controller-{sweep.name}",
+    )
+    sweeps.update(connection, sweep.id, controller_run_name=run.name)
+
+
+def enqueue(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]) -> Run:
+    """A run that a client-side scheduler wants done, for the next free agent.
+
+    Raises RequestError when the sweep is over or its cap is reached.
+    """
+    sweep = by_opaque_id(connection, wanted["id"])
+    rules = read_rules(sweep.config)
+    if sweep.state in (SweepState.FINISHED, SweepState.CANCELED):
+        raise RequestError(f"the sweep is {sweep.state.value.lower()}")
+    if rules.run_cap is not None and runs.count_suggested(connection, sweep.id) >= rules.run_cap:
+        raise RequestError(f"the sweep has its {rules.run_cap} runs (run_cap)")
+    config = run_writes.json_object(wanted["config"], "config")
+    values: dict[str, Any] = {"display_name": wanted["display_name"]} if wanted.get("display_name") else {}
+    return runs.insert(
+        connection,
+        project_id=sweep.project_id,
+        name=new_name(backend.rng),
+        state=RunState.PENDING,
+        now=backend.now(),
+        rng=backend.rng,
+        sweep_id=sweep.id,
+        suggested=run_writes.plain_config(config),
+        config=json.dumps(json.loads(config)),
+        **values,
+    )
