@@ -117,6 +117,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """
     from wandb.errors import CommError
 
+    api.flush()  # wandb.Api remembers what it read before
     try:
         sweep = api.sweep(str(ref))
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)

@@ -25,6 +25,7 @@ class Display:
         self._names: dict[str, str] = {}
         self._totals: dict[str, int] = {}
         self._last_line: dict[str, float] = {}
+        self._latest: dict[str, dict[str, Any]] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -50,6 +51,7 @@ class Display:
         """A trial began."""
         self._trials += 1
         self._names[run_id] = f"trial {self._trials}"
+        self._latest[run_id] = {}
         chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
         self.say(f"trial {self._trials}{self._of} on {device}: {chosen}   run {run_id} ({name})")
         self._bars[run_id] = self._progress.add_task(f"trial {self._trials}", total=None, told="loading")
@@ -61,7 +63,8 @@ class Display:
 
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
         """A trial logged a step."""
-        told = _told(values)
+        self._latest[run_id].update(values)
+        told = _told(self._latest[run_id])
         self._progress.update(self._bars[run_id], completed=step, told=told)
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
@@ -70,18 +73,20 @@ class Display:
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
         """A trial ended."""
-        self._progress.remove_task(self._bars.pop(run_id))
-        told = "  ".join(
-            f"{name} {_short(summary[name])}"
-            for name in dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
-            if name in summary
-        )
-        self.say(f"  {self._names.pop(run_id)} {how}   {told}")
+        values = self._latest[run_id] | dict(summary)
+        shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
+        told = "  ".join(f"{name} {_short(values[name])}" for name in shown if name in values)
+        self.say(f"  {self._forget(run_id)} {how}   {told}")
 
     def failed(self, run_id: str, cause: str, text: str) -> None:
         """A trial failed."""
+        self.say(f"  {self._forget(run_id)} FAILED ({cause}): {text}")
+
+    def _forget(self, run_id: str) -> str:
+        """The trial's name, for the last time."""
         self._progress.remove_task(self._bars.pop(run_id))
-        self.say(f"  {self._names.pop(run_id)} FAILED ({cause}): {text}")
+        del self._latest[run_id]
+        return self._names.pop(run_id)
 
 
 def _told(values: Mapping[str, float]) -> str:

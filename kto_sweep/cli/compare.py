@@ -83,7 +83,7 @@ def print_table(view: "SweepView", ranked: "list[Ranked]", metric: str, goal: st
     table.add_column("")
     table.add_column("run")
     for name in (*parameters, *metrics):
-        table.add_column(escape(SHORT.get(name, name)), justify="right")
+        table.add_column(escape(SHORT.get(name, name)), justify="right", overflow="fold")
     table.add_column("state")
     table.add_column("minutes", justify="right")
     for item in ranked:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +11,19 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPE_WIDTH = 160
+"""Columns for tables that no terminal limits."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 local_option = click.option("--local", is_flag=True, help="Use the embedded server even with a W&B key.")
 sweep_argument = click.argument("sweep", required=False)
 
 
 def console() -> "Console":
-    """Standard output; rich honours NO_COLOR and the width of the terminal."""
+    """Standard output, as wide as its terminal; rich honours NO_COLOR."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(text: str, *, as_json: bool = False) -> None:
