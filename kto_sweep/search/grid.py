@@ -30,7 +30,7 @@ def next_config(space: Space, tried: Iterable[Mapping[str, Any]]) -> dict[str, V
 def next_cell(
     space: Space, tried_keys: Collection[str], start: int = 0
 ) -> tuple[int, dict[str, Value], str] | None:
-    """The first cell from number `start` on whose key is not in `tried_keys`: its number, configuration and key."""
+    """The first cell from number `start` on that is not in `tried_keys`: its number, configuration, key."""
     axes = [_Axis(parameter.distribution) for parameter in space.parameters]
     for number in range(start, math.prod(axis.length for axis in axes)):
         values = _values(axes, number)
@@ -42,7 +42,7 @@ def next_cell(
 
 
 def cell_key(space: Space, config: Mapping[str, Any]) -> str:
-    """A text that is equal for configurations of the same cell: 3 and 3.0 are one value, unknown keys do not count."""
+    """A text that tells cells apart: 3 and 3.0 are one value, unknown keys do not count."""
     return _key([_at(config, parameter.path) for parameter in space.parameters])
 
 

@@ -1,7 +1,8 @@
 """Early termination as W&B's hyperband does it: asynchronous successive stopping at fixed row counts.
 
-An "iteration" is a history row with a finite value of the sweep's metric. At each band (a count of iterations) a
-run is compared with all runs of the sweep that got so far, itself among them; above their 1/eta quantile it stops.
+An "iteration" is a history row with a finite value of the sweep's metric. At each band (a count of
+iterations) a run is compared with all runs of the sweep that got so far, itself among them; above their 1/eta
+quantile it stops.
 Formulas: W&B's `sweeps` package, whose behaviour they follow.
 """
 

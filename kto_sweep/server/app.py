@@ -35,8 +35,8 @@ _log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def build_app(backend: Backend, identity: Mapping[str, str], hosts: frozenset[str]) -> Starlette:
-    """The application. `identity` is what /ready says; pages are shown only under the names in `hosts`."""
+def build_app(backend: Backend, identity: Mapping[str, str]) -> Starlette:
+    """The application; `identity` is what /ready says."""
     api = _Api(backend, identity)
     return Starlette(
         routes=[
@@ -45,7 +45,7 @@ def build_app(backend: Backend, identity: Mapping[str, str], hosts: frozenset[st
             Route("/files/{entity}/{project}/{run}/file_stream", _guarded(api.file_stream), methods=["POST"]),
             Route("/storage/{file:int}/{token}/{name:path}", _guarded(api.upload), methods=["PUT"]),
             Route("/storage/{file:int}/{token}/{name:path}", _guarded(api.download), methods=["GET"]),
-            *pages.routes(backend, hosts, _guarded),
+            *pages.routes(backend, _guarded),
         ]
     )
 

@@ -12,32 +12,6 @@ from pathlib import Path
 from kto_sweep.server.store.database import Database
 
 
-@dataclass(frozen=True)
-class Backend:
-    """One running server's parts."""
-
-    database: Database
-    files: Path
-    """Folder of the uploaded files."""
-    key: str = field(repr=False)
-    """The API key that clients must send."""
-    clock: Callable[[], float]
-    """Seconds since the epoch."""
-    rng: random.Random
-    """Chance for new names and for the search."""
-    uptime: "Uptime"
-    """Since when the server has been able to hear its clients."""
-    locks: "SweepLocks" = field(default_factory=lambda: SweepLocks())
-
-    def now(self) -> float:
-        """Seconds since the epoch."""
-        return self.clock()
-
-    def sign(self, text: str) -> str:
-        """A token that only this server can make for `text`; 32 hex digits."""
-        return hmac.new(self.key.encode(), text.encode(), hashlib.sha256).hexdigest()[:32]
-
-
 @dataclass
 class Uptime:
     """Since when the server has been listening: silence before that is no client's fault."""
@@ -57,3 +31,29 @@ class SweepLocks:
         """The lock of the sweep, to be used with `with`."""
         with self._guard:
             return self._locks.setdefault(sweep_id, threading.Lock())
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One running server's parts."""
+
+    database: Database
+    files: Path
+    """Folder of the uploaded files."""
+    key: str = field(repr=False)
+    """The API key that clients must send."""
+    clock: Callable[[], float]
+    """Seconds since the epoch."""
+    rng: random.Random
+    """Chance for new names and for the search."""
+    uptime: Uptime
+    """Since when the server has been able to hear its clients."""
+    locks: SweepLocks = field(default_factory=SweepLocks)
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self.clock()
+
+    def sign(self, text: str) -> str:
+        """A token that only this server can make for `text`; 32 hex digits."""
+        return hmac.new(self.key.encode(), text.encode(), hashlib.sha256).hexdigest()[:32]

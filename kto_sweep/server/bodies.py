@@ -9,7 +9,10 @@ from kto_sweep.server.uploads import TooLarge
 
 
 async def read(request: Request, largest: int) -> bytes:
-    """The body, unpacked. Raises TooLarge beyond `largest` bytes (packed or not), RequestError for broken gzip."""
+    """The body, unpacked.
+
+    Raises TooLarge beyond `largest` bytes (packed or not), RequestError for broken gzip.
+    """
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -93,6 +94,8 @@ def _answer(result: ExecutionResult) -> Answer:
     for cause in causes:
         if isinstance(cause, StoreUnavailable):
             raise cause
+        if isinstance(cause, sqlite3.DatabaseError):
+            raise StoreUnavailable(f"the database cannot be read: {cause}")
     status = 404 if any(isinstance(cause, GoneError) for cause in causes) else 200
     return Answer(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
 

@@ -1,4 +1,4 @@
-"""An agent's heartbeat: note what it reports, decide what it does next, and make the run if there is a new one."""
+"""An agent's heartbeat: note what it reports, decide what it does next, make the run if it is a new one."""
 
 import json
 import sqlite3
@@ -28,8 +28,8 @@ from kto_sweep.server.sweep_machine import (
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 
 AGENT_SILENCE = 180.0
-"""Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server for a
-minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
+"""Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server
+for a minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
 MOST_REPORTED = 1000
 """Runs that one agent can report."""
 
@@ -44,7 +44,7 @@ class _Caller:
 
 
 def register(connection: sqlite3.Connection, backend: Backend, wanted: dict[str, Any]) -> Agent:
-    """A new agent of the sweep; the first one sets the sweep running. Raises GoneError for an unknown sweep."""
+    """A new agent; the first one sets the sweep running. Raises GoneError for an unknown sweep."""
     project = projects.find(connection, wanted.get("entity_name"), wanted.get("project_name"))
     sweep = sweeps.find(connection, project.id, wanted["sweep"]) if project else None
     if sweep is None:
@@ -57,7 +57,10 @@ def register(connection: sqlite3.Connection, backend: Backend, wanted: dict[str,
 
 
 def beat(backend: Backend, opaque_agent: str, run_state: str | None) -> tuple[Agent, list[Command]]:
-    """The agent and the commands for it. Raises GoneError when it or its sweep is not known, RequestError for bad input."""
+    """The agent and the commands for it.
+
+    Raises GoneError when the agent or its sweep is not known, RequestError for bad input.
+    """
     row = from_global("Agent", opaque_agent)
     agent = sweeps.get_agent(backend.database.reader(), row) if row is not None else None
     if agent is None:

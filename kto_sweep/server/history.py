@@ -1,13 +1,14 @@
-"""A run's history in the shapes in which clients read it: rows, samples, chosen keys, an index of its keys."""
+"""A run's history in the shapes in which clients read it: rows, samples, chosen keys, an index of keys."""
 
 import json
-import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import lines
+from kto_sweep.server.wire import wire_safe
 
 T = TypeVar("T")
 
@@ -83,17 +84,6 @@ def _has(row: Mapping[str, Any], key: str) -> bool:
     return isinstance(key, str) and _at(row, key) is not None
 
 
-def wire_safe(value: Any) -> Any:
-    """The value with "NaN", "Infinity" and "-Infinity" as text, as W&B sends them: JSON has no such numbers."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, dict):
-        return {key: wire_safe(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [wire_safe(item) for item in value]
-    return value
-
-
 def live_rows(connection: sqlite3.Connection, run_id: int, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The chosen keys of every row."""
     rows = (lines.as_row(text) or {} for text in lines.history(connection, run_id))
@@ -124,7 +114,7 @@ def _key_entry(values: list[Any]) -> dict[str, Any]:
         name = _type_name(value)
         types[name] = types.get(name, 0) + 1
     numbers = [value for value in values if _type_name(value) == "number"]
-    rising = len(numbers) == len(values) and all(a <= b for a, b in zip(numbers, numbers[1:], strict=False))
+    rising = len(numbers) == len(values) and all(a <= b for a, b in pairwise(numbers))
     return {
         "typeCounts": [{"type": name, "count": count} for name, count in types.items()],
         "monotonic": rising,

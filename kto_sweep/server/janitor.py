@@ -11,8 +11,8 @@ from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import StoreUnavailable
 
 RUN_SILENCE = 300.0
-"""Seconds without any sign of life after which a run has crashed. wandb sends one every 30 s, and stays away for a
-minute or more after it has lost its server."""
+"""Seconds without any sign of life after which a run has crashed. wandb sends one every 30 s, and stays away
+for a minute or more after it has lost its server."""
 ROUND_SECONDS = 15.0
 SLEPT_SECONDS = 60.0
 """A round that comes so late means that the server was not running meanwhile, and could not hear anybody."""

@@ -138,6 +138,6 @@ def serve(home: Home, host: str = "127.0.0.1", port: int | None = None) -> None:
 
     Raises ServerError when one runs already or the port is taken.
     """
-    from kto_sweep.server.main import run  # noqa: PLC0415 - Starlette and graphql-core take a while to import
+    from kto_sweep.server.main import run
 
     run(home, host, port)

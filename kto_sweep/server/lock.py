@@ -1,4 +1,4 @@
-"""The lock that makes the server of a home the only one: an flock that ends with its process, however it ends."""
+"""The lock that makes a home's server the only one: an flock, gone with its process however that ends."""
 
 import fcntl
 import os

@@ -29,7 +29,6 @@ from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 
 FIRST_PORT = 8642
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +124,7 @@ def _serve(home: Home, bound: socket.socket, started: Callable[[str], None]) -> 
     try:
         url = _url(bound)
         identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(key)}
-        app = build_app(backend, identity, _page_hosts(bound))
+        app = build_app(backend, identity)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -151,7 +150,7 @@ class _Ended(BaseException):
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # While uvicorn runs it handles signals itself, and raises them again for this handler once it has shut down.
+    # uvicorn handles signals itself while it runs, and raises them again for this handler afterwards.
     raise _Ended
 
 
@@ -161,8 +160,3 @@ def _url(bound: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _page_hosts(bound: socket.socket) -> frozenset[str]:
-    """Host names under which pages may be seen; any other name in a browser is somebody's trick."""
-    return frozenset({*LOOPBACK, bound.getsockname()[0]})

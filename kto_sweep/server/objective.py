@@ -44,7 +44,7 @@ def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[Me
 
 
 def finite_number(row: Mapping[str, Any], name: str) -> float | None:
-    """The number that `row` has under `name`, or under the path that its dots make; None for NaN and the like."""
+    """The number under `name`, or under the path that its dots make; None for NaN and the like."""
     value: Any = row.get(name)
     if value is None and "." in name:
         value = row

@@ -26,7 +26,7 @@ class _Size:
 
 
 def check_size(document: DocumentNode) -> None:
-    """Raises RequestError for a query that is too deep or too large. The document must be valid (no cycles)."""
+    """Raises RequestError for a query that is too deep or too large; it must be valid (no cycles)."""
     fragments = {
         definition.name.value: definition
         for definition in document.definitions
@@ -41,7 +41,7 @@ def check_size(document: DocumentNode) -> None:
 def _measure(
     selections: SelectionSetNode | None, fragments: dict[str, FragmentDefinitionNode], known: dict[str, _Size]
 ) -> _Size:
-    """The size below one selection set. Each fragment is measured once, so this takes no longer than parsing."""
+    """The size below one selection set; each fragment is measured once."""
     depth, fields = 0, 0
     for selection in selections.selections if selections else ():
         if isinstance(selection, FragmentSpreadNode):

@@ -32,8 +32,9 @@ _TEXT_FIELDS = {
 def upsert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> tuple[Run, bool]:
     """The run that the client named, created or changed, and whether it is new.
 
-    Three kinds of upsert come in: the first of a run's process (with host and program), later ones of that process
-    (configuration only), and edits through the public API (with the opaque id only). Only the first starts the run.
+    Three kinds of upsert come in: the first of a run's process (with host and program), later ones of that
+    process (configuration only), and edits through the public API (with the opaque id only). Only the first
+    starts the run.
     Raises RequestError.
     """
     now = backend.now()
@@ -87,7 +88,7 @@ def _is_start(wanted: Input) -> bool:
 
 
 def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -> None:
-    """The run is running, as of now; `overwrite` (a start without resume) forgets what an earlier process logged."""
+    """The run is running; `overwrite` (a start without resume) forgets what an earlier process logged."""
     runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=False)
     if overwrite and run.state is not RunState.PENDING:
         lines.clear(connection, run.id)
@@ -145,7 +146,7 @@ def by_opaque_id(connection: sqlite3.Connection, opaque: str) -> Run:
 
 
 def by_path(connection: sqlite3.Connection, wanted: Input) -> Run:
-    """The run that entity_name, project_name and run_name stand for. Raises RequestError when there is none."""
+    """The run of entity_name, project_name and run_name. Raises RequestError when there is none."""
     entity, project, name = (wanted.get(key) or "" for key in ("entity_name", "project_name", "run_name"))
     run = runs.find_by_path(connection, entity or projects.DEFAULT_ENTITY, project, name)
     if run is None:

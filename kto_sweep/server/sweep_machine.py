@@ -1,14 +1,14 @@
 """What an agent is told at a heartbeat: a pure function of what the server knows.
 
-The order of the rules matters: stops first, then the end, then waiting, then old runs, then a new one. A client
-acts on one command at a time, starts a run whatever it is doing, and kills its children at `exit`; hence `run` and
-`exit` go only to an agent that reports no run of its own.
+The order of the rules matters: stops first, then the end, then waiting, then old runs, then a new one. A
+client acts on one command at a time, starts a run whatever it is doing, and kills its children at `exit`;
+hence `run` and `exit` go only to an agent that reports no run of its own.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kto_sweep.server.states import RunState, SweepState
+from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store.runs import Run
 
 MOST_HAND_OUTS = 3
@@ -72,14 +72,18 @@ def decide(situation: Situation) -> Decision:
     stops = [run.name for run in situation.reported if canceled or run.stop_requested]
     if stops:
         return Stop(tuple(stops))
-    if situation.reported:
-        return Wait()
-    if situation.sweep in (SweepState.CANCELED, SweepState.FINISHED):
+    if situation.sweep in OVER and not situation.reported:
         return Exit()
-    if situation.sweep is SweepState.PAUSED:
+    if situation.sweep is SweepState.PAUSED or situation.reported:
         return Wait()
-    for run in (*situation.lost, *situation.free):
-        return HandOut(run)
+    return _next_run(situation)
+
+
+def _next_run(situation: Situation) -> Decision:
+    """Work for an agent that is free, in a sweep that goes on."""
+    waiting = (*situation.lost, *situation.free)
+    if waiting:
+        return HandOut(waiting[0])
     if situation.queue_only:
         return Wait()
     if not situation.exhausted:
@@ -88,7 +92,7 @@ def decide(situation: Situation) -> Decision:
 
 
 def state_after_leaving(run: Run) -> RunState:
-    """The state of a run of this agent that the agent reports no more, while nothing has said how it ended."""
+    """The state of a run that its agent reports no more, while nothing has said how it ended."""
     if run.stop_requested and run.picked_up:
         return RunState.KILLED
     if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MOST_HAND_OUTS):

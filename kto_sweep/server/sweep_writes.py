@@ -1,4 +1,4 @@
-"""Creating and changing sweeps as `UpsertSweep` asks for it, and queueing runs for a client-side scheduler."""
+"""Creating and changing sweeps as `UpsertSweep` asks, and queueing runs for a client-side scheduler."""
 
 import json
 import sqlite3
@@ -106,7 +106,7 @@ def _new_state(text: str) -> dict[str, Any]:
 
 
 def _stop_all(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """Waiting runs end here; those that run are told to stop by file_stream and by their agent's heartbeat."""
+    """Waiting runs end here; file_stream and their agent's heartbeat tell the others to stop."""
     for run in runs.of_sweep(connection, sweep_id, objective.LIVE):
         waiting = run.state in (RunState.PENDING, RunState.PREEMPTED) and not run.picked_up
         state = RunState.KILLED if waiting else run.state

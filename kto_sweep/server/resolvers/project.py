@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kto_sweep.server.resolvers.registry import Fields, Request, connection, timestamp, window
+from kto_sweep.server.resolvers.registry import Fields, Request, connection, window
 from kto_sweep.server.resolvers.viewer import local_user, named_entity
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import Where, compile_filter, compile_order
@@ -10,6 +10,7 @@ from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.wire import timestamp
 
 fields = Fields()
 

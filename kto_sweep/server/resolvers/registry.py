@@ -3,7 +3,6 @@
 A field without a function takes the attribute of the same name (in snake case) of the record it belongs to.
 """
 
-import datetime as dt
 import re
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -88,13 +87,6 @@ def snake_keys(value: Mapping[str, Any]) -> dict[str, Any]:
     return {snake(name): item for name, item in value.items()}
 
 
-def timestamp(seconds: float | None) -> str | None:
-    """Seconds since the epoch as RFC 3339 in UTC, to the second."""
-    if seconds is None:
-        return None
-    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 @dataclass(frozen=True)
 class Window:
     """Which part of a list a client wants."""
@@ -104,7 +96,7 @@ class Window:
 
 
 def window(first: int | None, after: str | None, usual: int = 50) -> Window:
-    """The window that `first` and the cursor `after` mean. Raises RequestError for a cursor that is none of ours."""
+    """The window that `first` and the cursor `after` mean. Raises RequestError for a strange cursor."""
     if after and (not after.isdecimal() or len(after) > 15):
         raise RequestError(f"{after!r} is not a cursor")
     count = usual if first is None else first

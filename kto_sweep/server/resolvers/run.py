@@ -5,7 +5,7 @@ from typing import Any
 
 from kto_sweep.server import history, uploads
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.resolvers.registry import Fields, Request, Window, connection, timestamp, window
+from kto_sweep.server.resolvers.registry import Fields, Request, Window, connection, window
 from kto_sweep.server.resolvers.viewer import local_user
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import files, lines, projects, sweeps
@@ -14,6 +14,7 @@ from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
+from kto_sweep.server.wire import timestamp
 
 fields = Fields()
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from kto_sweep.server.resolvers.registry import Fields, Request, connection, timestamp, window
+from kto_sweep.server.resolvers.registry import Fields, Request, connection, window
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import Where, compile_order
 from kto_sweep.server.store.ids import from_global, to_global
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Agent, Sweep
 from kto_sweep.server.sweep_rules import read_rules
+from kto_sweep.server.wire import timestamp
 
 fields = Fields()
 

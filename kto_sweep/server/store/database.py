@@ -1,7 +1,7 @@
 """One SQLite file in WAL mode: a single writer thread, and a reading connection per thread.
 
-Writes that arrive together share one commit, hence one flush to disk. `Database.write` returns only after that
-commit, with synchronous=FULL: what a client was told is stored survives kill -9 and power loss.
+Writes that arrive together share one commit, hence one flush to disk. `Database.write` returns only after
+that commit, with synchronous=FULL: what a client was told is stored survives kill -9 and power loss.
 """
 
 import queue
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kto_sweep.server.store.patterns import matches_pattern
+
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 
@@ -23,7 +25,7 @@ LARGEST_BATCH = 200
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be read or written now (full disk, locked, damaged); the client should try again."""
+    """The database cannot be written now (full disk, locked, damaged); the client should try again."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.create_function("matches_pattern", 2, matches_pattern, deterministic=True)
     return connection
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kto_sweep.server.store.patterns import check_pattern
+
 DEEPEST = 12
 MOST_CONDITIONS = 500
 LONGEST_LIST = 10_000
@@ -46,7 +48,7 @@ _DOCUMENTS = {
     "summary": "COALESCE(run.strict_summary, run.summary)",
     "summaryMetrics": "COALESCE(run.strict_summary, run.summary)",
 }
-_COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
+_COMPARISONS = {"$eq": "IS", "$ne": "IS NOT", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
 class FilterError(ValueError):
@@ -199,28 +201,37 @@ def _compare_all(key: str, value: Any) -> Where:
 
 
 def _compare(key: str, operator: str, operand: Any) -> Where:
+    """The condition of one operator on one key."""
     sql, parameters, is_time = _column(key)
-    if operator in ("$eq", "$ne"):
-        equals = f"{sql} IS {'NOT ' if operator == '$ne' else ''}?"
-        return Where(equals, (*parameters, _value(operand, is_time)))
     if operator in ("$in", "$nin"):
-        if not isinstance(operand, list) or len(operand) > LONGEST_LIST:
-            raise FilterError(f"{operator} needs a list of at most {LONGEST_LIST} values")
-        values = json.dumps([_value(item, is_time) for item in operand])
-        inside = f"{sql} IN (SELECT value FROM json_each(?))"
-        if operator == "$in":
-            return Where(inside, (*parameters, values))
-        return Where(f"({sql}) IS NULL OR NOT ({inside})", (*parameters, *parameters, values))
-    if operator in _COMPARISONS:
-        return Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, _value(operand, is_time)))
-    if operator == "$exists":
-        return Where(f"{sql} IS {'NOT ' if operand else ''}NULL", parameters)
-    if operator == "$regex":
-        return Where(f"matches_pattern(?, {sql})", (str(operand), *parameters))
+        return _membership(sql, parameters, operand, is_time, inside=operator == "$in")
     if operator == "$not" and isinstance(operand, Mapping):
         inner = _compare_all(key, operand)
         return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
-    raise FilterError(f"unknown operator {operator!r} on {key!r}")
+    if operator == "$exists":
+        return Where(f"{sql} IS {'NOT ' if operand else ''}NULL", parameters)
+    if operator == "$regex":
+        return _pattern(sql, parameters, operand)
+    if operator not in _COMPARISONS:
+        raise FilterError(f"unknown operator {operator!r} on {key!r}")
+    return Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, _value(operand, is_time)))
+
+
+def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
+    try:
+        check_pattern(str(pattern))
+    except ValueError as problem:
+        raise FilterError(f"$regex {pattern!r}: {problem}") from problem
+    return Where(f"matches_pattern(?, {sql})", (str(pattern), *parameters))
+
+
+def _membership(sql: str, parameters: tuple[Any, ...], operand: Any, is_time: bool, *, inside: bool) -> Where:
+    if not isinstance(operand, list) or len(operand) > LONGEST_LIST:
+        raise FilterError(f"$in and $nin need a list of at most {LONGEST_LIST} values")
+    # A list as one JSON parameter: SQLite bounds the number of parameters.
+    values = _json([_value(item, is_time) for item in operand])
+    found = f"COALESCE({sql} IN (SELECT value FROM json_each(?)), 0)"
+    return Where(found if inside else f"NOT {found}", (*parameters, values))
 
 
 def _tags(value: Any) -> Where:
@@ -230,8 +241,11 @@ def _tags(value: Any) -> Where:
     )
     if not isinstance(operand, list):
         operand = [operand]
-    found = "SELECT COUNT(DISTINCT value) FROM json_each(run.tags) WHERE value IN (SELECT value FROM json_each(?))"
-    wanted = json.dumps(operand[:LONGEST_LIST])
+    found = (
+        "SELECT COUNT(DISTINCT value) FROM json_each(run.tags)"
+        " WHERE value IN (SELECT value FROM json_each(?))"
+    )
+    wanted = _json(operand[:LONGEST_LIST])
     if operator in ("$in", "$eq"):
         return Where(f"({found}) > 0", (wanted,))
     if operator in ("$nin", "$ne"):
@@ -242,7 +256,7 @@ def _tags(value: Any) -> Where:
 
 
 def _value(value: Any, is_time: bool) -> Any:
-    """A value as SQLite compares it: times in seconds, truth as 0 or 1, lists and objects as their JSON text."""
+    """A value as SQLite compares it: times in seconds, truth as 0 or 1, lists and objects as JSON text."""
     if is_time and isinstance(value, str):
         try:
             moment = dt.datetime.fromisoformat(value)
@@ -254,5 +268,12 @@ def _value(value: Any, is_time: bool) -> Any:
     if isinstance(value, int) and abs(value) >= 2**63:
         return float(value)
     if isinstance(value, list | dict):
-        return json.dumps(value, separators=(",", ":"))
+        return _json(value)
     return value
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    except ValueError as problem:
+        raise FilterError("a filter cannot hold NaN or Infinity") from problem

@@ -6,14 +6,15 @@ import random
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _ADJECTIVES = (
-    "amber brave bright brisk calm clear crisp daring deft eager early fair fleet fresh gentle golden grand "
-    "happy keen kind light lively lucid mellow mild neat noble patient polite proud quick quiet rapid ready "
-    "shining silver smooth snowy solar steady still sunny swift tidy vivid warm wise young"
+    "amber brave bright brisk calm clear crisp daring deft eager early fair fleet fresh gentle golden "
+    "grand happy keen kind light lively lucid mellow mild neat noble patient polite proud quick quiet "
+    "rapid ready shining silver smooth snowy solar steady still sunny swift tidy vivid warm wise young"
 ).split()
 _NOUNS = (
-    "acorn anchor arrow beacon birch brook canyon cedar cloud comet coral crane creek dawn delta ember falcon "
-    "fern field flame forest galaxy glade harbor heron hill island lake lantern leaf lynx maple meadow moon "
-    "oak orbit otter peak pine planet pond reef river robin sail shore sparrow star stone stream summit valley wave"
+    "acorn anchor arrow beacon birch brook canyon cedar cloud comet coral crane creek dawn delta ember "
+    "falcon fern field flame forest galaxy glade harbor heron hill island lake lantern leaf lynx maple "
+    "meadow moon oak orbit otter peak pine planet pond reef river robin sail shore sparrow star stone "
+    "stream summit valley wave"
 ).split()
 
 

@@ -44,7 +44,7 @@ def write(
 
 
 def _step(text: str, number: int) -> int | None:
-    """The row's `_step`, its line number where it has none; None for what is no JSON object (readers skip it)."""
+    """The row's `_step`, or its line number; None for what is no JSON object (readers skip it)."""
     row = as_row(text)
     if row is None:
         return None

@@ -79,7 +79,7 @@ CREATE TABLE run (
     suggested TEXT,
     config TEXT NOT NULL DEFAULT '{}',
     summary TEXT NOT NULL DEFAULT '{}',
-    -- The same as strict JSON, only where config or summary hold NaN or Infinity: SQLite's JSON functions need it.
+    -- The same as strict JSON, only where config or summary hold NaN or Infinity: SQLite's functions need it.
     strict_config TEXT,
     strict_summary TEXT,
     UNIQUE (project_id, name)

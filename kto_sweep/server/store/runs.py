@@ -171,7 +171,7 @@ def delete(connection: sqlite3.Connection, run_id: int) -> None:
 
 
 def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as SQLite takes them: JSON for tags and suggestion, a strict twin beside config and summary."""
+    """The values as SQLite takes them: JSON, and a strict twin beside config and summary."""
     columns = dict(values)
     for name in ("tags", "suggested"):
         if columns.get(name) is not None:

@@ -75,7 +75,8 @@ def find(connection: sqlite3.Connection, project_id: int, name: str) -> Sweep | 
 def page(connection: sqlite3.Connection, project_id: int | None, first: int, offset: int = 0) -> list[Sweep]:
     """Sweeps of one project (of all when None), newest first."""
     rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM sweep WHERE ?1 IS NULL OR project_id = ?1 ORDER BY id DESC LIMIT ?2 OFFSET ?3",
+        f"SELECT {_COLUMNS} FROM sweep WHERE ?1 IS NULL OR project_id = ?1"
+        " ORDER BY id DESC LIMIT ?2 OFFSET ?3",
         (project_id, first, offset),
     )
     return [_record(row) for row in rows]
@@ -96,7 +97,8 @@ def open_ones(connection: sqlite3.Connection) -> list[Sweep]:
 def insert(connection: sqlite3.Connection, *, project_id: int, name: str, config: str, now: float) -> Sweep:
     """A new sweep that waits for its first agent."""
     cursor = connection.execute(
-        "INSERT INTO sweep (project_id, name, state, config, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO sweep (project_id, name, state, config, created_at, updated_at)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
         (project_id, name, SweepState.PENDING, config, now, now),
     )
     created = get(connection, int(cursor.lastrowid or 0))
