@@ -33,7 +33,8 @@ class Space:
     """The parameters with more than one possible value."""
 
     def __post_init__(self) -> None:
-        ordered = tuple(sorted(self.parameters, key=lambda parameter: parameter.name))
+        # W&B sorts each group by itself: opt.lr comes before opt-x, though "opt-x" < "opt.lr".
+        ordered = tuple(sorted(self.parameters, key=lambda parameter: parameter.path))
         object.__setattr__(self, "parameters", ordered)
         object.__setattr__(self, "searched", tuple(p for p in ordered if p.varies))
 

@@ -135,8 +135,6 @@ def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[V
         **form.defaults,
         **{key: value for key, value in keys.items() if key != "distribution"},
     }
-    if name == "int_uniform":
-        complete = {key: int(value) for key, value in complete.items()}
     try:
         distribution = form.build(complete)
         if not isinstance(distribution, Continuous) or math.isfinite(
@@ -269,8 +267,9 @@ def _relation_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iter
             )
     if name == "int_uniform":
         for key in ("min", "max"):
-            if keys[key] != int(keys[key]):
-                hint = "distribution: uniform, for fractions"
+            if not isinstance(keys[key], int):
+                whole = keys[key] == int(keys[key])
+                hint = f"{key}: {int(keys[key])}" if whole else "distribution: uniform, for fractions"
                 yield Violation((*path, key), f"{show(keys[key])} is not a whole number", hint=hint)
     if "min" in form.keys and keys["min"] >= keys["max"]:
         same = keys["min"] == keys["max"]

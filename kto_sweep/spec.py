@@ -89,7 +89,7 @@ def build_spec(source: YamlSource, path: Path, finder: DataFinder | None) -> Swe
         metric_name=metric["name"],
         goal=metric["goal"],
         expected_trials=expected_trials(config, checked.space),
-        notices=(*notices, *_notices(config, "eval_steps" in checked.uses)),
+        notices=(*notices, *_deprecated(checked.space), *_notices(config, "eval_steps" in checked.uses)),
         project=config.get("project"),
         name=config.get("name"),
     )
@@ -117,6 +117,13 @@ def _notices(config: Mapping[str, Any], sets_eval_steps: bool) -> Iterator[str]:
             f"hyperband compares trials from evaluation {first} on, and a trial makes {EVALUATIONS} "
             "unless eval_steps is set: it would stop none"
         )
+
+
+def _deprecated(space: Space) -> Iterator[str]:
+    for parameter in space.parameters:
+        name = parameter.distribution.name
+        if name.endswith("log_uniform"):
+            yield f"{parameter.name}: W&B wants {name}_values, with min and max as values, in place of {name}"
 
 
 def _first_band(hyperband: Mapping[str, Any]) -> int:

@@ -122,6 +122,8 @@ def _known_values(entry: Entry, distribution: Distribution, method: Any) -> Iter
             yield value, entry.at("value") if "value" in entry.body else (*entry.place, "values", str(i))
         return
     low, high = distribution.extremes()
+    if isinstance(distribution, Continuous) and distribution.bounds is None:
+        low, high = (float(f"{end:.3g}") for end in (low, high))  # nobody wrote the further digits
     cells = distribution.cell_count() if method == "grid" else None
     if cells is not None and cells <= MOST_TRIALS:  # a grid begins at min and leaves max out
         listed_values = distribution.cells() or ()

@@ -129,6 +129,6 @@ def _syntax_hint(said: str) -> str:
         return "check the indentation, or put a text that holds a colon in quotes"
     if "expected ',' or ']'" in said or "expected ',' or '}'" in said:
         return "close the bracket"
-    if "single document" in said:
+    if "another document" in said:
         return "one sweep to a file: remove ---"
     return ""

@@ -169,8 +169,9 @@ def test_parameters_come_in_the_order_of_their_nested_names() -> None:
         opt={"parameters": {"name": {"values": ["a", "b"]}, "lr": {"value": 1}}},
         batch={"values": [1, 2]},
         seed={"value": 0},
+        **{"opt-x": {"value": 1}},
     )
-    assert [p.name for p in space.parameters] == ["batch", "opt.lr", "opt.name", "seed"]
+    assert [p.name for p in space.parameters] == ["batch", "opt.lr", "opt.name", "opt-x", "seed"]
     assert [p.name for p in space.searched] == ["batch", "opt.name"]
 
 
@@ -264,6 +265,7 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
         ({"distribution": "normal", "min": 1}, "min is not a key of normal"),
         ({"distribution": "uniform", "min": 1}, "uniform without max"),
         ({"distribution": "int_uniform", "min": 1.5, "max": 4}, "1.5 is not a whole number"),
+        ({"distribution": "int_uniform", "min": 1, "max": 4.0}, "4.0 is not a whole number. max: 4"),
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "not exponents"),
         ({"distribution": "log_uniform_values", "min": -16, "max": 9}, "-16 is not above 0"),
         ({"distribution": "log_uniform", "min": 100, "max": 1000}, "log_uniform_values"),
