@@ -5,7 +5,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import objective, restart, run_writes
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.states import ENDED, RunState
@@ -89,14 +89,22 @@ def receive(
     if not message.complete:
         values["state"] = _state_while_alive(run, message)
     runs.update(connection, run.id, **values)
-    for chunk in message.chunks:
-        if chunk.name in _STREAMS:
-            lines.write(connection, run.id, _STREAMS[chunk.name], chunk.offset, chunk.content)
+    run = _write_lines(connection, run, message)
     if run.sweep_id is not None:
         _tell_sweep(connection, run, message)
     if message.complete:
         _end(connection, run, message)
     return _answer(connection, run)
+
+
+def _write_lines(connection: sqlite3.Connection, run: Run, message: Message) -> Run:
+    """The run as it was, but for what its restart has come to; the lines of the message are written."""
+    for chunk in message.chunks:
+        stream = _STREAMS.get(chunk.name)
+        if stream is not None and chunk.content:
+            run = restart.before_chunk(connection, run, stream, chunk.offset, chunk.content[0])
+            lines.write(connection, run.id, stream, chunk.offset, chunk.content)
+    return run
 
 
 def _summary(message: Message) -> dict[str, str]:
@@ -135,6 +143,8 @@ def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
         state = RunState.PREEMPTED
     else:
         state = RunState.FAILED
+    if run.restart:
+        restart.finish(connection, run)
     runs.update(connection, run.id, state=state, exitcode=message.exitcode)
     if run.sweep_id is not None and state in ENDED:
         objective.settle(connection, run.sweep_id)

@@ -6,11 +6,11 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import objective
+from kto_sweep.server import objective, restart
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.states import ENDED, RunState
-from kto_sweep.server.store import files, lines, projects, runs, sweeps
+from kto_sweep.server.store import files, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
 
@@ -88,12 +88,13 @@ def _is_start(wanted: Input) -> bool:
 
 
 def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -> None:
-    """The run is running; `overwrite` (a start without resume) forgets what an earlier process logged."""
+    """The run is running; `overwrite` (a start without resume) lets it replace what was logged."""
     runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=False)
     if overwrite and run.state is not RunState.PENDING:
-        lines.clear(connection, run.id)
-        runs.update(connection, run.id, summary="{}", config="{}")
-        objective.forget(connection, run.id)
+        runs.update(connection, run.id, summary="{}")
+        restart.begin(connection, run)
+    elif run.restart:
+        runs.update(connection, run.id, restart={})
 
 
 def _changes(wanted: Input) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from kto_sweep.server import history, uploads
+from kto_sweep.server import history, restart, uploads
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.resolvers.registry import Fields, Request, Window, connection, window
 from kto_sweep.server.resolvers.viewer import local_user
@@ -109,17 +109,22 @@ def _system_metrics(run: Run, request: Request) -> str:
 
 @fields.of("Run", "historyLineCount")
 def _history_line_count(run: Run, request: Request) -> int:
-    return lines.count(request.reader, run.id, Stream.HISTORY)
+    return _line_count(run, request, Stream.HISTORY)
 
 
 @fields.of("Run", "eventsLineCount")
 def _events_line_count(run: Run, request: Request) -> int:
-    return lines.count(request.reader, run.id, Stream.EVENTS)
+    return _line_count(run, request, Stream.EVENTS)
 
 
 @fields.of("Run", "logLineCount")
 def _log_line_count(run: Run, request: Request) -> int:
-    return lines.count(request.reader, run.id, Stream.OUTPUT)
+    return _line_count(run, request, Stream.OUTPUT)
+
+
+def _line_count(run: Run, request: Request, stream: Stream) -> int:
+    """Where the run's process goes on writing: at the beginning after a start without resume."""
+    return 0 if restart.is_unseen(run, stream) else lines.count(request.reader, run.id, stream)
 
 
 @fields.of("Run", "historyTail")

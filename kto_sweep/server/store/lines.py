@@ -109,6 +109,13 @@ def history(
     return (row[0] for row in rows)
 
 
-def clear(connection: sqlite3.Connection, run_id: int) -> None:
-    """Forget every line of the run."""
-    connection.execute("DELETE FROM line WHERE run_id = ?", (run_id,))
+def at(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int) -> str | None:
+    """The text of line `number`."""
+    query = "SELECT text FROM line WHERE run_id = ? AND stream = ? AND number = ?"
+    row = connection.execute(query, (run_id, stream, number)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def clear(connection: sqlite3.Connection, run_id: int, stream: Stream) -> None:
+    """Forget every line of the stream."""
+    connection.execute("DELETE FROM line WHERE run_id = ? AND stream = ?", (run_id, stream))

@@ -75,6 +75,7 @@ CREATE TABLE run (
     repo TEXT,
     commit_hash TEXT,
     tags TEXT NOT NULL DEFAULT '[]',
+    restart TEXT NOT NULL DEFAULT '{}',
     cell_key TEXT,
     suggested TEXT,
     config TEXT NOT NULL DEFAULT '{}',

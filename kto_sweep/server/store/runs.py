@@ -49,6 +49,8 @@ class Run:
     repo: str | None
     commit_hash: str | None
     tags: tuple[str, ...]
+    restart: dict[str, str]
+    """For a run started again without resume: what is known of each stream (see server/restart.py)."""
     cell_key: str | None
     suggested: dict[str, Any] | None
     """The configuration the search chose, whatever the script makes of it later."""
@@ -67,6 +69,7 @@ def _record(row: sqlite3.Row) -> Run:
     values["stop_requested"] = bool(values["stop_requested"])
     values["picked_up"] = bool(values["picked_up"])
     values["tags"] = tuple(json.loads(values["tags"]))
+    values["restart"] = json.loads(values["restart"])
     values["suggested"] = json.loads(values["suggested"]) if values["suggested"] else None
     return Run(**values)
 
@@ -173,7 +176,7 @@ def delete(connection: sqlite3.Connection, run_id: int) -> None:
 def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as SQLite takes them: JSON, and a strict twin beside config and summary."""
     columns = dict(values)
-    for name in ("tags", "suggested"):
+    for name in ("tags", "suggested", "restart"):
         if columns.get(name) is not None:
             columns[name] = json.dumps(columns[name])
     for name in ("config", "summary"):
