@@ -1,0 +1,227 @@
+"""Base models: found, loaded, frozen, and a clear word when that does not work."""
+
+import difflib
+import errno
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import errors as hub
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError
+from kto_sweep.home import Home
+from kto_sweep.presets import Quantization
+from kto_sweep.train.tiny import tiny_model
+
+TINY = "tiny"
+"""The name of the model that is made here."""
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory: all weights frozen, in evaluation mode."""
+
+    name: str
+    """As the trial names it."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    """Of the weights that are not quantised."""
+    quantization: Quantization
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What transformers is told to load."""
+
+    name: str
+    """Hub id or folder."""
+    gguf_file: str | None = None
+    """File in the folder."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+
+def load_base(
+    name: str,
+    *,
+    quantization: Quantization,
+    device: torch.device,
+    home: Home,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedBase:
+    """The model that `name` means: `tiny`, a .gguf file, a local folder or a hub id, frozen, on `device`.
+
+    `dtype`: by default fp32 on a CPU, bf16 on CUDA. Weights are read from safetensors or GGUF only, as other
+    formats can hold code.
+
+    Raises UsageError (no such model, not a model, not allowed) and TrialFailure (the hub cannot be reached).
+    """
+    source = _find(name, home)
+    if source.gguf_file is not None and quantization != "none":
+        raise UsageError(
+            f"{name}: a .gguf file cannot be loaded in {quantization}",
+            hint="quantization: none, or the same model as a folder or hub id",
+        )
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    # Several bars a model, into logs that are no terminal.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **source.arguments,
+            **_placement(quantization, device, dtype),
+            **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+        )
+    except Exception as error:  # what a broken file raises depends on the byte that is broken
+        if _no_room(error):
+            raise
+        raise _explained(name, error) from error
+    if source.gguf_file is not None:
+        model.name_or_path = name  # the folder alone would not find it again
+    _ensure_pad_token(model, tokenizer)
+    model.requires_grad_(False)
+    model.train(False)
+    return LoadedBase(name, model, tokenizer, dtype, quantization)
+
+
+def _find(name: str, home: Home) -> _Source:
+    """What to load for `name`.
+
+    Raises UsageError when it can only be a file or folder and there is none.
+    """
+    if name == TINY:
+        return _Source(str(tiny_model(home.models)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"{name}: no such model file", hint=_nearest(path))
+        if importlib.util.find_spec("gguf") is None:
+            raise UsageError(
+                f"{name}: reading .gguf files needs a package that is not installed",
+                hint="pip install 'kto-sweep[gguf]'",
+            )
+        return _Source(str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(
+                f"{name}: no model in this folder (it has no config.json)",
+                hint="give the folder that save_pretrained wrote, or a .gguf file",
+            )
+        return _Source(str(path))
+    if path.is_file():
+        raise UsageError(f"{name}: not a model folder or .gguf file", hint="give the model's folder")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
+    return _Source(name)
+
+
+def _placement(quantization: Quantization, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """How the weights are held and where."""
+    arguments: dict[str, Any] = {"device_map": {"": device}}
+    if quantization == "8bit":
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    elif quantization == "4bit":
+        # NF4 with quantised constants, as QLoRA has it (arXiv 2305.14314).
+        arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return arguments
+
+
+def _ensure_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Batches need a token to fill up with; it is masked everywhere, so any will do."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether memory or disk ran out: not the model's fault."""
+    return (
+        isinstance(error, torch.OutOfMemoryError | MemoryError)
+        or getattr(error, "errno", None) == errno.ENOSPC
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explained(name: str, error: Exception) -> KtoSweepError:
+    """What a failed load means to the person who named the model."""
+    causes = tuple(_chain(error))
+
+    def among(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in causes)
+
+    first_line = str(error).strip().partition("\n")[0] or repr(error)
+    elsewhere = "give a local folder or a .gguf file"
+    if among(hub.GatedRepoError):
+        return UsageError(
+            f"{name}: its owners let in only those who asked",
+            hint=f"ask at https://huggingface.co/{name}, then set HF_TOKEN; or {elsewhere}",
+        )
+    if among(hub.RepositoryNotFoundError, hub.HFValidationError):
+        return UsageError(
+            f"{name}: no such folder here, and no such model on the hub",
+            hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
+        )
+    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "couldn't connect" in first_line:
+        return TrialFailure(
+            FailureCause.NETWORK,
+            f"{name}: no such folder here, and the hub cannot be reached",
+            hint=f"connect to the network, or {elsewhere}",
+        )
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"{name}: needs Python code of its own, which kto-sweep does not run",
+            hint="choose a model of an architecture that transformers knows",
+        )
+    if "safetensors" in first_line and isinstance(error, OSError):
+        return UsageError(
+            f"{name}: has no weights as safetensors",
+            hint="convert them with save_pretrained; formats that can hold code are not read",
+        )
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return UsageError(
+        f"{name}: cannot be loaded: {kind}{first_line}",
+        hint="download it again if the file may be broken; else choose another model",
+    )
+
+
+def _nearest(path: Path) -> str:
+    """What to type instead of a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
+    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"did you mean {path.with_name(match[0])}?" if match else "check the path"

@@ -1,0 +1,153 @@
+"""The `tiny` base model: a Llama of under a million weights with a tokenizer and a chat template, made here.
+
+It is made once per KTO_SWEEP_HOME, from a seed, in some seconds on a CPU: a demo and the tests need neither a
+network nor a licence. It has read a little small talk, so that training has likely and unlikely to move.
+"""
+
+import hashlib
+import inspect
+import itertools
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from kto_sweep.train import tiny_corpus
+
+_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+_END, _PAD = "<|end|>", "<|pad|>"
+_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that the tiny model depends on, with the corpus."""
+
+    hidden: int = 96
+    layers: int = 2
+    heads: int = 4
+    key_value_heads: int = 2
+    vocabulary: int = 1200
+    tokenizer_texts: int = 2000
+    """Conversations that the tokenizer learns its words from."""
+    steps: int = 150
+    """Pre-training steps."""
+    batch: int = 8
+    """Sequences per pre-training step."""
+    length: int = 96
+    """Tokens per pre-training sequence."""
+    learning_rate: float = 3e-3
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Folder of the model: another recipe or corpus gets another."""
+        content = json.dumps(asdict(self)) + inspect.getsource(tiny_corpus) + _TEMPLATE
+        return f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def tiny_model(folder: Path, recipe: Recipe | None = None) -> Path:
+    """The tiny model's folder below `folder`, as transformers saves models; made if it is not there.
+
+    Two processes may make it at once: each works aside, the first one's is kept.
+    """
+    recipe = recipe or Recipe()
+    final = folder / recipe.name
+    if final.is_dir():
+        return final
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=folder))
+    try:
+        tokenizer = make_tokenizer(recipe)
+        make_model(recipe, tokenizer).save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.rename(final)
+    except OSError:
+        if not final.is_dir():  # else somebody else was first
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return final
+
+
+def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, trained on the corpus, with a chat template."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=recipe.vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[_PAD, _END, *_ROLES],
+        show_progress=False,
+    )
+    spoken = itertools.islice(tiny_corpus.conversations(recipe.seed), recipe.tokenizer_texts)
+    core.train_from_iterator((turn["content"] for turns in spoken for turn in turns), trainer)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=core, pad_token=_PAD, eos_token=_END, extra_special_tokens=list(_ROLES)
+    )
+    tokenizer.chat_template = _TEMPLATE
+    return tokenizer
+
+
+def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The model after its few steps of pre-training, in fp32 on the CPU."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=3 * recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.key_value_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of ours
+        torch.manual_seed(recipe.seed)
+        model = LlamaForCausalLM(config)
+        _pretrain(model, tokenizer, recipe)
+    return model
+
+
+def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
+    """Plain language modelling on the corpus, one long stream of conversations."""
+    tokens = _stream(tokenizer, recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=recipe.steps)
+    model.train()
+    for step in range(recipe.steps):
+        ids = tokens[step]
+        logits = model(input_ids=ids[:, :-1]).logits
+        # Smoothed: the corpus is narrow, and a model that is sure of it would find all other text impossible.
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    model.train(False)
+
+
+def _stream(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> torch.Tensor:
+    """Token ids of the corpus, (steps, batch, length + 1)."""
+    needed = recipe.steps * recipe.batch * (recipe.length + 1)
+    ids: list[int] = []
+    spoken = tiny_corpus.conversations(recipe.seed + 1)
+    while len(ids) < needed:
+        texts = [
+            str(tokenizer.apply_chat_template(turns, tokenize=False))
+            for turns in itertools.islice(spoken, 500)
+        ]
+        ids += itertools.chain.from_iterable(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    return torch.tensor(ids[:needed]).view(recipe.steps, recipe.batch, recipe.length + 1)

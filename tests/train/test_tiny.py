@@ -1,0 +1,75 @@
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from kto_sweep.train.tiny import Recipe, make_model, make_tokenizer, tiny_model
+
+SMALL = Recipe(hidden=16, vocabulary=400, tokenizer_texts=50, steps=3, batch=2, length=16)
+TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is my kettle?"}]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_it_is_made_once_and_reads_back_as_any_model(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path, SMALL)
+    made = (folder / "model.safetensors").stat().st_mtime_ns
+    assert tiny_model(tmp_path, SMALL) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]  # nothing is left aside
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    text = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
+    assert text == "<|system|>\nBe kind.<|end|>\n<|user|>\nWhere is my kettle?<|end|>\n<|assistant|>\n"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    assert tokenizer.decode(ids[0]) == text
+    assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
+    assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_same_recipe_gives_the_same_weights_and_leaves_the_random_numbers_alone() -> None:
+    tokenizer = make_tokenizer(SMALL)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one = make_model(SMALL, tokenizer)
+    assert torch.equal(torch.rand(3), expected)
+    other = make_model(SMALL, tokenizer)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_another_recipe_gets_another_folder() -> None:
+    assert Recipe(hidden=32).name != Recipe().name == Recipe().name
+
+
+def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        folders = pool.starmap(tiny_model, [(tmp_path, SMALL)] * 2)
+    assert folders[0] == folders[1]
+    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]
+    AutoModelForCausalLM.from_pretrained(folders[0])
+
+
+def test_the_real_one_knows_likely_from_unlikely(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path)
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+
+    def nats_per_token(text: str) -> float:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        with torch.no_grad():
+            return float(F.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:]))
+
+    likely = nats_per_token(
+        "<|user|>\nWhere is my lamp?<|end|>\n<|assistant|>\nA new one is on its way.<|end|>\n"
+    )
+    unlikely = nats_per_token("lamp xq?<|assistant|> my my<|user|> 8 way way<|end|>zz<|user|>")
+    uniform = torch.tensor(float(len(tokenizer))).log().item()
+    assert likely < 0.7 * uniform < uniform < unlikely
+    assert sum(parameter.numel() for parameter in model.parameters()) < 1_000_000
