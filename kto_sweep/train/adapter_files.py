@@ -1,0 +1,42 @@
+"""A slot's adapters as files that `PeftModel.from_pretrained` loads."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor
+
+from kto_sweep.train.lora import AdapterSpec
+
+
+def save_adapters(
+    folder: Path, spec: AdapterSpec, tensors: Mapping[str, Tensor], base_model: str | None = None
+) -> None:
+    """Write `folder` in PEFT's format, in place of what was there; half-written folders are never seen.
+
+    `tensors` as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT will load.
+    """
+    layers = {name.rpartition(".")[0] for name in tensors}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.rank,
+        lora_alpha=spec.alpha,
+        lora_dropout=spec.dropout,
+        # Last parts of names, as people write them; every layer of such a name has adapters.
+        target_modules=sorted({layer.rpartition(".")[2] for layer in layers}),
+        base_model_name_or_path=base_model,
+        inference_mode=True,
+    )
+    new = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    config.save_pretrained(str(new))
+    weights = {
+        f"base_model.model.{name}.weight": tensor.contiguous().cpu() for name, tensor in tensors.items()
+    }
+    save_file(weights, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.replace(folder)

@@ -1,0 +1,202 @@
+"""Attention over sequences packed into one row of tokens, for any decoder of transformers' registry.
+
+A model whose attention implementation is `NAME` calls `packed_attention` in every layer; what lies where in
+the row comes with the forward as the keyword argument `packing`. No mask is ever built: transformers builds
+none for an implementation that has no entry in its mask registry, and so does no host synchronisation either.
+
+On CUDA in half precision each call is one varlen flash attention. Elsewhere, and for what that kernel cannot
+do (float32, soft-capped scores), it is one scaled_dot_product_attention per sequence.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+NAME = "kto_packed"
+
+_GQA_FLAG = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12 and later
+_FLASH_HEAD_DIM = 256
+"""The largest head that flash attention takes."""
+
+
+@dataclass
+class PrefixStore:
+    """Keys and values of one forward by layer, for a second one: (tokens, heads, head dim), detached."""
+
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+@dataclass
+class Packing:
+    """How the sequences of one forward lie in its row of tokens.
+
+    A sequence has as many queries as it has tokens in the row. It has more keys than queries when the tokens
+    before its own come from `prefix`: the keys of the row are then gathered from [prefix; own].
+    """
+
+    query_lengths: list[int]
+    key_lengths: list[int]
+    query_ends: Tensor
+    """0 and then where each sequence's queries end: int32, (sequences + 1,)."""
+    key_ends: Tensor
+    keep: PrefixStore | None = None
+    """Where to store keys and values. Set to None once they are used: a recomputed layer stores nothing."""
+    prefix: PrefixStore | None = None
+    gather: Tensor | None = None
+    """Index of every key in [prefix; own]: (keys,)."""
+    windows: set[int | None] = field(default_factory=set)
+    """Sliding windows that layers asked for, in tokens; None for full attention."""
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    packing: Packing | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence: (1, tokens, heads, head dim), and no weights.
+
+    Arguments of shape (1, heads, tokens, head dim). `dropout` is ignored: the frozen base model runs without.
+
+    Raises NotImplementedError for attention that this cannot do; train/support.py says so before training.
+    """
+    if packing is None:
+        raise NotImplementedError(f"{type(module).__name__} does not pass `packing` on to its attention")
+    if s_aux is not None or attention_mask is not None:
+        raise NotImplementedError(f"{type(module).__name__} uses attention sinks or a mask of its own")
+    packing.windows.add(sliding_window)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    if packing.keep is not None:
+        packing.keep.layers[_layer(module)] = (k.detach(), v.detach())
+    if packing.prefix is not None:
+        k, v = _with_prefix(packing, _layer(module), k, v)
+    if _flash_can(q, v) and not softcap:
+        out = _flash(q, k, v, packing, scaling, sliding_window)
+    else:
+        out = _by_sequence(q, k, v, packing, scaling, sliding_window, softcap)
+    return out[None], None
+
+
+def _flash_can(q: Tensor, v: Tensor) -> bool:
+    return (
+        q.is_cuda
+        and q.dtype != torch.float32
+        and q.shape[-1] <= _FLASH_HEAD_DIM
+        and q.shape[-1] == v.shape[-1]
+    )
+
+
+def _layer(module: torch.nn.Module) -> int:
+    index = getattr(module, "layer_idx", None)
+    if not isinstance(index, int):
+        raise NotImplementedError(f"{type(module).__name__} has no layer_idx to keep its keys and values by")
+    return index
+
+
+def _with_prefix(packing: Packing, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    assert packing.prefix is not None
+    assert packing.gather is not None
+    kept_k, kept_v = packing.prefix.layers[layer]
+    return (
+        torch.cat([kept_k, k]).index_select(0, packing.gather),
+        torch.cat([kept_v, v]).index_select(0, packing.gather),
+    )
+
+
+def _flash(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, scale: float | None, window: int | None
+) -> Tensor:
+    longest_query, longest_key = max(packing.query_lengths), max(packing.key_lengths)
+    # transformers counts the token itself in the window, the kernel does not.
+    back = -1 if window is None or window >= longest_key else window - 1
+    flags: dict[str, Any] = {}
+    if k.shape[1] != q.shape[1]:
+        if _GQA_FLAG:
+            flags["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    out = varlen_attn(
+        q, k, v, packing.query_ends, packing.key_ends, longest_query, longest_key,
+        scale=scale, window_size=(back, 0), **flags,
+    )  # fmt: skip
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _by_sequence(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    scale: float | None,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    attend = _attend if not softcap else _attend_softcapped
+    outs = [
+        attend(
+            q_i.transpose(0, 1), k_i.transpose(0, 1), v_i.transpose(0, 1), scale, window, softcap
+        ).transpose(0, 1)
+        for q_i, k_i, v_i in zip(
+            torch.split(q, packing.query_lengths),
+            torch.split(k, packing.key_lengths),
+            torch.split(v, packing.key_lengths),
+            strict=True,
+        )
+    ]
+    return torch.cat(outs)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, _softcap: float | None
+) -> Tensor:
+    queries, keys = q.shape[1], k.shape[1]
+    if queries == keys and (window is None or window >= keys):
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, scale=scale)[0]
+    mask = visible(queries, keys, window, q.device)
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scale)[0]
+
+
+def _attend_softcapped(
+    q: Tensor, k: Tensor, v: Tensor, scale: float | None, window: int | None, softcap: float | None
+) -> Tensor:
+    """Scores s become softcap * tanh(s / softcap) before the softmax (Gemma 2, arXiv 2408.00118, 2.2)."""
+    assert softcap
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap)
+    hidden = ~visible(q.shape[1], k.shape[1], window, q.device)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(q.dtype) @ v
+
+
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query sees: boolean (queries, keys); the last query is the last key's own token.
+
+    >>> visible(2, 3, None, torch.device("cpu")).int().tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    >>> visible(2, 3, 2, torch.device("cpu")).int().tolist()
+    [[1, 1, 0], [0, 1, 1]]
+    """
+    mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    return mask if window is None else mask.triu(keys - queries - window + 1)
+
+
+AttentionInterface.register(NAME, packed_attention)

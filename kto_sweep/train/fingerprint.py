@@ -1,0 +1,55 @@
+"""What a base model's log-probs depend on, as a short text: its weights and its configuration."""
+
+import hashlib
+import json
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+_CHUNK = 2**22
+"""Words hashed at once."""
+
+_VOLATILE = {
+    "attn_implementation",
+    "dtype",
+    "name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Configuration that log-probs do not depend on, or that the weights tell."""
+
+
+def fingerprint_model(model: PreTrainedModel) -> str:
+    """64 hex digits that change with any bit of any weight and with the configuration, on every device alike.
+
+    Reads every weight once, at the speed of the memory that holds it. Attached adapters are no part of it.
+    """
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if not key.startswith("_") and key not in _VOLATILE
+    }
+    state = model.state_dict()
+    hashes = torch.stack([_hash(tensor) for tensor in state.values()]).tolist()
+    described = [
+        [name, str(tensor.dtype), list(tensor.shape), number]
+        for (name, tensor), number in zip(state.items(), hashes, strict=True)
+    ]
+    text = json.dumps([type(model).__name__, config, described], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@torch.no_grad()
+def _hash(tensor: Tensor) -> Tensor:
+    """A sum of words times odd pseudo-random factors, modulo 2^64: one changed word always changes it."""
+    data = tensor.detach().contiguous().view(-1)
+    size = data.element_size()
+    words = data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    index = torch.arange(_CHUNK, device=tensor.device)
+    factors = (index * 0x9E3779B97F4A7C1 ^ (index * 0x3C6EF372FE94F82B >> 29)) | 1
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    for chunk in torch.split(words, _CHUNK):
+        total = total * 0x5851F42D4C957F2D + (chunk.long() * factors[: len(chunk)]).sum()
+    return total

@@ -1,0 +1,117 @@
+"""The product x A^T B of many adapters at once: tokens sorted by slot, each slot with its own A and B.
+
+Gradients of A and B are added straight into the engine's float32 gradient buffers. They are never tensors of
+autograd's own, so adapters cost no casts, no accumulation kernels and no second copy.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which tokens of the present forward pass through which slot's adapters."""
+
+    spans: list[tuple[int, int, int]]
+    """(slot, first token, end) of the slots that have tokens."""
+    ends: Tensor
+    """Where each slot's tokens end: int32 (slots,)."""
+    noise: Tensor | None = None
+    """Dropout key of each token: int32 (tokens, 1); None when nothing is dropped."""
+    threshold: Tensor | None = None
+    """Dropout probability of each token times 2^31: int32 (tokens, 1)."""
+    scale: Tensor | None = None
+    """1 / (1 - dropout probability) of each token: (tokens, 1)."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear layer that has adapters. A of shape (slots, rank, in), B (slots, rank, out)."""
+
+    name: str
+    a: Tensor
+    b: Tensor
+    a_grad: Tensor
+    b_grad: Tensor
+    feature_noise: Tensor
+    """Dropout key of each input feature: int32 (in,)."""
+
+
+class AdapterProduct(torch.autograd.Function):
+    """x A^T B, slot by slot: (tokens, in) -> (tokens, out)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _anchor: Tensor, site: Site, route: Route) -> Tensor:
+        """`_anchor` requires a gradient: it makes the first layer's product differentiable."""
+        low = per_slot(_drop(x, site, route), site.a.transpose(1, 2), route)
+        ctx.save_for_backward(x, low)
+        ctx.site, ctx.route = site, route
+        return per_slot(low, site.b, route)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
+        """Gradient of x; those of A and B go to the site's buffers."""
+        site, route = ctx.site, ctx.route
+        x, low = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        low_grad = per_slot(grad, site.b.transpose(1, 2), route)
+        add_outer(site.b_grad, low, grad, route)
+        add_outer(site.a_grad, low_grad, _drop(x, site, route), route)
+        x_grad = _drop(per_slot(low_grad, site.a, route), site, route) if ctx.needs_input_grad[0] else None
+        return x_grad, None, None, None
+
+
+def adapter_product(x: Tensor, anchor: Tensor, site: Site, route: Route) -> Tensor:
+    """`AdapterProduct` on a tensor of any leading shape."""
+    flat = x.reshape(-1, x.shape[-1]).to(site.a.dtype)
+    out: Tensor = AdapterProduct.apply(flat, anchor, site, route)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+def per_slot(x: Tensor, matrices: Tensor, route: Route) -> Tensor:
+    """Each token times its slot's matrix: (tokens, n) and (slots, n, m) -> (tokens, m)."""
+    if len(route.spans) == 1:
+        return x @ matrices[route.spans[0][0]]
+    if _grouped(x):
+        return F.grouped_mm(x, matrices, offs=route.ends)
+    out = x.new_empty(x.shape[0], matrices.shape[2])
+    for slot, start, end in route.spans:
+        torch.mm(x[start:end], matrices[slot], out=out[start:end])
+    return out
+
+
+def add_outer(sums: Tensor, left: Tensor, right: Tensor, route: Route) -> None:
+    """Add left^T right of each slot's tokens to `sums`: (tokens, m), (tokens, n) into (slots, m, n)."""
+    if len(route.spans) > 1 and _grouped(left):
+        sums.add_(F.grouped_mm(left.t(), right, offs=route.ends))
+        return
+    for slot, start, end in route.spans:
+        if left.dtype == sums.dtype:
+            sums[slot].addmm_(left[start:end].t(), right[start:end])
+        else:
+            sums[slot].add_(left[start:end].t() @ right[start:end])
+
+
+def _grouped(x: Tensor) -> bool:
+    """Whether torch has a grouped matmul kernel for this (elsewhere it falls back to one that waits)."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
+def _drop(x: Tensor, site: Site, route: Route) -> Tensor:
+    """Dropout: x with some features zeroed and the rest scaled up; its own gradient, since it is linear.
+
+    A feature's fate is a hash of the token's key and the feature's, so it depends on trial, step, row,
+    position and layer alone: not on neighbours, micro-batches or recomputation, and no mask is stored.
+    """
+    if route.noise is None or route.threshold is None or route.scale is None:
+        return x
+    bits = (route.noise ^ site.feature_noise) * 0x2C1B3C6D
+    bits ^= (bits >> 15) & 0x1FFFF
+    bits *= 0x297A2D39
+    bits ^= (bits >> 16) & 0xFFFF
+    kept = (bits & 0x7FFFFFFF) >= route.threshold
+    return x * (kept * route.scale).to(x.dtype)

@@ -1,0 +1,117 @@
+"""One trial's place in its own training: its order of rows, its schedule and its counts."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from torch import Tensor
+
+from kto_sweep.data.split import all_batches, total_steps
+from kto_sweep.train.lora import AdapterSpec
+from kto_sweep.train.measured import Known
+from kto_sweep.train.pack import PairedRow, mix
+from kto_sweep.train.reference import Scores
+from kto_sweep.train.schedule import lr_factor, warmup_steps
+from kto_sweep.train.step import SlotBatch
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class ReferencedRows:
+    """Rows with the base model's log-probs."""
+
+    rows: Sequence[PairedRow]
+    reference: Scores
+    """(rows, 2): of the matched and mismatched completions, nats."""
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """(desirable, undesirable) rows."""
+        desirable = sum(row.desirable for row in self.rows)
+        return desirable, len(self.rows) - desirable
+
+
+@dataclass(frozen=True)
+class SlotState:
+    """Everything that a trial needs to go on in any slot of any engine on the same rows."""
+
+    step: int
+    """Optimizer steps done."""
+    examples: int
+    """Examples trained on."""
+    tensors: Mapping[str, Tensor]
+    """Adapters (`weights/...`) and AdamW's moments (`first/...`, `second/...`) by layer."""
+    updates: float
+    """Updates that AdamW has applied."""
+
+
+class Slot:
+    """One trial's place in its own training."""
+
+    def __init__(self, trial: Trial, data: ReferencedRows) -> None:
+        self.trial = trial
+        self.spec = adapter_spec(trial)
+        self.weights = trial.weights(*data.counts)
+        self.total_steps = total_steps(len(data.rows), trial.batch_size, trial.epochs, trial.max_steps)
+        self.warmup = warmup_steps(self.total_steps, trial.warmup_ratio)
+        self.step = 0
+        self.examples = 0
+        self._batches = self._order(data, 0)
+
+    def _order(self, data: ReferencedRows, done: int) -> Iterator[tuple[int, list[int]]]:
+        trial = self.trial
+        batches = all_batches(len(data.rows), trial.batch_size, self.total_steps, trial.seed)
+        return islice(batches, done, None)
+
+    def go_on(self, data: ReferencedRows, state: SlotState) -> None:
+        """Take the place of a trial that has done some steps."""
+        self.step, self.examples = state.step, state.examples
+        self._batches = self._order(data, state.step)
+
+    @property
+    def done(self) -> bool:
+        """No step is left."""
+        return self.step >= self.total_steps
+
+    @property
+    def lr(self) -> float:
+        """Of the next step."""
+        trial = self.trial
+        factor = lr_factor(trial.lr_scheduler, self.step, self.warmup, self.total_steps)
+        return trial.learning_rate * factor
+
+    def next_batch(self, slot: int, data: ReferencedRows) -> SlotBatch:
+        """The rows of the next step."""
+        _, chosen = next(self._batches)
+        scores = data.reference[chosen]
+        return SlotBatch(
+            slot=slot,
+            rows=[data.rows[at] for at in chosen],
+            matched=scores[:, 0].tolist(),
+            mismatched=scores[:, 1].tolist(),
+            beta=self.trial.beta,
+            weights=self.weights,
+            loss_type=self.trial.loss_type,
+            noise=int(mix(np.int64(self.trial.seed) ^ mix(np.int64(self.step)))[0]),
+        )
+
+    def advance(self, batch: SlotBatch, rows: int) -> Known:
+        """Count the step that `batch` took; `rows` is the size of the training set."""
+        lr = self.lr
+        self.step += 1
+        self.examples += len(batch.rows)
+        return Known(
+            step=self.step,
+            learning_rate=lr,
+            epoch=self.examples / rows,
+            loss_type=batch.loss_type,
+            tokens=sum(len(row.prompt) + len(row.completion) for row in batch.rows),
+        )
+
+
+def adapter_spec(trial: Trial) -> AdapterSpec:
+    """The trial's adapters."""
+    return AdapterSpec(
+        trial.lora_r, trial.effective_lora_alpha, trial.lora_dropout, trial.lora_targets, trial.seed
+    )
