@@ -14,6 +14,7 @@ import yaml
 from kto_sweep.errors import ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.space import Space, parse_space
+from kto_sweep.spec import expected_trials
 from kto_sweep.sweep_ref import SweepRef
 from kto_sweep.target import Target
 
@@ -139,16 +140,9 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         metric=metric.get("name", DEFAULT_METRIC),
         goal=metric.get("goal", "minimize"),
         space=space or Space(()),
-        expected=expected_trials(config, space),
+        expected=expected_trials(config, space) if space else config.get("run_cap"),
         trials=trials,
     )
-
-
-def expected_trials(config: Mapping[str, Any], space: Space | None) -> int | None:
-    """How many trials a sweep takes in all: the cells of its grid or its run_cap, whichever is smaller."""
-    cells = space.grid_size() if space is not None and config.get("method") == "grid" else None
-    bounds = [bound for bound in (cells, config.get("run_cap")) if bound is not None]
-    return min(bounds, default=None)
 
 
 def _trial(run: Any) -> TrialRecord:

@@ -1,6 +1,7 @@
 """A trial's W&B run: opened, fed and closed by the supervisor, next to the trial's own files."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,36 @@ LOCAL_TRANSMIT_SECONDS = 2
 """How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
 
 
+class Objective:
+    """Best and last value of the sweep's metric over one trial."""
+
+    def __init__(self, metric: str, goal: str) -> None:
+        self._metric = metric
+        self._better = max if goal == "maximize" else min
+        self._best: float | None = None
+        self._last: float | None = None
+
+    def see(self, values: Mapping[str, float]) -> None:
+        """Take note of the metric if it is among `values`; a value that is not finite is never the best."""
+        value = values.get(self._metric)
+        if value is None:
+            return
+        self._last = value
+        if math.isfinite(value):
+            self._best = value if self._best is None else self._better(self._best, value)
+
+    def summary(self) -> dict[str, float]:
+        """`objective/best` and `objective/last`, where there is a value."""
+        found = {"objective/best": self._best, "objective/last": self._last}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class TrialRun:
     """One open W&B run and its folder; a Report."""
 
-    def __init__(self, run: wandb.Run, folder: Path) -> None:
+    def __init__(self, run: wandb.Run, folder: Path, objective: Objective) -> None:
         self._run = run
+        self._objective = objective
         self._files = RunLog(folder, echo=run.write_logs)
 
     @classmethod
@@ -30,6 +56,7 @@ class TrialRun:
         config: Mapping[str, Any],
         folder: Path,
         *,
+        objective: Objective,
         local: bool,
         on_stop: Callable[[], None],
     ) -> "TrialRun":
@@ -56,7 +83,7 @@ class TrialRun:
             reinit="create_new",
             settings=settings,
         )
-        return cls(run, folder)
+        return cls(run, folder, objective)
 
     @property
     def name(self) -> str:
@@ -69,6 +96,7 @@ class TrialRun:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
+        self._objective.see(values)
         self._run.log(dict(values), step=step)
         self._files.metrics(step, values)
 
@@ -98,5 +126,6 @@ class TrialRun:
         self._close(exit_code=1)
 
     def _close(self, exit_code: int) -> None:
+        self._run.summary.update(self._objective.summary())
         self._run.finish(exit_code=exit_code)
         self._files.close()

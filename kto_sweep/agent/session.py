@@ -31,7 +31,11 @@ def work_on(
     console.print(f"Starting a worker on {', '.join(device.name for device in devices)}")
     varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
     with Display(console, varied, view.metric, view.expected) as display:
-        tally = Supervisor(api, ref, home, devices, display, local=target.local, count=count).run()
+        supervisor = Supervisor(
+            api, ref, home, devices, display,
+            metric=view.metric, goal=view.goal, local=target.local, count=count,
+        )  # fmt: skip
+        tally = supervisor.run()
     after = read_sweep(api, target, ref)
     _say_end(console, tally, after)
     if tally.interrupted:

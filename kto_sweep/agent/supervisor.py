@@ -18,7 +18,7 @@ from kto_sweep.agent.devices import Device
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.link import Command, heartbeat, register_agent
-from kto_sweep.agent.runs import TrialRun
+from kto_sweep.agent.runs import Objective, TrialRun
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import FailureCause, KtoSweepError, ServerError
 from kto_sweep.home import Home
@@ -123,6 +123,8 @@ class Supervisor:
         devices: Sequence[Device],
         display: Display,
         *,
+        metric: str,
+        goal: str,
         local: bool,
         count: int | None = None,
     ) -> None:
@@ -130,6 +132,8 @@ class Supervisor:
         self._ref = ref
         self._home = home
         self._display = display
+        self._metric = metric
+        self._goal = goal
         self._local = local
         self._count = count
         self._slots = [Slot(device) for device in devices]
@@ -253,6 +257,7 @@ class Supervisor:
             run_id,
             config,
             folder,
+            objective=Objective(self._metric, self._goal),
             local=self._local,
             on_stop=lambda: self._events.put(StopAsked(slot, run_id)),
         )
