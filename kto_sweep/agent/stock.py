@@ -39,7 +39,7 @@ def train_one() -> None:
 
     Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
     """
-    from kto_sweep.train.session import train_alone
+    from kto_sweep.train.session import Session
     from kto_sweep.trial import Trial
 
     home = Home.from_environment()
@@ -47,7 +47,7 @@ def train_one() -> None:
         folder = home.runs / run.id
         try:
             trial = Trial.from_config(dict(run.config))
-            result = train_alone(trial, home, folder, StockReport(run, folder), lambda: False)
+            result = Session(home).train(trial, folder, StockReport(run, folder), lambda: False)
         except KtoSweepError as error:
             cause = getattr(error, "cause", FailureCause.BAD_CONFIG)
             run.summary.update({"failure/cause": str(cause), "failure/message": error.message})

@@ -1,0 +1,222 @@
+"""The main job as a user does it: create a sweep, run an agent, compare the runs, with no account."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+READ_BACK = """
+import json, wandb
+sweep = wandb.Api().sweep("{path}")
+runs = [
+    {{"id": run.id, "state": run.state, "config": run.config, "summary": dict(run.summary_metrics),
+      "steps": [row["_step"] for row in run.scan_history(keys=["_step", "loss"])],
+      "system": len(run.history(stream="system", pandas=False)),
+      "files": sorted(file.name for file in run.files())}}
+    for run in sweep.runs
+]
+print(json.dumps({{"runs": runs, "best": sweep.best_run().id, "state": sweep.state}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(box):
+    """A sweep of two trials that an agent has run to its end, and what the agent said."""
+    made = box.create()
+    return made, box.run("agent")
+
+
+def test_create_says_what_it_made(finished):
+    made, _ = finished
+    assert set(made) == {"id", "path", "url", "expected_trials"}
+    assert made["path"].split("/")[-1] == made["id"]
+    assert made["url"].startswith("http://127.0.0.1:")
+    assert made["expected_trials"] == 2
+
+
+def test_the_agent_tells_where_it_is(finished):
+    made, said = finished
+    assert "Talking to the embedded server at http://127.0.0.1:" in said
+    assert "trial 1 of 2 on cpu: learning_rate=0.003" in said
+    assert "trial 2 of 2 on cpu: learning_rate=0.01" in said
+    assert "2 of 2 finished" in said
+    assert f"Next: kto-sweep compare {made['id']}" in said
+
+
+def test_status_counts_the_cells(box, finished):
+    status = box.json("status")
+    counts = {
+        name: status[name] for name in ("state", "expected", "finished", "running", "failed", "missing")
+    }
+    assert counts == {
+        "state": "FINISHED",
+        "expected": 2,
+        "finished": 2,
+        "running": 0,
+        "failed": 0,
+        "missing": 0,
+    }
+
+
+def test_compare_ranks_by_the_default_metric(box, finished):
+    compared = box.json("compare")
+    assert (compared["metric"], compared["goal"]) == ("eval/common_loss", "minimize")
+    assert [trial["rank"] for trial in compared["trials"]] == [1, 2]
+    values = [trial["summary"]["eval/common_loss"] for trial in compared["trials"]]
+    assert values == sorted(values)
+    assert {trial["config"]["learning_rate"] for trial in compared["trials"]} == {0.003, 0.01}
+
+
+def test_wandb_api_reads_every_trial_and_agrees_on_the_best(box, finished):
+    made, _ = finished
+    read = json.loads(box.python(READ_BACK.format(path=made["path"])))
+    assert read["state"] == "FINISHED"
+    assert len(read["runs"]) == 2
+    for run in read["runs"]:
+        assert run["state"] == "finished"
+        assert run["config"]["batch_size"] == 4
+        assert run["steps"] == [1, 2, 3, 4]
+        assert {"loss", "rewards/margins", "kl", "eval/common_loss", "trial/seconds"} <= set(run["summary"])
+        assert run["system"] > 0
+        assert "output.log" in run["files"]
+    assert read["best"] == box.json("compare")["trials"][0]["run_id"]
+
+
+def test_first_losses_are_those_of_an_untrained_adapter(box, finished):
+    """KTO's loss is 0.5 where policy and reference agree (kto at weights 1: 1 - sigmoid(0))."""
+    for folder in box.home.runs.iterdir():
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert rows[0]["step"] == 1
+        assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-3)
+        assert (folder / "adapter/adapter_model.safetensors").exists()
+
+
+def test_an_agent_of_a_finished_sweep_has_nothing_to_do(box, finished):
+    assert "there was nothing left to run" in box.run("agent")
+
+
+def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(box):
+    made = box.create(
+        """
+method: grid
+parameters:
+  learning_rate: {values: [3e-3]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  max_steps: {value: 400}
+  max_length: {value: 128}
+"""
+    )
+    agent = box.popen("agent")
+    wait_for_steps(box, made["id"])
+    agent.send_signal(signal.SIGINT)
+    said, _ = agent.communicate(timeout=90)
+    assert agent.returncode == 130, said
+    assert "put back" in said
+    before = box.json("status", made["id"])
+    assert (before["finished"], before["failed"], before["running"]) == (0, 0, 1)
+    box.run("pause", made["id"])
+    assert box.json("status", made["id"])["state"] == "PAUSED"
+    box.run("resume", made["id"])
+    box.run("cancel", made["id"])
+    assert box.json("status", made["id"])["state"] == "CANCELED"
+
+
+def test_a_killed_worker_costs_one_trial_and_is_replaced(box):
+    made = box.create(
+        """
+method: grid
+parameters:
+  max_steps: {values: [300, 3]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  max_length: {value: 128}
+"""
+    )
+    agent = box.popen("agent")
+    wait_for_steps(box, made["id"])
+    workers = subprocess.run(
+        ["pgrep", "-P", str(agent.pid), "-f", "kto_sweep.train.worker"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
+    said, _ = agent.communicate(timeout=240)
+    assert agent.returncode == 0, said
+    assert "FAILED (worker crash): the worker ended with signal SIGKILL" in said
+    trials = box.json("compare", made["id"])["trials"]
+    assert [trial["state"] for trial in trials] == ["finished", "failed"]
+    assert trials[1]["summary"]["failure/cause"] == "worker crash"
+
+
+def test_a_trial_that_cannot_run_is_reported_and_the_next_one_runs(box):
+    box.create(
+        """
+method: grid
+parameters:
+  model: {values: [no-such-folder/model, tiny]}
+  dataset: {value: examples/support_replies.jsonl}
+  max_steps: {value: 2}
+  max_length: {value: 128}
+"""
+    )
+    said = box.run("agent", HF_HUB_OFFLINE="1")
+    assert "FAILED (bad config)" in said
+    assert "no-such-folder/model" in said
+    status = box.json("status")
+    assert (status["finished"], status["failed"]) == (1, 1)
+
+
+def test_stock_wandb_tools_run_the_same_file(box):
+    environment = box.wandb_environment()
+    text = (box.folder / "sweep.yaml").write_text(
+        """
+program: agent.py
+method: grid
+metric: {name: eval/common_loss, goal: minimize}
+parameters:
+  learning_rate: {values: [3e-3, 1e-2]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  max_steps: {value: 2}
+  max_length: {value: 128}
+"""
+    )
+    assert text
+    created = subprocess.run(
+        ["wandb", "sweep", "--project", "stock", "sweep.yaml"],
+        cwd=box.folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert created.returncode == 0, created.stderr
+    line = next(line for line in created.stderr.splitlines() if "wandb agent" in line)
+    path = line.split()[-1]
+    agent = subprocess.run(
+        ["wandb", "agent", path], cwd=box.folder, env=environment, text=True, capture_output=True, check=False
+    )
+    assert agent.returncode == 0, agent.stderr
+    trials = box.json("compare", path)["trials"]
+    assert [trial["state"] for trial in trials] == ["finished", "finished"]
+    # Stock tools register what YAML reads: text. It trains as the number that it means.
+    assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", 0.01} or {
+        trial["config"]["learning_rate"] for trial in trials
+    } == {"3e-3", "1e-2"}
+
+
+def wait_for_steps(box, sweep_id, steps=2, seconds=120):
+    """Until a trial of this sweep has logged some steps."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for trial in box.json("compare", sweep_id)["trials"]:
+            log = box.home.runs / trial["run_id"] / "log.jsonl"
+            if log.exists() and len(log.read_text().splitlines()) >= steps:
+                return
+        time.sleep(1)
+    pytest.fail("no trial came that far")
