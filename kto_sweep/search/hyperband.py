@@ -76,17 +76,25 @@ def should_stop(
     values_at: Callable[[int], Sequence[float]],
     *,
     maximize: bool = False,
+    judged: int | None = None,
 ) -> bool:
     """Whether the run with these metric values (one per iteration) is to be stopped now.
 
     `values_at(band)` gives the metric at iteration `band` of every run that got so far, this one among them.
+    `judged` is the number of iterations at the last verdict: every band since then counts, as if the rows had
+    come one by one, however large the batches in which a client sends them. Without it only the last band counts.
     """
-    band = band_reached(rule, len(history))
-    if band is None:
+    last = band_reached(rule, len(history))
+    if last is None:
         return False
     sign = -1.0 if maximize else 1.0
-    own = sign * history[band - 1] if rule.strict else min(sign * value for value in history)
-    return own > threshold(rule, [sign * value for value in values_at(band)])
+    values = [sign * value for value in history]
+    bands = {last, *(band for band in rule.bands if judged is not None and judged < band <= last)}
+    return any(
+        (values[band - 1] if rule.strict else min(values[: band if band < last else None]))
+        > threshold(rule, [sign * value for value in values_at(band)])
+        for band in bands
+    )
 
 
 def threshold(rule: Rule, values: Sequence[float]) -> float:

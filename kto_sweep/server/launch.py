@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import urllib.error
@@ -58,12 +57,12 @@ def ensure_server(home: Home) -> ServerAddress:
     Raises ServerError with the last lines of its log when it does not come up.
     """
     deadline = time.monotonic() + START_SECONDS
-    child: subprocess.Popen[bytes] | None = None
+    child: int | None = None
     while (found := running_server(home)) is None:
         if child is None and lock.holder(home) is None:
             child = _start(home)
-        elif child is not None and child.poll() is not None and lock.holder(home) is None:
-            raise _did_not_start(home, f"exit code {child.returncode}")
+        elif child is not None and _has_ended(child) and lock.holder(home) is None:
+            raise _did_not_start(home, "it ended at once")
         if time.monotonic() > deadline:
             raise _did_not_start(home, f"no answer within {START_SECONDS:.0f} s")
         time.sleep(0.05)
@@ -109,18 +108,30 @@ def _answers(url: str, identity: str) -> bool:
     return isinstance(told, dict) and told.get("home_id") == identity
 
 
-def _start(home: Home) -> subprocess.Popen[bytes]:
+def _start(home: Home) -> int:
+    """The process id of a server that was just started."""
     home.server.mkdir(parents=True, exist_ok=True)
-    with log_path(home).open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd=home.root,
-            # A session of its own: Ctrl-C in the shell that happened to start it must not end it.
-            start_new_session=True,
-        )
+    log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    # Not subprocess: its objects want to be waited for, and this process may outlive us or we it.
+    return os.posix_spawn(
+        sys.executable,
+        [sys.executable, "-P", "-m", "kto_sweep.server", "--home", str(home.root)],
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log_path(home)), log_flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        # A session of its own: Ctrl-C in the shell that happened to start it must not end it.
+        setsid=True,
+    )
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG) != (0, 0)
+    except ChildProcessError:
+        return True
 
 
 def _did_not_start(home: Home, how: str) -> ServerError:

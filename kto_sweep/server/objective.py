@@ -31,7 +31,7 @@ def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: S
         rule, run.metric_count
     ):
         # Only now can any verdict of this sweep have changed.
-        stop_bad_runs(connection, sweep.id, rules)
+        _stop_bad_runs(connection, sweep.id, rules, arrived=run)
 
 
 def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
@@ -59,8 +59,11 @@ def finite_number(row: Mapping[str, Any], name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules) -> None:
-    """Ask every running run to stop that early termination finds too bad."""
+def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules, arrived: Run) -> None:
+    """Ask every running run to stop that early termination finds too bad.
+
+    `arrived` is the run whose rows have just come, as it stood before them.
+    """
     rule, metric = rules.early_termination, rules.metric
     if rule is None or metric is None:
         return
@@ -75,7 +78,8 @@ def stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRul
         if run.stop_requested or run.metric_count < rule.bands[0]:
             continue
         history = metrics.history(connection, run.id)
-        if hyperband.should_stop(rule, history, values_at, maximize=metric.maximize):
+        judged = arrived.metric_count if run.id == arrived.id else None
+        if hyperband.should_stop(rule, history, values_at, maximize=metric.maximize, judged=judged):
             runs.update(connection, run.id, stop_requested=True)
 
 

@@ -1,0 +1,174 @@
+"""Two servers for tests: a real process for the real SDK, and its insides here, under a clock to turn."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kto_sweep.home import Home
+from kto_sweep.server import file_stream, graphql_api, janitor
+from kto_sweep.server.backend import Backend
+from kto_sweep.server.launch import ServerAddress
+from kto_sweep.server.resolvers.registry import Request
+
+QUICK = """
+import json, os, sys, time
+import wandb
+from wandb.agents import pyagent
+pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.3
+
+def tell(value):
+    print("RESULT " + json.dumps(value), flush=True)
+"""
+"""The start of every script: the SDK as it is, only less patient."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A real server process and a folder in which wandb may leave what it likes."""
+
+    home: Home
+    address: ServerAddress
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "WANDB_BASE_URL": self.address.url,
+            "WANDB_API_KEY": self.address.key,
+            "WANDB_ENTITY": "acme",
+            "WANDB_PROJECT": "tests",
+            "WANDB_DIR": str(self.folder),
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_DISABLE_GIT": "true",
+            "WANDB_CONSOLE": "wrap",
+            # Two underscores: settings that are not for everyday use.
+            "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",
+            "WANDB__STATS_SAMPLING_INTERVAL": "1",
+        }
+
+    def start(self, code: str, *args: str, **env: str) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, "-c", QUICK + code, *args],
+            cwd=self.folder,
+            env=self.environment | env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finish(self, process: "subprocess.Popen[str]", code: int = 0) -> list[Any]:
+        """What the script told."""
+        output, _ = process.communicate(timeout=90)
+        assert process.returncode == code, output
+        return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")]
+
+    def run(self, code: str, *args: str, exit_code: int = 0, **env: str) -> Any:
+        """What the script told last."""
+        told = self.finish(self.start(code, *args, **env), exit_code)
+        return told[-1] if told else None
+
+    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        response = httpx.post(
+            f"{self.address.url}/graphql",
+            json={"query": query, "variables": variables, "operationName": ""},
+            auth=("api", self.address.key),
+        )
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        assert "errors" not in answer, answer
+        return dict(answer["data"])
+
+
+class Clock:
+    """Stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.time = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The server's insides in this process, under a clock that the test turns."""
+
+    backend: Backend
+    clock: Clock
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """The data of a query that must succeed."""
+        status, body = self.answer(query, **variables)
+        assert status == 200, body
+        assert "errors" not in body, body
+        return body["data"]
+
+    def answer(self, query: str, **variables: Any) -> tuple[int, dict[str, Any]]:
+        payload = {"query": query, "variables": variables, "operationName": ""}
+        answered = graphql_api.answer(Request(self.backend, "http://test"), payload)
+        return answered.status, answered.body
+
+    def mutate(self, name: str, kind: str, result: str, /, **values: Any) -> Any:
+        """The payload of one mutation that must succeed."""
+        query = f"mutation M($input: {kind}!) {{ {name}(input: $input) {{ {result} }} }}"
+        return self.ask(query, input=values)[name]
+
+    def sweep(self, config: dict[str, Any]) -> str:
+        made = self.mutate("upsertSweep", "UpsertSweepInput", "sweep { name }", config=json.dumps(config))
+        return str(made["sweep"]["name"])
+
+    def agent(self, sweep: str) -> str:
+        made = self.mutate("createAgent", "CreateAgentInput", "agent { id }", host="box", sweep=sweep)
+        return str(made["agent"]["id"])
+
+    def beat(self, agent: str, *running: str) -> list[dict[str, Any]]:
+        state = json.dumps(dict.fromkeys(running, True))
+        payload = self.mutate("agentHeartbeat", "AgentHeartbeatInput", "commands", id=agent, runState=state)
+        commands: list[dict[str, Any]] = json.loads(payload["commands"])
+        return commands
+
+    def start_run(self, name: str, **values: Any) -> dict[str, Any]:
+        """The first upsert of a run's process."""
+        return dict(
+            self.mutate(
+                "upsertBucket",
+                "UpsertBucketInput",
+                "inserted bucket { id name state historyLineCount sweepName }",
+                name=name,
+                host="box",
+                **values,
+            )
+        )
+
+    def stream(self, name: str, **message: Any) -> dict[str, Any]:
+        """One file_stream message of a run in local/uncategorized."""
+        parsed = file_stream.parse(json.dumps(message).encode())
+        return self.backend.database.write(
+            lambda c: file_stream.receive(c, self.backend, "local", "uncategorized", name, parsed)
+        )
+
+    def log(self, name: str, offset: int, *rows: dict[str, Any]) -> dict[str, Any]:
+        """History rows of a run from line `offset` on."""
+        content = [json.dumps({"_step": number, **row}) for number, row in enumerate(rows, offset)]
+        return self.stream(name, files={"wandb-history.jsonl": {"offset": offset, "content": content}})
+
+    def round(self) -> None:
+        """One round of the janitor."""
+        self.backend.database.write(lambda c: janitor.make_round(c, self.backend))
+
+    def run(self, name: str, fields: str = "state") -> dict[str, Any]:
+        query = f"query($name: String!) {{ project {{ run(name: $name) {{ {fields} }} }} }}"
+        return dict(self.ask(query, name=name)["project"]["run"])
+
+    def sweep_field(self, name: str, field: str = "state") -> Any:
+        query = f"query($name: String!) {{ project {{ sweep(sweepName: $name) {{ {field} }} }} }}"
+        return self.ask(query, name=name)["project"]["sweep"][field]

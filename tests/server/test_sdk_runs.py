@@ -1,0 +1,233 @@
+"""The unmodified wandb SDK logs runs to a real server process and reads them back."""
+
+import signal
+import time
+
+import httpx
+from server_bench import Box
+
+from kto_sweep.server.launch import ensure_server, running_server
+from kto_sweep.server.lock import holder
+
+
+def test_login_with_the_right_and_with_a_wrong_key(box: Box) -> None:
+    code = """
+try:
+    tell(wandb.login(verify=True, key=sys.argv[1]))
+except Exception as error:
+    tell(type(error).__name__)
+"""
+    assert box.run(code, box.address.key) is True
+    assert box.run(code, "local-" + "f" * 40) == "AuthenticationError"
+
+
+def test_everything_a_run_logs_is_read_back(box: Box) -> None:
+    code = """
+run = wandb.init(id="full", config={"lr": 1e-3, "opt": {"name": "adam"}}, tags=["a", "b"], notes="n",
+                 group="g", job_type="train", name="shown")
+for step in range(20):
+    run.log({"loss": 1 / (step + 1), "nested": {"deep": step}, "bad": float("nan") if step == 3 else 1.0})
+print("hello from the run")
+run.summary["best"] = float("inf")
+run.alert("title", "text")
+wandb.Table(columns=["a"], data=[[1]])
+with open("extra.txt", "w") as stream:
+    stream.write("some bytes")
+run.save("extra.txt", policy="now")
+artifact = wandb.Artifact("weights", type="model")
+artifact.add_file("extra.txt")
+run.log_artifact(artifact)
+time.sleep(1.5)  # long enough for a sample of the system metrics
+run.finish()
+
+api = wandb.Api()
+run = api.run("acme/tests/full")
+with run.file("extra.txt").download(root="down", replace=True) as stream:
+    downloaded = stream.read()
+tell({
+    "state": run.state, "config": run.config, "summary": {k: run.summary[k] for k in ("loss", "best")},
+    "tags": run.tags, "notes": run.notes, "group": run.group, "job_type": run.job_type, "name": run.name,
+    "scan": [row["loss"] for row in run.scan_history()],
+    "scan_keys": [row for row in run.scan_history(keys=["_step", "nested.deep"])][:2],
+    "bad": [row["bad"] for row in run.scan_history()][2:5],
+    "samples": len(run.history(samples=5, pandas=False)),
+    "by_key": run.history(keys=["loss"], pandas=False)[0],
+    "system": bool(run.history(stream="system", pandas=False)[0]["_runtime"]),
+    "console": [line.content for line in run.console_logs()],
+    "files": sorted(file.name for file in run.files()), "downloaded": downloaded,
+    "metadata": run.metadata["program"] is not None, "last_step": run.lastHistoryStep,
+})
+"""
+    told = box.run(code)
+    assert told["state"] == "finished"
+    assert told["config"] == {"lr": 1e-3, "opt": {"name": "adam"}}
+    assert told["summary"] == {"loss": 0.05, "best": float("inf")}
+    assert (told["tags"], told["notes"], told["group"]) == (["a", "b"], "n", "g")
+    assert (told["job_type"], told["name"]) == ("train", "shown")
+    assert told["scan"] == [1 / (step + 1) for step in range(20)]
+    assert told["scan_keys"] == [{"_step": 0, "nested.deep": 0}, {"_step": 1, "nested.deep": 1}]
+    assert told["bad"][0] == told["bad"][2] == 1.0
+    assert told["bad"][1] != told["bad"][1], "NaN comes back as NaN"
+    assert told["samples"] == 5
+    assert told["by_key"] == {"_step": 0, "loss": 1.0}
+    assert told["system"]
+    assert "hello from the run" in told["console"]
+    assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(told["files"])
+    assert told["downloaded"] == "some bytes"
+    assert told["last_step"] == 19
+    page = httpx.get(f"{box.address.url}/acme/tests/runs/full").text
+    assert "hello from the run" in page
+    assert "title" in page
+
+
+def test_api_filters_orders_updates_and_deletes(box: Box) -> None:
+    code = """
+for number, loss in enumerate([0.3, 0.1, 0.2, float("nan")]):
+    with wandb.init(project="many", config={"lr": number, "o": {"n": number}}, name=f"r{number}") as run:
+        run.log({"loss": loss})
+        if number == 2:
+            run.mark_preempting()
+api = wandb.Api()
+names = lambda **wanted: [run.name for run in api.runs("acme/many", **wanted)]
+told = {
+    "best": names(order="+summary_metrics.loss"), "worst": names(order="-summary_metrics.loss"),
+    "newest": names(order="-created_at"), "state": names(filters={"state": "finished"}),
+    "config": names(filters={"config.lr": {"$gt": 0, "$lt": 3}}), "nested": names(filters={"config.o.n": 2}),
+    "or": names(filters={"$or": [{"config.lr": 0}, {"display_name": "r3"}]}), "paged": names(per_page=1),
+    "summary": names(filters={"summary_metrics.loss": {"$lte": 0.2}}),
+    "regex": names(filters={"display_name": {"$regex": "^r[01]$"}}),
+    "length": len(api.runs("acme/many")),
+}
+run = api.run("acme/many/" + api.runs("acme/many", order="+created_at")[0].id)
+run.tags.append("new")
+run.notes = "changed"
+run.display_name = "renamed"
+run.config["extra"] = 5
+run.summary["score"] = 7
+run.summary.update()
+run.update()
+again = wandb.Api().run(f"acme/many/{run.id}")
+told["updated"] = [again.state, again.tags, again.notes, again.name]
+told["added"] = [again.config["extra"], again.summary["score"]]
+again.delete()
+told["left"] = len(wandb.Api().runs("acme/many"))
+told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
+tell(told)
+"""
+    told = box.run(code)
+    assert told["best"] == ["r1", "r2", "r0", "r3"]
+    assert told["worst"] == ["r0", "r2", "r1", "r3"]
+    assert told["newest"] == ["r3", "r2", "r1", "r0"]
+    assert told["state"] == told["paged"] == ["r0", "r1", "r2", "r3"]
+    assert told["config"] == ["r1", "r2"]
+    assert told["nested"] == ["r2"]
+    assert told["or"] == ["r0", "r3"]
+    assert told["summary"] == ["r1", "r2"]
+    assert told["regex"] == ["r0", "r1"]
+    assert told["length"] == 4
+    assert told["updated"] == ["finished", ["new"], "changed", "renamed"]
+    assert told["added"] == [5, 7]
+    assert told["left"] == 3
+    assert "many" in told["projects"]
+
+
+def test_resume_continues_and_a_new_start_overwrites(box: Box) -> None:
+    code = """
+def log(resume, count, **config):
+    with wandb.init(id="again", resume=resume, config=config) as run:
+        for value in range(count):
+            run.log({"x": value})
+def read():
+    run = wandb.Api().run("acme/tests/again")
+    return [[row["_step"], row["x"]] for row in run.scan_history()], run.config
+told = []
+for resume, count, config in [("allow", 2, {"a": 1}), ("must", 2, {"b": 2}), (None, 1, {"c": 3})]:
+    log(resume, count, **config)
+    told.append(read())
+for resume, name in [("never", "again"), ("must", "nosuch")]:
+    try:
+        wandb.init(id=name, resume=resume)
+    except wandb.errors.UsageError as error:
+        told.append("refused")
+tell(told)
+"""
+    first, resumed, overwritten, never, must = box.run(code)
+    assert first == [[[0, 0], [1, 1]], {"a": 1}]
+    assert resumed == [[[0, 0], [1, 1], [2, 0], [3, 1]], {"a": 1, "b": 2}]
+    assert overwritten == [[[0, 0]], {"c": 3}]
+    assert never == must == "refused"
+
+
+def test_offline_run_is_synced_twice_without_doubling(box: Box) -> None:
+    code = """
+import glob, subprocess
+with wandb.init(id="off", mode="offline", config={"a": 1}, tags=["t"]) as run:
+    for value in range(30):
+        run.log({"x": value})
+folder = glob.glob("wandb/offline-run-*-off")[0]
+for _ in range(2):
+    subprocess.run([sys.executable, "-m", "wandb", "sync", "--include-synced", folder], check=True)
+run = wandb.Api().run("acme/tests/off")
+tell([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
+"""
+    assert box.run(code) == ["finished", {"a": 1}, ["t"], list(range(30))]
+
+
+LONG_RUN = """
+with wandb.init(id=sys.argv[1]) as run:
+    for value in range(60):
+        run.log({"x": value})
+        time.sleep(0.1)
+        if value == 20:
+            tell("under way")
+"""
+READ = """
+run = wandb.Api().run("acme/tests/" + sys.argv[1])
+tell([run.state, [row["x"] for row in run.scan_history()]])
+"""
+
+
+def test_server_killed_in_mid_run_and_started_again_loses_nothing(box: Box) -> None:
+    process = box.start(LONG_RUN, "chaos")
+    assert process.stdout is not None
+    assert "under way" in process.stdout.readline()
+    query = 'query { project(entityName: "acme", name: "tests") { run(name: "chaos") { historyLineCount } } }'
+    while (rows := box.graphql(query)["project"]["run"]["historyLineCount"]) == 0:
+        time.sleep(0.1)
+    pid = holder(box.home)
+    assert pid is not None
+    kill(pid)
+    assert running_server(box.home) is None
+    again = ensure_server(box.home)
+    assert again.url == box.address.url, "agents that outlive the server must find it"
+    assert again.key == box.address.key
+    assert box.graphql(query)["project"]["run"]["historyLineCount"] >= rows
+    box.finish(process)
+    assert box.run(READ, "chaos") == ["finished", list(range(60))]
+
+
+def kill(pid: int) -> None:
+    import os
+
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_interrupted_run_is_completed_by_sync_without_losing_what_had_arrived(box: Box) -> None:
+    process = box.start(LONG_RUN, "broken")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(1.5)
+    process.kill()
+    process.communicate()
+    state, before = box.run(READ, "broken")
+    assert state == "running"
+    assert before == list(range(len(before)))
+    code = """
+import glob, subprocess
+folder = glob.glob("wandb/run-*-broken")[0]
+subprocess.run([sys.executable, "-m", "wandb", "sync", "--no-skip-online", folder], check=True)
+"""
+    box.run(code)
+    _, after = box.run(READ, "broken")
+    assert after == list(range(len(after)))
+    assert len(after) >= len(before) > 0

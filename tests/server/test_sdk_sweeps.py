@@ -1,0 +1,225 @@
+"""The unmodified wandb SDK and command line run whole sweeps against a real server process."""
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import yaml
+from server_bench import Box
+
+GRID: dict[str, Any] = {
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"lr": {"values": [0.1, 0.2]}, "o": {"parameters": {"n": {"values": [1, 2]}}}},
+}
+AGENT = """
+def trial():
+    with wandb.init() as run:
+        for step in range(3):
+            run.log({"loss": run.config.lr * run.config.o["n"] / (step + 1)})
+            time.sleep(0.2)
+wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
+"""
+
+
+def create(box: Box, config: dict[str, Any]) -> str:
+    code = 'tell(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
+    return str(box.run(code, json.dumps(config)))
+
+
+def test_two_function_agents_do_a_grid_exactly_once_and_the_api_reads_it(box: Box) -> None:
+    sweep = create(box, GRID)
+    agents = [box.start(AGENT, sweep) for _ in range(2)]
+    for agent in agents:
+        box.finish(agent)
+    code = """
+sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
+tell({
+    "state": sweep.state, "runs": [[run.state, run.config, run.summary["loss"]] for run in sweep.runs],
+    "best": sweep.best_run().config, "expected": sweep.expected_run_count, "order": sweep.order,
+    "rows": [len(list(run.scan_history())) for run in sweep.runs], "method": sweep.config["method"],
+    "linked": sweep.runs[0].sweep.id, "agents": sum(len(list(agent.runs())) for agent in sweep.agents()),
+    "listed": [other.id for other in wandb.Api().project("tests", "acme").sweeps()],
+})
+"""
+    told = box.run(code, sweep)
+    assert told["state"] == "FINISHED"
+    cells = Counter((config["lr"], config["o"]["n"]) for _, config, _ in told["runs"])
+    assert cells == Counter([(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)])
+    assert {state for state, _, _ in told["runs"]} == {"finished"}
+    assert told["best"] == {"lr": 0.1, "o": {"n": 1}}
+    assert told["expected"] == 4
+    assert told["order"] == "+summary_metrics.loss"
+    assert told["rows"] == [3, 3, 3, 3]
+    assert (told["linked"], told["method"]) == (sweep, "grid")
+    assert told["agents"] == 4
+    assert sweep in told["listed"]
+
+
+def test_warnings_about_a_bad_config_reach_the_client(box: Box) -> None:
+    code = """
+import contextlib, io
+shown = io.StringIO()
+with contextlib.redirect_stderr(shown):
+    sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="tests")
+tell([sweep, shown.getvalue()])
+"""
+    sweep, shown = box.run(code, WANDB_SILENT="false")
+    assert "a grid cannot list lr" in shown
+    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
+
+
+STATE = """query($name: String!) { project(entityName: "acme", name: "tests") {
+    sweep(sweepName: $name) { state runs { edges { node { name state } } } } } }"""
+
+
+def runs_of(box: Box, sweep: str) -> list[dict[str, Any]]:
+    edges = box.graphql(STATE, name=sweep)["project"]["sweep"]["runs"]["edges"]
+    return [edge["node"] for edge in edges]
+
+
+PROGRAM = """
+import argparse, json, signal, sys, time
+import wandb
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+parser = argparse.ArgumentParser()
+parser.add_argument("--lr", type=float)
+parser.add_argument("--o", type=str)
+parser.add_argument("--seconds", type=float, default=0.3)
+options = parser.parse_args()
+with wandb.init() as run:
+    assert run.config.lr == options.lr
+    until = time.time() + options.seconds
+    while True:
+        run.log({"loss": options.lr})
+        time.sleep(0.1)
+        if time.time() > until:
+            break
+"""
+IMPATIENT_CLI = """
+import sys
+from wandb import wandb_agent
+wandb_agent.Agent.POLL_INTERVAL = 0.3
+from wandb.cli.cli import cli
+cli()
+"""
+
+
+def command_line(box: Box, *args: str) -> "subprocess.Popen[str]":
+    """The wandb command, whose agent polls more often than it would."""
+    return subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT_CLI, *args],
+        cwd=box.folder,
+        env=box.environment | {"WANDB_SILENT": "false"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def typed(box: Box, *args: str) -> str:
+    process = command_line(box, *args)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, output
+    return output
+
+
+def create_by_command_line(box: Box, config: dict[str, Any], name: str) -> str:
+    (box.folder / "program.py").write_text(PROGRAM)
+    (box.folder / name).write_text(yaml.safe_dump({"program": "program.py", **config}))
+    output = typed(box, "sweep", name)
+    return output.split("sweep with ID: ")[1].split()[0]
+
+
+def test_command_line_registers_a_file_and_its_agent_runs_the_program(box: Box) -> None:
+    config = {**GRID, "parameters": {"lr": {"values": [0.1, 0.2]}}, "name": "from a file"}
+    sweep = create_by_command_line(box, config, "grid.yaml")
+    typed(box, "agent", f"acme/tests/{sweep}")
+    assert [run["state"] for run in runs_of(box, sweep)] == ["finished", "finished"]
+    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
+
+
+def until(condition: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.1)
+
+
+def test_pause_resume_and_cancel_from_the_command_line(box: Box) -> None:
+    config = {"method": "random", "parameters": {"lr": {"min": 0.0, "max": 1.0}, "seconds": {"value": 0.1}}}
+    sweep = create_by_command_line(box, config, "random.yaml")
+    path = f"acme/tests/{sweep}"
+    agent = command_line(box, "agent", path)
+    until(lambda: any(run["state"] == "finished" for run in runs_of(box, sweep)))
+    typed(box, "sweep", "--pause", path)
+    until(lambda: all(run["state"] == "finished" for run in runs_of(box, sweep)))
+    paused_at = len(runs_of(box, sweep))
+    time.sleep(1)
+    assert len(runs_of(box, sweep)) == paused_at
+    typed(box, "sweep", "--resume", path)
+    until(lambda: len(runs_of(box, sweep)) > paused_at)
+    typed(box, "sweep", "--cancel", path)
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    assert {run["state"] for run in runs_of(box, sweep)} <= {"finished", "killed"}
+
+
+def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(box: Box) -> None:
+    parameters = {"lr": {"values": [0.1]}, "seconds": {"value": 60}}
+    sweep = create_by_command_line(box, {**GRID, "parameters": parameters}, "long.yaml")
+    agent = command_line(box, "agent", f"acme/tests/{sweep}")
+    until(lambda: any(run["state"] == "running" for run in runs_of(box, sweep)))
+    code = "tell(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
+    name = runs_of(box, sweep)[0]["name"]
+    box.run(code, name)
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode == 0, output
+    assert [run["state"] for run in runs_of(box, sweep)] == ["killed"]
+    rows = box.run("tell(len(list(wandb.Api().run('acme/tests/' + sys.argv[1]).scan_history())))", name)
+    assert rows > 0
+
+
+def test_deleted_sweep_sends_its_agent_home(box: Box) -> None:
+    code = """
+import threading
+def trial():
+    with wandb.init() as run:
+        run.log({"loss": 1})
+wandb.agent("nosuch", function=trial, entity="acme", project="tests")
+"""
+    agent = box.start(code)
+    output, _ = agent.communicate(timeout=60)
+    assert agent.returncode != 0
+    assert "there is no sweep nosuch" in output
+
+
+def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(box: Box) -> None:
+    config = {
+        "method": "grid",
+        "metric": {"name": "loss", "goal": "minimize"},
+        "early_terminate": {"type": "hyperband", "min_iter": 5, "eta": 2},
+        "parameters": {"level": {"values": [1, 2, 3, 9]}},
+    }
+    code = """
+def trial():
+    with wandb.init() as run:
+        for step in range(200 if run.config.level == 9 else 20):
+            run.log({"loss": run.config.level})
+            time.sleep(0.1)
+wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
+"""
+    sweep = create(box, config)
+    box.finish(box.start(code, sweep))
+    read = """
+runs = wandb.Api().sweep("acme/tests/" + sys.argv[1]).runs
+tell({run.config["level"]: [run.state, len(list(run.scan_history()))] for run in runs})
+"""
+    told = box.run(read, sweep)
+    assert told["1"] == told["2"] == ["finished", 20]
+    state, rows = told["9"]
+    assert state == "killed"
+    assert 5 <= rows < 200
