@@ -22,7 +22,7 @@ def save_adapters(
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
-        lora_alpha=spec.alpha,
+        lora_alpha=spec.alpha,  # type: ignore[arg-type] # PEFT divides by it: it need not be whole
         lora_dropout=spec.dropout,
         # Last parts of names, as people write them; every layer of such a name has adapters.
         target_modules=sorted({layer.rpartition(".")[2] for layer in layers}),

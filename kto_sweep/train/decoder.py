@@ -23,9 +23,14 @@ class Decoder:
         self.forwards = 0
         """Forward passes so far."""
         self._body: Any = model.base_model
-        model.requires_grad_(False)
-        model.eval()
+        self._own_attention = model.config._attn_implementation
+        freeze(model)
         model.set_attn_implementation(attention.NAME)
+
+    def release(self) -> None:
+        """Give the model its own attention back; it stays frozen."""
+        self.set_recompute(False)
+        self.model.set_attn_implementation(self._own_attention)
 
     @property
     def device(self) -> torch.device:
@@ -54,8 +59,18 @@ class Decoder:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = on
                 # Nothing random happens in a forward: no generator state is kept for the second one.
-                layer._gradient_checkpointing_func = partial(
+                layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
                     checkpoint, use_reentrant=False, preserve_rng_state=False
                 )
                 # Layers are checkpointed in training mode only; what is in them stays in eval mode.
                 layer.training = on
+
+
+def freeze(model: PreTrainedModel) -> None:
+    """No gradients for the model's own weights, no dropout in it."""
+    model.requires_grad_(False)
+    model.train(False)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # On a CPU, bitsandbytes turns a layer in eval mode into a format that has no backward.
+            module.training = True

@@ -86,6 +86,12 @@ class Engine:
         self._slots[slot] = None
         self._stack.stop(slot)
 
+    def close(self) -> None:
+        """Leave the model as it was before the engine."""
+        if self._adapters is not None:
+            self._adapters.detach()
+        self.decoder.release()
+
     def resize(self, slots: int) -> None:
         """Have another number of slots; those that are lost must be empty."""
         if any(held is not None for held in self._slots[slots:]):
@@ -97,6 +103,10 @@ class Engine:
     def total_steps(self, slot: int) -> int:
         """Optimizer steps that the slot's trial takes in all."""
         return self._held(slot).total_steps
+
+    def examples(self, slot: int) -> int:
+        """Examples that the slot's trial has trained on."""
+        return self._held(slot).examples
 
     def done(self, slot: int) -> bool:
         """Whether the slot's trial has taken all its steps."""

@@ -32,7 +32,8 @@ def fingerprint_model(model: PreTrainedModel) -> str:
         if not key.startswith("_") and key not in _VOLATILE
     }
     state = model.state_dict()
-    hashes = torch.stack([_hash(tensor) for tensor in state.values()]).tolist()
+    factors = _factors(min(_CHUNK, max(tensor.nbytes for tensor in state.values())), model.device)
+    hashes = torch.stack([_hash(tensor, factors) for tensor in state.values()]).tolist()
     described = [
         [name, str(tensor.dtype), list(tensor.shape), number]
         for (name, tensor), number in zip(state.items(), hashes, strict=True)
@@ -41,15 +42,19 @@ def fingerprint_model(model: PreTrainedModel) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _factors(n: int, device: torch.device) -> Tensor:
+    """`n` odd pseudo-random numbers."""
+    index = torch.arange(n, device=device)
+    return (index * 0x9E3779B97F4A7C1 ^ (index * 0x3C6EF372FE94F82B >> 29)) | 1
+
+
 @torch.no_grad()
-def _hash(tensor: Tensor) -> Tensor:
+def _hash(tensor: Tensor, factors: Tensor) -> Tensor:
     """A sum of words times odd pseudo-random factors, modulo 2^64: one changed word always changes it."""
     data = tensor.detach().contiguous().view(-1)
     size = data.element_size()
     words = data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    index = torch.arange(_CHUNK, device=tensor.device)
-    factors = (index * 0x9E3779B97F4A7C1 ^ (index * 0x3C6EF372FE94F82B >> 29)) | 1
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    for chunk in torch.split(words, _CHUNK):
+    for chunk in torch.split(words, len(factors)):
         total = total * 0x5851F42D4C957F2D + (chunk.long() * factors[: len(chunk)]).sum()
     return total

@@ -29,7 +29,8 @@ class Head:
         config: Any = model.config
         factor = float(getattr(config, "logit_scale", None) or 1.0)
         factor /= float(getattr(config, "logits_scaling", None) or 1.0)
-        return cls(model.get_output_embeddings(), factor, getattr(config, "final_logit_softcapping", None))
+        output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        return cls(output, factor, getattr(config, "final_logit_softcapping", None))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 (n, vocabulary)."""

@@ -82,8 +82,8 @@ def _named(name: str, target: str) -> bool:
 class Layout:
     """Where each site's A and B lie in a slot's row: all A first, then all B.
 
-    Each begins at a whole block of the optimizer's 8-bit moments, and a smaller rank has its values at the same
-    places from there. So a slot's values share blocks with each other alone, whatever its neighbours have.
+    Each begins at a whole block of the optimizer's 8-bit moments, and a smaller rank has its values at the
+    same places from there: a slot's values share blocks with each other alone, whatever its neighbours have.
     """
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], rank: int) -> None:

@@ -5,6 +5,7 @@ autograd's own, so adapters cost no casts, no accumulation kernels and no second
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ class Route:
     """Dropout probability of each token times 2^31: int32 (tokens, 1)."""
     scale: Tensor | None = None
     """1 / (1 - dropout probability) of each token: (tokens, 1)."""
+
+    @cached_property
+    def neighbours(self) -> slice | None:
+        """The slots that have tokens, where no empty one lies between them; else None.
+
+        Grouped kernels must see no empty group: some GPUs give garbage for its gradient (pytorch 172439).
+        """
+        slots = [slot for slot, _, _ in self.spans]
+        return slice(slots[0], slots[-1] + 1) if slots[-1] - slots[0] == len(slots) - 1 else None
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,8 @@ def per_slot(x: Tensor, matrices: Tensor, route: Route) -> Tensor:
     """Each token times its slot's matrix: (tokens, n) and (slots, n, m) -> (tokens, m)."""
     if len(route.spans) == 1:
         return x @ matrices[route.spans[0][0]]
-    if _grouped(x):
-        return F.grouped_mm(x, matrices, offs=route.ends)
+    if route.neighbours is not None and _has_grouped_kernel(x, matrices):
+        return F.grouped_mm(x, matrices[route.neighbours], offs=route.ends[route.neighbours])
     out = x.new_empty(x.shape[0], matrices.shape[2])
     for slot, start, end in route.spans:
         torch.mm(x[start:end], matrices[slot], out=out[start:end])
@@ -86,8 +96,8 @@ def per_slot(x: Tensor, matrices: Tensor, route: Route) -> Tensor:
 
 def add_outer(sums: Tensor, left: Tensor, right: Tensor, route: Route) -> None:
     """Add left^T right of each slot's tokens to `sums`: (tokens, m), (tokens, n) into (slots, m, n)."""
-    if len(route.spans) > 1 and _grouped(left):
-        sums.add_(F.grouped_mm(left.t(), right, offs=route.ends))
+    if len(route.spans) > 1 and route.neighbours is not None and _has_grouped_kernel(left, right):
+        sums[route.neighbours].add_(F.grouped_mm(left.t(), right, offs=route.ends[route.neighbours]))
         return
     for slot, start, end in route.spans:
         if left.dtype == sums.dtype:
@@ -96,9 +106,17 @@ def add_outer(sums: Tensor, left: Tensor, right: Tensor, route: Route) -> None:
             sums[slot].add_(left[start:end].t() @ right[start:end])
 
 
-def _grouped(x: Tensor) -> bool:
-    """Whether torch has a grouped matmul kernel for this (elsewhere it falls back to one that waits)."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) >= (9, 0)
+def _has_grouped_kernel(*tensors: Tensor) -> bool:
+    """Whether torch has a grouped matmul kernel for these (elsewhere it falls back to one that waits)."""
+    return all(
+        x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 and _is_hopper_or_later(x.device)
+        for x in tensors
+    )
+
+
+@cache
+def _is_hopper_or_later(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _drop(x: Tensor, site: Site, route: Route) -> Tensor:

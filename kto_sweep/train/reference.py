@@ -68,6 +68,8 @@ def reference_scores(
     Two processes that want the same entry compute it once. What was computed before an interruption is used.
     Raises TrialFailure when the base model gives values that are not finite.
     """
+    if not rows:
+        return np.zeros((0, 2))
     key = reference_key(base, rows)
     path = folder / f"{key}.safetensors"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Tiny models, random rows, and the same numbers computed naively: one row at a time, with PEFT and TRL's formula."""
+"""Tiny models, random rows, and the same numbers naively: one row at a time, with PEFT and TRL's formula."""
 
 import warnings
 from collections.abc import Sequence

@@ -162,7 +162,6 @@ def test_a_slot_that_goes_wrong_reaches_no_other_and_is_reported() -> None:
         each.join(0, trial())
         each.join(1, trial(seed=3, lora_r=8))
         each.step()
-    spec, tensors = troubled.adapters(1)
     broken = troubled.state(1)
     name = next(key for key in broken.tensors if key.startswith("weights/"))
     broken.tensors[name][0, 0] = float("nan")  # type: ignore[index]

@@ -9,6 +9,7 @@ from kto_sweep.train.score import score
 from kto_sweep.train.step import SlotBatch, StepSums, add_gradients, step_items
 from kto_sweep.train.support import packed_decoder
 
+WHOLE = Limit()
 KINDS = [
     "llama",
     "qwen2",
@@ -50,7 +51,7 @@ class Case:
         matched, mismatched = self.reference[rows].T.tolist()
         return SlotBatch(slot, self.rows[rows], matched, mismatched, **chosen)
 
-    def gradients(self, batches: list[SlotBatch], limit: Limit = Limit()) -> tuple[StepSums, torch.Tensor]:
+    def gradients(self, batches: list[SlotBatch], limit: Limit = WHOLE) -> tuple[StepSums, torch.Tensor]:
         self.adapters.clear_grads()
         sums = add_gradients(self.decoder, self.adapters, batches, limit)
         return sums, self.adapters.take_grads().clone()
