@@ -15,7 +15,7 @@ runs = [
     {{"id": run.id, "state": run.state, "config": run.config, "summary": dict(run.summary_metrics),
       "steps": [row["_step"] for row in run.scan_history(keys=["_step", "loss"])],
       "system": len(run.history(stream="system", pandas=False)),
-      "files": sorted(file.name for file in run.files())}}
+      "console": [line.content for line in run.console_logs()]}}
     for run in sweep.runs
 ]
 print(json.dumps({{"runs": runs, "best": sweep.best_run().id, "state": sweep.state}}))
@@ -81,7 +81,7 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(box, finished):
         assert run["steps"] == [1, 2, 3, 4]
         assert {"loss", "rewards/margins", "kl", "eval/common_loss", "trial/seconds"} <= set(run["summary"])
         assert run["system"] > 0
-        assert "output.log" in run["files"]
+        assert any("Margin" in line for line in run["console"])
     assert read["best"] == box.json("compare")["trials"][0]["run_id"]
 
 
@@ -158,22 +158,22 @@ def test_a_trial_that_cannot_run_is_reported_and_the_next_one_runs(box):
         """
 method: grid
 parameters:
-  model: {values: [no-such-folder/model, tiny]}
+  model: {values: [./no-such-folder, tiny]}
   dataset: {value: examples/support_replies.jsonl}
   max_steps: {value: 2}
   max_length: {value: 128}
 """
     )
-    said = box.run("agent", HF_HUB_OFFLINE="1")
+    said = box.run("agent")
     assert "FAILED (bad config)" in said
-    assert "no-such-folder/model" in said
+    assert "./no-such-folder" in said
     status = box.json("status")
     assert (status["finished"], status["failed"]) == (1, 1)
 
 
 def test_stock_wandb_tools_run_the_same_file(box):
     environment = box.wandb_environment()
-    text = (box.folder / "sweep.yaml").write_text(
+    (box.folder / "sweep.yaml").write_text(
         """
 program: agent.py
 method: grid
@@ -186,7 +186,6 @@ parameters:
   max_length: {value: 128}
 """
     )
-    assert text
     created = subprocess.run(
         ["wandb", "sweep", "--project", "stock", "sweep.yaml"],
         cwd=box.folder,
@@ -204,10 +203,9 @@ parameters:
     assert agent.returncode == 0, agent.stderr
     trials = box.json("compare", path)["trials"]
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
-    # Stock tools register what YAML reads: text. It trains as the number that it means.
-    assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", 0.01} or {
-        trial["config"]["learning_rate"] for trial in trials
-    } == {"3e-3", "1e-2"}
+    # Stock tools register what YAML reads, and it reads these as text. They train as the numbers they mean.
+    assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
+    assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}
 
 
 def wait_for_steps(box, sweep_id, steps=2, seconds=120):
