@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib.util
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ TINY = "tiny"
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base model in memory: all weights frozen, in evaluation mode."""
+    """A base model in memory: all weights frozen, in evaluation mode, without dropout of its own."""
 
     name: str
     """As the trial names it."""
@@ -72,6 +73,7 @@ def load_base(
 
     Raises UsageError (no such model, not a model, not allowed) and TrialFailure (the hub cannot be reached).
     """
+    _quieten()
     source = _find(name, home)
     if source.gguf_file is not None and quantization != "none":
         raise UsageError(
@@ -79,8 +81,6 @@ def load_base(
             hint="quantization: none, or the same model as a folder or hub id",
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    # Several bars a model, into logs that are no terminal.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source.name, trust_remote_code=trust_remote_code, **source.arguments
@@ -100,10 +100,20 @@ def load_base(
         raise _explained(name, error) from error
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone would not find it again
-    _ensure_pad_token(model, tokenizer)
+    _agree_on_special_tokens(model, tokenizer)
+    _without_dropout(model)
+    _keep_trainable(model)
     model.requires_grad_(False)
     model.train(False)
     return LoadedBase(name, model, tokenizer, dtype, quantization)
+
+
+def _quieten() -> None:
+    """Silence what says nothing to our users."""
+    # Several progress bars a model, into logs that are no terminal.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # A line for each 8-bit matrix product: that its inputs are rounded to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _find(name: str, home: Home) -> _Source:
@@ -153,13 +163,41 @@ def _placement(quantization: Quantization, device: torch.device, dtype: torch.dt
     return arguments
 
 
-def _ensure_pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Batches need a token to fill up with; it is masked everywhere, so any will do."""
+def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer's beginning, end and fill-up tokens in the model's configuration, as trainers want it.
+
+    Batches need a token to fill up with; it is masked everywhere, so any will do.
+    """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    if model.generation_config is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    configs: list[Any] = [model.config.get_text_config(), model.generation_config]
+    for config in configs:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            token, known = getattr(tokenizer, name), getattr(config, name, None)
+            if config is None or token is None or token == known:
+                continue
+            # Some models end a text in several ways: none of them is forgotten.
+            setattr(config, name, sorted({token, *known}) if isinstance(known, list) else token)
+
+
+def _keep_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from changing 4-bit weights on a CPU to a layout that has no gradient.
+
+    Its Linear4bit does so at the first forward in evaluation mode; training would then go wrong unnoticed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """No dropout in the base model, whose log-probs are compared with its own; adapters bring theirs."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _no_room(error: Exception) -> bool:

@@ -73,6 +73,22 @@ def test_quantised_on_a_cpu(saved: Path, tmp_path: Path, quantization: Quantizat
     assert torch.nn.functional.cosine_similarity(rough, exact, dim=-1).min() > 0.9
 
 
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_can_be_trained_after_an_evaluation(
+    saved: Path, tmp_path: Path, quantization: Quantization
+) -> None:
+    def gradient(base: LoadedBase) -> torch.Tensor:
+        with torch.no_grad():
+            base.model(input_ids=torch.tensor([[5, 6, 7]]))
+        embedded = base.model.get_input_embeddings()(torch.tensor([[5, 6, 7]])).requires_grad_()
+        base.model(inputs_embeds=embedded).logits[0, -1, 9].backward()
+        assert embedded.grad is not None
+        return embedded.grad.flatten()
+
+    rough, exact = gradient(load(saved, tmp_path, quantization)), gradient(load(saved, tmp_path))
+    assert torch.nn.functional.cosine_similarity(rough, exact, dim=0) > 0.9
+
+
 @pytest.mark.parametrize(
     ("name", "message", "hint"),
     [

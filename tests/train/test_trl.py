@@ -1,0 +1,359 @@
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.split import all_batches, partners, split_by_prompt
+from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.home import Home
+from kto_sweep.presets import Quantization
+from kto_sweep.train.evaluate import evaluate
+from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.pack import PairedRow, pair_rows
+from kto_sweep.train.result import TrainResult
+from kto_sweep.train.tiny import Recipe, make_tokenizer
+from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.trial import Trial
+
+STEP_METRICS = {
+    *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "kl_raw"),
+    *("logps/chosen", "logps/rejected", "grad_norm", "learning_rate", "epoch", "tokens_per_second"),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+class Notebook:
+    """A Report that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.planned = 0
+        self.logged: list[tuple[int, dict[str, float]]] = []
+
+    def plan(self, total_steps: int) -> None:
+        self.planned = total_steps
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.logged.append((step, dict(values)))
+
+    def note(self, text: str) -> None:
+        raise AssertionError(text)
+
+    @property
+    def steps(self) -> list[dict[str, float]]:
+        return [values for _, values in self.logged if "loss" in values]
+
+    @property
+    def evaluations(self) -> dict[int, dict[str, float]]:
+        return {step: values for step, values in self.logged if "eval/loss" in values}
+
+
+def make_base(**config: Any) -> LoadedBase:
+    tokenizer = make_tokenizer(Recipe(vocabulary=300, tokenizer_texts=20))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.2,
+            **{"hidden_size": 32, **config},
+        )
+    )
+    model.requires_grad_(False).train(False)
+    return LoadedBase("random", model, tokenizer, torch.float32, "none")
+
+
+@pytest.fixture(scope="module")
+def base() -> LoadedBase:
+    return make_base()
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    """29 rows to train on, the last batch of 4 has one; desirable completions are of small numbers."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for at in range(40):
+        label, group = at % 3 > 0, at // 2
+        prompt = [10 + group, *np.random.default_rng(group).integers(10, 290, group % 7).tolist()]
+        low, high = (10, 20) if label else (280, 290)
+        rows.append(TokenRow(prompt, rng.integers(low, high, rng.integers(2, 9)).tolist(), label, group))
+    _, held_out = split_by_prompt(rows, 0.2, seed=0)
+    train = [row for row in rows if row not in held_out][:29]
+    return TrainingData("rows.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ())
+
+
+def make_trial(**config: Any) -> Trial:
+    return Trial.from_config(
+        {
+            "model": "random",
+            "dataset": "rows.jsonl",
+            "batch_size": 4,
+            "max_length": 16,
+            "learning_rate": 0.01,
+            "warmup_ratio": 0.0,
+            "lora_r": 4,
+            **config,
+        }
+    )
+
+
+def train(
+    trial: Trial, base: LoadedBase, data: TrainingData, folder: Path, stop_after: int | None = None
+) -> tuple[TrainResult, Notebook]:
+    notebook = Notebook()
+
+    def should_stop() -> bool:
+        # Asked before the step in progress is logged.
+        return stop_after is not None and len(notebook.steps) + 1 >= stop_after
+
+    result = train_trl(
+        trial, base, data, folder / "out", notebook, should_stop, reference_dir=folder / "reference"
+    )
+    return result, notebook
+
+
+def parameter_names(base: LoadedBase) -> set[str]:
+    return {name for name, _ in base.model.named_parameters()}
+
+
+def log_prob(model: Any, prompt: Any, completion: Any) -> float:
+    """log pi(completion | prompt), nats, one row alone."""
+    ids = torch.tensor([[*prompt, *completion]])
+    with torch.no_grad():
+        log_probs = model(input_ids=ids).logits[0].log_softmax(-1)
+    return float(log_probs[range(len(prompt) - 1, ids.shape[1] - 1), ids[0, len(prompt) :]].sum())
+
+
+def ratios(policy: Any, reference: Any, rows: list[PairedRow], which: str) -> list[float]:
+    pairs = [(row.prompt.tolist(), getattr(row, which).tolist()) for row in rows]
+    return [log_prob(policy, *pair) - log_prob(reference, *pair) for pair in pairs]
+
+
+@pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")  # PEFT's, in from_pretrained
+def test_a_trial_from_start_to_adapter(
+    base: LoadedBase, data: TrainingData, tmp_path: Path, capfd: Any
+) -> None:
+    trial = make_trial(max_steps=20, eval_steps=8, beta=0.3, rho=1.2)
+    result, notebook = train(trial, base, data, tmp_path)
+    assert (result.steps, result.stopped, notebook.planned) == (20, False, 20)
+    assert (
+        result.summary["trial/examples"] == 2 * 29 + 6 * 4 - 2 * 0 - 8
+    )  # 8 steps an epoch, the last of 1 row
+    assert [step for step, values in notebook.logged if "loss" in values] == list(range(1, 21))
+    assert list(notebook.evaluations) == [8, 16, 20]
+    for values in notebook.steps:
+        assert set(values) <= STEP_METRICS
+        assert all(math.isfinite(value) for value in values.values())
+    assert any(set(values) == STEP_METRICS for values in notebook.steps)
+    assert notebook.steps[7]["epoch"] == 1.0
+    # It learns, and the adapter that it saved is the one that was evaluated last.
+    last = notebook.evaluations[20]
+    assert last["eval/common_loss"] < 0.5
+    assert last["eval/auc"] > 0.6
+    policy = PeftModel.from_pretrained(make_base().model, tmp_path / "out" / "adapter")
+    rows = pair_rows(data.eval, data.eval_partners, trial.max_length)
+    expected = evaluate(
+        ratios(policy, base.model, rows, "completion"),
+        ratios(policy, base.model, rows, "mismatched"),
+        [row.desirable for row in rows],
+        beta=0.3,
+        weights=trial.weights(*data.counts),
+        loss_type="kto",
+    )
+    assert last == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert {name: result.summary[name] for name in last} == last
+    said = capfd.readouterr()
+    assert said.out == said.err == ""
+
+
+def test_first_step_is_the_reference(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    trial = make_trial(max_steps=1, batch_size=29, desirable_weight=2.0)
+    first = train(trial, base, data, tmp_path)[1].steps[0]
+    desirable, undesirable = data.counts
+    assert first["loss"] == pytest.approx(0.5 * (2 * desirable + undesirable) / 29, abs=1e-5)
+    assert first["kl_raw"] == pytest.approx(0, abs=1e-4)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert first["learning_rate"] == trial.learning_rate
+
+
+def test_loss_is_the_formula_of_the_logged_rewards(
+    base: LoadedBase, data: TrainingData, tmp_path: Path
+) -> None:
+    trial = make_trial(batch_size=2, max_steps=25, undesirable_weight=1.7, beta=0.2)
+    _, notebook = train(trial, base, data, tmp_path)
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    mixed = [values for values in notebook.steps if "rewards/margins" in values]
+    assert any(values["kl"] > 0 for values in mixed)
+    for values in mixed:
+        assert values["kl"] == max(values["kl_raw"], 0)
+        z = 0.2 * values["kl"]
+        good = 1 - sigmoid(values["rewards/chosen"] - z)
+        bad = 1 - sigmoid(z - values["rewards/rejected"])
+        assert values["loss"] == pytest.approx((good + 1.7 * bad) / 2, rel=1e-5)
+
+
+def test_each_epoch_has_its_own_order_and_each_row_its_turn(
+    base: LoadedBase, data: TrainingData, tmp_path: Path
+) -> None:
+    trial = make_trial(epochs=2, learning_rate=1e-12, seed=7)
+    _, notebook = train(trial, base, data, tmp_path)
+    steps = list(all_batches(29, 4, 16, seed=7))
+    assert len(notebook.steps) == len(steps)
+    for values, (_, batch) in zip(notebook.steps, steps, strict=True):
+        for side, label in (("chosen", True), ("rejected", False)):
+            rows = [data.train[at] for at in batch if data.train[at].label == label]
+            assert (f"logps/{side}" in values) == bool(rows)
+            if rows:
+                expected = np.mean([log_prob(base.model, row.prompt, row.completion) for row in rows])
+                assert values[f"logps/{side}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_base_is_given_back_and_trials_do_not_touch_each_other(data: TrainingData, tmp_path: Path) -> None:
+    base = make_base()
+    ids = torch.tensor([[10, 20, 30]])
+    before = base.model(input_ids=ids).logits
+    first = train(make_trial(max_steps=5), base, data, tmp_path / "1")[1]
+    train(make_trial(max_steps=3, lora_r=8, seed=1, learning_rate=0.5), base, data, tmp_path / "2")
+    assert torch.equal(base.model(input_ids=ids).logits, before)
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert {name for name, _ in base.model.named_parameters()} == dict(
+        make_base().model.named_parameters()
+    ).keys()
+    again = train(make_trial(max_steps=5), base, data, tmp_path / "3")[1]
+    for one, other in zip(first.steps, again.steps, strict=True):
+        one.pop("tokens_per_second"), other.pop("tokens_per_second")
+        assert one == other
+    assert first.evaluations == again.evaluations
+
+
+def test_base_is_given_back_after_a_failure(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    class Full(Notebook):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        train_trl(make_trial(), base, data, tmp_path, Full(), lambda: False, reference_dir=tmp_path)
+    assert {name for name, _ in base.model.named_parameters()} == dict(
+        make_base().model.named_parameters()
+    ).keys()
+
+
+def test_reference_is_computed_once(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    train(make_trial(max_steps=1), base, data, tmp_path)
+    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "reference").iterdir()}
+    assert len(entries) == 2  # training and held-out rows
+    other = make_trial(
+        max_steps=2, learning_rate=0.1, batch_size=7, seed=3, lora_r=2, beta=1, loss_type="apo_zero_unpaired"
+    )
+    train(other, base, data, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "reference").iterdir()} == entries
+
+
+def test_batch_of_one_is_refused_for_kto_only(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    with pytest.raises(TrialFailure, match="batch_size 1") as raised:
+        train(make_trial(batch_size=1), base, data, tmp_path)
+    assert raised.value.cause is FailureCause.BAD_CONFIG
+    _, notebook = train(
+        make_trial(batch_size=1, max_steps=3, loss_type="apo_zero_unpaired"), base, data, tmp_path
+    )
+    assert all({"kl", "kl_raw"}.isdisjoint(values) for values in notebook.steps)
+    assert notebook.evaluations[3]["eval/kl_raw"] != 0  # eval/common_loss needs it whatever the loss
+
+
+def test_stops_after_the_step_in_which_it_is_told(
+    base: LoadedBase, data: TrainingData, tmp_path: Path
+) -> None:
+    result, notebook = train(make_trial(max_steps=9, eval_steps=3), base, data, tmp_path, stop_after=3)
+    assert (result.steps, result.stopped) == (3, True)
+    assert len(notebook.steps) == 3
+    assert not notebook.evaluations
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_lora_dropout_does_what_it_says(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    plain = train(make_trial(max_steps=4), base, data, tmp_path)[1]
+    dropped = train(make_trial(max_steps=4, lora_dropout=0.5), base, data, tmp_path)[1]
+    assert dropped.steps[0]["loss"] == pytest.approx(plain.steps[0]["loss"])  # adapters begin at 0
+    assert abs(dropped.steps[1]["loss"] - plain.steps[1]["loss"]) > 1e-3
+    still = train(make_trial(max_steps=1, lora_dropout=0.5, learning_rate=1e-12), base, data, tmp_path)[1]
+    assert still.evaluations[1]["eval/margins"] == pytest.approx(0, abs=1e-5)
+
+
+def test_full_finetuning(data: TrainingData, tmp_path: Path) -> None:
+    trial = make_trial(max_steps=10, full_finetune=True, learning_rate=0.003)
+    _, notebook = train(trial, make_base(), data, tmp_path)
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    last = notebook.evaluations[10]
+    assert last["eval/common_loss"] < 0.5
+    AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    rows = pair_rows(data.eval, data.eval_partners, 16)
+    drift = np.mean(ratios(trained, make_base().model, rows, "mismatched"))
+    assert last["eval/kl_raw"] == pytest.approx(drift, rel=1e-3)
+
+
+def saved_and_loaded(base: LoadedBase, folder: Path, quantization: Quantization = "none") -> LoadedBase:
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return load_base(str(folder), quantization=quantization, device=torch.device("cpu"), home=Home(folder))
+
+
+def test_dropout_of_the_base_model_takes_no_part(data: TrainingData, tmp_path: Path) -> None:
+    base = saved_and_loaded(make_base(attention_dropout=0.5), tmp_path / "saved")
+    first = train(make_trial(max_steps=1), base, data, tmp_path)[1].steps[0]
+    assert first["loss"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_base(data: TrainingData, tmp_path: Path, quantization: Quantization) -> None:
+    base = saved_and_loaded(make_base(hidden_size=64), tmp_path / "saved", quantization)
+    _, notebook = train(make_trial(max_steps=8), base, data, tmp_path)
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=0.01)
+    assert notebook.evaluations[8]["eval/common_loss"] < 0.49
+
+
+def test_8bit_adamw(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    _, notebook = train(make_trial(max_steps=5, optimizer="adamw_8bit"), base, data, tmp_path)
+    assert abs(notebook.steps[4]["loss"] - 0.5) > 1e-3
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+def test_learning_rate_is_the_schedules(
+    base: LoadedBase, data: TrainingData, tmp_path: Path, scheduler: str
+) -> None:
+    from kto_sweep.train.schedule import lr_factor
+
+    trial = make_trial(max_steps=6, warmup_ratio=0.3, lr_scheduler=scheduler)
+    _, notebook = train(trial, base, data, tmp_path)
+    expected = [trial.learning_rate * lr_factor(scheduler, step, 2, 6) for step in range(6)]
+    assert [values["learning_rate"] for values in notebook.steps] == pytest.approx(expected)
+
+
+def test_loss_that_is_no_number_ends_the_trial(data: TrainingData, tmp_path: Path) -> None:
+    trial = make_trial(max_steps=5)
+    object.__setattr__(trial, "learning_rate", 1e30)  # more than a sweep file may ask for
+    with pytest.raises(TrialFailure, match="the loss is nan at step") as raised:
+        train(trial, make_base(), data, tmp_path)
+    assert raised.value.cause is FailureCause.DIVERGED
