@@ -37,10 +37,10 @@ class ServerAddress:
 
 def running_server(home: Home) -> ServerAddress | None:
     """The server of this home, if one answers."""
-    if lock.holder(home) is None:
-        return None
+    pid = lock.holder(home)
     address = read_address(home)
-    if address is None:
+    # The address of another process is an old one: the new server is still on its way up.
+    if pid is None or address is None or address.pid != pid:
         return None
     try:
         key = read_key(home)

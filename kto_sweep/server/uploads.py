@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import mimetypes
 import os
+import re
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from kto_sweep.server import run_writes
 from kto_sweep.server.backend import Backend
@@ -47,7 +47,9 @@ def announce(
 
 def url(backend: Backend, base_url: str, file: File) -> str:
     """Where the file is uploaded to and downloaded from; the token in it stands for the key."""
-    return f"{base_url}/storage/{file.id}/{_token(backend, file.id)}/{quote(file.name)}"
+    # The name is for people; clients would fold dots and slashes in it, and the number says it all.
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", file.name).strip("._") or "file"
+    return f"{base_url}/storage/{file.id}/{_token(backend, file.id)}/{readable}"
 
 
 def _token(backend: Backend, file_id: int) -> str:

@@ -150,11 +150,21 @@ def migrate(path: Path) -> None:
         if 0 < version < len(STEPS):
             _copy(connection, path.with_name(f"{path.name}.version-{version}"))
         for number in range(version, len(STEPS)):
-            connection.executescript(
-                f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};COMMIT;"
-            )
+            _take_step(connection, path, number)
     finally:
         connection.close()
+
+
+def _take_step(connection: sqlite3.Connection, path: Path, number: int) -> None:
+    """Schema `number` becomes schema `number` + 1, wholly or not at all."""
+    script = f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};COMMIT;"
+    try:
+        connection.executescript(script)
+    except sqlite3.Error as problem:
+        raise ServerError(
+            f"{path} cannot be brought from schema {number} to {number + 1}: {problem}",
+            hint="it was left as it is; free some disk space if that is the trouble, and start again",
+        ) from problem
 
 
 def _check_health(connection: sqlite3.Connection, path: Path) -> None:

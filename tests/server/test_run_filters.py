@@ -1,0 +1,166 @@
+"""Run filters and orders, as SQL over real runs."""
+
+import json
+from typing import Any
+
+import pytest
+from server_bench import Bench
+
+from kto_sweep.server.store.filters import FilterError, compile_filter, compile_order
+
+COUNT = "query($f: JSONString) { project { runCount(filters: $f) } }"
+NAMES = """query($f: JSONString, $o: String, $first: Int, $after: String) { project {
+    runs(filters: $f, order: $o, first: $first, after: $after) {
+        edges { cursor node { name } } pageInfo { endCursor hasNextPage } } } }"""
+
+
+@pytest.fixture
+def runs(bench: Bench) -> Bench:
+    """Five runs r0 .. r4 that differ in everything."""
+    for number in range(5):
+        name = f"r{number}"
+        config = {
+            "lr": number,
+            "o": {"n": number * 10, "s": "x"},
+            "a.b": number,
+            'quo"te': number,
+            "flag": number > 2,
+        }
+        summary = {
+            "loss": 5 - number,
+            "eval/auc": number / 10,
+            "deep": {"er": number},
+            "text": "t",
+            "list": [1],
+        }
+        if number == 4:
+            summary = {"loss": "nothing"}
+        wrapped = json.dumps({key: {"value": value} for key, value in config.items()})
+        bench.start_run(
+            name,
+            config=wrapped,
+            summaryMetrics=json.dumps(summary),
+            tags=["even" if number % 2 == 0 else "odd", f"t{number}"],
+            groupName="g" if number < 2 else None,
+        )
+        bench.clock.time += 60
+    bench.stream("r0", complete=True)
+    return bench
+
+
+def names(bench: Bench, filters: Any = None, order: str | None = None) -> str:
+    text = None if filters is None else json.dumps(filters)
+    edges = bench.ask(NAMES, f=text, o=order)["project"]["runs"]["edges"]
+    return "".join(edge["node"]["name"][1:] for edge in edges)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, "01234"),
+        ({"state": "finished"}, "0"),
+        ({"state": {"$ne": "finished"}}, "1234"),
+        ({"name": {"$in": ["r1", "r3", "nosuch"]}}, "13"),
+        ({"name": {"$nin": ["r1", "r3"]}}, "024"),
+        ({"config.lr": 2}, "2"),
+        ({"config.lr.value": {"$gte": 3}}, "34"),
+        ({"config.o.n": {"$lt": 20}}, "01"),
+        ({"config.o.value.n": 30}, "3"),
+        ({"config.a.b": 4}, "4"),
+        ({"config.flag": True}, "34"),
+        ({"config.nosuch": {"$exists": False}}, "01234"),
+        ({"config.nosuch": None}, "01234"),
+        ({"summary_metrics.loss": {"$lte": 3, "$gt": 2}}, "2"),
+        ({"summary_metrics.eval/auc": {"$gt": 0.15}}, "23"),
+        ({"summary_metrics.deep.er": 1}, "1"),
+        ({"summary_metrics.text": "t"}, "0123"),
+        ({"$or": [{"config.lr": 0}, {"config.lr": 4}]}, "04"),
+        ({"$and": [{"config.lr": {"$gt": 0}}, {"$not": {"config.lr": 2}}]}, "134"),
+        ({"$nor": [{"config.lr": 0}, {"config.lr": 4}]}, "123"),
+        ({"config.lr": {"$not": {"$gt": 1}}}, "01"),
+        ({"tags": "odd"}, "13"),
+        ({"tags": {"$in": ["t0", "t1"]}}, "01"),
+        ({"tags": {"$all": ["even", "t2"]}}, "2"),
+        ({"tags": {"$nin": ["even"]}}, "13"),
+        ({"group": "g"}, "01"),
+        ({"group": None}, "234"),
+        ({"name": {"$regex": "^r[12]$"}}, "12"),
+        ({"created_at": {"$gt": "2023-11-14T22:14:30Z"}}, "234"),
+        ({"created_at": {"$lt": "2023-11-14T22:14:30+00:00"}}, "01"),
+        ({"$or": []}, ""),
+        ({"$and": []}, "01234"),
+        ({'config.quo"te': 1}, ""),
+        ({"name": "'; DROP TABLE run; --"}, ""),
+        ({"config.lr') OR 1=1 --": 1}, ""),
+    ],
+)
+def test_filter(runs: Bench, filters: dict[str, Any], expected: str) -> None:
+    assert names(runs, filters) == expected
+    assert runs.ask(COUNT, f=json.dumps(filters))["project"]["runCount"] == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (None, "01234"),
+        ("+created_at", "01234"),
+        ("-created_at", "43210"),
+        ("+summary_metrics.loss", "32104"),
+        ("-summary_metrics.loss", "01234"),
+        ("summary_metrics.loss", "32104"),
+        ("-config.lr.value", "43210"),
+        ("+config.o.n", "01234"),
+        ("-summary_metrics.deep.er", "32104"),
+        ("+summary_metrics.nosuch", "01234"),
+        ("-heartbeat_at", "04321"),
+        ("+state", "01234"),
+    ],
+)
+def test_order_puts_runs_without_a_number_last(runs: Bench, order: str | None, expected: str) -> None:
+    assert names(runs, order=order) == expected
+
+
+def test_pages_join_up(runs: Bench) -> None:
+    found, after = "", None
+    while True:
+        page = runs.ask(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
+        found += "".join(edge["node"]["name"][1:] for edge in page["edges"])
+        after = page["pageInfo"]["endCursor"]
+        if not page["pageInfo"]["hasNextPage"]:
+            break
+    assert found == "43210"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        "[1]",
+        '{"$or": 1}',
+        '{"a": 1}',
+        '{"state": {"$where": "1"}}',
+        '{"name": {"$in": "r1"}}',
+        '{"name": {"$regex": "("}}',
+        '{"name": {"$regex": "(a+)+$"}}',
+        '{"created_at": {"$gt": "yesterday"}}',
+        '{"config.lr": {"$in": [NaN]}}',
+        '{"$and": ' * 20 + "1" + "}" * 20,
+        json.dumps({"$or": [{"name": "x"}] * 1000}),
+    ],
+)
+def test_filter_that_cannot_be_read_is_an_error_with_a_reason(bench: Bench, text: str) -> None:
+    with pytest.raises(FilterError):
+        compile_filter(text)
+    bench.start_run("r")
+    status, body = bench.answer(COUNT, f=text)
+    assert status == 200
+    assert body["errors"][0]["message"]
+
+
+def test_order_by_an_unknown_key_is_an_error() -> None:
+    with pytest.raises(FilterError, match="nosuch"):
+        compile_order("+nosuch")
+
+
+def test_cursor_that_is_none_is_an_error(runs: Bench) -> None:
+    assert "cursor" in runs.answer(NAMES, after="x")[1]["errors"][0]["message"]

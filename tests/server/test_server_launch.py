@@ -1,0 +1,148 @@
+"""Exactly one server per home: found, started, stopped, killed, replaced."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kto_sweep.errors import ServerError
+from kto_sweep.home import Home
+from kto_sweep.server import launch, lock
+from kto_sweep.server.address import read_address
+from kto_sweep.server.launch import ensure_server, running_server, stop_server
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path / "home")
+    yield home
+    stop_server(home)
+
+
+def test_many_that_want_a_server_at_once_get_the_same_one(home: Home) -> None:
+    code = """
+import pathlib, sys
+from kto_sweep.home import Home
+from kto_sweep.server.launch import ensure_server
+print(ensure_server(Home(pathlib.Path(sys.argv[1]))).url)
+"""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(home.root)], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    urls = {process.communicate()[0].strip() for process in processes}
+    assert len(urls) == 1
+    found = running_server(home)
+    assert found is not None
+    assert urls == {found.url}
+
+
+def test_stopped_server_is_gone_and_the_next_one_takes_its_port_and_key(home: Home) -> None:
+    first = ensure_server(home)
+    assert running_server(home) == first
+    assert stop_server(home)
+    assert running_server(home) is None
+    assert not stop_server(home)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{first.url}/ready")
+    assert ensure_server(home) == first
+
+
+def test_killed_server_leaves_an_address_that_fools_nobody(home: Home) -> None:
+    first = ensure_server(home)
+    pid = lock.holder(home)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert read_address(home) is not None
+    assert running_server(home) is None
+    assert ensure_server(home) == first
+
+
+def test_port_taken_meanwhile_is_left_to_its_owner(home: Home) -> None:
+    first = ensure_server(home)
+    stop_server(home)
+    port = int(first.url.rsplit(":", 1)[1])
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        second = ensure_server(home)
+        assert second.url != first.url
+        assert second.key == first.key
+
+
+def test_two_homes_have_two_servers(home: Home, tmp_path: Path) -> None:
+    other = Home(tmp_path / "other")
+    try:
+        one, two = ensure_server(home), ensure_server(other)
+        assert one.url != two.url
+        assert one.key != two.key
+    finally:
+        stop_server(other)
+
+
+def foreground(home: Home, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root), *args],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def test_second_server_in_the_foreground_says_who_is_there(home: Home) -> None:
+    first = ensure_server(home)
+    done = foreground(home)
+    assert done.returncode == 1
+    assert f"runs already at {first.url}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_taken_port_is_one_clear_message(home: Home) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = foreground(home, "--port", str(port))
+    assert done.returncode == 1
+    assert f"port {port} is taken" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_server_that_cannot_start_says_why(home: Home) -> None:
+    home.server.mkdir(parents=True)
+    (home.server / "runs.sqlite3").write_text("this is no database" * 1000)
+    with pytest.raises(ServerError, match="is damaged") as caught:
+        ensure_server(home)
+    assert str(launch.log_path(home)) in caught.value.hint
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_server_cleanly(home: Home, number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root), "--port", "0"]
+    )
+    while running_server(home) is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=15) == 0
+    assert [path.name for path in home.server.glob("runs.sqlite3*")] == ["runs.sqlite3"]
+
+
+def test_import_is_light() -> None:
+    code = """
+import sys, kto_sweep.server.launch
+print([name for name in ("starlette", "graphql", "yaml", "torch", "wandb") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
