@@ -26,6 +26,7 @@ from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.fingerprint import fingerprint_model
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import PairedRow, pair_rows
+from kto_sweep.train.packed import gpu_memory
 from kto_sweep.train.reference import Base, Scores, reference_scores
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.schedule import warmup_steps
@@ -79,7 +80,8 @@ def train_trl(
         training.prepare(trainer, _identity(base, trainer, fingerprint), reference_dir)
         trainer.train()
         _save(trainer, base, out_dir)
-    return TrainResult(training.summary(time.perf_counter() - began), training.step, trainer.stopped)
+    summary = training.summary(time.perf_counter() - began)
+    return TrainResult(summary, training.step, trainer.stopped and training.step < steps)
 
 
 class _Training:
@@ -111,7 +113,7 @@ class _Training:
         self.step = step
         self.examples += len(next(self._batches)[1])
         values["epoch"] = self.examples / len(self.rows)
-        self._log(values | _memory(self._trainer.args.device))
+        self._log(values | gpu_memory(self._trainer.args.device))
         if not math.isfinite(values["loss"]):
             raise TrialFailure(
                 FailureCause.DIVERGED,
@@ -119,7 +121,7 @@ class _Training:
                 hint="try a smaller learning_rate, or a smaller beta",
             )
         due = step == self._steps or step % self.trial.eval_every(self._steps) == 0
-        if self._held_out and due and not self._trainer.stopped:
+        if self._held_out and due:
             self._log(self._evaluate())
 
     def _evaluate(self) -> dict[str, float]:
@@ -235,17 +237,6 @@ def _unload(model: PreTrainedModel) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     vars(model).pop("peft_config", None)
-
-
-def _memory(device: torch.device) -> dict[str, float]:
-    """GPU memory in GiB; nothing on a CPU."""
-    if device.type != "cuda":
-        return {}
-    return {
-        "gpu/memory_allocated_gb": torch.cuda.memory_allocated(device) / 2**30,
-        "gpu/memory_peak_gb": torch.cuda.max_memory_allocated(device) / 2**30,
-        "gpu/memory_reserved_gb": torch.cuda.memory_reserved(device) / 2**30,
-    }
 
 
 def _save(trainer: OurKTOTrainer, base: LoadedBase, out_dir: Path) -> None:

@@ -285,10 +285,12 @@ def test_batch_of_one_is_refused_for_kto_only(base: LoadedBase, data: TrainingDa
 def test_stops_after_the_step_in_which_it_is_told(
     base: LoadedBase, data: TrainingData, tmp_path: Path
 ) -> None:
-    result, notebook = train(make_trial(max_steps=9, eval_steps=3), base, data, tmp_path, stop_after=3)
+    result, notebook = train(make_trial(max_steps=9, eval_steps=2), base, data, tmp_path, stop_after=3)
     assert (result.steps, result.stopped) == (3, True)
     assert len(notebook.steps) == 3
-    assert not notebook.evaluations
+    assert list(notebook.evaluations) == [2]
+    result, _ = train(make_trial(max_steps=3), base, data, tmp_path, stop_after=3)
+    assert not result.stopped  # it was done anyhow
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
@@ -329,9 +331,9 @@ def test_dropout_of_the_base_model_takes_no_part(data: TrainingData, tmp_path: P
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
 def test_quantised_base(data: TrainingData, tmp_path: Path, quantization: Quantization) -> None:
     base = saved_and_loaded(make_base(hidden_size=64), tmp_path / "saved", quantization)
-    _, notebook = train(make_trial(max_steps=8), base, data, tmp_path)
+    _, notebook = train(make_trial(max_steps=16), base, data, tmp_path)
     assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=0.01)
-    assert notebook.evaluations[8]["eval/common_loss"] < 0.49
+    assert notebook.steps[12]["loss"] < 0.3
 
 
 def test_8bit_adamw(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
