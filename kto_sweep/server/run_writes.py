@@ -89,7 +89,9 @@ def _is_start(wanted: Input) -> bool:
 
 def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -> None:
     """The run is running; `overwrite` (a start without resume) lets it replace what was logged."""
-    runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=False)
+    # A stop asked for before the run's first process came up is still to be obeyed by it.
+    stop = run.stop_requested and run.host is None
+    runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=stop)
     if overwrite and run.state is not RunState.PENDING:
         runs.update(connection, run.id, summary="{}")
         restart.begin(connection, run)

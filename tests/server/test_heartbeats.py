@@ -204,6 +204,26 @@ def test_canceled_sweep_stops_its_runs_then_sends_its_agents_away(bench: Bench) 
     assert bench.beat(one) == bench.beat(two) == [{"type": "exit"}]
 
 
+def test_run_whose_process_comes_up_after_the_cancel_is_stopped_too(bench: Bench) -> None:
+    sweep = bench.sweep(GRID)
+    agent = bench.agent(sweep)
+    name = bench.beat(agent)[0]["run_id"]
+    set_state(bench, sweep, "CANCELED")
+    bench.start_run(name)
+    assert bench.stream(name)["stopped"] is True
+    assert bench.beat(agent, name) == [{"type": "stop", "run_id": name}]
+    bench.stream(name, complete=True, exitcode=143)
+    assert bench.run(name)["state"] == "killed"
+
+
+def test_killed_run_that_is_started_again_by_hand_is_not_stopped_again(bench: Bench) -> None:
+    opaque = bench.start_run("r")["bucket"]["id"]
+    bench.mutate("stopRun", "StopRunInput", "success", id=opaque)
+    bench.stream("r", complete=True, exitcode=1)
+    bench.start_run("r", id=opaque)
+    assert bench.stream("r")["stopped"] is False
+
+
 def test_stopped_sweep_lets_runs_end(bench: Bench) -> None:
     sweep = bench.sweep(GRID)
     agent = bench.agent(sweep)
