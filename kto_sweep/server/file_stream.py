@@ -131,7 +131,7 @@ def _tell_sweep(connection: sqlite3.Connection, run: Run, message: Message) -> N
     if any(chunk.name == _SUMMARY for chunk in message.chunks):
         changed = runs.get(connection, run.id)
         assert changed is not None
-        objective.check_target(connection, changed)
+        objective.summary_changed(connection, changed)
 
 
 def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:

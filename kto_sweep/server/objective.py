@@ -83,13 +83,14 @@ def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRu
             runs.update(connection, run.id, stop_requested=True)
 
 
-def check_target(connection: sqlite3.Connection, run: Run) -> None:
-    """Finish the sweep when the run's summary has reached its target."""
+def summary_changed(connection: sqlite3.Connection, run: Run) -> None:
+    """Note what the run's summary says of its sweep's metric; finish the sweep when that is its target."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     metric = read_rules(sweep.config).metric if sweep else None
-    if sweep is None or metric is None or metric.target is None:
+    if sweep is None or metric is None:
         return
     value = finite_number(lines.as_row(run.summary) or {}, metric.name)
+    runs.update(connection, run.id, objective=metric.name, objective_value=value)
     if value is not None and metric.reached(value):
         _target_reached(connection, sweep.id)
 
@@ -114,7 +115,7 @@ def forget(connection: sqlite3.Connection, run_id: int) -> None:
 
 
 def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """Take the metric out of all histories of the sweep anew: its configuration has changed."""
+    """Take the metric out of everything that the sweep's runs have logged: its configuration has changed."""
     sweep = sweeps.get(connection, sweep_id)
     metric = read_rules(sweep.config).metric if sweep else None
     for run in runs.of_sweep(connection, sweep_id):
@@ -125,3 +126,4 @@ def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
             if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
         ]
         metrics.replace_from(connection, run.id, 0, values)
+        summary_changed(connection, run)

@@ -54,7 +54,7 @@ def upsert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> t
     runs.update(connection, run.id, **values)
     changed = _again(connection, run.id)
     if changed.sweep_id is not None and "summary" in values:
-        objective.check_target(connection, changed)
+        objective.summary_changed(connection, changed)
     if changed.sweep_id is not None and changed.state in ENDED:
         objective.settle(connection, changed.sweep_id)
     return changed, created

@@ -53,5 +53,6 @@ def _next_cell(
     if found is None:
         return None
     number, config, key = found
-    after = grid.next_cell(space, tried | {key}, number + 1)
+    tried.add(key)
+    after = grid.next_cell(space, tried, number + 1)
     return Suggestion(config, key, number + 1, is_last or after is None)

@@ -109,6 +109,13 @@ run.update()
 again = wandb.Api().run(f"acme/many/{run.id}")
 told["updated"] = [again.state, again.tags, again.notes, again.name]
 told["added"] = [again.config["extra"], again.summary["score"]]
+open("late.txt", "w").write("late")
+again.upload_file("late.txt")
+told["late"] = again.file("late.txt").size
+again.file("late.txt").delete()
+told["after"] = [file.name for file in again.files() if file.name == "late.txt"]
+again.update_state("failed")
+told["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
 again.delete()
 told["left"] = len(wandb.Api().runs("acme/many"))
 told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
@@ -127,6 +134,7 @@ tell(told)
     assert told["length"] == 4
     assert told["updated"] == ["finished", ["new"], "changed", "renamed"]
     assert told["added"] == [5, 7]
+    assert (told["late"], told["after"], told["state_by_hand"]) == (4, [], "failed")
     assert told["left"] == 3
     assert "many" in told["projects"]
 

@@ -65,6 +65,8 @@ CREATE TABLE run (
     metric_low REAL,
     metric_high REAL,
     metric_last REAL,
+    objective TEXT,
+    objective_value REAL,
     display_name TEXT NOT NULL,
     description TEXT,
     notes TEXT,
@@ -85,7 +87,10 @@ CREATE TABLE run (
     strict_summary TEXT,
     UNIQUE (project_id, name)
 );
-CREATE INDEX run_of_sweep ON run (sweep_id, state);
+CREATE INDEX run_of_project ON run (project_id);
+CREATE INDEX run_of_sweep ON run (sweep_id);
+CREATE INDEX run_of_sweep_in_state ON run (sweep_id, state);
+CREATE INDEX run_chosen_by_search ON run (sweep_id) WHERE suggested IS NOT NULL;
 CREATE INDEX run_cell ON run (sweep_id, cell_key);
 CREATE INDEX run_in_state ON run (state);
 -- One row per line that a client sent; (run, stream, number) makes a repeated request harmless.

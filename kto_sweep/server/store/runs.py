@@ -39,6 +39,9 @@ class Run:
     metric_low: float | None
     metric_high: float | None
     metric_last: float | None
+    objective: str | None
+    """Name of the sweep's metric, where `objective_value` holds what the summary says of it."""
+    objective_value: float | None
     display_name: str
     description: str | None
     notes: str | None
@@ -109,22 +112,19 @@ def page(
     connection: sqlite3.Connection, where: Where, order: Order | None, first: int, offset: int = 0
 ) -> list[Run]:
     """Up to `first` matching runs from `offset` on; runs without a value for the order come last."""
-    ordering = f"{order.sql} IS NULL, {order.sql} {order.direction}, " if order else ""
-    parameters = [*where.parameters]
-    if order:
-        parameters += [*order.parameters, *order.parameters]
-    tie = "DESC" if order and order.direction == "DESC" else "ASC"
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM run LEFT JOIN sweep ON sweep.id = run.sweep_id"
-        f" WHERE {where.sql} ORDER BY {ordering} run.id {tie} LIMIT ? OFFSET ?",
-        (*parameters, first, offset),
-    )
-    return [_record(row) for row in rows]
+    direction = order.direction if order else "ASC"
+    ordering = f"{order.sql} {direction} NULLS LAST, " if order and order.sql != "run.id" else ""
+    # Ids first: sorting whole rows would drag their long texts through the sorter.
+    ids = connection.execute(
+        f"SELECT run.id FROM run WHERE {where.sql} ORDER BY {ordering}run.id {direction} LIMIT ? OFFSET ?",
+        (*where.parameters, *(order.parameters if order else ()), first, offset),
+    ).fetchall()
+    return [run for row in ids if (run := get(connection, row[0])) is not None]
 
 
 def count(connection: sqlite3.Connection, where: Where) -> int:
     """How many runs match."""
-    query = f"SELECT COUNT(*) FROM run LEFT JOIN sweep ON sweep.id = run.sweep_id WHERE {where.sql}"
+    query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
     return int(connection.execute(query, where.parameters).fetchone()[0])
 
 
@@ -182,6 +182,8 @@ def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("config", "summary"):
         if name in columns:
             columns[f"strict_{name}"] = strict_twin(columns[name])
+    if "summary" in columns:
+        columns.setdefault("objective", None)  # until somebody has read the new summary
     return columns
 
 
