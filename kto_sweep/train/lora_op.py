@@ -109,14 +109,15 @@ def add_outer(sums: Tensor, left: Tensor, right: Tensor, route: Route) -> None:
 def _has_grouped_kernel(*tensors: Tensor) -> bool:
     """Whether torch has a grouped matmul kernel for these (elsewhere it falls back to one that waits)."""
     return all(
-        x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 and _is_hopper_or_later(x.device)
+        x.is_cuda and x.dtype == torch.bfloat16 and x.shape[-1] % 8 == 0 and _is_datacentre_gpu(x.device)
         for x in tensors
     )
 
 
 @cache
-def _is_hopper_or_later(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+def _is_datacentre_gpu(device: torch.device) -> bool:
+    """Hopper, or Blackwell without its consumer cards."""
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
 
 
 def _drop(x: Tensor, site: Site, route: Route) -> Tensor:
