@@ -41,6 +41,16 @@ class Ready:
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """Message: how far something is that must be done before the first step."""
+
+    run_id: str
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """Message: how many optimizer steps the trial takes."""
 
@@ -89,10 +99,10 @@ class Failed:
 
 
 Order = Start | Stop
-Message = Ready | Planned | Metrics | Note | Done | Failed
+Message = Ready | Preparing | Planned | Metrics | Note | Done | Failed
 
 _KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Start, Stop, Ready, Planned, Metrics, Note, Done, Failed)
+    kind.__name__.lower(): kind for kind in (Start, Stop, Ready, Preparing, Planned, Metrics, Note, Done, Failed)
 }
 
 

@@ -56,20 +56,29 @@ class Display:
         self.say(f"trial {self._trials}{self._of} on {device}: {chosen}   run {run_id} ({name})")
         self._bars[run_id] = self._progress.add_task(f"trial {self._trials}", total=None, told="loading")
 
+    def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
+        """A trial is on its way to its first step."""
+        self._progress.update(self._bars[run_id], total=total, completed=done, told=what)
+        self._now_and_then(run_id, f"{what} {done}/{total}")
+
     def planned(self, run_id: str, total_steps: int) -> None:
         """A trial knows how many steps it takes."""
         self._totals[run_id] = total_steps
-        self._progress.update(self._bars[run_id], total=total_steps, told="")
+        self._progress.update(self._bars[run_id], total=total_steps, completed=0, told="")
 
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
         """A trial logged a step."""
         self._latest[run_id].update(values)
         told = _told(self._latest[run_id])
         self._progress.update(self._bars[run_id], completed=step, told=told)
+        self._now_and_then(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {told}")
+
+    def _now_and_then(self, run_id: str, text: str) -> None:
+        """Without a terminal, a line every few seconds stands for the bar."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
             self._last_line[run_id] = now
-            self.say(f"  {self._names[run_id]}: step {step}/{self._totals.get(run_id, '?')}  {told}")
+            self.say(f"  {self._names[run_id]}: {text}")
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
         """A trial ended."""

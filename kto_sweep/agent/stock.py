@@ -20,6 +20,10 @@ class StockReport:
         self._run = run
         self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Print how far the preparation is."""
+        print(f"{what} {done}/{total}", flush=True)
+
     def plan(self, total_steps: int) -> None:
         """Take note of the number of optimizer steps."""
         self._files.plan(total_steps)

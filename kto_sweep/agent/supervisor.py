@@ -22,7 +22,7 @@ from kto_sweep.agent.runs import Objective, TrialRun
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import FailureCause, KtoSweepError, ServerError
 from kto_sweep.home import Home
-from kto_sweep.protocol import Done, Failed, Message, Metrics, Note, Planned, Ready, Start, Stop
+from kto_sweep.protocol import Done, Failed, Message, Metrics, Note, Planned, Preparing, Ready, Start, Stop
 from kto_sweep.sweep_ref import SweepRef
 
 if TYPE_CHECKING:
@@ -281,6 +281,8 @@ class Supervisor:
         if slot.run is None or message.run_id != slot.run_id:
             return  # a last word of a trial that was closed already
         match message:
+            case Preparing(run_id, what, done, total):
+                self._display.preparing(run_id, what, done, total)
             case Planned(run_id, total_steps):
                 slot.run.plan(total_steps)
                 self._display.planned(run_id, total_steps)

@@ -8,6 +8,9 @@ from typing import Protocol
 class Report(Protocol):
     """Where a training function sends what it measures."""
 
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Say how far something is that must be done before the first step: `reference log-probs`, 64, 300."""
+
     def plan(self, total_steps: int) -> None:
         """Say how many optimizer steps the trial takes; once, before the first."""
 

@@ -47,8 +47,10 @@ class Session:
         if not trial.full_finetune:
             try:
                 return train_packed(
-                    trial, base, data, out_dir, report, should_stop, cache=self._home.cache / "reference"
-                )
+                    trial, base, data, out_dir, report, should_stop,
+                    cache=self._home.cache / "reference",
+                    progress=lambda done, total: report.preparing("reference log-probs", done, total),
+                )  # fmt: skip
             except NotPackableError as reason:
                 report.note(f"{reason.message}; trained with TRL's trainer instead")
         return self._train_trl(trial, base, data, out_dir, report, should_stop)

@@ -22,6 +22,7 @@ from kto_sweep.protocol import (
     Metrics,
     Note,
     Planned,
+    Preparing,
     Ready,
     Start,
     Stop,
@@ -77,6 +78,10 @@ class MailReport:
     def __init__(self, mailbox: Mailbox, run_id: str) -> None:
         self._mailbox = mailbox
         self._run_id = run_id
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Send how far the preparation is."""
+        self._mailbox.send(Preparing(self._run_id, what, done, total))
 
     def plan(self, total_steps: int) -> None:
         """Send the number of optimizer steps."""

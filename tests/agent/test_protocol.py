@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kto_sweep.protocol import Done, Failed, Metrics, Note, Planned, Ready, Start, Stop, decode, encode
+from kto_sweep.protocol import Done, Failed, Metrics, Note, Planned, Preparing, Ready, Start, Stop, decode, encode
 
 VALUES = st.dictionaries(st.text(), st.floats(allow_nan=False))
 LINES = st.one_of(
@@ -14,6 +14,7 @@ LINES = st.one_of(
     st.builds(Stop, st.text()),
     st.builds(Ready, st.text()),
     st.builds(Planned, st.text(), st.integers()),
+    st.builds(Preparing, st.text(), st.text(), st.integers(), st.integers()),
     st.builds(Metrics, st.text(), st.integers(), VALUES),
     st.builds(Note, st.text(), st.text()),
     st.builds(Done, st.text(), VALUES, st.integers(), st.booleans()),
