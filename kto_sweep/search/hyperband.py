@@ -82,7 +82,7 @@ def should_stop(
 
     `values_at(band)` gives the metric at iteration `band` of every run that got so far, this one among them.
     `judged` is the number of iterations at the last verdict: every band since then counts, as if the rows had
-    come one by one, however large the batches in which a client sends them. Without it only the last band counts.
+    come one by one, however large the batches in which a client sends them. Without it only the last counts.
     """
     last = band_reached(rule, len(history))
     if last is None:

@@ -137,6 +137,8 @@ def _situation(
     agent, sweep = caller.agent, caller.sweep
     waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
     names = {run.name for run in reported}
+    cap = caller.rules.run_cap
+    may_begin = cap is None or runs.count_handed_out(connection, sweep.id) < cap
     lost, preempted, orphaned, held = [], [], [], 0
     for run in waiting:
         if run.state is RunState.PREEMPTED:
@@ -145,7 +147,7 @@ def _situation(
             if run.name not in names:
                 lost.append(run)
         elif run.state is RunState.PENDING and _is_orphan(connection, backend, run):
-            orphaned.append(run)
+            orphaned += [run] if run.handed_out or may_begin else []
         else:
             held += 1
     return Situation(

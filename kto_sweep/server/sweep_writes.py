@@ -8,7 +8,7 @@ from typing import Any
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.states import RunState, SweepState
+from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import FilterError, compile_filter
 from kto_sweep.server.store.ids import from_global, new_name
@@ -46,6 +46,8 @@ def upsert(
         objective.read_again(connection, sweep.id)
     if values.get("state") is SweepState.CANCELED:
         _stop_all(connection, sweep.id)
+    if values.get("state") is SweepState.FINISHED:
+        _drop_queue(connection, sweep.id)
     if rules is not None and rules.queue_only and sweep.controller_run_name is None:
         _add_controller_run(connection, backend, sweep)
     changed = sweeps.get(connection, sweep.id)
@@ -113,6 +115,13 @@ def _stop_all(connection: sqlite3.Connection, sweep_id: int) -> None:
         runs.update(connection, run.id, state=state, stop_requested=True)
 
 
+def _drop_queue(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Queued runs that no agent has ever been given will not be done any more."""
+    for run in runs.of_sweep(connection, sweep_id, [RunState.PENDING]):
+        if run.handed_out == 0:
+            runs.update(connection, run.id, state=RunState.KILLED)
+
+
 def _add_controller_run(connection: sqlite3.Connection, backend: Backend, sweep: Sweep) -> None:
     """The run under which a client-side scheduler reports; it is no trial."""
     run = runs.insert(
@@ -130,14 +139,12 @@ def _add_controller_run(connection: sqlite3.Connection, backend: Backend, sweep:
 def enqueue(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]) -> Run:
     """A run that a client-side scheduler wants done, for the next free agent.
 
-    Raises RequestError when the sweep is over or its cap is reached.
+    It may be one more than the sweep's cap: a scheduler asks for batches and gives up at the first error,
+    so the cap is kept when runs are handed out. Raises RequestError when the sweep is over.
     """
     sweep = by_opaque_id(connection, wanted["id"])
-    rules = read_rules(sweep.config)
-    if sweep.state in (SweepState.FINISHED, SweepState.CANCELED):
+    if sweep.state in OVER:
         raise RequestError(f"the sweep is {sweep.state.value.lower()}")
-    if rules.run_cap is not None and runs.count_suggested(connection, sweep.id) >= rules.run_cap:
-        raise RequestError(f"the sweep has its {rules.run_cap} runs (run_cap)")
     config = run_writes.json_object(wanted["config"], "config")
     values: dict[str, Any] = {"display_name": wanted["display_name"]} if wanted.get("display_name") else {}
     return runs.insert(

@@ -312,13 +312,13 @@ def test_agent_for_an_unknown_sweep_is_not_found(bench: Bench) -> None:
     assert bench.answer(query)[0] == 404
 
 
-def test_scheduler_queue_is_handed_out_in_order_and_bounded_by_the_cap(bench: Bench) -> None:
+def test_scheduler_queue_is_handed_out_in_order_up_to_the_cap(bench: Bench) -> None:
     config = {"method": "custom", "run_cap": 2, "scheduler": {"engine": "optuna"}, "metric": {"name": "loss"}}
     sweep = bench.sweep(config)
     assert bench.run(bench.sweep_field(sweep, "controllerRunName"))["state"] == "pending"
     agent, opaque = bench.agent(sweep), bench.sweep_field(sweep, "id")
     assert bench.beat(agent) == []
-    for value in (1, 2):
+    for value in (1, 2, 3):
         bench.mutate(
             "enqueueSweepRun",
             "EnqueueSweepRunInput",
@@ -326,12 +326,15 @@ def test_scheduler_queue_is_handed_out_in_order_and_bounded_by_the_cap(bench: Be
             id=opaque,
             config=f'{{"x": {{"value": {value}}}}}',
         )
-    query = 'mutation($id: ID!) { enqueueSweepRun(input: {id: $id, config: "{}"}) { id } }'
-    assert "run_cap" in bench.answer(query, id=opaque)[1]["errors"][0]["message"]
     for value in (1, 2):
         command = bench.beat(agent)[0]
         assert command["args"] == {"x": {"value": value}}
         work(bench, agent, command)
+    assert bench.beat(agent) == []
+    set_state(bench, sweep, "FINISHED")
+    assert bench.beat(agent) == [{"type": "exit"}]
+    query = "query($f: JSONString) { project { runCount(filters: $f) } }"
+    assert bench.ask(query, f='{"state": "killed"}')["project"]["runCount"] == 1
 
 
 def test_hyperband_stops_the_worst_as_soon_as_its_row_arrives(bench: Bench) -> None:

@@ -231,6 +231,12 @@ def count_suggested(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
+def count_handed_out(connection: sqlite3.Connection, sweep_id: int) -> int:
+    """How many of the sweep's runs some agent was given."""
+    query = "SELECT COUNT(*) FROM run WHERE sweep_id = ? AND handed_out > 0"
+    return int(connection.execute(query, (sweep_id,)).fetchone()[0])
+
+
 def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
     """The sweep's runs whose grid cell is not known yet."""
     query = f"SELECT {_COLUMNS} FROM run WHERE sweep_id = ? AND cell_key IS NULL ORDER BY id"
