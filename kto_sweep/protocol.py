@@ -8,7 +8,7 @@ The end of the orders (the supervisor is gone) tells a worker to stop.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
 """Environment variable that tells a worker which file descriptor takes its messages."""
@@ -101,9 +101,7 @@ class Failed:
 Order = Start | Stop
 Message = Ready | Preparing | Planned | Metrics | Note | Done | Failed
 
-_KINDS: dict[str, type] = {
-    kind.__name__.lower(): kind for kind in (Start, Stop, Ready, Preparing, Planned, Metrics, Note, Done, Failed)
-}
+_KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}
 
 
 def encode(line: Order | Message) -> bytes:

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -123,14 +124,10 @@ def work(mailbox: Mailbox, home: Home) -> None:
     mailbox.send(Ready(describe_device()))
     while (order := mailbox.starts.get()) is not None:
         run_id = order.run_id
+        should_stop = partial(mailbox.should_stop, run_id)
         try:
             trial = Trial.from_config(order.config)
-            result = session.train(
-                trial,
-                Path(order.out_dir),
-                MailReport(mailbox, run_id),
-                lambda run=run_id: mailbox.should_stop(run),
-            )
+            result = session.train(trial, Path(order.out_dir), MailReport(mailbox, run_id), should_stop)
             mailbox.send(Done(run_id, dict(result.summary), result.steps, result.stopped))
         except Exception as error:  # whatever one trial does, the next one gets its turn
             if is_out_of_memory(error):
