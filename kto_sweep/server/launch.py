@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +100,14 @@ def log_path(home: Home) -> Path:
 
 def _answers(url: str, identity: str) -> bool:
     """Whether this home's server, and not any other, listens at `url`."""
-    # No proxy: the server listens on this box.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    # No proxy: the server listens on this box. No check of its certificate: the home's id is the proof, and
+    # nothing secret is sent.
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if url.startswith("https:"):
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(f"{url}/ready", timeout=5) as response:
             told = json.loads(response.read(10_000))
@@ -110,7 +118,7 @@ def _answers(url: str, identity: str) -> bool:
 
 def _start(home: Home) -> int:
     """The process id of a server that was just started."""
-    home.server.mkdir(parents=True, exist_ok=True)
+    home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     # Not subprocess: its objects want to be waited for, and this process may outlive us or we it.
     return os.posix_spawn(
@@ -144,11 +152,29 @@ def _did_not_start(home: Home, how: str) -> ServerError:
     )
 
 
-def serve(home: Home, host: str = "127.0.0.1", port: int | None = None) -> None:
-    """Run the server of this home in the foreground until SIGINT or SIGTERM.
+def serve(
+    home: Home,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    exposed: bool = False,
+    certificate: Path | None = None,
+    certificate_key: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run the server of this home in the foreground until SIGINT or SIGTERM; `say` gets lines for a person.
 
-    Raises ServerError when one runs already or the port is taken.
+    `exposed` allows a host that other machines can reach; with a certificate the server speaks https.
+    Raises UsageError for a host that is not allowed, ServerError when a server of this home runs already or the
+    port is taken.
     """
+    # Starlette and graphql-core take a while to import.
+    from kto_sweep.server.listening import Place, Tls
     from kto_sweep.server.main import run
 
-    run(home, host, port)
+    def started(url: str) -> None:
+        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
+        say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
+
+    tls = Tls(certificate, certificate_key or certificate) if certificate else None
+    run(home, Place(host, port, exposed, tls), started)

@@ -16,7 +16,7 @@ def _path(home: Home) -> Path:
 @contextmanager
 def held(home: Home) -> Iterator[bool]:
     """Whether this process got the home's lock, which it keeps until the end of the block."""
-    home.server.mkdir(parents=True, exist_ok=True)
+    home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _path(home).open("a+", encoding="ascii") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
+
 from kto_sweep.server import run_writes
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
@@ -80,7 +82,7 @@ async def store(backend: Backend, file: File, chunks: AsyncIterator[bytes]) -> N
     finally:
         part.unlink(missing_ok=True)
     now = backend.now()
-    backend.database.write(lambda c: files.arrived(c, file.id, size, md5, now))
+    await run_in_threadpool(backend.database.write, lambda c: files.arrived(c, file.id, size, md5, now))
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
@@ -93,7 +95,7 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
             digest.update(chunk)
             stream.write(chunk)
         stream.flush()
-        os.fsync(stream.fileno())
+        await run_in_threadpool(os.fsync, stream.fileno())
     return size, base64.b64encode(digest.digest()).decode()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -116,6 +117,45 @@ def test_taken_port_is_one_clear_message(home: Home) -> None:
     assert done.returncode == 1
     assert f"port {port} is taken" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_address_that_others_can_reach_needs_to_be_meant(home: Home) -> None:
+    done = foreground(home, "--host", "0.0.0.0")
+    assert done.returncode == 2
+    assert "--expose" in done.stderr
+    assert "ssh -N -L" in done.stderr
+
+
+def test_missing_certificate_is_one_clear_message(home: Home) -> None:
+    done = foreground(home, "--certificate", "/nosuch.pem")
+    assert done.returncode == 2
+    assert "there is no file /nosuch.pem" in done.stderr
+
+
+def test_server_with_a_certificate_speaks_https(home: Home, tmp_path: Path) -> None:
+    certificate = tmp_path / "both.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(certificate), "-out", str(tmp_path / "certificate.pem")]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject, *files],
+        check=True,
+        capture_output=True,
+    )
+    certificate.write_text(certificate.read_text() + (tmp_path / "certificate.pem").read_text())
+    exposed = ["--host", "0.0.0.0", "--expose", "--certificate", str(certificate)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root), "--port", "0", *exposed]
+    )
+    while (found := running_server(home)) is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    assert found.url.startswith("https://127.0.0.1:")
+    trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
+    query = {"query": "{ viewer { username } }"}
+    answer = httpx.post(f"{found.url}/graphql", json=query, auth=("api", found.key), verify=trust)
+    assert answer.json()["data"]["viewer"]["username"] == "local"
+    process.terminate()
+    assert process.wait(timeout=15) == 0
 
 
 def test_server_that_cannot_start_says_why(home: Home) -> None:
