@@ -26,7 +26,7 @@ class Head:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
         """The head of a transformers causal language model."""
-        config: Any = model.config
+        config: Any = model.config.get_text_config()
         factor = float(getattr(config, "logit_scale", None) or 1.0)
         factor /= float(getattr(config, "logits_scaling", None) or 1.0)
         output = model.get_output_embeddings()  # type: ignore[no-untyped-call]

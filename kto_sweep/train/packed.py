@@ -21,7 +21,7 @@ from kto_sweep.train.reference import Base, Progress, Scores, reference_scores
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.score import score
 from kto_sweep.train.slot import ReferencedRows
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.support import check_lengths, packed_decoder
 from kto_sweep.trial import Trial
 
 
@@ -85,6 +85,7 @@ def _referenced(
 
     def referenced(rows: Sequence[TokenRow], partners: Sequence[int]) -> ReferencedRows:
         paired = pair_rows(rows, partners, max_length)
+        check_lengths(base.model, paired)
         return ReferencedRows(paired, reference_scores(identity, paired, cache, compute, progress))
 
     return referenced(data.train, data.train_partners), referenced(data.eval, data.eval_partners)

@@ -1,5 +1,6 @@
 """Whether the packed trainer can train a model: asked of the model itself, before any time is spent."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from kto_sweep.train.pack import Ids, Item, PairedRow, pack, pack_onto
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
+_ROPE_BY_LENGTH = {"dynamic", "longrope"}
+"""Position encodings whose frequencies depend on the longest sequence of a forward."""
+
 _CONFUSED = (LookupError, RuntimeError, TypeError, ValueError)
 """What a model's code may raise when it gets `packing` and no mask."""
 
@@ -20,9 +24,10 @@ _CONFUSED = (LookupError, RuntimeError, TypeError, ValueError)
 class NotPackableError(UsageError):
     """A model that the packed trainer cannot train."""
 
-    def __init__(self, model: PreTrainedModel, reason: str) -> None:
+    def __init__(self, model: PreTrainedModel, reason: str, *, instead: str = "") -> None:
         super().__init__(
-            f"{type(model).__name__} cannot be trained packed: {reason}", hint="train it with the trl trainer"
+            f"{type(model).__name__} cannot be trained packed: {reason}",
+            hint=f"{instead}train it with the trl trainer",
         )
 
 
@@ -50,10 +55,31 @@ def packed_decoder(model: PreTrainedModel) -> Decoder:
     return decoder
 
 
+def check_lengths(model: PreTrainedModel, rows: Sequence[PairedRow]) -> None:
+    """Nothing, when no row's position encoding depends on the other rows that it is packed with.
+
+    Raises NotPackableError when a row is so long that the model's frequencies change for all of a forward.
+    """
+    config: Any = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    longest = max(
+        (len(row.prompt) + max(len(row.completion), len(row.mismatched)) for row in rows), default=0
+    )
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") in _ROPE_BY_LENGTH:
+            most = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
+            if longest > most:
+                raise NotPackableError(
+                    model,
+                    f"its position encoding changes beyond {most} tokens, and a row has {longest}",
+                    instead=f"use max_length: {most}, or ",
+                )
+
+
 def _check_structure(model: PreTrainedModel) -> None:
     if not model._supports_attention_backend:
         raise NotPackableError(model, "its attention cannot be replaced")
-    others = set(getattr(model.config, "layer_types", None) or ()) - _LAYER_TYPES
+    others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         raise NotPackableError(model, f"it has layers of type {', '.join(sorted(others))}")
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
@@ -116,7 +142,7 @@ def _disagreement(model: PreTrainedModel, expected: Tensor, found: Tensor) -> st
 
 def _missing_window(model: PreTrainedModel, windows: set[int | None]) -> str:
     """A probe is too short to feel a sliding window, so look whether the attention was told of it."""
-    config: Any = model.config
+    config: Any = model.config.get_text_config()
     layer_types = getattr(config, "layer_types", None)
     slides = "sliding_attention" in layer_types if layer_types else getattr(config, "sliding_window", None)
     if slides and windows == {None}:

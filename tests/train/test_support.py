@@ -1,10 +1,11 @@
 import pytest
 import torch
-from packed_cases import MORE, SIZES, tiny_model
+from packed_cases import MORE, SIZES, tiny_model, token_rows
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from kto_sweep.train.attention import NAME
-from kto_sweep.train.support import NotPackableError, packed_decoder
+from kto_sweep.train.pack import pair_rows
+from kto_sweep.train.support import NotPackableError, check_lengths, packed_decoder
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,19 @@ def test_a_model_of_one_architecture_and_another_head_is_refused() -> None:
     model.logit_scale = 0.7  # not what its configuration says
     assert MORE["cohere"]["logit_scale"] != 0.7
     assert "log-probs change" in refused(model)
+
+
+def test_rows_that_change_the_position_encoding_of_others_are_refused() -> None:
+    """With longrope, one row beyond the original length gives every row of its forward other frequencies."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+    sizes = {**SIZES, "rope_parameters": {**rope, "original_max_position_embeddings": 16}}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=torch.float32)
+    short, long = (pair_rows(token_rows(4, longest=n), [1, 2, 3, 0], 40) for n in (8, 20))
+    check_lengths(model, short)
+    with pytest.raises(NotPackableError, match="changes beyond 16 tokens, and a row has 3") as caught:
+        check_lengths(model, long)
+    assert caught.value.hint == "use max_length: 16, or train it with the trl trainer"
+    check_lengths(tiny_model(), long)
 
 
 def test_released_it_has_its_own_attention_again() -> None:
