@@ -165,7 +165,7 @@ def serve(
     """Run the server of this home in the foreground until SIGINT or SIGTERM; `say` gets lines for a person.
 
     `exposed` allows a host that other machines can reach; with a certificate the server speaks https.
-    Raises UsageError for a host that is not allowed, ServerError when a server of this home runs already or the
+    Raises UsageError for a host that is not allowed, ServerError when this home has a server already or the
     port is taken.
     """
     # Starlette and graphql-core take a while to import.
