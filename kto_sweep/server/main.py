@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
 def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: None) -> None:
     """Serve this home until SIGINT or SIGTERM; `started` gets the address once the port is bound.
 
-    Raises UsageError for an address that others can reach without being meant to, ServerError when the home has
-    a server already, the port is taken, or the database is damaged.
+    Raises UsageError for an address that others can reach without being meant to, ServerError when the home
+    has a server already, the port is taken, or the database is damaged.
     """
     listening.check(place)
     with lock.held(home) as is_mine:
