@@ -1,12 +1,12 @@
 """Every error that a user can meet, and how it ends the program.
 
-    KtoSweepError                 exit 1: the work failed
-    |-- ServerError               a server is down, refuses the key, or does not know what was asked for
-    |-- TrialFailure              one trial cannot go on; carries its cause
-    `-- UsageError                exit 2: what was typed or written cannot be right
-        |-- SpecError             a sweep file: all its problems at once
-        |-- TrialConfigError      one trial's configuration: all its problems at once
-        `-- DataError             a data file
+KtoSweepError                 exit 1: the work failed
+|-- ServerError               a server is down, refuses the key, or does not know what was asked for
+|-- TrialFailure              one trial cannot go on; carries its cause
+`-- UsageError                exit 2: what was typed or written cannot be right
+    |-- SpecError             a sweep file: all its problems at once
+    |-- TrialConfigError      one trial's configuration: all its problems at once
+    `-- DataError             a data file
 """
 
 from collections.abc import Sequence
