@@ -1,22 +1,53 @@
 """kto-sweep serve: the embedded server in the foreground."""
 
+from pathlib import Path
+
 import click
+
+_file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option(
-    "--port", type=click.IntRange(0, 65535), help="Port on the loopback address; 0 takes a free one."
-)
-def serve(port: int | None) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: the one used last; 0 takes a free one.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
+@click.option("--expose", is_flag=True, help="Allow a --host that other machines can reach.")
+@click.option("--certificate", type=_file, help="TLS certificate (PEM): serve https.")
+@click.option("--certificate-key", type=_file, help="Its private key, where it is a file of its own.")
+@click.option("--stop", is_flag=True, help="End the server that runs in the background.")
+def serve(
+    port: int | None,
+    host: str,
+    expose: bool,
+    certificate: Path | None,
+    certificate_key: Path | None,
+    stop: bool,
+) -> None:
     """Run the embedded W&B-compatible server in the foreground.
 
-    create and agent start one in the background by themselves; this is for the stock tools of wandb.
+    create and agent start one in the background by themselves; this is for the stock tools of wandb,
+    and for a box whose server others are to reach.
 
     \b
     kto-sweep serve
     kto-sweep serve --port 9000
+    kto-sweep serve --stop
+    kto-sweep serve --host 0.0.0.0 --expose --certificate cert.pem --certificate-key key.pem
     """
+    from kto_sweep.cli.output import say
     from kto_sweep.home import Home
     from kto_sweep.server.launch import serve as run_server
+    from kto_sweep.server.launch import stop_server
 
-    run_server(Home.from_environment(), port=port)
+    if stop:
+        ended = stop_server(Home.from_environment())
+        say("The embedded server has ended." if ended else "No embedded server was running.")
+        return
+    run_server(
+        Home.from_environment(),
+        host,
+        port,
+        exposed=expose,
+        certificate=certificate,
+        certificate_key=certificate_key,
+        say=say,
+    )

@@ -78,7 +78,7 @@ def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: N
             known = read_address(home)
             raise ServerError(
                 f"a server of {home.root} runs already{f' at {known.url}' if known else ''}",
-                hint="use that one, or end it first",
+                hint="use that one, or end it: kto-sweep serve --stop",
             )
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
