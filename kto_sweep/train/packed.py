@@ -1,27 +1,22 @@
 """One trial trained by the packed engine, from rows to saved adapters."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.rows import TokenRow
 from kto_sweep.errors import UsageError
 from kto_sweep.train.adapter_files import save_adapters
-from kto_sweep.train.decoder import Decoder
-from kto_sweep.train.engine import SCORING_LIMIT, UNSPLIT, Engine
+from kto_sweep.train.engine import UNSPLIT, Engine
 from kto_sweep.train.evaluate import evaluate
-from kto_sweep.train.fingerprint import fingerprint_model
-from kto_sweep.train.limit import Limit, until_it_fits
+from kto_sweep.train.limit import Limit
 from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.pack import Item, PairedRow, pair_rows
-from kto_sweep.train.reference import Base, Progress, Scores, reference_scores
+from kto_sweep.train.reference import Progress
+from kto_sweep.train.referenced import References
 from kto_sweep.train.result import Report, TrainResult
-from kto_sweep.train.score import score
-from kto_sweep.train.slot import ReferencedRows
-from kto_sweep.train.support import check_lengths, packed_decoder
+from kto_sweep.train.support import packed_decoder
 from kto_sweep.trial import Trial
 
 
@@ -56,8 +51,9 @@ def train_packed(
     engine = None
     try:
         decoder.set_recompute(recompute)
-        train, held_out = _referenced(decoder, base, data, trial.max_length, cache, progress)
-        engine = Engine(decoder, train, held_out, limit=limit)
+        references = References(decoder, base, data, trial.max_length, cache)
+        references.fill(trial, progress)
+        engine = Engine(decoder, references.train, references.held_out, limit=limit)
         engine.join(0, trial)
         return _train(engine, trial, base, out_dir, report, should_stop, clock, begin)
     finally:
@@ -65,30 +61,6 @@ def train_packed(
             decoder.release()
         else:
             engine.close()
-
-
-def _referenced(
-    decoder: Decoder,
-    base: LoadedBase,
-    data: TrainingData,
-    max_length: int,
-    cache: Path,
-    progress: Progress | None,
-) -> tuple[ReferencedRows, ReferencedRows]:
-    identity = Base(fingerprint_model(base.model), base.quantization, str(base.dtype).removeprefix("torch."))
-
-    def compute(rows: Sequence[PairedRow]) -> Scores:
-        scores, _ = until_it_fits(
-            lambda limit: score(decoder, rows, limit), SCORING_LIMIT, [Item(row) for row in rows]
-        )
-        return scores.cpu().numpy()
-
-    def referenced(rows: Sequence[TokenRow], partners: Sequence[int]) -> ReferencedRows:
-        paired = pair_rows(rows, partners, max_length)
-        check_lengths(base.model, paired)
-        return ReferencedRows(paired, reference_scores(identity, paired, cache, compute, progress))
-
-    return referenced(data.train, data.train_partners), referenced(data.eval, data.eval_partners)
 
 
 def _train(
