@@ -52,7 +52,7 @@ def train_packed(
     try:
         decoder.set_recompute(recompute)
         references = References(decoder, base, data, trial.max_length, cache)
-        references.fill(trial, progress)
+        references.fill(trial, progress, report.note)
         engine = Engine(decoder, references.train, references.held_out, limit=limit)
         engine.join(0, trial)
         return _train(engine, trial, base, out_dir, report, should_stop, clock, begin)

@@ -1,6 +1,6 @@
 """The rows of a data set with the base model's log-probs, as trials need them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from kto_sweep.train.slot import ReferencedRows
 from kto_sweep.train.support import check_lengths
 from kto_sweep.trial import Trial
 
+Note = Callable[[str], None]
+
 
 class References:
     """One data set's rows, paired; their reference log-probs are NaN until a trial has asked for them.
 
         references = References(decoder, base, data, max_length, cache)
-        references.fill(trial, progress)
+        references.fill(trial, progress, report.note)
         engine = Engine(decoder, references.train, references.held_out)
 
     `fill` again, at any time between two steps, for each trial that joins: the engine's arrays are filled in
@@ -45,10 +47,10 @@ class References:
         self.held_out = _unknown(base, data.eval, data.eval_partners, max_length)
         """Rows to evaluate on."""
 
-    def fill(self, trial: Trial, progress: Progress | None = None) -> None:
+    def fill(self, trial: Trial, progress: Progress | None = None, note: Note | None = None) -> None:
         """Have the log-probs of all rows that `trial` trains on and is evaluated on.
 
-        Raises TrialFailure when they are not finite.
+        `note` is told in one line when the cache was damaged. Raises TrialFailure when they are not finite.
         """
         for part in (self.train, self.held_out):
             part.reference[:] = reference_scores(self._base, part.rows, self._cache, self._score, progress)
