@@ -56,6 +56,8 @@ class Planned:
 
     run_id: str
     total_steps: int
+    done_steps: int = 0
+    """Steps that an earlier attempt has done and logged: the trial goes on after them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,15 @@ class Note:
     """Message: one line for the trial's console log."""
 
     run_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Alert:
+    """Message: something about the trial that a person should look at."""
+
+    run_id: str
+    title: str
     text: str
 
 
@@ -99,7 +110,7 @@ class Failed:
 
 
 Order = Start | Stop
-Message = Ready | Preparing | Planned | Metrics | Note | Done | Failed
+Message = Ready | Preparing | Planned | Metrics | Note | Alert | Done | Failed
 
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}
 

@@ -34,11 +34,13 @@ class StepTable:
         self._clock = clock
         self._began = clock()
         self._total = 0
+        self._done_before = 0
         self._rows = 0
 
-    def plan(self, total_steps: int) -> None:
-        """Take note of the number of steps; time counts from here."""
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Take note of the number of steps, and of those done before; time counts from here."""
         self._total = total_steps
+        self._done_before = done_steps
         self._began = self._clock()
 
     def lines(self, step: int, values: Mapping[str, float]) -> list[str]:
@@ -58,9 +60,10 @@ class StepTable:
         return lines
 
     def _eta(self, step: int) -> str:
-        if not 0 < step <= self._total:
+        done = step - self._done_before
+        if not (0 < done and step <= self._total):
             return "-"
-        return clock_time((self._clock() - self._began) / step * (self._total - step))
+        return clock_time((self._clock() - self._began) / done * (self._total - step))
 
 
 def _cell(values: Mapping[str, float], name: str, form: str) -> str:
@@ -87,9 +90,9 @@ class RunLog:
         self._echo = echo
         self._table = StepTable()
 
-    def plan(self, total_steps: int) -> None:
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Take note of the number of steps, for the table."""
-        self._table.plan(total_steps)
+        self._table.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of JSON, and the table's row."""

@@ -61,10 +61,12 @@ class Display:
         self._progress.update(self._bars[run_id], total=total, completed=done, told=what)
         self._now_and_then(run_id, f"{what} {done}/{total}")
 
-    def planned(self, run_id: str, total_steps: int) -> None:
+    def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """A trial knows how many steps it takes."""
         self._totals[run_id] = total_steps
-        self._progress.update(self._bars[run_id], total=total_steps, completed=0, told="")
+        self._progress.update(self._bars[run_id], total=total_steps, completed=done_steps, told="")
+        if done_steps:
+            self.say(f"  {self._names[run_id]}: goes on after step {done_steps}/{total_steps}")
 
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
         """A trial logged a step."""

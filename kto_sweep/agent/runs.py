@@ -47,6 +47,9 @@ class TrialRun:
         self._run = run
         self._objective = objective
         self._files = RunLog(folder, echo=run.write_logs)
+        self._step = 0
+        self._names: set[str] = set()
+        """What was logged at that step already."""
 
     @classmethod
     def open(
@@ -90,19 +93,30 @@ class TrialRun:
         """The run's name for people."""
         return self._run.name or self._run.id
 
-    def plan(self, total_steps: int) -> None:
-        """Take note of the number of optimizer steps."""
-        self._files.plan(total_steps)
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Take note of the number of optimizer steps, and of those that an earlier attempt has logged."""
+        self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
-        self._objective.see(values)
-        self._run.log(dict(values), step=step)
-        self._files.metrics(step, values)
+        if step < self._step:
+            return  # an earlier attempt has logged it, with the same values
+        if step > self._step:
+            self._step, self._names = step, set()
+        fresh = {name: value for name, value in values.items() if name not in self._names}
+        if fresh:
+            self._names.update(fresh)
+            self._objective.see(fresh)
+            self._run.log(fresh, step=step)
+            self._files.metrics(step, fresh)
 
     def note(self, text: str) -> None:
         """Write one line to the run's console log and to the files."""
         self._files.note(text)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a W&B alert."""
+        self._run.alert(title, text)
 
     def succeed(self, summary: Mapping[str, float | int | str]) -> None:
         """End the run as finished."""

@@ -14,7 +14,14 @@ from kto_sweep.target import find_sweep
 
 
 def work_on(
-    home: Home, sweep: str | None, *, count: int | None, gpus: str | None, cpu: bool, local: bool
+    home: Home,
+    sweep: str | None,
+    *,
+    count: int | None,
+    gpus: str | None,
+    cpu: bool,
+    local: bool,
+    trials_per_device: int = 1,
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
@@ -33,7 +40,8 @@ def work_on(
     with Display(console, varied, view.metric, view.expected) as display:
         supervisor = Supervisor(
             api, ref, home, devices, display,
-            metric=view.metric, goal=view.goal, local=target.local, count=count,
+            metric=view.metric, goal=view.goal, local=target.local,
+            trials_per_device=trials_per_device, count=count,
         )  # fmt: skip
         tally = supervisor.run()
     after = read_sweep(api, target, ref)

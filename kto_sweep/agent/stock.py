@@ -24,9 +24,9 @@ class StockReport:
         """Print how far the preparation is."""
         print(f"{what} {done}/{total}", flush=True)
 
-    def plan(self, total_steps: int) -> None:
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Take note of the number of optimizer steps."""
-        self._files.plan(total_steps)
+        self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
@@ -36,6 +36,10 @@ class StockReport:
     def note(self, text: str) -> None:
         """Print one line; wandb takes it for the run's console log."""
         self._files.note(text)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a W&B alert."""
+        self._run.alert(title, text)
 
 
 def train_one() -> None:

@@ -9,20 +9,33 @@ import queue
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.link import Command, heartbeat, register_agent
 from kto_sweep.agent.runs import Objective, TrialRun
+from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import FailureCause, KtoSweepError, ServerError
 from kto_sweep.home import Home
-from kto_sweep.protocol import Done, Failed, Message, Metrics, Note, Planned, Preparing, Ready, Start, Stop
+from kto_sweep.protocol import (
+    Alert,
+    Done,
+    Failed,
+    Message,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    Ready,
+    Start,
+    Stop,
+)
 from kto_sweep.sweep_ref import SweepRef
 
 if TYPE_CHECKING:
@@ -34,13 +47,15 @@ FAILURES_IN_A_ROW = 5
 """So many failed trials with none that succeeded mean that the next will fail as well."""
 IDLE_DEATHS = 3
 """So many deaths of a worker that has no trial mean that it cannot work here."""
+ATTEMPTS = 3
+"""Workers that may die under a trial before it counts as failed."""
 
 
 @dataclass(frozen=True)
 class Told:
     """The server's commands for a slot."""
 
-    slot: "Slot"
+    slot: Slot
     commands: list[Command]
 
 
@@ -53,17 +68,17 @@ class Lost:
 
 @dataclass(frozen=True)
 class Said:
-    """A message of a slot's worker."""
+    """A message of a worker."""
 
-    slot: "Slot"
+    station: Station
     message: Message
 
 
 @dataclass(frozen=True)
 class Died:
-    """A slot's worker ended, with this exit status."""
+    """A worker ended, with this exit status."""
 
-    slot: "Slot"
+    station: Station
     worker: WorkerProcess
     status: int
 
@@ -72,7 +87,7 @@ class Died:
 class StopAsked:
     """The server wants a run to stop (the way that bypasses the agent)."""
 
-    slot: "Slot"
+    station: Station
     run_id: str
 
 
@@ -84,19 +99,6 @@ class Signalled:
 
 
 Event = Told | Lost | Said | Died | StopAsked | Signalled
-
-
-@dataclass(eq=False)
-class Slot:
-    """Room for one trial on one device: a worker, a registered agent, and the run of the trial in it."""
-
-    device: Device
-    worker: WorkerProcess | None = None
-    heart: Heart | None = None
-    run_id: str = ""
-    run: TrialRun | None = None
-    idle_deaths: int = 0
-    ended: bool = False
 
 
 @dataclass
@@ -126,6 +128,7 @@ class Supervisor:
         metric: str,
         goal: str,
         local: bool,
+        trials_per_device: int = 1,
         count: int | None = None,
     ) -> None:
         self._api = api
@@ -136,7 +139,9 @@ class Supervisor:
         self._goal = goal
         self._local = local
         self._count = count
-        self._slots = [Slot(device) for device in devices]
+        self._stations = [Station(device) for device in devices]
+        for station in self._stations:
+            station.slots = [Slot(station) for _ in range(trials_per_device)]
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._deadline = float("inf")
         self.tally = Tally()
@@ -144,22 +149,25 @@ class Supervisor:
     def run(self) -> Tally:
         """Work until the sweep ends, the count is reached, or a signal comes.
 
-        Raises KtoSweepError when no worker can be started or the sweep was deleted.
+        Raises KtoSweepError when no worker can be started or the sweep was deleted, KeyboardInterrupt at a
+        second signal.
         """
-        handlers = {
-            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
-            for slot in self._slots:
-                self._employ(slot)
-            while not all(slot.ended for slot in self._slots):
+            for station in self._stations:
+                self._employ(station)
+            while not all(station.ended for station in self._stations):
                 self._handle_next()
         finally:
-            for slot in self._slots:
+            for slot in self._slots():
                 self._dismiss(slot)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return self.tally
+
+    def _slots(self) -> list[Slot]:
+        return [slot for station in self._stations for slot in station.slots]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._events.put(Signalled(number))
@@ -174,72 +182,104 @@ class Supervisor:
         match event:
             case Told(slot, commands):
                 self._obey(slot, commands)
-            case Said(slot, message):
-                self._hear(slot, message)
-            case Died(slot, worker, status):
-                self._bury(slot, worker, status)
-            case StopAsked(slot, run_id):
-                self._order_stop(slot, run_id)
+            case Said(station, message):
+                self._hear(station, message)
+            case Died(station, worker, status):
+                self._bury(station, worker, status)
+            case StopAsked(station, run_id):
+                self._order_stop(station, run_id)
             case Signalled(number):
                 self._interrupt(number)
             case Lost(error):
                 raise error
 
-    # A slot's life: its worker is employed, registers when ready, works trial after trial, and is dismissed.
+    # A station's life: its worker is employed, its slots register when it is ready, and in the end all are
+    # dismissed. A worker that dies is replaced, and the new one goes on with the trials of the old one.
 
-    def _employ(self, slot: Slot) -> None:
-        log = self._home.root / "workers" / f"{slot.device.name.replace(' ', '-')}.log"
+    def _employ(self, station: Station) -> None:
+        log = self._home.root / "workers" / f"{station.device.name.replace(' ', '-')}.log"
         worker = WorkerProcess(
-            slot.device,
+            station.device,
             self._home,
             log,
-            on_message=lambda message: self._events.put(Said(slot, message)),
-            on_death=lambda status: self._events.put(Died(slot, worker, status)),
+            on_message=lambda message: self._events.put(Said(station, message)),
+            on_death=lambda status: self._events.put(Died(station, worker, status)),
         )
-        slot.worker = worker
+        station.worker, station.ready = worker, False
 
-    def _register(self, slot: Slot) -> None:
-        agent_id = register_agent(self._api, self._ref, f"{socket.gethostname()} {slot.device.name}")
-        slot.heart = Heart(
+    def _welcome(self, station: Station, device: str) -> None:
+        station.ready = True
+        self._display.say(f"{station.device.name}: ready ({device})")
+        for slot in station.slots:
+            if slot.work is not None:
+                self._order_start(slot, slot.work)
+            elif slot.heart is None:
+                slot.heart = self._register(slot)
+                slot.heart.start()
+
+    def _register(self, slot: Slot) -> Heart:
+        agent_id = register_agent(self._api, self._ref, f"{socket.gethostname()} {slot.station.device.name}")
+        return Heart(
             beat=lambda running: heartbeat(self._api, agent_id, running),
             on_commands=lambda commands: self._events.put(Told(slot, commands)),
             on_loss=lambda error: self._events.put(Lost(error)),
         )
-        slot.heart.start()
 
     def _dismiss(self, slot: Slot) -> None:
-        if slot.ended and slot.worker is None:
-            return
+        """End a slot, and with the last one of a station its worker; a trial in it is put back."""
         slot.ended = True
         if slot.heart is not None:
             slot.heart.end()
-        if slot.worker is not None:
-            worker, slot.worker = slot.worker, None
-            if slot.run is None:
-                worker.end()
+        station = slot.station
+        if station.ended and station.worker is not None:
+            worker, station.worker = station.worker, None
+            worker.end(at_once=any(other.work for other in station.slots))
+        if slot.work is not None:
+            self._close(slot, TrialRun.preempt)
+
+    def _bury(self, station: Station, worker: WorkerProcess, status: int) -> None:
+        """Employ another worker in place of a dead one, for the same trials."""
+        if station.worker is not worker:
+            return  # it was dismissed
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        working = [slot for slot in station.slots if slot.work is not None]
+        station.worker = None
+        station.idle_deaths = 0 if working else station.idle_deaths + 1
+        if not station.ready or station.idle_deaths >= IDLE_DEATHS:
+            raise KtoSweepError(
+                f"the worker on {station.device.name} ended with {how}:\n{worker.last_words()}",
+                hint=f"its whole log: {worker.log}",
+            )
+        self._display.say(f"{station.device.name}: the worker ended with {how}; starting another")
+        for slot in working:
+            assert slot.work is not None
+            if slot.work.attempt >= ATTEMPTS:
+                text = f"{ATTEMPTS} workers ended under this trial, the last with {how}; log: {worker.log}"
+                self._failed(slot, FailureCause.WORKER_CRASH, text)
             else:
-                worker.kill()
-                self._close(slot, lambda run: run.preempt())
+                slot.work = replace(slot.work, attempt=slot.work.attempt + 1)
+        if not station.ended:
+            self._employ(station)
 
     def _obey(self, slot: Slot, commands: Sequence[Command]) -> None:
         assert slot.heart is not None
         for command in commands:
             match command.kind:
-                case "run" | "resume" if slot.run is None:
+                case "run" | "resume" if slot.work is None:
                     if not self._is_full():
-                        self._begin(slot, command.run_id, command.config or {})
+                        self._begin(slot, command)
                     self._retire_idle()  # a trial that is not begun here is handed out again by the server
                 case "stop":
-                    self._order_stop(slot, command.run_id)
-                case "exit" if slot.run is None:
+                    self._order_stop(slot.station, command.run_id)
+                case "exit" if slot.work is None:
                     self._dismiss(slot)
-        slot.heart.resume([slot.run_id] if slot.run else [])
+        slot.heart.resume([slot.work.run_id] if slot.work else [])
 
     def _retire_idle(self) -> None:
         """Dismiss the slots that have no trial when none is to be started any more."""
         if self._is_full():
-            for slot in self._slots:
-                if slot.run is None:
+            for slot in self._slots():
+                if slot.work is None:
                     self._dismiss(slot)
 
     def _is_full(self) -> bool:
@@ -249,52 +289,57 @@ class Supervisor:
 
     # A trial's life: begun, heard of, closed.
 
-    def _begin(self, slot: Slot, run_id: str, config: Mapping[str, Any]) -> None:
-        assert slot.worker is not None
-        folder = self._home.runs / run_id
-        slot.run = TrialRun.open(
+    def _begin(self, slot: Slot, command: Command) -> None:
+        run_id, config, station = command.run_id, command.config or {}, slot.station
+        run = TrialRun.open(
             self._ref,
             run_id,
             config,
-            folder,
+            self._home.runs / run_id,
             objective=Objective(self._metric, self._goal),
             local=self._local,
-            on_stop=lambda: self._events.put(StopAsked(slot, run_id)),
+            on_stop=lambda: self._events.put(StopAsked(station, run_id)),
         )
-        slot.run_id = run_id
+        slot.work = Work(run_id, config, run)
         self.tally.started += 1
-        slot.worker.send(Start(run_id, config, str(folder)))
-        self._display.started(run_id, slot.run.name, config, slot.device.name)
+        self._display.started(run_id, run.name, config, station.device.name)
+        if station.ready:
+            self._order_start(slot, slot.work)
 
-    def _order_stop(self, slot: Slot, run_id: str) -> None:
-        if slot.run is not None and slot.run_id == run_id and slot.worker is not None:
-            slot.worker.send(Stop(run_id))
+    def _order_start(self, slot: Slot, work: Work) -> None:
+        assert slot.station.worker is not None
+        slot.station.worker.send(Start(work.run_id, work.config, str(self._home.runs / work.run_id)))
 
-    def _hear(self, slot: Slot, message: Message) -> None:
+    def _order_stop(self, station: Station, run_id: str) -> None:
+        if station.holder(run_id) is not None and station.worker is not None:
+            station.worker.send(Stop(run_id))
+
+    def _hear(self, station: Station, message: Message) -> None:
         if isinstance(message, Ready):
-            self._display.say(f"{slot.device.name}: ready ({message.device})")
-            if slot.heart is None:
-                self._register(slot)
-            else:
-                slot.heart.resume([], soon=True)
+            self._welcome(station, message.device)
             return
-        if slot.run is None or message.run_id != slot.run_id:
+        slot = station.holder(message.run_id)
+        if slot is None or slot.work is None:
             return  # a last word of a trial that was closed already
+        run = slot.work.run
         match message:
             case Preparing(run_id, what, done, total):
                 self._display.preparing(run_id, what, done, total)
-            case Planned(run_id, total_steps):
-                slot.run.plan(total_steps)
-                self._display.planned(run_id, total_steps)
+            case Planned(run_id, total_steps, done_steps):
+                run.plan(total_steps, done_steps)
+                self._display.planned(run_id, total_steps, done_steps)
             case Metrics(run_id, step, values):
-                slot.run.metrics(step, values)
+                run.metrics(step, values)
                 self._display.progress(run_id, step, values)
             case Note(_, text):
-                slot.run.note(text)
+                run.note(text)
+            case Alert(_, title, text):
+                run.alert(title, text)
             case Done():
                 self._done(slot, message)
             case Failed(_, cause, text, hint, trace):
-                slot.run.note(trace)
+                if trace:
+                    run.note(trace)
                 self._failed(slot, cause, f"{text}\n  Hint: {hint}" if hint else text)
 
     def _done(self, slot: Slot, message: Done) -> None:
@@ -304,7 +349,7 @@ class Supervisor:
             self._close(slot, lambda run: run.succeed(message.summary))
             self._display.ended(message.run_id, "finished", message.summary)
         elif self.tally.interrupted:
-            self._close(slot, lambda run: run.preempt())
+            self._close(slot, TrialRun.preempt)
             self._display.ended(message.run_id, "put back", message.summary)
         else:
             self.tally.stopped += 1
@@ -313,20 +358,21 @@ class Supervisor:
         self._next(slot)
 
     def _failed(self, slot: Slot, cause: str, text: str) -> None:
+        assert slot.work is not None
         self.tally.failed += 1
         if not self.tally.finished:
             self.tally.failed_in_a_row += 1
-        run_id = slot.run_id
+        run_id = slot.work.run_id
         self._close(slot, lambda run: run.fail(cause, text))
         self._display.failed(run_id, cause, text)
-        if self.tally.failed_in_a_row >= FAILURES_IN_A_ROW:
+        if self.tally.failed_in_a_row == FAILURES_IN_A_ROW:
             self._display.say(f"{FAILURES_IN_A_ROW} trials failed and none succeeded: no more are started")
         self._next(slot)
 
     def _close(self, slot: Slot, how: Callable[[TrialRun], None]) -> None:
-        run, slot.run, slot.run_id = slot.run, None, ""
-        assert run is not None
-        how(run)
+        assert slot.work is not None
+        work, slot.work = slot.work, None
+        how(work.run)
 
     def _next(self, slot: Slot) -> None:
         """Ask for the next trial, or end the slot when there is to be none."""
@@ -335,35 +381,14 @@ class Supervisor:
         elif slot.heart is not None:
             slot.heart.resume([], soon=True)
 
-    def _bury(self, slot: Slot, worker: WorkerProcess, status: int) -> None:
-        """Close the trial of a dead worker and employ another."""
-        if slot.worker is not worker:
-            return  # it was dismissed
-        slot.worker = None
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-        if slot.run is not None:
-            slot.idle_deaths = 0
-            self._failed(
-                slot, FailureCause.WORKER_CRASH, f"the worker ended with {how}; its log: {worker.log}"
-            )
-        else:
-            slot.idle_deaths += 1
-            if slot.idle_deaths >= IDLE_DEATHS or slot.heart is None:
-                raise KtoSweepError(
-                    f"the worker on {slot.device.name} ended with {how}:\n{worker.last_words()}",
-                    hint=f"its whole log: {worker.log}",
-                )
-        if not slot.ended:
-            self._employ(slot)
-
     def _interrupt(self, number: int) -> None:
         if self.tally.interrupted:
             raise KeyboardInterrupt  # a second signal: the workers are killed on the way out
         self.tally.interrupted = number
         self._deadline = time.monotonic() + GRACE_SECONDS
         self._display.say("ending the trials after the step they are in; once more to end them now")
-        for slot in self._slots:
-            if slot.run is None:
+        for slot in self._slots():
+            if slot.work is None:
                 self._dismiss(slot)
             else:
-                self._order_stop(slot, slot.run_id)
+                self._order_stop(slot.station, slot.work.run_id)

@@ -67,20 +67,18 @@ class WorkerProcess:
             self._process.stdin.write(encode(order))
             self._process.stdin.flush()
 
-    def end(self) -> None:
-        """Let the worker go; kill it when it does not."""
+    def end(self, *, at_once: bool = False) -> None:
+        """Let the worker go; kill it when it does not, or at once."""
+        if at_once:
+            self._process.kill()
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
             self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
-            self.kill()
-
-    def kill(self) -> None:
-        """End the worker at once."""
-        self._process.kill()
-        self._process.wait()
+            self._process.kill()
+            self._process.wait()
 
     def last_words(self, lines: int = 12) -> str:
         """The end of what the worker printed."""

@@ -9,9 +9,12 @@ from kto_sweep.cli.output import local_option, sweep_argument
 @sweep_argument
 @click.option("--count", type=click.IntRange(min=1), help="Start at most this many trials.")
 @click.option("--gpus", help="Use these GPUs: 0,2. Default: all.")
+@click.option("--trials-per-gpu", type=click.IntRange(1, 64), default=1, help="Trials trained together.")
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
 @local_option
-def agent(sweep: str | None, count: int | None, gpus: str | None, cpu: bool, local: bool) -> int:
+def agent(
+    sweep: str | None, count: int | None, gpus: str | None, trials_per_gpu: int, cpu: bool, local: bool
+) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
     SWEEP is an id, ENTITY/PROJECT/ID or the address of its page; without it, the sweep used last here.
@@ -24,4 +27,12 @@ def agent(sweep: str | None, count: int | None, gpus: str | None, cpu: bool, loc
     from kto_sweep.agent.session import work_on
     from kto_sweep.home import Home
 
-    return work_on(Home.from_environment(), sweep, count=count, gpus=gpus, cpu=cpu, local=local)
+    return work_on(
+        Home.from_environment(),
+        sweep,
+        count=count,
+        gpus=gpus,
+        cpu=cpu,
+        local=local,
+        trials_per_device=trials_per_gpu,
+    )

@@ -11,14 +11,17 @@ class Report(Protocol):
     def preparing(self, what: str, done: int, total: int) -> None:
         """Say how far something is that must be done before the first step: `reference log-probs`, 64, 300."""
 
-    def plan(self, total_steps: int) -> None:
-        """Say how many optimizer steps the trial takes; once, before the first."""
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Say how many optimizer steps the trial takes, and after which of them it goes on; once."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log `values` at optimizer step `step`; steps never fall, and one step may come more than once."""
 
     def note(self, text: str) -> None:
         """Say one line for the trial's console log."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Say that a person should look at the trial."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kto_sweep.errors import DataError, FailureCause, KtoSweepError, TrialFailur
 from kto_sweep.home import Home
 from kto_sweep.protocol import (
     MESSAGE_FD,
+    Alert,
     Done,
     Failed,
     Message,
@@ -84,9 +85,9 @@ class MailReport:
         """Send how far the preparation is."""
         self._mailbox.send(Preparing(self._run_id, what, done, total))
 
-    def plan(self, total_steps: int) -> None:
-        """Send the number of optimizer steps."""
-        self._mailbox.send(Planned(self._run_id, total_steps))
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Send the number of optimizer steps, and of those done before."""
+        self._mailbox.send(Planned(self._run_id, total_steps, done_steps))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Send the values measured at `step`."""
@@ -95,6 +96,10 @@ class MailReport:
     def note(self, text: str) -> None:
         """Send one line of console log."""
         self._mailbox.send(Note(self._run_id, text))
+
+    def alert(self, title: str, text: str) -> None:
+        """Send what a person should look at."""
+        self._mailbox.send(Alert(self._run_id, title, text))
 
 
 def failure(run_id: str, error: BaseException) -> Failed:

@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kto_sweep.protocol import Done, Failed, Metrics, Note, Planned, Preparing, Ready, Start, Stop, decode, encode
+from kto_sweep.protocol import (
+    Done,
+    Failed,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    Ready,
+    Start,
+    Stop,
+    decode,
+    encode,
+)
 
 VALUES = st.dictionaries(st.text(), st.floats(allow_nan=False))
 LINES = st.one_of(
