@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kto_sweep.auc import auc
+
 COMMON_BETA = 0.1
 """beta of `eval/common_loss`: the same for all trials, so that those with different betas can be compared."""
 
@@ -93,23 +95,6 @@ def common_loss(r: Floats, z0: float, desirable: NDArray[np.bool_]) -> float:
     losses = kto_losses(r, z0, desirable, beta=COMMON_BETA, loss_type="kto")
     sides = [losses[desirable], losses[~desirable]]
     return float(np.mean([side.mean() for side in sides if side.size]))
-
-
-def auc(chosen: Floats, rejected: Floats) -> float:
-    """The chance that a desirable row has the higher r of two; ties count half. 0.5: no difference.
-
-    >>> auc(np.array([3.0, 1.0]), np.array([2.0, 0.0]))  # 3 of the 4 pairs are in order
-    0.75
-    >>> auc(np.array([1.0, 1.0]), np.array([1.0]))
-    0.5
-    """
-    everything = np.concatenate([chosen, rejected])
-    if np.isnan(everything).any():
-        return float("nan")
-    _, which, counts = np.unique(everything, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[which]  # ties share their mean rank, counted from 1
-    above = ranks[: chosen.size].sum() - chosen.size * (chosen.size + 1) / 2.0  # Mann-Whitney's U
-    return float(above / (chosen.size * rejected.size))
 
 
 def dprime(chosen: Floats, rejected: Floats) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from kto_sweep.auc import auc
 from kto_sweep.data.formats import load_examples
-from kto_sweep.train.evaluate import auc
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPLIES = EXAMPLES / "support_replies.jsonl"
