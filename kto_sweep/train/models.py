@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import errors as hub
 from transformers import (
     AutoModelForCausalLM,
@@ -53,7 +54,15 @@ class _Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
+        """For every from_pretrained."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """For the model's. Newer transformers can keep GGUF weights packed, and then cannot train."""
+        if self.gguf_file is None or not hasattr(transformers, "GgufConfig"):
+            return self.arguments
+        return {**self.arguments, "quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def load_base(
@@ -90,7 +99,7 @@ def load_base(
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
-            **source.arguments,
+            **source.model_arguments,
             **_placement(quantization, device, dtype),
             **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
         )
@@ -100,6 +109,9 @@ def load_base(
         raise _explained(name, error) from error
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone would not find it again
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        if quantizer is not None:  # unpacked: an ordinary model from here on
+            quantizer.remove_quantization_config(model)
     _agree_on_special_tokens(model, tokenizer)
     _without_dropout(model)
     _keep_trainable(model)

@@ -67,7 +67,9 @@ def train_trl(
     with _given_back(base.model), warnings.catch_warnings():
         # PEFT and TRL call what transformers is going to rename: theirs to mend, nothing to tell our users.
         warnings.filterwarnings("ignore", "`.*` is deprecated and will be removed in v6", FutureWarning)
-        fingerprint = fingerprint_model(base.model)
+        if trial.full_finetune:
+            base.model.to(torch.float32)  # in bf16 most updates would be rounded away
+        identity = _identity(base)
         trainer = OurKTOTrainer(
             model=base.model.requires_grad_(trial.full_finetune),
             args=_arguments(trial, base, data, out_dir, steps),
@@ -77,7 +79,7 @@ def train_trl(
             on_step=training.on_step,
             should_stop=should_stop,
         )
-        training.prepare(trainer, _identity(base, trainer, fingerprint), reference_dir)
+        training.prepare(trainer, identity, reference_dir)
         trainer.train()
         _save(trainer, base, out_dir)
     summary = training.summary(time.perf_counter() - began)
@@ -200,12 +202,12 @@ def _lora(trial: Trial) -> LoraConfig:
     )
 
 
-def _identity(base: LoadedBase, trainer: OurKTOTrainer, fingerprint: str) -> Base:
-    """What the reference values depend on."""
-    weights = str(base.dtype).removeprefix("torch.")
-    computed_in = "bfloat16" if trainer.args.bf16 else weights
+def _identity(base: LoadedBase) -> Base:
+    """What the reference values depend on, the precision that TRL computes in included."""
+    weights = str(base.model.dtype).removeprefix("torch.")
+    computed_in = "bfloat16" if base.model.device.type == "cuda" else weights
     dtype = weights if computed_in == weights else f"{weights} computed in {computed_in}"
-    return Base(fingerprint, base.quantization, dtype)
+    return Base(fingerprint_model(base.model), base.quantization, dtype)
 
 
 @contextmanager

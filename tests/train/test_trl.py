@@ -59,7 +59,7 @@ class Notebook:
         return {step: values for step, values in self.logged if "eval/loss" in values}
 
 
-def make_base(**config: Any) -> LoadedBase:
+def make_base(dtype: torch.dtype = torch.float32, device: str = "cpu", **config: Any) -> LoadedBase:
     tokenizer = make_tokenizer(Recipe(vocabulary=300, tokenizer_texts=20))
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -76,8 +76,8 @@ def make_base(**config: Any) -> LoadedBase:
             **{"hidden_size": 32, **config},
         )
     )
-    model.requires_grad_(False).train(False)
-    return LoadedBase("random", model, tokenizer, torch.float32, "none")
+    model.requires_grad_(False).train(False).to(device, dtype)
+    return LoadedBase("random", model, tokenizer, dtype, "none")
 
 
 @pytest.fixture(scope="module")
@@ -359,3 +359,26 @@ def test_loss_that_is_no_number_ends_the_trial(data: TrainingData, tmp_path: Pat
     with pytest.raises(TrialFailure, match="the loss is nan at step") as raised:
         train(trial, make_base(), data, tmp_path)
     assert raised.value.cause is FailureCause.DIVERGED
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("full_finetune", [False, True])
+def test_on_cuda(data: TrainingData, tmp_path: Path, full_finetune: bool) -> None:
+    base = make_base(torch.bfloat16, "cuda")
+    rate = 0.003 if full_finetune else 0.05
+    trial = make_trial(max_steps=16, full_finetune=full_finetune, learning_rate=rate)
+    _, notebook = train(trial, base, data, tmp_path)
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=0.01)
+    assert notebook.steps[12]["loss"] < 0.45
+    for name in ("allocated", "peak", "reserved"):
+        assert notebook.steps[0][f"gpu/memory_{name}_gb"] > 0
+
+
+def test_full_finetuning_of_half_precision_weights_moves_them(data: TrainingData, tmp_path: Path) -> None:
+    base = make_base(torch.bfloat16)
+    trial = make_trial(max_steps=8, full_finetune=True, learning_rate=1e-5)
+    _, notebook = train(trial, base, data, tmp_path)
+    # Each update is far below bf16's resolution; together they still show.
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert abs(notebook.evaluations[8]["eval/margins"]) > 1e-5
+    assert base.model.dtype == torch.float32

