@@ -5,7 +5,7 @@ optimizer step in every slot that has one left, all their tokens in the same for
 joined at any time while the others go on; their numbers do not change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from kto_sweep.train.decoder import Decoder
 from kto_sweep.train.limit import Limit, until_it_fits
 from kto_sweep.train.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.measured import StepResult
-from kto_sweep.train.optim import Knobs, OptimizerState, SlotAdamW
+from kto_sweep.train.optim import Knobs, OptimizerState, Outcome, SlotAdamW
 from kto_sweep.train.pack import Item, ship
 from kto_sweep.train.score import score
 from kto_sweep.train.slot import ReferencedRows, Slot, SlotState
@@ -66,20 +66,21 @@ class Engine:
     def join(self, slot: int, trial: Trial, state: SlotState | None = None) -> None:
         """Begin `trial` in an empty slot, or go on from `state`.
 
-        Raises UsageError when the model has no layers of the names in lora_targets.
+        Raises UsageError when the model has no layers of the names in lora_targets, torch.OutOfMemoryError
+        when there is no room for its adapters; the other slots are as they were.
         """
         if self._slots[slot] is not None:
             raise ValueError(f"slot {slot} has a trial already")
         joined = Slot(trial, self.train)
         if self._adapters is None or not self._adapters.fits(joined.spec):
             self._rebuild(len(self._slots), joined.spec)
-        self._slots[slot] = joined
         if state is None:
             self._stack.start(slot, joined.spec)
             self._adamw.start(slot, trial.optimizer)
         else:
             joined.go_on(self.train, state)
             self._put(slot, joined, state)
+        self._slots[slot] = joined
 
     def leave(self, slot: int) -> None:
         """Empty `slot`."""
@@ -92,13 +93,21 @@ class Engine:
             self._adapters.detach()
         self.decoder.release()
 
+    @property
+    def slots(self) -> int:
+        """Places for trials, empty ones included."""
+        return len(self._slots)
+
     def resize(self, slots: int) -> None:
-        """Have another number of slots; those that are lost must be empty."""
+        """Have another number of slots; those that are lost must be empty.
+
+        Raises torch.OutOfMemoryError, and has as many as before, when so many do not fit.
+        """
         if any(held is not None for held in self._slots[slots:]):
             raise ValueError(f"a slot from {slots} on still has a trial")
-        self._slots = (self._slots + [None] * slots)[:slots]
         if self._adapters is not None:
             self._rebuild(slots)
+        self._slots = (self._slots + [None] * slots)[:slots]
 
     def total_steps(self, slot: int) -> int:
         """Optimizer steps that the slot's trial takes in all."""
@@ -116,7 +125,8 @@ class Engine:
         """One optimizer step of every slot that has one left; nothing is read back from the device.
 
         A forward that does not fit in memory is split, with the same numbers; see `limit`.
-        Raises ValueError when no slot has a step left, torch.OutOfMemoryError when one example does not fit.
+        Raises ValueError when no slot has a step left; torch.OutOfMemoryError when one example does not fit:
+        then nothing has changed, and the step can be begun again.
         """
         active = {slot: held for slot, held in enumerate(self._slots) if held is not None and not held.done}
         if not active:
@@ -128,10 +138,19 @@ class Engine:
             return add_gradients(self.decoder, self._stack, batches, limit)
 
         sums, self.limit = until_it_fits(gradients, self.limit, step_items(batches))
-        outcome = self._adamw.update(self._stack.weights, self._stack.take_grads(), self._knobs(active))
-        self._stack.refresh()
+        outcome = self._update(active)
         known = {batch.slot: active[batch.slot].advance(batch, len(self.train.rows)) for batch in batches}
         return StepResult(known, sums, outcome)
+
+    def _update(self, active: Mapping[int, Slot]) -> Outcome:
+        try:
+            outcome = self._adamw.update(self._stack.weights, self._stack.take_grads(), self._knobs(active))
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                "memory ran out half way through an update; the trials' states are lost"
+            ) from error
+        self._stack.refresh()
+        return outcome
 
     def _knobs(self, active: Mapping[int, Slot]) -> Knobs:
         columns = {
@@ -159,7 +178,7 @@ class Engine:
         return self._held(slot).spec, self._stack.tensors(slot)
 
     def state(self, slot: int) -> SlotState:
-        """Everything that the slot's trial needs to go on elsewhere, copied."""
+        """Everything that the slot's trial needs to go on elsewhere, copied to the host."""
         held = self._held(slot)
         optimizer = self._adamw.state(slot)
         rows = {"weights": self._stack.weights[slot], "first": optimizer.first, "second": optimizer.second}
@@ -167,7 +186,7 @@ class Engine:
             f"{kind}/{name}": tensor
             for kind, row in rows.items()
             for name, tensor in self._stack.layout.take(
-                row, self._stack.names(held.spec), held.spec.rank
+                row.cpu(), self._stack.names(held.spec), held.spec.rank
             ).items()
         }
         return SlotState(held.step, held.examples, tensors, optimizer.updates)
@@ -184,18 +203,35 @@ class Engine:
         self._adamw.start(slot, held.trial.optimizer, OptimizerState(state.updates, first, second))
 
     def _rebuild(self, slots: int, *more: AdapterSpec) -> None:
-        """Adapters and optimizer anew, with room for all that is there and for `more`."""
+        """Adapters and optimizer anew, with room for all that is there and for `more`.
+
+        The old ones go first, by way of the host: device memory never holds both. Raises
+        torch.OutOfMemoryError, and leaves what was there, when the new ones do not fit.
+        """
         held = {slot: trial for slot, trial in enumerate(self._slots) if trial is not None}
         states = {slot: self.state(slot) for slot in held}
-        specs = [*(trial.spec for trial in held.values()), *more]
-        rank = max((spec.rank for spec in specs), default=1)
-        stack = AdapterStack(self.decoder.model, slots, rank, {spec.targets for spec in specs})
+        specs = [trial.spec for trial in held.values()]
+        try:
+            self._lay_out(slots, [*specs, *more], states)
+        except torch.OutOfMemoryError as error:
+            problem = str(error)
+        else:
+            return
+        self._lay_out(len(self._slots), specs, states)
+        raise torch.OutOfMemoryError(problem)
+
+    def _lay_out(self, slots: int, specs: Sequence[AdapterSpec], states: Mapping[int, SlotState]) -> None:
         if self._adapters is not None:
             self._adapters.detach()
+        self._adapters = self._optimizer = None
+        if not specs:
+            return  # the next trial that joins says what is needed
+        rank = max(spec.rank for spec in specs)
+        stack = AdapterStack(self.decoder.model, slots, rank, {spec.targets for spec in specs})
         self._adapters = stack
         self._optimizer = SlotAdamW(slots, stack.layout.parameters, stack.device)
-        for slot, trial in held.items():
-            self._put(slot, trial, states[slot])
+        for slot, state in states.items():
+            self._put(slot, self._held(slot), state)
 
     def _held(self, slot: int) -> Slot:
         held = self._slots[slot]

@@ -58,6 +58,8 @@ class Slot:
         self.step = 0
         self.examples = 0
         self._batches = self._order(data, 0)
+        self._chosen: list[int] | None = None
+        """Rows of a step that was begun and not counted yet: beginning it again takes the same."""
 
     def _order(self, data: ReferencedRows, done: int) -> Iterator[tuple[int, list[int]]]:
         trial = self.trial
@@ -82,8 +84,10 @@ class Slot:
         return trial.learning_rate * factor
 
     def next_batch(self, slot: int, data: ReferencedRows) -> SlotBatch:
-        """The rows of the next step."""
-        _, chosen = next(self._batches)
+        """The rows of the next step; the same ones until `advance`."""
+        if self._chosen is None:
+            _, self._chosen = next(self._batches)
+        chosen = self._chosen
         scores = data.reference[chosen]
         return SlotBatch(
             slot=slot,
@@ -99,6 +103,7 @@ class Slot:
     def advance(self, batch: SlotBatch, rows: int) -> Known:
         """Count the step that `batch` took; `rows` is the size of the training set."""
         lr = self.lr
+        self._chosen = None
         self.step += 1
         self.examples += len(batch.rows)
         return Known(
