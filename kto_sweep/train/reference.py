@@ -1,30 +1,24 @@
-"""The base model's log-probs of every row's matched and mismatched completion, computed once per box.
+"""The base model's log-probs of each row's matched and mismatched completion, computed once per box.
 
-An entry's name is a hash of what the values depend on: the base weights, how they are held, and the token ids
-of each prompt with both completions. Nothing of a trial is in it, so every trial, agent and sweep shares it.
-
-    <folder>/<key>.safetensors   scores, float64 (rows, 2), with their checksum
-    <folder>/<key>.partial/      blocks of rows, while the entry is being computed
-    <folder>/<key>.lock          held by the process that computes it
+They are kept by row, under what they depend on: the base weights, how they are held, and the token ids of the
+prompt with both completions. Nothing of a trial or of the other rows is in it: every trial, agent and sweep
+shares them, and a row more in the data is a row more to compute.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.train.pack import PairedRow
+from kto_sweep.train.reference_store import Note, Pair, ReferenceStore
 
 Scores = NDArray[np.float64]
 Compute = Callable[[Sequence[PairedRow]], Scores]
@@ -32,10 +26,13 @@ Compute = Callable[[Sequence[PairedRow]], Scores]
 Progress = Callable[[int, int], None]
 """Told rows done and rows in all."""
 
-BLOCK_ROWS = 64
-"""Rows computed between two writes: what an interruption loses at most."""
-
-_FORMAT = "kto-sweep reference 1"
+_FORMAT = "kto-sweep reference 2"
+_FIRST_BLOCK = 1024
+"""Tokens computed before the first write: seconds for a small model on a CPU."""
+_BLOCK_SECONDS = 3.0
+"""What later blocks should take: what an interruption loses, and how often progress is told."""
+_WAIT_SECONDS = 0.5
+"""Between two looks for rows that other processes are computing."""
 
 
 @dataclass(frozen=True)
@@ -48,93 +45,129 @@ class Base:
     """none, 4bit or 8bit."""
     dtype: str
     """What it computes in: bfloat16, float32."""
+    name: str = ""
+    """What people call it: the values do not depend on it."""
+
+    @property
+    def key(self) -> str:
+        """64 hex digits that change with what the values depend on."""
+        identity = [_FORMAT, self.fingerprint, self.quantization, self.dtype]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
-def reference_key(base: Base, rows: Sequence[PairedRow]) -> str:
-    """The entry's name: 64 hex digits."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, asdict(base)]).encode())
-    for row in rows:
-        for ids in (row.prompt, row.completion, row.mismatched):
-            digest.update(np.int64(len(ids)).tobytes())
-            digest.update(np.ascontiguousarray(ids, dtype=np.int64).tobytes())
-    return digest.hexdigest()
+def row_key(row: PairedRow) -> bytes:
+    """A hash of the token ids of the prompt and of both completions."""
+    digest = hashlib.sha256()
+    for ids in (row.prompt, row.completion, row.mismatched):
+        digest.update(np.int64(len(ids)).tobytes())
+        digest.update(np.ascontiguousarray(ids, dtype=np.int64).tobytes())
+    return digest.digest()
 
 
 def reference_scores(
-    base: Base, rows: Sequence[PairedRow], folder: Path, compute: Compute, progress: Progress | None = None
+    base: Base,
+    rows: Sequence[PairedRow],
+    folder: Path,
+    compute: Compute,
+    progress: Progress | None = None,
+    note: Note | None = None,
+    *,
+    clock: Callable[[], float] = time.time,
 ) -> Scores:
     """(rows, 2) log-probs by the base model, from the cache in `folder` or computed into it.
 
-    Two processes that want the same entry compute it once. What was computed before an interruption is used.
-    Raises TrialFailure when the base model gives values that are not finite.
+    Processes that want the same rows at the same time share them out and compute each once. What was computed
+    before an interruption is used. `progress` hears of rows when some must be computed, counting rows of the
+    same tokens once; `note` hears of a damaged cache.
+
+    Raises TrialFailure when the base model gives values that are not finite or the disk is full,
+    KtoSweepError when the folder cannot be used.
     """
-    if not rows:
+    keys = [row_key(row) for row in rows]
+    if not keys:
         return np.zeros((0, 2))
-    key = reference_key(base, rows)
-    path = folder / f"{key}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
-    found = _read(path, len(rows))
-    if found is not None:
-        return found
-    with _lock(folder / f"{key}.lock"):
-        found = _read(path, len(rows))  # another process may have been faster
-        if found is None:
-            found = _compute(rows, folder / f"{key}.partial", compute, progress)
-            _write(path, found, {"base": json.dumps(asdict(base)), "rows": str(len(rows))})
-            shutil.rmtree(folder / f"{key}.partial")
+    about = {
+        "model": base.name,
+        "fingerprint": base.fingerprint,
+        "quantization": base.quantization,
+        "dtype": base.dtype,
+    }
+    with ReferenceStore(folder, base.key, about, note or _ignore) as store:
+        store.touch(clock())
+        found = store.get(dict.fromkeys(keys))
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
+        if missing:
+            found |= _compute(store, missing, compute, progress, len(found), clock)
+    return np.array([found[key] for key in keys], dtype=np.float64)
+
+
+def _ignore(_: str) -> None:
+    pass
+
+
+def _compute(
+    store: ReferenceStore,
+    rows: Mapping[bytes, PairedRow],
+    compute: Compute,
+    progress: Progress | None,
+    before: int,
+    clock: Callable[[], float],
+) -> dict[bytes, Pair]:
+    """The rows' log-probs, computed here or meanwhile by other processes; `before` were there already."""
+    found: dict[bytes, Pair] = {}
+    missing = dict(rows)
+    tokens = _FIRST_BLOCK
+    while missing:
+        if progress is not None:
+            progress(before + len(found), before + len(rows))
+        with _claimed(store, missing, tokens) as block:
+            # Whoever had a claim before us has left the values.
+            fresh = store.get(block or missing)
+            if wanted := {key: missing[key] for key in block if key not in fresh}:
+                began = clock()
+                scores = _computed(wanted, compute)
+                store.put(scores)
+                fresh |= scores
+                tokens = _next_size(tokens, clock() - began)
+        if not block and not fresh:
+            time.sleep(_WAIT_SECONDS)
+        found |= fresh
+        for key in fresh:
+            del missing[key]
+    if progress is not None:
+        progress(before + len(found), before + len(rows))
     return found
 
 
-def _compute(rows: Sequence[PairedRow], folder: Path, compute: Compute, progress: Progress | None) -> Scores:
-    folder.mkdir(exist_ok=True)
-    blocks = []
-    for start in range(0, len(rows), BLOCK_ROWS):
-        block = rows[start : start + BLOCK_ROWS]
-        path = folder / f"{start:09d}.safetensors"
-        scores = _read(path, len(block))
-        if scores is None:
-            scores = np.ascontiguousarray(compute(block), dtype=np.float64)
-            if not np.isfinite(scores).all():
-                raise TrialFailure(
-                    FailureCause.BAD_CONFIG,
-                    "the base model's log-probs are not finite",
-                    hint="its weights are damaged, or its precision is too low: try another quantization",
-                )
-            _write(path, scores, {})
-        blocks.append(scores)
-        if progress is not None:
-            progress(start + len(block), len(rows))
-    return np.concatenate(blocks)
-
-
-def _read(path: Path, rows: int) -> Scores | None:
-    """The scores of a file, or None where it is missing, damaged or of another size."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            scores: Scores = file.get_tensor("scores")
-            checksum = (file.metadata() or {}).get("sha256")
-    except (FileNotFoundError, SafetensorError):
-        return None
-    intact = checksum == hashlib.sha256(scores.tobytes()).hexdigest()
-    return scores if intact and scores.shape == (rows, 2) else None
-
-
-def _write(path: Path, scores: Scores, about: dict[str, str]) -> None:
-    """Write so that no reader ever sees half a file."""
-    metadata = about | {"format": _FORMAT, "sha256": hashlib.sha256(scores.tobytes()).hexdigest()}
-    new = path.with_suffix(f".{os.getpid()}.new")
-    with new.open("wb") as file:
-        file.write(save({"scores": scores}, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` alone; the system lets go when the process ends, however it ends."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        # Only once the entry is there: whoever still waits for this file finds the entry and needs no lock.
-        path.unlink(missing_ok=True)
+def _claimed(store: ReferenceStore, rows: Mapping[bytes, PairedRow], tokens: int) -> Iterator[list[bytes]]:
+    """Rows that no other process computes, of at most `tokens` tokens or one; others leave them to us."""
+    block: list[bytes] = []
+    try:
+        for key, row in rows.items():
+            if block and row.tokens() > tokens:
+                break
+            if store.claim(key):
+                block.append(key)
+                tokens -= row.tokens()
+        yield block
+    finally:
+        store.release(block)
+
+
+def _computed(rows: Mapping[bytes, PairedRow], compute: Compute) -> dict[bytes, Pair]:
+    scores = compute(list(rows.values()))
+    if not np.isfinite(scores).all():
+        raise TrialFailure(
+            FailureCause.BAD_CONFIG,
+            "the base model's log-probs are not finite",
+            hint="its weights are damaged, or its precision is too low: try another quantization",
+        )
+    return {key: (float(a), float(b)) for key, (a, b) in zip(rows, scores, strict=True)}
+
+
+def _next_size(tokens: int, seconds: float) -> int:
+    """Tokens of the next block, after one of `tokens` took so long."""
+    if seconds < _BLOCK_SECONDS / 2:
+        return tokens * 2
+    return tokens if seconds < _BLOCK_SECONDS * 2 else max(1, tokens // 2)

@@ -1,12 +1,13 @@
 """The rows of a data set with the base model's log-probs, as trials need them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.split import batches, total_steps
 from kto_sweep.train.decoder import Decoder
 from kto_sweep.train.engine import SCORING_LIMIT
 from kto_sweep.train.fingerprint import fingerprint_model
@@ -14,12 +15,11 @@ from kto_sweep.train.limit import until_it_fits
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import Item, PairedRow, pair_rows
 from kto_sweep.train.reference import Base, Progress, Scores, reference_scores
+from kto_sweep.train.reference_store import Note
 from kto_sweep.train.score import score
 from kto_sweep.train.slot import ReferencedRows
 from kto_sweep.train.support import check_lengths
 from kto_sweep.trial import Trial
-
-Note = Callable[[str], None]
 
 
 class References:
@@ -38,7 +38,10 @@ class References:
     ) -> None:
         self._decoder = decoder
         self._base = Base(
-            fingerprint_model(base.model), base.quantization, str(base.dtype).removeprefix("torch.")
+            fingerprint_model(base.model),
+            base.quantization,
+            str(base.dtype).removeprefix("torch."),
+            base.name,
         )
         self._cache = cache
         self._limit = SCORING_LIMIT
@@ -50,16 +53,31 @@ class References:
     def fill(self, trial: Trial, progress: Progress | None = None, note: Note | None = None) -> None:
         """Have the log-probs of all rows that `trial` trains on and is evaluated on.
 
-        `note` is told in one line when the cache was damaged. Raises TrialFailure when they are not finite.
+        `progress` counts those that no trial before has asked for; `note` hears of a damaged cache.
+        Raises TrialFailure when log-probs are not finite or the disk is full, KtoSweepError when the cache
+        cannot be used.
         """
-        for part in (self.train, self.held_out):
-            part.reference[:] = reference_scores(self._base, part.rows, self._cache, self._score, progress)
+        parts = [
+            (self.train, trained_rows(trial, len(self.train.rows))),
+            (self.held_out, range(len(self.held_out.rows))),
+        ]
+        wanted = [(part, at) for part, among in parts for at in among if np.isnan(part.reference[at, 0])]
+        rows = [part.rows[at] for part, at in wanted]
+        scores = reference_scores(self._base, rows, self._cache, self._score, progress, note)
+        for (part, at), pair in zip(wanted, scores, strict=True):
+            part.reference[at] = pair
 
     def _score(self, rows: Sequence[PairedRow]) -> Scores:
         scores, self._limit = until_it_fits(
             lambda limit: score(self._decoder, rows, limit), self._limit, [Item(row) for row in rows]
         )
         return scores.cpu().numpy()
+
+
+def trained_rows(trial: Trial, rows: int) -> list[int]:
+    """Which of so many rows the trial's batches hold, in file order: all, unless it ends within one epoch."""
+    steps = total_steps(rows, trial.batch_size, trial.epochs, trial.max_steps)
+    return sorted(at for batch in batches(rows, trial.batch_size, 0, trial.seed)[:steps] for at in batch)
 
 
 def _unknown(

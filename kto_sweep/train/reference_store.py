@@ -1,0 +1,261 @@
+"""Log-probs by row on disk: one SQLite file per base model, shared by all processes that see the folder.
+
+    <folder>/<name>.sqlite          by row: a hash of its tokens, two log-probs, their checksum
+    <folder>/<name>.<time>.damaged  a file that SQLite could not read, set aside
+    <folder>/lock                   who uses which file and computes which rows: see Locks
+
+A file is open for milliseconds at a time. It has a rollback journal and no write-ahead log: the boxes of a
+cluster often share a home over a network, and a write-ahead log needs all its readers on one box.
+No torch and no numpy here: `kto-sweep cache` reads these files too.
+"""
+
+import errno
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure
+from kto_sweep.train.locks import Locks
+
+T = TypeVar("T")
+Pair = tuple[float, float]
+"""Log-probs of the matched and of the mismatched completion, nats."""
+Note = Callable[[str], None]
+"""Told one line for people."""
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS scores (row BLOB PRIMARY KEY, matched REAL, mismatched REAL, checksum BLOB)"
+    " WITHOUT ROWID",
+)
+_BUSY_SECONDS = 60.0
+"""How long to wait for another process's write, which takes milliseconds."""
+_USED_EVERY = 3600.0
+"""Seconds for which a note that the file is in use holds, so that reading it seldom writes to it."""
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
+"""Errors whose cause is the file; SQLITE_ERROR: its tables are not those above."""
+
+
+class ReferenceStore:
+    """The log-probs of one base model; while it is entered as a context, nobody removes them.
+
+    Everything raises KtoSweepError when the folder cannot be used, TrialFailure when its disk is full.
+    """
+
+    def __init__(self, folder: Path, name: str, about: Mapping[str, str], note: Note) -> None:
+        """`about` says whose log-probs they are, for people: see Entry. `note` is told of damage."""
+        self._folder = folder
+        self._name = name
+        self._path = folder / f"{name}.sqlite"
+        self._about = about
+        self._note = note
+
+    def __enter__(self) -> "ReferenceStore":
+        with _explained(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._locks = Locks(self._folder / "lock")
+            self._locks.share(_use(self._name))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._locks.close()
+
+    def touch(self, now: float) -> None:
+        """Note who the base model is and that it is used `now`, in seconds since 1970."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            known = dict(connection.execute("SELECT name, value FROM about"))
+            wanted = dict(self._about)
+            if now - float(known.get("used", 0)) > _USED_EVERY:
+                wanted["used"] = str(now)
+            news = [item for item in wanted.items() if known.get(item[0]) != item[1]]
+            connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", news)
+
+        self._with_file(write)
+
+    def get(self, rows: Iterable[bytes]) -> dict[bytes, Pair]:
+        """Those of `rows` that are there and intact."""
+        asked = list(rows)
+
+        def read(connection: sqlite3.Connection) -> dict[bytes, Pair]:
+            found, wrong = {}, 0
+            for row in asked:
+                query = "SELECT matched, mismatched, checksum FROM scores WHERE row = ?"
+                values = connection.execute(query, (row,)).fetchone()
+                if values is not None and values[2] == _checksum(row, *values[:2]):
+                    found[row] = (values[0], values[1])
+                else:
+                    wrong += values is not None
+            if wrong:
+                self._note(f"{wrong} rows of {self._path} were damaged: they are computed again")
+            return found
+
+        return self._with_file(read)
+
+    def put(self, scores: Mapping[bytes, Pair]) -> None:
+        """Keep `scores` by row; on disk when this returns."""
+        # SQLite keeps -0.0 as 0.0, which has another checksum.
+        pairs = {row: (matched + 0.0, mismatched + 0.0) for row, (matched, mismatched) in scores.items()}
+        lines = [(row, *pair, _checksum(row, *pair)) for row, pair in pairs.items()]
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", lines)
+
+        self._with_file(write)
+
+    def claim(self, row: bytes) -> bool:
+        """Whether no other process is computing `row`; until `release`, no other process can claim it."""
+        with _explained(self._folder):
+            return self._locks.take(self._row(row))
+
+    def release(self, rows: Iterable[bytes]) -> None:
+        """Let others claim `rows`."""
+        for row in rows:
+            self._locks.drop(self._row(row))
+
+    def _row(self, row: bytes) -> str:
+        return f"{self._name} row {row.hex()}"
+
+    def _with_file(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` gives in one transaction; on an empty file when the one there is damaged."""
+        with _explained(self._path):
+            try:
+                return self._transaction(work)
+            except sqlite3.DatabaseError as error:
+                if not _is_damage(error):
+                    raise
+            self._set_aside()
+            return self._transaction(work)
+
+    def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        with (
+            self._locks.held(_file(self._name), alone=False),
+            closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as connection,
+            connection,
+        ):
+            for table in _TABLES:
+                connection.execute(table)
+            return work(connection)
+
+    def _set_aside(self) -> None:
+        """Rename the damaged file."""
+        aside = self._path.with_suffix(f".{time.time():.0f}.damaged")
+        with self._locks.held(_file(self._name), alone=True):
+            if not self._path.exists() or _intact(self._path):
+                return  # another process was here first
+            # First: a journal that outlives its file would be played back into the next one.
+            _journal(self._path).unlink(missing_ok=True)
+            self._path.rename(aside)
+        self._note(f"the reference cache was damaged: it is now {aside}, and its values are computed again")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the folder."""
+
+    path: Path
+    about: Mapping[str, str]
+    """`model`, `fingerprint`, `quantization` and `dtype` of the base model; empty for a damaged file."""
+    rows: int | None
+    """None for a damaged file."""
+    size: int
+    """Bytes."""
+    used: float
+    """When it was last used, to the hour, in seconds since 1970."""
+
+
+def entries(folder: Path) -> list[Entry]:
+    """All files of the folder, the one used last first."""
+    found = [_entry(path) for kind in ("*.sqlite", "*.damaged") for path in folder.glob(kind)]
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def remove(entry: Entry) -> bool:
+    """Whether the file is removed: not when a process uses it."""
+    name = entry.path.stem
+    with _explained(entry.path), closing(Locks(entry.path.parent / "lock")) as locks:
+        if not locks.take(_use(name)):
+            return False
+        with locks.held(_file(name), alone=True):
+            _journal(entry.path).unlink(missing_ok=True)
+            entry.path.unlink(missing_ok=True)
+    return True
+
+
+def _entry(path: Path) -> Entry:
+    about: dict[str, str] = {}
+    rows = None
+    try:
+        # By its name alone, SQLite would make a file that is gone.
+        with closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
+        ) as connection:
+            about = dict(connection.execute("SELECT name, value FROM about"))
+            rows = connection.execute("SELECT count(*) FROM scores").fetchone()[0]
+    except sqlite3.DatabaseError:
+        about = {}
+    state = path.stat()
+    return Entry(path, about, rows, state.st_size, float(about.pop("used", state.st_mtime)))
+
+
+def _use(name: str) -> str:
+    """Shared by those who use the file of this name, had alone by who removes it."""
+    return f"{name} use"
+
+
+def _file(name: str) -> str:
+    """Shared by those who have the file open, had alone by who renames or removes it."""
+    return f"{name} file"
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(f"{path.name}-journal")
+
+
+def _checksum(row: bytes, matched: object, mismatched: object) -> bytes:
+    """8 bytes. Of the values as text, which is exact for floats and takes whatever a damaged file holds."""
+    return hashlib.blake2b(repr((row, matched, mismatched)).encode(), digest_size=8).digest()
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGE
+
+
+def _intact(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+            connection.execute("SELECT name, value FROM about").fetchone()
+            connection.execute("SELECT row, matched, mismatched, checksum FROM scores").fetchone()
+            verdict: str = connection.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if not _is_damage(error):
+            raise
+        return False
+    return verdict == "ok"
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what SQLite and the file system say into what a person can do."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or (
+            getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        )
+        if full:
+            raise TrialFailure(
+                FailureCause.DISK_FULL, f"{path}: {error}", hint="free some space, or kto-sweep cache --prune"
+            ) from error
+        raise KtoSweepError(
+            f"the reference cache {path} cannot be used: {error}",
+            hint="set KTO_SWEEP_HOME to a folder that can be written to",
+        ) from error
