@@ -37,12 +37,13 @@ class References:
         self, decoder: Decoder, base: LoadedBase, data: TrainingData, max_length: int, cache: Path
     ) -> None:
         self._decoder = decoder
-        self._base = Base(
+        self.base = Base(
             fingerprint_model(base.model),
             base.quantization,
             str(base.dtype).removeprefix("torch."),
             base.name,
         )
+        """The model whose log-probs they are."""
         self._cache = cache
         self._limit = SCORING_LIMIT
         self.train = _unknown(base, data.train, data.train_partners, max_length)
@@ -63,7 +64,7 @@ class References:
         ]
         wanted = [(part, at) for part, among in parts for at in among if np.isnan(part.reference[at, 0])]
         rows = [part.rows[at] for part, at in wanted]
-        scores = reference_scores(self._base, rows, self._cache, self._score, progress, note)
+        scores = reference_scores(self.base, rows, self._cache, self._score, progress, note)
         for (part, at), pair in zip(wanted, scores, strict=True):
             part.reference[at] = pair
 
