@@ -1,0 +1,134 @@
+"""A trial's place in its training, in one file: enough to go on in another process with the same numbers.
+
+A safetensors file holds adapters and AdamW's moments; its header says, as JSON, how far the trial is and what
+the numbers belong to. Files are replaced as a whole, so that a crash at any moment leaves the old or the new.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kto_sweep.errors import KtoSweepError
+from kto_sweep.train.pack import PairedRow
+from kto_sweep.train.slot import SlotState
+
+_FORMAT = "kto-sweep checkpoint 1"
+
+
+class CheckpointError(KtoSweepError):
+    """A checkpoint that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a trial's numbers depend on: a checkpoint of another identity is another trial's."""
+
+    config: Mapping[str, Any]
+    """Every parameter of the trial, as plain JSON."""
+    rows: str
+    """Hash of the rows: see fingerprint_rows."""
+    base: str
+    """Hash of the base model: see fingerprint_model."""
+
+    def difference(self, other: "Identity") -> str:
+        """How `other` differs, in a few words; empty when it does not."""
+        names = [
+            name
+            for name in {**self.config, **other.config}
+            if self.config.get(name) != other.config.get(name)
+        ]
+        if names:
+            return ", ".join(
+                f"{name} {other.config.get(name)} (now {self.config.get(name)})" for name in names
+            )
+        if self.rows != other.rows:
+            return "other rows"
+        return "" if self.base == other.base else "other base weights"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trial after some of its steps."""
+
+    identity: Identity
+    state: SlotState
+    """Without tensors when the trial is finished: it needs them no more."""
+    seconds: float
+    """That the trial has taken so far."""
+    best: float | None
+    """Lowest eval/common_loss so far, that of the adapters kept as the best."""
+    finished: bool = False
+    """All steps are done and the adapters saved."""
+
+
+def fingerprint_rows(*parts: Sequence[PairedRow]) -> str:
+    """64 hex digits that change with any token, label, partner or order of any part."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.int64(len(part)).tobytes())
+        for row in part:
+            for ids in (row.prompt, row.completion, row.mismatched):
+                digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
+            digest.update(bytes([row.desirable]))
+    return digest.hexdigest()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `path` in place of what was there. Raises OSError when the disk is full."""
+    state = checkpoint.state
+    about = {
+        "identity": asdict(checkpoint.identity),
+        "step": state.step,
+        "examples": state.examples,
+        "updates": state.updates,
+        "seconds": checkpoint.seconds,
+        "best": checkpoint.best,
+        "finished": checkpoint.finished,
+    }
+    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
+    new = path.with_name(f"{path.name}.new")
+    try:
+        save_file(tensors, new, metadata={"format": _FORMAT, "about": json.dumps(about)})
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # what the system said, wrapped
+        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """The checkpoint in `path`, its tensors on the host; None when there is none.
+
+    Raises CheckpointError when the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise CheckpointError(f"{path.name} is not in the format {_FORMAT!r}")
+            about = json.loads(metadata["about"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        return Checkpoint(
+            identity=Identity(**about["identity"]),
+            state=SlotState(about["step"], about["examples"], tensors, about["updates"]),
+            seconds=about["seconds"],
+            best=about["best"],
+            finished=about["finished"],
+        )
+    except FileNotFoundError:
+        return None
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is damaged: {error}") from error
