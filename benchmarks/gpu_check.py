@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train import lora_op
+from kto_sweep.train import attention, lora_op
 from kto_sweep.train.attention import Packing, PrefixStore, packed_attention
 from kto_sweep.train.engine import Engine
 from kto_sweep.train.limit import Limit
@@ -123,9 +123,9 @@ def check_attention(device: torch.device) -> None:
                     Layer(), q, k, v, None, scaling=0.1, sliding_window=window, packing=packing
                 )
                 torch.manual_seed(2)
-                grads = torch.autograd.grad(
-                    (out * torch.randn_like(out, dtype=torch.float32)).sum(), (q, k, v)
-                )
+                # Not randn_like: it fills memory in order, and the two paths lay out their results differently.
+                direction = torch.randn(out.shape, device=device)
+                grads = torch.autograd.grad((out * direction).sum(), (q, k, v))
                 n = sum(suffixes)
                 q2 = torch.randn(1, heads, n, 64, device=device).bfloat16().to(dtype)
                 k2, v2 = (torch.randn(1, groups, n, 64, device=device).bfloat16().to(dtype) for _ in range(2))
@@ -153,27 +153,6 @@ def continued(
         suffixes, keys, ends(suffixes, device), ends(keys, device),
         prefix=store, gather=torch.tensor(gather, device=device),
     )  # fmt: skip
-
-
-def check_native_gqa(device: torch.device) -> None:
-    """Information: whether varlen attention takes fewer key heads without being told (it saves copies)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    q = torch.randn(50, 8, 64, device=device, dtype=torch.bfloat16, requires_grad=True)
-    k, v = (torch.randn(50, 2, 64, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
-    cu = torch.tensor([0, 20, 50], dtype=torch.int32, device=device)
-    try:
-        found = varlen_attn(q, k, v, cu, cu, 30, 30, window_size=(-1, 0))
-        wide = [x.repeat_interleave(4, 1) for x in (k, v)]
-        expected = varlen_attn(q, *wide, cu, cu, 30, 30, window_size=(-1, 0))
-        grads = [torch.autograd.grad(out.float().square().sum(), (q, k, v)) for out in (found, expected)]
-        error = max(relative(mine, theirs) for mine, theirs in zip(*grads, strict=True))
-        print(f"INFO  varlen_attn takes grouped heads by itself: gradient error {error:.2e}", flush=True)
-    except Exception as error:
-        print(
-            f"INFO  varlen_attn does not take grouped heads by itself: {str(error).splitlines()[0]}",
-            flush=True,
-        )
 
 
 def check_adapters(device: torch.device) -> None:
@@ -384,7 +363,9 @@ def no_waiting(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -428,7 +409,10 @@ def main() -> int:
     if device.type == "cuda":
         grouped = lora_op._is_datacentre_gpu(device)
         print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, grouped kernels: {grouped}")
-        check_native_gqa(device)
+        copied = not (attention._GQA_FLAG or attention.takes_grouped_heads(device))
+        print(
+            f"INFO  keys and values are {'' if copied else 'not '}copied for each head of queries", flush=True
+        )
         check_no_waiting(device)
     check_attention(device)
     check_adapters(device)

@@ -10,6 +10,7 @@ do (float32, soft-capped scores), it is one scaled_dot_product_attention per seq
 
 import inspect
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -128,7 +129,7 @@ def _flash(
     if k.shape[1] != q.shape[1]:
         if _GQA_FLAG:
             flags["enable_gqa"] = True
-        else:
+        elif not takes_grouped_heads(q.device):
             k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     out = varlen_attn(
         q, k, v, packing.query_ends, packing.key_ends, longest_query, longest_key,
@@ -136,6 +137,34 @@ def _flash(
     )  # fmt: skip
     assert isinstance(out, Tensor)
     return out
+
+
+@cache
+def takes_grouped_heads(device: torch.device) -> bool:
+    """Whether varlen attention takes fewer heads of keys than of queries without the flag for it.
+
+    Torch 2.11 does and saves the copies, but no documentation says so: it is tried on a few tokens, forward
+    and backward, against copied heads. Once for each device, as it waits for the results.
+    """
+    ends = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
+    q, k, v = (
+        torch.arange(8 * heads * 64, device=device).add(heads * first).sin().bfloat16().view(8, heads, 64)
+        for heads, first in ((4, 0), (2, 1), (2, 2))
+    )
+
+    def tried(copies: int) -> list[Tensor]:
+        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+        keys, values = (x.repeat_interleave(copies, dim=1) for x in inputs[1:])
+        out = varlen_attn(inputs[0], keys, values, ends, ends, 5, 5, window_size=(-1, 0))
+        assert isinstance(out, Tensor)
+        return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+    try:
+        with torch.enable_grad():
+            found, expected = tried(1), tried(2)
+    except (RuntimeError, ValueError):
+        return False
+    return all(torch.allclose(x, y, rtol=0.02, atol=0.02) for x, y in zip(found, expected, strict=True))
 
 
 def _by_sequence(

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import kto_sweep.train.attention
-from kto_sweep.train.attention import Packing, PrefixStore, packed_attention
+from kto_sweep.train.attention import Packing, PrefixStore, packed_attention, takes_grouped_heads
 
 torch.set_num_threads(1)
 
@@ -91,6 +91,14 @@ def test_a_second_forward_reaches_the_keys_that_the_first_kept(window: int | Non
         torch.testing.assert_close(
             found[0, 2 * at : 2 * at + 2], dense(queries, keys, values, 0.4, window, None)
         )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_copied_heads_are_the_answer_where_the_kernel_takes_no_others(device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    assert isinstance(takes_grouped_heads(torch.device(device)), bool)
+    assert device == "cuda" or not takes_grouped_heads(torch.device(device))
 
 
 def test_what_it_cannot_do_is_refused() -> None:
