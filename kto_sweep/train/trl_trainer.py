@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -28,6 +29,7 @@ from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import PairedRow, pair_rows
 from kto_sweep.train.packed import gpu_memory
 from kto_sweep.train.reference import Base, Scores, reference_scores
+from kto_sweep.train.referenced import trained_rows
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.schedule import warmup_steps
 from kto_sweep.train.trl_kto import OurKTOTrainer
@@ -68,7 +70,7 @@ def train_trl(
         # PEFT and TRL call what transformers is going to rename: theirs to mend, nothing to tell our users.
         warnings.filterwarnings("ignore", "`.*` is deprecated and will be removed in v6", FutureWarning)
         if trial.full_finetune:
-            base.model.to(torch.float32)  # in bf16 most updates would be rounded away
+            base.model.float()  # type: ignore[no-untyped-call]  # in bf16 most updates would be rounded away
         identity = _identity(base)
         trainer = OurKTOTrainer(
             model=base.model.requires_grad_(trial.full_finetune),
@@ -104,11 +106,17 @@ class _Training:
         """Give the trainer its reference values, computed or from the cache."""
         self._trainer = trainer
 
-        def compute(rows: Sequence[PairedRow]) -> Scores:
-            return trainer.score(rows, reference=True)
+        def scores(rows: Sequence[PairedRow]) -> Scores:
+            def compute(missing: Sequence[PairedRow]) -> Scores:
+                return trainer.score(missing, reference=True)
 
-        trainer.set_reference(reference_scores(base, self.rows, folder, compute))
-        self._held_out_reference = reference_scores(base, self._held_out, folder, compute)
+            return reference_scores(base, rows, folder, compute, note=self._report.note)
+
+        used = trained_rows(self.trial, len(self.rows))
+        reference = np.full((len(self.rows), 2), np.nan)
+        reference[used] = scores([self.rows[at] for at in used])
+        trainer.set_reference(reference)
+        self._held_out_reference = scores(self._held_out)
 
     def on_step(self, step: int, values: dict[str, float]) -> None:
         """Report a step; evaluate after some of them and after the last."""
@@ -207,7 +215,7 @@ def _identity(base: LoadedBase) -> Base:
     weights = str(base.model.dtype).removeprefix("torch.")
     computed_in = "bfloat16" if base.model.device.type == "cuda" else weights
     dtype = weights if computed_in == weights else f"{weights} computed in {computed_in}"
-    return Base(fingerprint_model(base.model), base.quantization, dtype)
+    return Base(fingerprint_model(base.model), base.quantization, dtype, base.name)
 
 
 @contextmanager

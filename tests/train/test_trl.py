@@ -20,6 +20,7 @@ from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.pack import PairedRow, pair_rows
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.tiny import Recipe, make_tokenizer
+from kto_sweep.train.trl_kto import OurKTOTrainer
 from kto_sweep.train.trl_trainer import train_trl
 from kto_sweep.trial import Trial
 
@@ -260,15 +261,24 @@ def test_base_is_given_back_after_a_failure(base: LoadedBase, data: TrainingData
     ).keys()
 
 
-def test_reference_is_computed_once(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
-    train(make_trial(max_steps=1), base, data, tmp_path)
-    entries = {path: path.stat().st_mtime_ns for path in (tmp_path / "reference").iterdir()}
-    assert len(entries) == 2  # training and held-out rows
-    other = make_trial(
-        max_steps=2, learning_rate=0.1, batch_size=7, seed=3, lora_r=2, beta=1, loss_type="apo_zero_unpaired"
-    )
-    train(other, base, data, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "reference").iterdir()} == entries
+def test_reference_is_computed_once_and_only_where_needed(
+    base: LoadedBase, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    score = OurKTOTrainer.score
+
+    def counted(self: OurKTOTrainer, rows: Any, *, reference: bool = False) -> Any:
+        computed.append(len(rows) if reference else 0)
+        return score(self, rows, reference=reference)
+
+    monkeypatch.setattr(OurKTOTrainer, "score", counted)
+    train(make_trial(max_steps=1, loss_type="apo_zero_unpaired"), base, data, tmp_path)
+    assert sum(computed) == 4 + len(data.eval)
+    train(make_trial(), base, data, tmp_path)
+    assert sum(computed) == 29 + len(data.eval)
+    other = {"learning_rate": 0.1, "batch_size": 7, "seed": 3, "lora_r": 2, "beta": 1, "epochs": 2}
+    train(make_trial(**other), base, data, tmp_path)
+    assert sum(computed) == 29 + len(data.eval)
 
 
 def test_batch_of_one_is_refused_for_kto_only(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:

