@@ -123,7 +123,7 @@ def check_attention(device: torch.device) -> None:
                     Layer(), q, k, v, None, scaling=0.1, sliding_window=window, packing=packing
                 )
                 torch.manual_seed(2)
-                # Not randn_like: it fills memory in order, and the two paths lay out their results differently.
+                # Not randn_like: it fills in the order of memory, which is another for each of the two paths.
                 direction = torch.randn(out.shape, device=device)
                 grads = torch.autograd.grad((out * direction).sum(), (q, k, v))
                 n = sum(suffixes)
