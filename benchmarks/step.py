@@ -122,7 +122,7 @@ def time_trl(
     with tempfile.TemporaryDirectory() as folder:
         arguments = KTOConfig(
             output_dir=folder, per_device_train_batch_size=BATCH, max_steps=steps + warmup,
-            max_length=MAX_LENGTH, learning_rate=5e-6, report_to="none", logging_steps=1,
+            max_length=MAX_LENGTH, learning_rate=5e-6, report_to="none", logging_strategy="no",
             save_strategy="no", bf16=True, disable_tqdm=True, **tuning,
         )  # fmt: skip
         times = StepTimes()
