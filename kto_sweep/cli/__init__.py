@@ -19,8 +19,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pause": ("Run", "Start no more trials for now"),
     "resume": ("Run", "Go on with a paused or stopped sweep"),
     "cancel": ("Run", "End a sweep and its running trials"),
+    "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
     "status": ("Look", "Say how far a sweep is"),
+    "cache": ("Look", "Show or prune reference log-probs"),
     "serve": ("Serve", "Run the embedded server in the foreground"),
 }
 

@@ -1,0 +1,67 @@
+"""kto-sweep lint: what training will make of a data file, before it starts."""
+
+import click
+
+from kto_sweep.cli.output import console, json_option, print_json, say
+
+
+@click.command()
+@click.argument("data")
+@click.option("--model", help="Measure tokens with this model's tokenizer: hub id, folder, .gguf, tiny.")
+@click.option("--max-length", type=int, help="Tokens of prompt and completion, as in a sweep. Default: 2048.")
+@click.option("--eval-fraction", type=float, help="Share of the prompts held out. Default: 0.1.")
+@json_option
+def lint(
+    data: str, model: str | None, max_length: int | None, eval_fraction: float | None, as_json: bool
+) -> int:
+    """Say what training will refuse in DATA, a file or hub id, and what it will make of the rest.
+
+    Without --model, lengths are in characters and max_length is not checked. No model is loaded, only its
+    tokenizer. Exit code 1: training would refuse the data.
+
+    \b
+    kto-sweep lint rows.jsonl
+    kto-sweep lint rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --max-length 1024
+    kto-sweep lint rows.jsonl --json
+    """
+    from dataclasses import asdict
+
+    from kto_sweep.cli.lint_text import print_report
+    from kto_sweep.data.lint import lint as check
+    from kto_sweep.data.lint_findings import Level
+    from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
+    from kto_sweep.train.tokenizer import load_tokenizer
+    from kto_sweep.trial import Trial
+
+    length = Trial.max_length if max_length is None else max_length
+    fraction = Trial.eval_fraction if eval_fraction is None else eval_fraction
+    _check("max_length", length)
+    _check("eval_fraction", fraction)
+    read = read_data(data)
+    if model is None:
+        if max_length is not None:
+            say(f"max_length {max_length} is not checked: tokens need --model", as_json=as_json)
+        report = check(
+            read, measure_characters(read.loaded.examples), max_length=None, eval_fraction=fraction
+        )
+    else:
+        measured = measure_tokens(read.loaded.examples, load_tokenizer(model), length)
+        report = check(read, measured, max_length=length, eval_fraction=fraction)
+    if as_json:
+        findings = [{**asdict(finding), "lines": finding.lines} for finding in report.findings]
+        levels = {f"{level}s": report.count(level) for level in Level}
+        print_json({"model": model, **levels, **asdict(report), "findings": findings})
+    else:
+        print_report(console(), report, data, model)
+    return 1 if report.count(Level.ERROR) else 0
+
+
+def _check(name: str, value: float) -> None:
+    """Raise UsageError for a value that no trial takes."""
+    from kto_sweep.errors import UsageError
+    from kto_sweep.trial import check_value
+
+    _, problem = check_value(name, value)
+    if problem is not None:
+        option = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{option}: {problem.what}\n  {problem.why}", hint=problem.hint)

@@ -1,0 +1,166 @@
+"""A lint report as text for people."""
+
+import shlex
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from kto_sweep.data.lint import Balance, LintReport, Split
+from kto_sweep.data.lint_findings import NEAR, Finding, Level
+from kto_sweep.data.lint_lengths import Bin, LengthReport
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+SHOWN_LINES = 5
+"""Lines, or groups of lines, that a finding names."""
+
+SHOWN_ALIKE = 8
+"""Findings of one kind that are printed: a file can have a thousand reasons to leave rows out."""
+
+BAR = 50
+"""Characters of the longest bar."""
+
+_STYLES = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
+
+
+def print_report(out: "Console", report: LintReport, data: str, model: str | None) -> None:
+    """Counts, lengths, histogram, findings, and what to type next; `data` and `model` as they were typed."""
+    for line in _overview(report):
+        out.print(line, markup=False, soft_wrap=True)
+    if report.counts.usable:
+        out.print(_length_title(report, model), markup=False, soft_wrap=True)
+        out.print(_length_table(report.lengths))
+        _print_histogram(out, report)
+    _print_findings(out, report.findings)
+    for line in _ending(report, data, model):
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _overview(report: LintReport) -> list[str]:
+    counts = report.counts
+    lines = [
+        f"{report.path}: {counts.rows:,} row{'' if counts.rows == 1 else 's'}, {counts.usable:,} usable: "
+        f"{counts.desirable:,} desirable, {counts.undesirable:,} undesirable"
+    ]
+    if counts.usable:
+        lines.append(f"Prompts:  {counts.prompts:,} different, {counts.prompts_with_both:,} with both labels")
+    if report.balance is not None:
+        lines.append(f"Balance:  {_balance(report.balance)}")
+    if report.split is not None:
+        # Prompts are split by their tokens: characters give another split of much the same sizes.
+        about = "" if report.unit == "tokens" else "about "
+        lines.append(f"Held out: {about}{_split(report.split, report.eval_fraction)}")
+    if report.lengths.auc is not None:
+        strength = max(report.lengths.auc, 1 - report.lengths.auc)
+        told = f"{strength:.2f} (0.50 tells nothing; eval/auc should beat it)"
+        lines.append(f"Leak:     the completion's length alone has an AUC of {told}")
+    return [*lines, ""]
+
+
+def _balance(balance: Balance) -> str:
+    rows = f"{balance.ratio:.2f} desirable rows for each undesirable one"
+    if balance.rho == balance.ratio:
+        return f"{rows}; equal weights give rho {balance.rho:.2f}, which is fine (1 to {NEAR:.2f})"
+    good, bad = balance.desirable_weight, balance.undesirable_weight
+    return f"{rows}; use rho: {balance.rho:g} (desirable_weight {good:.3g}, undesirable_weight {bad:.3g})"
+
+
+def _split(split: Split, eval_fraction: float) -> str:
+    held, train = split.eval, split.train
+    return (
+        f"{held.desirable:,} desirable and {held.undesirable:,} undesirable rows at eval_fraction "
+        f"{eval_fraction:g}; {train.desirable:,} and {train.undesirable:,} to train on"
+    )
+
+
+def _length_title(report: LintReport, model: str | None) -> str:
+    if model is None:
+        return "Lengths in characters (--model NAME counts tokens, as training does, and checks max_length)"
+    return f"Lengths in tokens of {model}, before any cut to max_length {report.max_length}"
+
+
+def _length_table(lengths: LengthReport) -> "Table":
+    from dataclasses import astuple
+
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for name in ("least", "half", "90 %", "95 %", "99 %", "most"):
+        table.add_column(name, justify="right")
+    rows = {
+        "prompt": lengths.prompt,
+        "completion": lengths.completion,
+        "  desirable": lengths.desirable,
+        "  undesirable": lengths.undesirable,
+        "prompt + completion": lengths.total,
+    }
+    for name, values in rows.items():
+        if values is not None:
+            table.add_row(name, *(f"{value:,}" for value in astuple(values)))
+    return table
+
+
+def _print_histogram(out: "Console", report: LintReport) -> None:
+    """One line a bar; what tells the labels apart is the sign, not the colour."""
+    desirable, undesirable = "█░" if out.encoding.startswith("utf") else "#-"
+    title = f"Rows by {report.unit} of prompt + completion ({desirable} desirable, {undesirable} undesirable)"
+    out.print(title, markup=False)
+    bins = report.lengths.histogram
+    labels = [_range(item) for item in bins]
+    most = max(item.desirable + item.undesirable for item in bins)
+    for label, item in zip(labels, bins, strict=True):
+        rows = item.desirable + item.undesirable
+        full = -(-BAR * rows // most)  # rounded up: one row shows
+        good = round(full * item.desirable / rows) if rows else 0
+        bar = desirable * good + undesirable * (full - good)
+        line = f"{label:>{max(map(len, labels))}} {rows:>{len(f'{most:,}')},} {bar}"
+        out.print(line.rstrip(), markup=False, soft_wrap=True)
+    out.print()
+
+
+def _range(item: Bin) -> str:
+    if item.high is None:
+        return f"{item.low:,} and more"
+    return f"{item.low:,}" if item.low == item.high else f"{item.low:,}-{item.high:,}"
+
+
+def _print_findings(out: "Console", findings: tuple[Finding, ...]) -> None:
+    from rich.text import Text
+
+    for code, alike in groupby(findings, lambda finding: finding.code):
+        same = list(alike)
+        for finding in same[:SHOWN_ALIKE]:
+            head = (f"{finding.level.capitalize():<8}", _STYLES[finding.level])
+            text = Text.assemble(head, f" {finding.what}{_places(finding)}\n{'':9}{finding.hint}")
+            out.print(text, soft_wrap=True)
+        if len(same) > SHOWN_ALIKE:
+            more = f"{'':9}{len(same) - SHOWN_ALIKE:,} more findings {code!r}: --json shows all"
+            out.print(more, markup=False, soft_wrap=True)
+
+
+def _places(finding: Finding) -> str:
+    """` (lines 12, 17, ...)`; rows that belong together as `12 and 340`."""
+    if not finding.groups:
+        return ""
+    shown = [_few(list(map(str, group)), " and ") for group in finding.groups]
+    return f" (line{'' if len(finding.lines) == 1 else 's'} {_few(shown, ', ')})"
+
+
+def _few(items: list[str], between: str) -> str:
+    return between.join(items[:SHOWN_LINES]) + (f"{between}..." if len(items) > SHOWN_LINES else "")
+
+
+def _ending(report: LintReport, data: str, model: str | None) -> list[str]:
+    counts = [(level, report.count(level)) for level in Level]
+    summary = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts)
+    again = f"kto-sweep lint {shlex.quote(data)}"
+    if report.count(Level.ERROR):
+        step = f"mend what stands under Error, then {again}"
+    elif model is None:
+        step = f"{again} --model NAME, with the model that you will train"
+    else:
+        step = f"dataset: {data} in a copy of sweeps/lr_grid.yaml, then kto-sweep create it"
+    return [summary, f"Next: {step}"]

@@ -1,0 +1,173 @@
+"""A data file judged before a GPU is used: what training will refuse, and what it will do with the rest.
+
+file --> read_data --> measure_tokens | measure_characters --> lint --> counts, lengths, split, findings
+"""
+
+from dataclasses import dataclass
+
+from kto_sweep.data import lint_findings as find
+from kto_sweep.data.dataset import TrainingData, prepare_data
+from kto_sweep.data.files import FORMATS_HINT
+from kto_sweep.data.formats import describe_bad
+from kto_sweep.data.lint_findings import Finding, Level
+from kto_sweep.data.lint_lengths import LengthReport, report_lengths
+from kto_sweep.data.lint_rows import MeasuredData, ReadData, Unit
+from kto_sweep.errors import DataError
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows and prompts of a data file."""
+
+    rows: int
+    usable: int
+    desirable: int
+    """Of the usable rows; so are all that follow."""
+    undesirable: int
+    prompts: int
+    """Different ones."""
+    prompts_with_both: int
+    """Prompts with desirable and undesirable answers."""
+
+
+@dataclass(frozen=True)
+class Balance:
+    """How the labels are weighed so that neither drowns the other (KTO, arXiv 2402.01306, section 4)."""
+
+    ratio: float
+    """Desirable rows for each undesirable one: rho with equal weights."""
+    rho: float
+    """What to set: the ratio itself, which sets nothing, when it is in [1, 4/3]; else 1."""
+    desirable_weight: float
+    undesirable_weight: float
+    """The weights that this rho amounts to."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the split."""
+
+    desirable: int
+    undesirable: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is trained on and what is held out, by prompt."""
+
+    train: Side
+    eval: Side
+
+
+@dataclass(frozen=True)
+class LintReport:
+    """All that is known about a data file before training."""
+
+    path: str
+    unit: Unit
+    """Of all lengths."""
+    max_length: int | None
+    """None: not checked, for want of a tokenizer."""
+    eval_fraction: float
+    counts: Counts
+    balance: Balance | None
+    """None when a label is missing."""
+    lengths: LengthReport
+    split: Split | None
+    """None when training refuses the data."""
+    findings: tuple[Finding, ...]
+    """Errors first, then warnings, then notes."""
+
+    def count(self, level: Level) -> int:
+        """Findings of one level."""
+        return sum(finding.level is level for finding in self.findings)
+
+
+def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fraction: float) -> LintReport:
+    """The report on rows that were read and measured; its errors are what training refuses.
+
+    `max_length` is the one that `data` was cut to; None when it was measured in characters.
+    """
+    counts = _count(read, data)
+    lengths = report_lengths(data)
+    split, refusal = _split(read, data, max_length, eval_fraction)
+    findings = [
+        *refusal,
+        *find.find_left_out([*read.loaded.bad, *data.tokens.bad]),
+        *find.find_copies(data.examples),
+        *find.find_contradictions(data.examples),
+        *find.find_contradictions_but_for_calls(data.examples),
+        *find.find_imbalance(counts.desirable, counts.undesirable),
+        *find.find_length_leak(lengths, counts.desirable, counts.undesirable),
+        *find.find_later_turns(read),
+        *find.find_neighbours(data),
+    ]
+    if max_length is not None:
+        findings += find.find_cuts(data, lengths, max_length)
+        findings += find.find_contradictions_when_cut(data, max_length)
+    if split is not None:
+        findings += find.find_thin_split(split, eval_fraction)
+    return LintReport(
+        path=read.loaded.path,
+        unit=data.unit,
+        max_length=max_length,
+        eval_fraction=eval_fraction,
+        counts=counts,
+        balance=balance(counts.desirable, counts.undesirable),
+        lengths=lengths,
+        split=None if split is None else _sides(split),
+        findings=tuple(sorted(findings, key=lambda finding: list(Level).index(finding.level))),
+    )
+
+
+def balance(desirable: int, undesirable: int) -> Balance | None:
+    """The rho to use, and the weights that training makes of it; None when a label is missing.
+
+    >>> balance(300, 100)
+    Balance(ratio=3.0, rho=1.0, desirable_weight=1.0, undesirable_weight=3.0)
+    """
+    if not desirable or not undesirable:
+        return None
+    ratio = desirable / undesirable
+    rho = ratio if 1 <= ratio <= find.NEAR else 1.0
+    weights = Trial(dataset="", rho=rho).weights(desirable, undesirable)
+    return Balance(ratio, rho, *weights)
+
+
+def _count(read: ReadData, data: MeasuredData) -> Counts:
+    rows = data.tokens.rows
+    good, bad = ({row.group for row in rows if row.label is label} for label in (True, False))
+    desirable = sum(row.label for row in rows)
+    return Counts(
+        rows=len(read.loaded.examples) + len(read.loaded.bad),
+        usable=len(rows),
+        desirable=desirable,
+        undesirable=len(rows) - desirable,
+        prompts=len(good | bad),
+        prompts_with_both=len(good & bad),
+    )
+
+
+def _split(
+    read: ReadData, data: MeasuredData, max_length: int | None, eval_fraction: float
+) -> tuple[TrainingData | None, list[Finding]]:
+    """The rows as training gets them, or the error with which it refuses them."""
+    loaded = read.loaded
+    if not loaded.examples:
+        found = describe_bad(loaded.bad) if loaded.bad else "it has no rows"
+        return None, [_refused(f"no usable row: {found}", f"a row is {FORMATS_HINT}")]
+    try:  # max_length is for training's notes alone: the rows are cut already
+        split = prepare_data(loaded, data.tokens, eval_fraction=eval_fraction, max_length=max_length or 0)
+    except DataError as error:
+        return None, [_refused(error.message.removeprefix(f"{loaded.path}: "), error.hint)]
+    return split, []
+
+
+def _refused(what: str, hint: str) -> Finding:
+    return Finding(Level.ERROR, "cannot_train", 1, what, hint)
+
+
+def _sides(split: TrainingData) -> Split:
+    held_out = sum(row.label for row in split.eval)
+    return Split(Side(*split.counts), Side(held_out, len(split.eval) - held_out))

@@ -1,0 +1,168 @@
+"""What a linter needs beyond training: every row's line, its length before any cut, and what cutting does."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kto_sweep.data.files import read_rows
+from kto_sweep.data.formats import BadRow, LoadedData, parse_row
+from kto_sweep.data.messages import BadRowError, calls_as_text
+from kto_sweep.data.rows import Example, Message, TokenRow
+from kto_sweep.data.tokenise import Encoder, TokenisedData, tokenise, truncate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Unit = Literal["tokens", "characters"]
+Lengths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReadData:
+    """A data file as training reads it, with lines where training keeps a count."""
+
+    loaded: LoadedData
+    """May hold no example at all."""
+    cut_turns: list[int]
+    """Lines of rows that go on after their last assistant turn."""
+
+
+@dataclass(frozen=True)
+class MeasuredData:
+    """The rows that training would get, and their lengths before any cut; all lists in file order."""
+
+    unit: Unit
+    """Of the lengths. Characters where there is no tokenizer: `tokens` then holds stand-ins."""
+    tokens: TokenisedData
+    examples: list[Example]
+    """Where each row comes from."""
+    prompts: Lengths
+    completions: Lengths
+    cut_prompts: list[int]
+    """Lines of rows whose prompt loses its beginning to max_length."""
+    cut_completions: list[int]
+    """Lines of rows whose completion loses its end to max_length."""
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """True for desirable rows."""
+        return np.array([row.label for row in self.tokens.rows], dtype=bool)
+
+
+def read_data(source: str, base_dirs: Sequence[Path] = ()) -> ReadData:
+    """Every row of a file or hub id; unlike `load_examples`, also when no row is usable.
+
+    Raises DataError: no such file; a line that is not JSON.
+    """
+    path, rows = read_rows(source, base_dirs)
+    examples: list[Example] = []
+    bad: list[BadRow] = []
+    cut_turns: list[int] = []
+    for row in rows:
+        try:
+            example, cut = parse_row(row.value, row.number)
+        except BadRowError as error:
+            bad.append(BadRow(row.number, str(error)))
+        else:
+            examples.append(example)
+            if cut:
+                cut_turns.append(row.number)
+    return ReadData(LoadedData(path, examples, bad, len(cut_turns)), cut_turns)
+
+
+def measure_tokens(
+    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> MeasuredData:
+    """Rows as `tokenise` gives them to training, and how many tokens they had before."""
+    whole = tokenise(examples, tokenizer, sys.maxsize)
+    begin = Encoder(tokenizer).begin
+    rows: list[TokenRow] = []
+    cut_prompts: list[int] = []
+    cut_completions: list[int] = []
+    for row, line in zip(whole.rows, whole.lines, strict=True):
+        prompt, completion = truncate(row.prompt, row.completion, max_length, begin)
+        if len(prompt) < len(row.prompt):
+            cut_prompts.append(line)
+        if len(completion) < len(row.completion):
+            cut_completions.append(line)
+        rows.append(replace(row, prompt=prompt, completion=completion))
+    by_line = {example.line: example for example in examples}
+    return MeasuredData(
+        unit="tokens",
+        tokens=replace(whole, rows=rows, cut_prompts=len(cut_prompts), cut_completions=len(cut_completions)),
+        examples=[by_line[line] for line in whole.lines],
+        prompts=_lengths(row.prompt for row in whole.rows),
+        completions=_lengths(row.completion for row in whole.rows),
+        cut_prompts=cut_prompts,
+        cut_completions=cut_completions,
+    )
+
+
+def measure_characters(examples: Sequence[Example]) -> MeasuredData:
+    """Rows without a tokenizer: lengths in characters, nothing cut, prompts told apart by their text."""
+    rows: list[TokenRow] = []
+    groups: dict[str, int] = {}
+    for example in examples:
+        key = prompt_key(example)
+        # The split orders prompts by their tokens: a digest stands for them, so that it depends on content.
+        stand_in = list(sha256(key.encode()).digest())
+        rows.append(TokenRow(stand_in, [0], example.label, groups.setdefault(key, len(groups))))
+    lines = [example.line for example in examples]
+    return MeasuredData(
+        unit="characters",
+        tokens=TokenisedData(rows, lines, bad=[], cut_prompts=0, cut_completions=0),
+        examples=list(examples),
+        prompts=_lengths(_text(example.prompt) for example in examples),
+        completions=_lengths(_text(example.completion) for example in examples),
+        cut_prompts=[],
+        cut_completions=[],
+    )
+
+
+def prompt_key(example: Example) -> str:
+    """The same text for the same prompt."""
+    return _key(example.prompt)
+
+
+def completion_key(example: Example) -> str:
+    """The same text for the same completion."""
+    return _key(example.completion)
+
+
+def spoken_key(example: Example) -> str:
+    """The completion without its tool calls; empty when it is nothing but calls."""
+    if isinstance(example.completion, str):
+        return example.completion
+    return "\n".join(turn["content"] for turn in example.completion).strip()
+
+
+def _key(side: str | tuple[Message, ...]) -> str:
+    return json.dumps(
+        side if isinstance(side, str) else [_without_ids(turn) for turn in side], sort_keys=True
+    )
+
+
+def _without_ids(turn: Message) -> Message:
+    """The turn without the ids of its calls: random words that make no row another one."""
+    kept = {name: value for name, value in turn.items() if name not in {"tool_calls", "tool_call_id"}}
+    if "tool_calls" in turn:
+        kept["tool_calls"] = [call["function"] for call in turn["tool_calls"]]
+    return kept
+
+
+def _text(side: str | tuple[Message, ...]) -> str:
+    if isinstance(side, str):
+        return side
+    parts = [(turn["content"], calls_as_text(turn.get("tool_calls", []))) for turn in side]
+    return "\n".join(text for part in parts for text in part if text)
+
+
+def _lengths(texts: Iterable[Sized]) -> Lengths:
+    return np.array([len(text) for text in texts], dtype=np.int64)

@@ -1,0 +1,180 @@
+"""kto-sweep lint as a person or a script meets it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_sweep.cli import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(prompt: str, completion: str, label: object) -> dict[str, Any]:
+    turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return {"conversations": turns, "label": label}
+
+
+ROWS = [
+    *(row(f"Question {i}?", "Yes, it is. " * (1 + i % 4 + i % 2), i % 2 == 1) for i in range(24)),
+    row("Question 3?", "Yes, it is. " * 5, True),
+    row("Question 5?", "Yes, it is. " * 3, False),
+    {"messages": [{"role": "user", "content": "Anybody?"}], "label": True},
+    row("Question 30?", "No. " * 90, "true"),
+]
+
+GOLDEN = Path(__file__).with_name("lint_report.txt")
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a file of rows in the working directory."""
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.chdir(tmp_path)
+    return "rows.jsonl"
+
+
+def plain(text: str) -> list[str]:
+    return [line.rstrip() for line in text.splitlines()]
+
+
+def write(path: Path, *rows: dict[str, Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_report_as_a_person_reads_it(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", rows]) == 0
+    assert plain(capsys.readouterr().out) == GOLDEN.read_text().splitlines()
+
+
+def test_json_is_one_object_with_all_of_it(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", rows, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["path"], found["model"], found["unit"], found["max_length"]) == (
+        "rows.jsonl",
+        None,
+        "characters",
+        None,
+    )
+    assert (found["errors"], found["warnings"], found["notes"]) == (0, 5, 0)
+    assert found["counts"]["usable"] == 27
+    assert found["balance"]["rho"] == pytest.approx(14 / 13)
+    assert found["lengths"]["total"]["max"] == 372
+    assert sum(bar["desirable"] + bar["undesirable"] for bar in found["lengths"]["histogram"]) == 27
+    assert found["split"]["eval"] == {"desirable": 1, "undesirable": 1}
+    lines = {finding["code"]: finding["lines"] for finding in found["findings"]}
+    assert lines["left_out"] == [27]
+    assert lines["duplicate"] == [4, 25]
+    assert lines["contradictory"] == [6, 26]
+    assert all(finding["hint"] for finding in found["findings"])
+
+
+def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
+    rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lint", rows, "--model", "tiny", "--max-length", "64"]) == 0
+    text = capsys.readouterr().out
+    assert "Lengths in tokens of tiny, before any cut to max_length 64" in text
+    assert "1 row with a completion cut at its end to max_length 64 (line 28)" in text
+    assert "Next: dataset: rows.jsonl in a copy of sweeps/lr_grid.yaml" in text
+    assert not (Path.cwd() / ".kto-sweep").exists()
+
+    assert run(["lint", rows, "--model", "tiny", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["unit"], found["max_length"]) == ("tiny", "tokens", 2048)
+    assert "completion_cut" not in {finding["code"] for finding in found["findings"]}
+
+
+def test_what_training_refuses_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "one label.jsonl", *(row(f"q {i}", "a", True) for i in range(9)))
+    assert run(["lint", path]) == 1
+    text = capsys.readouterr().out
+    assert "Error    all 9 usable rows have label true\n         KTO learns from both" in text
+    assert f"Next: mend what stands under Error, then kto-sweep lint '{path}'" in text
+    assert run(["lint", path, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["errors"] == 1
+
+
+def test_a_file_without_a_usable_row_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", write(tmp_path / "rows.jsonl", row("q", "a", "perhaps"))]) == 1
+    text = capsys.readouterr().out
+    assert "1 row, 0 usable" in text
+    assert "no usable row: 1 label 'perhaps' is neither true nor false (line 1)" in text
+    assert run(["lint", write(tmp_path / "empty.jsonl")]) == 1
+    assert "no usable row: it has no rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["absent.jsonl"], "no such data file"),
+        (["."], "is a folder, not a data file"),
+        (["broken.jsonl"], "broken.jsonl:2: broken JSON"),
+        (["rows.jsonl", "--model", "./nowhere"], "no such model folder"),
+        (["rows.jsonl", "--model", "."], "no tokenizer in this folder"),
+        (["rows.jsonl", "--max-length", "8"], "--max-length: 8 is not a max length"),
+        (["rows.jsonl", "--eval-fraction", "1"], "--eval-fraction: 1.0 is not an eval fraction"),
+    ],
+)
+def test_what_cannot_be_checked_exits_2(
+    rows: str, capsys: pytest.CaptureFixture[str], args: list[str], message: str
+) -> None:
+    Path("broken.jsonl").write_text(json.dumps(ROWS[0]) + "\n{\n")
+    assert run(["lint", *args]) == 2
+    found = capsys.readouterr()
+    assert message in found.err
+    assert "\nHint: " in found.err
+    assert not found.out
+    assert run(["lint", *args, "--json"]) == 2
+    assert message in json.loads(capsys.readouterr().err)["error"]
+
+
+def test_max_length_without_a_model_is_said_to_be_unchecked(
+    rows: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["lint", rows, "--max-length", "64", "--json"]) == 0
+    found = capsys.readouterr()
+    assert found.err == "max_length 64 is not checked: tokens need --model\n"
+    assert json.loads(found.out)["max_length"] is None
+
+
+def test_many_reasons_and_copies_stay_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("q", "a", f"perhaps {i}") for i in range(30)] + [row("q", "a", True)] * 30
+    assert run(["lint", write(tmp_path / "rows.jsonl", *rows)]) == 1
+    text = capsys.readouterr().out
+    assert text.count("left out: label") == 8
+    assert "22 more findings 'left_out': --json shows all" in text
+    assert "29 copies of earlier rows, label included (lines 31 and 32 and 33 and 34 and 35 and ...)" in text
+
+
+def test_without_a_model_nothing_heavy_is_loaded(rows: str) -> None:
+    code = (
+        "import sys; from kto_sweep.cli import run; code = run(['lint', 'rows.jsonl']);"
+        "heavy = {'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules);"
+        "sys.exit(f'loaded: {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_terminal_without_blocks_gets_other_signs(rows: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kto_sweep", "lint", "rows.jsonl"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert "(# desirable, - undesirable)" in done.stdout
+    assert " 50-99  7 ###################" in done.stdout
+
+
+def test_the_shipped_example_has_no_error_and_no_bad_row(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", str(ROOT / "examples" / "support_replies.jsonl"), "--json"]) == 0
+    codes = {finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert codes <= {"few_held_out", "same_prompt_neighbours"}

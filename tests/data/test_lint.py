@@ -1,0 +1,357 @@
+"""What lint reports, and that its errors are exactly what training refuses."""
+
+import doctest
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+import kto_sweep.data.lint
+from kto_sweep.data.dataset import prepare_data
+from kto_sweep.data.formats import load_examples
+from kto_sweep.data.lint import LintReport, balance, lint
+from kto_sweep.data.lint_findings import Finding, Level
+from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
+from kto_sweep.data.tokenise import tokenise
+from kto_sweep.errors import DataError
+from kto_sweep.trial import Trial
+
+MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
+Row = dict[str, Any]
+
+REFUSING = (
+    "{% for m in messages %}{% if 'refuse' in m['content'] %}{{ raise_exception('refused') }}{% endif %}"
+    "<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def row(prompt: str, completion: str, label: object, **more: Any) -> Row:
+    turns = [
+        {"role": "user", "content": prompt},
+        {"role": "assistant", "content": completion, **more},
+    ]
+    return {"conversations": turns, "label": label}
+
+
+def call(city: str, id: str) -> list[Row]:
+    return [{"id": id, "type": "function", "function": {"name": "find", "arguments": {"city": city}}}]
+
+
+def write(path: Path, rows: Sequence[Row]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def report(tmp_path: Path) -> Callable[..., LintReport]:
+    """Lint rows: with a tokenizer where one is given, else in characters."""
+
+    def run(
+        rows: Sequence[Row],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        max_length: int = 1000,
+        eval_fraction: float = 0.1,
+    ) -> LintReport:
+        read = read_data(write(tmp_path / "rows.jsonl", rows))
+        if tokenizer is None:
+            data = measure_characters(read.loaded.examples)
+            return lint(read, data, max_length=None, eval_fraction=eval_fraction)
+        data = measure_tokens(read.loaded.examples, tokenizer, max_length)
+        return lint(read, data, max_length=max_length, eval_fraction=eval_fraction)
+
+    return run
+
+
+Report = Callable[..., LintReport]
+
+APART = [row(f"question {i}", f"answer {i:03}", i % 2 == 0) for i in range(400)]
+"""So many rows, all as they should be, that nothing is worth a word."""
+
+
+def only(report: LintReport, code: str) -> Finding:
+    [finding] = [finding for finding in report.findings if finding.code == code]
+    return finding
+
+
+def codes(report: LintReport) -> set[str]:
+    return {finding.code for finding in report.findings}
+
+
+# What training refuses.
+
+good_rows = st.builds(
+    row, st.sampled_from([*"pqrstu", "long " * 9]), st.sampled_from(["a", "b", "long " * 12]), st.booleans()
+)
+bad_rows = st.sampled_from(
+    [
+        {"messages": [{"role": "user", "content": "p"}], "label": True},
+        row("p", "a", "maybe"),
+        row("p", "refuse", True),
+    ]
+)
+some_rows = st.one_of(
+    st.lists(good_rows | bad_rows, max_size=5),
+    st.builds(
+        lambda good, bad: [*good, *bad],
+        st.lists(good_rows, min_size=6, max_size=25),
+        st.lists(bad_rows, max_size=2),
+    ),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    some_rows,
+    st.sampled_from([16, 40, 1000]),
+    st.sampled_from([0.05, 0.1, 0.5, 0.9]),
+)
+def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
+    make_tokenizer: MakeTokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+    rows: list[Row],
+    max_length: int,
+    eval_fraction: float,
+) -> None:
+    path = write(tmp_path_factory.getbasetemp() / "agree.jsonl", rows)
+    tokenizer = make_tokenizer(REFUSING)
+    refusal = None
+    try:
+        loaded = load_examples(path)
+        tokens = tokenise(loaded.examples, tokenizer, max_length)
+        trained = prepare_data(loaded, tokens, eval_fraction=eval_fraction, max_length=max_length)
+    except DataError as error:
+        refusal = error
+
+    read = read_data(path)
+    measured = measure_tokens(read.loaded.examples, tokenizer, max_length)
+    report = lint(read, measured, max_length=max_length, eval_fraction=eval_fraction)
+    errors = [finding for finding in report.findings if finding.level is Level.ERROR]
+    if refusal is not None:
+        [error] = errors
+        assert (f"{path}: {error.what}", error.hint) == (refusal.message, refusal.hint)
+        assert report.split is None
+        return
+    assert not errors
+    assert read.loaded == loaded
+    assert measured.tokens == tokens
+    assert report.split is not None
+    assert (report.split.train.desirable, report.split.train.undesirable) == trained.counts
+    assert report.split.eval.desirable == sum(row.label for row in trained.eval)
+    assert report.split.eval.desirable + report.split.eval.undesirable == len(trained.eval)
+
+
+@settings(max_examples=100, deadline=None)
+@given(some_rows)
+def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decides(
+    make_tokenizer: MakeTokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
+) -> None:
+    read = read_data(write(tmp_path_factory.getbasetemp() / "characters.jsonl", rows))
+    characters = lint(read, measure_characters(read.loaded.examples), max_length=None, eval_fraction=0.1)
+    tokens = lint(
+        read,
+        measure_tokens(read.loaded.examples, make_tokenizer(), 1000),
+        max_length=1000,
+        eval_fraction=0.1,
+    )
+    refused = [
+        {finding.what for finding in report.findings if finding.level is Level.ERROR}
+        for report in (characters, tokens)
+    ]
+    # Which prompts are held out hangs on their tokens.
+    if not any("are held out" in what for whats in refused for what in whats):
+        assert refused[0] == refused[1]
+    assert characters.counts == tokens.counts
+
+
+def test_a_file_without_rows_is_an_error(report: Report) -> None:
+    found = only(report([]), "cannot_train")
+    assert found.level is Level.ERROR
+    assert found.what == "no usable row: it has no rows"
+
+
+# What it warns of.
+
+
+def test_nothing_is_found_in_clean_rows(report: Report, make_tokenizer: MakeTokenizer) -> None:
+    assert codes(report(APART)) == codes(report(APART, make_tokenizer())) == set()
+
+
+def test_counts_and_split(report: Report, make_tokenizer: MakeTokenizer) -> None:
+    extra = [row("question 1", "another", True), {"messages": [], "label": True}]
+    found = report([*APART, *extra], make_tokenizer())
+    counts = found.counts
+    assert (counts.rows, counts.usable, counts.desirable, counts.undesirable) == (402, 401, 201, 200)
+    assert (counts.prompts, counts.prompts_with_both) == (400, 1)
+    assert found.split is not None
+    assert (found.split.eval.desirable, found.split.eval.undesirable) == (20, 20)
+    assert (found.split.train.desirable, found.split.train.undesirable) == (181, 180)
+
+
+def test_rows_left_out_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
+    bad = [{"messages": [{"role": "user", "content": "x"}], "label": True}]
+    found = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
+    left_out = [finding for finding in found.findings if finding.code == "left_out"]
+    assert [(finding.what, finding.lines) for finding in left_out] == [
+        ("2 rows left out: no assistant turn", [1, 403]),
+        ("1 row left out: the chat template refuses it: refused", [402]),
+    ]
+    assert {finding.level for finding in left_out} == {Level.WARNING}
+
+
+def test_copies_are_named_with_their_original(report: Report) -> None:
+    found = report([*APART, APART[4], APART[4], APART[7]])
+    copies = only(found, "duplicate")
+    assert (copies.level, copies.count) == (Level.WARNING, 3)
+    assert copies.groups == ((5, 401, 402), (8, 403))
+    assert "contradictory" not in codes(found)
+
+
+def test_ids_of_tool_calls_make_no_row_another_one(report: Report) -> None:
+    twice = [row("where?", "", True, tool_calls=call("Oslo", id)) for id in ("a1", "b2")]
+    other = row("where?", "", True, tool_calls=call("Rome", "a1"))
+    assert only(report([*APART, *twice, other]), "duplicate").groups == ((401, 402),)
+
+
+def test_contradictions_are_named_together(report: Report) -> None:
+    found = report([*APART, row("question 0", "answer 000", False)])
+    answers = only(found, "contradictory")
+    assert (answers.level, answers.count, answers.groups) == (Level.WARNING, 1, ((1, 401),))
+    assert "duplicate" not in codes(found)
+
+
+def test_answers_that_differ_in_their_calls_alone_are_noted(report: Report) -> None:
+    rows = [row("where?", "Looking.", label, tool_calls=call(str(label), "a")) for label in (True, False)]
+    silent = [row("who?", "", label, tool_calls=call(str(label), "a")) for label in (True, False)]
+    found = report([*APART, *rows, *silent])
+    noted = only(found, "contradictory_without_calls")
+    assert (noted.level, noted.groups) == (Level.NOTE, ((401, 402),))
+    assert "contradictory" not in codes(found)
+
+
+def test_answers_that_differ_behind_the_cut_alone_are_named(
+    report: Report, make_tokenizer: MakeTokenizer
+) -> None:
+    ends = [row("where?", "same " * 20 + end, label) for end, label in (("x", True), ("y", False))]
+    rows = [*APART, *ends, row("question 0", "answer 000", False)]
+    tokenizer = make_tokenizer()
+    found = report(rows, tokenizer, max_length=60)
+    assert only(found, "contradictory_when_cut").groups == ((401, 402),)
+    assert only(found, "contradictory").groups == ((1, 403),)
+    assert "contradictory_when_cut" not in codes(report(rows, tokenizer, max_length=1000))
+
+
+def test_neighbours_with_one_prompt_are_noted(report: Report) -> None:
+    neighbours = only(report([*APART, APART[399], APART[0], APART[399]]), "same_prompt_neighbours")
+    assert (neighbours.level, neighbours.lines) == (Level.NOTE, [401])
+    paired = [row(f"question {i // 2}", f"answer {i:03}", i % 2 == 0) for i in range(400)]
+    assert only(report(paired), "same_prompt_neighbours").count == 200
+
+
+def test_turns_behind_the_answer_are_noted(report: Report) -> None:
+    later = row("x", "y", True)
+    later["conversations"].append({"role": "user", "content": "thanks"})
+    found = only(report([*APART, later]), "later_turns")
+    assert (found.level, found.lines) == (Level.NOTE, [401])
+
+
+@pytest.mark.parametrize(
+    ("desirable", "undesirable", "rho", "weights"),
+    [
+        (100, 100, 1.0, (1, 1)),
+        (120, 100, 1.2, (1, 1)),
+        (133, 100, 1.33, (1, 1)),
+        (300, 100, 1.0, (1, 3)),
+        (90, 100, 1.0, (10 / 9, 1)),
+        (100, 400, 1.0, (4, 1)),
+    ],
+)
+def test_balance_says_the_rho_to_use_and_its_weights(
+    desirable: int, undesirable: int, rho: float, weights: tuple[float, float]
+) -> None:
+    found = balance(desirable, undesirable)
+    assert found is not None
+    assert found.rho == pytest.approx(rho)
+    used = (found.desirable_weight, found.undesirable_weight)
+    assert used == pytest.approx(weights)
+    assert used == Trial(dataset="x", rho=found.rho).weights(desirable, undesirable)
+    # The definition: what all desirable rows weigh, over what all others do.
+    assert used[0] * desirable / (used[1] * undesirable) == pytest.approx(rho)
+
+
+@pytest.mark.parametrize(("more", "ratio"), [(True, "1.5 desirable rows"), (False, "1.5 undesirable rows")])
+def test_imbalance_is_warned_of_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
+    found = only(report([*APART, *(row(f"more {i}", "answer 999", more) for i in range(100))]), "imbalance")
+    assert found.level is Level.WARNING
+    assert found.what.startswith(ratio)
+    fewer = "undesirable_weight" if more else "desirable_weight"
+    assert found.hint == f"rho: 1 weighs both labels the same (or {fewer}: 1.5)"
+
+
+def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
+    longer = [row(f"q {i}", "x" * (10 + i % 7 + 4 * (i % 2)), i % 2 == 1) for i in range(200)]
+    found = report(longer)
+    leak = only(found, "length_leak")
+    assert found.lengths.auc is not None
+    assert 0.8 < found.lengths.auc < 1
+    assert f"AUC {found.lengths.auc:.2f}, desirable completions are longer" in leak.what
+    shorter = [{**item, "label": not item["label"]} for item in longer]
+    assert "undesirable completions are longer" in only(report(shorter), "length_leak").what
+    # Of two rows one is always the longer: that says nothing.
+    assert "length_leak" not in codes(report(longer[:6]))
+
+
+def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
+    report: Report, make_tokenizer: MakeTokenizer
+) -> None:
+    # A byte is a token, and so is each tag: a prompt has 4 tokens more than its text, a completion 2.
+    rows = [
+        row("p" * 100, "c", True),  # 104 + 3: the prompt alone is too long
+        row("p" * 46, "c" * 30, False),  # 50 + 32: room for the completion, and half for the prompt
+        row("p" * 10, "c" * 70, True),  # 14 + 72: the completion goes on
+        row("p" * 60, "c", False),  # 64 + 3: the prompt fills it exactly
+        row("p" * 59, "c" * 8, False),  # 63 + 10: too long together
+        row("p" * 40, "c" * 18, True),  # 44 + 20: just fits
+    ]
+    found = report([*APART, *rows], make_tokenizer(), max_length=64)
+    assert only(found, "prompt_fills_max_length").lines == [401, 404]
+    assert only(found, "prompt_cut").lines == [402, 405]
+    assert only(found, "completion_cut").lines == [403]
+    assert only(found, "prompt_cut").hint == "max_length: 107 holds every row, 67 holds 99 in 100"
+    assert found.lengths.total is not None
+    assert found.lengths.total.max == 107
+    assert not codes(report([*APART, *rows], make_tokenizer(), max_length=107)) & {
+        "prompt_fills_max_length",
+        "prompt_cut",
+        "completion_cut",
+    }
+
+
+def test_held_out_rows_that_say_little_are_warned_of(report: Report) -> None:
+    found = only(report(APART[:100]), "few_held_out")
+    assert found.what.startswith("only 5 desirable and 5 undesirable rows are held out")
+    assert found.hint == "eval_fraction: 0.4"
+    assert "few_held_out" not in codes(report(APART[:100], eval_fraction=0.4))
+    assert only(report(APART[:40]), "few_held_out").hint == "add rows with other prompts"
+    alone = [row(f"q {i}", "a", i == 0) for i in range(12)]
+    assert "undesirable" in only(report(alone, eval_fraction=0.2), "held_out_one_label").what
+
+
+def test_errors_come_first_and_notes_last(report: Report) -> None:
+    later = row("x", "y", True)
+    later["conversations"].append({"role": "user", "content": "thanks"})
+    found = report([later, later, {"label": True}])
+    levels = [finding.level for finding in found.findings]
+    assert levels == sorted(levels, key=list(Level).index)
+    assert set(levels) == set(Level)
+    assert [found.count(level) for level in Level] == [1, 2, 2]
+
+
+def test_the_worked_examples() -> None:
+    assert doctest.testmod(kto_sweep.data.lint).failed == 0
