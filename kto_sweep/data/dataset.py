@@ -87,7 +87,7 @@ def _check_prompts(path: str, rows: Sequence[TokenRow], eval_fraction: float) ->
     if eval_fraction > 0 and prompts < 4:  # two on each side, for mismatched pairs within each
         raise DataError(
             f"{path}: {prompts} different prompts are too few to hold some out",
-            hint="give rows with at least four prompts, or eval_fraction: 0",
+            hint="give rows with at least four prompts",
         )
 
 

@@ -6,6 +6,7 @@
 """
 
 from collections import defaultdict
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ def parse_row(row: object, line: int) -> tuple[Example, bool]:
     """
     if not isinstance(row, dict):
         raise BadRowError("not a JSON object")
+    _check_unicode(row)
     for field in ("conversations", "messages"):
         if row.get(field) is not None:
             return _from_turns(read_turns(row[field], field), row, line)
@@ -85,6 +87,14 @@ def parse_row(row: object, line: int) -> tuple[Example, bool]:
         return _from_text(prompt, completion, row, line)
     turns = [*_turns_of(prompt, "prompt", "user"), *_turns_of(completion, "completion", "assistant")]
     return _from_turns(turns, row, line)
+
+
+def _check_unicode(row: dict[str, object]) -> None:
+    """JSON can write half a surrogate pair, which no tokenizer takes."""
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise BadRowError("a character that is no Unicode (half a surrogate pair)") from error
 
 
 def _from_turns(turns: list[Message], row: dict[str, object], line: int) -> tuple[Example, bool]:

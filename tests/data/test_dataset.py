@@ -57,7 +57,7 @@ def test_notes_say_what_a_person_should_know() -> None:
         (
             [(0, True), (1, False), (2, False)],
             "3 different prompts are too few to hold some out",
-            "eval_fraction: 0",
+            "at least four prompts",
         ),
     ],
 )

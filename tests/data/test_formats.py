@@ -248,3 +248,10 @@ def test_nothing_usable_is_an_error_that_says_why(write_rows: WriteRows) -> None
 def test_describe_bad_puts_the_most_frequent_first_and_cuts_long_lists() -> None:
     bad = [BadRow(1, "no label"), *(BadRow(line, "no assistant turn") for line in range(2, 9))]
     assert describe_bad(bad) == "7 no assistant turn (lines 2, 3, 4, 5, 6, ...); 1 no label (line 1)"
+
+
+def test_half_a_surrogate_pair_is_a_bad_row(write_rows: WriteRows) -> None:
+    broken = {"role": "assistant", "content": "Hi \ud800"}
+    loaded = load_examples(str(write_rows(good(), {"conversations": [USER, broken], "label": True})))
+    assert [row.line for row in loaded.bad] == [2]
+    assert "half a surrogate pair" in loaded.bad[0].why
