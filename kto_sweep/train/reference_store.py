@@ -14,7 +14,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -174,7 +174,11 @@ class Entry:
 
 def entries(folder: Path) -> list[Entry]:
     """All files of the folder, the one used last first."""
-    found = [_entry(path) for kind in ("*.sqlite", "*.damaged") for path in folder.glob(kind)]
+    paths = [path for kind in ("*.sqlite", "*.damaged") for path in folder.glob(kind)]
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):  # removed meanwhile
+            found.append(_entry(path))
     return sorted(found, key=lambda entry: -entry.used)
 
 

@@ -1,0 +1,111 @@
+"""kto-sweep cache: the reference log-probs that later trials find, and an end to them."""
+
+import re
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kto_sweep.cli.output import console, json_option, print_json
+
+if TYPE_CHECKING:
+    from kto_sweep.train.reference_store import Entry
+
+_HOURS = {"h": 1, "d": 24, "w": 7 * 24}
+
+
+def _age(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """Seconds: 30d is 30 days."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no age; use hours, days or weeks: 12h, 30d, 8w")
+    return int(match[1]) * _HOURS[match[2]] * 3600.0
+
+
+@click.command()
+@click.option(
+    "--older-than", "age", metavar="AGE", callback=_age, help="Only what was last used so long ago: 30d."
+)
+@click.option("--prune", is_flag=True, help="Remove it, except what a running trial uses.")
+@json_option
+def cache(age: float | None, prune: bool, as_json: bool) -> None:
+    """Show the reference log-probs kept on this box, by base model.
+
+    They cost a pass of the base model over each row, once for all trials; they can always be computed again.
+
+    \b
+    kto-sweep cache
+    kto-sweep cache --older-than 30d --prune
+    kto-sweep cache --prune --json
+    """
+    from kto_sweep.home import Home
+    from kto_sweep.train.reference_store import entries, remove
+
+    folder = Home.from_environment().cache / "reference"
+    before = time.time() - age if age is not None else float("inf")
+    chosen = [entry for entry in entries(folder) if entry.used <= before]
+    removed = {entry.path for entry in chosen if prune and remove(entry)}
+    if as_json:
+        found = [
+            _described(entry) | ({"removed": entry.path in removed} if prune else {}) for entry in chosen
+        ]
+        print_json({"folder": str(folder), "bytes": sum(entry.size for entry in chosen), "entries": found})
+        return
+    out = console()
+    if not chosen:
+        out.print(f"Nothing {'that old ' if age is not None else ''}in {folder}", soft_wrap=True)
+        return
+    _print_table(chosen, f"Reference log-probs in {folder}")
+    if prune:
+        freed = _size(sum(entry.size for entry in chosen if entry.path in removed))
+        kept = len(chosen) - len(removed)
+        out.print(
+            f"Removed {len(removed)}, {freed}." + (f" Kept {kept}: running trials use it." if kept else "")
+        )
+    else:
+        out.print("Next: kto-sweep cache --older-than 30d --prune")
+
+
+def _print_table(chosen: "list[Entry]", title: str) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="")
+    table.add_column("base model", overflow="fold")
+    for name in ("weights", "quantization", "computed in"):
+        table.add_column(name)
+    for name in ("rows", "size", "last used"):
+        table.add_column(name, justify="right")
+    for entry in chosen:
+        damaged = entry.rows is None
+        model = f"damaged: {entry.path.name}" if damaged else entry.about.get("model") or "?"
+        about = [entry.about.get(name, "-") for name in ("fingerprint", "quantization", "dtype")]
+        rows = "-" if entry.rows is None else f"{entry.rows:,}"
+        used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        cells = [model, about[0][:8], *about[1:], rows, _size(entry.size), used]
+        table.add_row(*(escape(cell) for cell in cells))
+    console().print(table)
+
+
+def _described(entry: "Entry") -> dict[str, Any]:
+    about = {name: entry.about.get(name) for name in ("model", "fingerprint", "quantization", "dtype")}
+    return about | {
+        "rows": entry.rows,
+        "bytes": entry.size,
+        "last_used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
+        "file": entry.path.name,
+        "damaged": entry.rows is None,
+    }
+
+
+def _size(size: float) -> str:
+    """Bytes for people: 12 KiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
