@@ -5,8 +5,8 @@
 {"prompt": ..., "completion": ..., "label": "false"}     both as text, or as lists of turns
 """
 
-from collections import defaultdict
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
