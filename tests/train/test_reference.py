@@ -20,6 +20,9 @@ from kto_sweep.train.reference import Base, Scores, reference_scores, row_key
 from kto_sweep.train.score import score
 from kto_sweep.train.support import packed_decoder
 
+# The forked children use numpy and SQLite alone, none of the threads that Python warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 BASE = Base("weights", "none", "float32")
 
 

@@ -12,6 +12,9 @@ import pytest
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure
 from kto_sweep.train.reference_store import Pair, ReferenceStore, entries, remove
 
+# The forked children use SQLite alone, none of the threads that Python warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 ABOUT = {"model": "tiny", "fingerprint": "ab12", "quantization": "none", "dtype": "float32"}
 
 
