@@ -68,7 +68,7 @@ class Trial:
         Choice(("adamw", "adamw_8bit")), "Optimizer", "adamw"
     )
     seed: int = _parameter(
-        WholeNumber(0, 2**32 - 1), "Start of every random generator (order, split, adapters)", 42
+        WholeNumber(0, 2**32 - 1), "Start of every random generator (order of rows, adapters, dropout)", 42
     )
     lora_r: int = _parameter(WholeNumber(1), "Rank of the adapters", 16, noun="a LoRA rank")
     lora_alpha: float | None = _parameter(

@@ -92,5 +92,7 @@ def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
         "KTO_SWEEP_HOME": str(home.root),
         "CUDA_VISIBLE_DEVICES": device.visible,
         "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",  # its log is no terminal
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
