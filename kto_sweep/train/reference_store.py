@@ -74,7 +74,7 @@ class ReferenceStore:
         def write(connection: sqlite3.Connection) -> None:
             known = dict(connection.execute("SELECT name, value FROM about"))
             wanted = dict(self._about)
-            if now - float(known.get("used", 0)) > _USED_EVERY:
+            if now - (_number(known.get("used")) or 0) > _USED_EVERY:
                 wanted["used"] = str(now)
             news = [item for item in wanted.items() if known.get(item[0]) != item[1]]
             connection.executemany("INSERT OR REPLACE INTO about VALUES (?, ?)", news)
@@ -138,7 +138,7 @@ class ReferenceStore:
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with (
             self._locks.held(_file(self._name), alone=False),
-            closing(sqlite3.connect(self._path, timeout=_BUSY_SECONDS)) as connection,
+            closing(_connect(str(self._path))) as connection,
             connection,
         ):
             for table in _TABLES:
@@ -207,7 +207,22 @@ def _entry(path: Path) -> Entry:
     except sqlite3.DatabaseError:
         about = {}
     state = path.stat()
-    return Entry(path, about, rows, state.st_size, float(about.pop("used", state.st_mtime)))
+    used = _number(about.pop("used", None))
+    return Entry(path, about, rows, state.st_size, state.st_mtime if used is None else used)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, uri=path.startswith("file:"))
+    connection.text_factory = lambda text: text.decode(errors="replace")  # it may be damaged
+    return connection
+
+
+def _number(text: str | None) -> float | None:
+    """A number as text, which may be missing or damaged."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
 def _use(name: str) -> str:
@@ -235,7 +250,7 @@ def _is_damage(error: sqlite3.Error) -> bool:
 
 def _intact(path: Path) -> bool:
     try:
-        with closing(sqlite3.connect(path, timeout=_BUSY_SECONDS)) as connection:
+        with closing(_connect(str(path))) as connection:
             connection.execute("SELECT name, value FROM about").fetchone()
             connection.execute("SELECT row, matched, mismatched, checksum FROM scores").fetchone()
             verdict: str = connection.execute("PRAGMA quick_check").fetchone()[0]
