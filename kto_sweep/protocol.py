@@ -22,7 +22,10 @@ class Start:
     config: Mapping[str, Any]
     """The trial's configuration, as the sweep server sent it."""
     out_dir: str
-    """Folder for adapters and logs."""
+    """Folder for adapters and logs. A trial that has a checkpoint in it goes on from there."""
+    logged_steps: int | None = None
+    """The last step whose metrics were received, if that is known: each later one comes exactly once. None:
+    those after the checkpoint's step come."""
 
 
 @dataclass(frozen=True)

@@ -109,16 +109,24 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         new.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: Path) -> Checkpoint | None:
+def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
     """The checkpoint in `path`, its tensors on the host; None when there is none.
 
-    Raises CheckpointError when the file is damaged.
+    Raises CheckpointError when it is damaged or not of `identity`.
     """
+    found = _load(path)
+    difference = identity.difference(found.identity) if found is not None else ""
+    if difference:
+        raise CheckpointError(f"it has {difference}")
+    return found
+
+
+def _load(path: Path) -> Checkpoint | None:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
-                raise CheckpointError(f"{path.name} is not in the format {_FORMAT!r}")
+                raise CheckpointError(f"it is not in the format {_FORMAT!r}")
             about = json.loads(metadata["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         return Checkpoint(
@@ -131,4 +139,4 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path.name} is damaged: {error}") from error
+        raise CheckpointError(f"it is damaged: {error}") from error

@@ -1,8 +1,9 @@
-"""The training function that every way in shares, and what trials of one process share: model and data.
+"""What trials of one process share, model and data, and the ways to train on them.
 
-trial --> base model (kept while trials name the same) --> rows (kept likewise) --> packed | trl trainer
+trial --> base model (kept while trials name the same) --> rows (kept likewise) --> co-trainer | trl trainer
 """
 
+import contextlib
 import gc
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,20 @@ from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import LoadedData, load_examples
 from kto_sweep.data.tokenise import TokenisedData, tokenise
 from kto_sweep.home import Home
+from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.train.course import Request
 from kto_sweep.train.device import pick_device
+from kto_sweep.train.fingerprint import fingerprint_model
+from kto_sweep.train.lineage import Lineage
 from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.packed import train_packed
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.support import NotPackableError
+from kto_sweep.train.watch import Watch
 from kto_sweep.trial import Trial
 
 
 class Session:
-    """Trains trials one after another in this process."""
+    """One process's model and data. One co-trainer at a time; close it before anything else is trained."""
 
     def __init__(self, home: Home, device: torch.device | None = None) -> None:
         self._home = home
@@ -34,45 +39,69 @@ class Session:
     def train(
         self, trial: Trial, out_dir: Path, report: Report, should_stop: Callable[[], bool]
     ) -> TrainResult:
-        """Train one trial; adapters (or, after a full fine-tuning, the model) are in `out_dir` at the end.
+        """Train one trial from its first step or its checkpoint to its end.
 
-        Raises UsageError and DataError for what the trial or its data cannot be, TrialFailure and
-        torch.OutOfMemoryError when training cannot go on.
+        Adapters (or, after a full fine-tuning, the model) are in `out_dir` at the end.
+        Raises UsageError and DataError for what the trial or its data cannot be, TrialFailure when training
+        cannot go on.
         """
-        out_dir.mkdir(parents=True, exist_ok=True)
+        request = Request("", trial, out_dir, report, should_stop)
+        if trial.full_finetune:
+            return self.train_with_trl(request)
+        try:
+            trainer = self.cotrainer(trial)
+        except NotPackableError as reason:
+            report.note(f"{reason.message}; trained with TRL's trainer instead")
+            return self.train_with_trl(request)
+        with contextlib.closing(trainer):
+            trainer.start(request)
+            while True:
+                for ending in trainer.step():
+                    if isinstance(ending.outcome, Exception):
+                        raise ending.outcome
+                    return ending.outcome
+
+    def cotrainer(self, trial: Trial) -> CoTrainer:
+        """A trainer for `trial` and all that fit beside it.
+
+        Raises NotPackableError for a model or rows that only the trl trainer can train; UsageError,
+        DataError and TrialFailure for a model or data that cannot be had.
+        """
+        base = self._load(trial)
+        data = self._prepare(trial, base)
+        return CoTrainer(base, data, trial, cache=self._home.cache / "reference")
+
+    def train_with_trl(self, request: Request) -> TrainResult:
+        """Train one trial with TRL; its adapters or its model are in the request's folder at the end.
+
+        Raises as `train` does, and torch.OutOfMemoryError.
+        """
+        from kto_sweep.train.trl_trainer import train_trl  # seconds to import, for few trials
+
+        trial, folder = request.trial, request.folder
+        folder.mkdir(parents=True, exist_ok=True)
         base = self._load(trial)
         data = self._prepare(trial, base)
         for note in data.notes:
-            report.note(note)
-        if not trial.full_finetune:
-            try:
-                return train_packed(
-                    trial, base, data, out_dir, report, should_stop,
-                    cache=self._home.cache / "reference",
-                    progress=lambda done, total: report.preparing("reference log-probs", done, total),
-                )  # fmt: skip
-            except NotPackableError as reason:
-                report.note(f"{reason.message}; trained with TRL's trainer instead")
-        return self._train_trl(trial, base, data, out_dir, report, should_stop)
-
-    def _train_trl(
-        self,
-        trial: Trial,
-        base: LoadedBase,
-        data: TrainingData,
-        out_dir: Path,
-        report: Report,
-        should_stop: Callable[[], bool],
-    ) -> TrainResult:
-        from kto_sweep.train.trl_trainer import train_trl  # seconds to import, for few trials
-
+            request.report.note(note)
+        hashes = {"model": fingerprint_model(base.model)}
+        lineage = Lineage(folder / "lineage.json", trial, base, data, hashes)
+        lineage.write()
+        watch = Watch(request.report, trial, data.counts)
         try:
-            return train_trl(
-                trial, base, data, out_dir, report, should_stop, reference_dir=self._home.cache / "reference"
-            )
+            result = train_trl(
+                trial, base, data, folder, watch, request.should_stop,
+                reference_dir=self._home.cache / "reference",
+            )  # fmt: skip
+        except Exception as error:
+            with contextlib.suppress(OSError):
+                lineage.write(error)
+            raise
         finally:
             if trial.full_finetune:  # what was the base model is now the trained one
                 self._base = None
+        lineage.write(result)
+        return result
 
     def _load(self, trial: Trial) -> LoadedBase:
         wanted = (trial.base_model, trial.effective_quantization)

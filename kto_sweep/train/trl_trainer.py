@@ -23,11 +23,11 @@ from trl.trainer.kto_config import KTOConfig
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.train.device import gpu_memory
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.fingerprint import fingerprint_model
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import PairedRow, pair_rows
-from kto_sweep.train.packed import gpu_memory
 from kto_sweep.train.reference import Base, Scores, reference_scores
 from kto_sweep.train.referenced import trained_rows
 from kto_sweep.train.result import Report, TrainResult

@@ -1,0 +1,241 @@
+"""One trial's way through its training, whichever slot it is in: its rows, its checkpoints, its end.
+
+<folder>/adapter                       the adapters of the last step, as PEFT loads them
+<folder>/best                          those of the best evaluation (lowest eval/common_loss)
+<folder>/lineage.json                  where they come from
+<folder>/checkpoint/last.safetensors   what the trial needs to go on; only a mark when it is finished
+<folder>/checkpoint/rows.jsonl         every row reported so far
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.train.adapter_files import save_adapters
+from kto_sweep.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Identity,
+    load_checkpoint,
+    save_checkpoint,
+)
+from kto_sweep.train.engine import Engine
+from kto_sweep.train.evaluate import evaluate
+from kto_sweep.train.keeper import Clock, Keeper
+from kto_sweep.train.lineage import Lineage
+from kto_sweep.train.logbook import Logbook
+from kto_sweep.train.models import LoadedBase
+from kto_sweep.train.result import Report, TrainResult
+from kto_sweep.train.slot import SlotState
+from kto_sweep.train.watch import Watch
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class Request:
+    """A trial to train."""
+
+    run_id: str
+    trial: Trial
+    folder: Path
+    """Where its files go; if they hold the trial's checkpoint, it goes on from there."""
+    report: Report
+    should_stop: Callable[[], bool] = lambda: False
+    logged: int | None = None
+    """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What trials that are trained together have in common."""
+
+    base: LoadedBase
+    data: TrainingData
+    model_hash: str
+    rows_hash: str
+
+
+class Course:
+    """One trial on its way: it sits down in a slot, steps, may stand up and sit down again, and ends."""
+
+    def __init__(self, request: Request, ground: Ground, clock: Clock) -> None:
+        """Goes on from the checkpoint in the trial's folder, if there is one of it.
+
+        Raises OSError when the folder cannot be written.
+        """
+        self.request = request
+        self.trial = request.trial
+        self.report = request.report
+        self.slot: int | None = None
+        """Where in the engine it is, None while it is not."""
+        self.launched = 0
+        """Steps that the engine has been told to take."""
+        self.steps = 0
+        """Steps whose row is written."""
+        self.finished = False
+        """An earlier process has done it all."""
+        self.state: SlotState | None = None
+        """What it goes on from when it sits down."""
+        self._ground = ground
+        self._clock = clock
+        self._total = 0
+        self._seconds = self._since = 0.0
+        self._best: float | None = None
+        folder = request.folder / "checkpoint"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "last.safetensors"
+        self._logbook = Logbook(folder / "rows.jsonl", Watch(self.report, self.trial, ground.data.counts))
+        self._keeper = Keeper(self._path, self._logbook, self.report.note, clock)
+        self._lineage = Lineage(
+            request.folder / "lineage.json",
+            self.trial,
+            ground.base,
+            ground.data,
+            {"model": ground.model_hash, "rows": ground.rows_hash},
+        )
+        self._find_place()
+
+    def _find_place(self) -> None:
+        try:
+            found = self._usable_checkpoint()
+        except CheckpointError as error:
+            self.report.note(f"the checkpoint in {self._path.parent} is not used: {error.message}")
+            found = None
+        if found is None:
+            for note in self._ground.data.notes:
+                self.report.note(note)
+            return
+        self.state, self.finished = found.state, found.finished
+        self.launched = self.steps = found.state.step
+        self._seconds = found.seconds
+        self._best = found.best if (self.request.folder / "best").is_dir() else None
+        self.report.note(f"going on after step {self.steps}")
+
+    def _usable_checkpoint(self) -> Checkpoint | None:
+        found = load_checkpoint(self._path, self._identity)
+        if found is not None and not self._logbook.has(found.state.step):
+            raise CheckpointError("the rows beside it are not complete")
+        if found is not None and found.finished and not (self.request.folder / "adapter").is_dir():
+            raise CheckpointError("the adapters of the finished trial are gone")
+        return found
+
+    def sit_down(self, engine: Engine, slot: int) -> None:
+        """Begin, or go on, in `slot`, which the trial has just joined."""
+        self.slot, self.state = slot, None
+        self._since = self._clock()
+        if not self._total:
+            self._total = engine.total_steps(slot)
+            self._logbook.go_on(self._total, self.steps, self.request.logged)
+            self._lineage.write()
+
+    def stand_up(self, engine: Engine) -> None:
+        """Leave the slot, to go on in another one later."""
+        self.state = engine.state(self._place)
+        self._keeper.keep(self._checkpoint(self.state))
+        self._leave()
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the trial is evaluated after `step`."""
+        due = step % self.trial.eval_every(self._total) == 0 or step == self._total
+        return due and bool(self._ground.data.eval)
+
+    def evaluation(self, engine: Engine) -> dict[str, float]:
+        """All `eval/*` metrics."""
+        ratios = engine.evaluate(self._place)
+        return evaluate(
+            ratios.matched,
+            ratios.mismatched,
+            [row.desirable for row in engine.held_out.rows],
+            beta=self.trial.beta,
+            weights=self.trial.weights(*engine.train.counts),
+            loss_type=self.trial.loss_type,
+        )
+
+    def write(self, step: int, values: Mapping[str, float], engine: Engine) -> None:
+        """Report a step; save the adapters if they are the best. Raises TrialFailure when it has diverged."""
+        self.steps = step
+        self._logbook.write(step, values)
+        found = values.get("eval/common_loss", math.nan)
+        if math.isfinite(found) and (self._best is None or found < self._best):
+            self._save_adapters(engine, "best")
+            self._best = found
+
+    def is_due(self, step: int) -> bool:
+        """Whether more is to be done after `step` than to write its row."""
+        return step == self._total or self.evaluates(step) or self._keeper.is_due(early=False)
+
+    def keep(self, engine: Engine) -> None:
+        """Write a checkpoint if it is time for one."""
+        if self._keeper.is_due(early=self.evaluates(self.steps)):
+            self._keep(engine)
+
+    def _keep(self, engine: Engine) -> None:
+        self._keeper.keep(self._checkpoint(engine.state(self._place)))
+
+    def finish(self, engine: Engine) -> TrainResult:
+        """Save the adapters of a trial that has taken all its steps."""
+        self._save_adapters(engine, "adapter")
+        state = SlotState(self.steps, engine.examples(self._place), {}, 0.0)
+        save_checkpoint(self._path, self._checkpoint(state, finished=True))
+        return self._result(state.examples, stopped=False)
+
+    def finish_again(self) -> TrainResult:
+        """The result of a trial that an earlier process has finished."""
+        assert self.state is not None
+        self._logbook.go_on(self.steps, self.steps, self.request.logged)
+        return self._result(self.state.examples, stopped=False)
+
+    def stop(self, engine: Engine) -> TrainResult:
+        """Save a trial that is told to end, so that it can go on another time."""
+        if self.slot is None:
+            return self._result(self.state.examples if self.state else 0, stopped=True)
+        self._keep(engine)
+        self._save_adapters(engine, "adapter")
+        return self._result(engine.examples(self._place), stopped=True)
+
+    def fail(self, error: Exception) -> None:
+        """Put down why the trial cannot go on; one that has diverged needs no checkpoint."""
+        with contextlib.suppress(OSError):
+            self._lineage.write(error)
+        if isinstance(error, TrialFailure) and error.cause is FailureCause.DIVERGED:
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Leave the slot and close the files."""
+        self._leave()
+        self._logbook.close()
+
+    def _leave(self) -> None:
+        self._seconds, self.slot = self._taken, None
+
+    @property
+    def _taken(self) -> float:
+        """Seconds in slots, in earlier processes too."""
+        return self._seconds + (self._clock() - self._since if self.slot is not None else 0.0)
+
+    def _result(self, examples: int, *, stopped: bool) -> TrainResult:
+        taken = {"trial/seconds": self._taken, "trial/examples": examples}
+        result = TrainResult({**self._logbook.summary, **taken}, self.steps, stopped)
+        self._lineage.write(result)
+        return result
+
+    def _checkpoint(self, state: SlotState, *, finished: bool = False) -> Checkpoint:
+        return Checkpoint(self._identity, state, self._taken, self._best, finished)
+
+    @property
+    def _identity(self) -> Identity:
+        return Identity(self.trial.to_config(), self._ground.rows_hash, self._ground.model_hash)
+
+    def _save_adapters(self, engine: Engine, name: str) -> None:
+        adapters = engine.adapters(self._place)
+        save_adapters(self.request.folder / name, *adapters, self._ground.base.model.name_or_path)
+
+    @property
+    def _place(self) -> int:
+        if self.slot is None:
+            raise ValueError(f"{self.request.run_id} is in no slot")
+        return self.slot

@@ -1,0 +1,124 @@
+"""What a worker does next: trials that fit join the present ones, others wait until it can switch.
+
+mailbox --> line --> co-trainer (many at once) | trl trainer (one alone) --> mailbox
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kto_sweep.protocol import Done, Start
+from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.train.course import Request
+from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
+from kto_sweep.train.line import Line
+from kto_sweep.train.mailbox import Mailbox, MailReport, failure
+from kto_sweep.train.result import TrainResult
+from kto_sweep.train.session import Session
+from kto_sweep.train.support import NotPackableError
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class _Order:
+    """A trial that waits."""
+
+    request: Request
+    alone: bool
+    """Only TRL's trainer can train it."""
+
+
+class Dispatcher:
+    """Trains what the mailbox orders until nobody is left to work for."""
+
+    def __init__(self, session: Session, mailbox: Mailbox) -> None:
+        self._session = session
+        self._mailbox = mailbox
+        self._line: Line[_Order] = Line()
+        self._trainer: CoTrainer | None = None
+
+    def run(self) -> None:
+        """Work until the supervisor is gone and every trial has been put away.
+
+        Raises what is not the fault of one trial.
+        """
+        while not (self._mailbox.closed and self._idle):
+            for start in self._mailbox.starts(wait=self._idle):
+                self._accept(start)
+            self._turn()
+        self._close_trainer()
+
+    @property
+    def _idle(self) -> bool:
+        return not self._line and (self._trainer is None or self._trainer.idle)
+
+    def _accept(self, start: Start) -> None:
+        run_id = start.run_id
+        try:
+            trial = Trial.from_config(start.config)
+        except Exception as error:
+            self._mailbox.send(failure(run_id, error))
+            return
+        request = Request(
+            run_id,
+            trial,
+            Path(start.out_dir),
+            MailReport(self._mailbox, run_id),
+            lambda: self._mailbox.should_stop(run_id),
+            start.logged_steps,
+        )
+        self._line.add(_Order(request, alone=trial.full_finetune))
+
+    def _turn(self) -> None:
+        """Let in who fits, and take one step; when nobody is left, it is the turn of who waits longest."""
+        for order in self._line.leaving(lambda order: order.request.should_stop()):
+            self._tell(order.request.run_id, TrainResult({}, 0, stopped=True))
+        trainer = self._trainer
+        if trainer is not None:
+            for order in self._line.fitting(lambda o: not o.alone and trainer.fits(o.request.trial)):
+                trainer.start(order.request)
+        if trainer is not None and not trainer.idle:
+            for ending in trainer.step():
+                self._tell(ending.run_id, ending.outcome)
+        elif self._line:
+            self._switch(self._line.first())
+
+    def _switch(self, order: _Order) -> None:
+        """Train `order`, with another model or other data than before."""
+        self._close_trainer()
+        if order.alone:
+            self._train_alone(order.request)
+            return
+        request = order.request
+        try:
+            self._trainer = self._session.cotrainer(request.trial)
+        except NotPackableError as reason:
+            request.report.note(f"{reason.message}; trained with TRL's trainer instead")
+            self._train_alone(request)
+        except Exception as error:
+            self._give_up(request, error)
+        else:
+            self._trainer.start(request)
+
+    def _train_alone(self, request: Request) -> None:
+        try:
+            result = self._session.train_with_trl(request)
+        except Exception as error:
+            self._give_up(request, error)
+        else:
+            self._tell(request.run_id, result)
+
+    def _give_up(self, request: Request, error: Exception) -> None:
+        if is_broken(error):
+            raise error
+        self._tell(request.run_id, out_of_memory(str(error)) if is_out_of_memory(error) else error)
+
+    def _close_trainer(self) -> None:
+        if self._trainer is not None:
+            self._trainer.close()
+            self._trainer = None  # the session may need its memory
+
+    def _tell(self, run_id: str, outcome: TrainResult | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self._mailbox.send(failure(run_id, outcome))
+        else:
+            self._mailbox.send(Done(run_id, dict(outcome.summary), outcome.steps, outcome.stopped))

@@ -1,0 +1,152 @@
+"""Tiny trials for the co-trainer: real models, random rows, and a report that remembers."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packed_cases import tiny_model, token_rows
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.data.split import partners
+from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.train.course import Request
+from kto_sweep.train.models import LoadedBase
+from kto_sweep.train.result import TrainResult
+from kto_sweep.trial import Trial
+
+TIMES = ("tokens_per_second", "trial/seconds")
+
+
+def base(seed: int = 0) -> LoadedBase:
+    return LoadedBase("tiny", tiny_model(seed=seed), None, torch.float32, "none")  # type: ignore[arg-type]
+
+
+def data(seed: int = 0) -> TrainingData:
+    train, held_out = token_rows(14, seed=seed), token_rows(6, seed=9)
+    return TrainingData(
+        "data.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ("14 rows",)
+    )
+
+
+def trial(**more: Any) -> Trial:
+    """High learning rate and few rows: everything moves in a few steps."""
+    values = {
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "lora_r": 4,
+        "max_length": 24,
+        "seed": 1,
+        "eval_steps": 3,
+    }
+    return Trial(model="tiny", dataset="none", **values | more)
+
+
+class Recorder:
+    """A Report that remembers. Steps must come once each, in order."""
+
+    def __init__(self) -> None:
+        self.planned: list[tuple[int, int]] = []
+        self.rows: dict[int, Mapping[str, float]] = {}
+        self.notes: list[str] = []
+        self.alerts: list[str] = []
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        self.planned.append((total_steps, done_steps))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        assert not self.rows or step == max(self.rows) + 1
+        self.rows[step] = dict(values)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append(title)
+
+    @property
+    def values(self) -> dict[int, dict[str, float]]:
+        """The rows without what depends on the clock."""
+        return {
+            step: {name: value for name, value in row.items() if name not in TIMES}
+            for step, row in self.rows.items()
+        }
+
+
+class Box:
+    """A co-trainer with its folder, and the reports and outcomes of its trials by name."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.folder = folder
+        rows = more.pop("rows", data())
+        self.trainer = CoTrainer(more.pop("base", base()), rows, trial(), cache=folder / "cache", **more)
+        self.reports: dict[str, Recorder] = {}
+        self.outcomes: dict[str, TrainResult | Exception] = {}
+        self.told_to_stop: set[str] = set()
+
+    def start(self, name: str, chosen: Trial, logged: int | None = None) -> Recorder:
+        report = self.reports[name] = Recorder()
+        self.trainer.start(
+            Request(name, chosen, self.folder / name, report, lambda: name in self.told_to_stop, logged)
+        )
+        return report
+
+    def stop(self, name: str) -> None:
+        self.told_to_stop.add(name)
+
+    def steps(self, n: int) -> None:
+        for _ in range(n):
+            for ending in self.trainer.step():
+                assert ending.run_id not in self.outcomes
+                self.outcomes[ending.run_id] = ending.outcome
+
+    def run(self) -> "Box":
+        """Until every trial has ended."""
+        while not self.trainer.idle:
+            self.steps(1)
+        return self
+
+    def result(self, name: str) -> TrainResult:
+        outcome = self.outcomes[name]
+        assert isinstance(outcome, TrainResult), outcome
+        return outcome
+
+
+def alone(chosen: Trial, folder: Path, **more: Any) -> Box:
+    """The same trial by itself, in a folder that is left empty."""
+    box = Box(folder / "alone", **more)
+    box.start("only", chosen)
+    box.run()
+    box.trainer.close()
+    shutil.rmtree(box.folder)
+    return box
+
+
+def expect_same(found: Recorder, expected: Recorder, tolerance: float = 1e-4) -> None:
+    assert found.values.keys() == expected.values.keys()
+    for step, row in expected.values.items():
+        for name, value in row.items():
+            assert found.values[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (
+                step,
+                name,
+            )
+
+
+@contextmanager
+def memory(trainer: CoTrainer, fits: Callable[[int], bool]) -> Iterator[None]:
+    """Forwards whose number of tokens does not fit run out of memory."""
+
+    def refuse(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        if not fits(kwargs["input_ids"].shape[1]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
+
+    model = trainer._ground.base.model
+    handle = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    yield
+    handle.remove()

@@ -1,0 +1,69 @@
+import math
+import warnings
+
+import pytest
+import torch
+from packed_cases import naive_loss, next_partners, token_rows
+from peft import LoraConfig, get_peft_model
+
+from kto_sweep.home import Home
+from kto_sweep.presets import Quantization
+from kto_sweep.train.limit import Limit
+from kto_sweep.train.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.pack import pair_rows
+from kto_sweep.train.score import score
+from kto_sweep.train.step import SlotBatch, add_gradients
+from kto_sweep.train.support import packed_decoder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+def base(home: Home, quantization: Quantization = "none") -> LoadedBase:
+    return load_base("tiny", quantization=quantization, device=torch.device("cpu"), home=home)
+
+
+@pytest.mark.parametrize(("quantization", "tolerance"), [("4bit", 1e-5), ("8bit", 2e-2)])
+def test_quantised_bases_agree_with_peft_one_row_at_a_time(
+    home: Home, quantization: Quantization, tolerance: float
+) -> None:
+    loaded = base(home, quantization)
+    config = LoraConfig(r=4, lora_alpha=9, target_modules="all-linear", task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        policy = get_peft_model(base(home, quantization).model, config)
+    rows = pair_rows(token_rows(6), next_partners(6), 24)
+    decoder = packed_decoder(loaded.model)
+    reference = score(decoder, rows, Limit())
+    adapters = AdapterStack(decoder.model, 1, 4, ["all-linear"])
+    spec = AdapterSpec(4, 9.0)
+    adapters.start(0, spec)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in adapters.tensors(0).items()
+    }
+    adapters.start(0, spec, tensors)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(
+                    tensors[name.removeprefix("base_model.model.").removesuffix(".default.weight")]
+                )
+    batch = SlotBatch(0, rows, *reference.T.tolist(), beta=0.1, weights=(1.0, 1.0), loss_type="kto")
+    sums = add_gradients(decoder, adapters, [batch], Limit())
+    decoder.release()
+    adapters.detach()
+    for model in (policy, loaded.model):
+        model.train()  # see decoder.freeze
+    expected = naive_loss(policy, loaded.model, rows, 0.1)
+    expected["loss"].backward()
+    assert sums.loss.item() == pytest.approx(expected["loss"].item(), rel=tolerance)
+    grads = adapters.layout.take(adapters.take_grads()[0], adapters.names(spec), 4)
+    norm = math.sqrt(sum(grad.square().sum().item() for grad in grads.values()))
+    theirs = [p.grad for p in policy.parameters() if p.grad is not None]
+    expected_norm = math.sqrt(sum(grad.square().sum().item() for grad in theirs))
+    assert norm == pytest.approx(expected_norm, rel=10 * tolerance)
