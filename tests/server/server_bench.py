@@ -17,10 +17,19 @@ from kto_sweep.server.launch import ServerAddress
 from kto_sweep.server.resolvers.registry import Request
 
 QUICK = """
-import json, os, sys, time
+import json, os, queue, sys, time, types
 import wandb
 from wandb.agents import pyagent
+
 pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.3
+
+class Queue(queue.Queue):
+    def get(self, block=True, timeout=None):
+        return super().get(block, timeout and 0.2)
+
+# An agent looks every 5 s whether it has work, and then for its end only after 5 s more.
+pyagent.queue = types.SimpleNamespace(Queue=Queue, Empty=queue.Empty)
+pyagent.time = types.SimpleNamespace(time=time.time, sleep=lambda seconds: time.sleep(min(seconds, 0.3)))
 
 def tell(value):
     print("RESULT " + json.dumps(value), flush=True)

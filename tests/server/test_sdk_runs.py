@@ -183,11 +183,9 @@ tell([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]]
 
 LONG_RUN = """
 with wandb.init(id=sys.argv[1]) as run:
-    for value in range(60):
+    for value in range(int(sys.argv[2])):
         run.log({"x": value})
-        time.sleep(0.1)
-        if value == 20:
-            tell("under way")
+        time.sleep(0.05)
 """
 READ = """
 run = wandb.Api().run("acme/tests/" + sys.argv[1])
@@ -195,13 +193,25 @@ tell([run.state, [row["x"] for row in run.scan_history()]])
 """
 
 
+def row_count(box: Box, name: str) -> int:
+    query = """query($name: String!) { project(entityName: "acme", name: "tests") {
+        run(name: $name) { historyLineCount } } }"""
+    project = box.graphql(query, name=name)["project"]
+    return int(project["run"]["historyLineCount"]) if project and project["run"] else 0
+
+
+def wait_for_rows(box: Box, name: str) -> int:
+    """How many rows of the run have arrived, once there are any."""
+    deadline = time.monotonic() + 30
+    while (rows := row_count(box, name)) == 0:
+        assert time.monotonic() < deadline, "no row has come"
+        time.sleep(0.05)
+    return rows
+
+
 def test_server_killed_in_mid_run_and_started_again_loses_nothing(box: Box) -> None:
-    process = box.start(LONG_RUN, "chaos")
-    assert process.stdout is not None
-    assert "under way" in process.stdout.readline()
-    query = 'query { project(entityName: "acme", name: "tests") { run(name: "chaos") { historyLineCount } } }'
-    while (rows := box.graphql(query)["project"]["run"]["historyLineCount"]) == 0:
-        time.sleep(0.1)
+    process = box.start(LONG_RUN, "chaos", "60")
+    rows = wait_for_rows(box, "chaos")
     pid = holder(box.home)
     assert pid is not None
     kill(pid)
@@ -209,7 +219,7 @@ def test_server_killed_in_mid_run_and_started_again_loses_nothing(box: Box) -> N
     again = ensure_server(box.home)
     assert again.url == box.address.url, "agents that outlive the server must find it"
     assert again.key == box.address.key
-    assert box.graphql(query)["project"]["run"]["historyLineCount"] >= rows
+    assert row_count(box, "chaos") >= rows
     box.finish(process)
     assert box.run(READ, "chaos") == ["finished", list(range(60))]
 
@@ -221,10 +231,8 @@ def kill(pid: int) -> None:
 
 
 def test_interrupted_run_is_completed_by_sync_without_losing_what_had_arrived(box: Box) -> None:
-    process = box.start(LONG_RUN, "broken")
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(1.5)
+    process = box.start(LONG_RUN, "broken", "1000")
+    wait_for_rows(box, "broken")
     process.kill()
     process.communicate()
     state, before = box.run(READ, "broken")

@@ -1,0 +1,74 @@
+"""A grid under the unmodified wandb SDK while its server is killed: no cell lost, none done twice."""
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from server_bench import Box
+
+from kto_sweep.server.launch import ensure_server
+from kto_sweep.server.lock import holder
+
+ROWS = 12
+GRID = """
+parameters = {"lr": {"values": [0.1, 0.2, 0.3]}, "b": {"values": [1, 2, 3]}}
+metric = {"name": "loss", "goal": "minimize"}
+tell(wandb.sweep({"method": "grid", "metric": metric, "parameters": parameters}))
+"""
+AGENT = f"""
+def trial():
+    with wandb.init() as run:
+        for row in range({ROWS}):
+            run.log({{"loss": run.config.lr * run.config.b, "row": row}})
+            time.sleep(0.1)
+wandb.agent(sys.argv[1], function=trial)
+"""
+RUNS = """query($sweep: String!) { project(entityName: "acme", name: "tests") { sweep(sweepName: $sweep) {
+    state runs { edges { node { name state config historyLineCount history(samples: 1000) } } } } } }"""
+
+
+def runs_of(box: Box, sweep: str) -> list[dict[str, Any]]:
+    edges = box.graphql(RUNS, sweep=sweep)["project"]["sweep"]["runs"]["edges"]
+    return [edge["node"] for edge in edges]
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to that"
+        time.sleep(0.05)
+
+
+def kill_and_start_again(box: Box) -> None:
+    pid = holder(box.home)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert ensure_server(box.home) == box.address
+
+
+def lines_by_run(box: Box, sweep: str) -> Counter[str]:
+    return Counter({run["name"]: run["historyLineCount"] for run in runs_of(box, sweep)})
+
+
+def test_grid_with_three_agents_outlives_two_deaths_of_its_server(box: Box) -> None:
+    sweep = box.run(GRID)
+    agents = [box.start(AGENT, sweep) for _ in range(3)]
+    for finished in (1, 4):
+        until(lambda least=finished: sum(run["state"] == "finished" for run in runs_of(box, sweep)) >= least)
+        before = lines_by_run(box, sweep)
+        kill_and_start_again(box)
+        assert lines_by_run(box, sweep) >= before, "what had been acknowledged is still there"
+    for agent in agents:
+        box.finish(agent)
+    runs = runs_of(box, sweep)
+    configs = [json.loads(run["config"]) for run in runs]
+    cells = Counter((config["lr"]["value"], config["b"]["value"]) for config in configs)
+    assert cells == Counter((lr, b) for lr in (0.1, 0.2, 0.3) for b in (1, 2, 3))
+    assert {run["state"] for run in runs} == {"finished"}
+    for run in runs:
+        assert [json.loads(row)["row"] for row in run["history"]] == list(range(ROWS))
+    assert box.graphql(RUNS, sweep=sweep)["project"]["sweep"]["state"] == "FINISHED"
