@@ -97,6 +97,7 @@ def reference_scores(
         found = store.get(dict.fromkeys(keys))
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
         if missing:
+            store.check()  # rows may be missing for damage that would lose them again
             found |= _compute(store, missing, compute, progress, len(found), clock)
     return np.array([found[key] for key in keys], dtype=np.float64)
 

@@ -40,6 +40,8 @@ _USED_EVERY = 3600.0
 """Seconds for which a note that the file is in use holds, so that reading it seldom writes to it."""
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors whose cause is the file; SQLITE_ERROR: its tables are not those above."""
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
+"""The latter when SQLite's message quotes what it cannot read."""
 
 
 class ReferenceStore:
@@ -111,6 +113,11 @@ class ReferenceStore:
 
         self._with_file(write)
 
+    def check(self) -> None:
+        """Read the whole file, and set it aside when anything is wrong with it that `get` did not meet."""
+        with _explained(self._path):
+            self._set_aside_damaged()
+
     def claim(self, row: bytes) -> bool:
         """Whether no other process is computing `row`; until `release`, no other process can claim it."""
         with _explained(self._folder):
@@ -129,10 +136,10 @@ class ReferenceStore:
         with _explained(self._path):
             try:
                 return self._transaction(work)
-            except sqlite3.DatabaseError as error:
+            except _UNREADABLE as error:
                 if not _is_damage(error):
                     raise
-            self._set_aside()
+            self._set_aside_damaged()
             return self._transaction(work)
 
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -145,12 +152,11 @@ class ReferenceStore:
                 connection.execute(table)
             return work(connection)
 
-    def _set_aside(self) -> None:
-        """Rename the damaged file."""
+    def _set_aside_damaged(self) -> None:
         aside = self._path.with_suffix(f".{time.time():.0f}.damaged")
         with self._locks.held(_file(self._name), alone=True):
             if not self._path.exists() or _intact(self._path):
-                return  # another process was here first
+                return
             # First: a journal that outlives its file would be played back into the next one.
             _journal(self._path).unlink(missing_ok=True)
             self._path.rename(aside)
@@ -195,20 +201,21 @@ def remove(entry: Entry) -> bool:
 
 
 def _entry(path: Path) -> Entry:
-    about: dict[str, str] = {}
-    rows = None
-    try:
-        # By its name alone, SQLite would make a file that is gone.
-        with closing(
-            sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS)
-        ) as connection:
-            about = dict(connection.execute("SELECT name, value FROM about"))
-            rows = connection.execute("SELECT count(*) FROM scores").fetchone()[0]
-    except sqlite3.DatabaseError:
-        about = {}
+    about, rows = ({}, None) if path.suffix == ".damaged" else _read_about(path)
     state = path.stat()
     used = _number(about.pop("used", None))
     return Entry(path, about, rows, state.st_size, state.st_mtime if used is None else used)
+
+
+def _read_about(path: Path) -> tuple[dict[str, str], int | None]:
+    """What is said about the file's base model, and its number of rows."""
+    try:
+        # By its name alone, SQLite would make a file that is gone.
+        with closing(_connect(f"{path.as_uri()}?mode=rw")) as connection:
+            about = dict(connection.execute("SELECT name, value FROM about"))
+            return about, connection.execute("SELECT count(*) FROM scores").fetchone()[0]
+    except _UNREADABLE:
+        return {}, None
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -244,8 +251,9 @@ def _checksum(row: bytes, matched: object, mismatched: object) -> bytes:
     return hashlib.blake2b(repr((row, matched, mismatched)).encode(), digest_size=8).digest()
 
 
-def _is_damage(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF in _DAMAGE
+def _is_damage(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return code in _DAMAGE or isinstance(error, UnicodeDecodeError)
 
 
 def _intact(path: Path) -> bool:
@@ -253,8 +261,8 @@ def _intact(path: Path) -> bool:
         with closing(_connect(str(path))) as connection:
             connection.execute("SELECT name, value FROM about").fetchone()
             connection.execute("SELECT row, matched, mismatched, checksum FROM scores").fetchone()
-            verdict: str = connection.execute("PRAGMA quick_check").fetchone()[0]
-    except sqlite3.DatabaseError as error:
+            verdict: str = connection.execute("PRAGMA integrity_check").fetchone()[0]
+    except _UNREADABLE as error:
         if not _is_damage(error):
             raise
         return False

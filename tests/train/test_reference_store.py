@@ -56,13 +56,16 @@ def test_a_wrong_value_is_left_out_and_said(tmp_path: Path) -> None:
     assert said == [f"3 rows of {path} were damaged: they are computed again"]
 
 
-def test_a_flipped_bit_anywhere_gives_no_wrong_value(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_gives_no_wrong_value_and_is_mended(tmp_path: Path) -> None:
     whole = filled(tmp_path).read_bytes()
     for at in range(20, len(whole), 211):
         (tmp_path / "base.sqlite").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         with ReferenceStore(tmp_path, "base", ABOUT, lambda _: None) as store:
             store.touch(2e9)
             assert store.get(scores(500)).items() <= scores(500).items()
+            store.check()
+            store.put(scores(500))
+            assert store.get(scores(500)) == scores(500)
         assert entries(tmp_path)
         for aside in tmp_path.glob("*.damaged"):
             aside.unlink()
@@ -155,7 +158,7 @@ def test_a_full_disk_is_that_cause(tmp_path: Path) -> None:
 def test_entries_say_whose_values_they_are(tmp_path: Path) -> None:
     path = filled(tmp_path)
     (tmp_path / "broken.sqlite").write_bytes(b"x" * 5000)
-    (tmp_path / "old.77.damaged").write_bytes(b"x")
+    (tmp_path / "old.77.damaged").write_bytes(path.read_bytes())
     found = {entry.path.name: entry for entry in entries(tmp_path)}
     assert set(found) == {"base.sqlite", "broken.sqlite", "old.77.damaged"}
     assert found["base.sqlite"].about == ABOUT
