@@ -5,7 +5,6 @@ import hmac
 import random
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +26,8 @@ class SweepLocks:
         self._guard = threading.Lock()
         self._locks: dict[int, threading.Lock] = {}
 
-    def of(self, sweep_id: int) -> AbstractContextManager[object]:
-        """The lock of the sweep, to be used with `with`."""
+    def of(self, sweep_id: int) -> threading.Lock:
+        """The lock of the sweep."""
         with self._guard:
             return self._locks.setdefault(sweep_id, threading.Lock())
 

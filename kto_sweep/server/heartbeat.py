@@ -22,6 +22,7 @@ from kto_sweep.server.sweep_machine import (
     HandOut,
     Situation,
     Stop,
+    Wait,
     decide,
     state_after_leaving,
 )
@@ -30,6 +31,9 @@ from kto_sweep.server.sweep_rules import SweepRules, read_rules
 AGENT_SILENCE = 180.0
 """Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server
 for a minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
+SEARCH_PATIENCE = 1.0
+"""Seconds that an agent waits for another one's search before it is told to call again. A Bayesian search may
+take longer, and those who wait keep threads that other requests need."""
 MOST_REPORTED = 1000
 """Runs that one agent can report."""
 
@@ -66,13 +70,26 @@ def beat(backend: Backend, opaque_agent: str, run_state: str | None) -> tuple[Ag
     if agent is None:
         raise GoneError("the agent is not known; its sweep may have been deleted")
     reported = _reported_names(run_state)
-    with backend.locks.of(agent.sweep_id):
-        caller, decision = backend.database.write(lambda c: _take_in(c, backend, agent, reported))
-        if not isinstance(decision, AskSearch):
-            return agent, _commands(caller, decision)
-        suggestion = suggest(backend.database.reader(), caller.sweep, caller.rules, backend.rng)
-        decision = backend.database.write(lambda c: _hand_out_new(c, backend, caller, suggestion))
-        return agent, _commands(caller, decision)
+    caller, decision = backend.database.write(lambda c: _take_in(c, backend, agent, reported))
+    if isinstance(decision, AskSearch):
+        caller, decision = _search(backend, caller, reported)
+    return agent, _commands(caller, decision)
+
+
+def _search(backend: Backend, caller: _Caller, reported: Collection[str]) -> tuple[_Caller, Decision]:
+    """A new trial for an agent that is free; Wait when other agents' searches take too long."""
+    lock = backend.locks.of(caller.sweep.id)
+    if not lock.acquire(timeout=SEARCH_PATIENCE):
+        return caller, Wait()
+    try:
+        # Decided again: meanwhile the last trial may have gone to another agent.
+        caller, decision = backend.database.write(lambda c: _take_in(c, backend, caller.agent, reported))
+        if isinstance(decision, AskSearch):
+            suggestion = suggest(backend.database.reader(), caller.sweep, caller.rules, backend.rng)
+            decision = backend.database.write(lambda c: _hand_out_new(c, backend, caller, suggestion))
+        return caller, decision
+    finally:
+        lock.release()
 
 
 def _reported_names(run_state: str | None) -> frozenset[str]:

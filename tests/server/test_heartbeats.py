@@ -366,3 +366,14 @@ def test_changed_sweep_config_applies_to_what_was_logged_before(bench: Bench) ->
     opaque = bench.sweep_field(sweep, "id")
     bench.mutate("upsertSweep", "UpsertSweepInput", "sweep { id }", id=opaque, config=json.dumps(changed))
     assert bench.sweep_field(sweep, "bestLoss") == 0.75
+
+
+def test_agent_that_comes_while_another_ones_search_is_slow_is_told_to_call_again(bench: Bench) -> None:
+    sweep = bench.sweep(RANDOM)
+    working, free = bench.agent(sweep), bench.agent(sweep)
+    name = bench.beat(working)[0]["run_id"]
+    bench.start_run(name)
+    with bench.backend.locks.of(1):
+        assert bench.beat(working, name) == []
+        assert bench.beat(free) == []
+    assert bench.beat(free)[0]["type"] == "run"

@@ -127,10 +127,10 @@ def typed(box: Box, *args: str) -> str:
     return output
 
 
-def create_by_command_line(box: Box, config: dict[str, Any], name: str) -> str:
+def create_by_command_line(box: Box, config: dict[str, Any], name: str, *options: str) -> str:
     (box.folder / "program.py").write_text(PROGRAM)
     (box.folder / name).write_text(yaml.safe_dump({"program": "program.py", **config}))
-    output = typed(box, "sweep", name)
+    output = typed(box, "sweep", *options, name)
     return output.split("sweep with ID: ")[1].split()[0]
 
 
@@ -140,6 +140,25 @@ def test_command_line_registers_a_file_and_its_agent_runs_the_program(box: Box) 
     typed(box, "agent", f"acme/tests/{sweep}")
     assert [run["state"] for run in runs_of(box, sweep)] == ["finished", "finished"]
     assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
+
+
+def test_prior_runs_of_the_command_line_count_as_their_cells(box: Box) -> None:
+    code = """
+for lr in (0.1, 0.3):
+    with wandb.init(id=f"prior{lr:.0e}", config={"lr": lr}) as run:
+        run.log({"loss": lr})
+"""
+    box.run(code)
+    parameters = {"lr": {"values": [0.1, 0.2, 0.3]}}
+    prior = ["-R", "prior1e-01", "-R", "prior3e-01"]
+    sweep = create_by_command_line(box, {**GRID, "parameters": parameters}, "prior.yaml", *prior)
+    assert len(runs_of(box, sweep)) == 2
+    typed(box, "agent", f"acme/tests/{sweep}")
+    read = """
+sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
+tell([sweep.state, sorted(run.config["lr"] for run in sweep.runs), sweep.best_run().config["lr"]])
+"""
+    assert box.run(read, sweep) == ["FINISHED", [0.1, 0.2, 0.3], 0.1]
 
 
 def until(condition: Any, seconds: float = 30) -> None:
