@@ -103,8 +103,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
             os.fsync(file.fileno())
         new.replace(path)
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))  # what the system said, wrapped
-        raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
+        found = re.search(r"os error (\d+)", str(error))  # what the system said, wrapped
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         new.unlink(missing_ok=True)
 

@@ -138,9 +138,10 @@ class CoTrainer:
         return endings
 
     def close(self) -> None:
-        """Leave the base model as it was before."""
-        for course in self._seated:
-            course.close()
+        """Leave the base model as it was before; trials that are here end where their last checkpoint is."""
+        for course in (*self._seated, *self._line):
+            if isinstance(course, Course):
+                course.close()
         self._engine.close()
 
     # Trials come and go.

@@ -79,13 +79,27 @@ class Recorder:
         }
 
 
+class Clock:
+    """Stands still, but for a microsecond each time that somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
 class Box:
-    """A co-trainer with its folder, and the reports and outcomes of its trials by name."""
+    """A co-trainer with its folder, and the reports and outcomes of its trials by name. A step takes 1 s."""
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.folder = folder
+        self.clock = Clock()
         rows = more.pop("rows", data())
-        self.trainer = CoTrainer(more.pop("base", base()), rows, trial(), cache=folder / "cache", **more)
+        self.trainer = CoTrainer(
+            more.pop("base", base()), rows, trial(), cache=folder / "cache", clock=self.clock, **more
+        )
         self.reports: dict[str, Recorder] = {}
         self.outcomes: dict[str, TrainResult | Exception] = {}
         self.told_to_stop: set[str] = set()
@@ -105,6 +119,11 @@ class Box:
             for ending in self.trainer.step():
                 assert ending.run_id not in self.outcomes
                 self.outcomes[ending.run_id] = ending.outcome
+            self.clock.now += 1
+
+    def crash(self) -> None:
+        """End where the last checkpoint is."""
+        self.trainer.close()
 
     def run(self) -> "Box":
         """Until every trial has ended."""
