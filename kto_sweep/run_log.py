@@ -4,6 +4,7 @@ log.jsonl      {"step": 5, "timestamp": "...", "loss": 0.49, ...}, one object a 
 console.log    the table and everything else that was said
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -61,7 +62,7 @@ class StepTable:
 
     def _eta(self, step: int) -> str:
         done = step - self._done_before
-        if not (0 < done and step <= self._total):
+        if not (done > 0 and step <= self._total):
             return "-"
         return clock_time((self._clock() - self._began) / done * (self._total - step))
 
@@ -80,13 +81,18 @@ def clock_time(seconds: float) -> str:
 class RunLog:
     """Writes both files; a Report that keeps what it is told on disk.
 
-    `echo` gets each line of the console log as well.
+    Rows of an earlier attempt stay up to step `keep`, and its console log if there are any. `echo` gets each
+    line of the console log as well.
     """
 
-    def __init__(self, folder: Path, echo: Callable[[str], None] = lambda line: None) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 0, echo: Callable[[str], None] = lambda line: None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._jsonl = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._console = (folder / "console.log").open("a", encoding="utf-8", buffering=1)
+        kept = _rows_until(folder / "log.jsonl", keep)
+        self._jsonl = (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
+        self._jsonl.writelines(kept)
+        self._console = (folder / "console.log").open("a" if kept else "w", encoding="utf-8", buffering=1)
         self._echo = echo
         self._table = StepTable()
 
@@ -110,3 +116,15 @@ class RunLog:
         """Close both files."""
         self._jsonl.close()
         self._console.close()
+
+
+def _rows_until(path: Path, step: int) -> list[str]:
+    """The file's lines up to `step`; what a crash left half written is left out."""
+    if step <= 0 or not path.exists():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    return kept

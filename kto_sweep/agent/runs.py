@@ -16,6 +16,10 @@ LOCAL_TRANSMIT_SECONDS = 2
 """How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
 
 
+CHECKPOINT = "checkpoint/last.safetensors"
+"""In a run's folder, while its trial can go on from there."""
+
+
 class Objective:
     """Best and last value of the sweep's metric over one trial."""
 
@@ -43,11 +47,12 @@ class Objective:
 class TrialRun:
     """One open W&B run and its folder; a Report."""
 
-    def __init__(self, run: wandb.Run, folder: Path, objective: Objective) -> None:
+    def __init__(self, run: wandb.Run, folder: Path, objective: Objective, logged_steps: int = 0) -> None:
         self._run = run
         self._objective = objective
-        self._files = RunLog(folder, echo=run.write_logs)
-        self._step = 0
+        self._files = RunLog(folder, keep=logged_steps, echo=run.write_logs)
+        self.logged_steps = logged_steps
+        """The last step whose metrics the run has."""
         self._names: set[str] = set()
         """What was logged at that step already."""
 
@@ -63,7 +68,11 @@ class TrialRun:
         local: bool,
         on_stop: Callable[[], None],
     ) -> "TrialRun":
-        """Begin the run of one trial of a sweep; `on_stop` is called when the server asks for its end."""
+        """Begin the run of one trial of a sweep, or go on with it where the folder has its checkpoint.
+
+        `on_stop` is called when the server asks for the run's end.
+        """
+        goes_on = (folder / CHECKPOINT).exists()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.json").write_text(json.dumps(config, indent=2) + "\n")
         settings = wandb.Settings(
@@ -84,9 +93,11 @@ class TrialRun:
             config=dict(config),
             dir=str(folder),
             reinit="create_new",
+            resume="allow" if goes_on else None,
             settings=settings,
         )
-        return cls(run, folder, objective)
+        # What the server has counts: it may miss the last seconds of an agent that was killed.
+        return cls(run, folder, objective, run.starting_step - 1 if run.resumed else 0)
 
     @property
     def name(self) -> str:
@@ -99,10 +110,10 @@ class TrialRun:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
-        if step < self._step:
+        if step < self.logged_steps:
             return  # an earlier attempt has logged it, with the same values
-        if step > self._step:
-            self._step, self._names = step, set()
+        if step > self.logged_steps:
+            self.logged_steps, self._names = step, set()
         fresh = {name: value for name, value in values.items() if name not in self._names}
         if fresh:
             self._names.update(fresh)

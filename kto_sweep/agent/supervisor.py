@@ -308,7 +308,8 @@ class Supervisor:
 
     def _order_start(self, slot: Slot, work: Work) -> None:
         assert slot.station.worker is not None
-        slot.station.worker.send(Start(work.run_id, work.config, str(self._home.runs / work.run_id)))
+        folder = str(self._home.runs / work.run_id)
+        slot.station.worker.send(Start(work.run_id, work.config, folder, work.run.logged_steps))
 
     def _order_stop(self, station: Station, run_id: str) -> None:
         if station.holder(run_id) is not None and station.worker is not None:

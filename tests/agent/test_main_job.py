@@ -22,6 +22,16 @@ print(json.dumps({{"runs": runs, "best": sweep.best_run().id, "state": sweep.sta
 """
 
 
+LONG_AND_SHORT = """
+method: grid
+parameters:
+  max_steps: {values: [3, 150]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  max_length: {value: 128}
+"""
+
+
 @pytest.fixture(scope="module")
 def finished(box):
     """A sweep of two trials that an agent has run to its end, and what the agent said."""
@@ -99,45 +109,34 @@ def test_an_agent_of_a_finished_sweep_has_nothing_to_do(box, finished):
 
 
 def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(box):
-    made = box.create(
-        """
-method: grid
-parameters:
-  learning_rate: {values: [3e-3]}
-  model_size: {value: tiny}
-  dataset: {value: examples/support_replies.jsonl}
-  max_steps: {value: 400}
-  max_length: {value: 128}
-"""
-    )
+    made = box.create(LONG_AND_SHORT)
     agent = box.popen("agent")
-    wait_for_steps(box, made["id"])
+    wait_for_steps(box, made["id"], trial={"max_steps": 150})
     agent.send_signal(signal.SIGINT)
     said, _ = agent.communicate(timeout=90)
     assert agent.returncode == 130, said
     assert "put back" in said
-    before = box.json("status", made["id"])
-    assert (before["finished"], before["failed"], before["running"]) == (0, 0, 1)
-    box.run("pause", made["id"])
-    assert box.json("status", made["id"])["state"] == "PAUSED"
-    box.run("resume", made["id"])
-    box.run("cancel", made["id"])
-    assert box.json("status", made["id"])["state"] == "CANCELED"
+    assert box.json("status", made["id"])["failed"] == 0
+    said = box.run("agent")
+    assert "goes on after step" in said
+    assert_every_step_once(box, made)
+
+
+def test_a_sweep_is_paused_resumed_and_canceled(box):
+    made = box.create()
+    states = []
+    for command in ("pause", "resume", "cancel"):
+        if command == "pause":
+            box.run("agent", "--count", "1")  # a sweep that never began cannot be paused
+        box.run(command, made["id"])
+        states.append(box.json("status", made["id"])["state"])
+    assert states == ["PAUSED", "RUNNING", "CANCELED"]
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(box):
-    made = box.create(
-        """
-method: grid
-parameters:
-  max_steps: {values: [100, 3]}
-  model_size: {value: tiny}
-  dataset: {value: examples/support_replies.jsonl}
-  max_length: {value: 128}
-"""
-    )
+    made = box.create(LONG_AND_SHORT)
     agent = box.popen("agent")
-    wait_for_steps(box, made["id"], trial={"max_steps": 100})
+    wait_for_steps(box, made["id"], trial={"max_steps": 150})
     workers = subprocess.run(
         ["pgrep", "-P", str(agent.pid), "-f", "kto_sweep.train.worker"],
         capture_output=True,
@@ -148,11 +147,18 @@ parameters:
     said, _ = agent.communicate(timeout=240)
     assert agent.returncode == 0, said
     assert "the worker ended with signal SIGKILL; starting another" in said
-    assert box.json("status", made["id"])["finished"] == 2
-    for trial in box.json("compare", made["id"])["trials"]:
-        rows = (box.home.runs / trial["run_id"] / "log.jsonl").read_text().splitlines()
-        steps = [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)]
-        assert steps == list(range(1, trial["config"]["max_steps"] + 1))
+    assert_every_step_once(box, made)
+
+
+def assert_every_step_once(box, made):
+    """Each trial is finished and each of its steps stands once, in order, on the server and in its file."""
+    read = json.loads(box.python(READ_BACK.format(path=made["path"])))
+    assert [run["state"] for run in read["runs"]] == ["finished", "finished"]
+    for run in read["runs"]:
+        every_step = list(range(1, run["config"]["max_steps"] + 1))
+        assert run["steps"] == every_step
+        rows = (box.home.runs / run["id"] / "log.jsonl").read_text().splitlines()
+        assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == every_step
 
 
 def test_trials_are_trained_together_in_one_worker(box):
