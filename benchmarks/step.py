@@ -33,6 +33,9 @@ from kto_sweep.trial import Trial
 
 BATCH, MAX_LENGTH, RANK = 8, 1024, 16
 OUR_WARMUP = 5
+PROFILED = 2
+"""Steps that --profile looks at, beyond those that are timed."""
+TOP_KERNELS = 28
 MISMATCHED_AND_BACKWARD = 2.53
 """Forwards that a step cannot do without: policy, gradient of its inputs, mismatched completions."""
 
@@ -150,23 +153,48 @@ def time_packed(size: str, rows: list[PairedRow], slots: int, steps: int, **sett
     for slot in range(slots):
         trial = Trial(
             model="random", dataset="rows", batch_size=BATCH, max_length=MAX_LENGTH, lora_r=RANK,
-            learning_rate=1e-6 * (slot + 1), seed=slot, max_steps=steps + OUR_WARMUP,
+            learning_rate=1e-6 * (slot + 1), seed=slot, max_steps=steps + OUR_WARMUP + PROFILED,
         )  # fmt: skip
         engine.join(slot, trial)
-    seconds, tokens, loss = [], [], 0.0
+    seconds, host, tokens, loss = [], [], [], 0.0
     for _ in range(steps + OUR_WARMUP):
         torch.cuda.synchronize()
         begin = time.perf_counter()
-        measured = engine.step().read()
+        result = engine.step()
+        host.append(time.perf_counter() - begin)
+        measured = result.read()
         seconds.append(time.perf_counter() - begin)
         tokens.append(sum(slot.known.tokens for slot in measured.values()))
         loss = measured[0].values["loss"]
     measured_tokens, measured_seconds = sum(tokens[OUR_WARMUP:]), sum(seconds[OUR_WARMUP:])
+    if settings.get("profile"):
+        print_kernels(engine, PROFILED)
     return {
         "step_s": statistics.median(seconds[OUR_WARMUP:]) / slots,
+        "host_s": statistics.median(host[OUR_WARMUP:]) / slots,
         "tokens_per_s": round(measured_tokens / measured_seconds),
         "last_loss": round(loss, 4),
     }
+
+
+def print_kernels(engine: Engine, steps: int) -> None:
+    """Which kernels a step spends the device's time in, and how many it launches."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as seen:
+        for _ in range(steps):
+            engine.step().read()
+    milliseconds: dict[str, float] = {}
+    launches: dict[str, int] = {}
+    for event in seen.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = event.name.replace("at::native::", "").replace("(anonymous namespace)::", "")[:110]
+            milliseconds[name] = milliseconds.get(name, 0.0) + event.device_time / 1000 / steps
+            launches[name] = launches.get(name, 0) + 1
+    print(
+        f"{sum(launches.values()) // steps} launches, {sum(milliseconds.values()):.1f} ms in kernels a step"
+    )
+    for name in sorted(milliseconds, key=milliseconds.__getitem__, reverse=True)[:TOP_KERNELS]:
+        print(f"{milliseconds[name]:8.2f} ms {launches[name] // steps:6d}  {name}")
 
 
 def parameters_in_matmuls(size: str) -> float:
@@ -214,6 +242,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=35, help="of TRL's trainer")
     parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="of ours: the kernels that take longest")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -245,7 +274,12 @@ def main() -> None:
                 f"packed, {slots} trial{'s' if slots > 1 else ''}",
                 size,
                 lambda size=size, slots=slots: time_packed(
-                    size, rows, slots, options.steps, recompute=options.recompute
+                    size,
+                    rows,
+                    slots,
+                    options.steps,
+                    recompute=options.recompute,
+                    profile=options.profile,
                 ),
             )
             for name, baseline in baselines.items():

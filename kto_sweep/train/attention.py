@@ -80,17 +80,31 @@ def packed_attention(
         raise NotImplementedError(f"{type(module).__name__} does not pass `packing` on to its attention")
     if s_aux is not None or attention_mask is not None:
         raise NotImplementedError(f"{type(module).__name__} uses attention sinks or a mask of its own")
-    packing.windows.add(sliding_window)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    out = attend(module, q, k, v, packing, scaling=scaling, window=sliding_window, softcap=softcap)
+    return out[None], None
+
+
+def attend(
+    module: torch.nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    *,
+    scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """The same on tensors of shape (tokens, heads, head dim)."""
+    packing.windows.add(window)
     if packing.keep is not None:
         packing.keep.layers[_layer(module)] = (k.detach(), v.detach())
     if packing.prefix is not None:
         k, v = _with_prefix(packing, _layer(module), k, v)
     if _flash_can(q, v) and not softcap:
-        out = _flash(q, k, v, packing, scaling, sliding_window)
-    else:
-        out = _by_sequence(q, k, v, packing, scaling, sliding_window, softcap)
-    return out[None], None
+        return _flash(q, k, v, packing, scaling, window)
+    return _by_sequence(q, k, v, packing, scaling, window, softcap)
 
 
 def _flash_can(q: Tensor, v: Tensor) -> bool:

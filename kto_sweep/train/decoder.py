@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from kto_sweep.train import attention
+from kto_sweep.train import attention, fused
 from kto_sweep.train.head import Head, target_log_probs
 from kto_sweep.train.pack import Pack
 
@@ -26,9 +26,11 @@ class Decoder:
         self._own_attention = model.config._attn_implementation
         freeze(model)
         model.set_attn_implementation(attention.NAME)
+        fused.install(model)
 
     def release(self) -> None:
-        """Give the model its own attention back; it stays frozen."""
+        """Give the model its own attention and forwards back; it stays frozen."""
+        fused.remove(self.model)
         self.set_recompute(False)
         self.model.set_attn_implementation(self._own_attention)
 

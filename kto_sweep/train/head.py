@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from kto_sweep.train import kernels
+
 CHUNK_BYTES = 2**29
 """Float32 logits of one chunk."""
 
@@ -31,6 +33,11 @@ class Head:
         factor /= float(getattr(config, "logits_scaling", None) or 1.0)
         output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         return cls(output, factor, getattr(config, "final_logit_softcapping", None))
+
+    def is_plain(self, hidden: Tensor) -> bool:
+        """Whether one kernel gives log-probs and their gradient from what the output layer gives."""
+        plain = type(self.output) is nn.Linear and self.factor == 1.0 and not self.softcap
+        return plain and kernels.compiled(hidden) is not None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 (n, vocabulary)."""
@@ -59,7 +66,15 @@ class _TargetLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Head, targets: Tensor, wants_grad: bool) -> Tensor:
         log_probs, grads = [], []
+        plain = head.is_plain(hidden)
         for states, ids in _chunks(hidden, targets, head):
+            if plain:
+                logits = head.output(states)
+                fast = kernels.target_log_probs(logits, ids, wants_grad=wants_grad)
+                log_probs.append(fast)
+                if wants_grad:
+                    grads.append(logits @ head.output.weight)
+                continue
             if not wants_grad:
                 log_probs.append(-F.cross_entropy(head.logits(states), ids, reduction="none"))
                 continue

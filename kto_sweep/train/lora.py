@@ -8,7 +8,7 @@ model is the base model, which is the reference.
 
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kto_sweep.errors import UsageError
-from kto_sweep.train.lora_op import Route, Site, adapter_product
+from kto_sweep.train import fused
+from kto_sweep.train.lora_op import Group, Route, Site, adapter_product
 from kto_sweep.train.optim import BLOCK
 from kto_sweep.train.pack import Pack, mix
 
@@ -109,6 +110,20 @@ class Layout:
         block = flat.narrow(1, self._a[name], self.rank * features_in)
         return block.view(flat.shape[0], self.rank, features_in)
 
+    def adjoin(self, names: Sequence[str]) -> bool:
+        """Whether the A of these sites lie one after another without a gap."""
+        rows = [self.rank * self.sizes[name][0] for name in names]
+        return all(
+            self._a[after] == self._a[name] + size
+            for name, size, after in zip(names[:-1], rows[:-1], names[1:], strict=True)
+        )
+
+    def joint_a(self, flat: Tensor, names: Sequence[str]) -> Tensor:
+        """A of sites that adjoin: (slots, sites * rank, in)."""
+        features_in, rows = self.sizes[names[0]][0], self.rank * len(names)
+        block = flat.narrow(1, self._a[names[0]], rows * features_in)
+        return block.view(flat.shape[0], rows, features_in)
+
     def b(self, flat: Tensor, name: str) -> Tensor:
         """B of one site: (slots, rank, out)."""
         features_out = self.sizes[name][1]
@@ -169,11 +184,13 @@ class AdapterStack:
         self._used = torch.zeros(shape, device=self.device, dtype=self.dtype)
         """The weights as forwards use them: in the model's precision, A multiplied by alpha / rank."""
         self._scales = torch.zeros(slots, 1, device=self.device)
-        self._anchor = torch.zeros(1, device=self.device, requires_grad=True)
+        self.anchor = torch.zeros(1, device=self.device, requires_grad=True)
         self._route: Route | None = None
-        self._hooks = [
-            layer.register_forward_hook(self._hook(self._site(name, layer))) for name, layer in layers.items()
-        ]
+        self._sites = {layer: self._site(name, layer) for name, layer in layers.items()}
+        self._hooks = [layer.register_forward_hook(self._hook(site)) for layer, site in self._sites.items()]
+        self._parts = list(fused.parts(model))
+        for part in self._parts:
+            part.adapt(self)
 
     def _site(self, name: str, layer: nn.Linear) -> Site:
         keys = mix(mix(np.int64(zlib.crc32(name.encode()))) + np.arange(layer.in_features))
@@ -190,7 +207,7 @@ class AdapterStack:
         def add_adapters(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self._route is None:
                 return None
-            return output + adapter_product(inputs[0], self._anchor, site, self._route).to(output.dtype)
+            return output + adapter_product(inputs[0], self.anchor, site, self._route).to(output.dtype)
 
         return add_adapters
 
@@ -198,6 +215,24 @@ class AdapterStack:
         """Leave the model as it was."""
         for hook in self._hooks:
             hook.remove()
+        for part in self._parts:
+            part.forget(self)
+
+    @property
+    def route(self) -> Route | None:
+        """Where the tokens of the present forward go; None outside `routed`."""
+        return self._route
+
+    def group(self, layers: Sequence[nn.Linear]) -> Group | None:
+        """The adapters of layers with the same input; None when a layer has none, or they lie apart."""
+        if not all(layer in self._sites for layer in layers):
+            return None
+        sites = [self._sites[layer] for layer in layers]
+        names = [site.name for site in sites]
+        if not self.layout.adjoin(names):
+            return None
+        a, a_grad = (self.layout.joint_a(flat, names) for flat in (self._used, self.grads))
+        return Group(a, a_grad, [site.b for site in sites], [site.b_grad for site in sites])
 
     def fits(self, spec: AdapterSpec) -> bool:
         """Whether a slot can hold these adapters."""

@@ -4,13 +4,23 @@ Gradients of A and B are added straight into the engine's float32 gradient buffe
 autograd's own, so adapters cost no casts, no accumulation kernels and no second copy.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from kto_sweep.train import kernels
+from kto_sweep.train.pack import ship
+
+TILE = 64
+"""Tokens of one block of the kernel that adds adapters' products."""
+_MOST_ROWS = 256
+"""Rows of a matrix that this kernel can hold."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,13 @@ class Route:
         slots = [slot for slot, _, _ in self.spans]
         return slice(slots[0], slots[-1] + 1) if slots[-1] - slots[0] == len(slots) - 1 else None
 
+    @cached_property
+    def tiles(self) -> Tensor:
+        """Slot, first token and end of every tile of at most TILE tokens of one slot: int32 (tiles, 3)."""
+        tiles = [(slot, at, end) for slot, start, end in self.spans for at in range(start, end, TILE)]
+        flat = ship({"tiles": np.asarray(tiles).reshape(-1)}, self.ends.device, torch.int32)["tiles"]
+        return flat.view(-1, 3)
+
 
 @dataclass(frozen=True)
 class Site:
@@ -49,6 +66,53 @@ class Site:
     b_grad: Tensor
     feature_noise: Tensor
     """Dropout key of each input feature: int32 (in,)."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sites of layers that have the same input; all A side by side."""
+
+    a: Tensor
+    """(slots, sites * rank, in)"""
+    a_grad: Tensor
+    b: list[Tensor]
+    """(slots, rank, out) of each"""
+    b_grad: list[Tensor]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A of one site."""
+        return self.a.shape[1] // len(self.b)
+
+    def add_a_grad(self, low_grad: Tensor, x: Tensor, route: Route) -> None:
+        """Add what `low_grad`, from `group_backward`, and the input x give."""
+        add_outer(self.a_grad, low_grad, x, route)
+
+
+def lows(x: Tensor, group: Group, route: Route) -> Tensor:
+    """x A^T of every site: (tokens, sites * rank)."""
+    return per_slot(x, group.a.transpose(1, 2), route)
+
+
+def group_backward(grads: Sequence[Tensor], low: Tensor, group: Group, route: Route) -> Tensor:
+    """Gradient of `lows`, from those of each site's output; that of B goes to its buffer."""
+    parts = []
+    columns = low.split(group.rank, dim=1)
+    for grad, part, b, b_grad in zip(grads, columns, group.b, group.b_grad, strict=True):
+        parts.append(per_slot(grad, b.transpose(1, 2), route))
+        add_outer(b_grad, part, grad, route)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def add_low(y: Tensor, low: Tensor, matrices: Tensor, route: Route) -> None:
+    """Add each token's `low` times its slot's matrix: (tokens, n) and (slots, n, m) onto (tokens, m)."""
+    if len(route.spans) > 1 and y.dtype != torch.float32 and matrices.shape[1] <= _MOST_ROWS:
+        triton = kernels.compiled(y)
+        if triton is not None:
+            triton.add_low(y, low, matrices, route.tiles, TILE)
+            return
+    for slot, start, end in route.spans:
+        y[start:end].addmm_(low[start:end], matrices[slot])
 
 
 class AdapterProduct(torch.autograd.Function):
@@ -102,6 +166,11 @@ def add_outer(sums: Tensor, left: Tensor, right: Tensor, route: Route) -> None:
     for slot, start, end in route.spans:
         if left.dtype == sums.dtype:
             sums[slot].addmm_(left[start:end].t(), right[start:end])
+        elif left.is_cuda:
+            into = sums[slot]
+            torch.ops.aten.addmm.dtype_out(
+                into, left[start:end].t(), right[start:end], torch.float32, out=into
+            )
         else:
             sums[slot].add_(left[start:end].t() @ right[start:end])
 
