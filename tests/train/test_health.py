@@ -1,0 +1,241 @@
+"""Rules that judge a trial, on series made up for each rule and on trials that really go well and wrong."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.home import Home
+from kto_sweep.train.health import STUCK, WINDOW, Finding, Health, Judged
+from kto_sweep.train.session import Session
+from kto_sweep.train.trend import trend
+from kto_sweep.train.watch import Watch
+from kto_sweep.trial import Trial
+
+torch.set_num_threads(1)
+
+STEPS = 200
+Series = Callable[[int], float]
+
+
+def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series) -> dict[str, list[int]]:
+    """The steps at which each sign is told, for a healthy trial but for what `series` says, in nats."""
+    rng = np.random.default_rng(seed)
+    health = Health(Judged(beta, 0.5, warmup=10, steps=STEPS))
+    healthy: dict[str, Series] = {
+        "chosen": lambda step: 0.1 * step,
+        "rejected": lambda step: -0.2 * step,
+        "kl": lambda step: -0.05 * step,
+        "loss": lambda step: 0.5 - 0.002 * step,
+        "grad": lambda step: 1.0,
+    }
+    told: dict[str, list[int]] = {}
+    for step in range(1, STEPS + 1):
+        now = {name: each(step) for name, each in (healthy | series).items()}
+        for name in ("chosen", "rejected", "kl"):
+            now[name] += noise * rng.normal() * min(1, step / 20)
+        row = {
+            "loss": now["loss"] + 0.01 * noise * rng.normal(),
+            "rewards/chosen": now["chosen"] * beta,
+            "rewards/rejected": now["rejected"] * beta,
+            "kl_raw": now["kl"],
+            "grad_norm": now["grad"],
+        }
+        if "eval" in now:
+            row["eval/common_loss"] = now["eval"]
+        for finding in health.see(step, row):
+            told.setdefault(finding.title, []).append(step)
+    return told
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("seed", range(20))
+def test_a_healthy_trial_is_left_in_peace(seed: int, beta: float) -> None:
+    assert judge(seed=seed, beta=beta, noise=5.0) == {}
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.1, 0.5])
+def test_divergence_is_told_first_and_then_ends_the_trial(beta: float) -> None:
+    told = judge(beta=beta, chosen=lambda step: -1.0 * step, rejected=lambda step: -1.2 * step)
+    # The mean over the last 20 steps passes -20 nats about 10 steps after the series does, and -50 likewise.
+    assert 30 <= told["desirable rewards far below the reference"][0] <= 36
+    assert 58 <= told["diverged"][0] <= 62
+
+
+def test_rewards_that_come_back_are_not_given_up() -> None:
+    told = judge(chosen=lambda step: -100 + step, rejected=lambda step: -110 + step)
+    assert "diverged" not in told
+    assert told["desirable rewards far below the reference"] == [WINDOW]
+
+
+def test_a_trial_that_is_lost_and_still_is_given_up() -> None:
+    told = judge(chosen=lambda step: -4.0 * min(step, 20), rejected=lambda step: -5.0 * min(step, 20))
+    assert told["diverged"][0] <= 25
+
+
+@pytest.mark.parametrize(("sign", "title"), [(-1, "KL ran away"), (1, "KL ran away")])
+def test_kl_that_runs_away_ends_the_trial(sign: int, title: str) -> None:
+    told = judge(kl=lambda step: sign * 2.5 * step)
+    assert told["KL large"][0] < told[title][0] <= 100
+    assert title not in judge(kl=lambda step: sign * 100 * (1 - math.exp(-step / 30)))
+
+
+def test_a_reference_point_that_hides_the_examples() -> None:
+    assert "KL large" in judge(beta=0.5, kl=lambda step: 0.1 * step)
+    assert "KL large" not in judge(beta=0.1, kl=lambda step: 0.1 * step)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_trial_at_once(bad: float) -> None:
+    assert judge(loss=lambda step: bad if step == 7 else 0.5)["loss not finite"] == [7]
+
+
+def test_one_bad_gradient_is_told_and_many_end_the_trial() -> None:
+    told = judge(grad=lambda step: math.nan if step == 30 else 1.0)
+    assert told == {"gradient not finite": [30]}
+    told = judge(grad=lambda step: math.inf if step >= 30 else 1.0)
+    assert told["gradient not finite"] == [30]
+    assert told["no usable gradient"] == [30 + STUCK - 1]
+
+
+def test_rewards_that_do_not_move() -> None:
+    nothing: dict[str, Series] = {"chosen": lambda step: 0.004, "rejected": lambda step: -0.004}
+    assert judge(noise=0, **nothing) == {"rewards do not move": [30]}
+    collapsed: dict[str, Series] = {
+        "chosen": lambda step: 3.0 if step < 60 else 0.0,
+        "rejected": lambda step: -3.0 if step < 60 else 0.0,
+    }
+    told = judge(noise=0, **collapsed)
+    assert told["rewards do not move"] == [79]
+    assert told["margin falling"]
+
+
+def test_kl_that_does_not_move() -> None:
+    assert judge(noise=0, kl=lambda step: 0.0005) == {"KL does not move": [30]}
+
+
+def test_margins() -> None:
+    assert "margin negative" in judge(chosen=lambda step: -0.1 * step, rejected=lambda step: 0.1 * step)
+    fallen = judge(chosen=lambda step: 0.4 * step if step < 100 else 40 - 2 * (step - 100))
+    assert 100 < fallen["margin falling"][0] < 140
+    flat = judge(chosen=lambda step: 3.0, rejected=lambda step: 3.0)
+    assert flat["margin flat"][0] >= STEPS // 2
+    assert "margin flat" not in judge(chosen=lambda step: 2.0, rejected=lambda step: 0.0, noise=0.5)
+
+
+def test_gradient_norms_are_judged_by_beta_and_by_their_own_past() -> None:
+    spike: Series = lambda step: 200.0 if step == 50 else 1.0  # noqa: E731
+    assert judge(grad=spike, beta=0.1)["gradient norm"] == [50]
+    assert judge(grad=lambda step: 50.0, beta=0.1) == {}
+    assert judge(grad=lambda step: 50.0, beta=0.02)["gradient norm"][0] == 1
+    assert judge(grad=lambda step: 6.0 if step == 50 else 0.1, beta=0.1)["gradient norm"] == [50]
+    assert judge(grad=lambda step: 0.6 if step == 50 else 0.01, beta=0.1) == {}
+
+
+def test_a_loss_above_its_start_and_an_evaluation_that_shows_nothing() -> None:
+    assert judge(loss=lambda step: 0.6, noise=0.1)["loss above its start"][0] == WINDOW
+    told = judge(eval=lambda step: 0.5)
+    assert told["no better than untrained"] == [STEPS // 2]
+    assert judge(eval=lambda step: 0.45) == {}
+
+
+def test_a_sign_is_told_once_an_episode() -> None:
+    told = judge(grad=lambda step: 500.0 if step < 40 or 90 < step < 120 else 1.0)
+    assert told["gradient norm"] == [1, 91]
+    told = judge(grad=lambda step: 500.0 if step % (WINDOW - 2) == 0 else 1.0)
+    assert len(told["gradient norm"]) == 1
+
+
+def test_batches_of_one_label_still_have_a_margin() -> None:
+    """Batch size 1: no row ever has both rewards."""
+    health = Health(Judged(0.1, 0.5, warmup=0, steps=400))
+    found: list[Finding] = []
+    for step in range(1, 300):
+        side, value = ("chosen", -0.02) if step % 2 else ("rejected", 0.02)
+        found += health.see(step, {f"rewards/{side}": value * step * 0.1, "loss": 0.5, "grad_norm": 1.0})
+    assert "margin negative" in [finding.title for finding in found]
+
+
+def test_trends() -> None:
+    rng = np.random.default_rng(0)
+    false_alarms = sum(trend(rng.normal(size=WINDOW).tolist()).rising for _ in range(2000))
+    assert false_alarms < 20  # three standard errors: about 3 in 2,000, somewhat more with so few values
+    assert (
+        sum(trend((rng.normal(size=WINDOW) + 0.3 * np.arange(WINDOW)).tolist()).rising for _ in range(50))
+        > 40
+    )
+    steady = trend([2.0] * WINDOW)
+    assert (steady.mean, steady.error, steady.change, steady.rising) == (2.0, 0.0, 0.0, False)
+
+
+class Notes:
+    """A Report that keeps what is said of the trial."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.alerts: list[tuple[str, str]] = []
+        self.steps: list[int] = []
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        pass
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.steps.append(step)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append((title, text))
+
+
+def test_findings_become_notes_and_alerts_and_what_was_told_is_not_told_again() -> None:
+    trial = Trial(model="tiny", dataset="x", max_steps=100)
+    reports = [Notes(), Notes()]
+    for report in reports:
+        watch = Watch(report, trial, (10, 10))
+        watch.plan(100)
+        (watch.recall if report is reports[1] else watch.metrics)(1, {"grad_norm": 1e6, "loss": 0.5})
+        watch.metrics(2, {"grad_norm": 1e6, "loss": 0.5})
+    told = "the gradient norm is 1e+06; set max_grad_norm, or a longer warmup_ratio"
+    assert reports[0].notes == [f"WARNING: step 1: gradient norm: {told}"]
+    assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {told}")]
+    assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])
+    assert reports[1].notes == []
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return Session(Home(tmp_path_factory.mktemp("home")), torch.device("cpu"))
+
+
+def real_trial(**more: float) -> Trial:
+    rows = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
+    values = {"batch_size": 8, "max_steps": 40, "max_length": 128, "eval_steps": 40}
+    return Trial(model_size="tiny", dataset=str(rows), **values | more)  # type: ignore[arg-type]
+
+
+def test_a_real_trial_that_learns_is_left_in_peace(session: Session, tmp_path: Path) -> None:
+    report = Notes()
+    result = session.train(real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
+    assert result.summary["eval/common_loss"] < 0.4  # type: ignore[operator]
+    assert report.alerts == []
+    assert not any(note.startswith("WARNING") for note in report.notes)
+
+
+def test_a_real_trial_that_diverges_is_ended(session: Session, tmp_path: Path) -> None:
+    report = Notes()
+    with pytest.raises(TrialFailure) as caught:
+        session.train(real_trial(learning_rate=3e-2), tmp_path, report, lambda: False)
+    assert caught.value.cause is FailureCause.DIVERGED
+    assert "nats less likely than before training" in caught.value.message
+    assert report.steps == list(range(1, len(report.steps) + 1))
+    assert WINDOW <= len(report.steps) < 40
+    assert "KTO: diverged" in [title for title, _ in report.alerts]
