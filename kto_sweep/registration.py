@@ -4,11 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kto_sweep.data.files import find_data
+from kto_sweep.data.formats import load_examples
 from kto_sweep.home import Home
 from kto_sweep.remote import connect
+from kto_sweep.space import Space
 from kto_sweep.spec import load_spec
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import DEFAULT_PROJECT, find_target
+from kto_sweep.trial import parameter_name
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,12 @@ class Registered:
     method: str
     expected_trials: int | None
     """None when it has no end of its own."""
+
+    def summary(self) -> str:
+        """Two lines for people."""
+        many = self.expected_trials
+        count = "trials without end" if many is None else f"{many} trial{'' if many == 1 else 's'}"
+        return f"Sweep {self.ref}: {self.method}, {count}\n  {self.url}"
 
 
 def register(
@@ -33,11 +43,13 @@ def register(
 ) -> Registered:
     """Check a sweep file, register it, and remember it as the sweep used last on this box.
 
-    Raises SpecError with all the file's problems, ServerError when the server cannot be had.
+    Raises SpecError with all the file's problems, DataError for data that cannot be read, ServerError when the
+    server cannot be had.
     """
     from kto_sweep.agent.link import create_sweep
 
     spec = load_spec(file)
+    check_data(spec.space)
     for notice in spec.notices:
         say(f"Note: {notice}")
     target = find_target(home, local=local)
@@ -53,3 +65,15 @@ def register(
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
     return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials)
+
+
+def check_data(space: Space) -> None:
+    """Read every local data file that the sweep names, before a GPU is used for it.
+
+    Raises DataError: a line that is not JSON, no usable row.
+    """
+    for parameter in space.parameters:
+        if parameter_name(parameter.path) == "dataset":
+            for source in parameter.distribution.extremes():
+                if find_data(str(source)) is not None:
+                    load_examples(str(source))

@@ -44,7 +44,5 @@ def create(file: Path, project: str | None, entity: str | None, local: bool, as_
             }
         )
         return
-    count = f"{registered.expected_trials} trials" if registered.expected_trials else "trials without end"
-    say(f"Sweep {registered.ref}: {registered.method}, {count}")
-    say(f"  {registered.url}")
+    say(registered.summary())
     say("Next: kto-sweep agent")

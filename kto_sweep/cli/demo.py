@@ -27,7 +27,7 @@ def demo() -> int:
     home = Home.from_environment()
     say("$ kto-sweep create sweeps/demo.yaml --local")
     made = register(home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=say)
-    say(f"Sweep {made.ref}: {made.method}, {made.expected_trials} trials\n  {made.url}")
+    say(made.summary())
     say(f"\n$ kto-sweep agent {made.ref.id} --cpu")
     code = work_on(home, str(made.ref), count=None, gpus=None, cpu=True, local=True)
     if code:

@@ -101,3 +101,14 @@ def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):
     assert done.returncode == 2
     assert "there is no key for it" in done.stderr
     assert "wandb login --host http://127.0.0.1:9" in done.stderr
+
+
+def test_create_reads_the_data_before_anything_is_registered(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b", "label": true}\n{"prompt":\n')
+    (tmp_path / "sweep.yaml").write_text(
+        "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: rows.jsonl}\n"
+    )
+    done = kto_sweep("create", "sweep.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "rows.jsonl:2: broken JSON" in done.stderr
+    assert not (tmp_path / "home").exists()
