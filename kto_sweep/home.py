@@ -40,5 +40,5 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """Tokenised data and reference log-probs, by content."""
+        """Reference log-probs, by content."""
         return self.root / "cache"

@@ -43,8 +43,8 @@ def register(
 ) -> Registered:
     """Check a sweep file, register it, and remember it as the sweep used last on this box.
 
-    Raises SpecError with all the file's problems, DataError for data that cannot be read, ServerError when the
-    server cannot be had.
+    Raises SpecError with all the file's problems, DataError for data that cannot be read, ServerError when
+    the server cannot be had.
     """
     from kto_sweep.agent.link import create_sweep
 
