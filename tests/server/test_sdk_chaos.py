@@ -14,11 +14,11 @@ from kto_sweep.server.launch import ensure_server
 from kto_sweep.server.lock import holder
 
 ROWS = 12
-GRID = """
-parameters = {"lr": {"values": [0.1, 0.2, 0.3]}, "b": {"values": [1, 2, 3]}}
-metric = {"name": "loss", "goal": "minimize"}
-tell(wandb.sweep({"method": "grid", "metric": metric, "parameters": parameters}))
-"""
+GRID = {
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"lr": {"values": [0.1, 0.2, 0.3]}, "b": {"values": [1, 2, 3]}},
+}
 AGENT = f"""
 def trial():
     with wandb.init() as run:
@@ -55,7 +55,7 @@ def lines_by_run(box: Box, sweep: str) -> Counter[str]:
 
 
 def test_grid_with_three_agents_outlives_two_deaths_of_its_server(box: Box) -> None:
-    sweep = box.run(GRID)
+    sweep = box.sweep(GRID)
     agents = [box.start(AGENT, sweep) for _ in range(3)]
     for finished in (1, 4):
         until(lambda least=finished: sum(run["state"] == "finished" for run in runs_of(box, sweep)) >= least)

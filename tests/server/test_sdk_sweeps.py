@@ -25,13 +25,9 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
 
 
-def create(box: Box, config: dict[str, Any]) -> str:
-    code = 'tell(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
-    return str(box.run(code, json.dumps(config)))
-
-
 def test_two_function_agents_do_a_grid_exactly_once_and_the_api_reads_it(box: Box) -> None:
-    sweep = create(box, GRID)
+    create = 'tell(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
+    sweep = box.run(create, json.dumps(GRID))
     agents = [box.start(AGENT, sweep) for _ in range(2)]
     for agent in agents:
         box.finish(agent)
@@ -73,7 +69,7 @@ tell([sweep, shown.getvalue()])
 
 
 STATE = """query($name: String!) { project(entityName: "acme", name: "tests") {
-    sweep(sweepName: $name) { state runs { edges { node { name state } } } } } }"""
+    sweep(sweepName: $name) { state runs { edges { node { name state config historyLineCount } } } } } }"""
 
 
 def runs_of(box: Box, sweep: str) -> list[dict[str, Any]]:
@@ -127,38 +123,30 @@ def typed(box: Box, *args: str) -> str:
     return output
 
 
-def create_by_command_line(box: Box, config: dict[str, Any], name: str, *options: str) -> str:
+def sweep_of_program(box: Box, config: dict[str, Any]) -> str:
+    """The name of a new sweep whose agents start PROGRAM."""
     (box.folder / "program.py").write_text(PROGRAM)
-    (box.folder / name).write_text(yaml.safe_dump({"program": "program.py", **config}))
-    output = typed(box, "sweep", *options, name)
-    return output.split("sweep with ID: ")[1].split()[0]
+    return box.sweep({"program": "program.py", **config})
 
 
-def test_command_line_registers_a_file_and_its_agent_runs_the_program(box: Box) -> None:
-    config = {**GRID, "parameters": {"lr": {"values": [0.1, 0.2]}}, "name": "from a file"}
-    sweep = create_by_command_line(box, config, "grid.yaml")
-    typed(box, "agent", f"acme/tests/{sweep}")
-    assert [run["state"] for run in runs_of(box, sweep)] == ["finished", "finished"]
-    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
-
-
-def test_prior_runs_of_the_command_line_count_as_their_cells(box: Box) -> None:
-    code = """
-for lr in (0.1, 0.3):
-    with wandb.init(id=f"prior{lr:.0e}", config={"lr": lr}) as run:
-        run.log({"loss": lr})
+def test_command_line_registers_a_file_with_a_prior_run_and_its_agent_runs_the_other_cells(box: Box) -> None:
+    prior = """
+with wandb.init(id="prior", config={"lr": 0.1}) as run:
+    run.log({"loss": 0.1})
 """
-    box.run(code)
+    box.run(prior)
+    (box.folder / "program.py").write_text(PROGRAM)
     parameters = {"lr": {"values": [0.1, 0.2, 0.3]}}
-    prior = ["-R", "prior1e-01", "-R", "prior3e-01"]
-    sweep = create_by_command_line(box, {**GRID, "parameters": parameters}, "prior.yaml", *prior)
-    assert len(runs_of(box, sweep)) == 2
+    config = {**GRID, "program": "program.py", "parameters": parameters, "name": "from a file"}
+    (box.folder / "grid.yaml").write_text(yaml.safe_dump(config))
+    output = typed(box, "sweep", "-R", "prior", "grid.yaml")
+    sweep = output.split("sweep with ID: ")[1].split()[0]
+    assert [run["name"] for run in runs_of(box, sweep)] == ["prior"]
     typed(box, "agent", f"acme/tests/{sweep}")
-    read = """
-sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.state, sorted(run.config["lr"] for run in sweep.runs), sweep.best_run().config["lr"]])
-"""
-    assert box.run(read, sweep) == ["FINISHED", [0.1, 0.2, 0.3], 0.1]
+    found = runs_of(box, sweep)
+    assert [json.loads(run["config"])["lr"]["value"] for run in found] == [0.1, 0.2, 0.3]
+    assert [run["state"] for run in found] == ["finished"] * 3
+    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
 
 
 def until(condition: Any, seconds: float = 30) -> None:
@@ -170,7 +158,7 @@ def until(condition: Any, seconds: float = 30) -> None:
 
 def test_pause_resume_and_cancel_from_the_command_line(box: Box) -> None:
     config = {"method": "random", "parameters": {"lr": {"min": 0.0, "max": 1.0}, "seconds": {"value": 0.1}}}
-    sweep = create_by_command_line(box, config, "random.yaml")
+    sweep = sweep_of_program(box, config)
     path = f"acme/tests/{sweep}"
     agent = command_line(box, "agent", path)
     until(lambda: any(run["state"] == "finished" for run in runs_of(box, sweep)))
@@ -189,7 +177,7 @@ def test_pause_resume_and_cancel_from_the_command_line(box: Box) -> None:
 
 def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(box: Box) -> None:
     parameters = {"lr": {"values": [0.1]}, "seconds": {"value": 60}}
-    sweep = create_by_command_line(box, {**GRID, "parameters": parameters}, "long.yaml")
+    sweep = sweep_of_program(box, {**GRID, "parameters": parameters})
     agent = command_line(box, "agent", f"acme/tests/{sweep}")
     until(lambda: any(run["state"] == "running" for run in runs_of(box, sweep)))
     code = "tell(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
@@ -197,9 +185,9 @@ def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(box: Box) -> 
     box.run(code, name)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    assert [run["state"] for run in runs_of(box, sweep)] == ["killed"]
-    rows = box.run("tell(len(list(wandb.Api().run('acme/tests/' + sys.argv[1]).scan_history())))", name)
-    assert rows > 0
+    (run,) = runs_of(box, sweep)
+    assert run["state"] == "killed"
+    assert run["historyLineCount"] > 0
 
 
 def test_deleted_sweep_sends_its_agent_home(box: Box) -> None:
@@ -231,14 +219,11 @@ def trial():
             time.sleep(0.1)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    sweep = create(box, config)
+    sweep = box.sweep(config)
     box.finish(box.start(code, sweep))
-    read = """
-runs = wandb.Api().sweep("acme/tests/" + sys.argv[1]).runs
-tell({run.config["level"]: [run.state, len(list(run.scan_history()))] for run in runs})
-"""
-    told = box.run(read, sweep)
-    assert told["1"] == told["2"] == ["finished", 10]
-    state, rows = told["9"]
-    assert state == "killed"
-    assert 3 <= rows < 100
+    one, two, nine = runs_of(box, sweep)
+    assert (
+        (one["state"], one["historyLineCount"]) == (two["state"], two["historyLineCount"]) == ("finished", 10)
+    )
+    assert nine["state"] == "killed"
+    assert 3 <= nine["historyLineCount"] < 100
