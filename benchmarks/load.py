@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from kto_sweep.home import Home
 from kto_sweep.search import grid
@@ -120,7 +121,7 @@ class Client:
         query = """mutation($config: String, $entity: String, $project: String) { upsertSweep(input:
             {config: $config, entityName: $entity, projectName: $project}) { sweep { name } } }"""
         told = await self.graphql(
-            "create a sweep", query, config=json.dumps(config), entity=ENTITY, project=PROJECT
+            "create a sweep", query, config=yaml.safe_dump(config), entity=ENTITY, project=PROJECT
         )
         return str(told["upsertSweep"]["sweep"]["name"])
 
@@ -239,7 +240,7 @@ def fill(home: Home, config: dict[str, Any], cells: Iterator[dict[str, Any]], co
     database = Database(path)
     rng = random.Random(config["method"])
     backend = Backend(database, home.server / "files", "unused", time.time, rng, Uptime(time.time()))
-    wanted = {"config": json.dumps(config), "entity_name": ENTITY, "project_name": PROJECT}
+    wanted = {"config": yaml.safe_dump(config), "entity_name": ENTITY, "project_name": PROJECT}
     sweep, problems = database.write(lambda c: sweep_writes.upsert(c, backend, wanted))
     assert not problems
     space = read_rules(sweep.config).space

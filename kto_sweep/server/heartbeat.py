@@ -204,8 +204,14 @@ def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) 
 def _hand_out_new(
     connection: sqlite3.Connection, backend: Backend, caller: _Caller, suggestion: Suggestion | None
 ) -> Decision:
-    """The suggested trial as a new run of this agent; without one the sweep is exhausted."""
+    """The suggested trial as a new run of this agent; without one the sweep is exhausted.
+
+    Wait when the sweep was changed or ended while the search was at work.
+    """
     sweep, now = caller.sweep, backend.now()
+    current = sweeps.get(connection, sweep.id)
+    if current is None or (current.state, current.config) != (sweep.state, sweep.config):
+        return Wait()
     if suggestion is None:
         sweeps.update(connection, sweep.id, exhausted=True)
         objective.settle(connection, sweep.id)
@@ -224,6 +230,7 @@ def _hand_out_new(
         config=run_writes.as_config_json(suggestion.config),
     )
     _assign(connection, caller.agent, run, now)
+    runs.keep_cell_keys(connection, suggestion.cell_keys)
     sweeps.update(
         connection,
         sweep.id,
@@ -243,7 +250,7 @@ def _commands(caller: _Caller, decision: Decision) -> list[Command]:
     if not isinstance(decision, HandOut):
         return []
     run = decision.run
-    chosen = run.suggested if run.suggested is not None else run_writes.plain_config(run.config)
+    chosen = run_writes.chosen_config(run)
     return [
         {
             "type": "resume" if run.state is RunState.PREEMPTED else "run",

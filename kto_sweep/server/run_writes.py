@@ -195,6 +195,11 @@ def as_config_json(config: Mapping[str, Any]) -> str:
     return json.dumps({name: {"value": value} for name, value in config.items()})
 
 
+def chosen_config(run: Run) -> dict[str, Any]:
+    """The configuration that a search chose for the run; of a run that none chose, the one it has now."""
+    return run.suggested if run.suggested is not None else plain_config(run.config)
+
+
 def plain_config(text: str) -> dict[str, Any]:
     """The configuration in a run's config JSON, without W&B's own entry and without the `value` wrapping."""
     config = json.loads(text)

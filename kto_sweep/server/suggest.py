@@ -2,7 +2,8 @@
 
 import random
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kto_sweep.search import grid
@@ -25,6 +26,8 @@ class Suggestion:
     """Every grid cell before this one is tried, this one included."""
     is_last: bool
     """The search has nothing after it."""
+    cell_keys: Mapping[int, str] = field(default_factory=dict)
+    """Keys that were found missing on the way, by run row: to be kept, for they take long to work out."""
 
 
 def suggest(
@@ -46,13 +49,16 @@ def _next_cell(
     connection: sqlite3.Connection, sweep: Sweep, space: Space, is_last: bool
 ) -> Suggestion | None:
     tried = set(sweeps.cell_keys(connection, sweep.id))
+    lasting = {}
     for run in runs.without_cell_key(connection, sweep.id):
-        config = run.suggested if run.suggested is not None else run_writes.plain_config(run.config)
-        tried.add(grid.cell_key(space, config))
+        key = grid.cell_key(space, run_writes.chosen_config(run))
+        tried.add(key)
+        if run.suggested is not None:  # otherwise its configuration may still change
+            lasting[run.id] = key
     found = grid.next_cell(space, tried, sweep.grid_cursor)
     if found is None:
         return None
     number, config, key = found
     tried.add(key)
     after = grid.next_cell(space, tried, number + 1)
-    return Suggestion(config, key, number + 1, is_last or after is None)
+    return Suggestion(config, key, number + 1, is_last or after is None, lasting)

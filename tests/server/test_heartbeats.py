@@ -4,7 +4,10 @@ import json
 from collections import Counter
 from typing import Any
 
+import pytest
 from server_bench import Bench
+
+from kto_sweep.server import heartbeat, suggest
 
 GRID = {
     "method": "grid",
@@ -377,3 +380,36 @@ def test_agent_that_comes_while_another_ones_search_is_slow_is_told_to_call_agai
         assert bench.beat(working, name) == []
         assert bench.beat(free) == []
     assert bench.beat(free)[0]["type"] == "run"
+
+
+def test_changed_grid_goes_on_with_the_cells_that_no_run_has_had(bench: Bench) -> None:
+    sweep = bench.sweep(GRID)
+    agent = bench.agent(sweep)
+    for _ in range(3):
+        work(bench, agent, bench.beat(agent)[0])
+    larger = {**GRID, "parameters": {"lr": {"values": [0.1, 0.2]}, "b": {"values": [0, 1, 2]}}}
+    opaque = bench.sweep_field(sweep, "id")
+    bench.mutate("upsertSweep", "UpsertSweepInput", "sweep { id }", id=opaque, config=json.dumps(larger))
+    cells = []
+    while (command := bench.beat(agent)[0])["type"] == "run":
+        cells.append({name: entry["value"] for name, entry in command["args"].items()})
+        work(bench, agent, command)
+    assert cells == [{"b": 0, "lr": 0.1}, {"b": 0, "lr": 0.2}, {"b": 2, "lr": 0.2}]
+    assert bench.sweep_field(sweep) == "FINISHED"
+
+
+def test_sweep_canceled_while_its_search_is_at_work_starts_no_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = bench.sweep(RANDOM)
+    agent = bench.agent(sweep)
+
+    def canceled_meanwhile(*args: Any) -> Any:
+        found = suggest.suggest(*args)
+        set_state(bench, sweep, "CANCELED")
+        return found
+
+    monkeypatch.setattr(heartbeat, "suggest", canceled_meanwhile)
+    assert bench.beat(agent) == []
+    assert bench.sweep_field(sweep, "runCount") == 0
+    assert bench.beat(agent) == [{"type": "exit"}]

@@ -243,6 +243,13 @@ def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Run]
     return [_record(row) for row in connection.execute(query, (sweep_id,))]
 
 
+def keep_cell_keys(connection: sqlite3.Connection, keys: Mapping[int, str]) -> None:
+    """Note the grid cells of runs, by row."""
+    connection.executemany(
+        "UPDATE run SET cell_key = ? WHERE id = ?", [(key, id) for id, key in keys.items()]
+    )
+
+
 def forget_cell_keys(connection: sqlite3.Connection, sweep_id: int) -> None:
     """The sweep's space has changed, and with it what a cell is."""
     connection.execute("UPDATE run SET cell_key = NULL WHERE sweep_id = ?", (sweep_id,))
