@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pytest
+from cotrain_cases import Recorder
+
+from kto_sweep.train.logbook import Logbook
+from kto_sweep.train.watch import Watch
+from kto_sweep.trial import Trial
+
+TRIAL = Trial(model="tiny", dataset="x", max_steps=9)
+
+
+def logbook(path: Path) -> tuple[Logbook, Recorder]:
+    report = Recorder()
+    return Logbook(path, Watch(report, TRIAL, (1, 1))), report
+
+
+def written(path: Path, steps: int) -> None:
+    book, _ = logbook(path)
+    book.go_on(9, 0, None)
+    for step in range(1, steps + 1):
+        book.write(step, {"loss": 0.1 * step, "kl_raw": -1.0 / step, "rewards/chosen": float("inf")})
+    book.sync()
+    book.close()
+
+
+def test_rows_after_the_place_come_again_and_those_before_it_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    written(path, 5)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
+    book, report = logbook(path)
+    assert book.has(5)
+    assert not book.has(6)
+    book.go_on(9, 3, None)
+    assert report.rows == {}
+    assert book.summary == {"loss": 0.1 * 3, "kl_raw": -1.0 / 3, "rewards/chosen": float("inf")}
+    book.write(4, {"loss": 7.0})
+    book.close()
+    assert [json.loads(line).get("loss") for line in path.read_text().splitlines()][2:] == [0.1 * 3, 7.0]
+    assert report.rows == {4: {"loss": 7.0}}
+
+
+@pytest.mark.parametrize("end", ["", '{"step": 3, "lo', "rubbish\n", '{"step": 5}\n', "[]\n"])
+def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    written(path, 2)
+    with path.open("a") as file:
+        file.write(end)
+    book, report = logbook(path)
+    assert book.has(2)
+    assert not book.has(3)
+    book.go_on(9, 2, 0)
+    book.write(3, {"loss": 1.0})
+    book.close()
+    assert list(report.rows) == [1, 2, 3]
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
