@@ -9,7 +9,7 @@ class Report(Protocol):
     """Where a training function sends what it measures."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Say how far something is that must be done before the first step: `reference log-probs`, 64, 300."""
+        """Say how far something is that comes before the first step: `reference log-probs`, 64, 300."""
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Say how many optimizer steps the trial takes, and after which of them it goes on; once."""
