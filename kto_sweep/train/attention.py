@@ -9,6 +9,7 @@ do (float32, soft-capped scores), it is one scaled_dot_product_attention per seq
 """
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -139,6 +140,8 @@ def _flash(
     longest_query, longest_key = max(packing.query_lengths), max(packing.key_lengths)
     # transformers counts the token itself in the window, the kernel does not.
     back = -1 if window is None or window >= longest_key else window - 1
+    if takes_plain_calls(q.device):
+        return _plain_flash(q, k, v, packing, (longest_query, longest_key), scale, back)
     flags: dict[str, Any] = {}
     if k.shape[1] != q.shape[1]:
         if _GQA_FLAG:
@@ -153,6 +156,91 @@ def _flash(
     return out
 
 
+class _PlainFlash(torch.autograd.Function):
+    """The kernels under varlen_attn: its registration as an operator costs the host 0.5 ms a call."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packing: Packing,
+        longest: tuple[int, int],
+        scale: float | None,
+        back: int,
+    ) -> Tensor:
+        ends = (packing.query_ends, packing.key_ends)
+        ctx.fixed = (*ends, *longest, 0.0, True)
+        ctx.options = {"scale": scale, "window_size_left": back, "window_size_right": 0}
+        out: Tensor
+        out, sums, state, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, *ctx.fixed, False, **ctx.options
+        )
+        ctx.save_for_backward(q, k, v, out, sums, state, unused)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, sums, *random = ctx.saved_tensors
+        q_grad, k_grad, v_grad = torch.ops.aten._flash_attention_backward(
+            grads[0].contiguous(), q, k, v, out, sums, *ctx.fixed, *random, **ctx.options
+        )
+        return q_grad, k_grad, v_grad, None, None, None, None
+
+
+def _plain_flash(*arguments: Any) -> Tensor:
+    """`_PlainFlash`: (tokens, heads, head dim)."""
+    out: Tensor = _PlainFlash.apply(*arguments)  # type: ignore[no-untyped-call]
+    return out
+
+
+@cache
+def takes_plain_calls(device: torch.device) -> bool:
+    """Whether `_PlainFlash` gives what varlen_attn gives with copied heads, forward and backward.
+
+    Its operators are torch's own and may change: they are tried on a few tokens, once for each device.
+    """
+    ends = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
+    packing = Packing([3, 5], [3, 5], ends, ends)
+    inputs = _few_heads(device)
+    try:
+        with torch.enable_grad():
+            expected = _tried(inputs, _varlen_on_copies(2, ends, window=1))
+            found = _tried(inputs, lambda *qkv: _plain_flash(*qkv, packing, (5, 5), None, 1))
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return False
+    return _agree(found, expected)
+
+
+def _varlen_on_copies(copies: int, ends: Tensor, window: int) -> Callable[..., Any]:
+    """varlen_attn of two sequences up to 5 tokens long, with `copies` of each head of keys and values."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Any:
+        k, v = (x.repeat_interleave(copies, dim=1) for x in (k, v))
+        return varlen_attn(q, k, v, ends, ends, 5, 5, window_size=(window, 0))
+
+    return attend
+
+
+def _few_heads(device: torch.device) -> list[Tensor]:
+    return [
+        torch.arange(8 * heads * 64, device=device).add(heads * first).sin().bfloat16().view(8, heads, 64)
+        for heads, first in ((4, 0), (2, 1), (2, 2))
+    ]
+
+
+def _tried(tensors: list[Tensor], attend: Callable[..., Any]) -> list[Tensor]:
+    """The result and its gradients."""
+    inputs = [x.detach().requires_grad_() for x in tensors]
+    out: Tensor = attend(*inputs)
+    return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+
+def _agree(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.allclose(x, y, rtol=0.02, atol=0.02) for x, y in zip(found, expected, strict=True))
+
+
 @cache
 def takes_grouped_heads(device: torch.device) -> bool:
     """Whether varlen attention takes fewer heads of keys than of queries without the flag for it.
@@ -161,24 +249,13 @@ def takes_grouped_heads(device: torch.device) -> bool:
     and backward, against copied heads. Once for each device, as it waits for the results.
     """
     ends = torch.tensor([0, 3, 8], dtype=torch.int32, device=device)
-    q, k, v = (
-        torch.arange(8 * heads * 64, device=device).add(heads * first).sin().bfloat16().view(8, heads, 64)
-        for heads, first in ((4, 0), (2, 1), (2, 2))
-    )
-
-    def tried(copies: int) -> list[Tensor]:
-        inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        keys, values = (x.repeat_interleave(copies, dim=1) for x in inputs[1:])
-        out = varlen_attn(inputs[0], keys, values, ends, ends, 5, 5, window_size=(-1, 0))
-        assert isinstance(out, Tensor)
-        return [out, *torch.autograd.grad(out.float().square().sum(), inputs)]
-
     try:
         with torch.enable_grad():
-            found, expected = tried(1), tried(2)
+            inputs = _few_heads(device)
+            found, expected = (_tried(inputs, _varlen_on_copies(n, ends, window=-1)) for n in (1, 2))
     except (RuntimeError, ValueError):
         return False
-    return all(torch.allclose(x, y, rtol=0.02, atol=0.02) for x, y in zip(found, expected, strict=True))
+    return _agree(found, expected)
 
 
 def _by_sequence(

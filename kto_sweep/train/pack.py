@@ -26,6 +26,13 @@ from kto_sweep.train.attention import Packing, PrefixStore
 
 Ids = NDArray[np.int64]
 
+ROUNDING = {"cuda": 128}
+"""Tokens of a forward by kind of device: a multiple of this. Matmul libraries look for a kernel at each new
+size, which costs the host more than multiplying some tokens that nobody asks for."""
+
+
+_NO_IDS: Ids = np.empty(0, dtype=np.int64)
+
 
 @dataclass(frozen=True)
 class PairedRow:
@@ -167,11 +174,20 @@ def _assemble(
     gather: Ids | None = None,
 ) -> Pack:
     lengths = [len(fed) for fed in layout.fed]
+    filling = -sum(lengths) % ROUNDING.get(device.type, 1)
+    if filling:
+        # A sequence of its own, which predicts nothing: it has no effect and no gradient.
+        layout.add(np.zeros(filling, dtype=np.int64), position=0, predicting=0, targets=_NO_IDS)
+        if gather is not None:
+            last = int(gather.max()) + 1
+            gather = np.concatenate([gather, np.arange(last, last + filling)])
+    lengths = [len(fed) for fed in layout.fed]
     starts = np.concatenate([[0], np.cumsum(lengths)])
     counts = [len(targets) for targets in layout.targets]
     places = [np.arange(n) for n in lengths]
     key_lengths = [n + before for n, before in zip(lengths, layout.prefix_lengths, strict=True)]
-    spans = _slot_spans([item.slot for item in items], starts)
+    slots_of = [item.slot for item in items]
+    spans = _slot_spans([*slots_of, slots_of[-1]] if filling else slots_of, starts)
     long = ship(
         {
             "ids": np.concatenate(layout.fed),
@@ -185,9 +201,11 @@ def _assemble(
                 ]
             ),
             "targets": np.concatenate(layout.targets),
-            "examples": np.repeat([item.example for item in items], counts),
-            "noise": _noise_keys(items, layout, lengths, mismatched),
-            "gather": gather if gather is not None else np.empty(0, dtype=np.int64),
+            "examples": np.repeat([item.example for item in items], counts[: len(items)]),
+            "noise": np.concatenate(
+                [_noise_keys(items, layout, lengths, mismatched), np.zeros(filling, dtype=np.int64)]
+            ),
+            "gather": gather if gather is not None else _NO_IDS,
         },
         device,
     )
@@ -210,7 +228,7 @@ def _assemble(
     return Pack(
         ids=long["ids"], positions=long["positions"], attention=attention, predicting=long["predicting"],
         targets=long["targets"], examples=long["examples"], slot_ends=short["slots"], slot_spans=spans,
-        noise=long["noise"], prompt_starts=[int(start) for start in starts[:-1]],
+        noise=long["noise"], prompt_starts=[int(start) for start in starts[: len(items)]],
     )  # fmt: skip
 
 
@@ -231,7 +249,8 @@ def _noise_keys(items: Sequence[Item], layout: _Layout, lengths: Sequence[int], 
     mismatched pass shares its keys and values or computes them again changes nothing.
     """
     keys = []
-    for item, at, n in zip(items, layout.first_positions, lengths, strict=True):
+    # What fills the row up comes last and is no item's.
+    for item, at, n in zip(items, layout.first_positions, lengths, strict=False):
         position = np.arange(at, at + n, dtype=np.int64)
         own = (position >= len(item.row.prompt) - 1) if mismatched else np.zeros(n, dtype=bool)
         keys.append(mix(np.int64(item.noise) ^ mix(position * 2 + own)))

@@ -1,0 +1,114 @@
+"""The rewritten parts of a decoder against the modules' own forwards, and rows that are filled up."""
+
+import pytest
+import torch
+from packed_cases import tiny_model
+from test_step import Case, expect_close
+
+from kto_sweep.train import fused, kernels, pack
+from kto_sweep.train.attention import NAME
+from kto_sweep.train.decoder import Decoder
+from kto_sweep.train.lora import AdapterSpec
+
+TWO = (AdapterSpec(4, 9.0), AdapterSpec(3, 2.0, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "kinds"),
+    [
+        ("llama", {"Attention", "Mlp", "Norm"}),
+        ("qwen2", {"Attention", "Mlp", "Norm"}),
+        ("qwen3", {"Attention", "Mlp", "Norm"}),
+        ("mistral", {"Attention", "Mlp", "Norm"}),
+        ("gemma2", set()),
+    ],
+)
+def test_modules_of_known_classes_alone_are_rewritten_and_all_are_given_back(
+    kind: str, kinds: set[str]
+) -> None:
+    model = tiny_model(kind)
+    decoder = Decoder(model)
+    assert model.config._attn_implementation == NAME
+    assert {type(part).__name__ for part in fused.parts(model)} == kinds
+    decoder.release()
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
+def test_gradients_are_those_of_the_modules_own_forwards(kind: str) -> None:
+    case = Case(kind, TWO)
+    batches = [case.batch(0), case.batch(1, slice(0, 5))]
+    sums, grads = case.gradients(batches)
+    fused.remove(case.decoder.model)
+    own_sums, own_grads = case.gradients(batches)
+    expect_close(sums.loss, own_sums.loss)
+    expect_close(sums.mismatched, own_sums.mismatched)
+    expect_close(grads, own_grads)
+
+
+def test_adapters_on_some_layers_of_a_part_go_through_its_own_forward() -> None:
+    case = Case("llama", (AdapterSpec(4, 9.0, targets=("q_proj", "down_proj")),))
+    parts = [part for part in fused.parts(case.decoder.model) if part.sharing]
+    items = case.adapters
+    with items.routed(pack.pack([pack.Item(case.rows[0])], 1, items.device), training=True):
+        assert all(part.use() is None for part in parts)
+    assert all(part.use() is not None for part in parts)
+
+
+def test_detached_adapters_leave_the_parts() -> None:
+    case = Case("llama")
+    with case.adapters.routed(pack.pack([pack.Item(case.rows[0])], 1, case.adapters.device), training=True):
+        case.adapters.detach()
+        used = [part.use() for part in fused.parts(case.decoder.model)]
+    assert all(each is not None and each[0] is None for each in used)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_filling_rows_up_changes_no_number(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+    case = Case("mistral", (AdapterSpec(4, 9.0, dropout=dropout), AdapterSpec(3, 2.0, dropout=dropout)))
+    batches = [case.batch(0, noise=3), case.batch(1, slice(0, 5), noise=4)]
+    sums, grads = case.gradients(batches)
+    monkeypatch.setitem(pack.ROUNDING, "cpu", 64)
+    filled_sums, filled_grads = case.gradients(batches)
+    for name, expected in vars(sums).items():
+        expect_close(getattr(filled_sums, name), expected)
+    expect_close(filled_grads, grads)
+
+
+def test_a_filled_row_is_a_multiple_and_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("llama")
+    items = [pack.Item(row, example=at) for at, row in enumerate(case.rows)]
+    plain = pack.pack(items, 1, case.adapters.device, keep=True)
+    monkeypatch.setitem(pack.ROUNDING, "cpu", 64)
+    filled = pack.pack(items, 1, case.adapters.device, keep=True)
+    onto = pack.pack_onto(filled, items, items, 1, case.adapters.device)
+    assert filled.tokens % 64 == 0
+    assert onto.tokens % 64 == 0
+    assert filled.tokens > plain.tokens
+    assert torch.equal(filled.targets, plain.targets)
+    assert torch.equal(filled.predicting, plain.predicting)
+    assert filled.slot_spans == [(0, 0, filled.tokens)]
+    assert onto.attention.gather is not None
+    assert onto.attention.gather.max().item() == filled.tokens + onto.tokens - 1
+    assert len(onto.attention.gather) == sum(onto.attention.key_lengths)
+
+
+def test_swiglu_and_its_gradients() -> None:
+    gate, up = (torch.randn(5, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    out = torch.nn.functional.silu(gate) * up
+    grad = torch.randn_like(out)
+    expected = torch.autograd.grad(out, (gate, up), grad)
+    found = kernels.swiglu_grads(gate.detach(), up.detach(), grad)
+    for a, b in zip(found, (*expected, out.detach()), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(kernels.swiglu(gate.detach(), up.detach()), out.detach())
+
+
+def test_rotating_back_is_the_gradient_of_rotating() -> None:
+    q, k = torch.randn(5, 4, 6, dtype=torch.float64), torch.randn(5, 2, 6, dtype=torch.float64)
+    cos, sin = (torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
+    q.requires_grad_()
+    rotated, _ = kernels.rotate(q, k, cos, sin, back=False)
+    grad = torch.randn_like(rotated)
+    (expected,) = torch.autograd.grad(rotated, q, grad)
+    torch.testing.assert_close(kernels.rotate(grad, k, cos, sin, back=True)[0], expected)
