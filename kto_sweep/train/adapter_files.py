@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kto_sweep.train.lora import AdapterSpec
+from kto_sweep.train.tensor_file import write_tensors
 
 
 def save_adapters(
@@ -17,6 +17,7 @@ def save_adapters(
     """Write `folder` in PEFT's format, in place of what was there; half-written folders are never seen.
 
     `tensors` as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT will load.
+    Raises OSError when the disk is full.
     """
     layers = {name.rpartition(".")[0] for name in tensors}
     config = LoraConfig(
@@ -29,14 +30,14 @@ def save_adapters(
         base_model_name_or_path=base_model,
         inference_mode=True,
     )
-    new = folder.with_name(f"{folder.name}.new")
+    new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     config.save_pretrained(str(new))
-    weights = {
-        f"base_model.model.{name}.weight": tensor.contiguous().cpu() for name, tensor in tensors.items()
-    }
-    save_file(weights, new / "adapter_model.safetensors", metadata={"format": "pt"})
+    weights = {f"base_model.model.{name}.weight": tensor.cpu() for name, tensor in tensors.items()}
+    write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        folder.replace(old)
     new.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)

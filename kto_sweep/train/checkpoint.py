@@ -4,11 +4,8 @@ A safetensors file holds adapters and AdamW's moments; its header says, as JSON,
 the numbers belong to. Files are replaced as a whole, so that a crash at any moment leaves the old or the new.
 """
 
-import errno
 import hashlib
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.train.pack import PairedRow
 from kto_sweep.train.slot import SlotState
+from kto_sweep.train.tensor_file import write_tensors
 
 _FORMAT = "kto-sweep checkpoint 1"
 
@@ -95,19 +92,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "best": checkpoint.best,
         "finished": checkpoint.finished,
     }
-    tensors = {name: tensor.contiguous() for name, tensor in state.tensors.items()}
-    new = path.with_name(f"{path.name}.new")
-    try:
-        save_file(tensors, new, metadata={"format": _FORMAT, "about": json.dumps(about)})
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.replace(path)
-    except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))  # what the system said, wrapped
-        number = int(found[1]) if found else errno.EIO
-        raise OSError(number, os.strerror(number), str(path)) from error
-    finally:
-        new.unlink(missing_ok=True)
+    write_tensors(path, state.tensors, {"format": _FORMAT, "about": json.dumps(about)})
 
 
 def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:

@@ -175,7 +175,7 @@ class CoTrainer:
                 continue
             try:
                 course = Course(waiting, self._ground, self._clock)
-            except OSError as error:
+            except Exception as error:
                 self._endings.append(Ending(waiting.run_id, error))
             else:
                 self._seat_one(course)
@@ -248,7 +248,8 @@ class CoTrainer:
                 if is_broken(error) or len(self._seated) > 1:
                     raise
                 self._collect()
-                self._end(self._seated[0], error)
+                for course in self._seated[:1]:
+                    self._end(course, error)
                 break
             else:
                 return self._launched(result, limit)
@@ -310,6 +311,7 @@ class CoTrainer:
     def _make_room(self, beside: Course | None = None) -> bool:
         """Need less memory from here on; False when there is nothing left to give up.
 
+        The engine, which has come down to single examples, then finds anew how many fit at once.
         `beside`: for an evaluation of this trial, which recomputing layers does not help.
         """
         if self._engine.slots > len(self._seated):
@@ -317,7 +319,7 @@ class CoTrainer:
             return True
         if beside is None and not self._recompute:
             self._set_recompute(True)
-            self._engine.limit = self._unpressed[0]
+            self._engine.limit, _ = self._unpressed
             self._say("memory is short: layers are recomputed in backward passes")
             return True
         ready = [
@@ -326,6 +328,7 @@ class CoTrainer:
         if len(self._seated) == 1 or not ready:
             return False
         self._stand_up(ready[-1])
+        self._engine.limit, _ = self._unpressed
         return True
 
     def _stand_up(self, course: Course) -> None:

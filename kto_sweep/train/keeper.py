@@ -43,5 +43,6 @@ class Keeper:
             self._failing = True
         else:
             self._failing = False
+            self._note(f"step {checkpoint.state.step}: checkpoint written")
         self._last = self._clock()
         self._cost = self._last - began
