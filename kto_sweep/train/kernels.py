@@ -6,6 +6,7 @@ Everywhere else the same in plain torch. None of it is seen by autograd: train/f
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch
@@ -14,14 +15,22 @@ from torch.nn import functional as F
 
 
 @cache
-def _triton() -> Any:
-    """The module of Triton kernels, or None where Triton is not installed."""
-    return import_module("kto_sweep.train.triton_kernels") if find_spec("triton") else None
+def _triton(device: torch.device) -> Any:
+    """The module of Triton kernels, or None where Triton is not installed or cannot build one."""
+    if find_spec("triton") is None:
+        return None
+    module = import_module("kto_sweep.train.triton_kernels")
+    try:
+        # Triton builds its launchers with the box's C compiler, which may not be there.
+        module.swiglu(torch.ones(1, device=device), torch.ones(1, device=device))
+    except (ImportError, OSError, RuntimeError, CalledProcessError):
+        return None
+    return module
 
 
 def compiled(x: Tensor) -> Any:
     """The module of Triton kernels where they can run on `x`, or None."""
-    return _triton() if x.is_cuda else None
+    return _triton(x.device) if x.is_cuda else None
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
