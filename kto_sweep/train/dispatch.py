@@ -3,6 +3,7 @@
 mailbox --> line --> co-trainer (many at once) | trl trainer (one alone) --> mailbox
 """
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +116,8 @@ class Dispatcher:
     def _close_trainer(self) -> None:
         if self._trainer is not None:
             self._trainer.close()
-            self._trainer = None  # the session may need its memory
+            self._trainer = None
+            gc.collect()  # what comes next may need all the memory
 
     def _tell(self, run_id: str, outcome: TrainResult | Exception) -> None:
         if isinstance(outcome, Exception):
