@@ -6,6 +6,7 @@ Whatever W&B's own client sends is registered: what is wrong comes back as warni
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,17 @@ class SweepConfigError(ValueError):
     """A sweep configuration that cannot be registered; the text says why."""
 
 
+class Impute(StrEnum):
+    """What a Bayesian search takes for the value of a run that has not ended well, in W&B's words."""
+
+    WORST = "worst"
+    """The worst value that any run of the sweep has logged."""
+    BEST = "best"
+    """The best value of the run itself."""
+    LATEST = "latest"
+    """The last value of the run itself."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """The metric that a sweep ranks its runs by."""
@@ -32,6 +44,10 @@ class Metric:
     maximize: bool = False
     target: float | None = None
     """The sweep is done when a run gets here."""
+    impute: Impute = Impute.WORST
+    """The value of failed, crashed and killed runs."""
+    impute_while_running: Impute | None = None
+    """The value of runs that still run; None: they count as under way, with a value yet to come."""
 
     def reached(self, value: float) -> bool:
         """Whether `value` is the target or better."""
@@ -146,7 +162,25 @@ def _metric(section: object, problems: list[str]) -> Metric | None:
     if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
         problems.append(f"metric.target: {target!r} is not a number; ignored")
         target = None
-    return Metric(section["name"], goal == "maximize", None if target is None else float(target))
+    return Metric(
+        section["name"],
+        goal == "maximize",
+        None if target is None else float(target),
+        _impute(section, "impute", problems) or Impute.WORST,
+        _impute(section, "impute_while_running", problems),
+    )
+
+
+def _impute(section: Mapping[str, Any], key: str, problems: list[str]) -> Impute | None:
+    value = section.get(key)
+    # "false" and nothing both mean W&B's default; YAML reads an unquoted false as a truth value.
+    if value is None or value is False or value == "false":
+        return None
+    try:
+        return Impute(value)
+    except ValueError:
+        problems.append(f"metric.{key}: {value!r} is none of worst, best, latest; ignored")
+        return None
 
 
 def _run_cap(value: object, problems: list[str]) -> int | None:

@@ -1,0 +1,79 @@
+"""What a sweep's runs tell a Bayesian search: their configurations and their values, imputed where needed."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.server import objective, run_writes
+from kto_sweep.server.states import ENDED, RunState
+from kto_sweep.server.store import lines, runs
+from kto_sweep.server.store.runs import Run
+from kto_sweep.server.sweep_rules import Impute, Metric
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run as the search sees it."""
+
+    config: dict[str, Any]
+    """What the search chose; for a run that it did not choose, what the run was configured with."""
+    value: float | None
+    """Of the sweep's metric. None: not yet known, or (once the run has ended) never known."""
+    pending: bool
+    """The run is under way."""
+
+
+def outcomes(connection: sqlite3.Connection, sweep_id: int, metric: Metric) -> list[Outcome]:
+    """All runs of the sweep, prior ones among them, oldest first.
+
+    The value of a finished run is the best one in its history and its summary. One that ended otherwise, or
+    without a value, has the one that the sweep's `metric.impute` says.
+    """
+    found = runs.of_sweep(connection, sweep_id)
+    worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
+    return [_outcome(run, metric, worst) for run in found]
+
+
+def _outcome(run: Run, metric: Metric, worst: float | None) -> Outcome:
+    config = run_writes.chosen_config(run)
+    if run.state is RunState.FINISHED:
+        best = _imputed(run, metric, Impute.BEST, worst)
+        return Outcome(config, _imputed(run, metric, metric.impute, worst) if best is None else best, False)
+    if run.state in ENDED:
+        return Outcome(config, _imputed(run, metric, metric.impute, worst), False)
+    rule = metric.impute_while_running
+    value = _imputed(run, metric, rule, worst) if rule and run.state is RunState.RUNNING else None
+    return Outcome(config, value, value is None)
+
+
+def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> float | None:
+    """The value that the rule gives the run; None when there is nothing to take it from."""
+    if rule is Impute.WORST:
+        return worst
+    summary = _summary_value(run, metric)
+    if rule is Impute.LATEST:
+        return summary if run.metric_last is None else run.metric_last
+    best = run.metric_high if metric.maximize else run.metric_low
+    return _extreme([best, summary], max if metric.maximize else min)
+
+
+def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
+    """The worst value that any of these runs has logged."""
+    values = [
+        value
+        for run in ended
+        for value in (run.metric_low if metric.maximize else run.metric_high, _summary_value(run, metric))
+    ]
+    return _extreme(values, min if metric.maximize else max)
+
+
+def _summary_value(run: Run, metric: Metric) -> float | None:
+    if run.objective == metric.name:
+        return run.objective_value
+    return objective.finite_number(lines.as_row(run.summary) or {}, metric.name)
+
+
+def _extreme(values: Sequence[float | None], pick: Callable[..., float]) -> float | None:
+    known = [value for value in values if value is not None]
+    return pick(known) if known else None
