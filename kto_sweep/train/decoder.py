@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kto_sweep.train import attention, fused
+from kto_sweep.train.dense import is_4bit
 from kto_sweep.train.head import Head, target_log_probs
 from kto_sweep.train.pack import Pack
 
@@ -73,6 +74,6 @@ def freeze(model: PreTrainedModel) -> None:
     model.requires_grad_(False)
     model.train(False)
     for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
+        if is_4bit(module):
             # On a CPU, bitsandbytes turns a layer in eval mode into a format that has no backward.
             module.training = True

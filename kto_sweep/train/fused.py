@@ -8,7 +8,7 @@ elementwise work. `install` gives the modules that it knows another forward with
     MLP        one function; of its wide tensors only gate and up are kept for the backward
 
 A module falls back on its own forward where this one does not cover the case: dropout in the adapters,
-quantised layers, adapters on some of its layers only. train/support.py compares every model's log-probs.
+8-bit layers, adapters on some of its layers only. train/support.py compares every model's log-probs.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from kto_sweep.train import kernels
 from kto_sweep.train.attention import attend
+from kto_sweep.train.dense import has_matrix, matrix
 from kto_sweep.train.lora_op import Group, Route, add_low, group_backward, lows
 
 _FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -182,8 +183,8 @@ def _part(module: nn.Module) -> Part | None:
         made = Mlp(module)
     else:
         return None
-    plain = all(type(layer) is nn.Linear for layers in made.sharing for layer in layers)
-    return made if plain else None
+    known = all(has_matrix(layer) for layers in made.sharing for layer in layers)
+    return made if known else None
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -222,7 +223,7 @@ def _linear(
     x: Tensor, layers: Sequence[nn.Linear], group: Group | None, route: Route | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Outputs of the layers, and the adapters' low products for the backward."""
-    outs = tuple(F.linear(x, layer.weight, layer.bias) for layer in layers)
+    outs = tuple(F.linear(x, matrix(layer), layer.bias) for layer in layers)
     if group is None or route is None:
         return outs, None
     low = lows(x, group, route)
@@ -232,9 +233,9 @@ def _linear(
 
 
 def _linear_input_grad(grads: Sequence[Tensor], layers: Sequence[nn.Linear]) -> Tensor:
-    total = grads[0] @ layers[0].weight
+    total = grads[0] @ matrix(layers[0])
     for grad, layer in zip(grads[1:], layers[1:], strict=True):
-        total.addmm_(grad, layer.weight)
+        total.addmm_(grad, matrix(layer))
     return total
 
 

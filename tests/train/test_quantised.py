@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from kto_sweep.home import Home
 from kto_sweep.presets import Quantization
+from kto_sweep.train import fused
 from kto_sweep.train.limit import Limit
 from kto_sweep.train.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.models import LoadedBase, load_base
@@ -67,3 +68,14 @@ def test_quantised_bases_agree_with_peft_one_row_at_a_time(
     theirs = [p.grad for p in policy.parameters() if p.grad is not None]
     expected_norm = math.sqrt(sum(grad.square().sum().item() for grad in theirs))
     assert norm == pytest.approx(expected_norm, rel=10 * tolerance)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "kinds"), [("4bit", {"Attention", "Mlp", "Norm"}), ("8bit", {"Norm"})]
+)
+def test_layers_in_4_bit_are_rewritten_and_those_in_8_bit_keep_their_own_rounding(
+    home: Home, quantization: Quantization, kinds: set[str]
+) -> None:
+    decoder = packed_decoder(base(home, quantization).model)
+    assert {type(part).__name__ for part in fused.parts(decoder.model)} == kinds
+    decoder.release()
