@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def has_matrix(layer: nn.Module) -> bool:
-    """Whether `matrix` knows this layer: torch's own or 4-bit, but not 8-bit, which also rounds its inputs."""
+    """Whether `matrix` knows this layer: torch's own or 4-bit; not 8-bit, which rounds its inputs as well."""
     return type(layer) is nn.Linear or is_4bit(layer)
 
 
