@@ -42,6 +42,19 @@ class FailureCause(StrEnum):
     DISK_FULL = "disk full"
     NETWORK = "network"
 
+    @property
+    def is_the_trials_own(self) -> bool:
+        """Whether the trial itself is at fault; the other causes lie in its surroundings."""
+        return self in _OWN
+
+
+_OWN = {
+    FailureCause.OUT_OF_MEMORY,
+    FailureCause.DIVERGED,
+    FailureCause.BAD_CONFIG,
+    FailureCause.BAD_DATA,
+}
+
 
 class TrialFailure(KtoSweepError):
     """One trial cannot go on; the sweep can."""

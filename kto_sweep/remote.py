@@ -42,9 +42,13 @@ class TrialRecord:
 
     @property
     def failure(self) -> str:
-        """`failure/cause`, or the state when it tells of a failure without a cause, or empty."""
-        cause = self.summary.get("failure/cause")
-        return str(cause) if cause else self.state if self.state in {"failed", "crashed", "killed"} else ""
+        """`failure/cause` of a trial that has failed, or its state when there is no cause; else empty.
+
+        A trial that was run again after a failure may still have the cause in its summary.
+        """
+        if self.state not in {"failed", "crashed", "killed"}:
+            return ""
+        return str(self.summary.get("failure/cause") or self.state)
 
     def value(self, metric: str) -> float | None:
         """The metric's last value; None when there is none or it is not finite."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from kto_sweep.distributions import Distribution, IntUniform
@@ -39,6 +39,19 @@ def next_cell(
             paths = [parameter.path for parameter in space.parameters]
             return number, space.config(dict(zip(paths, values, strict=True))), key
     return None
+
+
+def cells(space: Space) -> Iterator[tuple[str, dict[str, Value]]]:
+    """Every different cell in the order of the grid: its key and its configuration."""
+    axes = [_Axis(parameter.distribution) for parameter in space.parameters]
+    paths = [parameter.path for parameter in space.parameters]
+    seen = set()
+    for number in range(math.prod(axis.length for axis in axes)):
+        values = _values(axes, number)
+        key = _key(values)
+        if key not in seen:
+            seen.add(key)
+            yield key, space.config(dict(zip(paths, values, strict=True)))
 
 
 def cell_key(space: Space, config: Mapping[str, Any]) -> str:
