@@ -1,7 +1,7 @@
 """What the supervisor and a worker say to each other: one JSON object a line.
 
 Orders go to the worker's standard input, messages come back on a pipe of their own, so that whatever a
-library prints cannot be taken for a message. Every message names its run: a worker may train several at once.
+library prints cannot be taken for a message. What is about a run names it: a worker may train several.
 The end of the orders (the supervisor is gone) tells a worker to stop.
 """
 
@@ -112,8 +112,18 @@ class Failed:
     """Python's traceback when the failure is a defect, else empty."""
 
 
+@dataclass(frozen=True)
+class MakeRoom:
+    """Message: how many trials the worker wants to train at once, from what it has measured."""
+
+    slots: int
+    reason: str
+    """For people; empty when there is nothing to tell yet."""
+
+
 Order = Start | Stop
-Message = Ready | Preparing | Planned | Metrics | Note | Alert | Done | Failed
+TrialMessage = Preparing | Planned | Metrics | Note | Alert | Done | Failed
+Message = Ready | MakeRoom | TrialMessage
 
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}
 
