@@ -6,7 +6,8 @@ from rich.console import Console
 
 from kto_sweep.agent.devices import find_devices
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.supervisor import Supervisor, Tally
+from kto_sweep.agent.supervisor import Supervisor
+from kto_sweep.agent.tally import Tally
 from kto_sweep.home import Home
 from kto_sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.sweep_ref import remember
@@ -21,7 +22,7 @@ def work_on(
     gpus: str | None,
     cpu: bool,
     local: bool,
-    trials_per_device: int = 1,
+    trials_per_device: int | None = None,
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 

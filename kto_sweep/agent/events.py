@@ -1,0 +1,64 @@
+"""What can happen to a supervisor: everything arrives in one queue.
+
+heartbeat of a slot --> Told, Lost       worker --> Said, Died       W&B run --> StopAsked
+signals --> Signalled
+"""
+
+import queue
+from dataclasses import dataclass
+
+from kto_sweep.agent.link import Command
+from kto_sweep.agent.slots import Slot, Station
+from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.errors import ServerError
+from kto_sweep.protocol import Message
+
+
+@dataclass(frozen=True)
+class Told:
+    """The server's commands for a slot."""
+
+    slot: Slot
+    commands: list[Command]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The server does not know the sweep any more."""
+
+    error: ServerError
+
+
+@dataclass(frozen=True)
+class Said:
+    """A message of a worker."""
+
+    station: Station
+    message: Message
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker ended, with this exit status."""
+
+    station: Station
+    worker: WorkerProcess
+    status: int
+
+
+@dataclass(frozen=True)
+class StopAsked:
+    """The server wants a run to stop (the way that bypasses the agent)."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """This process got a signal."""
+
+    number: int
+
+
+Event = Told | Lost | Said | Died | StopAsked | Signalled
+Events = queue.SimpleQueue[Event]

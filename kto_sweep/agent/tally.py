@@ -1,0 +1,44 @@
+"""What an agent has done so far, and whether it is to begin more."""
+
+from dataclasses import dataclass, field
+
+FAILURES_IN_A_ROW = 5
+"""So many failed trials with none that succeeded mean that the next will fail as well."""
+
+
+@dataclass
+class Tally:
+    """Counts of one agent's trials."""
+
+    count: int | None = None
+    """Trials to start at most."""
+    started: int = 0
+    finished: int = 0
+    stopped: int = 0
+    failed: int = 0
+    failed_in_a_row: int = field(default=0, repr=False)
+    interrupted: int = 0
+    """The signal that ended it, or 0."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Nothing but failures."""
+        return self.failed_in_a_row >= FAILURES_IN_A_ROW
+
+    @property
+    def is_full(self) -> bool:
+        """No more trials are to be started."""
+        if self.interrupted or self.hopeless:
+            return True
+        return self.count is not None and self.started >= self.count
+
+    def note_finished(self) -> None:
+        """One more trial that succeeded."""
+        self.finished += 1
+        self.failed_in_a_row = 0
+
+    def note_failed(self) -> None:
+        """One more that did not."""
+        self.failed += 1
+        if not self.finished:
+            self.failed_in_a_row += 1
