@@ -2,9 +2,8 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from kto_sweep.search.bayes import Observation
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
@@ -12,39 +11,30 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.sweep_rules import Impute, Metric
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One run as the search sees it."""
-
-    config: dict[str, Any]
-    """What the search chose; for a run that it did not choose, what the run was configured with."""
-    value: float | None
-    """Of the sweep's metric. None: not yet known, or (once the run has ended) never known."""
-    pending: bool
-    """The run is under way."""
-
-
-def outcomes(connection: sqlite3.Connection, sweep_id: int, metric: Metric) -> list[Outcome]:
+def observations(connection: sqlite3.Connection, sweep_id: int, metric: Metric) -> list[Observation]:
     """All runs of the sweep, prior ones among them, oldest first.
 
     The value of a finished run is the best one in its history and its summary. One that ended otherwise, or
-    without a value, has the one that the sweep's `metric.impute` says.
+    without a value, has the one that the sweep's `metric.impute` says. Each has the configuration that the
+    search chose for it, or was configured with when no search chose it.
     """
     found = runs.of_sweep(connection, sweep_id)
     worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
-    return [_outcome(run, metric, worst) for run in found]
+    return [_observation(run, metric, worst) for run in found]
 
 
-def _outcome(run: Run, metric: Metric, worst: float | None) -> Outcome:
+def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
     config = run_writes.chosen_config(run)
     if run.state is RunState.FINISHED:
         best = _imputed(run, metric, Impute.BEST, worst)
-        return Outcome(config, _imputed(run, metric, metric.impute, worst) if best is None else best, False)
+        return Observation(
+            config, _imputed(run, metric, metric.impute, worst) if best is None else best, False
+        )
     if run.state in ENDED:
-        return Outcome(config, _imputed(run, metric, metric.impute, worst), False)
+        return Observation(config, _imputed(run, metric, metric.impute, worst), False)
     rule = metric.impute_while_running
     value = _imputed(run, metric, rule, worst) if rule and run.state is RunState.RUNNING else None
-    return Outcome(config, value, value is None)
+    return Observation(config, value, value is None)
 
 
 def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> float | None:

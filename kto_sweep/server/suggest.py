@@ -1,18 +1,23 @@
 """The next trial of a sweep: gathers what its search method needs and asks it."""
 
+import logging
 import random
 import sqlite3
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kto_sweep.search import grid
+from kto_sweep.search import bayes, grid
 from kto_sweep.search import random as random_search
 from kto_sweep.server import run_writes
+from kto_sweep.server.observations import observations
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
-from kto_sweep.server.sweep_rules import SweepRules
+from kto_sweep.server.sweep_rules import Metric, SweepRules
 from kto_sweep.space import Space
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,26 @@ def suggest(
     is_last = rules.run_cap is not None and chosen + 1 >= rules.run_cap
     if rules.method == "grid":
         return _next_cell(connection, sweep, rules.space, is_last)
-    return Suggestion(random_search.next_config(rules.space, rng), None, 0, is_last)
+    config = None
+    if rules.method == "bayes" and rules.metric is not None:
+        config = _most_promising(connection, sweep, rules.space, rules.metric)
+    return Suggestion(config or random_search.next_config(rules.space, rng), None, 0, is_last)
+
+
+def _most_promising(
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric
+) -> dict[str, Any] | None:
+    """The Bayesian search's choice, which depends on nothing but the sweep's name and its runs.
+
+    None when the search failed: a sweep that goes on by chance is better than one that stands still.
+    """
+    try:
+        seen = observations(connection, sweep.id, metric)
+        seed = zlib.crc32(sweep.name.encode())
+        return bayes.next_config(space, seen, maximize=metric.maximize, seed=seed)
+    except Exception:
+        _log.exception("sweep %s: the Bayesian search failed; its next trial is drawn at random", sweep.name)
+        return None
 
 
 def _next_cell(

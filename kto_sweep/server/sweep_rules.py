@@ -113,13 +113,11 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
     method = str(config.get("method"))
     if method not in ("grid", "random", "bayes", "custom"):
         problems.append(f"method: {method!r} is none of grid, random, bayes")
-    if method == "bayes":
-        problems.append("method: bayes is not there yet; trials are drawn at random")
     queue_only = bool(config.get("scheduler"))
     space = None if queue_only else _space(config, method, problems)
     metric = _metric(config.get("metric"), problems)
     if method == "bayes" and metric is None:
-        problems.append("metric: method bayes needs a metric with a name")
+        problems.append("metric: method bayes needs a metric with a name; trials are drawn at random")
     name = config.get("name")
     return SweepRules(
         method=method,

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from server_bench import Bench
 
-from kto_sweep.server.observations import Outcome, outcomes
+from kto_sweep.search.bayes import Observation
+from kto_sweep.server.observations import observations
 from kto_sweep.server.store import sweeps
 from kto_sweep.server.sweep_rules import Impute, Metric, read_rules
 
@@ -20,14 +21,14 @@ def bayes(bench: Bench, **metric: Any) -> str:
     return bench.sweep({**BAYES, "metric": {**BAYES["metric"], **metric}})
 
 
-def told(bench: Bench, sweep: str) -> list[Outcome]:
+def told(bench: Bench, sweep: str) -> list[Observation]:
     connection = bench.backend.database.reader()
     row = connection.execute("SELECT id FROM sweep WHERE name = ?", (sweep,)).fetchone()[0]
     found = sweeps.get(connection, row)
     assert found is not None
     metric = read_rules(found.config).metric
     assert metric is not None
-    return outcomes(connection, row, metric)
+    return observations(connection, row, metric)
 
 
 def log_run(bench: Bench, sweep: str, name: str, *losses: float, exitcode: int | None = 0) -> None:
@@ -39,15 +40,15 @@ def log_run(bench: Bench, sweep: str, name: str, *losses: float, exitcode: int |
 
 
 def values(bench: Bench, sweep: str) -> list[float | None]:
-    return [outcome.value for outcome in told(bench, sweep)]
+    return [run.value for run in told(bench, sweep)]
 
 
 def test_finished_run_has_its_best_value(bench: Bench) -> None:
     low, high = bayes(bench), bayes(bench, goal="maximize")
     for sweep in (low, high):
         log_run(bench, sweep, f"r{sweep}", 3.0, 1.0, float("nan"), 2.0)
-    assert told(bench, low) == [Outcome({"lr": 0.5}, 1.0, False)]
-    assert told(bench, high) == [Outcome({"lr": 0.5}, 3.0, False)]
+    assert told(bench, low) == [Observation({"lr": 0.5}, 1.0, False)]
+    assert told(bench, high) == [Observation({"lr": 0.5}, 3.0, False)]
 
 
 def test_value_in_the_summary_counts_too(bench: Bench) -> None:
@@ -62,7 +63,7 @@ def test_chosen_config_counts_and_not_what_the_script_made_of_it(bench: Bench) -
     sweep = bayes(bench)
     command = bench.beat(bench.agent(sweep))[0]
     bench.start_run(command["run_id"], config='{"lr": {"value": 99}}')
-    assert told(bench, sweep) == [Outcome({"lr": command["args"]["lr"]["value"]}, None, True)]
+    assert told(bench, sweep) == [Observation({"lr": command["args"]["lr"]["value"]}, None, True)]
 
 
 @pytest.mark.parametrize(("rule", "value"), [("worst", 9.0), ("best", 2.0), ("latest", 4.0)])
@@ -84,7 +85,7 @@ def test_run_that_ended_without_any_value_is_not_pending(bench: Bench) -> None:
     sweep = bayes(bench, impute="latest")
     log_run(bench, sweep, "failed", exitcode=1)
     log_run(bench, sweep, "silent")
-    assert told(bench, sweep) == [Outcome({"lr": 0.5}, None, False)] * 2
+    assert told(bench, sweep) == [Observation({"lr": 0.5}, None, False)] * 2
 
 
 def test_finished_run_without_a_value_is_imputed(bench: Bench) -> None:
@@ -101,7 +102,7 @@ def test_running_run_is_pending_unless_it_is_imputed(
     sweep = bayes(bench, impute_while_running=rule)
     log_run(bench, sweep, "good", 1.0, 9.0)
     log_run(bench, sweep, "under way", 3.0, 2.0, 4.0, exitcode=None)
-    assert told(bench, sweep)[1] == Outcome({"lr": 0.5}, value, value is None)
+    assert told(bench, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
 
 
 def test_running_run_that_has_logged_nothing_stays_pending(bench: Bench) -> None:

@@ -1,0 +1,161 @@
+"""The searched parameters of a space as the axes of a unit cube: between configurations and points.
+
+A parameter with few values is a `Levels` axis, whose values lie at the middles of equal parts of [0, 1]; any
+other is a `Scale`, whose coordinate is the cumulative probability of the value.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from kto_sweep.distributions import Categorical, Continuous, Distribution, IntUniform
+from kto_sweep.space import Space, Value, value_key
+
+MOST_LEVELS = 64
+"""Whole numbers up to this count are levels; a longer range is as good as continuous."""
+
+Point: TypeAlias = tuple[float, ...]
+"""A coordinate in [0, 1] for each axis."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """An axis of a few values, such as batch sizes or the names of optimizers."""
+
+    values: tuple[Value, ...]
+    """All different; ascending when ordered."""
+    ordered: bool
+    """They are numbers, so that neighbours are alike."""
+
+    def value(self, coordinate: float) -> Value:
+        """The value whose part of [0, 1] holds `coordinate`."""
+        return self.values[self.level(coordinate)]
+
+    def level(self, coordinate: float) -> int:
+        """The position among the values of the one at `coordinate`."""
+        return min(len(self.values) - 1, math.floor(coordinate * len(self.values)))
+
+    def coordinate(self, value: Value) -> float | None:
+        """The middle of the part of `value`; None when it is not among the values."""
+        keys = [value_key(listed) for listed in self.values]
+        key = value_key(value)
+        return self.middle(keys.index(key)) if key in keys else None
+
+    def middle(self, level: int) -> float:
+        """The coordinate of the value at this position."""
+        return (level + 0.5) / len(self.values)
+
+    def coordinates(self, limit: int) -> list[float] | None:
+        """Those of all values, or None when there are more than `limit`."""
+        count = len(self.values)
+        return [self.middle(level) for level in range(count)] if count <= limit else None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An axis of numbers, perhaps rounded, by their cumulative probability."""
+
+    distribution: IntUniform | Continuous
+
+    def value(self, coordinate: float) -> Value:
+        """The value at `coordinate`."""
+        return self.distribution.ppf(coordinate)
+
+    def coordinate(self, value: Value) -> float | None:
+        """The cumulative probability of `value`; None when it is no number of this range."""
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        low, high = self.distribution.ppf(0), self.distribution.ppf(1)
+        # A value that went through log and exp, or was rounded to another q, may lie a little outside.
+        slack = self._step() or 1e-9 * max(abs(low), abs(high))
+        return self.distribution.cdf(value) if low - slack <= value <= high + slack else None
+
+    def coordinates(self, limit: int) -> list[float] | None:
+        """Those of all values, or None when there are more than `limit`; continuous ones have no count."""
+        step = self._step()
+        if not step:
+            return None
+        first, last = (round(self.distribution.ppf(end) / step) for end in (0, 1))
+        if last - first >= limit:
+            return None
+        return [self.distribution.cdf(number * step) for number in range(first, last + 1)]
+
+    def _step(self) -> float:
+        """The distance of neighbouring values; 0 when there is none."""
+        return 1 if isinstance(self.distribution, IntUniform) else self.distribution.q or 0
+
+
+Axis: TypeAlias = Levels | Scale
+
+
+def axis_of(distribution: Distribution) -> Axis:
+    """The axis on which a search sees the values of `distribution`."""
+    if isinstance(distribution, Categorical):
+        return _levels(distribution)
+    if isinstance(distribution, IntUniform) and distribution.cell_count() <= MOST_LEVELS:
+        return Levels(distribution.cells(), ordered=True)
+    assert isinstance(distribution, IntUniform | Continuous)
+    return Scale(distribution)
+
+
+def _levels(distribution: Categorical) -> Levels:
+    shares = distribution.probabilities or (1.0,) * len(distribution.values)
+    # The same value may be listed twice, or have no chance.
+    different: dict[object, Value] = {}
+    for value, share in zip(distribution.values, shares, strict=True):
+        if share > 0:
+            different.setdefault(value_key(value), value)
+    values = tuple(different.values())
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return Levels(tuple(sorted(values)), ordered=True)
+    return Levels(values, ordered=False)
+
+
+@dataclass(frozen=True)
+class Cube:
+    """The searched parameters of a space, one axis each."""
+
+    space: Space
+    axes: tuple[Axis, ...]
+
+    def point(self, config: Mapping[str, Any]) -> Point | None:
+        """Where a configuration lies; None when a value is missing or not of this space."""
+        coordinates = [
+            axis.coordinate(_at(config, parameter.path))
+            for axis, parameter in zip(self.axes, self.space.searched, strict=True)
+        ]
+        found = tuple(coordinate for coordinate in coordinates if coordinate is not None)
+        return found if len(found) == len(coordinates) else None
+
+    def config(self, point: Sequence[float]) -> dict[str, Value]:
+        """The nested configuration at a point."""
+        paths = [parameter.path for parameter in self.space.searched]
+        return self.space.config(dict(zip(paths, self._values(point), strict=True)))
+
+    def key(self, point: Sequence[float]) -> object:
+        """What is equal for points of the same configuration."""
+        return value_key(self._values(point))
+
+    def points(self, limit: int) -> Iterator[Point] | None:
+        """One for every configuration, or None when there are more than `limit`."""
+        listed = [axis.coordinates(limit) for axis in self.axes]
+        finite = [coordinates for coordinates in listed if coordinates is not None]
+        if len(finite) < len(listed) or math.prod(map(len, finite)) > limit:
+            return None
+        return itertools.product(*finite)
+
+    def _values(self, point: Sequence[float]) -> list[Value]:
+        return [axis.value(float(place)) for axis, place in zip(self.axes, point, strict=True)]
+
+
+def cube_of(space: Space) -> Cube:
+    """The cube of a space."""
+    return Cube(space, tuple(axis_of(parameter.distribution) for parameter in space.searched))
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Value:
+    for name in path:
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config

@@ -1,0 +1,144 @@
+"""Bayesian search: a Gaussian process of what was observed, and the point of greatest expected improvement.
+
+The process is Optuna's (GPSampler: Matérn 5/2, a length scale per axis, log expected improvement, over its
+joint distribution with the pending trials), on the unit cube of each parameter's cumulative probability.
+"""
+
+import math
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
+from kto_sweep.space import Space, Value
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+START = 4
+"""Trials of the quasi-random start."""
+MOST_LISTED = 10_000
+"""Configurations of a space that is listed to find those not tried; a larger one is sampled."""
+MOST_OBSERVED = 300
+"""Values the process is fitted to; its cost grows with their third power."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A trial that was tried, or is being tried."""
+
+    config: Mapping[str, Any]
+    value: float | None
+    """Of the metric. None: not yet known, or never."""
+    pending: bool = False
+    """The trial is under way; a value of its own is yet to come."""
+
+
+def next_config(
+    space: Space, observations: Sequence[Observation], *, maximize: bool = False, seed: int
+) -> dict[str, Value]:
+    """The nested configuration to try next; the same one for the same arguments.
+
+    `seed` belongs to the sweep, not to the trial: the points of the start are one sequence.
+    Configurations are repeated only once a space has no other left.
+    """
+    cube = cube_of(space)
+    if not cube.axes:
+        return cube.config(())
+    placed = [(point, o) for o in observations if (point := cube.point(o.config)) is not None]
+    known = [(point, o.value) for point, o in placed if o.value is not None and math.isfinite(o.value)]
+    pending = [point for point, o in placed if o.pending and o.value is None]
+    rng = random.Random(f"{seed} {len(observations)}")
+    if len(known) < 2 or len(known) + len(pending) < START:
+        wanted = _start_point(len(cube.axes), len(observations), seed)
+    else:
+        sign = -1.0 if maximize else 1.0
+        losses = [(point, sign * value) for point, value in known]
+        wanted = _improving_point(cube, losses, pending, rng)
+    return cube.config(_untried(cube, wanted, [point for point, _ in placed], rng))
+
+
+def _start_point(dimensions: int, number: int, seed: int) -> Point:
+    """Point `number` of a scrambled Sobol sequence."""
+    from scipy.stats import qmc
+
+    engine = qmc.Sobol(dimensions, scramble=True, rng=seed)
+    if number:  # to go forward by nothing is an overflow there
+        engine.fast_forward(number)
+    return tuple(float(x) for x in engine.random(1)[0])
+
+
+def _improving_point(
+    cube: Cube, losses: Sequence[tuple[Point, float]], pending: Sequence[Point], rng: random.Random
+) -> Point:
+    """Where the loss is expected to improve most, given that the pending points will be known too."""
+    import optuna
+    from optuna.trial import TrialState, create_trial
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    space = {str(number): _distribution(axis) for number, axis in enumerate(cube.axes)}
+    sampler = optuna.samplers.GPSampler(seed=rng.getrandbits(31), n_startup_trials=1)
+    study = optuna.create_study(sampler=sampler)
+    chosen = _most_telling(losses, rng)
+    for (point, _), loss in zip(chosen, _tamed([loss for _, loss in chosen]), strict=True):
+        study.add_trial(create_trial(params=_params(cube, point), distributions=space, value=loss))
+    for point in pending:
+        study.add_trial(
+            create_trial(params=_params(cube, point), distributions=space, state=TrialState.RUNNING)
+        )
+    found = study.ask(space).params
+    return tuple(_coordinate(axis, found[str(number)]) for number, axis in enumerate(cube.axes))
+
+
+def _distribution(axis: Axis) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(axis, Levels):
+        return FloatDistribution(0, 1)
+    last = len(axis.values) - 1
+    return IntDistribution(0, last) if axis.ordered else CategoricalDistribution(range(last + 1))
+
+
+def _params(cube: Cube, point: Point) -> dict[str, float]:
+    return {
+        str(number): axis.level(place) if isinstance(axis, Levels) else place
+        for number, (axis, place) in enumerate(zip(cube.axes, point, strict=True))
+    }
+
+
+def _coordinate(axis: Axis, param: float) -> float:
+    return axis.middle(int(param)) if isinstance(axis, Levels) else param
+
+
+def _most_telling(losses: Sequence[tuple[Point, float]], rng: random.Random) -> Sequence[tuple[Point, float]]:
+    """All, or if they are too many the better half of those allowed and a sample of the others."""
+    if len(losses) <= MOST_OBSERVED:
+        return losses
+    ranked = sorted(losses, key=lambda pair: pair[1])
+    half = MOST_OBSERVED // 2
+    return ranked[:half] + rng.sample(ranked[half:], MOST_OBSERVED - half)
+
+
+def _tamed(losses: Sequence[float]) -> list[float]:
+    """The losses, the worst of them pulled in.
+
+    A trial that diverged says where not to search. Its own number, be it an imputed one, would make all other
+    differences too small for the process to see.
+    """
+    best, middle = min(losses), statistics.median(losses)
+    limit = middle + 2 * (middle - best)
+    return [min(loss, limit) if middle > best else loss for loss in losses]
+
+
+def _untried(cube: Cube, wanted: Point, tried: Sequence[Point], rng: random.Random) -> Point:
+    """`wanted`, or if its configuration was tried the nearest one that was not."""
+    keys = {cube.key(point) for point in tried}
+    if cube.key(wanted) not in keys:
+        return wanted
+    everything = cube.points(MOST_LISTED)
+    if everything is None:
+        everything = (tuple(rng.random() for _ in cube.axes) for _ in range(MOST_LISTED // 10))
+    others = [point for point in everything if cube.key(point) not in keys]
+    return min(others, key=lambda point: math.dist(point, wanted), default=wanted)
