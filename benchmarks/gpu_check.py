@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train import attention, lora_op
+from kto_sweep.train import attention, kernels, lora_op
 from kto_sweep.train.attention import Packing, PrefixStore, packed_attention
 from kto_sweep.train.engine import Engine
 from kto_sweep.train.limit import Limit
@@ -295,6 +295,23 @@ def worst(errors: Sequence[tuple[float, float, float]]) -> list[float]:
     return np.max(np.array(errors), axis=0).tolist()
 
 
+def check_4bit(device: torch.device) -> None:
+    """4-bit weights unpacked by one kernel against bitsandbytes' own; nothing without that package."""
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+    except ImportError:
+        print("4-bit weights: bitsandbytes is not installed, not checked")
+        return
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((384, 640), (18944, 3584)):
+            weight = torch.randn(shape, device=device, dtype=dtype)
+            packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+            expected = dequantize_4bit(packed, state)
+            error = relative(kernels.unpack_4bit(packed, state), expected)
+            allowed = 1e-6 if dtype == torch.float32 else 1e-3
+            report(f"4-bit weights {shape} {dtype}", ("unpacked", error, allowed))
+
+
 def check_models(device: torch.device, kinds: Sequence[str]) -> None:
     data = rows()
     ways = {
@@ -414,6 +431,7 @@ def main() -> int:
             f"INFO  keys and values are {'' if copied else 'not '}copied for each head of queries", flush=True
         )
         check_no_waiting(device)
+        check_4bit(device)
     check_attention(device)
     check_adapters(device)
     check_training(device)

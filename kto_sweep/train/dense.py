@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kto_sweep.train import kernels
+
 
 def has_matrix(layer: nn.Module) -> bool:
     """Whether `matrix` knows this layer: torch's own or 4-bit; not 8-bit, which rounds its inputs as well."""
@@ -19,8 +21,6 @@ def matrix(layer: nn.Linear) -> Tensor:
     """(out, in) in the model's precision."""
     if type(layer) is nn.Linear:
         return layer.weight
-    from bitsandbytes.functional import dequantize_4bit  # only models that are loaded in 4 bits need it
-
     packed: Any = layer.weight
-    dense: Tensor = dequantize_4bit(packed.data, packed.quant_state)
+    dense: Tensor = kernels.unpack_4bit(packed.data, packed.quant_state)
     return dense

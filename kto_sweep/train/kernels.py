@@ -53,6 +53,19 @@ def swiglu_grads(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor
     return grad * up * sigmoid * (1 + gate - silu), grad * silu, silu * up
 
 
+def unpack_4bit(packed: Tensor, state: Any) -> Tensor:
+    """The (out, in) matrix that bitsandbytes holds in `packed`, with its QuantState."""
+    triton = compiled(packed)
+    out: Tensor
+    if triton is not None and state.nested:
+        out = triton.unpack_4bit(packed, state)  # in one kernel what bitsandbytes does in three
+    else:
+        from bitsandbytes.functional import dequantize_4bit  # only models that are loaded in 4 bits need it
+
+        out = dequantize_4bit(packed, state)
+    return out
+
+
 def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> tuple[Tensor, Tensor]:
     """Rotary positions (arXiv 2104.09864) on (tokens, heads, head dim), halves paired as transformers does.
 

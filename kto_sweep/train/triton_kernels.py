@@ -161,6 +161,23 @@ def _target_log_probs(logits, targets, out, n, SIZE: tl.constexpr, GRAD: tl.cons
             tl.store(logits + at, slope.to(logits.dtype.element_ty), mask=at < n)
 
 
+@triton.jit
+def _unpack_4bit(
+    packed, out, code, scales, scale_code, outer_scales, mean, n,
+    BLOCK: tl.constexpr, OUTER: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    start = tl.program_id(0).to(tl.int64) * SIZE
+    at = start + tl.arange(0, SIZE)
+    byte = tl.load(packed + at, mask=at < n, other=0).to(tl.int32)
+    block = at // (BLOCK // 2)
+    inner = tl.load(scales + block, mask=at < n, other=0).to(tl.int32)
+    outer = tl.load(outer_scales + block // OUTER, mask=at < n, other=0.0)
+    scale = tl.load(scale_code + inner) * outer + tl.load(mean)
+    values = tl.interleave(tl.load(code + (byte >> 4)) * scale, tl.load(code + (byte & 15)) * scale)
+    into = 2 * start + tl.arange(0, 2 * SIZE)
+    tl.store(out + into, values.to(out.dtype.element_ty), mask=into < 2 * n)
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up of contiguous tensors."""
     out = torch.empty_like(gate)
@@ -204,4 +221,18 @@ def target_log_probs(logits: Tensor, targets: Tensor, *, wants_grad: bool) -> Te
     _target_log_probs[(logits.shape[0],)](
         logits, targets, out, logits.shape[1], SIZE=ROW_BLOCK, GRAD=wants_grad, num_warps=8
     )
+    return out
+
+
+def unpack_4bit(packed: Tensor, state: Any) -> Tensor:
+    """The (out, in) matrix of `packed` (out * in / 2, 1), whose block scales are quantised too.
+
+    `state`: bitsandbytes' QuantState, double quantisation of arXiv 2305.14314, 3.
+    """
+    out = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
+    n, inner = packed.numel(), state.state2
+    _unpack_4bit[(triton.cdiv(n, ELEMENTS),)](
+        packed, out, state.code, state.absmax, inner.code, inner.absmax, state.offset, n,
+        BLOCK=state.blocksize, OUTER=inner.blocksize, SIZE=ELEMENTS, num_warps=8,
+    )  # fmt: skip
     return out
