@@ -1,8 +1,11 @@
 """A trial's W&B run: opened, fed and closed by the supervisor, next to the trial's own files."""
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import wandb
 
 from kto_sweep.errors import FailureCause
 from kto_sweep.run_log import RunLog
+from kto_sweep.run_record import Claim, RunRecord
 from kto_sweep.sweep_ref import SweepRef
 
 LOCAL_TRANSMIT_SECONDS = 2
@@ -47,8 +51,19 @@ class Objective:
 class TrialRun:
     """One open W&B run and its folder; a Report."""
 
-    def __init__(self, run: wandb.Run, folder: Path, objective: Objective, logged_steps: int = 0) -> None:
+    def __init__(
+        self,
+        run: wandb.Run,
+        folder: Path,
+        record: RunRecord,
+        claim: Claim,
+        objective: Objective,
+        logged_steps: int = 0,
+    ) -> None:
         self._run = run
+        self._folder = folder
+        self._record = record
+        self._claim = claim
         self._objective = objective
         self._files = RunLog(folder, keep=logged_steps, echo=run.write_logs)
         self.logged_steps = logged_steps
@@ -74,7 +89,10 @@ class TrialRun:
         """
         goes_on = (folder / CHECKPOINT).exists()
         folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder)
         (folder / "trial.json").write_text(json.dumps(config, indent=2) + "\n")
+        record = RunRecord(ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""))
+        record.write(folder)
         settings = wandb.Settings(
             sweep_id=ref.id,
             stop_fn=on_stop,
@@ -96,8 +114,12 @@ class TrialRun:
             resume="allow" if goes_on else None,
             settings=settings,
         )
+        for name in ("failure/cause", "failure/message"):  # of an earlier attempt
+            if run.resumed and run.summary.get(name) is not None:
+                del run.summary[name]
         # What the server has counts: it may miss the last seconds of an agent that was killed.
-        return cls(run, folder, objective, run.starting_step - 1 if run.resumed else 0)
+        logged_steps = run.starting_step - 1 if run.resumed else 0
+        return cls(run, folder, record, claim, objective, logged_steps)
 
     @property
     def name(self) -> str:
@@ -152,5 +174,8 @@ class TrialRun:
 
     def _close(self, exit_code: int) -> None:
         self._run.summary.update(self._objective.summary())
+        with contextlib.suppress(OSError):  # a full disk must not keep the run from ending
+            replace(self._record, ended=True).write(self._folder)
         self._run.finish(exit_code=exit_code)
         self._files.close()
+        self._claim.drop()

@@ -92,7 +92,8 @@ def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -
     # A stop asked for before the run's first process came up is still to be obeyed by it.
     stop = run.stop_requested and run.host is None
     runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=stop)
-    if overwrite and run.state is not RunState.PENDING:
+    # A run that waits may have had a process before: it was put back, or is to be tried again.
+    if overwrite and (run.state is not RunState.PENDING or run.host is not None):
         runs.update(connection, run.id, summary="{}")
         restart.begin(connection, run)
     elif run.restart:
@@ -167,9 +168,13 @@ def request_stop(connection: sqlite3.Connection, opaque: str) -> None:
 
 
 def set_state(connection: sqlite3.Connection, opaque: str, state: str) -> None:
-    """Put the run into a state by hand."""
+    """Put the run into a state by hand; an ended one that is made pending is handed out again."""
     run = by_opaque_id(connection, opaque)
-    runs.update(connection, run.id, state=_state(state))
+    values: dict[str, Any] = {"state": _state(state)}
+    if run.state in ENDED and values["state"] is RunState.PENDING:
+        values |= {"agent_id": None, "picked_up": False, "stop_requested": False, "exitcode": None}
+        values["handed_out"] = min(run.handed_out, 1)
+    runs.update(connection, run.id, **values)
     if run.sweep_id is not None:
         objective.settle(connection, run.sweep_id)
 
