@@ -11,6 +11,8 @@ from kto_sweep.space import Space, Value
 LONGEST_AXIS = 1_000_000
 """Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""
 
+_encode = json.JSONEncoder(sort_keys=True).encode  # made once: a changed grid has keys by the ten thousand
+
 
 def can_list(space: Space) -> bool:
     """Whether a grid can visit this space: every parameter can be listed, within reason."""
@@ -90,13 +92,13 @@ def _at(config: Any, path: tuple[str, ...]) -> Value:
 
 
 def _key(values: list[Value]) -> str:
-    return json.dumps([_normal(value) for value in values], sort_keys=True)
+    return _encode([_normal(value) for value in values])
 
 
 def _normal(value: Value) -> Value:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, dict):
         return {str(key): _normal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_normal(item) for item in value]

@@ -75,7 +75,7 @@ def _next_cell(
     tried = set(sweeps.cell_keys(connection, sweep.id))
     lasting = {}
     for run in runs.without_cell_key(connection, sweep.id):
-        key = grid.cell_key(space, run_writes.chosen_config(run))
+        key = grid.cell_key(space, run.suggested or run_writes.plain_config(run.config))
         tried.add(key)
         if run.suggested is not None:  # otherwise its configuration may still change
             lasting[run.id] = key

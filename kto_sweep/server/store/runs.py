@@ -6,7 +6,7 @@ import random
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store.filters import Order, Where
@@ -61,6 +61,14 @@ class Run:
     """JSON: `{"lr": {"value": 0.1}, "_wandb": …}`."""
     summary: str
     """JSON; may hold the bare words NaN and Infinity, as clients send them."""
+
+
+class Choice(NamedTuple):
+    """Those parts of a run that say what its search chose."""
+
+    id: int
+    suggested: dict[str, Any] | None
+    config: str
 
 
 _COLUMNS = ", ".join(f"run.{field.name}" for field in fields(Run))
@@ -237,10 +245,14 @@ def count_handed_out(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
-def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
-    """The sweep's runs whose grid cell is not known yet."""
-    query = f"SELECT {_COLUMNS} FROM run WHERE sweep_id = ? AND cell_key IS NULL ORDER BY id"
-    return [_record(row) for row in connection.execute(query, (sweep_id,))]
+def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Choice]:
+    """What was chosen for the sweep's runs whose grid cell is not known yet, oldest first."""
+    # Of a changed grid these are all runs, and to read their whole records would take most of the time.
+    query = "SELECT id, suggested, config FROM run WHERE sweep_id = ? AND cell_key IS NULL ORDER BY id"
+    return [
+        Choice(run_id, json.loads(suggested) if suggested else None, config)
+        for run_id, suggested, config in connection.execute(query, (sweep_id,))
+    ]
 
 
 def keep_cell_keys(connection: sqlite3.Connection, keys: Mapping[int, str]) -> None:
