@@ -38,16 +38,32 @@ class Station:
 
     device: Device
     slots: list[Slot] = field(default_factory=list)
+    wanted: int = 64
+    """Slots that the worker can make use of, as far as is known."""
     worker: WorkerProcess | None = None
     ready: bool = False
     """The present worker takes orders."""
     idle_deaths: int = 0
     """Workers that ended one after another without a trial."""
+    exhausted: bool = False
+    """The sweep had no trial for one of its slots: more of them would get none either."""
 
     @property
     def ended(self) -> bool:
         """No slot takes trials any more."""
         return all(slot.ended for slot in self.slots)
+
+    @property
+    def open(self) -> list[Slot]:
+        """The slots that take trials."""
+        return [slot for slot in self.slots if not slot.ended]
+
+    def grow(self, wanted: int) -> list[Slot]:
+        """New slots, so that there are `wanted`; none for a sweep that has no trials left."""
+        missing = 0 if self.exhausted else wanted - len(self.open)
+        added = [Slot(self) for _ in range(missing)]
+        self.slots += added
+        return added
 
     def holder(self, run_id: str) -> Slot | None:
         """The slot that has this run."""

@@ -4,16 +4,38 @@ import click
 
 from kto_sweep.cli.output import local_option, sweep_argument
 
+MOST_TRIALS = 64
+
+
+class TrialsPerGpu(click.ParamType[int | None]):
+    """auto (None), or a number."""
+
+    name = "auto|N"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """None for auto."""
+        if value == "auto":
+            return None
+        if not value.isdigit() or not 1 <= int(value) <= MOST_TRIALS:
+            self.fail(f"{value!r} is neither auto nor a number from 1 to {MOST_TRIALS}", param, ctx)
+        return int(value)
+
 
 @click.command()
 @sweep_argument
 @click.option("--count", type=click.IntRange(min=1), help="Start at most this many trials.")
 @click.option("--gpus", help="Use these GPUs: 0,2. Default: all.")
-@click.option("--trials-per-gpu", type=click.IntRange(1, 64), default=1, help="Trials trained together.")
+@click.option(
+    "--trials-per-gpu",
+    type=TrialsPerGpu(),
+    default="auto",
+    show_default=True,
+    help="Trials trained together: a number, or as many as fit and make all together faster.",
+)
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
 @local_option
 def agent(
-    sweep: str | None, count: int | None, gpus: str | None, trials_per_gpu: int, cpu: bool, local: bool
+    sweep: str | None, count: int | None, gpus: str | None, trials_per_gpu: int | None, cpu: bool, local: bool
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 

@@ -18,7 +18,7 @@ import torch
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.checkpoint import fingerprint_rows
 from kto_sweep.train.course import Course, Ground, Request
-from kto_sweep.train.device import gpu_memory, is_broken, is_out_of_memory, out_of_memory
+from kto_sweep.train.device import gpu_memory, is_broken, is_out_of_memory, out_of_memory, read_memory
 from kto_sweep.train.engine import UNSPLIT, Engine
 from kto_sweep.train.keeper import Clock
 from kto_sweep.train.limit import Limit
@@ -27,6 +27,7 @@ from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.reference import Progress
 from kto_sweep.train.referenced import References
 from kto_sweep.train.result import TrainResult
+from kto_sweep.train.room import Growth, Room
 from kto_sweep.train.support import packed_decoder
 from kto_sweep.trial import Trial
 
@@ -58,7 +59,8 @@ class CoTrainer:
     """Trains any number of trials that name the same model and data.
 
     Raises NotPackableError for a model or rows that only the trl trainer can train. With `overlap`, rows come
-    one step late, so that the host works while the device does; by default on CUDA.
+    one step late, so that the host works while the device does; by default on CUDA. `growth`: what is known
+    of how many trials are worth training at once.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class CoTrainer:
         recompute: bool = False,
         overlap: bool | None = None,
         clock: Clock = time.monotonic,
+        growth: Growth | None = None,
     ) -> None:
-        self._ground_of = _ground_of(trial)
+        self._ground_of = ground_of(trial)
         self._clock = clock
         self._decoder = packed_decoder(base.model)
         try:
@@ -101,6 +104,15 @@ class CoTrainer:
         self._gaps = 0
         """Steps since every slot had a trial."""
         self._endings: list[Ending] = []
+        self._growth = growth or Growth()
+        if self._decoder.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._decoder.device)  # another base model's peak is not ours
+        self._growth.empty = read_memory(self._decoder.device).used
+
+    @property
+    def room(self) -> Room:
+        """How many trials are to be here at once, as far as is known."""
+        return self._growth.room
 
     @property
     def idle(self) -> bool:
@@ -114,7 +126,7 @@ class CoTrainer:
 
     def fits(self, trial: Trial) -> bool:
         """Whether `trial` can be trained beside those that are here."""
-        return not trial.full_finetune and _ground_of(trial) == self._ground_of
+        return not trial.full_finetune and ground_of(trial) == self._ground_of
 
     def start(self, request: Request) -> None:
         """Train a trial that fits, from the next step on."""
@@ -260,6 +272,7 @@ class CoTrainer:
 
     def _launched(self, result: StepResult, limit: Limit) -> Launched:
         if self._engine.limit != limit:
+            self._growth.press(len(self._seated))
             self._say(f"memory is short: at most {self._engine.limit.tokens} tokens in one forward")
         courses = {course.slot: course for course in self._seated if course.slot is not None}
         for course in courses.values():
@@ -278,6 +291,7 @@ class CoTrainer:
         now = self._clock()
         seconds, self._mark = now - self._mark, now
         memory = gpu_memory(self._decoder.device)
+        self._measure(launched, seconds)
         found = [(course, measured[slot]) for slot, course in launched.courses.items() if course.slot == slot]
         # Those to be evaluated come last: when that needs room, the others can stand up.
         for course, step in sorted(found, key=lambda pair: pair[0].evaluates(pair[1].known.step)):
@@ -286,6 +300,16 @@ class CoTrainer:
                 if course.evaluates(step.known.step):
                     row |= self._evaluation(course)
                 course.write(step.known.step, row, self._engine)
+
+    def _measure(self, launched: Launched, seconds: float) -> None:
+        """Find out how many trials are worth training at once, and tell those that are here."""
+        before = self.room
+        tokens = sum(known.tokens for known in launched.result.known.values())
+        device = self._decoder.device
+        self._growth.see(len(launched.courses), tokens, seconds, lambda: read_memory(device))
+        if self.room != before and self.room.reason:
+            for course in launched.courses.values():
+                course.report.note(self.room.reason)
 
     def _evaluation(self, course: Course) -> dict[str, float]:
         while True:
@@ -314,6 +338,7 @@ class CoTrainer:
         The engine, which has come down to single examples, then finds anew how many fit at once.
         `beside`: for an evaluation of this trial, which recomputing layers does not help.
         """
+        self._growth.press(len(self._seated))
         if self._engine.slots > len(self._seated):
             self._close_gaps()
             return True
@@ -342,6 +367,7 @@ class CoTrainer:
 
     def _wait_for_room(self, course: Course) -> None:
         self._most = len(self._seated)
+        self._growth.press(self._most)
         self._line.appendleft(course)
         course.report.note("memory is short: the trial waits until another one has ended, then goes on")
 
@@ -380,7 +406,7 @@ class CoTrainer:
             course.report.note(f"step {course.launched + 1}: {text}; the numbers stay the same")
 
 
-def _ground_of(trial: Trial) -> tuple[object, ...]:
+def ground_of(trial: Trial) -> tuple[object, ...]:
     """What trials that are trained together have in common."""
     model = (trial.base_model, trial.effective_quantization)
     return (*model, trial.dataset, trial.max_length, trial.eval_fraction)

@@ -1,8 +1,13 @@
 """The device that a worker trains on."""
 
+import os
+import resource
+from pathlib import Path
+
 import torch
 
 from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.train.room import Memory
 
 
 def pick_device() -> torch.device:
@@ -29,6 +34,21 @@ def gpu_memory(device: torch.device) -> dict[str, float]:
         "reserved": torch.cuda.memory_reserved(device),
     }
     return {f"gpu/memory_{name}_gb": amount / 2**30 for name, amount in amounts.items()}
+
+
+def read_memory(device: torch.device) -> Memory:
+    """What this process uses and could use: of the GPU, or of the host's memory on a CPU."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        used, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        limit = free + torch.cuda.memory_reserved(device)
+    else:
+        used = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(line for line in lines if line.startswith("MemAvailable:"))
+        limit = used + int(available.split()[1]) * 1024
+    return Memory(used / 2**30, peak / 2**30, limit / 2**30)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,13 +7,14 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
-from kto_sweep.protocol import Done, Start
-from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.protocol import Done, MakeRoom, Start
+from kto_sweep.train.cotrain import CoTrainer, ground_of
 from kto_sweep.train.course import Request
 from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
 from kto_sweep.train.line import Line
 from kto_sweep.train.mailbox import Mailbox, MailReport, failure
 from kto_sweep.train.result import TrainResult
+from kto_sweep.train.room import Growth, Room
 from kto_sweep.train.session import Session
 from kto_sweep.train.support import NotPackableError
 from kto_sweep.trial import Trial
@@ -36,6 +37,10 @@ class Dispatcher:
         self._mailbox = mailbox
         self._line: Line[_Order] = Line()
         self._trainer: CoTrainer | None = None
+        self._growths: dict[object, Growth] = {}
+        """How many trials at once are worth it, by what those have in common."""
+        self._room = Room(1, "")
+        """What the supervisor was told of it last."""
 
     def run(self) -> None:
         """Work until the supervisor is gone and every trial has been put away.
@@ -80,6 +85,7 @@ class Dispatcher:
         if trainer is not None and not trainer.idle:
             for ending in trainer.step():
                 self._tell(ending.run_id, ending.outcome)
+            self._tell_room(trainer.room)
         elif self._line:
             self._switch(self._line.first())
 
@@ -90,8 +96,10 @@ class Dispatcher:
             self._train_alone(order.request)
             return
         request = order.request
+        # Other trials than those before begin with as many at once as there are slots for.
+        growth = self._growths.setdefault(ground_of(request.trial), Growth(self._room.slots))
         try:
-            self._trainer = self._session.cotrainer(request.trial)
+            self._trainer = self._session.cotrainer(request.trial, growth)
         except NotPackableError as reason:
             request.report.note(f"{reason.message}; trained with TRL's trainer instead")
             self._train_alone(request)
@@ -118,6 +126,11 @@ class Dispatcher:
             self._trainer.close()
             self._trainer = None
             gc.collect()  # what comes next may need all the memory
+
+    def _tell_room(self, room: Room) -> None:
+        if room != self._room:
+            self._room = room
+            self._mailbox.send(MakeRoom(room.slots, room.reason))
 
     def _tell(self, run_id: str, outcome: TrainResult | Exception) -> None:
         if isinstance(outcome, Exception):

@@ -21,6 +21,7 @@ from kto_sweep.train.fingerprint import fingerprint_model
 from kto_sweep.train.lineage import Lineage
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.result import Report, TrainResult
+from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
 from kto_sweep.train.watch import Watch
 from kto_sweep.trial import Trial
@@ -61,15 +62,15 @@ class Session:
                         raise ending.outcome
                     return ending.outcome
 
-    def cotrainer(self, trial: Trial) -> CoTrainer:
-        """A trainer for `trial` and all that fit beside it.
+    def cotrainer(self, trial: Trial, growth: Growth | None = None) -> CoTrainer:
+        """A trainer for `trial` and all that fit beside it; `growth`: what is known of how many those may be.
 
         Raises NotPackableError for a model or rows that only the trl trainer can train; UsageError,
         DataError and TrialFailure for a model or data that cannot be had.
         """
         base = self._load(trial)
         data = self._prepare(trial, base)
-        return CoTrainer(base, data, trial, cache=self._home.cache / "reference")
+        return CoTrainer(base, data, trial, cache=self._home.cache / "reference", growth=growth)
 
     def train_with_trl(self, request: Request) -> TrainResult:
         """Train one trial with TRL; its adapters or its model are in the request's folder at the end.

@@ -1,0 +1,26 @@
+"""An agent that finds out by itself how many trials to train at once."""
+
+from conftest import Box
+
+LONG_AND_SHORT = """
+method: grid
+parameters:
+  max_steps: {values: [60, 3]}
+  learning_rate: {values: [1.0e-3]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  batch_size: {value: 4}
+  eval_steps: {value: 60}
+  max_length: {value: 128}
+"""
+
+
+def test_it_begins_with_one_trial_and_opens_more_slots_as_it_measures(box: Box) -> None:
+    box.create(LONG_AND_SHORT)
+    said = box.run("agent")
+    # How many are worth it depends on the box; a second one is always tried.
+    measured = said.index("cpu: 2 trials at once, to see what is gained")
+    assert said.index("trial 1 of 2") < measured < said.index("trial 2 of 2") < said.index("trial 1 finished")
+    assert box.json("status")["finished"] == 2
+    notes = [log.read_text() for log in box.home.runs.glob("*/console.log")]
+    assert sum("2 trials at once, to see what is gained" in text for text in notes) == 1
