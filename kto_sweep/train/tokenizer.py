@@ -13,10 +13,11 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 """One of these stands in every folder that holds a tokenizer."""
 
 
-def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
+def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of the model that `name` means: `tiny`, a .gguf file, a local folder or a hub id.
 
-    A folder may hold a tokenizer alone. Raises UsageError.
+    A folder may hold a tokenizer alone. `download` False: the hub is not asked, only its files on this box.
+    Raises UsageError.
     """
     if name == "tiny":
         from kto_sweep.train.tiny import Recipe, make_tokenizer
@@ -28,7 +29,7 @@ def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     arguments = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, **arguments
+            source, trust_remote_code=False, local_files_only=not download, **arguments
         )
     except Exception as error:  # what a broken file raises depends on the byte that is broken
         reason = str(error).strip().partition("\n")[0] or repr(error)

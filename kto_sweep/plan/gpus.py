@@ -1,0 +1,80 @@
+"""The GPUs that a plan knows: memory, and what their data sheets promise."""
+
+import re
+from dataclasses import dataclass
+
+from kto_sweep.errors import UsageError
+from kto_sweep.wording import nearest
+
+CONTEXT_GIB = 0.8
+"""CUDA's context and compiled kernels, which no tensor holds."""
+USABLE = 0.96
+"""Of the rest: the allocator cannot use every gap."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU."""
+
+    name: str
+    gib: float
+    """Memory as the driver gives it."""
+    tflops: float | None = None
+    """16-bit matrix products with float32 sums, dense, by its data sheet; None: not known."""
+    gb_per_s: float | None = None
+    """Memory bandwidth by its data sheet."""
+
+    @property
+    def room(self) -> float:
+        """GiB for tensors."""
+        return (self.gib - CONTEXT_GIB) * USABLE
+
+
+# NVIDIA's data sheets.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("b200", 178.4, 2250, 8000),
+        Gpu("h200", 139.8, 989, 4800),
+        Gpu("h100", 79.1, 989, 3350),
+        Gpu("a100-80gb", 79.1, 312, 2039),
+        Gpu("a100-40gb", 39.4, 312, 1555),
+        Gpu("l40s", 44.5, 362, 864),
+        Gpu("rtx6000ada", 47.4, 364, 960),
+        Gpu("a6000", 47.5, 155, 768),
+        Gpu("a40", 44.4, 150, 696),
+        Gpu("rtx5090", 31.4, 210, 1792),
+        Gpu("rtx4090", 23.5, 165, 1008),
+        Gpu("rtx3090", 23.6, 71, 936),
+        Gpu("a10", 22.0, 125, 600),
+        Gpu("l4", 22.0, 121, 300),
+    )
+}
+
+
+def named_gpu(text: str) -> Gpu:
+    """The GPU that `--gpu` names: one of the table, or a memory size such as 24GB. Raises UsageError."""
+    word = re.sub(r"[\s_-]", "", text.lower())
+    for name, gpu in GPUS.items():
+        if word in (name.replace("-", ""), f"nvidia{name.replace('-', '')}"):
+            return gpu
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)g(?:i?b)?", word)
+    if size is not None and float(size[1]) > 1:
+        return Gpu(f"a GPU of {size[1]} GiB", float(size[1]))
+    near = nearest(word, GPUS)
+    known = ", ".join(GPUS)
+    raise UsageError(
+        f"--gpu {text}: no such GPU is known", hint=near or f"{known}; a size such as 24GB; or this"
+    )
+
+
+def present_gpu(name: str, gib: float) -> Gpu:
+    """The GPU that the driver calls `name`: its speeds from the table where it is there."""
+    words = re.sub(r"[\s_-]|nvidia|geforce|tesla|generation", "", name.lower())
+    for known in sorted(GPUS.values(), key=lambda gpu: -len(gpu.name)):
+        plain = known.name.replace("-", "")
+        if plain in words or plain.removesuffix("80gb").removesuffix("40gb") in words:
+            same_size = abs(known.gib - gib) < 0.15 * known.gib
+            if same_size or not plain.startswith("a100"):
+                return Gpu(name, gib, known.tflops, known.gb_per_s)
+    return Gpu(name, gib)
