@@ -99,6 +99,14 @@ def read_ledger(view: SweepView) -> Ledger:
     return Ledger(tuple(_within_cap(found, view.expected or size)), is_complete=True, strays=strays)
 
 
+def missing(view: SweepView, ledger: Ledger) -> int | None:
+    """How many trials have still to be begun; None when the sweep has no end of its own."""
+    waiting = len(ledger.of(CellState.MISSING))
+    if ledger.is_complete:
+        return waiting
+    return None if view.expected is None else max(0, view.expected - len(ledger.cells)) + waiting
+
+
 def _cell(config: Mapping[str, Any], trials: list[TrialRecord], *, over: bool) -> Cell:
     """The cell; of several runs the one that got furthest counts, of those the newest."""
     best, state = None, CellState.MISSING

@@ -122,9 +122,10 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """
     from wandb.errors import CommError
 
-    api.flush()  # wandb.Api remembers what it read before
+    api.flush()  # wandb.Api remembers what it read before: this makes it forget its runs, `force` the sweep
     try:
         sweep = api.sweep(str(ref))
+        sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
         trials = tuple(_trial(run) for run in runs)
     except (CommError, ValueError) as error:

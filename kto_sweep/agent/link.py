@@ -19,7 +19,16 @@ from wandb.sdk.sweeps import SweepNotFoundError
 from kto_sweep.errors import ServerError
 from kto_sweep.sweep_ref import SweepRef
 
-__all__ = ["Command", "Login", "create_sweep", "find_login", "heartbeat", "register_agent", "set_sweep_state"]
+__all__ = [
+    "Command",
+    "Login",
+    "create_sweep",
+    "find_login",
+    "heartbeat",
+    "put_back",
+    "register_agent",
+    "set_sweep_state",
+]
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,21 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
     return [_command(item) for item in raw]
 
 
+def read_run(api: wandb.Api, ref: SweepRef, run_id: str) -> tuple[str, Mapping[str, Any]] | None:
+    """The state and configuration of a run; None when the server has no such run.
+
+    Raises ServerError when it cannot be asked.
+    """
+    try:
+        api.flush()
+        run = api.run(f"{ref.entity}/{ref.project}/{run_id}")
+        return str(run.state), dict(run.config)
+    except ValueError:
+        return None  # how wandb says that it was not found
+    except Exception as error:
+        raise ServerError(f"run {run_id} cannot be read: {error}") from error
+
+
 def _command(raw: Mapping[str, Any]) -> Command:
     args = raw.get("args") or {}
     return Command(
@@ -97,6 +121,14 @@ def _command(raw: Mapping[str, Any]) -> Command:
 
 
 SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
+
+
+def put_back(api: wandb.Api, ref: SweepRef, run_id: str) -> bool:
+    """Whether the server will hand this ended run of a sweep out again; W&B itself does not, for now."""
+    try:
+        return bool(api.run(f"{ref.entity}/{ref.project}/{run_id}").update_state("pending"))
+    except (wandb.Error, ValueError):
+        return False
 
 
 def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:

@@ -57,16 +57,39 @@ def pause(sweep: str | None, local: bool, as_json: bool) -> None:
 
 @click.command()
 @sweep_argument
+@click.option("--failed", is_flag=True, help="Try all failed trials again, whatever their cause.")
+@click.option("--stopped", is_flag=True, help="Try trials again that were stopped before their end.")
 @local_option
 @json_option
-def resume(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Go on with a paused or stopped SWEEP.
+def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json: bool) -> None:
+    """Go on with a paused or finished SWEEP: run what is missing, try again what was cut off.
+
+    Trials that were cut off by a crash, a full disk, a sick GPU or the network are tried again, in their old
+    runs and from their checkpoints. What is done is never run again. W&B itself takes no run of a sweep back;
+    there, `kto-sweep create FILE --reuse SWEEP` makes a sweep of what is left.
 
     \b
     kto-sweep resume
-    kto-sweep resume ab12cd34
+    kto-sweep resume ab12cd34 --failed
     """
-    _move(sweep, "RUNNING", local=local, as_json=as_json)
+    from kto_sweep.home import Home
+    from kto_sweep.remote import connect
+    from kto_sweep.reopening import reopen
+    from kto_sweep.target import find_sweep
+
+    home = Home.from_environment()
+    target, ref = find_sweep(home, sweep, local=local)
+    done = reopen(home, connect(target), target, ref, failed=failed, stopped=stopped)
+    if as_json:
+        print_json(
+            {"id": ref.id, "path": str(ref), "was": done.was, "state": done.state, "again": done.again}
+            | {"refused": done.refused, "missing": done.missing}
+        )
+        return
+    say(f"Sweep {ref}: {done.summary()}")
+    for line in done.advice:
+        say(line)
+    say(f"Next: kto-sweep {'agent' if done.state == 'RUNNING' else 'compare'} {ref.id}")
 
 
 @click.command()

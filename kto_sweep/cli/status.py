@@ -46,7 +46,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
 
 
 def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
-    from kto_sweep.ledger import CellState
+    from kto_sweep.ledger import CellState, missing
 
     return {
         "id": view.ref.id,
@@ -59,20 +59,10 @@ def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
         "running": len(ledger.of(CellState.RUNNING)),
         "failed": len(ledger.of(CellState.FAILED)),
         "retryable": len(ledger.retryable),
-        "missing": _missing(view, ledger),
+        "missing": missing(view, ledger),
         "cells" if ledger.is_complete else "runs": [_cell_as_json(view, cell) for cell in ledger.cells],
         "strays": [trial.run_id for trial in ledger.strays],
     }
-
-
-def _missing(view: "SweepView", ledger: "Ledger") -> int | None:
-    """Trials that have still to be begun; None when the sweep has no end of its own."""
-    from kto_sweep.ledger import CellState
-
-    waiting = len(ledger.of(CellState.MISSING))
-    if ledger.is_complete:
-        return waiting
-    return None if view.expected is None else max(0, view.expected - len(ledger.cells)) + waiting
 
 
 def _cell_as_json(view: "SweepView", cell: "Cell") -> dict[str, Any]:
@@ -96,13 +86,13 @@ def _parameters(view: "SweepView", cell: "Cell") -> dict[str, Any]:
 
 
 def _say_ledger(view: "SweepView", ledger: "Ledger") -> None:
-    from kto_sweep.ledger import CellState
+    from kto_sweep.ledger import CellState, missing
 
     done, failed = ledger.of(CellState.DONE), ledger.of(CellState.FAILED)
     of = "" if view.expected is None else f" of {view.expected}"
     stopped = f" ({len(ledger.stopped)} stopped early)" if ledger.stopped else ""
-    missing = _missing(view, ledger)
-    rest = "" if missing is None else f", {missing} missing"
+    left = missing(view, ledger)
+    rest = "" if left is None else f", {left} missing"
     running = len(ledger.of(CellState.RUNNING))
     say(f"  {len(done)}{of} done{stopped}, {running} running, {len(failed)} failed{rest}")
     _say_cells(view, failed)
@@ -135,8 +125,10 @@ def _about(cell: "Cell") -> str:
 
 def _next(view: "SweepView", ledger: "Ledger") -> str:
     """The command that brings the sweep on."""
+    from kto_sweep.ledger import missing
+
     if view.state == "PAUSED" or ledger.retryable:
         return "resume"
     if view.state not in {"FINISHED", "CANCELED"}:
         return "agent"
-    return "resume" if _missing(view, ledger) else "compare"
+    return "resume" if missing(view, ledger) else "compare"
