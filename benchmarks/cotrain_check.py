@@ -75,7 +75,10 @@ def make_base(quantization: str, device: torch.device) -> LoadedBase:
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             how = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
             )
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.bfloat16, quantization_config=how, device_map={"": device}
