@@ -1,7 +1,8 @@
 """A slot's adapters as files that `PeftModel.from_pretrained` loads."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import LoraConfig
@@ -30,12 +31,19 @@ def save_adapters(
         base_model_name_or_path=base_model,
         inference_mode=True,
     )
+    with replaced(folder) as new:
+        config.save_pretrained(str(new))
+        weights = {f"base_model.model.{name}.weight": tensor.cpu() for name, tensor in tensors.items()}
+        write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which then takes the place of `folder`; half-filled ones are never seen there."""
     new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    config.save_pretrained(str(new))
-    weights = {f"base_model.model.{name}.weight": tensor.cpu() for name, tensor in tensors.items()}
-    write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
+    yield new
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)

@@ -1,6 +1,7 @@
 """One trial's way through its training, whichever slot it is in: its rows, its checkpoints, its end.
 
-<folder>/adapter                       the adapters of the last step, as PEFT loads them
+<folder>/adapter                       the adapters of the last step, as PEFT loads them; or
+<folder>/model                         all weights, after a full fine-tuning
 <folder>/best                          those of the best evaluation (lowest eval/common_loss)
 <folder>/lineage.json                  where they come from
 <folder>/checkpoint/last.safetensors   what the trial needs to go on; only a mark when it is finished
@@ -12,6 +13,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure
@@ -23,14 +27,15 @@ from kto_sweep.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from kto_sweep.train.engine import Engine
+from kto_sweep.train.engine import LogRatios
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.keeper import Clock, Keeper
 from kto_sweep.train.lineage import Lineage
 from kto_sweep.train.logbook import Logbook
+from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.result import Report, TrainResult
-from kto_sweep.train.slot import SlotState
+from kto_sweep.train.slot import ReferencedRows, SlotState
 from kto_sweep.train.watch import Watch
 from kto_sweep.trial import Trial
 
@@ -57,6 +62,28 @@ class Ground:
     data: TrainingData
     model_hash: str
     rows_hash: str
+
+
+class Seats(Protocol):
+    """Who takes the steps: an Engine, or TRL's trainer in one of its own."""
+
+    train: ReferencedRows
+    held_out: ReferencedRows
+
+    def total_steps(self, slot: int) -> int:
+        """Optimizer steps that the slot's trial takes in all."""
+
+    def examples(self, slot: int) -> int:
+        """Examples that the slot's trial has trained on."""
+
+    def evaluate(self, slot: int) -> LogRatios:
+        """How the slot's trial has moved on the held-out rows."""
+
+    def state(self, slot: int) -> SlotState:
+        """Everything that the slot's trial needs to go on elsewhere, on the host."""
+
+    def adapters(self, slot: int) -> tuple[AdapterSpec, Mapping[str, Tensor]]:
+        """What the slot's adapters are, and their weights by layer."""
 
 
 class Course:
@@ -119,11 +146,11 @@ class Course:
         found = load_checkpoint(self._path, self._identity)
         if found is not None and not self._logbook.has(found.state.step):
             raise CheckpointError("the rows beside it are not complete")
-        if found is not None and found.finished and not (self.request.folder / "adapter").is_dir():
-            raise CheckpointError("the adapters of the finished trial are gone")
+        if found is not None and found.finished and not (self.request.folder / self._product).is_dir():
+            raise CheckpointError("what the finished trial has learned is gone")
         return found
 
-    def sit_down(self, engine: Engine, slot: int) -> None:
+    def sit_down(self, engine: Seats, slot: int) -> None:
         """Begin, or go on, in `slot`, which the trial has just joined."""
         self.slot, self.state = slot, None
         self._since = self._clock()
@@ -132,7 +159,7 @@ class Course:
             self._logbook.go_on(self._total, self.steps, self.request.logged)
             self._lineage.write()
 
-    def stand_up(self, engine: Engine) -> None:
+    def stand_up(self, engine: Seats) -> None:
         """Leave the slot, to go on in another one later."""
         self.state = engine.state(self._place)
         self._keeper.keep(self._checkpoint(self.state))
@@ -143,7 +170,7 @@ class Course:
         due = step % self.trial.eval_every(self._total) == 0 or step == self._total
         return due and bool(self._ground.data.eval)
 
-    def evaluation(self, engine: Engine) -> dict[str, float]:
+    def evaluation(self, engine: Seats) -> dict[str, float]:
         """All `eval/*` metrics."""
         ratios = engine.evaluate(self._place)
         return evaluate(
@@ -155,30 +182,30 @@ class Course:
             loss_type=self.trial.loss_type,
         )
 
-    def write(self, step: int, values: Mapping[str, float], engine: Engine) -> None:
+    def write(self, step: int, values: Mapping[str, float], engine: Seats) -> None:
         """Report a step; save the adapters if they are the best. Raises TrialFailure when it has diverged."""
         self.steps = step
         self._logbook.write(step, values)
         found = values.get("eval/common_loss", math.nan)
         if math.isfinite(found) and (self._best is None or found < self._best):
-            self._save_adapters(engine, "best")
+            self._save(engine, "best")
             self._best = found
 
     def is_due(self, step: int) -> bool:
         """Whether more is to be done after `step` than to write its row."""
         return step == self._total or self.evaluates(step) or self._keeper.is_due(early=False)
 
-    def keep(self, engine: Engine) -> None:
+    def keep(self, engine: Seats) -> None:
         """Write a checkpoint if it is time for one."""
         if self._keeper.is_due(early=self.evaluates(self.steps)):
             self._keep(engine)
 
-    def _keep(self, engine: Engine) -> None:
+    def _keep(self, engine: Seats) -> None:
         self._keeper.keep(self._checkpoint(engine.state(self._place)))
 
-    def finish(self, engine: Engine) -> TrainResult:
+    def finish(self, engine: Seats) -> TrainResult:
         """Save the adapters of a trial that has taken all its steps."""
-        self._save_adapters(engine, "adapter")
+        self._save(engine, self._product)
         state = SlotState(self.steps, engine.examples(self._place), {}, 0.0)
         save_checkpoint(self._path, self._checkpoint(state, finished=True))
         return self._result(state.examples, stopped=False)
@@ -189,12 +216,12 @@ class Course:
         self._logbook.go_on(self.steps, self.steps, self.request.logged)
         return self._result(self.state.examples, stopped=False)
 
-    def stop(self, engine: Engine) -> TrainResult:
+    def stop(self, engine: Seats) -> TrainResult:
         """Save a trial that is told to end, so that it can go on another time."""
         if self.slot is None:
             return self._result(self.state.examples if self.state else 0, stopped=True)
         self._keep(engine)
-        self._save_adapters(engine, "adapter")
+        self._save(engine, self._product)
         return self._result(engine.examples(self._place), stopped=True)
 
     def fail(self, error: Exception) -> None:
@@ -230,7 +257,12 @@ class Course:
     def _identity(self) -> Identity:
         return Identity(self.trial.to_config(), self._ground.rows_hash, self._ground.model_hash)
 
-    def _save_adapters(self, engine: Engine, name: str) -> None:
+    @property
+    def _product(self) -> str:
+        """Name of the folder that the trained weights end up in."""
+        return "model" if self.trial.full_finetune else "adapter"
+
+    def _save(self, engine: Seats, name: str) -> None:
         adapters = engine.adapters(self._place)
         save_adapters(self.request.folder / name, *adapters, self._ground.base.model.name_or_path)
 

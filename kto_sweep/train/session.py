@@ -17,13 +17,10 @@ from kto_sweep.home import Home
 from kto_sweep.train.cotrain import CoTrainer
 from kto_sweep.train.course import Request
 from kto_sweep.train.device import pick_device
-from kto_sweep.train.fingerprint import fingerprint_model
-from kto_sweep.train.lineage import Lineage
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
-from kto_sweep.train.watch import Watch
 from kto_sweep.trial import Trial
 
 
@@ -79,30 +76,14 @@ class Session:
         """
         from kto_sweep.train.trl_trainer import train_trl  # seconds to import, for few trials
 
-        trial, folder = request.trial, request.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        trial = request.trial
         base = self._load(trial)
         data = self._prepare(trial, base)
-        for note in data.notes:
-            request.report.note(note)
-        hashes = {"model": fingerprint_model(base.model)}
-        lineage = Lineage(folder / "lineage.json", trial, base, data, hashes)
-        lineage.write()
-        watch = Watch(request.report, trial, data.counts)
         try:
-            result = train_trl(
-                trial, base, data, folder, watch, request.should_stop,
-                reference_dir=self._home.cache / "reference",
-            )  # fmt: skip
-        except Exception as error:
-            with contextlib.suppress(OSError):
-                lineage.write(error)
-            raise
+            return train_trl(request, base, data, reference_dir=self._home.cache / "reference")
         finally:
             if trial.full_finetune:  # what was the base model is now the trained one
                 self._base = None
-        lineage.write(result)
-        return result
 
     def _load(self, trial: Trial) -> LoadedBase:
         wanted = (trial.base_model, trial.effective_quantization)

@@ -1,15 +1,16 @@
-"""TRL's KTOTrainer on our rows: our pairs, order, reference values and metric names.
+"""TRL's KTOTrainer on our rows: our pairs, order, reference values, whole-batch loss and metric names.
 
 What it does not take over from TRL 1.16, because trials must not depend on it:
 * pairs for the KL term by rotation within a batch, which pairs answers to one prompt; ours are fixed, with
-  different prompts, so a last batch of one row is right as well;
+  different prompts, so a batch of one row is right as well;
 * the same order of rows in every epoch; ours is shuffled by the trial's seed;
 * reference values computed anew for each trial; ours come from the cache;
+* means of what each process measured; ours are of the whole batch, whatever its split over processes;
 * no LoRA dropout whatever was asked for; the KL estimate only after it was cut at 0.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,71 +18,29 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import Sampler
-from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
-from kto_sweep.data.split import batches
-from kto_sweep.train.pack import PairedRow
+from kto_sweep.train.loss import losses, needs_reference_point, reference_point
+from kto_sweep.train.pack import PairedRow, mix
 from kto_sweep.train.reference import Scores
+from kto_sweep.train.trl_ranks import Ranks
+from kto_sweep.train.trl_state import put_state, take_state, take_weights
 
-_NAMES = (
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "kl",
-    "kl_raw",
-    "logps/chosen",
-    "logps/rejected",
-)
-"""What TRL (and `OurKTOTrainer`, kl_raw) measures under the names that we log."""
-
-OnStep = Callable[[int, dict[str, float]], None]
-"""Told the optimizer steps done and what the last one measured."""
-
-
-class EpochOrder(Sampler[int]):
-    """Row numbers in the order of `data.split.batches`, another one each epoch."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self._rows = rows
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0; the training loop calls this."""
-        self._epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        yield from batches(self._rows, self._rows, self._epoch, self._seed)[0]
-
-    def __len__(self) -> int:
-        return self._rows
-
-
-class _Watch(TrainerCallback):
-    """Notes when each step begins, and ends the training when it is told to."""
-
-    def __init__(self, should_stop: Callable[[], bool]) -> None:
-        self._should_stop = should_stop
-        self.began = 0.0
-        self.stopped = False
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.began = time.perf_counter()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self._should_stop():
-            self.stopped = control.should_training_stop = True
+OnStep = Callable[[int, dict[str, float]], bool]
+"""Told the optimizer steps done and what the last one measured; False ends the training."""
 
 
 class OurKTOTrainer(KTOTrainer):
-    """KTOTrainer that takes rows as they are and tells each step to `on_step`."""
+    """KTOTrainer that takes rows and batches as they are and tells each step to `on_step`.
+
+    With several ranks each has a trainer. The first one leads: what all of them must do together it starts
+    with `lead`, while the others are in `follow`.
+    """
 
     def __init__(
         self,
@@ -91,35 +50,61 @@ class OurKTOTrainer(KTOTrainer):
         tokenizer: Any,
         peft_config: Any,
         rows: Sequence[PairedRow],
+        batches: Sequence[Sequence[int]],
+        lr_factor: Callable[[int], float],
         on_step: OnStep,
-        should_stop: Callable[[], bool],
+        ranks: Ranks,
     ) -> None:
-        self._watch = _Watch(should_stop)
+        """`batches`: row numbers of every optimizer step; `lr_factor`: of a step counted from 0."""
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(rows),
+            train_dataset=Dataset.from_list([_row(row) for row in rows[:1]]),  # see get_train_dataloader
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=[self._watch],
         )
         self.remove_callback(PrinterCallback)
-        self.precompute_ref_logps = True  # see set_reference; TRL would compute them in its constructor
         self._rows = rows
+        self._reference: Scores = np.full((len(rows), 2), np.nan)
+        self._batches = batches
+        self._lr_factor = lr_factor
         self._on_step = on_step
-        self._tokens_before = 0
-
-    @property
-    def stopped(self) -> bool:
-        """Whether `should_stop` ended the training."""
-        return self._watch.stopped
+        self._ranks = ranks
+        self._done = 0
+        self._state: Mapping[str, Tensor] | None = None
+        self._sums: dict[str, float] = {}
+        self._began = 0.0
 
     def set_reference(self, scores: Scores) -> None:
         """Give each row its reference log-probs, (rows, 2): matched and mismatched, nats."""
-        self.train_dataset = _dataset(self._rows, scores)
+        self._reference = scores
+
+    def go_on(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """Begin after `done` steps, with what `take_state` gave then."""
+        self._done, self._state = done, tensors
+
+    # What all ranks do together.
+
+    def lead(self, what: str, *args: Any) -> Any:
+        """Have every rank do `what`, a method of this class, and give its outcome here."""
+        self._ranks.tell((what, args))
+        return getattr(self, what)(*args)
+
+    def follow(self) -> Any:
+        """Do what the first rank says until it says `release`; what it gives with that."""
+        while True:
+            told: tuple[str, tuple[Any, ...]] = self._ranks.tell()
+            what, args = told
+            found = getattr(self, what)(*args)
+            if what == "release":
+                return found
+
+    def release(self, value: Any = None) -> Any:
+        """Let the followers go on by themselves, with `value`."""
+        return value
 
     @torch.no_grad()
-    def score(self, rows: Sequence[PairedRow], *, reference: bool = False) -> Scores:
+    def score(self, rows: Sequence[PairedRow], reference: bool = False) -> Scores:
         """(rows, 2) log-probs of matched and mismatched completions, nats, float64; without dropout.
 
         `reference`: without adapters, where the model has them.
@@ -129,31 +114,36 @@ class OurKTOTrainer(KTOTrainer):
         model.train(False)
         scores = np.zeros((len(rows), 2))
         # Rows of like length together, for little padding; as many as a batch, which is known to fit.
-        size = self.args.per_device_train_batch_size
-        order = np.argsort([row.tokens() for row in rows], kind="stable")
+        size = self.args.per_device_train_batch_size * self._ranks.size
+        order = np.argsort([row.tokens() for row in rows], kind="stable").tolist()
         try:
             for at in range(0, len(rows), size):
-                chosen = order[at : at + size]
-                scores[chosen] = self._score_batch([rows[row] for row in chosen], reference=reference)
+                block = order[at : at + size]
+                chosen = self._ranks.share(block)
+                # A rank without a row keeps step with the others, who may need its part of the weights.
+                found = self._score_batch([rows[row] for row in chosen or block[:1]], reference)
+                scores[chosen] = found[: len(chosen)]
         finally:
             model.train(training)
-        return scores
+        return self._ranks.sum(torch.from_numpy(scores).to(self.args.device)).cpu().numpy()
 
-    def _score_batch(self, rows: Sequence[PairedRow], *, reference: bool) -> Scores:
+    def _score_batch(self, rows: Sequence[PairedRow], reference: bool) -> Scores:
         model: Any = self.model
         inputs = self._prepare_inputs(self.data_collator([_row(row) for row in rows]))
-        scores = np.zeros((len(rows), 2))
         with self.accelerator.autocast(), _without_adapters(model) if reference else nullcontext():
-            for column, prefix in enumerate(("", "KL_")):
-                ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}completion_mask"]
-                output = model(
-                    input_ids=ids,
-                    attention_mask=inputs[f"{prefix}attention_mask"],
-                    labels=ids.masked_fill(mask == 0, -100),
-                    fused_lm_head=True,
-                )
-                scores[:, column] = output.log_probs.double().sum(-1).cpu()
-        return scores
+            found = [_log_probs(model, inputs, prefix).sum(-1).cpu() for prefix in ("", "KL_")]
+        return torch.stack(found, dim=1).numpy()
+
+    def weights(self) -> dict[str, Tensor]:
+        """The trained parameters, on the host."""
+        model: Any = self.model
+        return take_weights(model)
+
+    def take_state(self) -> dict[str, Tensor]:
+        """Weights and optimizer, on the host."""
+        model: Any = self.model
+        optimizer: Any = self.optimizer
+        return take_state(model, optimizer.optimizer)  # inside accelerate's
 
     # What follows overrides methods of KTOTrainer and Trainer.
 
@@ -163,35 +153,139 @@ class OurKTOTrainer(KTOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        return EpochOrder(len(self._rows), self.args.seed)
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """This rank's part of each batch that is left."""
+        steps = range(self._done, len(self._batches))
+        return DataLoader(steps, batch_size=None, collate_fn=self._inputs)  # type: ignore[arg-type]
 
-    def _compute_kl_logps(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        found: torch.Tensor | None = super()._compute_kl_logps(model, batch)  # type: ignore[no-untyped-call]
-        if found is not None:
-            self._metrics["train"]["kl_raw"].append((found - batch["ref_KL_logps"]).mean().item())
+    def _inputs(self, step: int) -> dict[str, Tensor]:
+        whole = self._batches[step]
+        share = self._ranks.share(whole)
+        chosen = list(share or whole[:1])  # every rank needs a forward; that of a row too many counts nothing
+        inputs: dict[str, Tensor] = self.data_collator([_row(self._rows[at]) for at in chosen])
+        inputs["reference"] = torch.from_numpy(self._reference[chosen])
+        inputs["counts"] = torch.full((len(chosen),), float(bool(share)), dtype=torch.float64)
+        inputs["whole"] = torch.tensor(len(whole))
+        return inputs
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """The trial's own learning rates."""
+        done = self._done
+        chosen: Any = optimizer or self.optimizer
+        scheduler = LambdaLR(chosen, lambda step: self._lr_factor(done + step))
+        self.lr_scheduler, self._created_lr_scheduler = scheduler, True
+        return scheduler
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        found: tuple[int, int] = super()._init_training_state(*args)
+        self.state.global_step = self._done
         return found
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        prepared = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
+        if self._state is not None:
+            model: Any = self.model
+            optimizer: Any = self.optimizer
+            put_state(model, optimizer.optimizer, self._state)
+            self._state = None
+        return prepared
+
+    def training_step(self, *args: Any) -> Tensor:
+        """As ever; its dropout depends on nothing but seed, step and rank."""
+        self._began = time.perf_counter()
+        noise = mix(
+            np.int64(self.args.seed) ^ mix(np.int64(self.state.global_step * 1024 + self._ranks.rank))
+        )
+        torch.manual_seed(int(noise[0]))
+        loss: Tensor = super().training_step(*args)  # type: ignore[no-untyped-call]
+        return loss
+
+    def _compute_loss(self, model: Any, inputs: Mapping[str, Tensor], return_outputs: bool = False) -> Tensor:
+        """The mean loss of the whole batch, of which this rank has the rows in `inputs`.
+
+        As the ranks' gradients are averaged, each rank gives its part of that mean times their number.
+        """
+        counts, desirable, whole = inputs["counts"], inputs["label"].bool(), inputs["whole"]
+        reference, mismatched_reference = inputs["reference"].unbind(1)
+        drift = torch.zeros((), dtype=torch.float64, device=counts.device)
+        if needs_reference_point(self.loss_type):
+            with torch.no_grad():
+                mismatched = _log_probs(model, inputs, "KL_").sum(-1)
+            drift = self._ranks.sum(((mismatched - mismatched_reference) * counts).sum()) / whole
+        outputs = _outputs(model, inputs, "", **self._router_arguments)
+        log_probs = outputs.log_probs.double().sum(-1)
+        z0 = reference_point(drift)
+        weights = torch.where(desirable, self.desirable_weight, self.undesirable_weight)
+        each = losses(log_probs - reference, desirable, z0, torch.tensor(self.beta), weights) * counts
+        self._measure(inputs, log_probs.detach(), each.detach(), drift)
+        loss = each.sum() / whole * self._ranks.size
+        if self.aux_loss_enabled:
+            loss = loss + self.router_aux_loss_coef * outputs.aux_loss
+        return loss
+
+    @property
+    def _router_arguments(self) -> dict[str, bool]:
+        return {"output_router_logits": True} if self.aux_loss_enabled else {}
+
+    def _measure(self, inputs: Mapping[str, Tensor], log_probs: Tensor, each: Tensor, drift: Tensor) -> None:
+        counts, whole = inputs["counts"], inputs["whole"]
+        chosen = counts * inputs["label"].double()
+        rejected = counts - chosen
+        rewards = self.beta * (log_probs - inputs["reference"][:, 0])
+        columns = {
+            "loss": each,
+            "chosen": chosen,
+            "rejected": rejected,
+            "rewards/chosen": rewards * chosen,
+            "rewards/rejected": rewards * rejected,
+            "logps/chosen": log_probs * chosen,
+            "logps/rejected": log_probs * rejected,
+            "tokens": inputs["attention_mask"].sum(-1) * counts,
+        }
+        sums = self._ranks.sum(torch.stack(list(columns.values())).sum(-1)).tolist()
+        self._sums = dict(zip(columns, sums, strict=True))
+        self._sums["loss"] /= int(whole)
+        self._sums["kl_raw"] = drift.item()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Tell what one step measured; the summary at the end of training is not told."""
-        measured, self._metrics["train"] = self._metrics["train"], type(self._metrics["train"])(list)
         if "loss" not in logs:
             return
-        values = {name: float(np.mean(measured[name])) for name in _NAMES if name in measured}
-        if not self.calculate_KL:
-            values.pop("kl", None)
-        values |= {
-            "loss": logs["loss"],
-            "grad_norm": float(logs["grad_norm"]),
-            "learning_rate": logs["learning_rate"],
-            "tokens_per_second": self._step_tokens() / (time.perf_counter() - self._watch.began),
-        }
-        self._on_step(self.state.global_step, values)
+        sums = self._sums
+        values = {"loss": sums["loss"]}
+        for side in ("chosen", "rejected"):
+            if sums[side]:
+                values[f"rewards/{side}"] = sums[f"rewards/{side}"] / sums[side]
+                values[f"logps/{side}"] = sums[f"logps/{side}"] / sums[side]
+        if sums["chosen"] and sums["rejected"]:
+            values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
+        if needs_reference_point(self.loss_type):
+            values["kl_raw"] = sums["kl_raw"]
+            values["kl"] = 0.0 if sums["kl_raw"] < 0 else sums["kl_raw"]  # not max(): it would hide a NaN
+        values["grad_norm"] = float(logs["grad_norm"])
+        values["learning_rate"] = logs["learning_rate"]
+        values["tokens_per_second"] = sums["tokens"] / (time.perf_counter() - self._began)
+        if not self._on_step(self.state.global_step, values):
+            self.control.should_training_stop = True
 
-    def _step_tokens(self) -> int:
-        """Prompt and completion tokens of the last step."""
-        tokens, self._tokens_before = self._total_train_tokens - self._tokens_before, self._total_train_tokens
-        return int(tokens)
+
+def _outputs(model: Any, inputs: Mapping[str, Tensor], prefix: str, **more: Any) -> Any:
+    """A forward of TRL's fused output layer, on matched (no prefix) or mismatched (`KL_`) completions."""
+    ids, mask = inputs[f"{prefix}input_ids"], inputs[f"{prefix}completion_mask"]
+    return model(
+        input_ids=ids,
+        attention_mask=inputs[f"{prefix}attention_mask"],
+        labels=ids.masked_fill(mask == 0, -100),
+        use_cache=False,
+        fused_lm_head=True,
+        **more,
+    )
+
+
+def _log_probs(model: Any, inputs: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """Log-probs of each row's completion tokens, 0 elsewhere; float64."""
+    found: Tensor = _outputs(model, inputs, prefix).log_probs.double()
+    return found
 
 
 def _without_adapters(model: Any) -> AbstractContextManager[None]:
@@ -206,11 +300,3 @@ def _row(row: PairedRow) -> dict[str, Any]:
         "KL_completion_ids": row.mismatched.tolist(),
         "label": row.desirable,
     }
-
-
-def _dataset(rows: Sequence[PairedRow], scores: Scores | None = None) -> Dataset:
-    dataset = Dataset.from_list([_row(row) for row in rows])
-    if scores is None:
-        return dataset
-    dataset = dataset.add_column("ref_logps", scores[:, 0].tolist())
-    return dataset.add_column("ref_KL_logps", scores[:, 1].tolist())

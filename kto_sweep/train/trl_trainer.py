@@ -1,38 +1,47 @@
-"""Train one trial with TRL: full fine-tuning, and models that the packed trainer cannot pack.
+"""Train one trial with TRL: full fine-tuning, several devices, models that the packed trainer cannot pack.
 
 base model + adapters -> reference values (cache) -> TRL's loop, evaluated by us -> saved
+
+The trial's course (rows, checkpoints, files) is the same as in the packed trainer. With several ranks the
+first one has it, and the others do what it says.
 """
 
 import gc
 import inspect
-import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 from trl.trainer.kto_config import KTOConfig
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
-from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.train.adapter_files import replaced
+from kto_sweep.train.checkpoint import Checkpoint, Identity, fingerprint_rows, load_checkpoint
+from kto_sweep.train.course import Course, Ground, Request, Seats
 from kto_sweep.train.device import gpu_memory
-from kto_sweep.train.evaluate import evaluate
+from kto_sweep.train.engine import LogRatios
 from kto_sweep.train.fingerprint import fingerprint_model
+from kto_sweep.train.keeper import Clock
+from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import PairedRow, pair_rows
 from kto_sweep.train.reference import Base, Scores, reference_scores
 from kto_sweep.train.referenced import trained_rows
-from kto_sweep.train.result import Report, TrainResult
-from kto_sweep.train.schedule import warmup_steps
-from kto_sweep.train.trl_kto import OurKTOTrainer
+from kto_sweep.train.result import TrainResult
+from kto_sweep.train.schedule import lr_factor, warmup_steps
+from kto_sweep.train.slot import ReferencedRows, SlotState, adapter_spec
+from kto_sweep.train.trl_kto import OnStep, OurKTOTrainer
+from kto_sweep.train.trl_ranks import Ranks
 from kto_sweep.trial import Trial
 
 _CHECKPOINTING = (
@@ -41,140 +50,234 @@ _CHECKPOINTING = (
     else "gradient_checkpointing"  # transformers before 5.2x
 )
 _OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
-_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
 def train_trl(
-    trial: Trial,
+    request: Request,
     base: LoadedBase,
     data: TrainingData,
-    out_dir: Path,
-    report: Report,
-    should_stop: Callable[[], bool],
     *,
     reference_dir: Path,
+    clock: Clock = time.monotonic,
 ) -> TrainResult:
-    """Train `trial`; its adapters go to out_dir/adapter, all weights of a full fine-tuning to out_dir/model.
+    """Train a trial from its first step or its checkpoint to its end; see Course for its files.
 
     The base model is given back as it was; after a full fine-tuning it is the trained one. Reference values
-    are kept in `reference_dir`.
+    are kept in `reference_dir`. Every rank calls this with the same arguments; the first one's request is
+    reported to, and its result is the trial's.
 
-    Raises TrialFailure: a configuration that TRL cannot train, or a loss that is no number any more.
+    Raises TrialFailure when the training cannot go on.
     """
-    began = time.perf_counter()
-    check_trainable(trial)
-    steps = total_steps(len(data.train), trial.batch_size, trial.epochs, trial.max_steps)
-    report.plan(steps)
-    training = _Training(trial, data, report, steps)
+    ranks = Ranks.present()
     with _given_back(base.model), warnings.catch_warnings():
         # PEFT and TRL call what transformers is going to rename: theirs to mend, nothing to tell our users.
         warnings.filterwarnings("ignore", "`.*` is deprecated and will be removed in v6", FutureWarning)
-        if trial.full_finetune:
+        if request.trial.full_finetune:
             base.model.float()  # type: ignore[no-untyped-call]  # in bf16 most updates would be rounded away
-        identity = _identity(base)
-        trainer = OurKTOTrainer(
-            model=base.model.requires_grad_(trial.full_finetune),
-            args=_arguments(trial, base, data, out_dir, steps),
-            tokenizer=base.tokenizer,
-            peft_config=None if trial.full_finetune else _lora(trial),
-            rows=training.rows,
-            on_step=training.on_step,
-            should_stop=should_stop,
-        )
-        training.prepare(trainer, identity, reference_dir)
-        trainer.train()
-        _save(trainer, base, out_dir)
-    summary = training.summary(time.perf_counter() - began)
-    return TrainResult(summary, training.step, trainer.stopped and training.step < steps)
+        work = _Work(request, base, data, ranks)
+        if not ranks.leads:
+            return work.follow()
+        course = _TrlCourse(request, work.ground, clock)
+        try:
+            return work.lead(course, reference_dir)
+        except Exception as error:
+            course.fail(error)
+            raise
+        finally:
+            course.close()
 
 
-class _Training:
-    """What happens around TRL's steps: references before, reports and evaluations between."""
+class _ToldToStopError(Exception):
+    """The trial was told to stop before its first step."""
 
-    def __init__(self, trial: Trial, data: TrainingData, report: Report, steps: int) -> None:
-        self.trial = trial
-        self.rows = pair_rows(data.train, data.train_partners, trial.max_length)
-        self._held_out = pair_rows(data.eval, data.eval_partners, trial.max_length)
-        self._weights = trial.weights(*data.counts)
-        self._report = report
-        self._steps = steps
-        self._batches = all_batches(len(self.rows), trial.batch_size, steps, trial.seed)
-        self._last: dict[str, float] = {}
-        self.step = self.examples = 0
 
-    def prepare(self, trainer: OurKTOTrainer, base: Base, folder: Path) -> None:
-        """Give the trainer its reference values, computed or from the cache."""
+class _TrlCourse(Course):
+    """A course in TRL's trainer; it cannot go on from what another trainer has put away."""
+
+    @property
+    def _identity(self) -> Identity:
+        own = super()._identity
+        return Identity({**own.config, "trainer": "trl"}, own.rows, own.base)
+
+    def _save(self, engine: Seats, name: str) -> None:
+        if not self.trial.full_finetune:
+            super()._save(engine, name)
+        elif name != "best":  # all weights are too much to be written after each evaluation
+            assert isinstance(engine, _TrlSeat)
+            engine.save_model(self.request.folder / name)
+
+
+class _TrlSeat:
+    """TRL's trainer as a course sees it: one slot, always taken."""
+
+    def __init__(self, trainer: OurKTOTrainer, work: "_Work") -> None:
+        self.train = work.train
+        self.held_out = work.held_out
         self._trainer = trainer
+        self._work = work
 
-        def scores(rows: Sequence[PairedRow]) -> Scores:
-            def compute(missing: Sequence[PairedRow]) -> Scores:
-                return trainer.score(missing, reference=True)
+    def total_steps(self, slot: int) -> int:
+        """Optimizer steps in all."""
+        return len(self._work.batches)
 
-            return reference_scores(base, rows, folder, compute, note=self._report.note)
+    def examples(self, slot: int) -> int:
+        """Examples trained on."""
+        return sum(len(batch) for batch in self._work.batches[: self._trainer.state.global_step])
 
-        used = trained_rows(self.trial, len(self.rows))
-        reference = np.full((len(self.rows), 2), np.nan)
-        reference[used] = scores([self.rows[at] for at in used])
-        trainer.set_reference(reference)
-        self._held_out_reference = scores(self._held_out)
+    def evaluate(self, slot: int) -> LogRatios:
+        """How the trial has moved on the held-out rows."""
+        scores = self._trainer.lead("score", self.held_out.rows)
+        matched, mismatched = (scores - self.held_out.reference).T
+        return LogRatios(matched, mismatched)
 
-    def on_step(self, step: int, values: dict[str, float]) -> None:
-        """Report a step; evaluate after some of them and after the last."""
-        self.step = step
-        self.examples += len(next(self._batches)[1])
-        values["epoch"] = self.examples / len(self.rows)
-        self._log(values | gpu_memory(self._trainer.args.device))
-        if not math.isfinite(values["loss"]):
-            raise TrialFailure(
-                FailureCause.DIVERGED,
-                f"the loss is {values['loss']} at step {step}",
-                hint="try a smaller learning_rate, or a smaller beta",
-            )
-        due = step == self._steps or step % self.trial.eval_every(self._steps) == 0
-        if self._held_out and due:
-            self._log(self._evaluate())
+    def state(self, slot: int) -> SlotState:
+        """Weights and optimizer, on the host."""
+        step = self._trainer.state.global_step
+        return SlotState(step, self.examples(slot), self._trainer.lead("take_state"), float(step))
 
-    def _evaluate(self) -> dict[str, float]:
-        ratios = self._trainer.score(self._held_out, reference=False) - self._held_out_reference
-        return evaluate(
-            ratios[:, 0],
-            ratios[:, 1],
-            [row.desirable for row in self._held_out],
-            beta=self.trial.beta,
-            weights=self._weights,
-            loss_type=self.trial.loss_type,
+    def adapters(self, slot: int) -> tuple[AdapterSpec, dict[str, Tensor]]:
+        """The adapters' weights by layer."""
+        tensors = {
+            name.removeprefix("base_model.model.").removesuffix(".default.weight"): tensor
+            for name, tensor in self._trainer.lead("weights").items()
+        }
+        return adapter_spec(self._work.trial), tensors
+
+    def save_model(self, folder: Path) -> None:
+        """Write all weights, and the tokenizer, as safetensors."""
+        base = self._work.base
+        state = self._trainer.lead("weights") | dict(base.model.named_buffers())
+        kept = {name: tensor for name, tensor in state.items() if name in base.model.state_dict()}
+        with replaced(folder) as new:
+            base.model.save_pretrained(str(new), state_dict=kept)
+            base.tokenizer.save_pretrained(str(new))
+
+
+class _Work:
+    """One trial's rows and batches, and the way through its training."""
+
+    def __init__(self, request: Request, base: LoadedBase, data: TrainingData, ranks: Ranks) -> None:
+        self.trial = trial = request.trial
+        self.base = base
+        self.train = _rows(data.train, data.train_partners, trial)
+        self.held_out = _rows(data.eval, data.eval_partners, trial)
+        n = len(data.train)
+        steps = total_steps(n, trial.batch_size, trial.epochs, trial.max_steps)
+        self.batches = [batch for _, batch in all_batches(n, trial.batch_size, steps, trial.seed)]
+        self._identity = _identity(base)
+        rows_hash = fingerprint_rows(self.train.rows, self.held_out.rows)
+        self.ground = Ground(base, data, self._identity.fingerprint, rows_hash)
+        self._request = request
+        self._ranks = ranks
+
+    def lead(self, course: Course, reference_dir: Path) -> TrainResult:
+        """Train as the first rank."""
+        done = self._ranks.tell(None if course.finished else course.steps)
+        if done is None:
+            return course.finish_again()
+
+        def on_step(step: int, values: dict[str, float]) -> bool:
+            values["epoch"] = seat.examples(0) / len(self.train.rows)
+            values |= gpu_memory(trainer.args.device)
+            if course.evaluates(step):
+                values |= course.evaluation(seat)
+            course.write(step, values, seat)
+            goes_on = step < len(self.batches) and not self._request.should_stop()
+            if goes_on:
+                course.keep(seat)
+            return bool(trainer.lead("release", goes_on))
+
+        trainer = self._trainer(on_step)
+        seat = _TrlSeat(trainer, self)
+        if course.state is not None:
+            trainer.go_on(done, course.state.tensors)
+        try:
+            self._refer(trainer, reference_dir)
+        except _ToldToStopError:
+            trainer.lead("release", False)
+            return course.stop(seat)
+        trainer.lead("release", True)
+        course.sit_down(seat, 0)
+        trainer.train()
+        finished = course.steps == len(self.batches)
+        result = course.finish(seat) if finished else course.stop(seat)
+        trainer.lead("release")
+        return result
+
+    def follow(self) -> TrainResult:
+        """Train as another rank; the result tells nothing."""
+        done: int | None = self._ranks.tell()
+        if done is not None:
+            trainer = self._trainer(lambda step, values: bool(trainer.follow()))
+            if done:
+                trainer.go_on(done, self._load().state.tensors)
+            if trainer.follow():
+                trainer.train()
+                trainer.follow()
+        return TrainResult({}, 0, stopped=False)
+
+    def _load(self) -> Checkpoint:
+        """The checkpoint that the first rank has found good."""
+        identity = Identity(
+            {**self.trial.to_config(), "trainer": "trl"}, self.ground.rows_hash, self.ground.model_hash
+        )
+        found = load_checkpoint(self._request.folder / "checkpoint" / "last.safetensors", identity)
+        assert found is not None
+        return found
+
+    def _refer(self, trainer: OurKTOTrainer, folder: Path) -> None:
+        """Have the reference values, from the cache or computed into it. Raises _ToldToStopError."""
+        report, should_stop = self._request.report, self._request.should_stop
+
+        def progress(done: int, total: int) -> None:
+            report.preparing("reference log-probs", done, total)
+            if should_stop():
+                raise _ToldToStopError
+
+        def compute(rows: Sequence[PairedRow]) -> Scores:
+            scores: Scores = trainer.lead("score", rows, True)
+            return scores
+
+        used = trained_rows(self.trial, len(self.train.rows))
+        wanted = [self.train.rows[at] for at in used] + list(self.held_out.rows)
+        scores = reference_scores(self._identity, wanted, folder, compute, progress, report.note)
+        self.train.reference[used] = scores[: len(used)]
+        self.held_out.reference[:] = scores[len(used) :]
+        trainer.lead("set_reference", self.train.reference)
+
+    def _trainer(self, on_step: OnStep) -> OurKTOTrainer:
+        trial, steps = self.trial, len(self.batches)
+        warmup = warmup_steps(steps, trial.warmup_ratio)
+        return OurKTOTrainer(
+            model=self.base.model.requires_grad_(trial.full_finetune),
+            args=_arguments(trial, self.base, self.ground.data, self._request.folder, steps, self._ranks),
+            tokenizer=self.base.tokenizer,
+            peft_config=None if trial.full_finetune else _lora(trial),
+            rows=self.train.rows,
+            batches=self.batches,
+            lr_factor=lambda step: lr_factor(trial.lr_scheduler, step, warmup, steps),
+            on_step=on_step,
+            ranks=self._ranks,
         )
 
-    def _log(self, values: dict[str, float]) -> None:
-        self._report.metrics(self.step, values)
-        self._last |= values
 
-    def summary(self, seconds: float) -> dict[str, float | int | str]:
-        """Last value of each metric, and what the trial took."""
-        return {**self._last, "trial/seconds": seconds, "trial/examples": self.examples}
+def _rows(rows: Sequence[Any], partners: Sequence[int], trial: Trial) -> ReferencedRows:
+    paired = pair_rows(rows, partners, trial.max_length)
+    return ReferencedRows(paired, np.full((len(paired), 2), np.nan))
 
 
-def check_trainable(trial: Trial) -> None:
-    """Raise TrialFailure when TRL refuses the trial, before any time is spent."""
-    if trial.batch_size == 1 and trial.loss_type == "kto":
-        raise TrialFailure(
-            FailureCause.BAD_CONFIG,
-            "batch_size 1: TRL's trainer does not train kto on single examples",
-            hint="batch_size: 2 or more, or full_finetune: false on a model that can be trained packed",
-        )
-
-
-def _arguments(trial: Trial, base: LoadedBase, data: TrainingData, out_dir: Path, steps: int) -> KTOConfig:
+def _arguments(
+    trial: Trial, base: LoadedBase, data: TrainingData, out_dir: Path, steps: int, ranks: Ranks
+) -> KTOConfig:
     cuda = base.model.device.type == "cuda"
     desirable, undesirable = trial.weights(*data.counts)
     arguments: dict[str, Any] = dict(  # noqa: C408  # reads as the call that it is
         output_dir=str(out_dir),
-        per_device_train_batch_size=trial.batch_size,
+        # Of scoring; batches are cut by us. TRL refuses 1 for kto, as it takes its pairs from the batch.
+        per_device_train_batch_size=max(2, trial.batch_size // ranks.size),
         max_steps=steps,
         max_length=trial.max_length,
         learning_rate=trial.learning_rate,
-        lr_scheduler_type=_SCHEDULES[trial.lr_scheduler],
-        warmup_steps=warmup_steps(steps, trial.warmup_ratio),
         optim="adamw_torch_fused" if cuda and trial.optimizer == "adamw" else _OPTIMIZERS[trial.optimizer],
         weight_decay=trial.weight_decay,
         max_grad_norm=trial.max_grad_norm,
@@ -187,6 +290,8 @@ def _arguments(trial: Trial, base: LoadedBase, data: TrainingData, out_dir: Path
         precompute_ref_log_probs=trial.full_finetune,  # else TRL loads a second model
         bf16=cuda,
         use_cpu=not cuda,
+        ddp_backend=None if ranks.size == 1 else "nccl" if cuda else "gloo",
+        ddp_find_unused_parameters=False,
         dataloader_pin_memory=cuda,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -247,14 +352,3 @@ def _unload(model: PreTrainedModel) -> None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module.get_base_layer())
     vars(model).pop("peft_config", None)
-
-
-def _save(trainer: OurKTOTrainer, base: LoadedBase, out_dir: Path) -> None:
-    """Write what was trained, as safetensors."""
-    model: Any = trainer.model
-    if isinstance(model, PeftModel):
-        # Embeddings are never trained; asked to find that out by itself, PEFT looks on the hub.
-        model.save_pretrained(str(out_dir / "adapter"), save_embedding_layers=False)
-    else:
-        model.save_pretrained(str(out_dir / "model"))
-        base.tokenizer.save_pretrained(str(out_dir / "model"))

@@ -1,3 +1,4 @@
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -5,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from cotrain_cases import Recorder
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -15,6 +18,8 @@ from kto_sweep.data.split import all_batches, partners, split_by_prompt
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.presets import Quantization
+from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.train.course import Request
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.pack import PairedRow, pair_rows
@@ -24,6 +29,7 @@ from kto_sweep.train.trl_kto import OurKTOTrainer
 from kto_sweep.train.trl_trainer import train_trl
 from kto_sweep.trial import Trial
 
+CHECKPOINT = "checkpoint/last.safetensors"
 STEP_METRICS = {
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "kl_raw"),
     *("logps/chosen", "logps/rejected", "grad_norm", "learning_rate", "epoch", "tokens_per_second"),
@@ -35,29 +41,25 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class Notebook:
+class Notebook(Recorder):
     """A Report that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.planned = 0
-        self.logged: list[tuple[int, dict[str, float]]] = []
-
-    def plan(self, total_steps: int) -> None:
-        self.planned = total_steps
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        self.logged.append((step, dict(values)))
-
-    def note(self, text: str) -> None:
-        raise AssertionError(text)
 
     @property
     def steps(self) -> list[dict[str, float]]:
-        return [values for _, values in self.logged if "loss" in values]
+        """What training measured, step by step."""
+        return [
+            {name: value for name, value in row.items() if not name.startswith("eval/")}
+            for row in self.rows.values()
+        ]
 
     @property
     def evaluations(self) -> dict[int, dict[str, float]]:
-        return {step: values for step, values in self.logged if "eval/loss" in values}
+        """What evaluations measured, by step."""
+        found = {
+            step: {name: value for name, value in row.items() if name.startswith("eval/")}
+            for step, row in self.rows.items()
+        }
+        return {step: row for step, row in found.items() if row}
 
 
 def make_base(dtype: torch.dtype = torch.float32, device: str = "cpu", **config: Any) -> LoadedBase:
@@ -117,18 +119,20 @@ def make_trial(**config: Any) -> Trial:
 
 
 def train(
-    trial: Trial, base: LoadedBase, data: TrainingData, folder: Path, stop_after: int | None = None
+    trial: Trial,
+    base: LoadedBase,
+    data: TrainingData,
+    folder: Path,
+    stop_after: int | None = None,
+    logged: int | None = None,
 ) -> tuple[TrainResult, Notebook]:
     notebook = Notebook()
 
     def should_stop() -> bool:
-        # Asked before the step in progress is logged.
-        return stop_after is not None and len(notebook.steps) + 1 >= stop_after
+        return stop_after is not None and max(notebook.rows, default=0) >= stop_after
 
-    result = train_trl(
-        trial, base, data, folder / "out", notebook, should_stop, reference_dir=folder / "reference"
-    )
-    return result, notebook
+    request = Request("run", trial, folder / "out", notebook, should_stop, logged)
+    return train_trl(request, base, data, reference_dir=folder / "reference"), notebook
 
 
 def parameter_names(base: LoadedBase) -> set[str]:
@@ -154,11 +158,11 @@ def test_a_trial_from_start_to_adapter(
 ) -> None:
     trial = make_trial(max_steps=20, eval_steps=8, beta=0.3, rho=1.2)
     result, notebook = train(trial, base, data, tmp_path)
-    assert (result.steps, result.stopped, notebook.planned) == (20, False, 20)
+    assert (result.steps, result.stopped, notebook.planned) == (20, False, [(20, 0)])
     assert (
         result.summary["trial/examples"] == 2 * 29 + 6 * 4 - 2 * 0 - 8
     )  # 8 steps an epoch, the last of 1 row
-    assert [step for step, values in notebook.logged if "loss" in values] == list(range(1, 21))
+    assert list(notebook.rows) == list(range(1, 21))
     assert list(notebook.evaluations) == [8, 16, 20]
     for values in notebook.steps:
         assert set(values) <= STEP_METRICS
@@ -255,7 +259,7 @@ def test_base_is_given_back_after_a_failure(base: LoadedBase, data: TrainingData
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        train_trl(make_trial(), base, data, tmp_path, Full(), lambda: False, reference_dir=tmp_path)
+        train_trl(Request("run", make_trial(), tmp_path, Full()), base, data, reference_dir=tmp_path)
     assert {name for name, _ in base.model.named_parameters()} == dict(
         make_base().model.named_parameters()
     ).keys()
@@ -267,9 +271,9 @@ def test_reference_is_computed_once_and_only_where_needed(
     computed: list[int] = []
     score = OurKTOTrainer.score
 
-    def counted(self: OurKTOTrainer, rows: Any, *, reference: bool = False) -> Any:
+    def counted(self: OurKTOTrainer, rows: Any, reference: bool = False) -> Any:
         computed.append(len(rows) if reference else 0)
-        return score(self, rows, reference=reference)
+        return score(self, rows, reference)
 
     monkeypatch.setattr(OurKTOTrainer, "score", counted)
     train(make_trial(max_steps=1, loss_type="apo_zero_unpaired"), base, data, tmp_path)
@@ -281,13 +285,12 @@ def test_reference_is_computed_once_and_only_where_needed(
     assert sum(computed) == 29 + len(data.eval)
 
 
-def test_batch_of_one_is_refused_for_kto_only(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
-    with pytest.raises(TrialFailure, match="batch_size 1") as raised:
-        train(make_trial(batch_size=1), base, data, tmp_path)
-    assert raised.value.cause is FailureCause.BAD_CONFIG
-    _, notebook = train(
-        make_trial(batch_size=1, max_steps=3, loss_type="apo_zero_unpaired"), base, data, tmp_path
-    )
+def test_batch_of_one(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    _, notebook = train(make_trial(batch_size=1, max_steps=6), base, data, tmp_path / "kto")
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert notebook.steps[5]["kl_raw"] != 0  # its partner has another prompt
+    apo = make_trial(batch_size=1, max_steps=3, loss_type="apo_zero_unpaired")
+    _, notebook = train(apo, base, data, tmp_path / "apo")
     assert all({"kl", "kl_raw"}.isdisjoint(values) for values in notebook.steps)
     assert notebook.evaluations[3]["eval/kl_raw"] != 0  # eval/common_loss needs it whatever the loss
 
@@ -366,7 +369,7 @@ def test_learning_rate_is_the_schedules(
 def test_loss_that_is_no_number_ends_the_trial(data: TrainingData, tmp_path: Path) -> None:
     trial = make_trial(max_steps=5)
     object.__setattr__(trial, "learning_rate", 1e30)  # more than a sweep file may ask for
-    with pytest.raises(TrialFailure, match="the loss is nan at step") as raised:
+    with pytest.raises(TrialFailure, match="the loss is nan") as raised:
         train(trial, make_base(), data, tmp_path)
     assert raised.value.cause is FailureCause.DIVERGED
 
@@ -392,3 +395,75 @@ def test_full_finetuning_of_half_precision_weights_moves_them(data: TrainingData
     assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert abs(notebook.evaluations[8]["eval/margins"]) > 1e-5
     assert base.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("full_finetune", [False, True])
+def test_a_trial_that_was_stopped_goes_on_as_if_it_had_not_been(
+    data: TrainingData, tmp_path: Path, full_finetune: bool
+) -> None:
+    more = {"learning_rate": 0.003} if full_finetune else {"lora_dropout": 0.2, "learning_rate": 0.05}
+    trial = make_trial(max_steps=12, eval_steps=4, full_finetune=full_finetune, **more)
+    whole = train(trial, make_base(), data, tmp_path / "whole")[1]
+    begun, first = train(trial, make_base(), data, tmp_path / "parts", stop_after=5)
+    assert (begun.steps, begun.stopped) == (5, True)
+    assert (tmp_path / "parts" / "out" / CHECKPOINT).is_file()
+    ended, second = train(trial, make_base(), data, tmp_path / "parts")
+    assert second.planned == [(12, 5)]
+    assert {**first.values, **second.values} == whole.values
+    assert ended.summary["trial/examples"] == 12 * 4 - 3  # one batch has one row
+    product = "model/model" if full_finetune else "adapter/adapter_model"
+    parts, expected = (
+        (tmp_path / which / "out" / f"{product}.safetensors").read_bytes() for which in ("parts", "whole")
+    )
+    assert parts == expected
+    _, again = train(trial, make_base(), data, tmp_path / "parts", logged=11)
+    assert again.values == {12: whole.values[12]}
+
+
+def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: Path) -> None:
+    trial = make_trial(max_steps=10, eval_steps=4)
+
+    class Crashing(Notebook):
+        def metrics(self, step: int, values: Mapping[str, float]) -> None:
+            super().metrics(step, values)
+            if step == 7:
+                raise KeyboardInterrupt
+
+    crashed = Crashing()
+    with pytest.raises(KeyboardInterrupt):
+        train_trl(Request("run", trial, tmp_path / "out", crashed), make_base(), data, reference_dir=tmp_path)
+    _, after = train(trial, make_base(), data, tmp_path, logged=7)
+    assert "going on after step 4" in after.notes  # there is a checkpoint after each evaluation
+    assert list(crashed.rows) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(after.rows) == [8, 9, 10]
+    assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [
+        "last.safetensors",
+        "rows.jsonl",
+    ]
+
+
+def test_the_best_adapters_are_kept(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
+    trial = make_trial(max_steps=6, eval_steps=1, learning_rate=0.3, lr_scheduler="constant")
+    _, notebook = train(trial, base, data, tmp_path)
+    losses = {step: row["eval/common_loss"] for step, row in notebook.evaluations.items()}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 6
+    kept = safetensors.torch.load_file(tmp_path / "out" / "best" / "adapter_model.safetensors")
+    train(trial, base, data, tmp_path / "cut", stop_after=best)
+    expected = safetensors.torch.load_file(tmp_path / "cut" / "out" / "adapter" / "adapter_model.safetensors")
+    assert kept.keys() == expected.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+
+
+def test_what_the_packed_trainer_has_put_away_is_not_used(
+    base: LoadedBase, data: TrainingData, tmp_path: Path
+) -> None:
+    trial = make_trial(max_steps=6)
+    with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
+        notebook = Notebook()
+        packed.start(Request("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
+        while not packed.step():
+            pass
+    _, after = train(trial, base, data, tmp_path)
+    assert any("trainer None (now trl)" in note for note in after.notes)
+    assert list(after.rows) == [1, 2, 3, 4, 5, 6]
