@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from kto_sweep.agent.devices import Device
@@ -86,15 +86,26 @@ class WorkerProcess:
 
 
 def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    ours = ("WANDB_", "PYTORCH_CUDA_ALLOC_CONF")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return inherited | {
         MESSAGE_FD: str(message_fd),
         "KTO_SWEEP_HOME": str(home.root),
         "CUDA_VISIBLE_DEVICES": device.visible,
-        # Forwards of ever new sizes would leave gaps that nothing fits into: 94 GiB held for 42 in use.
-        "PYTORCH_ALLOC_CONF": os.environ.get("PYTORCH_ALLOC_CONF", "expandable_segments:True"),
+        "PYTORCH_ALLOC_CONF": _allocator(os.environ),
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",  # its log is no terminal
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _allocator(environ: Mapping[str, str]) -> str:
+    """How torch holds GPU memory: as the user says, but without gaps between forwards of ever new sizes.
+
+    Of a step that used 42 GiB, 94 were held.
+    """
+    told = environ.get("PYTORCH_ALLOC_CONF") or environ.get("PYTORCH_CUDA_ALLOC_CONF") or ""
+    if "expandable_segments" in told:
+        return told
+    return f"{told},expandable_segments:True".lstrip(",")
