@@ -4,15 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kto_sweep.data.files import find_data
-from kto_sweep.data.formats import load_examples
 from kto_sweep.home import Home
+from kto_sweep.preflight import check
 from kto_sweep.remote import connect
-from kto_sweep.space import Space
-from kto_sweep.spec import load_spec
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import DEFAULT_PROJECT, find_target
-from kto_sweep.trial import parameter_name
 
 
 @dataclass(frozen=True)
@@ -40,18 +36,16 @@ def register(
     entity: str | None,
     local: bool,
     say: Callable[[str], None],
+    force: bool = False,
 ) -> Registered:
     """Check a sweep file, register it, and remember it as the sweep used last on this box.
 
-    Raises SpecError with all the file's problems, DataError for data that cannot be read, ServerError when
-    the server cannot be had.
+    Raises SpecError with all problems of the file and its data, UsageError for cells that do not fit on this
+    box's GPU (with `force` only what a server would refuse), ServerError when the server cannot be had.
     """
     from kto_sweep.agent.link import create_sweep
 
-    spec = load_spec(file)
-    check_data(spec.space)
-    for notice in spec.notices:
-        say(f"Note: {notice}")
+    spec = check(file, home, force=force, say=say)
     target = find_target(home, local=local)
     say(f"Talking to the {target}" if target.local else f"Talking to {target}")
     api = connect(target)
@@ -65,15 +59,3 @@ def register(
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
     return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials)
-
-
-def check_data(space: Space) -> None:
-    """Read every local data file that the sweep names, before a GPU is used for it.
-
-    Raises DataError: a line that is not JSON, no usable row.
-    """
-    for parameter in space.parameters:
-        if parameter_name(parameter.path) == "dataset":
-            for source in parameter.distribution.extremes():
-                if find_data(str(source)) is not None:
-                    load_examples(str(source))

@@ -4,7 +4,7 @@ text --yaml_source--> data with lines --spec_checks, spec_parameters, spec_data-
      --spec_numbers--> what to register, numbers as numbers, or every problem with its file and line
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from kto_sweep.space import Space
 from kto_sweep.spec_checks import check_settings, convert_settings
 from kto_sweep.spec_data import DataFinder
 from kto_sweep.spec_numbers import convert_section
-from kto_sweep.spec_parameters import check_parameters
+from kto_sweep.spec_parameters import Use, check_parameters
 from kto_sweep.trial import EVALUATIONS
 from kto_sweep.wording import nearest
 from kto_sweep.yaml_source import Finding, YamlSource, read_yaml
@@ -45,10 +45,44 @@ class SweepSpec:
     name: str | None
 
 
+@dataclass(frozen=True)
+class ExaminedSpec:
+    """A sweep file with all that is wrong with it, data files' contents aside."""
+
+    path: Path
+    source: YamlSource
+    findings: tuple[Finding, ...]
+    """Empty when it can be registered."""
+    uses: Mapping[str, Sequence[Use]]
+    """The values known beforehand of each parameter that the file sets."""
+    spec: SweepSpec | None
+    """None when something is wrong."""
+
+    def problems(self, findings: Iterable[Finding]) -> list[Problem]:
+        """Findings with their places in the file, in its order, each once."""
+        problems: dict[Problem, int] = {}
+        for finding in findings:
+            line = finding.line or self.source.line(finding.path)
+            where = " ".join(part for part in (f"{self.path}:{line}", _dotted(finding.path)) if part)
+            problems.setdefault(Problem(where, finding.what, finding.why, finding.hint), line)
+        return sorted(problems, key=lambda problem: problems[problem])
+
+
 def load_spec(path: Path, *, dataset_check: bool = True) -> SweepSpec:
     """The sweep that a file describes; `dataset_check` False: local data files need not exist.
 
     Raises SpecError with every problem; UsageError when there is no such file.
+    """
+    examined = examine_spec(path, dataset_check=dataset_check)
+    if examined.spec is None:
+        raise SpecError(str(path), examined.problems(examined.findings))
+    return examined.spec
+
+
+def examine_spec(path: Path, *, dataset_check: bool = True) -> ExaminedSpec:
+    """A sweep file and what is wrong with it; `dataset_check` False: local data files need not exist.
+
+    Raises UsageError when there is no such file, or it is no text.
     """
     found = find_file(str(path))
     if found is None:
@@ -59,30 +93,28 @@ def load_spec(path: Path, *, dataset_check: bool = True) -> SweepSpec:
         raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     source, findings = read_yaml(text)
     if source is None:
-        raise _spec_error(path, findings, YamlSource(None, {(): 1}))
+        return ExaminedSpec(path, YamlSource(None, {(): 1}), tuple(findings), {}, None)
     finder = DataFinder(Path.cwd(), found.resolve().parent.parent) if dataset_check else None
-    return build_spec(source, path, finder)
+    return _examine(source, path, finder)
 
 
-def build_spec(source: YamlSource, path: Path, finder: DataFinder | None) -> SweepSpec:
-    """The sweep of a file already read; `finder` looks for its data files, None: they need not exist.
-
-    Raises SpecError with every problem.
-    """
+def _examine(source: YamlSource, path: Path, finder: DataFinder | None) -> ExaminedSpec:
+    """A file already read; `finder` looks for its data files, None: they need not exist."""
     if not isinstance(source.data, Mapping):
         what = "the file is empty" if source.data is None else "not a sweep: no keys at the top"
-        raise _spec_error(path, [Finding((), what, hint="method: grid, and below it parameters:")], source)
+        nothing = Finding((), what, hint="method: grid, and below it parameters:")
+        return ExaminedSpec(path, source, (nothing,), {}, None)
     config = convert_settings(source.data)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = checked.uses.get("dataset", ())
-    findings = [*check_settings(config), *checked.findings, *(finder.findings(datasets) if finder else ())]
+    findings = (*check_settings(config), *checked.findings, *(finder.findings(datasets) if finder else ()))
     if findings or checked.space is None:
-        raise _spec_error(path, findings, source)
+        return ExaminedSpec(path, source, findings, checked.uses, None)
     parameters, notices = convert_section(config["parameters"])
     notices += finder.notices(datasets) if finder else ()
     metric = {"name": DEFAULT_METRIC, "goal": "minimize", **(config.get("metric") or {})}
     config = {"program": PROGRAM, **config, "metric": metric, "parameters": parameters}
-    return SweepSpec(
+    spec = SweepSpec(
         config=config,
         space=checked.space,
         method=config["method"],
@@ -93,6 +125,7 @@ def build_spec(source: YamlSource, path: Path, finder: DataFinder | None) -> Swe
         project=config.get("project"),
         name=config.get("name"),
     )
+    return ExaminedSpec(path, source, (), checked.uses, spec)
 
 
 def expected_trials(config: Mapping[str, Any], space: Space) -> int | None:
@@ -111,7 +144,7 @@ def _notices(config: Mapping[str, Any], sets_eval_steps: bool) -> Iterator[str]:
         yield f"{metric.name} is better when it is {better}, and goal: {goal} looks for the opposite"
     if config["method"] != "grid" and config.get("run_cap") is None:
         yield f"a {config['method']} sweep without run_cap has no end of its own"
-    first = _first_band(config.get("early_terminate") or {})
+    first = first_band(config.get("early_terminate") or {})
     if first > EVALUATIONS and metric.name.startswith("eval/") and not sets_eval_steps:
         yield (
             f"hyperband compares trials from evaluation {first} on, and a trial makes {EVALUATIONS} "
@@ -126,21 +159,12 @@ def _deprecated(space: Space) -> Iterator[str]:
             yield f"{parameter.name}: W&B wants {name}_values, with min and max as values, in place of {name}"
 
 
-def _first_band(hyperband: Mapping[str, Any]) -> int:
+def first_band(hyperband: Mapping[str, Any]) -> int:
     """After how many values of the metric hyperband first compares trials; 0: it is not used."""
     if "max_iter" not in hyperband:
         return int(hyperband.get("min_iter", 0))
     bands = [int(hyperband["max_iter"] / hyperband.get("eta", 3) ** k) for k in range(1, hyperband["s"] + 1)]
     return min((band for band in bands if band >= 1), default=0)
-
-
-def _spec_error(path: Path, findings: list[Finding], source: YamlSource) -> SpecError:
-    problems: dict[Problem, int] = {}
-    for finding in findings:
-        line = finding.line or source.line(finding.path)
-        where = " ".join(part for part in (f"{path}:{line}", _dotted(finding.path)) if part)
-        problems.setdefault(Problem(where, finding.what, finding.why, finding.hint), line)
-    return SpecError(str(path), sorted(problems, key=lambda problem: problems[problem]))
 
 
 def _dotted(path: tuple[str, ...]) -> str:

@@ -49,6 +49,20 @@ def listed(values: Iterable[object]) -> str:
     return f"[{', '.join(show(value) for value in values)}]"
 
 
+def counted(n: int, noun: str) -> str:
+    """`1 trial`, `9 trials`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word most like `word`, or None when none is like it."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

@@ -13,6 +13,8 @@ from kto_sweep.errors import KtoSweepError
 # name -> (group, summary). The summary stands here so that --help loads no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("Start", "Run a small sweep, start to end, on this box"),
+    "validate": ("Start", "Check a sweep file and its data"),
+    "plan": ("Start", "Say what a sweep will take before it runs"),
     "create": ("Start", "Register a sweep from a YAML file"),
     "agent": ("Run", "Train the trials of a sweep on this box"),
     "stop": ("Run", "Start no more trials; running ones finish"),

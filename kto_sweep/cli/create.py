@@ -11,12 +11,16 @@ from kto_sweep.cli.output import json_option, local_option, print_json, say
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--project", help="W&B project; the file's own, or kto-sweep.")
 @click.option("--entity", help="W&B user or team; the file's own, or that of the key.")
+@click.option("--force", is_flag=True, help="Register it although trials cannot run, by what is known.")
 @local_option
 @json_option
-def create(file: Path, project: str | None, entity: str | None, local: bool, as_json: bool) -> None:
+def create(
+    file: Path, project: str | None, entity: str | None, force: bool, local: bool, as_json: bool
+) -> None:
     """Register a sweep from a YAML file.
 
-    The file is checked first: all its problems are shown at once, with their lines.
+    The file and its data are checked first, as by validate; all problems are shown at once, with their lines.
+    So is whether each cell fits on this box's GPU, if it has one, as by plan.
 
     \b
     kto-sweep create sweeps/lr_grid.yaml
@@ -32,6 +36,7 @@ def create(file: Path, project: str | None, entity: str | None, local: bool, as_
         project=project,
         entity=entity,
         local=local,
+        force=force,
         say=lambda line: say(line, as_json=as_json),
     )
     if as_json:

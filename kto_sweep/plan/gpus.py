@@ -1,6 +1,8 @@
 """The GPUs that a plan knows: memory, and what their data sheets promise."""
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 from kto_sweep.errors import UsageError
@@ -78,3 +80,20 @@ def present_gpu(name: str, gib: float) -> Gpu:
             if same_size or not plain.startswith("a100"):
                 return Gpu(name, gib, known.tflops, known.gb_per_s)
     return Gpu(name, gib)
+
+
+def find_gpu() -> Gpu | None:
+    """The smallest GPU of this box, by the driver's tool; None: there is none, or only parts of one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=name,memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines() if line.strip()]
+    if not rows or any(len(row) != 3 or row[2] == "Enabled" or not row[1].isdigit() for row in rows):
+        return None
+    name, mib, _ = min(rows, key=lambda row: int(row[1]))
+    return present_gpu(name, int(mib) / 1024)

@@ -4,6 +4,7 @@ A trial fits when one example with recomputed layers does: the trainer splits an
 fits comfortably when a whole step does without either.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from kto_sweep.plan.workload import Measurer, Workload
 from kto_sweep.rates import Rate
 from kto_sweep.spec import SweepSpec
 from kto_sweep.trial import Trial
+from kto_sweep.wording import counted, duration
 
 MOST_TOGETHER = 16
 """Trials together beyond which measurements show no gain."""
@@ -71,7 +73,7 @@ class Plan:
     trials: int | None
     """In all; None: no end of its own."""
     together: int
-    """What to give to `kto-sweep agent --trials-per-gpu`; 1 where nothing is known."""
+    """Trials on the GPU at once that fit whatever the cells; 1 where nothing is known."""
     serial: Estimate | None
     """Seconds of the whole sweep on one GPU, one trial at a time; None: not known, or no end."""
     makespan: Estimate | None
@@ -87,6 +89,27 @@ class Plan:
         """Cells that cannot run on this GPU."""
         return [outlook for outlook in self.outlooks if outlook.fits is False]
 
+    def summary(self) -> str:
+        """One line for people."""
+        parts = ["trials without end" if self.trials is None else counted(self.trials, "trial")]
+        known = [outlook.peak_gib for outlook in self.outlooks if outlook.peak_gib is not None]
+        if known:
+            low, high = f"{min(known):.1f}", f"{max(known):.1f}"
+            parts.append(f"{low if low == high else f'{low} to {high}'} GiB each")
+        if self.gpu is not None and known:
+            wrong = len(self.impossible)
+            verdict = f"{counted(wrong, 'cell')} cannot fit" if wrong else "all fit"
+            parts.append(f"{verdict} in {self.gpu.room:.1f} GiB ({self.gpu.name})")
+        if self.serial is not None and self.makespan is not None:
+            time = f"{duration(self.serial.seconds)} one at a time"
+            if self.together > 1:
+                time += f", {duration(self.makespan.seconds)} with {self.together} together"
+            parts.append(f"{time} (give or take a factor of {self.serial.factor:g}: {self.serial.source})")
+        if self.disk_bytes is not None:
+            parts.append(f"{self.disk_bytes / 1e9:.1f} GB of disk")
+        line = "; ".join(parts)
+        return line if self.exact_tokens else f"{line}; tokens guessed from characters"
+
 
 @dataclass(frozen=True)
 class _Ground:
@@ -100,12 +123,17 @@ class _Ground:
 class Planner:
     """Plans sweeps for one GPU."""
 
-    def __init__(self, gpu: Gpu | None, device: str = "", rates: Sequence[Rate] = ()) -> None:
-        """`device` is what `rates` call this box's own device; empty: they do not count."""
+    def __init__(
+        self, gpu: Gpu | None, device: str = "", rates: Sequence[Rate] = (), *, exact: bool = True
+    ) -> None:
+        """`device` is what `rates` call this box's own device; empty: they do not count.
+
+        `exact` False: tokens are estimated from characters at once, without loading a tokenizer.
+        """
         self._gpu = gpu
         self._device = device
         self._rates = rates
-        self._measurer = Measurer()
+        self._measurer = Measurer(exact=exact)
         self._models: dict[str, Architecture | None] = {}
 
     def plan(self, spec: SweepSpec) -> Plan:
@@ -154,10 +182,13 @@ class Planner:
         together, remedy = 0, ""
         if self._gpu is not None:
             fits, comfortable = least <= self._gpu.room, whole <= self._gpu.room
-            whole = max(whole, min(self._scoring(trial, model, work), self._gpu.room))
             together = self._together(trial, model, work, fullest) if trainer == "packed" else int(fits)
+            together = max(together, int(fits))  # one that is split is one all the same
             largest = None if comfortable or not fits else self._largest_batch(trial, model, work, fullest)
             remedy = "" if fits else self._remedy(trial, model, work)
+        if trainer == "packed":
+            room = self._gpu.room if self._gpu else math.inf
+            whole = max(whole, min(self._scoring(trial, model, work), room))
         time = None if ground.clock is None or trainer == "trl" else estimate(trial, work, ground.clock)
         file = adapter_file_bytes(model, alone.rank, alone.targets)
         left = 4 * model.weights if trial.full_finetune else 2 * file  # the last adapters, and the best

@@ -92,7 +92,9 @@ class Workload:
 class Measurer:
     """Reads data files and measures their rows, each once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = True) -> None:
+        """`exact` False: no tokenizer is loaded."""
+        self._exact = exact
         self._loaded: dict[str, LoadedData] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
         self._whole: dict[tuple[str, object], TokenisedData] = {}
@@ -131,7 +133,7 @@ class Measurer:
 
     def _tokenizer(self, model: str) -> "PreTrainedTokenizerBase | None":
         if model not in self._tokenizers:
-            self._tokenizers[model] = find_tokenizer(model)
+            self._tokenizers[model] = find_tokenizer(model) if self._exact else None
         return self._tokenizers[model]
 
 

@@ -24,6 +24,13 @@ def describe_device() -> str:
     return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
 
 
+def this_gpu() -> tuple[str, float] | None:
+    """Name and GiB of the GPU that this process would train on; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_name(0), torch.cuda.get_device_properties(0).total_memory / 2**30
+
+
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """`gpu/memory_*` in GiB; nothing on a CPU."""
     if device.type != "cuda":

@@ -1,0 +1,38 @@
+"""kto-sweep plan: memory, time and disk of a sweep before it runs."""
+
+from pathlib import Path
+
+import click
+
+from kto_sweep.cli.output import console, json_option, print_json
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; this. Default: this box's, if it has one."
+)
+@json_option
+def plan(file: Path, gpu: str | None, as_json: bool) -> int:
+    """Say for each cell of a sweep whether it fits on a GPU, how long it takes and how many fit together.
+
+    No model is loaded: sizes come from its configuration, tokens from the data. Of a search that is no grid,
+    the ends of its ranges are shown. Exit code 1: some cells cannot fit.
+
+    \b
+    kto-sweep plan sweeps/model_size_grid.yaml --gpu h200
+    kto-sweep plan my.yaml --gpu 24GB
+    kto-sweep plan my.yaml --gpu this --json
+    """
+    from kto_sweep.cli.plan_text import as_object, print_plan
+    from kto_sweep.home import Home
+    from kto_sweep.preflight import pick_gpu, planner
+    from kto_sweep.validate import validate
+
+    spec = validate(file).checked()
+    made = planner(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(spec)
+    if as_json:
+        print_json({"file": str(file), "method": spec.method, **as_object(made)})
+    else:
+        print_plan(console(), made, spec.method, str(file))
+    return 1 if made.impossible else 0
