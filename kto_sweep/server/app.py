@@ -9,16 +9,15 @@ import hmac
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from kto_sweep.server import bodies, file_stream, graphql_api, pages, uploads
+from kto_sweep.server import bodies, dashboard, file_stream, graphql_api, uploads
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.resolvers.registry import Request as GraphQLRequest
@@ -45,7 +44,7 @@ def build_app(backend: Backend, identity: Mapping[str, str]) -> Starlette:
             Route("/files/{entity}/{project}/{run}/file_stream", _guarded(api.file_stream), methods=["POST"]),
             Route("/storage/{file:int}/{token}/{name:path}", _guarded(api.upload), methods=["PUT"]),
             Route("/storage/{file:int}/{token}/{name:path}", _guarded(api.download), methods=["GET"]),
-            *pages.routes(backend, _guarded),
+            *dashboard.routes(backend, _guarded),
         ]
     )
 
@@ -120,17 +119,8 @@ class _Api:
         return Response()
 
     async def download(self, request: Request) -> Response:
-        """The bytes of a file, always as a download: a browser must not run what a client uploaded."""
-        file = await run_in_threadpool(self._file, request)
-        path = uploads.path_of(self._backend, file)
-        if not path.is_file():
-            raise GoneError("the file has not been uploaded")
-        return FileResponse(
-            path,
-            media_type=uploads.mimetype(file.name),
-            filename=Path(file.name).name,
-            headers={"x-content-type-options": "nosniff", "content-security-policy": "sandbox"},
-        )
+        """The bytes of a file."""
+        return uploads.download(self._backend, await run_in_threadpool(self._file, request))
 
     def _file(self, request: Request) -> File:
         return uploads.authorised(self._backend, request.path_params["file"], request.path_params["token"])

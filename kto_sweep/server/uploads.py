@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
 
 from kto_sweep.server import run_writes
 from kto_sweep.server.backend import Backend
@@ -69,6 +70,22 @@ def authorised(backend: Backend, file_id: int, token: str) -> File:
 def path_of(backend: Backend, file: File) -> Path:
     """Where the bytes lie: numbers only, so that no name can lead anywhere else."""
     return backend.files / str(file.run_id) / str(file.id)
+
+
+def download(backend: Backend, file: File) -> FileResponse:
+    """The bytes of a file, always as a download: a browser must not run what a client uploaded.
+
+    Raises GoneError while they have not arrived.
+    """
+    path = path_of(backend, file)
+    if not path.is_file():
+        raise GoneError("the file has not been uploaded")
+    return FileResponse(
+        path,
+        media_type=mimetype(file.name),
+        filename=Path(file.name).name,
+        headers={"x-content-type-options": "nosniff", "content-security-policy": "sandbox"},
+    )
 
 
 async def store(backend: Backend, file: File, chunks: AsyncIterator[bytes]) -> None:

@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 import random
+import re
 import socket
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_broken_http_does_no_harm(box: Box) -> None:
 HOSTILE = "<script>alert(1)</script>&\"'"
 
 
-def test_pages_escape_every_name_and_run_nothing(box: Box) -> None:
+def test_pages_hold_no_name_and_no_inline_script(box: Box) -> None:
     config = json.dumps({HOSTILE: {"value": HOSTILE}})
     query = """mutation($i: UpsertBucketInput!, $s: UpsertSweepInput!) {
         upsertSweep(input: $s) { sweep { name } } upsertBucket(input: $i) { inserted } }"""
@@ -234,8 +235,11 @@ def test_pages_escape_every_name_and_run_nothing(box: Box) -> None:
     for path in ("/", "/acme/tests", "/acme/tests/runs/up"):
         response = httpx.get(box.address.url + path)
         assert response.status_code == 200
-        assert "<script" not in response.text
-        assert response.headers["content-security-policy"].startswith("default-src 'none'")
+        assert HOSTILE not in response.text
+        assert "alert(1)" not in response.text
+        assert re.findall(r"<script(?! type=\"module\" src=)", response.text) == []
+        policy = response.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; ")
     # A slash in a project's name cannot be part of a path; such a project is seen in lists only.
     assert httpx.get(f"{box.address.url}{project}/sweeps/{name}").status_code == 404
 
@@ -246,11 +250,12 @@ def test_page_of_something_unknown_is_404(box: Box, path: str) -> None:
     assert httpx.get(box.address.url + path).status_code == 404
 
 
-def test_pages_are_not_shown_under_a_foreign_host_name(box: Box) -> None:
+@pytest.mark.parametrize("path", ["/", "/-/data/sweeps"])
+def test_pages_and_data_are_not_shown_under_a_foreign_host_name(box: Box, path: str) -> None:
     for host, status in [
-        ("evil.example", 421),
+        ("evil.example", 401),
         ("localhost", 200),
         ("127.0.0.1:1", 200),
-        ("127.0.0.1.evil", 421),
+        ("127.0.0.1.evil", 401),
     ]:
-        assert httpx.get(f"{box.address.url}/", headers={"host": host}).status_code == status
+        assert httpx.get(box.address.url + path, headers={"host": host}).status_code == status

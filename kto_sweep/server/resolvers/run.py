@@ -205,17 +205,13 @@ def _log_lines(
 
 
 def _log_line(line: lines.Line) -> dict[str, Any]:
-    """A console line; the client sends it as `TIMESTAMP text`, and `ERROR TIMESTAMP text` for stderr."""
-    text = line.text
-    is_error = text.startswith("ERROR ")
-    stamp, _, rest = text.removeprefix("ERROR ").partition(" ")
-    dated = len(stamp) >= 19 and stamp[4:5] == "-" and stamp[10:11] == "T"
+    time, is_error, text = lines.console_parts(line.text)
     return {
         "number": line.number,
-        "timestamp": stamp if dated else None,
+        "timestamp": time,
         "level": "error" if is_error else None,
         "label": None,
-        "line": rest if dated else text,
+        "line": text,
     }
 
 

@@ -61,6 +61,17 @@ def as_row(text: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+def console_parts(text: str) -> tuple[str | None, bool, str]:
+    """Time, whether it is from stderr, and the text of a console line.
+
+    The client sends `TIMESTAMP text`, and `ERROR TIMESTAMP text` for stderr; what has no time is all text.
+    """
+    is_error = text.startswith("ERROR ")
+    stamp, _, rest = text.removeprefix("ERROR ").partition(" ")
+    dated = len(stamp) >= 19 and stamp[4:5] == "-" and stamp[10:11] == "T"
+    return (stamp, is_error, rest) if dated else (None, is_error, text)
+
+
 def count(connection: sqlite3.Connection, run_id: int, stream: Stream) -> int:
     """The number that the next line of the stream would have."""
     query = "SELECT COALESCE(MAX(number) + 1, 0) FROM line WHERE run_id = ? AND stream = ?"

@@ -1,0 +1,168 @@
+"""What runs have logged, as columns of numbers in memory: read once, then only what is new."""
+
+import hashlib
+import math
+import sqlite3
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kto_sweep.server.store import lines
+from kto_sweep.server.store.lines import Stream
+from kto_sweep.server.thinning import Numbers, rounded, thin
+
+MOST_VALUES = 8_000_000
+"""Numbers kept in memory at most, 16 bytes each; the runs longest not looked at go first."""
+MOST_KEYS = 2000
+"""Keys of one run at most."""
+DEEPEST = 5
+"""Levels of nested objects that are read."""
+
+
+@dataclass
+class Column:
+    """The finite values of one key."""
+
+    rows: "array[int]" = field(default_factory=lambda: array("q"))
+    """Positions in the columns of all rows."""
+    values: "array[float]" = field(default_factory=lambda: array("d"))
+
+
+@dataclass
+class Columns:
+    """One stream of one run."""
+
+    next_line: int = 0
+    last_digest: bytes = b""
+    """Of the last line read: when it has changed, the run was started anew."""
+    steps: "array[float]" = field(default_factory=lambda: array("d"))
+    """Of every row."""
+    seconds: "array[float]" = field(default_factory=lambda: array("d"))
+    """Of every row, since the run began."""
+    by_key: dict[str, Column] = field(default_factory=dict)
+
+    def size(self) -> int:
+        """Numbers kept."""
+        return len(self.steps) + sum(len(column.values) for column in self.by_key.values())
+
+    def take(self, line: lines.Line, began: float) -> None:
+        """Add one line; what is no JSON object is skipped."""
+        self.next_line = line.number + 1
+        self.last_digest = _digest(line.text)
+        row = lines.as_row(line.text)
+        if row is None:
+            return
+        place = len(self.steps)
+        step, runtime, stamp = (_number(row.get(name)) for name in ("_step", "_runtime", "_timestamp"))
+        self.steps.append(place if step is None else step)
+        if runtime is None and stamp is not None:
+            runtime = stamp - began
+        self.seconds.append(max(0.0, runtime) if runtime is not None else place)
+        for key, value in _numbers(row):
+            column = self.by_key.get(key)
+            if column is None:
+                if len(self.by_key) >= MOST_KEYS:
+                    continue
+                column = self.by_key[key] = Column()
+            column.rows.append(place)
+            column.values.append(value)
+
+    def curve(self, key: str, points: int) -> dict[str, list[float]] | None:
+        """The key's curve in at most so many points: `step`, `time` in seconds, `value`; None without it."""
+        column = self.by_key.get(key)
+        if column is None:
+            return None
+        values = _as_numbers(column.values)
+        chosen = thin(values, points)
+        rows = np.array(column.rows, dtype=np.int64)[chosen]
+        return {
+            "step": _as_numbers(self.steps)[rows].tolist(),
+            "time": np.round(_as_numbers(self.seconds)[rows], 1).tolist(),
+            "value": rounded(values[chosen]).tolist(),
+        }
+
+
+def _as_numbers(values: "array[float]") -> Numbers:
+    # A copy: the array could not grow while numpy looks at its memory.
+    return np.array(values, dtype=np.float64)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _numbers(row: Mapping[str, Any], prefix: str = "", level: int = 0) -> Iterator[tuple[str, float]]:
+    """Every finite number of the row under its dotted name, W&B's own entries aside."""
+    for key, value in row.items():
+        if isinstance(value, dict):
+            if level < DEEPEST:
+                yield from _numbers(value, f"{prefix}{key}.", level + 1)
+        elif (number := _number(value)) is not None and (prefix or not key.startswith("_")):
+            yield prefix + key, number
+
+
+class ColumnCache:
+    """The columns of the runs that somebody looks at. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[int, Stream], Columns] = OrderedDict()
+        self._total = 0
+
+    def keys(
+        self, connection: sqlite3.Connection, run_id: int, began: float, stream: Stream = Stream.HISTORY
+    ) -> list[str]:
+        """The names under which the stream has numbers; `began` is the run's first second."""
+        with self._lock:
+            return sorted(self._fresh(connection, run_id, began, stream).by_key)
+
+    def curves(
+        self,
+        connection: sqlite3.Connection,
+        run_id: int,
+        began: float,
+        keys: list[str],
+        points: int,
+        stream: Stream = Stream.HISTORY,
+    ) -> dict[str, dict[str, list[float]]]:
+        """The curves of those of the keys that the run has logged."""
+        with self._lock:
+            columns = self._fresh(connection, run_id, began, stream)
+            found = {key: columns.curve(key, points) for key in keys}
+        return {key: curve for key, curve in found.items() if curve is not None}
+
+    def _fresh(self, connection: sqlite3.Connection, run_id: int, began: float, stream: Stream) -> Columns:
+        """The columns with everything that has been logged up to now."""
+        columns = self._known.pop((run_id, stream), None) or Columns()
+        self._total -= columns.size()
+        if columns.next_line and not _still_true(connection, run_id, stream, columns):
+            columns = Columns()
+        for line in lines.after(connection, run_id, stream, columns.next_line - 1, -1):
+            columns.take(line, began)
+        self._known[(run_id, stream)] = columns
+        self._total += columns.size()
+        while self._total > MOST_VALUES and len(self._known) > 1:
+            _, oldest = self._known.popitem(last=False)
+            self._total -= oldest.size()
+        return columns
+
+
+def _still_true(connection: sqlite3.Connection, run_id: int, stream: Stream, columns: Columns) -> bool:
+    """Whether the last line read still stands where it stood; every line carries its time, so it tells."""
+    text = lines.at(connection, run_id, stream, columns.next_line - 1)
+    return text is not None and _digest(text) == columns.last_digest

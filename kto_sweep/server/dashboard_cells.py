@@ -1,0 +1,69 @@
+"""The cells of a grid as the dashboard's map shows them."""
+
+import sqlite3
+
+from kto_sweep.ledger import Ledger, read_ledger
+from kto_sweep.remote import SweepView, TrialRecord
+from kto_sweep.server import objective, run_writes
+from kto_sweep.server.dashboard_data import Row, flat
+from kto_sweep.server.store import lines, runs
+from kto_sweep.server.store.projects import Project
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_rules import SweepRules
+from kto_sweep.sweep_ref import SweepRef
+
+MOST_CELLS = 1500
+"""A larger grid is no picture any more; its table tells it."""
+MOST_PARAMETERS = 6
+
+
+def cells(
+    connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules
+) -> list[Row] | None:
+    """Every cell with its values, state, cause and run; None for what is no grid, or too large a one."""
+    space = rules.space
+    size = space.grid_size() if space is not None and rules.method == "grid" else None
+    if space is None or size is None or not 1 < size <= MOST_CELLS or len(space.searched) > MOST_PARAMETERS:
+        return None
+    names = [parameter.name for parameter in space.searched]
+    ledger = _ledger(connection, owner, sweep, rules)
+    return [
+        {
+            "values": {name: value for name, value in flat(cell.config).items() if name in names},
+            "state": cell.state.value,
+            "cause": cell.trial.summary.get("failure/cause") if cell.trial else None,
+            "run": cell.trial.run_id if cell.trial else None,
+            "value": objective.finite_number(cell.trial.summary, rules.metric.name)
+            if cell.trial and rules.metric
+            else None,
+        }
+        for cell in ledger.cells
+    ]
+
+
+def _ledger(connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules) -> Ledger:
+    assert rules.space is not None
+    return read_ledger(
+        SweepView(
+            ref=SweepRef(owner.entity, owner.name, sweep.name),
+            url="",
+            name=sweep.name,
+            state=sweep.state.value,
+            method=rules.method,
+            metric=rules.metric.name if rules.metric else "",
+            goal="maximize" if rules.metric and rules.metric.maximize else "minimize",
+            space=rules.space,
+            expected=rules.expected_trials(),
+            trials=tuple(
+                TrialRecord(
+                    run_id=run.name,
+                    name=run.display_name,
+                    state=run.state.value,
+                    config=run_writes.plain_config(run.config),
+                    summary=lines.as_row(run.summary) or {},
+                    seconds=None,
+                )
+                for run in runs.of_sweep(connection, sweep.id)
+            ),
+        )
+    )

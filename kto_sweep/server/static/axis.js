@@ -1,0 +1,64 @@
+// Where a value stands on an axis of the parallel coordinates: numbers (also on a log scale) or names.
+
+/**
+ * @typedef {object} Axis
+ * @property {string} name
+ * @property {boolean} numeric
+ * @property {(value: any) => number | null} place 0 (bottom) to 1 (top)
+ * @property {Array<{at: number, text: any}>} ticks
+ * @property {(at: number) => any} valueAt what stands at that height
+ */
+
+/**
+ * The axis that fits the values.
+ * @param {string} name
+ * @param {any[]} values of all runs; null where a run has none
+ * @param {boolean} wantsLog where the values allow it
+ * @returns {Axis}
+ */
+export function makeAxis(name, values, wantsLog) {
+  const known = values.filter((value) => value !== null && value !== undefined && value !== "");
+  const numbers = known.map(asNumber);
+  const numeric = known.length > 0 && numbers.every((value) => value !== null);
+  return numeric ? numberAxis(name, numbers, wantsLog) : nameAxis(name, known);
+}
+
+/** The value as a number, also where YAML has made a text of it, as of 5e-7; null for what is none. */
+function asNumber(value) {
+  if (typeof value === "number") return value;
+  return typeof value === "string" && value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value) : null;
+}
+
+function numberAxis(name, values, wantsLog) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  const log = low > 0 && (wantsLog || high / low >= 50);
+  const [to, from] = log ? [Math.log, Math.exp] : [(v) => v, (v) => v];
+  const [bottom, top] = [to(low), to(high)];
+  const span = top - bottom;
+  const place = (value) => {
+    const number = asNumber(value);
+    return number === null ? null : span ? (to(number) - bottom) / span : 0.5;
+  };
+  const valueAt = (at) => from(bottom + at * span);
+  const distinct = [...new Set(values)].sort((a, b) => a - b);
+  const marks = distinct.length <= 5 ? distinct : [0, 0.25, 0.5, 0.75, 1].map(valueAt);
+  return { name, numeric: true, place, valueAt, ticks: marks.map((text) => ({ at: place(text), text })) };
+}
+
+function nameAxis(name, values) {
+  const names = [...new Set(values.map(String))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const at = (index) => (names.length > 1 ? index / (names.length - 1) : 0.5);
+  const places = new Map(names.map((text, index) => [text, at(index)]));
+  return {
+    name,
+    numeric: false,
+    place: (value) => places.get(String(value)) ?? null,
+    valueAt: (height) => names[Math.round(height * (names.length - 1))] ?? "",
+    ticks: names.length <= 12 ? names.map((text, index) => ({ at: at(index), text })) : [],
+  };
+}

@@ -1,0 +1,157 @@
+// Panels of curves: one metric each, many runs. Takes plain data; knows nothing of where it comes from.
+
+import { h, put, soon } from "./dom.js";
+import { count, show } from "./format.js";
+import { draw, plain } from "./plot.js";
+
+/**
+ * @typedef {{step: number[], time: number[], value: number[]}} Curve
+ * @typedef {{name: string, title: string, colour: string, width?: number, curve: Curve}} Line
+ * @typedef {{smoothing: number, axis: "step" | "time", logX: boolean, logY: boolean}} View
+ */
+
+const FEWEST_SMOOTHED = 20; // points: of a few evaluations each one counts
+const FEW_LINES = 2; // so many show what was logged behind the smoothed line
+
+/** How curves are shown until somebody chooses otherwise. */
+export const VIEW = { smoothing: 0.6, axis: "step", logX: false, logY: false };
+
+/**
+ * Smoothed values: an exponential mean of weight `amount`, corrected for its beginning (as W&B and TensorBoard do).
+ * @param {number[]} values
+ * @param {number} amount 0 (as they are) up to, and without, 1
+ */
+export function smooth(values, amount) {
+  if (!amount) return values;
+  let mean = 0;
+  let missing = 1; // the share of the mean that no value has filled yet
+  return values.map((value) => {
+    missing *= amount;
+    // As a step towards the value: a constant stays exactly what it is.
+    mean += ((value - mean) * (1 - amount)) / (1 - missing);
+    return mean;
+  });
+}
+
+/** The chart in words, for those who do not see it. @param {string} title @param {Line[]} lines */
+export function describe(title, lines) {
+  const ends = lines
+    .filter((line) => line.curve.value.length)
+    .map((line) => ({ title: line.title, value: line.curve.value.at(-1), step: line.curve.step.at(-1) }));
+  if (!ends.length) return `${title}: no run has logged it yet.`;
+  ends.sort((a, b) => a.value - b.value);
+  const [low, high] = [ends[0], ends.at(-1)];
+  const steps = Math.max(...ends.map((end) => end.step));
+  if (ends.length === 1) return `${title}: ${show(low.value)} at step ${show(steps)}.`;
+  return (
+    `${title}: ${count(ends.length, "run")}, up to step ${show(steps)}; last values from ${show(low.value)} ` +
+    `(${low.title}) to ${show(high.value)} (${high.title}).`
+  );
+}
+
+/** A panel for one metric. */
+export class CurvePanel {
+  /** @param {string} title @param {string} [unit] */
+  constructor(title, unit = "") {
+    this.title = title;
+    this.chart = h("div", { class: "chart", role: "img", "aria-label": `${title}: loading` });
+    this.summary = h("p", { class: "summary" }, "Loading…");
+    this.element = h(
+      "figure",
+      { class: "panel curve", "data-metric": title },
+      h("figcaption", {}, title, unit ? h("span", { class: "unit" }, ` ${unit}`) : null),
+      this.chart,
+      this.summary,
+    );
+  }
+
+  /** @param {Line[]} lines the first is drawn on top @param {View} view */
+  async draw(lines, view) {
+    const words = describe(this.title, lines);
+    put(this.summary, words);
+    this.chart.setAttribute("aria-label", words);
+    const traces = [...lines].reverse().map((line) => this.trace(line, view));
+    if (lines.length <= FEW_LINES && view.smoothing) {
+      traces.unshift(...lines.map((line) => ({ ...this.trace(line, { ...view, smoothing: 0 }), opacity: 0.3, hoverinfo: "skip", hovertemplate: null })));
+    }
+    await draw(this.chart, traces, {
+      xaxis: { title: { text: view.axis === "time" ? "seconds" : "step" }, type: view.logX ? "log" : "linear" },
+      yaxis: { type: view.logY ? "log" : "linear", exponentformat: "e" },
+    });
+  }
+
+  trace(line, view) {
+    const { value } = line.curve;
+    return {
+      type: "scatter",
+      mode: value.length > 1 ? "lines" : "markers",
+      x: line.curve[view.axis],
+      y: value.length < FEWEST_SMOOTHED ? value : smooth(value, view.smoothing),
+      line: { color: line.colour, width: line.width ?? 1.4 },
+      marker: { color: line.colour, size: 6 },
+      meta: plain(line.title),
+      hovertemplate: `%{meta}<br>%{y:.4g} at ${view.axis === "time" ? "%{x:.0f} s" : "step %{x}"}<extra></extra>`,
+    };
+  }
+}
+
+/**
+ * The controls of a set of panels: smoothing, step or time, log axes.
+ * @param {View} view changed in place
+ * @param {() => void} changed
+ */
+export function viewTools(view, changed) {
+  const later = soon(changed);
+  const amount = h("output", {}, view.smoothing.toFixed(2));
+  const slider = h("input", {
+    type: "range",
+    min: 0,
+    max: 0.99,
+    step: 0.01,
+    value: view.smoothing,
+    "aria-label": "Smoothing",
+    oninput: (event) => {
+      view.smoothing = Number(event.target.value);
+      amount.textContent = view.smoothing.toFixed(2);
+      later();
+    },
+  });
+  const axis = h(
+    "select",
+    {
+      "aria-label": "Horizontal axis",
+      onchange: (event) => {
+        view.axis = event.target.value;
+        later();
+      },
+    },
+    h("option", { value: "step" }, "step"),
+    h("option", { value: "time" }, "time"),
+  );
+  const check = (label, key) =>
+    h(
+      "label",
+      {},
+      h("input", {
+        type: "checkbox",
+        checked: view[key],
+        onchange: (event) => {
+          view[key] = event.target.checked;
+          later();
+        },
+      }),
+      label,
+    );
+  return [
+    h("label", {}, "smoothing ", slider, amount),
+    h("label", {}, "against ", axis),
+    check("log x", "logX"),
+    check("log y", "logY"),
+  ];
+}
+
+/** The points that each of so many runs may have, so that a panel stays quick. */
+export function pointsEach(runs) {
+  return Math.max(100, Math.min(1000, Math.floor(20000 / Math.max(1, runs))));
+}
+

@@ -1,0 +1,56 @@
+// Values as people read them.
+
+/** A number in four digits, as 2.3e-06 where it is small; text as it is; nothing for null. */
+export function show(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value === "boolean") return value ? "true" : "false";
+  if (typeof value !== "number") return String(value);
+  if (!Number.isFinite(value)) return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
+  const size = Math.abs(value);
+  if (size < 1e-3 || size >= 1e7) return value.toExponential(3).replace(/\.?0+e/, "e").replace(/e([+-])(\d)$/, "e$10$2");
+  return String(Number(value.toPrecision(4)));
+}
+
+/** Seconds as 45 s, 12.3 min, 4.5 h, 3.1 d. */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${(seconds / 60).toFixed(1)} min`;
+  if (seconds < 172800) return `${(seconds / 3600).toFixed(1)} h`;
+  return `${(seconds / 86400).toFixed(1)} d`;
+}
+
+/** Seconds since the epoch as local date and time. */
+export function moment(seconds) {
+  if (!seconds) return "";
+  const date = new Date(seconds * 1000);
+  const two = (n) => String(n).padStart(2, "0");
+  return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${two(date.getHours())}:${two(date.getMinutes())}`;
+}
+
+/** Bytes as 1.2 MB. */
+export function bytes(size) {
+  if (size === null || size === undefined) return "";
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let unit = 0;
+  while (size >= 1000 && unit < units.length - 1) {
+    size /= 1000;
+    unit += 1;
+  }
+  return `${unit ? size.toFixed(1) : size} ${units[unit]}`;
+}
+
+/** `1 run`, `2 runs`. */
+export function count(number, noun) {
+  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** Compares two cells: numbers before texts, nothing last whatever the direction. */
+export function compare(a, b, descending) {
+  const missing = (value) => value === null || value === undefined || value === "" || value === "NaN";
+  if (missing(a) || missing(b)) return Number(missing(a)) - Number(missing(b));
+  const numeric = typeof a === "number" && typeof b === "number";
+  const order = numeric ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  return descending ? -order : order;
+}

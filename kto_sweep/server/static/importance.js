@@ -1,0 +1,42 @@
+// How much each parameter matters for the metric: a random forest's importance, and the linear correlation.
+
+import { empty, h, put } from "./dom.js";
+import { show } from "./format.js";
+
+/** @typedef {{name: string, importance: number, correlation: number | null}} Importance */
+
+export class ImportancePanel {
+  constructor() {
+    this.element = h("div", {}, h("p", { class: "quiet" }, "Working it out…"));
+  }
+
+  /** @param {Importance[]} rows @param {string} note how sure it is, or why there is nothing */
+  draw(rows, note) {
+    if (!rows.length) {
+      put(this.element, empty(note));
+      return;
+    }
+    const most = Math.max(...rows.map((row) => row.importance), 1e-9);
+    const heads = ["parameter", "importance", "correlation"].map((text) => h("th", { scope: "col" }, text));
+    put(
+      this.element,
+      h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "importance" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows.map((row) => line(row, most))))),
+      h("p", { class: "summary" }, note),
+    );
+  }
+}
+
+function line(row, most) {
+  const bar = h("span", { class: "meter" }, h("span", { style: { width: `${(100 * row.importance) / most}%` } }));
+  const known = row.correlation !== null;
+  const size = known ? Math.min(Math.abs(row.correlation), 1) * 50 : 0;
+  const from = known && row.correlation < 0 ? 50 - size : 50;
+  const signed = h("span", { class: "meter signed" }, h("span", { class: known && row.correlation < 0 ? "below" : "", style: { left: `${from}%`, width: `${size}%` } }));
+  return h(
+    "tr",
+    {},
+    h("th", { scope: "row" }, row.name),
+    h("td", {}, bar, h("span", { class: "number" }, show(Number(row.importance.toFixed(3))))),
+    h("td", {}, signed, h("span", { class: "number" }, known ? show(Number(row.correlation.toFixed(2))) : "")),
+  );
+}

@@ -1,0 +1,34 @@
+// Tags and notes of a run: shown to all, written by those who are logged in.
+
+import { mayControl } from "./api.js";
+import { h, put } from "./dom.js";
+
+export class NotesEditor {
+  /** @param {import("./controls.js").Controls} controls */
+  constructor(controls) {
+    this.controls = controls;
+    this.shown = "";
+    this.element = h("div", { class: "notes" });
+  }
+
+  /** @param {{tags: string[], notes: string}} run */
+  update(run) {
+    const now = JSON.stringify([run.tags, run.notes, mayControl()]);
+    // What somebody is writing is not replaced by what the server has.
+    if (now === this.shown || this.element.contains(document.activeElement)) return;
+    this.shown = now;
+    if (mayControl()) this.form(run);
+    else put(this.element, run.tags.map((tag) => h("span", { class: "tag" }, tag)), run.notes ? h("p", {}, run.notes) : null);
+  }
+
+  form(run) {
+    const tags = h("input", { value: run.tags.join(", "), placeholder: "tags, with commas", "aria-label": "Tags, with commas between them" });
+    const notes = h("textarea", { value: run.notes, rows: 1, placeholder: "notes", "aria-label": "Notes" });
+    const save = (event) => {
+      event.preventDefault();
+      const list = tags.value.split(",").map((tag) => tag.trim()).filter(Boolean);
+      this.controls.send({ action: "annotate", tags: [...new Set(list)], notes: notes.value });
+    };
+    put(this.element, h("form", { onsubmit: save }, tags, notes, h("button", { type: "submit" }, "save")));
+  }
+}

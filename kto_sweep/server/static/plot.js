@@ -1,0 +1,54 @@
+// The one place that knows plotly: loads it late, gives it our look, and keeps names from being read as markup.
+
+import { colour } from "./theme.js";
+
+let loading = null;
+
+/** plotly, once it is there: the page's own content comes first. */
+export function plotly() {
+  if (window.Plotly) return Promise.resolve(window.Plotly);
+  loading ??= new Promise((resolve, reject) => {
+    // Where plotly finds these elements it leaves out the styles of its maps, which the page's policy forbids.
+    for (const id of (document.body.dataset.plotlyStyles ?? "").split(" ").filter(Boolean)) {
+      document.head.append(Object.assign(document.createElement("meta"), { id }));
+    }
+    const script = document.createElement("script");
+    script.src = document.body.dataset.plotly;
+    script.onload = () => resolve(window.Plotly);
+    script.onerror = () => reject(new Error("plotly.min.js did not load"));
+    document.head.append(script);
+  });
+  return loading;
+}
+
+/** plotly reads a few tags in its labels; this text shows as it is. */
+export function plain(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+/**
+ * Draws or redraws a chart.
+ * @param {HTMLElement} element
+ * @param {object[]} traces
+ * @param {object} axes parts of plotly's layout
+ */
+export async function draw(element, traces, { xaxis = {}, yaxis = {}, ...more } = {}) {
+  const Plotly = await plotly();
+  const quiet = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line") };
+  const axis = { ...quiet, automargin: true, tickfont: { size: 11 }, title: { font: { size: 11 } } };
+  const layout = {
+    margin: { l: 44, r: 12, t: 8, b: 34 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("quiet") },
+    hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("text"), size: 12 }, align: "left" },
+    showlegend: false,
+    hovermode: "closest",
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    xaxis: { ...axis, ...xaxis, title: { ...axis.title, ...xaxis.title } },
+    yaxis: { ...axis, ...yaxis, title: { ...axis.title, ...yaxis.title } },
+    uirevision: "kept", // a redraw keeps the zoom
+    ...more,
+  };
+  await Plotly.react(element, traces, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+}

@@ -1,0 +1,142 @@
+// The page of one run.
+
+import { follow, mayControl, path, read, segments } from "./api.js";
+import { ConsoleLog } from "./console_log.js";
+import { Controls } from "./controls.js";
+import { CurvePanel, VIEW, viewTools } from "./curves.js";
+import { code, empty, h, put, section } from "./dom.js";
+import { bytes, duration, moment, show } from "./format.js";
+import { NotesEditor } from "./notes.js";
+import { stateMark } from "./runs_table.js";
+import { colour, onTheme } from "./theme.js";
+import { ValueTable } from "./values.js";
+
+const FIRST = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb", "eval/common_loss", "rewards/chosen", "rewards/rejected"];
+const MOST_PANELS = 48;
+const POINTS = 1000;
+const ENDED = ["finished", "failed", "crashed", "killed"];
+
+const [entity, project, , name] = segments();
+const target = [entity, project, "runs", name];
+let facts = null;
+let page = null;
+let curves = {};
+let system = {};
+let drawnLines = -1;
+
+function build() {
+  const view = { ...VIEW };
+  page = {
+    view,
+    panels: new Map(),
+    systemPanels: new Map(),
+    controls: new Controls(target, () => look()),
+    head: h("div", { class: "facts" }),
+    alerts: h("div"),
+    curves: h("div", { class: "grid" }),
+    system: h("div", { class: "grid" }),
+    config: new ValueTable("Configuration"),
+    summary: new ValueTable("Summary"),
+    console: new ConsoleLog(),
+    files: h("div"),
+  };
+  page.notes = new NotesEditor(page.controls);
+  put(
+    document.getElementById("main"),
+    h("div", { class: "title" }, h("h1", {}, facts.run.title), page.controls.element),
+    page.head,
+    page.alerts,
+    page.notes.element,
+    section("Curves", { id: "curves", tools: viewTools(view, () => drawCurves()) }, page.curves),
+    h("div", { class: "pair" }, section("Configuration", { id: "config", tools: page.config.filter }, page.config.element), section("Summary", { id: "summary", tools: page.summary.filter }, page.summary.element)),
+    section("Console", { id: "console", tools: page.console.filter }, page.console.text),
+    section("System", { id: "system" }, page.system),
+    section("Files", { id: "files" }, page.files),
+  );
+  document.title = `${facts.run.title} · kto-sweep`;
+  const sweep = facts.sweep ? [" / ", h("a", { href: path(entity, project, "sweeps", facts.sweep.name) }, facts.sweep.title)] : [];
+  put(document.getElementById("trail"), " / ", h("a", { href: path(entity, project) }, `${entity}/${project}`), sweep, " / ", name);
+  onTheme(() => drawCurves());
+}
+
+function drawFacts() {
+  const { run } = facts;
+  const fact = (label, ...value) => h("div", { class: "fact" }, h("span", { class: "quiet" }, label), h("b", {}, ...value));
+  const cause = run.summary["failure/cause"];
+  put(
+    page.head,
+    fact("state", stateMark(run)),
+    cause ? fact("cause", show(cause)) : null,
+    run.exitcode === null ? null : fact("exit code", run.exitcode),
+    fact("time", duration(run.seconds)),
+    fact("started", moment(run.created)),
+    run.host ? fact("box", run.host) : null,
+    run.group ? fact("group", run.group) : null,
+  );
+  const failed = ["failed", "crashed"].includes(run.state) && !facts.alerts.length;
+  const why = failed ? h("p", { class: "warning" }, code(`The run ${run.state}${cause ? `: ${cause}` : ""}. Its console below may say why; \`kto-sweep status\` says what can be tried again.`)) : null;
+  const alerts = facts.alerts.map((alert) => h("div", { class: `alert ${alert.severity}` }, h("b", {}, alert.title), ` ${alert.text} `, h("span", { class: "quiet" }, moment(alert.time))));
+  put(page.alerts, why, alerts.length ? section("Warnings", { id: "alerts", className: "bare" }, alerts) : null);
+  page.controls.run(run.state, run.stopping);
+  page.notes.update(run);
+  page.config.update(run.config);
+  page.summary.update(run.summary);
+  drawFiles();
+}
+
+function drawFiles() {
+  if (!facts.files.length) {
+    put(page.files, empty("The run has uploaded no files."));
+    return;
+  }
+  const rows = facts.files.map((file) => h("tr", {}, h("th", { scope: "row" }, mayControl() ? h("a", { href: `/-/file/${file.id}` }, file.name) : file.name), h("td", { class: "number" }, bytes(file.size))));
+  const how = mayControl() ? null : h("p", { class: "quiet" }, code("To download files, log in once: `kto-sweep serve --login`"));
+  put(page.files, h("div", { class: "scroll tall", tabindex: 0 }, h("table", { class: "values" }, h("tbody", {}, rows))), how);
+}
+
+function ordered(keys) {
+  const place = (key) => (FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length + (key.startsWith("eval/") ? 0 : 1));
+  return [...keys].sort((a, b) => place(a) - place(b) || a.localeCompare(b)).slice(0, MOST_PANELS);
+}
+
+/** A panel for each of the keys, made once and kept. */
+async function drawPanels(keys, frame, panels, told, axis) {
+  if (!keys.length) {
+    put(frame, empty("Nothing has been logged yet."));
+    return;
+  }
+  for (const key of keys) if (!panels.has(key)) panels.set(key, new CurvePanel(key));
+  const elements = keys.map((key) => panels.get(key).element);
+  if (elements.some((element, i) => frame.children[i] !== element)) put(frame, elements);
+  for (const key of keys) {
+    const lines = told[key] ? [{ name, title: facts.run.title, colour: colour("c1"), width: 1.8, curve: told[key] }] : [];
+    await panels.get(key).draw(lines, { ...page.view, axis });
+  }
+}
+
+async function drawCurves() {
+  await drawPanels(ordered(facts.keys), page.curves, page.panels, curves, page.view.axis);
+  await drawPanels(Object.keys(system).sort(), page.system, page.systemPanels, system, "time");
+}
+
+async function loadCurves() {
+  if (facts.lines === drawnLines && ENDED.includes(facts.run.state)) return;
+  const keys = ordered(facts.keys);
+  const query = [["run", name], ["points", POINTS], ...keys.map((key) => ["key", key])];
+  curves = (await read([entity, project, "curves"], query)).curves[name] ?? {};
+  system = (await read([...target, "system"])).curves;
+  drawnLines = facts.lines;
+  await drawCurves();
+}
+
+const look = follow(async () => {
+  const told = await read(target, facts ? [["since", facts.tag]] : []);
+  if (told) {
+    facts = told;
+    if (!page) build();
+    drawFacts();
+  }
+  page.console.take(await read([...target, "console"], page.console.next === null ? [] : [["from", page.console.next]]));
+  if (told) await loadCurves();
+  return !ENDED.includes(facts.run.state);
+});

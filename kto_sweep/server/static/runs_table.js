@@ -1,0 +1,247 @@
+// The table of runs: sort, filter, choose columns, hide runs, select some to compare, save as CSV.
+
+import { csv, save } from "./csv.js";
+import { add, empty, h, put, soon } from "./dom.js";
+import { matcher } from "./filter.js";
+import { compare, count, duration, moment, show } from "./format.js";
+
+const FIRST_ROWS = 100;
+const MOST_COMPARED = 10;
+const EXTRA = ["rewards/margins", "kl", "gpu/memory_peak_gb"];
+const EMPTY = { title: "", name: "", state: "", summary: {}, config: {}, tags: [], notes: "", host: "" };
+const FIXED = {
+  run: (run) => run.title,
+  id: (run) => run.name,
+  state: (run) => run.state,
+  cause: (run) => run.summary["failure/cause"] ?? null,
+  time: (run) => run.seconds,
+  created: (run) => run.created,
+  tags: (run) => run.tags,
+  notes: (run) => run.notes,
+  host: (run) => run.host,
+};
+
+/** A run's value by column name: its own facts first, then summary, then configuration. */
+export function valueOf(run, name) {
+  if (Object.hasOwn(FIXED, name)) return FIXED[name](run);
+  return run.summary[name] ?? run.config[name] ?? null;
+}
+
+/** A run's state with a sign, so that it is not told by colour alone. */
+export function stateMark(run) {
+  const state = run.stopping ? "stopping" : run.state;
+  return h("span", { class: `state ${state}`, title: run.summary["failure/cause"] ?? null }, state);
+}
+
+export class RunsTable {
+  /**
+   * @param {object} options
+   * @param {string[]} options.parameters shown by default
+   * @param {{name: string, goal: string} | null} options.metric
+   * @param {(run: object) => string} options.link
+   * @param {(names: string[]) => string} options.compareLink
+   * @param {() => void} options.changed what is shown in charts has changed
+   */
+  constructor(options) {
+    this.options = options;
+    this.runs = [];
+    this.colours = new Map();
+    this.hidden = new Set();
+    this.selected = new Set();
+    this.brushed = null; // names that another chart's brush leaves, or null
+    this.all = false;
+    const metric = options.metric?.name;
+    this.columns = ["run", "state", ...(metric ? [metric] : []), ...options.parameters];
+    this.columns.push(...EXTRA.filter((name) => name !== metric), "time", "tags");
+    this.sort = metric ? { name: metric, descending: options.metric.goal === "maximize" } : { name: "created", descending: true };
+    this.build();
+  }
+
+  build() {
+    this.filter = h("input", {
+      type: "search",
+      placeholder: "state=failed  learning_rate<1e-4  a word",
+      "aria-label": "Filter runs",
+      oninput: soon(() => this.refilter(), 120),
+    });
+    this.told = h("span", { class: "quiet", role: "status" });
+    this.chooser = h("details", { class: "menu" }, h("summary", {}, "columns"), h("div", { class: "choices" }));
+    this.chooser.addEventListener("toggle", () => this.chooser.open && this.fillChooser());
+    this.compareLink = h("a", { class: "button", "aria-disabled": "true" }, "compare");
+    this.tools = [
+      this.filter,
+      this.chooser,
+      h("button", { type: "button", onclick: () => this.save() }, "CSV"),
+      this.compareLink,
+    ];
+    this.head = h("tr");
+    this.body = h("tbody");
+    this.more = h("div", { class: "more" });
+    this.element = h(
+      "div",
+      {},
+      this.told,
+      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs" }, h("table", { class: "runs" }, h("thead", {}, this.head), this.body)),
+      this.more,
+    );
+    this.showCompare();
+  }
+
+  /** @param {object[]} runs @param {Map<string, string>} colours */
+  update(runs, colours) {
+    this.runs = runs;
+    this.colours = colours;
+    this.render();
+  }
+
+  refilter() {
+    this.render();
+    this.options.changed();
+  }
+
+  /** Only runs of these names stay (null: all); another chart's brush says so. */
+  brush(names) {
+    this.brushed = names;
+    this.refilter();
+  }
+
+  /** The runs that pass filter and brush, in the table's order. */
+  matching() {
+    const fits = matcher(this.filter.value, valueOf);
+    const { name, descending } = this.sort;
+    return this.runs
+      .filter((run) => fits(run) && (this.brushed === null || this.brushed.has(run.name)))
+      .sort((a, b) => compare(valueOf(a, name), valueOf(b, name), descending));
+  }
+
+  /** Those of them that are not hidden. */
+  visible() {
+    return this.matching().filter((run) => !this.hidden.has(run.name));
+  }
+
+  render() {
+    const rows = this.matching();
+    const focus = document.activeElement?.dataset?.focus;
+    put(this.head, h("th", { class: "pick" }, h("span", { class: "hidden-text" }, "shown and selected")), this.columns.map((name) => this.heading(name)));
+    const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
+    const best = this.bestName();
+    put(this.body, shown.map((run) => this.row(run, run.name === best)));
+    put(this.told, rows.length === this.runs.length ? count(rows.length, "run") : `${rows.length} of ${count(this.runs.length, "run")}`);
+    put(this.more);
+    if (!this.runs.length) add(this.more, empty("No runs yet. Start an agent on a GPU box: `kto-sweep agent`"));
+    else if (!rows.length) add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
+    if (shown.length < rows.length) {
+      const all = () => {
+        this.all = true;
+        this.render();
+      };
+      add(this.more, h("button", { type: "button", onclick: all }, `show all ${rows.length}`));
+    }
+    if (focus) [...this.element.querySelectorAll("[data-focus]")].find((e) => e.dataset.focus === focus)?.focus();
+  }
+
+  bestName() {
+    const { metric } = this.options;
+    if (!metric) return null;
+    const ranked = this.runs.filter((run) => typeof valueOf(run, metric.name) === "number");
+    ranked.sort((a, b) => compare(valueOf(a, metric.name), valueOf(b, metric.name), metric.goal === "maximize"));
+    return ranked[0]?.name ?? null;
+  }
+
+  heading(name) {
+    const active = this.sort.name === name;
+    const sort = () => {
+      this.sort = { name, descending: active ? !this.sort.descending : false };
+      this.render();
+    };
+    const sign = active ? (this.sort.descending ? " ↓" : " ↑") : "";
+    return h(
+      "th",
+      { scope: "col", class: this.isNumber(name) ? "number" : null, "aria-sort": active ? (this.sort.descending ? "descending" : "ascending") : null },
+      h("button", { type: "button", class: "sort", "data-focus": `sort ${name}`, onclick: sort }, name + sign),
+    );
+  }
+
+  isNumber(name) {
+    return name === "time" || typeof valueOf(this.runs.find((run) => valueOf(run, name) !== null) ?? EMPTY, name) === "number";
+  }
+
+  row(run, best) {
+    const hidden = this.hidden.has(run.name);
+    const toggle = () => {
+      if (!this.hidden.delete(run.name)) this.hidden.add(run.name);
+      this.refilter();
+    };
+    const swatch = h("button", {
+      type: "button",
+      class: hidden ? "swatch off" : "swatch",
+      style: { "--swatch": this.colours.get(run.name) ?? "transparent" },
+      "aria-pressed": String(!hidden),
+      "aria-label": `show ${run.title} in the charts`,
+      title: hidden ? "show in the charts" : "hide from the charts",
+      "data-focus": `eye ${run.name}`,
+      onclick: toggle,
+    });
+    const pick = h("input", {
+      type: "checkbox",
+      "aria-label": `select ${run.title} to compare`,
+      checked: this.selected.has(run.name),
+      "data-focus": `pick ${run.name}`,
+      onchange: (event) => {
+        if (event.target.checked) this.selected.add(run.name);
+        else this.selected.delete(run.name);
+        this.showCompare();
+      },
+    });
+    const cells = this.columns.map((name) => this.cell(run, name, best));
+    return h("tr", { class: best ? "best" : null, "data-run": run.name }, h("td", { class: "pick" }, pick, swatch), cells);
+  }
+
+  cell(run, name, best) {
+    if (name === "run") {
+      return h("th", { scope: "row" }, best ? h("span", { class: "star", title: "best run" }, "★ ") : null, h("a", { href: this.options.link(run) }, run.title));
+    }
+    if (name === "state") return h("td", {}, stateMark(run));
+    if (name === "time") return h("td", { class: "number" }, duration(run.seconds));
+    if (name === "created") return h("td", {}, moment(run.created));
+    if (name === "tags") return h("td", {}, run.tags.map((tag) => h("span", { class: "tag" }, tag)));
+    const value = valueOf(run, name);
+    return h("td", { class: typeof value === "number" ? "number" : "text", title: typeof value === "string" && value.length > 30 ? value : null }, show(value));
+  }
+
+  fillChooser() {
+    const names = new Set([...Object.keys(FIXED), ...this.columns]);
+    for (const run of this.runs) for (const part of [run.config, run.summary]) for (const name of Object.keys(part)) names.add(name);
+    const choice = (name) =>
+      h(
+        "label",
+        {},
+        h("input", {
+          type: "checkbox",
+          checked: this.columns.includes(name),
+          onchange: (event) => {
+            this.columns = event.target.checked ? [...this.columns, name] : this.columns.filter((other) => other !== name);
+            this.render();
+          },
+        }),
+        name,
+      );
+    put(this.chooser.lastElementChild, [...names].sort().map(choice));
+  }
+
+  showCompare() {
+    const number = this.selected.size;
+    const ready = number >= 2 && number <= MOST_COMPARED;
+    this.compareLink.textContent = number ? `compare ${number}` : "compare";
+    this.compareLink.title = ready ? "side by side" : `select 2 to ${MOST_COMPARED} runs`;
+    this.compareLink.setAttribute("aria-disabled", String(!ready));
+    if (ready) this.compareLink.href = this.options.compareLink([...this.selected]);
+    else this.compareLink.removeAttribute("href");
+  }
+
+  save() {
+    const names = ["id", ...this.columns];
+    const rows = this.matching().map((run) => names.map((name) => valueOf(run, name)));
+    save("runs.csv", csv(names, rows));
+  }
+}

@@ -1,0 +1,51 @@
+// The metric of each run against when it began, with the best value so far.
+
+import { h, put } from "./dom.js";
+import { count, show } from "./format.js";
+import { draw, plain } from "./plot.js";
+import { colour } from "./theme.js";
+
+/** @typedef {{name: string, title: string, colour: string, created: number, value: number}} Point */
+
+export class ScatterPanel {
+  constructor() {
+    this.chart = h("div", { class: "chart", role: "img", "aria-label": "metric against time: loading" });
+    this.summary = h("p", { class: "summary" });
+    this.element = h("div", {}, this.chart, this.summary);
+  }
+
+  /** @param {Point[]} points @param {{name: string, goal: string}} metric */
+  async draw(points, metric) {
+    const ordered = [...points].sort((a, b) => a.created - b.created);
+    const better = metric.goal === "maximize" ? Math.max : Math.min;
+    const words = describe(ordered, metric, better);
+    put(this.summary, words);
+    this.chart.setAttribute("aria-label", words);
+    let best = null;
+    const so_far = ordered.map((point) => (best = best === null ? point.value : better(best, point.value)));
+    const times = ordered.map((point) => new Date(point.created * 1000));
+    await draw(
+      this.chart,
+      [
+        { type: "scatter", mode: "lines", x: times, y: so_far, line: { shape: "hv", color: colour("accent"), width: 1.5 }, hoverinfo: "skip" },
+        {
+          type: "scatter",
+          mode: "markers",
+          x: times,
+          y: ordered.map((point) => point.value),
+          marker: { color: ordered.map((point) => point.colour), size: 8, line: { width: 1, color: colour("panel") } },
+          customdata: ordered.map((point) => plain(point.title)),
+          hovertemplate: "%{customdata}<br>%{y:.4g}<extra></extra>",
+        },
+      ],
+      { yaxis: { title: { text: plain(metric.name) }, exponentformat: "e" } },
+    );
+  }
+}
+
+function describe(points, metric, better) {
+  if (!points.length) return `No run has logged ${metric.name} yet.`;
+  const value = points.map((point) => point.value).reduce((a, b) => better(a, b));
+  const place = points.findIndex((point) => point.value === value);
+  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: best ${show(value)} by ${points[place].title}, number ${place + 1} of ${count(points.length, "run")} by time.`;
+}

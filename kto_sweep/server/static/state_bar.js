@@ -1,0 +1,31 @@
+// How far a sweep is: a bar of its runs by state, with the same in words.
+
+import { h } from "./dom.js";
+
+const ORDER = ["finished", "running", "pending", "preempting", "preempted", "failed", "crashed", "killed"];
+
+/**
+ * @param {Record<string, number>} counts runs by state
+ * @param {number | null} expected
+ */
+export function stateBar(counts, expected) {
+  const total = Object.values(counts).reduce((a, b) => a + b, 0);
+  const width = Math.max(total, expected ?? 0, 1);
+  const parts = ORDER.filter((state) => counts[state]);
+  const words = parts.map((state) => `${counts[state]} ${state}`).join(", ") || "no runs yet";
+  return h(
+    "div",
+    { class: "state-bar" },
+    h(
+      "div",
+      { class: "bar", role: "img", "aria-label": `${words}${expected ? ` of ${expected} expected` : ""}` },
+      parts.map((state) => h("span", { class: `part ${state}`, style: { width: `${(100 * counts[state]) / width}%` } })),
+    ),
+    h("span", { class: "quiet" }, `${counts.finished ?? 0}${expected ? ` of ${expected}` : ""} finished${words === "no runs yet" ? "" : otherWords(parts, counts)}`),
+  );
+}
+
+function otherWords(parts, counts) {
+  const others = parts.filter((state) => state !== "finished").map((state) => `${counts[state]} ${state}`);
+  return others.length ? ` · ${others.join(" · ")}` : "";
+}

@@ -1,0 +1,247 @@
+// The page of a sweep: fetches, and hands plain data to the parts that draw.
+
+import { follow, path, read, segments } from "./api.js";
+import { Controls } from "./controls.js";
+import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
+import { add, empty, h, put, section } from "./dom.js";
+import { compare, duration, moment, show } from "./format.js";
+import { GridMap } from "./grid_map.js";
+import { ImportancePanel } from "./importance.js";
+import { ParallelPlot } from "./parallel.js";
+import { plotly } from "./plot.js";
+import { RunsTable, valueOf } from "./runs_table.js";
+import { ScatterPanel } from "./scatter.js";
+import { stateBar } from "./state_bar.js";
+import { onTheme, runColours } from "./theme.js";
+
+const CURVES = [
+  ["rewards/margins", "nats"],
+  ["loss", ""],
+  ["kl", "nats"],
+  ["gpu/memory_peak_gb", "GiB"],
+];
+const MOST_DRAWN = 60;
+const OVER = ["finished", "canceled"];
+
+const [entity, project, , sweepName] = segments();
+const runs = new Map();
+const curves = new Map(); // by run: {seen: what the run looked like, points, curves}
+let facts = null;
+let cells = null;
+let tag = null;
+let page = null;
+
+function metricOf(run) {
+  const value = facts.metric ? valueOf(run, facts.metric.name) : null;
+  return typeof value === "number" ? value : null;
+}
+
+/** The runs, the best first, those without a value last. */
+function ranked() {
+  const down = facts.metric?.goal === "maximize";
+  return [...runs.values()].sort((a, b) => compare(metricOf(a), metricOf(b), down) || a.created - b.created);
+}
+
+/** The searched parameters; where the server does not know them, those in which the runs differ. */
+function parameters() {
+  if (facts.parameters.length) return facts.parameters;
+  const values = new Map();
+  for (const run of runs.values()) {
+    for (const [name, value] of Object.entries(run.config)) {
+      values.set(name, (values.get(name) ?? new Set()).add(String(value)));
+    }
+  }
+  return [...values].filter(([, seen]) => seen.size > 1).map(([name]) => ({ name, log: false }));
+}
+
+function build() {
+  const main = document.getElementById("main");
+  const table = new RunsTable({
+    parameters: parameters().map((each) => each.name),
+    metric: facts.metric,
+    link: (run) => path(entity, project, "runs", run.name),
+    compareLink: (names) => `${path(entity, project, "compare")}?${new URLSearchParams({ runs: names.join(",") })}`,
+    changed: () => drawCharts(),
+  });
+  const view = { ...VIEW };
+  const parallel = new ParallelPlot((names) => table.brush(names));
+  page = {
+    table,
+    view,
+    parallel,
+    panels: CURVES.map(([title, unit]) => new CurvePanel(title, unit)),
+    controls: new Controls([entity, project, "sweeps", sweepName], () => look()),
+    head: h("div", { class: "facts" }),
+    bar: h("div"),
+    notice: h("p", { class: "quiet" }),
+    scatter: new ScatterPanel(),
+    importance: new ImportancePanel(),
+    map: new GridMap((name) => path(entity, project, "runs", name)),
+    agents: h("div"),
+    yaml: h("pre", { class: "tall", tabindex: 0 }),
+    problems: h("div"),
+  };
+  page.curveGrid = h("div", { class: "grid four" }, page.panels.map((panel) => panel.element));
+  page.charts = section("Curves", { id: "curves", tools: viewTools(view, () => drawCurves()) }, page.notice, page.curveGrid);
+  page.parallelSection = section("Parameters and metric", { id: "parallel", tools: [parallel.clear] }, parallel.element);
+  page.scatterSection = section("Metric against time", { id: "scatter" }, page.scatter.element);
+  page.importanceSection = section("Parameter importance", { id: "importance" }, page.importance.element);
+  page.mapSection = section("Grid", { id: "grid" }, page.map.element);
+  put(
+    main,
+    h("div", { class: "title" }, h("h1", {}, facts.title), page.controls.element),
+    page.head,
+    page.bar,
+    page.problems,
+    page.charts,
+    section("Runs", { id: "runs", tools: table.tools }, table.element),
+    page.mapSection,
+    page.parallelSection,
+    h("div", { class: "pair" }, page.importanceSection, page.scatterSection),
+    section("Agents", { id: "agents" }, page.agents),
+    section("Sweep file", { id: "yaml" }, page.yaml),
+  );
+  document.title = `${facts.title} · kto-sweep`;
+  put(document.getElementById("trail"), " / ", h("a", { href: path(entity, project) }, `${entity}/${project}`), " / ", sweepName);
+  onTheme(() => drawAll());
+}
+
+function drawHead() {
+  const counts = {};
+  let busy = 0;
+  for (const run of runs.values()) {
+    counts[run.state] = (counts[run.state] ?? 0) + 1;
+    busy += run.seconds ?? 0;
+  }
+  const best = ranked().find((run) => metricOf(run) !== null);
+  const fact = (name, ...value) => h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
+  put(
+    page.head,
+    fact("state", h("span", { class: `state ${facts.state}` }, facts.state)),
+    fact("method", facts.method),
+    facts.metric ? fact(`${facts.metric.goal} `, facts.metric.name) : null,
+    best ? fact("best", `★ ${show(metricOf(best))} `, h("a", { href: path(entity, project, "runs", best.name) }, best.title)) : null,
+    fact("compute", duration(busy)),
+    fact("created", moment(facts.created)),
+  );
+  put(page.bar, stateBar(counts, facts.expected));
+  put(page.problems, facts.problems.map((text) => h("p", { class: "warning" }, `The server says of the sweep file: ${text}`)));
+  page.controls.sweep(facts.state);
+}
+
+function drawAgents() {
+  if (!facts.agents.length) {
+    put(page.agents, empty(`No agent has come yet. On each GPU box type: \`kto-sweep agent ${entity}/${project}/${sweepName}\``));
+    return;
+  }
+  const rows = facts.agents.map((agent) => {
+    const links = agent.runs.map((name) => h("a", { href: path(entity, project, "runs", name) }, runs.get(name)?.title ?? name));
+    const state = agent.alive ? "running" : "gone";
+    return h("tr", {}, h("td", {}, agent.host), h("td", {}, h("span", { class: `state ${state}` }, agent.alive ? "here" : "gone")), h("td", {}, moment(agent.heartbeat)), h("td", { class: "links" }, links));
+  });
+  const heads = ["box", "state", "last heard of", "at work on"].map((text) => h("th", { scope: "col" }, text));
+  put(page.agents, h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows))));
+}
+
+function drawAll() {
+  const order = ranked();
+  const valued = new Set(order.filter((run) => metricOf(run) !== null).map((run) => run.name));
+  page.colours = runColours(order.map((run) => run.name), valued);
+  drawHead();
+  page.table.update(order, page.colours);
+  drawAgents();
+  page.yaml.textContent = facts.yaml;
+  page.mapSection.hidden = !cells;
+  if (cells) page.map.draw(cells, facts.parameters.map((each) => each.name), page.colours);
+  drawCharts();
+}
+
+/** Everything that depends on which runs are shown. */
+function drawCharts() {
+  const dimensions = parameters();
+  const order = ranked();
+  page.parallelSection.hidden = !dimensions.length || !runs.size;
+  if (!page.parallelSection.hidden) {
+    const all = facts.metric ? [...dimensions, { name: facts.metric.name, log: false }] : dimensions;
+    const rows = order.map((run) => ({
+      name: run.name,
+      title: run.title,
+      colour: page.colours.get(run.name),
+      values: all.map((each, i) => (facts.metric && i === all.length - 1 ? metricOf(run) : (run.config[each.name] ?? null))),
+    }));
+    page.parallel.update(all, rows);
+  }
+  page.scatterSection.hidden = !facts.metric;
+  page.importanceSection.hidden = true;
+  drawCurves().catch((problem) => console.error(problem));
+}
+
+function shown() {
+  const visible = new Set(page.table.visible().map((run) => run.name));
+  const all = ranked().filter((run) => visible.has(run.name));
+  return { all, drawn: all.slice(0, MOST_DRAWN) };
+}
+
+async function drawCurves() {
+  const { all, drawn } = shown();
+  const more = all.length > drawn.length;
+  put(page.notice, more ? `The best ${MOST_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.` : "");
+  page.notice.hidden = !more;
+  if (!runs.size) {
+    const text = `No run has logged anything yet. On each GPU box type: \`kto-sweep agent ${entity}/${project}/${sweepName}\``;
+    put(page.curveGrid, empty(text));
+    return;
+  }
+  if (!page.curveGrid.contains(page.panels[0].element)) put(page.curveGrid, page.panels.map((panel) => panel.element));
+  await fetchCurves(drawn);
+  await plotly();
+  for (const panel of page.panels) {
+    const lines = drawn
+      .filter((run) => curves.get(run.name)?.curves[panel.title])
+      .map((run, i) => ({
+        name: run.name,
+        title: run.title,
+        colour: page.colours.get(run.name),
+        width: i === 0 ? 2.6 : 1.4,
+        curve: curves.get(run.name).curves[panel.title],
+      }));
+    await panel.draw(lines, page.view);
+  }
+  if (facts.metric) {
+    const points = all
+      .filter((run) => metricOf(run) !== null)
+      .map((run) => ({ name: run.name, title: run.title, created: run.created, colour: page.colours.get(run.name), value: metricOf(run) }));
+    await page.scatter.draw(points, facts.metric);
+  }
+}
+
+/** Fetches the curves of those runs that have gone on since, or are to be shown in more detail. */
+async function fetchCurves(drawn) {
+  const points = pointsEach(drawn.length);
+  const stale = drawn.filter((run) => {
+    const known = curves.get(run.name);
+    return !known || known.seen !== `${run.heartbeat} ${run.state}` || known.points < points / 2;
+  });
+  if (!stale.length) return;
+  const query = [["points", points], ...stale.map((run) => ["run", run.name]), ...CURVES.map(([key]) => ["key", key])];
+  const told = await read([entity, project, "curves"], query);
+  for (const run of stale) {
+    curves.set(run.name, { seen: `${run.heartbeat} ${run.state}`, points, curves: told.curves[run.name] ?? {} });
+  }
+}
+
+const look = follow(async () => {
+  const told = await read([entity, project, "sweeps", sweepName], tag ? [["since", tag]] : []);
+  if (told) {
+    tag = told.tag;
+    facts = told.sweep;
+    cells = told.cells;
+    if (told.complete) runs.clear();
+    for (const run of told.runs) runs.set(run.name, run);
+    if (!page) build();
+    drawAll();
+  }
+  return !OVER.includes(facts.state) || [...runs.values()].some((run) => run.state === "running");
+});
+
+add(document.getElementById("live"), "loading");
