@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import wandb
 
 CONNECT_SECONDS = 10.0
+ANSWER_SECONDS = 120
+"""For a server that can be reached. A 429 may ask for a minute of waiting, which wandb's client keeps only as
+long as its caller does: one that gives up earlier asks again too early."""
 
 RUNNING = frozenset({"running", "pending", "preempting", "preempted"})
 """Run states of a trial that is not over; a preempted one is handed out again."""
@@ -104,7 +107,7 @@ def connect(target: Target) -> "wandb.Api":
     from wandb.errors import AuthenticationError, CommError
 
     try:
-        api = wandb.Api(timeout=30)
+        api = wandb.Api(timeout=ANSWER_SECONDS)
         user = api.viewer
     except (AuthenticationError, CommError, ValueError) as error:
         raise ServerError(

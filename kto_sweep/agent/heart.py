@@ -1,6 +1,7 @@
 """The heartbeat of one registered agent, on a thread of its own: a slow server must not hold up training."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 
 from kto_sweep.agent.link import Command
@@ -15,7 +16,8 @@ class Heart:
 
     `beat` is told the runs that are alive and gives the server's commands. After an answer with
     commands the heart stands still until `resume`: a heartbeat that does not name the new run yet would be
-    given another.
+    given another. After one that took longer than the interval it rests for as long: the server, or wandb's
+    client as the server's 429 told it, has held it up, and nothing is `soon` then.
     """
 
     def __init__(
@@ -60,11 +62,15 @@ class Heart:
             if self._ended.is_set():
                 return
             self._handled.clear()
+            began = time.monotonic()
             try:
                 commands = self._beat(self._running)
             except ServerError as error:
                 self._on_loss(error)
                 return
+            taken = time.monotonic() - began
             if commands:
                 self._on_commands(commands)
                 self._handled.wait()
+            if taken > self._interval:
+                self._ended.wait(taken)
