@@ -7,6 +7,7 @@ from pathlib import Path
 from kto_sweep.home import Home
 from kto_sweep.preflight import check
 from kto_sweep.remote import connect
+from kto_sweep.reuse import find_prior_runs
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import DEFAULT_PROJECT, find_target
 
@@ -20,12 +21,15 @@ class Registered:
     method: str
     expected_trials: int | None
     """None when it has no end of its own."""
+    reused: tuple[str, ...] = ()
+    """Runs of an earlier sweep that it counts as its own."""
 
     def summary(self) -> str:
         """Two lines for people."""
         many = self.expected_trials
         count = "trials without end" if many is None else f"{many} trial{'' if many == 1 else 's'}"
-        return f"Sweep {self.ref}: {self.method}, {count}\n  {self.url}"
+        taken = f", {len(self.reused)} of them taken over" if self.reused else ""
+        return f"Sweep {self.ref}: {self.method}, {count}{taken}\n  {self.url}"
 
 
 def register(
@@ -37,9 +41,11 @@ def register(
     local: bool,
     say: Callable[[str], None],
     force: bool = False,
+    reuse: str | None = None,
 ) -> Registered:
     """Check a sweep file, register it, and remember it as the sweep used last on this box.
 
+    `reuse` names a sweep of the same project: its finished trials that are the same are not trained again.
     Raises SpecError with all problems of the file and its data, UsageError for cells that do not fit on this
     box's GPU (with `force` only what a server would refuse), ServerError when the server cannot be had.
     """
@@ -49,13 +55,12 @@ def register(
     target = find_target(home, local=local)
     say(f"Talking to the {target}" if target.local else f"Talking to {target}")
     api = connect(target)
-    ref, warnings = create_sweep(
-        api,
-        spec.config,
-        project=project or spec.config.get("project") or DEFAULT_PROJECT,
-        entity=entity or spec.config.get("entity"),
-    )
+    project = project or spec.config.get("project") or DEFAULT_PROJECT
+    entity = entity or spec.config.get("entity")
+    new = {**spec.config, "project": project, "entity": entity}
+    reused = find_prior_runs(home, api, target, reuse, new) if reuse else ()
+    ref, warnings = create_sweep(api, spec.config, project=project, entity=entity, prior_runs=reused)
     for warning in warnings:
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
-    return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials)
+    return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials, reused)

@@ -56,10 +56,17 @@ def find_login() -> Login:
 
 
 def create_sweep(
-    api: wandb.Api, config: Mapping[str, Any], *, project: str, entity: str | None
+    api: wandb.Api,
+    config: Mapping[str, Any],
+    *,
+    project: str,
+    entity: str | None,
+    prior_runs: Sequence[str] = (),
 ) -> tuple[SweepRef, list[str]]:
-    """The registered sweep and the server's warnings about its configuration."""
-    made, warnings = sweeps_api._upsert_sweep(api, dict(config), project=project, entity=entity)
+    """The registered sweep, which counts `prior_runs` as its own too, and the server's warnings."""
+    made, warnings = sweeps_api._upsert_sweep(
+        api, dict(config), project=project, entity=entity, prior_runs=list(prior_runs)
+    )
     owner = made["project"]
     return SweepRef(owner["entity"]["name"], owner["name"], made["name"]), list(warnings)
 

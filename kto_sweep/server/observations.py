@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.server import objective, run_writes
@@ -18,9 +19,17 @@ def observations(connection: sqlite3.Connection, sweep_id: int, metric: Metric) 
     without a value, has the one that the sweep's `metric.impute` says. Each has the configuration that the
     search chose for it, or was configured with when no search chose it.
     """
-    found = runs.of_sweep(connection, sweep_id)
+    found = [
+        *map(_of_its_summary, runs.taken_over(connection, sweep_id)),
+        *runs.of_sweep(connection, sweep_id),
+    ]
     worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
     return [_observation(run, metric, worst) for run in found]
+
+
+def _of_its_summary(run: Run) -> Run:
+    """The run without what was read out of its history, for that was the metric of another sweep."""
+    return replace(run, metric_low=None, metric_high=None, metric_last=None)
 
 
 def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:

@@ -182,9 +182,9 @@ def set_state(connection: sqlite3.Connection, opaque: str, state: str) -> None:
 def delete(connection: sqlite3.Connection, backend: Backend, opaque: str) -> None:
     """Remove the run, its lines and its files; a grid may visit its cell again."""
     run = by_opaque_id(connection, opaque)
+    for sweep_id in runs.sweeps_of(connection, run):
+        sweeps.update(connection, sweep_id, grid_cursor=0, exhausted=False)
     runs.delete(connection, run.id)
-    if run.sweep_id is not None:
-        sweeps.update(connection, run.sweep_id, grid_cursor=0, exhausted=False)
     shutil.rmtree(backend.files / str(run.id), ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.states import OVER, RunState, SweepState
+from kto_sweep.server.states import ENDED, OVER, RunState, SweepState
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import FilterError, compile_filter
 from kto_sweep.server.store.ids import from_global, new_name
@@ -84,16 +84,19 @@ def _create(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[st
 
 
 def _adopt_prior_runs(connection: sqlite3.Connection, sweep: Sweep, filters: str) -> None:
-    """Make the runs that the filter names, and that have no sweep, runs of this sweep."""
+    """Make the runs that the filter names runs of this sweep; those of another sweep stay there as well."""
     try:
         where = compile_filter(filters)
     except FilterError as problem:
         raise RequestError(str(problem)) from problem
     if where.sql == "1":
         return
-    where = where.and_also("run.project_id = ? AND run.sweep_id IS NULL", sweep.project_id)
+    where = where.and_also("run.project_id = ?", sweep.project_id)
     for run in runs.page(connection, where, None, MOST_PRIOR_RUNS):
-        runs.update(connection, run.id, sweep_id=sweep.id)
+        if run.sweep_id is None:
+            runs.update(connection, run.id, sweep_id=sweep.id)
+        elif run.state in ENDED:
+            runs.take_over(connection, sweep.id, run.id)
     sweeps.update(connection, sweep.id, prior_runs=filters)
     objective.read_again(connection, sweep.id)
 

@@ -60,7 +60,7 @@ def _best_loss(sweep: Sweep, request: Request) -> float | None:
 
 @fields.of("Sweep", "runCount")
 def _run_count(sweep: Sweep, request: Request) -> int:
-    return runs.count_of_sweep(request.reader, sweep.id)
+    return runs.count(request.reader, runs.in_sweep(sweep.id))
 
 
 @fields.of("Sweep", "runCountExpected")
@@ -84,10 +84,10 @@ def _runs(
     order: str | None = None,
 ) -> dict[str, Any]:
     part = window(first, after, usual=200)
-    where = Where("run.sweep_id = ?", (sweep.id,))
-    return connection(
-        runs.page(request.reader, where, compile_order(order), part.first + 1, part.offset), part
+    found = runs.page(
+        request.reader, runs.in_sweep(sweep.id), compile_order(order), part.first + 1, part.offset
     )
+    return connection(found, part)
 
 
 @fields.of("Sweep", "agents")

@@ -209,7 +209,9 @@ def _compare_all(key: str, value: Any) -> Where:
 def _compare(key: str, operator: str, operand: Any) -> Where:
     """The condition of one operator on one key."""
     if key == "sweep" and operator == "$eq" and isinstance(operand, str):
-        return Where("run.sweep_id IN (SELECT sweep.id FROM sweep WHERE sweep.name = ?)", (operand,))
+        own = "run.sweep_id IN (SELECT sweep.id FROM sweep WHERE sweep.name = ?)"
+        prior = "SELECT run_id FROM prior_run JOIN sweep ON sweep.id = sweep_id WHERE sweep.name = ?"
+        return Where(f"({own} OR run.id IN ({prior}))", (operand, operand))
     sql, parameters, is_time = _column(key)
     if operator in ("$in", "$nin"):
         return _membership(sql, parameters, operand, is_time, inside=operator == "$in")

@@ -131,7 +131,16 @@ CREATE TABLE alert (
 CREATE INDEX alert_of_run ON alert (run_id);
 """
 
-STEPS = (FIRST,)
+SECOND = """
+CREATE TABLE prior_run (
+    sweep_id INTEGER NOT NULL REFERENCES sweep (id) ON DELETE CASCADE,
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    PRIMARY KEY (sweep_id, run_id)
+) WITHOUT ROWID;
+CREATE INDEX prior_run_of ON prior_run (run_id);
+"""
+
+STEPS = (FIRST, SECOND)
 
 
 def migrate(path: Path) -> None:

@@ -109,11 +109,39 @@ def find_by_path(connection: sqlite3.Connection, entity: str, project: str, name
 
 
 def of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[RunState] = ()) -> list[Run]:
-    """The sweep's runs, oldest first; only those in `states` when any are given."""
+    """The sweep's own runs, oldest first; only those in `states` when any are given."""
     query = f"SELECT {_COLUMNS} FROM run WHERE sweep_id = ?"
     if states:
         query += f" AND state IN ({', '.join('?' * len(states))})"
     return [_record(row) for row in connection.execute(query + " ORDER BY id", (sweep_id, *states))]
+
+
+def in_sweep(sweep_id: int) -> Where:
+    """The condition that a run is the sweep's own or one that it took over from another."""
+    return Where(
+        "run.sweep_id = ? OR run.id IN (SELECT run_id FROM prior_run WHERE sweep_id = ?)",
+        (sweep_id, sweep_id),
+    )
+
+
+def taken_over(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
+    """The ended runs of other sweeps that this one counts as its own, oldest first."""
+    query = (
+        f"SELECT {_COLUMNS} FROM prior_run JOIN run ON run.id = prior_run.run_id"
+        " WHERE prior_run.sweep_id = ? ORDER BY run.id"
+    )
+    return [_record(row) for row in connection.execute(query, (sweep_id,))]
+
+
+def sweeps_of(connection: sqlite3.Connection, run: Run) -> list[int]:
+    """The sweeps that count the run as theirs."""
+    others = connection.execute("SELECT sweep_id FROM prior_run WHERE run_id = ?", (run.id,))
+    return [row[0] for row in others] + ([] if run.sweep_id is None else [run.sweep_id])
+
+
+def take_over(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> None:
+    """Let the sweep count an ended run of another sweep as its own."""
+    connection.execute("INSERT OR IGNORE INTO prior_run (sweep_id, run_id) VALUES (?, ?)", (sweep_id, run_id))
 
 
 def page(

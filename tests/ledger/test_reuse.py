@@ -1,0 +1,73 @@
+"""A new grid takes over the trials that an earlier sweep has finished."""
+
+import pytest
+from ledger_box import SWEEP, Box
+
+from kto_sweep.errors import UsageError
+from kto_sweep.remote import SweepView, TrialRecord
+from kto_sweep.reuse import find_reusable
+from kto_sweep.space import Space
+from kto_sweep.sweep_ref import SweepRef
+
+CONFIG = {
+    "method": "grid",
+    "parameters": {
+        "lr": {"values": [1e-6, 1e-5]},
+        "lora": {"parameters": {"r": {"value": 8}}},
+        "data": {"value": "d"},
+    },
+}
+
+
+def earlier(*trials: TrialRecord) -> SweepView:
+    ref = SweepRef("me", "kto", "s")
+    return SweepView(ref, "", "s", "FINISHED", "random", "loss", "minimize", Space(()), None, trials)
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "same"),
+    [
+        ({"lr": 1e-6, "lora": {"r": 8}, "data": "d"}, "finished", True),
+        ({"lr": 1e-6, "lora": {"r": 8.0}, "data": "d"}, "finished", True),
+        ({"lr": 1e-6, "lora": {"r": 8}, "data": "d"}, "killed", False),
+        ({"lr": 1e-6, "lora": {"r": 8}, "data": "d"}, "failed", False),
+        ({"lr": 2e-6, "lora": {"r": 8}, "data": "d"}, "finished", False),
+        ({"lr": 1e-6, "lora": {"r": 16}, "data": "d"}, "finished", False),
+        ({"lr": 1e-6, "lora": {"r": 8}, "data": "e"}, "finished", False),
+        ({"lr": 1e-6, "lora": {"r": 8}, "data": "d", "beta": 0.5}, "finished", False),
+        ({"lr": 1e-6, "lora": {"r": 8}}, "finished", False),
+    ],
+)
+def test_only_a_finished_trial_with_the_same_whole_configuration_serves(config, state, same):
+    reuse = find_reusable(CONFIG, earlier(TrialRecord("a", "a", state, config, {}, None)))
+    assert [trial.run_id for trial in reuse] == (["a"] if same else [])
+
+
+def test_one_trial_serves_each_cell():
+    config = {"lr": 1e-6, "lora": {"r": 8}, "data": "d"}
+    twice = [TrialRecord(name, name, "finished", config, {}, None) for name in ("a", "b")]
+    assert [trial.run_id for trial in find_reusable(CONFIG, earlier(*twice))] == ["a"]
+
+
+def test_a_sweep_that_is_no_grid_has_no_cells_to_fill():
+    with pytest.raises(UsageError, match="method is random"):
+        find_reusable(CONFIG | {"method": "random"}, earlier())
+
+
+def test_cells_taken_over_are_not_trained_again_and_are_compared(box: Box) -> None:
+    first = box.create()
+    old = box.work(first)
+    wider = SWEEP.replace("[0.001, 0.002]", "[0.002, 0.004]")
+    (box.folder / "wider.yaml").write_text(wider)
+    made = box.json("create", "wider.yaml", "--reuse", first)
+    taken = {run_id for run_id, rate, _ in old if rate == 0.002}
+    assert (set(made["reused"]), made["expected_trials"]) == (taken, 4)
+    assert [(rate, size) for _, rate, size in box.work(made["id"])] == [(0.004, 1), (0.004, 2)]
+    status = box.json("status")
+    assert (status["id"], status["state"], status["finished"]) == (made["id"], "FINISHED", 4)
+    compared = box.json("compare")
+    assert taken < {trial["run_id"] for trial in compared["trials"]}
+    assert box.json("status", first)["finished"] == 4
+    assert "not in local/other" in box.run(
+        "create", "wider.yaml", "--reuse", first, "--project", "other", code=2
+    )
