@@ -121,9 +121,16 @@ class MakeRoom:
     """For people; empty when there is nothing to tell yet."""
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Message: this worker cannot go on, for a reason that is none of one trial; it ends."""
+
+    text: str
+
+
 Order = Start | Stop
 TrialMessage = Preparing | Planned | Metrics | Note | Alert | Done | Failed
-Message = Ready | MakeRoom | TrialMessage
+Message = Ready | MakeRoom | Broken | TrialMessage
 
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}
 

@@ -7,9 +7,10 @@ console.log    the table and everything else that was said
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 HEADER_EVERY = 100
 """Rows of the table between two repetitions of its header."""
@@ -78,6 +79,42 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class WholeLines:
+    """A text file that grows by whole lines only: what a full disk does not take waits for the next line.
+
+    It begins with `kept`; None: with what it has.
+    """
+
+    def __init__(self, path: Path, kept: Sequence[str] | None) -> None:
+        self._path = path
+        self._waiting: list[str] = []
+        if kept is not None:
+            scratch = path.with_name(f"{path.name}.new")
+            try:
+                scratch.write_text("".join(kept), encoding="utf-8")
+                scratch.replace(path)
+            except OSError:
+                scratch.unlink(missing_ok=True)
+                raise
+        self._file = path.open("ab", buffering=0)
+        self._end = self._file.tell()
+
+    def write(self, line: str) -> None:
+        """Add a line."""
+        self._waiting.append(line + "\n")
+        data = "".join(self._waiting).encode()
+        with contextlib.suppress(OSError):
+            if self._file.write(data) == len(data):
+                self._end += len(data)
+                self._waiting.clear()
+                return
+        self._file.truncate(self._end)
+
+    def close(self) -> None:
+        """Close the file; what it never took is lost."""
+        self._file.close()
+
+
 class RunLog:
     """Writes both files; a Report that keeps what it is told on disk.
 
@@ -90,9 +127,10 @@ class RunLog:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         kept = _rows_until(folder / "log.jsonl", keep)
-        self._jsonl = (folder / "log.jsonl").open("w", encoding="utf-8", buffering=1)
-        self._jsonl.writelines(kept)
-        self._console = (folder / "console.log").open("a" if kept else "w", encoding="utf-8", buffering=1)
+        self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
+        """The rows that stayed."""
+        self._jsonl = WholeLines(folder / "log.jsonl", kept)
+        self._console = WholeLines(folder / "console.log", None if kept else [])
         self._echo = echo
         self._table = StepTable()
 
@@ -103,13 +141,13 @@ class RunLog:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of JSON, and the table's row."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._jsonl.write(json.dumps({"step": step, "timestamp": stamp, **values}) + "\n")
+        self._jsonl.write(json.dumps({"step": step, "timestamp": stamp, **values}))
         for line in self._table.lines(step, values):
             self.note(line)
 
     def note(self, text: str) -> None:
         """Write one line of console log."""
-        self._console.write(text + "\n")
+        self._console.write(text)
         self._echo(text)
 
     def close(self) -> None:
@@ -124,6 +162,8 @@ def _rows_until(path: Path, step: int) -> list[str]:
         return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break
         with contextlib.suppress(ValueError, KeyError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)

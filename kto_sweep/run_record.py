@@ -27,6 +27,12 @@ class RunRecord:
     """Its last word was said, if perhaps not heard by the server."""
     sent: bool = False
     """The server is known to have everything."""
+    agent: str = ""
+    """The agent that has it: see presence.py."""
+    device: str = ""
+    """What it was trained on last."""
+    attempt: int = 1
+    """How often this box has opened it."""
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""

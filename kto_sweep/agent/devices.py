@@ -16,6 +16,8 @@ class Device:
     """`gpu 0` or `cpu`."""
     visible: str
     """The worker's CUDA_VISIBLE_DEVICES; empty hides every GPU."""
+    uuid: str = ""
+    """Of a GPU, whatever its index is elsewhere."""
 
 
 CPU = Device("cpu", "")
@@ -45,7 +47,7 @@ def find_devices(environ: Mapping[str, str], *, gpus: str | None = None, cpu: bo
             raise UsageError(
                 f"--gpus {gpus}: no GPU {', '.join(absent) or 'named'}; {has}", hint="or use --cpu"
             )
-    return [Device(f"gpu {name}", name) for name in wanted] or [CPU]
+    return [Device(f"gpu {name}", name, present.get(name, name)) for name in wanted] or [CPU]
 
 
 def _split(text: str) -> list[str]:

@@ -5,10 +5,12 @@ signals --> Signalled
 """
 
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kto_sweep.agent.link import Command
-from kto_sweep.agent.slots import Slot, Station
+from kto_sweep.agent.runs import TrialRun
+from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Message
@@ -47,6 +49,27 @@ class Died:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """A trial's run is open, or could not be opened."""
+
+    slot: Slot
+    work: Work
+    outcome: TrialRun | Exception
+
+
+@dataclass(frozen=True)
+class Closed:
+    """A trial's run was closed."""
+
+    slot: Slot
+    work: Work
+    sent: bool
+    """The server has everything."""
+    tell: Callable[[], None]
+    """Says how the trial ended."""
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The server wants a run to stop (the way that bypasses the agent)."""
 
@@ -60,5 +83,5 @@ class Signalled:
     number: int
 
 
-Event = Told | Lost | Said | Died | StopAsked | Signalled
+Event = Told | Lost | Said | Died | Opened | Closed | StopAsked | Signalled
 Events = queue.SimpleQueue[Event]

@@ -14,7 +14,8 @@ BEAT_SECONDS = 5.0
 class Heart:
     """Asks the server every few seconds what is to be done, and hands over each answer.
 
-    `beat` is told the runs that are alive and gives the server's commands. After an answer with
+    `register` gives the id of a new agent; `beat` is told it and the runs that are alive, and gives the
+    server's commands. After an answer with
     commands the heart stands still until `resume`: a heartbeat that does not name the new run yet would be
     given another. After one that took longer than the interval it rests for as long: the server, or wandb's
     client as the server's 429 told it, has held it up, and nothing is `soon` then.
@@ -22,11 +23,13 @@ class Heart:
 
     def __init__(
         self,
-        beat: Callable[[Sequence[str]], list[Command]],
+        register: Callable[[], str],
+        beat: Callable[[str, Sequence[str]], list[Command]],
         on_commands: Callable[[list[Command]], None],
         on_loss: Callable[[ServerError], None],
         interval: float = BEAT_SECONDS,
     ) -> None:
+        self._register = register
         self._beat = beat
         self._on_commands = on_commands
         self._on_loss = on_loss
@@ -37,8 +40,9 @@ class Heart:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._loop, daemon=True, name="heartbeat")
 
-    def start(self) -> None:
-        """Begin, with a first heartbeat at once."""
+    def start(self, running: Sequence[str] = ()) -> None:
+        """Begin, with a first heartbeat at once, naming these runs as alive."""
+        self._running = tuple(running)
         self._wake.set()
         self._thread.start()
 
@@ -56,6 +60,11 @@ class Heart:
         self._wake.set()
 
     def _loop(self) -> None:
+        try:
+            agent_id = self._register()
+        except ServerError as error:
+            self._on_loss(error)
+            return
         while not self._ended.is_set():
             self._wake.wait(self._interval)
             self._wake.clear()
@@ -64,7 +73,7 @@ class Heart:
             self._handled.clear()
             began = time.monotonic()
             try:
-                commands = self._beat(self._running)
+                commands = self._beat(agent_id, self._running)
             except ServerError as error:
                 self._on_loss(error)
                 return

@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import wandb
 
 from kto_sweep.errors import FailureCause
 from kto_sweep.run_log import RunLog
-from kto_sweep.run_record import Claim, RunRecord
+from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep_ref import SweepRef
 
 LOCAL_TRANSMIT_SECONDS = 2
@@ -22,6 +23,10 @@ LOCAL_TRANSMIT_SECONDS = 2
 
 CHECKPOINT = "checkpoint/last.safetensors"
 """In a run's folder, while its trial can go on from there."""
+
+
+OWNER = "_home"
+"""In a run's config, out of sight: the home (see presence.py) that has opened it last."""
 
 
 class Objective:
@@ -58,16 +63,20 @@ class TrialRun:
         record: RunRecord,
         claim: Claim,
         objective: Objective,
-        logged_steps: int = 0,
+        sent_steps: int = 0,
     ) -> None:
         self._run = run
         self._folder = folder
         self._record = record
         self._claim = claim
         self._objective = objective
-        self._files = RunLog(folder, keep=logged_steps, echo=run.write_logs)
-        self.logged_steps = logged_steps
-        """The last step whose metrics the run has."""
+        self._files = RunLog(folder, keep=sent_steps, echo=run.write_logs)
+        for row in self._files.kept:
+            objective.see(row)
+        self._sent_steps = sent_steps
+        """The server has the metrics of the steps up to this one, from an earlier attempt."""
+        self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
+        """The last step whose metrics the run and the files have; a box that lost its power may miss some."""
         self._names: set[str] = set()
         """What was logged at that step already."""
 
@@ -82,44 +91,60 @@ class TrialRun:
         objective: Objective,
         local: bool,
         on_stop: Callable[[], None],
+        home: str,
+        agent: str,
+        device: str,
+        patience: float,
+        adopt: bool = False,
     ) -> "TrialRun":
         """Begin the run of one trial of a sweep, or go on with it where the folder has its checkpoint.
 
-        `on_stop` is called when the server asks for the run's end.
+        `on_stop` is called when the server asks for the run's end. `patience`: seconds that its end may wait
+        for the server. With `adopt` the run must be on the server, with what this box has sent of it.
+        Raises wandb.Error when the server cannot be reached or has no such run.
         """
         goes_on = (folder / CHECKPOINT).exists()
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
-        (folder / "trial.json").write_text(json.dumps(config, indent=2) + "\n")
-        record = RunRecord(ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""))
-        record.write(folder)
-        settings = wandb.Settings(
-            sweep_id=ref.id,
-            stop_fn=on_stop,
-            console="off",  # the process serves several runs: each gets its own lines through write_logs
-            silent=True,
-            disable_code=True,
-            disable_git=True,
-            x_disable_meta=False,
-        )
-        if local:
-            settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
-        run = wandb.init(
-            entity=ref.entity,
-            project=ref.project,
-            id=run_id,
-            config=dict(config),
-            dir=str(folder),
-            reinit="create_new",
-            resume="allow" if goes_on else None,
-            settings=settings,
-        )
-        for name in ("failure/cause", "failure/message"):  # of an earlier attempt
-            if run.resumed and run.summary.get(name) is not None:
-                del run.summary[name]
-        # What the server has counts: it may miss the last seconds of an agent that was killed.
-        logged_steps = run.starting_step - 1 if run.resumed else 0
-        return cls(run, folder, record, claim, objective, logged_steps)
+        try:
+            _write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            before = read_record(folder)
+            record = RunRecord(
+                ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
+                agent=agent, device=device, attempt=before.attempt + 1 if before else 1,
+            )  # fmt: skip
+            record.write(folder)
+            settings = wandb.Settings(
+                sweep_id=ref.id,
+                stop_fn=on_stop,
+                console="off",  # the process serves several runs: each gets its own lines through write_logs
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=False,
+                finish_timeout=patience,
+                finish_timeout_raises=True,
+            )
+            if local:
+                settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
+            run = wandb.init(
+                entity=ref.entity,
+                project=ref.project,
+                id=run_id,
+                config={**config, OWNER: home},
+                dir=str(folder),
+                reinit="create_new",
+                resume="must" if adopt else "allow" if goes_on else None,
+                settings=settings,
+            )
+            for name in ("failure/cause", "failure/message"):  # of an earlier attempt
+                if run.resumed and run.summary.get(name) is not None:
+                    del run.summary[name]
+            # What the server has counts: it may miss the last seconds of an agent that was killed.
+            return cls(run, folder, record, claim, objective, run.starting_step - 1 if run.resumed else 0)
+        except BaseException:
+            claim.drop()
+            raise
 
     @property
     def name(self) -> str:
@@ -140,7 +165,8 @@ class TrialRun:
         if fresh:
             self._names.update(fresh)
             self._objective.see(fresh)
-            self._run.log(fresh, step=step)
+            if step > self._sent_steps:
+                self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
 
     def note(self, text: str) -> None:
@@ -151,31 +177,54 @@ class TrialRun:
         """Send a W&B alert."""
         self._run.alert(title, text)
 
-    def succeed(self, summary: Mapping[str, float | int | str]) -> None:
-        """End the run as finished."""
+    def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
+        """End the run as finished; like the other ends, it says whether the server has everything."""
         self._run.summary.update(dict(summary))
-        self._close(exit_code=0)
+        return self._close(exit_code=0)
 
-    def stop(self, summary: Mapping[str, float | int | str]) -> None:
-        """End the run that the server asked to stop; it shows as killed, with what it measured."""
+    def stop(self, summary: Mapping[str, float | int | str]) -> bool:
+        """End the run that the server asked to stop; it shows as killed, with what it measured.
+
+        It will not go on: its checkpoint, three times its adapters, is removed.
+        """
         self._run.summary.update(dict(summary))
-        self._close(exit_code=1)
+        sent = self._close(exit_code=1)
+        if sent:
+            shutil.rmtree(self._folder / "checkpoint", ignore_errors=True)
+        return sent
 
-    def fail(self, cause: FailureCause | str, message: str) -> None:
+    def fail(self, cause: FailureCause | str, message: str) -> bool:
         """End the run as failed, with its cause in the summary."""
         self.note(f"FAILED ({cause}): {message}")
         self._run.summary.update({"failure/cause": str(cause), "failure/message": message})
-        self._close(exit_code=1)
+        return self._close(exit_code=1)
 
-    def preempt(self) -> None:
+    def preempt(self) -> bool:
         """End the run so that the server hands its trial out again."""
+        self._run.summary.update({"failure/cause": str(FailureCause.PREEMPTED)})
         self._run.mark_preempting()
-        self._close(exit_code=1)
+        return self._close(exit_code=1)
 
-    def _close(self, exit_code: int) -> None:
+    def _close(self, exit_code: int) -> bool:
         self._run.summary.update(self._objective.summary())
-        with contextlib.suppress(OSError):  # a full disk must not keep the run from ending
-            replace(self._record, ended=True).write(self._folder)
-        self._run.finish(exit_code=exit_code)
+        self._keep(replace(self._record, ended=True))
+        sent = True
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            sent = False
+        else:
+            self._keep(replace(self._record, ended=True, sent=True))
         self._files.close()
         self._claim.drop()
+        return sent
+
+    def _keep(self, record: RunRecord) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not keep the run from ending
+            record.write(self._folder)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    scratch = path.with_name(f"{path.name}.new")
+    scratch.write_text(text)
+    scratch.replace(path)

@@ -1,17 +1,31 @@
 """One call of `kto-sweep agent`: from the sweep's name to the exit code."""
 
 import os
+import sys
+from collections import Counter
+from typing import IO, NoReturn, cast
 
 from rich.console import Console
 
+from kto_sweep.agent.device_locks import held
 from kto_sweep.agent.devices import find_devices
 from kto_sweep.agent.display import Display
+from kto_sweep.agent.lifeline import Lifeline
+from kto_sweep.agent.output import SturdyOutput
+from kto_sweep.agent.presence import Orphan, Presence, find_orphans, forget_dead, of_sweep
+from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
 from kto_sweep.home import Home
 from kto_sweep.remote import SweepView, connect, read_sweep
-from kto_sweep.sweep_ref import remember
-from kto_sweep.target import find_sweep
+from kto_sweep.server.launch import ensure_server
+from kto_sweep.sweep_ref import SweepRef, remember
+from kto_sweep.target import Target, find_sweep
+
+GRACE_SECONDS = 60.0
+"""How long trials may take to end their step and be put away after a first signal."""
+PATIENCE_SECONDS = 900.0
+"""How long a server may be silent before no more trials are started, and a run's end may wait for it."""
 
 
 def work_on(
@@ -23,33 +37,82 @@ def work_on(
     cpu: bool,
     local: bool,
     trials_per_device: int | None = None,
+    grace: float = GRACE_SECONDS,
+    patience: float = PATIENCE_SECONDS,
+    share_gpus: bool = False,
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
     Raises KtoSweepError for anything that keeps the box from working at all.
     """
-    console = Console(highlight=False)
+    console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
     devices = find_devices(os.environ, gpus=gpus, cpu=cpu)
-    target, ref = find_sweep(home, sweep, local=local)
-    console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
-    api = connect(target)
-    view = read_sweep(api, target, ref)
-    remember(home, ref, local=target.local, base_url=target.base_url)
-    console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-    console.print(f"Starting a worker on {', '.join(device.name for device in devices)}")
-    varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
-    with Display(console, varied, view.metric, view.expected) as display:
-        supervisor = Supervisor(
-            api, ref, home, devices, display,
-            metric=view.metric, goal=view.goal, local=target.local,
-            trials_per_device=trials_per_device, count=count,
-        )  # fmt: skip
-        tally = supervisor.run()
-    after = read_sweep(api, target, ref)
+    require_space(home.root)
+    with held([] if share_gpus else devices):
+        target, ref = find_sweep(home, sweep, local=local)
+        console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
+        api = connect(target)
+        view = read_sweep(api, target, ref)
+        remember(home, ref, local=target.local, base_url=target.base_url)
+        console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
+        orphans = _find_work_left(console, home, ref)
+        console.print(f"Starting a worker on {', '.join(device.name for device in devices)}")
+        varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
+        presence = Presence(home)
+        lifeline = Lifeline(target.base_url, (lambda: ensure_server(home)) if target.local else None)
+        lifeline.start()
+        with Display(console, varied, view.metric, view.expected) as display:
+            supervisor = Supervisor(
+                api, ref, home, devices, display, presence, lifeline,
+                metric=view.metric, goal=view.goal, local=target.local,
+                trials_per_device=trials_per_device, count=count,
+                grace=grace, patience=patience, orphans=orphans,
+            )  # fmt: skip
+            try:
+                tally = supervisor.run()
+            except KeyboardInterrupt:
+                tally = supervisor.tally
+                console.print("Next: kto-sweep agent   (goes on from the trials' last checkpoints)")
+                _leave_at_once(128 + tally.interrupted)
+        lifeline.end()
+        presence.end()
+        if tally.cut_off or tally.unsent:
+            _say_unsent(console, home, target, tally)
+            _leave_at_once(1)
+        after = read_sweep(api, target, ref)
     _say_end(console, tally, after)
     if tally.interrupted:
         return 128 + tally.interrupted
     return 0 if after.count("finished") else 1
+
+
+def _find_work_left(console: Console, home: Home, ref: SweepRef) -> list[Orphan]:
+    """The trials of this sweep that dead agents of this home have left; those of others are spoken of."""
+    forget_dead(home)
+    orphans = find_orphans(home)
+    ours = [orphan for orphan in orphans if of_sweep(orphan, ref)]
+    if ours:
+        console.print(f"An agent that died has left {_trials(len(ours))} of this sweep: going on with them")
+    for sweep, count in Counter(o.record.sweep for o in orphans if not of_sweep(o, ref)).items():
+        console.print(f"Sweep {sweep} has {_trials(count)} unfinished here: kto-sweep agent {sweep}")
+    return ours
+
+
+def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> None:
+    console.print(f"{target} does not answer.")
+    for run_id in tally.unsent:
+        console.print(f"  run {run_id} is complete in {home.runs / run_id}, and was not sent", soft_wrap=True)
+    console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End without the goodbyes of libraries: wandb's would wait for a server that is not there."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _trials(count: int) -> str:
+    return f"{count} trial{'' if count == 1 else 's'}"
 
 
 def _say_end(console: Console, tally: Tally, view: SweepView) -> None:

@@ -10,15 +10,39 @@ from kto_sweep.agent.runs import TrialRun
 from kto_sweep.agent.worker_process import WorkerProcess
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Work:
-    """A trial in a slot, with its open W&B run."""
+    """A trial in a slot."""
 
     run_id: str
     config: Mapping[str, Any]
-    run: TrialRun
-    attempt: int = 1
-    """Counts the workers that have had it."""
+    run: TrialRun | None = None
+    """Its W&B run; None while that is being opened."""
+    ordered: bool = False
+    """Its worker has it."""
+    closing: bool = False
+    """It has ended; its run is being closed."""
+    failures: int = 0
+    """Times that it failed at the same place through no fault of its own."""
+    failed_at: int = -1
+    """The last step logged before."""
+    suspect: bool = False
+    """It may be what ends the workers: see blame.py."""
+    not_before: float = 0.0
+    """Monotonic time of the next attempt."""
+
+    def fail_here(self) -> int:
+        """Count one more failure; how many there were at this place."""
+        step = self.run.logged_steps if self.run is not None else 0
+        self.failures = self.failures + 1 if step <= self.failed_at else 1
+        self.failed_at = max(step, self.failed_at)
+        self.ordered = False
+        return self.failures
+
+    def passed(self, step: int) -> None:
+        """A step was logged: what happened at earlier ones is of no matter any more."""
+        if step > self.failed_at:
+            self.failures, self.suspect = 0, False
 
 
 @dataclass(eq=False)
@@ -45,6 +69,10 @@ class Station:
     """The present worker takes orders."""
     idle_deaths: int = 0
     """Workers that ended one after another without a trial."""
+    last_words: str = ""
+    """What the present worker said was the end of it."""
+    retired: bool = False
+    """Not used any more: its device is broken, or workers do not start on it."""
     exhausted: bool = False
     """The sweep had no trial for one of its slots: more of them would get none either."""
 
@@ -64,6 +92,11 @@ class Station:
         added = [Slot(self) for _ in range(missing)]
         self.slots += added
         return added
+
+    @property
+    def aboard(self) -> list[Work]:
+        """The trials that the worker has."""
+        return [slot.work for slot in self.slots if slot.work and slot.work.ordered]
 
     def holder(self, run_id: str) -> Slot | None:
         """The slot that has this run."""

@@ -2,15 +2,17 @@
 
 import signal
 import socket
+import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Died, Events, Lost, Said, Told
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.link import heartbeat, register_agent
-from kto_sweep.agent.slots import Slot, Station
+from kto_sweep.agent.slots import Slot, Station, Work
+from kto_sweep.agent.space import free_bytes, needed_bytes
 from kto_sweep.agent.worker_process import WorkerProcess
-from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.sweep_ref import SweepRef
 
@@ -30,6 +32,7 @@ class Stations:
         self._home = home
         self._display = display
         self._events = events
+        self._disk_is_full = False
 
     def employ(self, station: Station) -> None:
         """Start a worker; it says when it is ready."""
@@ -41,17 +44,21 @@ class Stations:
             on_message=lambda message: self._events.put(Said(station, message)),
             on_death=lambda status: self._events.put(Died(station, worker, status)),
         )
-        station.worker, station.ready = worker, False
+        station.worker, station.ready, station.last_words = worker, False, ""
 
-    def register(self, slot: Slot) -> None:
-        """Have `slot` ask the server for trials, with an agent of its own."""
-        agent_id = register_agent(self._api, self._ref, f"{socket.gethostname()} {slot.station.device.name}")
+    def ask(self, slot: Slot, running: Sequence[str], *, soon: bool = False) -> None:
+        """Have `slot` call the server, with an agent of its own, and name its run."""
+        if slot.heart is not None:
+            slot.heart.resume(running, soon=soon)
+            return
+        host = f"{socket.gethostname()} {slot.station.device.name}"
         slot.heart = Heart(
-            beat=lambda running: heartbeat(self._api, agent_id, running),
+            register=lambda: register_agent(self._api, self._ref, host),
+            beat=lambda agent_id, runs: heartbeat(self._api, agent_id, runs),
             on_commands=lambda commands: self._events.put(Told(slot, commands)),
             on_loss=lambda error: self._events.put(Lost(error)),
         )
-        slot.heart.start()
+        slot.heart.start(running)
 
     def dismiss(self, slot: Slot) -> None:
         """End a slot, and with the last one of a station its worker."""
@@ -61,21 +68,31 @@ class Stations:
         station = slot.station
         if station.ended and station.worker is not None:
             worker, station.worker = station.worker, None
-            worker.end(at_once=any(other.work for other in station.slots))
+            worker.end(at_once=bool(station.aboard) or not station.ready)
 
-    def bury(self, station: Station, worker: WorkerProcess, status: int) -> str:
-        """Take leave of a worker that died; how it did.
-
-        Raises KtoSweepError when workers cannot work here.
-        """
+    def bury(self, station: Station, worker: WorkerProcess, status: int) -> tuple[str, str]:
+        """Take leave of a worker that died; how it did, and what it said last."""
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        words = station.last_words or worker.last_words()
         station.worker = None
-        working = any(slot.work for slot in station.slots)
-        station.idle_deaths = 0 if working else station.idle_deaths + 1
-        if not station.ready or station.idle_deaths >= IDLE_DEATHS:
-            raise KtoSweepError(
-                f"the worker on {station.device.name} ended with {how}:\n{worker.last_words()}",
-                hint=f"its whole log: {worker.log}",
-            )
-        self._display.say(f"{station.device.name}: the worker ended with {how}; starting another")
-        return how
+        # One that never was ready and ended by itself would do so again.
+        hopeless = not station.ready and status >= 0
+        station.idle_deaths = 0 if station.aboard else IDLE_DEATHS if hopeless else station.idle_deaths + 1
+        station.ready = False
+        return how, words
+
+    def may_start(self, station: Station, work: Work) -> bool:
+        """Whether the worker can be given the trial now."""
+        if time.monotonic() < work.not_before:
+            return False
+        if work.suspect and any(other.suspect for other in station.aboard):
+            return False
+        return self._has_space(work)
+
+    def _has_space(self, work: Work) -> bool:
+        folder = self._home.runs / work.run_id
+        full = free_bytes(folder) < needed_bytes(folder)
+        if full and not self._disk_is_full:
+            self._display.say(f"the disk of {self._home.root} is full: trials wait until there is room")
+        self._disk_is_full = full
+        return not full

@@ -6,33 +6,37 @@ Everything that happens arrives in one queue (see events.py) and is handled on o
 import queue
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from kto_sweep.agent.blame import SUSPICIOUS, Death, cause_of_death, is_hardware, is_retried, is_sick
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Died, Events, Lost, Said, Signalled, StopAsked, Told
+from kto_sweep.agent.events import Closed, Died, Event, Events, Lost, Opened, Said, Signalled, StopAsked, Told
+from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command
+from kto_sweep.agent.presence import Orphan, Presence
 from kto_sweep.agent.runs import Objective
-from kto_sweep.agent.slots import Slot, Station
-from kto_sweep.agent.stations import Stations
+from kto_sweep.agent.slots import Slot, Station, Work
+from kto_sweep.agent.stations import IDLE_DEATHS, Stations
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.trials import Trials
 from kto_sweep.agent.worker_process import WorkerProcess
-from kto_sweep.errors import FailureCause
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
-from kto_sweep.protocol import MakeRoom, Message, Ready
+from kto_sweep.protocol import Broken, MakeRoom, Message, Ready
 from kto_sweep.sweep_ref import SweepRef
 
 if TYPE_CHECKING:
     import wandb
 
-GRACE_SECONDS = 60.0
-"""How long trials may take to end their step and be put away after a first signal."""
-ATTEMPTS = 3
-"""Workers that may die under a trial before it counts as failed."""
+TICK_SECONDS = 1.0
+SILENCE_SECONDS = 45.0
+"""A server that does not answer for so long is spoken of."""
+LAST_SECONDS = 20.0
+"""How long runs may take to be closed when the agent ends for a reason of its own."""
 
 
 class Supervisor:
@@ -45,46 +49,77 @@ class Supervisor:
         home: Home,
         devices: Sequence[Device],
         display: Display,
+        presence: Presence,
+        lifeline: Lifeline,
         *,
         metric: str,
         goal: str,
         local: bool,
-        trials_per_device: int | None = None,
+        trials_per_device: int | None = 1,
         count: int | None = None,
+        grace: float,
+        patience: float,
+        orphans: Sequence[Orphan] = (),
     ) -> None:
         self._display = display
+        self._lifeline = lifeline
+        self._grace = grace
+        self._patience = patience
         self._all = [Station(device) for device in devices]
         for station in self._all:
             station.slots = [Slot(station) for _ in range(trials_per_device or 1)]
-        self._grows = trials_per_device is None
+        self._homeless: deque[Orphan | Work] = deque(orphans)
+        """Trials that come before new ones: those of dead agents and of GPUs that are used no more."""
+        self._deaths: list[Death] = []
+        self._culprits: set[str] = set()
+        self._silent = False
         self._events: Events = queue.SimpleQueue()
         self._deadline = float("inf")
         self.tally = Tally(count)
         self._stations = Stations(api, ref, home, display, self._events)
         self._trials = Trials(
-            ref, home, display, self._events, self.tally,
-            objective=lambda: Objective(metric, goal), local=local,
+            api, ref, home, display, self._events, self.tally, presence,
+            objective=lambda: Objective(metric, goal), local=local, patience=patience,
         )  # fmt: skip
 
     def run(self) -> Tally:
         """Work until the sweep ends, the count is reached, or a signal comes.
 
         Raises KtoSweepError when no worker can be started or the sweep was deleted, KeyboardInterrupt at a
-        second signal.
+        second signal and when the grace time is over.
         """
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
+        handlers: dict[int, Callable[[int, FrameType | None], None] | int | None] = {
+            number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal was closed
         try:
             for station in self._all:
                 self._stations.employ(station)
-            while not all(station.ended for station in self._all):
+            while any(not slot.ended or slot.work for slot in self._slots()) or self._homeless:
                 self._handle_next()
+        except KeyboardInterrupt:
+            self._leave(0.0)
+            raise
+        except BaseException:
+            self._leave(LAST_SECONDS)
+            raise
         finally:
-            for slot in self._slots():
-                self._dismiss(slot)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return self.tally
+
+    def _leave(self, seconds: float) -> None:
+        """End everything; trials are put back as far as that can be done in this time."""
+        deadline = time.monotonic() + seconds
+        self._take_home()
+        for slot in self._slots():
+            self._stations.dismiss(slot)
+            if seconds and slot.work is not None and slot.work.run is not None and not slot.work.closing:
+                self._trials.put_back(slot)
+        while any(slot.work for slot in self._slots()) and time.monotonic() < deadline:
+            event = self._next_event()
+            if isinstance(event, Closed):
+                self._trials.closed(event)
 
     def _slots(self) -> list[Slot]:
         return [slot for station in self._all for slot in station.slots]
@@ -92,20 +127,27 @@ class Supervisor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._events.put(Signalled(number))
 
+    def _next_event(self) -> Event | None:
+        try:
+            return self._events.get(timeout=TICK_SECONDS)
+        except queue.Empty:
+            return None
+
     def _handle_next(self) -> None:
         if time.monotonic() > self._deadline:
             raise KeyboardInterrupt  # the grace time is over: the workers are killed on the way out
-        try:
-            event = self._events.get(timeout=1.0)
-        except queue.Empty:
-            return
-        match event:
+        match self._next_event():
             case Told(slot, commands):
                 self._obey(slot, commands)
             case Said(station, message):
                 self._hear(station, message)
-            case Died(station, worker, status):
+            case Died(station, worker, status) if station.worker is worker:  # else it was dismissed
                 self._bury(station, worker, status)
+            case Opened() as event:
+                self._take_in(event)
+            case Closed() as event:
+                self._trials.closed(event)
+                self._serve(event.slot, soon=True)
             case StopAsked(run_id):
                 for station in self._all:
                     self._trials.order_stop(station, run_id)
@@ -113,100 +155,180 @@ class Supervisor:
                 self._interrupt(number)
             case Lost(error):
                 raise error
+        self._order_ready()
+        self._watch_server()
+
+    def _take_in(self, event: Opened) -> None:
+        self._trials.opened(event)
+        if event.slot.work is None:
+            self._serve(event.slot)
+        elif self.tally.interrupted:
+            self._trials.put_back(event.slot)
+
+    def _order_ready(self) -> None:
+        """Give the workers the trials that they can be given."""
+        for slot in self._slots():
+            work, station = slot.work, slot.station
+            if not station.ready or work is None or work.run is None or work.ordered or work.closing:
+                continue
+            if self._stations.may_start(station, work):
+                self._trials.order(slot)
 
     def _hear(self, station: Station, message: Message) -> None:
-        if isinstance(message, Ready):
-            self._welcome(station, message.device)
+        match message:
+            case Ready(device):
+                station.ready = True
+                self._display.say(f"{station.device.name}: ready ({device})")
+                for slot in station.slots:
+                    if slot.work is None:
+                        self._serve(slot)
+            case Broken(text):
+                station.last_words = text
+            case MakeRoom():
+                pass
+            case _:
+                holder = station.holder(message.run_id)
+                if holder is not None:  # else a last word of a trial that was closed already
+                    self._trials.hear(holder, message)
+                    if self.tally.interrupted:
+                        self._put_back_if_idle(holder)
+
+    # A slot without a trial gets one that has lost its place, or asks the server, or is dismissed.
+
+    def _serve(self, slot: Slot, *, soon: bool = False) -> None:
+        if slot.ended or slot.work is not None:
             return
-        if isinstance(message, MakeRoom):
-            if self._grows:
-                self._make_room(station, message)
-            return
-        slot = station.holder(message.run_id)
-        # No slot: a last word of a trial that was closed already.
-        if slot is not None and self._trials.hear(slot, message):
-            self._next(slot)
-
-    def _welcome(self, station: Station, device: str) -> None:
-        station.ready = True
-        self._display.say(f"{station.device.name}: ready ({device})")
-        for slot in station.slots:
-            if slot.work is not None:
-                self._trials.order(slot)
-            elif slot.heart is None:
-                self._stations.register(slot)
-
-    def _make_room(self, station: Station, message: MakeRoom) -> None:
-        """Have as many slots as the worker wants; one that is too many ends with its trial."""
-        if message.reason:
-            self._display.say(f"{station.device.name}: {message.reason}")
-        station.wanted = message.slots
-        for slot in station.grow(message.slots) if not self.tally.is_full else []:
-            self._stations.register(slot)
-        self._retire_idle()
-
-    def _bury(self, station: Station, worker: WorkerProcess, status: int) -> None:
-        """Employ another worker in place of a dead one, for the same trials."""
-        if station.worker is not worker:
-            return  # it was dismissed
-        how = self._stations.bury(station, worker, status)
-        for slot in station.slots:
-            if slot.work is None:
-                continue
-            if slot.work.attempt >= ATTEMPTS:
-                text = f"{ATTEMPTS} workers ended under this trial, the last with {how}; log: {worker.log}"
-                self._trials.fail(slot, FailureCause.WORKER_CRASH, text)
-                self._next(slot)
-            else:
-                slot.work = replace(slot.work, attempt=slot.work.attempt + 1)
-        if not station.ended:
-            self._stations.employ(station)
+        if self._homeless and not self.tally.interrupted:
+            next_one = self._homeless[0]
+            if isinstance(next_one, Work):
+                slot.work = next_one
+                self._homeless.popleft()
+            elif not self.tally.is_full:
+                self._trials.adopt(slot, next_one)
+                self._homeless.popleft()
+        if slot.work is not None:
+            self._stations.ask(slot, [slot.work.run_id])
+        elif self.tally.is_full:
+            self._stations.dismiss(slot)
+        elif slot.station.ready:
+            self._stations.ask(slot, [], soon=soon)
 
     def _obey(self, slot: Slot, commands: Sequence[Command]) -> None:
-        assert slot.heart is not None
         for command in commands:
             match command.kind:
                 case "run" | "resume" if slot.work is None:
-                    if not self.tally.is_full:
+                    if not self.tally.is_full and not slot.ended:
                         self._trials.begin(slot, command)
                     self._retire_idle()  # a trial that is not begun here is handed out again by the server
                 case "stop":
                     self._trials.order_stop(slot.station, command.run_id)
                 case "exit" if slot.work is None:
-                    slot.station.exhausted = True
-                    self._dismiss(slot)
-        slot.heart.resume([slot.work.run_id] if slot.work else [])
+                    self._stations.dismiss(slot)
+        if not slot.ended:
+            self._stations.ask(slot, [slot.work.run_id] if slot.work else [])
 
     def _retire_idle(self) -> None:
-        """Dismiss the slots that have no trial and are to get none."""
+        """Dismiss the slots that have no trial when none is to be started any more."""
+        if self.tally.is_full:
+            if not any(isinstance(waiting, Work) for waiting in self._homeless):
+                self._homeless.clear()  # the next agent finds the others again
+            for slot in self._slots():
+                self._serve(slot)
+
+    # Workers that die: another is employed for the same trials, unless the device or one of them is to blame.
+
+    def _bury(self, station: Station, worker: WorkerProcess, status: int) -> None:
+        how, words = self._stations.bury(station, worker, status)
+        aboard = station.aboard
+        for work in aboard:
+            work.fail_here()
+        if self.tally.interrupted:
+            for slot in station.slots:
+                self._put_back_if_idle(slot)
+            return
+        to_blame = [work for work in aboard if work.suspect] or aboard
+        if station.device.visible:
+            names = frozenset(work.run_id for work in to_blame)
+            self._deaths.append(Death(station.device.name, names, is_hardware(words)))
+        others = any(other is not station and not other.ended for other in self._all)
+        sick = is_sick(station.device.name, self._deaths, self._culprits, others=others)
+        if sick or station.idle_deaths >= IDLE_DEATHS:
+            self._retire(station, f"the worker on {station.device.name} ended with {how}:\n{words}", worker)
+            return
+        self._display.say(f"{station.device.name}: the worker ended with {how}; starting another")
+        cause = cause_of_death(words)
+        if len(to_blame) == 1 and not is_retried(cause, to_blame[0].failures):
+            self._convict(station, to_blame[0], cause, f"the last with {how}; log: {worker.log}")
+        for work in aboard:
+            work.suspect = len(aboard) > 1 and work.failures >= SUSPICIOUS
+        if not station.ended:
+            self._stations.employ(station)
+
+    def _convict(self, station: Station, work: Work, cause: str, how: str) -> None:
+        """End the trial that no worker survives."""
+        slot = station.holder(work.run_id)
+        assert slot is not None
+        self._culprits.add(work.run_id)
+        self._trials.fail(slot, cause, f"{work.failures} workers ended under this trial, {how}")
+
+    def _retire(self, station: Station, why: str, worker: WorkerProcess) -> None:
+        """Use a device no more; its trials move to another. Raises KtoSweepError when there is none."""
+        station.retired = True
+        look = f"nvidia-smi -i {station.device.visible}   (its whole log: {worker.log})"
+        hint = look if station.device.visible else f"its whole log: {worker.log}"
+        if all(other.retired or other.ended for other in self._all):
+            raise KtoSweepError(why, hint=hint)
+        self._display.say(f"{station.device.name} is used no more: {why}\n  Look: {hint}")
+        for slot in station.slots:
+            work = slot.work
+            if work is not None and work.run is not None and not work.closing:
+                slot.work, work.suspect = None, True
+                self._homeless.append(work)
+            self._stations.dismiss(slot)
         for slot in self._slots():
-            if slot.work is None and self._is_done(slot):
-                self._dismiss(slot)
+            self._serve(slot)
 
-    def _is_done(self, slot: Slot) -> bool:
-        return self.tally.is_full or len(slot.station.open) > slot.station.wanted
-
-    def _next(self, slot: Slot) -> None:
-        """Ask for the next trial, or end the slot when there is to be none."""
-        if self._is_done(slot):
-            self._dismiss(slot)
-        elif slot.heart is not None:
-            slot.heart.resume([], soon=True)
-
-    def _dismiss(self, slot: Slot) -> None:
-        """End a slot; a trial in it is put back."""
-        self._stations.dismiss(slot)
-        if slot.work is not None:
-            self._trials.put_back(slot)
+    # The end, near or far.
 
     def _interrupt(self, number: int) -> None:
         if self.tally.interrupted:
             raise KeyboardInterrupt  # a second signal: the workers are killed on the way out
         self.tally.interrupted = number
-        self._deadline = time.monotonic() + GRACE_SECONDS
+        self._deadline = time.monotonic() + self._grace
         self._display.say("ending the trials after the step they are in; once more to end them now")
+        self._take_home()
         for slot in self._slots():
-            if slot.work is None:
-                self._dismiss(slot)
-            else:
+            if slot.work is not None and slot.work.ordered:
                 self._trials.order_stop(slot.station, slot.work.run_id)
+            else:
+                self._put_back_if_idle(slot)
+
+    def _put_back_if_idle(self, slot: Slot) -> None:
+        """Put back the trial of a slot whose worker does not have it, and dismiss the slot."""
+        work = slot.work
+        if work is not None and work.run is not None and not work.ordered and not work.closing:
+            self._trials.put_back(slot)
+        elif work is None:
+            self._stations.dismiss(slot)
+
+    def _take_home(self) -> None:
+        """Give the open trials that wait for a slot one in which they can be closed."""
+        waiting = [work for work in self._homeless if isinstance(work, Work)]
+        self._homeless.clear()
+        self._all[0].slots += [Slot(self._all[0], work=work, ended=True) for work in waiting]
+
+    def _watch_server(self) -> None:
+        """Speak of a server that does not answer; in the end, start nothing more."""
+        silence = self._lifeline.silence
+        if silence > SILENCE_SECONDS and not self._silent:
+            self._silent = True
+            self._display.say(
+                f"no answer from the server for {silence:.0f} s: training goes on, what it logs is sent later"
+            )
+        elif silence < SILENCE_SECONDS and self._silent:
+            self._silent = False
+            self._display.say("the server answers again")
+        if silence > self._patience and not self.tally.cut_off:
+            self.tally.cut_off = True
+            self._display.say(f"no answer from the server for {silence:.0f} s: no more trials are started")
+            self._retire_idle()

@@ -20,6 +20,11 @@ class Tally:
     interrupted: int = 0
     """The signal that ended it, or 0."""
 
+    cut_off: bool = False
+    """The server did not answer for so long that no more trials are started."""
+    unsent: list[str] = field(default_factory=list)
+    """Runs whose end the server has not heard of."""
+
     @property
     def hopeless(self) -> bool:
         """Nothing but failures."""
@@ -28,7 +33,7 @@ class Tally:
     @property
     def is_full(self) -> bool:
         """No more trials are to be started."""
-        if self.interrupted or self.hopeless:
+        if self.interrupted or self.hopeless or self.cut_off:
             return True
         return self.count is not None and self.started >= self.count
 

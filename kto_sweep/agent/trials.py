@@ -1,13 +1,24 @@
-"""A trial's life at the supervisor: begun, ordered from a worker, heard of, closed."""
+"""A trial's life at the supervisor: opened, ordered from a worker, heard of, closed.
 
+W&B runs are opened and closed on threads of their own: a server that is slow or gone must not hold up the
+other trials.
+"""
+
+import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Events, StopAsked
-from kto_sweep.agent.link import Command
-from kto_sweep.agent.runs import Objective, TrialRun
+from kto_sweep.agent.events import Closed, Events, Opened, StopAsked
+from kto_sweep.agent.link import Command, read_run
+from kto_sweep.agent.presence import Orphan, Presence, home_id, take_over
+from kto_sweep.agent.runs import OWNER, Objective, TrialRun
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.protocol import (
     Alert,
@@ -23,65 +34,135 @@ from kto_sweep.protocol import (
 )
 from kto_sweep.sweep_ref import SweepRef
 
+if TYPE_CHECKING:
+    import wandb
+
+OPEN_STATES = frozenset({"running", "crashed", "preempting"})
+"""In which the server gives a run to nobody, and the box that has begun it may go on with it."""
+
+
+class LetGoError(KtoSweepError):
+    """A trial of a dead agent is not ours any more."""
+
 
 class Trials:
     """The trials that this agent has in its slots, and what became of the others."""
 
     def __init__(
         self,
+        api: "wandb.Api",
         ref: SweepRef,
         home: Home,
         display: Display,
         events: Events,
         tally: Tally,
+        presence: Presence,
         *,
         objective: Callable[[], Objective],
         local: bool,
+        patience: float,
     ) -> None:
+        self._api = api
         self._ref = ref
         self._home = home
+        self._home_id = home_id(home)
         self._display = display
         self._events = events
         self._tally = tally
+        self._presence = presence
         self._objective = objective
         self._local = local
+        self._patience = patience
+
+    def folder(self, run_id: str) -> Path:
+        """Where the trial's files are."""
+        return self._home.runs / run_id
+
+    # Opened: a trial that the server chose, or that a dead agent of this home has left.
 
     def begin(self, slot: Slot, command: Command) -> None:
-        """Open the run of the trial that the server chose for `slot`, and order it."""
-        run_id, config, station = command.run_id, command.config or {}, slot.station
-        run = TrialRun.open(
+        """Open the run of the trial that the server chose for `slot`."""
+        work = slot.work = Work(command.run_id, command.config or {})
+        self._tally.started += 1
+        self._background(lambda: self._opened(slot, work, lambda: self._open(slot, work)))
+
+    def adopt(self, slot: Slot, orphan: Orphan) -> None:
+        """Go on with a dead agent's trial in `slot`."""
+        work = slot.work = Work(orphan.run_id, orphan.config)
+        self._tally.started += 1
+        self._background(lambda: self._opened(slot, work, lambda: self._take_over(slot, work, orphan)))
+
+    def _opened(self, slot: Slot, work: Work, open_run: Callable[[], TrialRun]) -> None:
+        try:
+            self._events.put(Opened(slot, work, open_run()))
+        except Exception as error:  # wandb has no one class for what can go wrong
+            self._events.put(Opened(slot, work, error))
+
+    def _open(self, slot: Slot, work: Work, *, adopt: bool = False) -> TrialRun:
+        return TrialRun.open(
             self._ref,
-            run_id,
-            config,
-            self._home.runs / run_id,
+            work.run_id,
+            work.config,
+            self.folder(work.run_id),
             objective=self._objective(),
             local=self._local,
-            on_stop=lambda: self._events.put(StopAsked(run_id)),
+            on_stop=lambda: self._events.put(StopAsked(work.run_id)),
+            home=self._home_id,
+            agent=self._presence.token,
+            device=slot.station.device.name,
+            patience=self._patience,
+            adopt=adopt,
         )
-        slot.work = Work(run_id, config, run)
-        self._tally.started += 1
-        self._display.started(run_id, run.name, config, station.device.name)
-        if station.ready:
-            self.order(slot)
+
+    def _take_over(self, slot: Slot, work: Work, orphan: Orphan) -> TrialRun:
+        found = read_run(self._api, self._ref, work.run_id)
+        if found is None:
+            raise LetGoError("it was deleted on the server")
+        state, config = found
+        if state not in OPEN_STATES:
+            raise LetGoError(f"the server has it as {state}")
+        if config.get(OWNER) != self._home_id:
+            raise LetGoError("another box has begun it since")
+        if not take_over(orphan, self._presence.token):
+            raise LetGoError("another agent of this box has it")
+        return self._open(slot, work, adopt=True)
+
+    def opened(self, event: Opened) -> None:
+        """Take in how that went; a slot whose trial could not be opened is free again."""
+        slot, work = event.slot, event.work
+        if isinstance(event.outcome, TrialRun):
+            work.run = event.outcome
+            self._display.started(work.run_id, work.run.name, work.config, slot.station.device.name)
+            return
+        slot.work = None
+        self._tally.started -= 1
+        if isinstance(event.outcome, LetGoError):
+            self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
+        else:
+            self._display.say(f"run {work.run_id} was not begun: {event.outcome}")
+
+    # Ordered.
 
     def order(self, slot: Slot) -> None:
         """Give the trial in `slot` to its worker."""
         work, worker = slot.work, slot.station.worker
         assert work is not None
+        assert work.run is not None
         assert worker is not None
-        worker.send(
-            Start(work.run_id, work.config, str(self._home.runs / work.run_id), work.run.logged_steps)
-        )
+        work.ordered = True
+        worker.send(Start(work.run_id, work.config, str(self.folder(work.run_id)), work.run.logged_steps))
 
     def order_stop(self, station: Station, run_id: str) -> None:
         """Have the worker end a trial after the step it is in."""
         if station.holder(run_id) is not None and station.worker is not None:
             station.worker.send(Stop(run_id))
 
-    def hear(self, slot: Slot, message: TrialMessage) -> bool:
-        """Take in what a worker says of the trial in `slot`; whether the trial has ended."""
-        assert slot.work is not None
-        run = slot.work.run
+    def hear(self, slot: Slot, message: TrialMessage) -> None:
+        """Take in what a worker says of the trial in `slot`."""
+        work = slot.work
+        if work is None or work.run is None or work.closing:
+            return
+        run = work.run
         match message:
             case Preparing(run_id, what, done, total):
                 self._display.preparing(run_id, what, done, total)
@@ -90,6 +171,7 @@ class Trials:
                 self._display.planned(run_id, total_steps, done_steps)
             case Metrics(run_id, step, values):
                 run.metrics(step, values)
+                work.passed(step)
                 self._display.progress(run_id, step, values)
             case Note(_, text):
                 run.note(text)
@@ -100,37 +182,79 @@ class Trials:
             case Failed(_, cause, text, hint, trace):
                 if trace:
                     run.note(trace)
-                self.fail(slot, cause, f"{text}\n  Hint: {hint}" if hint else text)
-        return slot.work is None
+                self.failed(slot, cause, f"{text}\n  Hint: {hint}" if hint else text)
+
+    # Closed.
 
     def _done(self, slot: Slot, message: Done) -> None:
+        display, summary = self._display, message.summary
         if not message.stopped:
             self._tally.note_finished()
-            self._close(slot, lambda run: run.succeed(message.summary))
-            self._display.ended(message.run_id, "finished", message.summary)
+            self._close(
+                slot,
+                lambda run: run.succeed(summary),
+                lambda: display.ended(message.run_id, "finished", summary),
+            )
         elif self._tally.interrupted:
             self.put_back(slot)
-            self._display.ended(message.run_id, "put back", message.summary)
         else:
             self._tally.stopped += 1
-            self._close(slot, lambda run: run.stop(message.summary))
-            self._display.ended(message.run_id, "stopped", message.summary)
+            self._close(
+                slot, lambda run: run.stop(summary), lambda: display.ended(message.run_id, "stopped", summary)
+            )
+
+    def failed(self, slot: Slot, cause: str, text: str) -> None:
+        """Have the trial in `slot` tried again, or close it as failed when that is of no use."""
+        work = slot.work
+        assert work is not None
+        assert work.run is not None
+        failures = work.fail_here()
+        if not is_retried(cause, failures):
+            self.fail(slot, cause, text)
+            return
+        work.not_before = time.monotonic() + pause(cause, failures)
+        work.run.note(f"{cause}: {text}; tried again")
+        self._display.say(f"  run {work.run_id}: {cause}: {text}; it is tried again")
 
     def fail(self, slot: Slot, cause: str, text: str) -> None:
         """Close the trial in `slot` as failed."""
         assert slot.work is not None
-        self._tally.note_failed()
         run_id = slot.work.run_id
-        self._close(slot, lambda run: run.fail(cause, text))
-        self._display.failed(run_id, cause, text)
+        self._tally.note_failed()
+        self._close(
+            slot, lambda run: run.fail(cause, text), lambda: self._display.failed(run_id, cause, text)
+        )
         if self._tally.failed_in_a_row == FAILURES_IN_A_ROW:
             self._display.say(f"{FAILURES_IN_A_ROW} trials failed and none succeeded: no more are started")
 
     def put_back(self, slot: Slot) -> None:
         """Close the trial in `slot` so that the server hands it out again."""
-        self._close(slot, TrialRun.preempt)
-
-    def _close(self, slot: Slot, how: Callable[[TrialRun], None]) -> None:
         assert slot.work is not None
-        work, slot.work = slot.work, None
-        how(work.run)
+        run_id = slot.work.run_id
+        self._close(slot, TrialRun.preempt, lambda: self._display.ended(run_id, "put back", {}))
+
+    def _close(self, slot: Slot, how: Callable[[TrialRun], bool], tell: Callable[[], None]) -> None:
+        work = slot.work
+        assert work is not None
+        assert work.run is not None
+        work.ordered, work.closing = False, True
+        run = work.run
+
+        def close() -> None:
+            sent = False
+            try:
+                sent = how(run)
+            finally:
+                self._events.put(Closed(slot, work, sent, tell))
+
+        self._background(close)
+
+    def closed(self, event: Closed) -> None:
+        """Take in that a run was closed: its slot is free."""
+        event.slot.work = None
+        event.tell()
+        if not event.sent:
+            self._tally.unsent.append(event.work.run_id)
+
+    def _background(self, work: Callable[[], None]) -> None:
+        threading.Thread(target=work, daemon=True, name="W&B run").start()

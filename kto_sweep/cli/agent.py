@@ -33,9 +33,34 @@ class TrialsPerGpu(click.ParamType[int | None]):
     help="Trials trained together: a number, or as many as fit and make all together faster.",
 )
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
+@click.option("--share-gpus", is_flag=True, help="Use GPUs that another agent of yours uses.")
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="After a first Ctrl-C or SIGTERM, end within this time.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=1),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Wait so long for a server that is gone.",
+)
 @local_option
 def agent(
-    sweep: str | None, count: int | None, gpus: str | None, trials_per_gpu: int | None, cpu: bool, local: bool
+    sweep: str | None,
+    count: int | None,
+    gpus: str | None,
+    trials_per_gpu: int | None,
+    cpu: bool,
+    share_gpus: bool,
+    grace: float,
+    patience: float,
+    local: bool,
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
@@ -57,4 +82,7 @@ def agent(
         cpu=cpu,
         local=local,
         trials_per_device=trials_per_gpu,
+        grace=grace,
+        patience=patience,
+        share_gpus=share_gpus,
     )

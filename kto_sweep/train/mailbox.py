@@ -1,15 +1,18 @@
 """A worker's two lines to its supervisor: orders in, messages out (see protocol.py). No torch here."""
 
+import contextlib
 import errno
 import queue
 import threading
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import BinaryIO
 
 from kto_sweep.errors import DataError, FailureCause, KtoSweepError, TrialFailure, UsageError
 from kto_sweep.protocol import (
     Alert,
+    Done,
     Failed,
     Message,
     Metrics,
@@ -21,6 +24,7 @@ from kto_sweep.protocol import (
     decode,
     encode,
 )
+from kto_sweep.run_record import Claim
 
 
 class Mailbox:
@@ -31,6 +35,7 @@ class Mailbox:
         self._messages = messages
         self._lock = threading.Lock()
         self._to_stop: set[str] = set()
+        self._claims: dict[str, Claim] = {}
         self._closed = threading.Event()
         self._starts: queue.Queue[Start | None] = queue.Queue()
         """None wakes up who waits when the supervisor is gone."""
@@ -44,10 +49,18 @@ class Mailbox:
             order = decode(line)
             if isinstance(order, Start):
                 self._to_stop.discard(order.run_id)  # of an earlier attempt
+                self._claim(order)
                 self._starts.put(order)
             elif isinstance(order, Stop):
                 self._to_stop.add(order.run_id)
         self._close()
+
+    def _claim(self, start: Start) -> None:
+        """Say that this process writes to the trial's folder, even when its supervisor is gone."""
+        folder = Path(start.out_dir)
+        with contextlib.suppress(OSError):  # the trial itself finds out, and says so
+            folder.mkdir(parents=True, exist_ok=True)
+            self._claims[start.run_id] = Claim(folder)
 
     def _close(self) -> None:
         self._closed.set()
@@ -74,6 +87,8 @@ class Mailbox:
 
     def send(self, message: Message) -> None:
         """Send one message; a supervisor that is gone is no error, the order line says so too."""
+        if isinstance(message, Done | Failed) and message.run_id in self._claims:
+            self._claims.pop(message.run_id).drop()
         with self._lock:
             try:
                 self._messages.write(encode(message))

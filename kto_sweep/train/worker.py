@@ -8,7 +8,7 @@ import signal
 import sys
 
 from kto_sweep.home import Home
-from kto_sweep.protocol import MESSAGE_FD, Ready
+from kto_sweep.protocol import MESSAGE_FD, Broken, Ready
 from kto_sweep.train.mailbox import Mailbox
 
 
@@ -30,7 +30,11 @@ def main() -> None:
     messages = os.fdopen(int(os.environ[MESSAGE_FD]), "wb")
     mailbox = Mailbox(sys.stdin.buffer, messages)
     mailbox.listen()
-    work(mailbox, Home.from_environment())
+    try:
+        work(mailbox, Home.from_environment())
+    except Exception as error:
+        mailbox.send(Broken(f"{type(error).__name__}: {error}"))
+        raise
 
 
 if __name__ == "__main__":

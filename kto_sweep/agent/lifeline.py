@@ -1,0 +1,61 @@
+"""Whether the server answers, asked apart from everything that waits for its answers."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from kto_sweep.errors import KtoSweepError
+
+ROUND_SECONDS = 10.0
+
+
+class Lifeline:
+    """Calls the server every few seconds on a thread of its own.
+
+    `revive` starts a server that is gone, where that is ours to do.
+    """
+
+    def __init__(
+        self, base_url: str, revive: Callable[[], object] | None, interval: float = ROUND_SECONDS
+    ) -> None:
+        self._url = base_url
+        self._revive = revive
+        self._interval = interval
+        self._heard = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._loop, daemon=True, name="lifeline")
+
+    def start(self) -> None:
+        """Begin."""
+        self._heard = time.monotonic()
+        self._thread.start()
+
+    def end(self) -> None:
+        """Call no more."""
+        self._ended.set()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last answer."""
+        return time.monotonic() - self._heard
+
+    def _loop(self) -> None:
+        while not self._ended.wait(self._interval):
+            if self._answers():
+                self._heard = time.monotonic()
+            elif self._revive is not None:
+                try:
+                    self._revive()
+                except (KtoSweepError, OSError):
+                    continue  # the next round tries again
+
+    def _answers(self) -> bool:
+        try:
+            urllib.request.urlopen(self._url, timeout=self._interval).close()
+        except urllib.error.HTTPError as error:
+            return error.code < 500  # any answer of the server itself will do
+        except (OSError, ValueError):
+            return False
+        return True

@@ -1,0 +1,124 @@
+"""Which agents of a home are alive, and the trials that dead ones have left.
+
+<home>/agents/<token>          locked by its agent as long as that lives, however it ends
+<home>/runs/<run>/run.json     names the agent that has the run (see run_record.py)
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.home import Home
+from kto_sweep.run_record import RunRecord, read_record, unclaimed
+from kto_sweep.sweep_ref import SweepRef
+
+WORKER_SECONDS = 90.0
+"""How long a worker whose supervisor is gone may take to put its trials away."""
+
+
+class Presence:
+    """This agent, known to others of its home by a token that was never used before."""
+
+    def __init__(self, home: Home) -> None:
+        self.token = secrets.token_hex(6)
+        self._path = _folder(home) / self.token
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+
+    def end(self) -> None:
+        """Be gone."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._lock)
+
+
+def is_alive(home: Home, token: str) -> bool:
+    """Whether the agent of this token still runs."""
+    try:
+        descriptor = os.open(_folder(home) / token, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def forget_dead(home: Home) -> None:
+    """Remove what dead agents have left of themselves, but for their trials."""
+    for path in _folder(home).glob("*"):
+        if not is_alive(home, path.name):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A trial whose agent died before it was closed."""
+
+    run_id: str
+    config: Mapping[str, Any]
+    folder: Path
+    record: RunRecord
+
+
+def find_orphans(home: Home) -> list[Orphan]:
+    """The trials of dead agents of this home, of all sweeps."""
+    found = []
+    for folder in sorted(home.runs.glob("*")):
+        record = read_record(folder)
+        if record is None or record.sent or not record.agent or is_alive(home, record.agent):
+            continue
+        with suppress(OSError, ValueError):  # without its configuration it can only be sent, not trained
+            config = json.loads((folder / "trial.json").read_text())
+            found.append(Orphan(folder.name, config, folder, record))
+    return found
+
+
+def of_sweep(orphan: Orphan, ref: SweepRef) -> bool:
+    """Whether the orphan is a trial of this sweep."""
+    record = orphan.record
+    return (record.entity, record.project, record.sweep) == (ref.entity, ref.project, ref.id)
+
+
+def take_over(orphan: Orphan, token: str) -> bool:
+    """Make the trial that of the agent `token`; False when somebody else has it now.
+
+    Waits for a worker that has it still: one whose supervisor is gone first puts its trials away.
+    """
+    deadline = time.monotonic() + WORKER_SECONDS
+    while time.monotonic() < deadline:
+        with unclaimed(orphan.folder) as free:
+            if read_record(orphan.folder) != orphan.record:
+                return False
+            if free:
+                replace(orphan.record, agent=token).write(orphan.folder)
+                return True
+        time.sleep(0.2)
+    return False
+
+
+def home_id(home: Home) -> str:
+    """A name that only this home has: what tells its runs from those that another box has taken over."""
+    path = home.root / "home-id"
+    if not path.exists():
+        home.root.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"home-id.{os.getpid()}")
+        scratch.write_text(secrets.token_hex(8))
+        with suppress(FileExistsError):
+            os.link(scratch, path)
+        scratch.unlink()
+    return path.read_text().strip()
+
+
+def _folder(home: Home) -> Path:
+    return home.root / "agents"
