@@ -13,6 +13,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--expose", is_flag=True, help="Allow a --host that other machines can reach.")
 @click.option("--certificate", type=_file, help="TLS certificate (PEM): serve https.")
 @click.option("--certificate-key", type=_file, help="Its private key, where it is a file of its own.")
+@click.option("--login", is_flag=True, help="Print a link that logs a browser in.")
 @click.option("--stop", is_flag=True, help="End the server that runs in the background.")
 def serve(
     port: int | None,
@@ -20,24 +21,30 @@ def serve(
     expose: bool,
     certificate: Path | None,
     certificate_key: Path | None,
+    login: bool,
     stop: bool,
 ) -> None:
     """Run the embedded W&B-compatible server in the foreground.
 
     create and agent start one in the background by themselves; this is for the stock tools of wandb,
-    and for a box whose server others are to reach.
+    and for a box whose server others are to reach. Its address shows the dashboard. The link of --login
+    works once, within the hour: it lets a browser control sweeps, and look from another machine.
 
     \b
     kto-sweep serve
     kto-sweep serve --port 9000
+    kto-sweep serve --login
     kto-sweep serve --stop
     kto-sweep serve --host 0.0.0.0 --expose --certificate cert.pem --certificate-key key.pem
     """
     from kto_sweep.cli.output import say
     from kto_sweep.home import Home
+    from kto_sweep.server.launch import ensure_server, stop_server
     from kto_sweep.server.launch import serve as run_server
-    from kto_sweep.server.launch import stop_server
 
+    if login:
+        say(ensure_server(Home.from_environment()).login_link())
+        return
     if stop:
         ended = stop_server(Home.from_environment())
         say("The embedded server has ended." if ended else "No embedded server was running.")

@@ -17,6 +17,7 @@ from kto_sweep.home import Home
 from kto_sweep.server import lock
 from kto_sweep.server.address import read_address
 from kto_sweep.server.keys import home_id, key_path, read_key
+from kto_sweep.server.login_token import login_link
 
 START_SECONDS = 60.0
 """How long a new server may take; a large database is checked first."""
@@ -35,6 +36,10 @@ class ServerAddress:
     """What clients send as API key."""
     key_file: Path
     """Where the key lies."""
+
+    def login_link(self, path: str = "/") -> str:
+        """A link that works once, within the hour: it lets a browser control sweeps, and shows it `path`."""
+        return login_link(self.url, self.key, time.time(), path)
 
 
 def running_server(home: Home) -> ServerAddress | None:
@@ -173,7 +178,9 @@ def serve(
     from kto_sweep.server.main import run
 
     def started(url: str) -> None:
+        link = ServerAddress(url, read_key(home), key_path(home)).login_link()
         say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
+        say(f"Dashboard: {url}\nTo control sweeps there, log in once, within the hour: {link}")
         say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None

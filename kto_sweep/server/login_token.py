@@ -34,7 +34,7 @@ class Proof:
 
 def make(key: str, purpose: Purpose, now: float) -> str:
     """A new proof; safe in a URL and in a cookie."""
-    body = f"{purpose}.{now:.3f}.{secrets.token_hex(16)}"
+    body = f"{purpose}.{now:.3f}.{secrets.token_hex(8)}"
     return f"{body}.{_signature(key, body)}"
 
 
@@ -51,9 +51,10 @@ def read(key: str, purpose: Purpose, text: str, now: float) -> Proof | None:
 
 
 def _signature(key: str, body: str) -> str:
-    return hmac.new(key.encode(), f"login {body}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key.encode(), f"login {body}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def login_link(url: str, key: str, now: float, path: str = "/") -> str:
     """A link that logs a browser in once and leads it to `path` of the server at `url`."""
-    return f"{url}/-/login/{make(key, Purpose.LINK, now)}?to={quote(path)}"
+    target = f"?to={quote(path)}" if path != "/" else ""
+    return f"{url}/-/login/{make(key, Purpose.LINK, now)}{target}"

@@ -75,9 +75,12 @@ tell({
     assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(told["files"])
     assert told["downloaded"] == "some bytes"
     assert told["last_step"] == 19
-    page = httpx.get(f"{box.address.url}/acme/tests/runs/full").text
-    assert "hello from the run" in page
-    assert "title" in page
+    told = httpx.get(f"{box.address.url}/-/data/acme/tests/runs/full").json()
+    assert {"loss", "nested.deep"} <= set(told["keys"])
+    assert [alert["title"] for alert in told["alerts"]] == ["title"]
+    assert told["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
+    console = httpx.get(f"{box.address.url}/-/data/acme/tests/runs/full/console").json()
+    assert "hello from the run" in [line["text"].strip() for line in console["lines"]]
 
 
 def test_api_filters_orders_updates_and_deletes(box: Box) -> None:
