@@ -4,7 +4,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def peak_gib() -> float | None:
     if not torch.cuda.is_available():
         return None
     return round(torch.cuda.max_memory_allocated() / 2**30, 1)
+
+
+@contextmanager
+def scratch_folder(named: Path | None) -> Iterator[Path]:
+    """The folder that was named, or one that is gone afterwards."""
+    if named is not None:
+        named.mkdir(parents=True, exist_ok=True)
+        yield named.resolve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def print_table(table: Sequence[Mapping[str, Any]]) -> None:

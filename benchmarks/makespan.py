@@ -31,7 +31,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from common import (
     memory_fraction,
     print_table,
     random_model,
+    scratch_folder,
     tokenizer_of,
     write_json,
 )
@@ -392,17 +392,6 @@ def plot(results: Sequence[Result], path: Path) -> None:
         axis.margins(x=0.25)
     axes[-1, 0].set_xlabel("minutes for the whole sweep")
     figure.savefig(path, dpi=150)
-
-
-@contextmanager
-def scratch_folder(named: Path | None) -> Iterator[Path]:
-    """The folder that was named, or one that is gone afterwards."""
-    if named is not None:
-        named.mkdir(parents=True, exist_ok=True)
-        yield named.resolve()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 def parse() -> argparse.Namespace:

@@ -28,19 +28,22 @@ class StepTimes(TrainerCallback):
 
     def __init__(self, between: Callable[[], object] = lambda: None) -> None:
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        """That this process computed."""
         self.first_began = 0.0
         """Seconds since the epoch."""
         self._between = between
-        self._begin = 0.0
+        self._begin = self._cpu_begin = 0.0
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         wait_for_device()
         self.first_began = self.first_began or time.time()
-        self._begin = time.perf_counter()
+        self._begin, self._cpu_begin = time.perf_counter(), time.process_time()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         wait_for_device()
         self.seconds.append(time.perf_counter() - self._begin)
+        self.cpu_seconds.append(time.process_time() - self._cpu_begin)
         self._between()
 
 
