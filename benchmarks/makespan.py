@@ -25,6 +25,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,12 +53,11 @@ from common import (
     tokenizer_of,
     write_json,
 )
+from makespan_report import MODES, plot, same_setting, table
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import stop_server
 
-MODES = ("trl", "tuned", "ours")
-SHOWN = {"trl": "TRL defaults", "tuned": "TRL tuned", "ours": "kto-sweep"}
 CAP_PROBE = """
 import sys, torch
 torch.zeros(1, device="cuda")
@@ -150,7 +150,7 @@ class Benchmark:
         ]  # fmt: skip
         # What datasets and TRL keep on disk, trials may share; other benchmarks may not.
         environment = self.environment | {"HF_DATASETS_CACHE": str(folder / mode), "TQDM_DISABLE": "1"}
-        began, load = time.time(), os.getloadavg()[0]
+        began, cpu_began, load = time.time(), _cpu_seconds(), os.getloadavg()[0]
         _run(command, environment, folder / f"{mode}.log")
         seconds, told = time.time() - began, json.loads(out.read_text())
         if "error" in told:
@@ -164,6 +164,7 @@ class Benchmark:
             "start_s": seconds - stepping - evaluation,
             "step_s": statistics.median(settled),
             "evaluation_s": evaluation,
+            "cpu_s": _cpu_seconds() - cpu_began,
             "peak_gib": told["peak_gib"],
             "load": load,
         }
@@ -185,6 +186,7 @@ class Benchmark:
             mode, seconds, _mean(trials, "step_s"),
             start_s=_mean(trials, "start_s"), evaluation_s=_mean(trials, "evaluation_s"),
             peak_gib=max((trial["peak_gib"] for trial in trials if trial["peak_gib"]), default=None),
+            cpu_s=None if self.extrapolated else sum(trial["cpu_s"] for trial in trials),
             extrapolated_from_steps=options.baseline_steps if self.extrapolated else None,
             load=_mean(trials, "load"),
         )  # fmt: skip
@@ -199,7 +201,7 @@ class Benchmark:
         sweep = folder / "sweep.yaml"
         sweep.write_text(yaml.safe_dump(self.sweep_file()))
         tool = [sys.executable, "-m", "kto_sweep"]
-        began, load = time.time(), os.getloadavg()[0]
+        began, cpu_began, load = time.time(), _cpu_seconds(), os.getloadavg()[0]
         try:
             created = _run(
                 [*tool, "create", str(sweep), "--local", "--json"], environment, folder / "create.log"
@@ -211,7 +213,7 @@ class Benchmark:
                 environment,
                 folder / "agent.log",
             )
-            seconds = time.time() - began
+            seconds, cpu_s = time.time() - began, _cpu_seconds() - cpu_began
             status = json.loads(
                 _run([*tool, "status", name, "--local", "--json"], environment, folder / "status.log")
             )
@@ -222,7 +224,7 @@ class Benchmark:
         logs = [_read_log(path) for path in home.runs.glob("*/log.jsonl")]
         return self.summary(
             "ours", seconds, _step_seconds(logs),
-            start_s=min(log[0]["at"] for log in logs) - began,
+            start_s=min(log[0]["at"] for log in logs) - began, cpu_s=cpu_s,
             peak_gib=max(row.get("gpu/memory_peak_gb", 0.0) for log in logs for row in log) or None,
             load=load,
         )  # fmt: skip
@@ -257,6 +259,12 @@ def _run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> s
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise SystemExit(f"{tail}\n{' '.join(command)}: exit status {done.returncode}")
     return done.stdout
+
+
+def _cpu_seconds() -> float:
+    """What all processes that were started here, and have ended, have computed."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _write_lines(path: Path, examples: Sequence[Any]) -> None:
@@ -313,85 +321,6 @@ def run(benchmark: Benchmark, modes: Sequence[str]) -> Iterator[Result]:
     for mode in modes:
         if mode != "ours":
             yield benchmark.trl_summary(mode, done[mode])
-
-
-def same_setting(a: Result, b: Result) -> bool:
-    """Whether two results are of the same sweep."""
-    names = ("model", "memory_gib", "learning_rates", "batch_sizes", "trial_steps", "max_length")
-    return all(a[name] == b[name] for name in names)
-
-
-def slower_than_ours(result: Result, results: Sequence[Result]) -> float | None:
-    """How many times as long as ours a baseline takes, where both are known."""
-    for other in results:
-        if other["mode"] == "ours" and result["mode"] != "ours" and same_setting(result, other):
-            return float(result["makespan_s"] / other["makespan_s"])
-    return None
-
-
-def table(results: Sequence[Result]) -> list[Result]:
-    """The results for people."""
-    return [
-        {
-            "model": result["model"],
-            "GPU GiB": result["memory_gib"] or "all",
-            "trials x steps": f"{len(result['learning_rates']) * len(result['batch_sizes'])}"
-            f" x {result['trial_steps']}",
-            "trainer": SHOWN[result["mode"]]
-            + (" (extrapolated)" * bool(result.get("extrapolated_from_steps"))),
-            "makespan, min": result.get("error") or f"{result['makespan_s'] / 60:.2f}",
-            "x ours": slower_than_ours(result, results),
-            "start-up, s": result.get("start_s"),
-            "s per step and trial": result["step_s"],
-            "evaluation, s": result.get("evaluation_s"),
-            "peak GiB": result.get("peak_gib"),
-            "of ceiling in steps": result.get("of_ceiling_in_steps"),
-            "of ceiling": result.get("of_ceiling"),
-            "load": result.get("load"),
-        }
-        for result in results
-    ]
-
-
-def plot(results: Sequence[Result], path: Path) -> None:
-    """Makespans as bars, a picture for each sweep."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    sweeps: list[list[Result]] = []
-    for result in results:
-        group = next((group for group in sweeps if same_setting(group[0], result)), None)
-        if group is None:
-            sweeps.append([result])
-        else:
-            group.append(result)
-    figure, axes = pyplot.subplots(
-        len(sweeps), squeeze=False, figsize=(8, 0.6 + 1.5 * len(sweeps)), layout="constrained"
-    )
-    colours = {"trl": "#9a9a9a", "tuned": "#c9c9c9", "ours": "#2a6f97"}
-    for axis, group in zip(axes[:, 0], sweeps, strict=True):
-        shown = sorted(group, key=lambda result: -MODES.index(result["mode"]))
-        minutes = [0.0 if "error" in result else result["makespan_s"] / 60 for result in shown]
-        bars = axis.barh(
-            [SHOWN[result["mode"]] for result in shown],
-            minutes,
-            color=[colours[result["mode"]] for result in shown],
-        )
-        words = []
-        for result, value in zip(shown, minutes, strict=True):
-            times = slower_than_ours(result, results)
-            words.append(result.get("error") or f"{value:.1f} min" + (f"   {times:.1f}x" if times else ""))
-        axis.bar_label(bars, words, padding=4)
-        first = group[0]
-        trials = len(first["learning_rates"]) * len(first["batch_sizes"])
-        card = f" on {first['memory_gib']:g} GiB" if first["memory_gib"] else ""
-        axis.set_title(f"{first['model']}{card}: {trials} trials of {first['trial_steps']} steps", loc="left")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0.25)
-    axes[-1, 0].set_xlabel("minutes for the whole sweep")
-    figure.savefig(path, dpi=150)
 
 
 def parse() -> argparse.Namespace:

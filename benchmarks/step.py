@@ -8,9 +8,9 @@ A size is an architecture of Qwen2.5 with random weights, followed by the number
 All trainers see the same batches, with LoRA r 16 on all linear layers, in bf16 on a GPU and fp32 on a CPU.
 TRL's steps are medians after `--warmup` steps, because it compiles kernels for each new shape; ours after 5.
 Reference values are taken as cached (TRL tuned: precomputed, its set-up not counted; ours: zeros, at the same
-cost). cpu_s is the time that this process computed, summed over its threads. On a CPU, where other work comes
-and goes, a step of TRL and one of ours take turns, after `--warmup` steps of both, and there is a ratio of cpu_s
-as well: with one thread (OMP_NUM_THREADS=1) it hardly depends on that other work.
+cost). cpu_s is the time that this process computed, summed over its threads. On a CPU, where other work
+comes and goes, a step of TRL and one of ours take turns, after `--warmup` steps of both, and there is a ratio
+of cpu_s as well: with one thread (OMP_NUM_THREADS=1) it hardly depends on that other work.
 """
 
 import argparse
