@@ -12,6 +12,8 @@ from typing import Any, get_args
 
 MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
 """Environment variable that tells a worker which file descriptor takes its messages."""
+DEVICES = "KTO_SWEEP_DEVICES"
+"""Environment variable that tells a worker how many devices it trains each trial on."""
 
 
 @dataclass(frozen=True)

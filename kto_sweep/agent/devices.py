@@ -2,8 +2,8 @@
 
 import shutil
 import subprocess
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from kto_sweep.errors import UsageError
 
@@ -18,6 +18,8 @@ class Device:
     """The worker's CUDA_VISIBLE_DEVICES; empty hides every GPU."""
     uuid: str = ""
     """Of a GPU, whatever its index is elsewhere."""
+    count: int = 1
+    """GPUs in it, or processes on the CPU: all of them train one trial."""
 
 
 CPU = Device("cpu", "")
@@ -48,6 +50,26 @@ def find_devices(environ: Mapping[str, str], *, gpus: str | None = None, cpu: bo
                 f"--gpus {gpus}: no GPU {', '.join(absent) or 'named'}; {has}", hint="or use --cpu"
             )
     return [Device(f"gpu {name}", name, present.get(name, name)) for name in wanted] or [CPU]
+
+
+def grouped(devices: Sequence[Device], size: int) -> list[Device]:
+    """`size` of the devices as one, in their order; the CPU counts as any number of them.
+
+    Raises UsageError when some are left over.
+    """
+    if devices == [CPU]:
+        return [replace(CPU, count=size)]
+    if len(devices) % size:
+        wanted = next(wanted for wanted in range(size, 0, -1) if len(devices) % wanted == 0)
+        raise UsageError(
+            f"--gpus-per-trial {size}: {len(devices)} GPU{'s' * (len(devices) > 1)} cannot be shared out so",
+            hint=f"use --gpus-per-trial {wanted}, or choose GPUs with --gpus",
+        )
+    groups = [devices[at : at + size] for at in range(0, len(devices), size)]
+    return [
+        Device(f"gpus {visible}", visible, count=size)
+        for visible in (",".join(device.visible for device in group) for group in groups)
+    ]
 
 
 def _split(text: str) -> list[str]:

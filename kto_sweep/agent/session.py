@@ -8,7 +8,7 @@ from typing import IO, NoReturn, cast
 from rich.console import Console
 
 from kto_sweep.agent.device_locks import held
-from kto_sweep.agent.devices import find_devices
+from kto_sweep.agent.devices import find_devices, grouped
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
@@ -40,6 +40,7 @@ def work_on(
     grace: float = GRACE_SECONDS,
     patience: float = PATIENCE_SECONDS,
     share_gpus: bool = False,
+    gpus_per_trial: int = 1,
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
@@ -47,6 +48,7 @@ def work_on(
     """
     console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
     devices = find_devices(os.environ, gpus=gpus, cpu=cpu)
+    stations = devices if gpus_per_trial == 1 else grouped(devices, gpus_per_trial)
     require_space(home.root)
     with held([] if share_gpus else devices):
         target, ref = find_sweep(home, sweep, local=local)
@@ -56,14 +58,14 @@ def work_on(
         remember(home, ref, local=target.local, base_url=target.base_url)
         console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
         orphans = _find_work_left(console, home, ref)
-        console.print(f"Starting a worker on {', '.join(device.name for device in devices)}")
+        console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
         varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
         presence = Presence(home)
         lifeline = Lifeline(target.base_url, (lambda: ensure_server(home)) if target.local else None)
         lifeline.start()
         with Display(console, varied, view.metric, view.expected) as display:
             supervisor = Supervisor(
-                api, ref, home, devices, display, presence, lifeline,
+                api, ref, home, stations, display, presence, lifeline,
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
                 grace=grace, patience=patience, orphans=orphans,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.home import Home
-from kto_sweep.protocol import MESSAGE_FD, Message, Order, decode, encode
+from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, decode, encode
 
 EXIT_SECONDS = 10.0
 
@@ -91,6 +91,7 @@ def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
     return inherited | {
         MESSAGE_FD: str(message_fd),
         "KTO_SWEEP_HOME": str(home.root),
+        DEVICES: str(device.count),
         "CUDA_VISIBLE_DEVICES": device.visible,
         "PYTORCH_ALLOC_CONF": _allocator(os.environ),
         "TOKENIZERS_PARALLELISM": "false",

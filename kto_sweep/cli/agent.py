@@ -3,6 +3,7 @@
 import click
 
 from kto_sweep.cli.output import local_option, sweep_argument
+from kto_sweep.errors import UsageError
 
 MOST_TRIALS = 64
 
@@ -32,6 +33,13 @@ class TrialsPerGpu(click.ParamType[int | None]):
     show_default=True,
     help="Trials trained together: a number, or as many as fit and make all together faster.",
 )
+@click.option(
+    "--gpus-per-trial",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs that train one trial, by data parallelism, with TRL's trainer.",
+)
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
 @click.option("--share-gpus", is_flag=True, help="Use GPUs that another agent of yours uses.")
 @click.option(
@@ -56,6 +64,7 @@ def agent(
     count: int | None,
     gpus: str | None,
     trials_per_gpu: int | None,
+    gpus_per_trial: int,
     cpu: bool,
     share_gpus: bool,
     grace: float,
@@ -70,7 +79,13 @@ def agent(
     kto-sweep agent
     kto-sweep agent my-team/kto/ab12cd34 --gpus 0,1
     kto-sweep agent --count 1
+    kto-sweep agent --gpus 0,1,2,3 --gpus-per-trial 2
     """
+    if gpus_per_trial > 1 and (trials_per_gpu or 1) > 1:
+        raise UsageError(
+            f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
+            hint="leave out --trials-per-gpu: a trial on several GPUs has them to itself",
+        )
     from kto_sweep.agent.session import work_on
     from kto_sweep.home import Home
 
@@ -85,4 +100,5 @@ def agent(
         grace=grace,
         patience=patience,
         share_gpus=share_gpus,
+        gpus_per_trial=gpus_per_trial,
     )

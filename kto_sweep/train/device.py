@@ -10,6 +10,10 @@ from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.train.room import Memory
 
 
+class LostProcessError(Exception):
+    """A process that trained a trial beside this one is gone, or its device is."""
+
+
 def pick_device() -> torch.device:
     """The GPU that CUDA_VISIBLE_DEVICES leaves this process, or the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -70,7 +74,7 @@ def is_broken(error: BaseException) -> bool:
     """Whether `error` came from a device that this process cannot use any more."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return isinstance(error, torch.AcceleratorError | LostProcessError) or "CUDA error" in str(error)
 
 
 def out_of_memory(error: str) -> TrialFailure:

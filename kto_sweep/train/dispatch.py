@@ -72,7 +72,7 @@ class Dispatcher:
             lambda: self._mailbox.should_stop(run_id),
             start.logged_steps,
         )
-        self._line.add(_Order(request, alone=trial.full_finetune))
+        self._line.add(_Order(request, alone=trial.full_finetune or self._session.devices > 1))
 
     def _turn(self) -> None:
         """Let in who fits, and take one step; when nobody is left, it is the turn of who waits longest."""

@@ -21,13 +21,16 @@ from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
+from kto_sweep.train.trl_crew import train_in_ranks
 from kto_sweep.trial import Trial
 
 
 class Session:
     """One process's model and data. One co-trainer at a time; close it before anything else is trained."""
 
-    def __init__(self, home: Home, device: torch.device | None = None) -> None:
+    def __init__(self, home: Home, device: torch.device | None = None, devices: int = 1) -> None:
+        """`devices`: that each trial is trained on; several mean processes of its own, and TRL's trainer."""
+        self.devices = devices
         self._home = home
         self._device = device or pick_device()
         self._base: LoadedBase | None = None
@@ -72,8 +75,10 @@ class Session:
     def train_with_trl(self, request: Request) -> TrainResult:
         """Train one trial with TRL; its adapters or its model are in the request's folder at the end.
 
-        Raises as `train` does, and torch.OutOfMemoryError.
+        Raises as `train` does, torch.OutOfMemoryError, and LostProcessError.
         """
+        if self.devices > 1:
+            return train_in_ranks(request, self._home, self.devices)
         from kto_sweep.train.trl_trainer import train_trl  # seconds to import, for few trials
 
         trial = request.trial

@@ -8,7 +8,7 @@ import signal
 import sys
 
 from kto_sweep.home import Home
-from kto_sweep.protocol import MESSAGE_FD, Broken, Ready
+from kto_sweep.protocol import DEVICES, MESSAGE_FD, Broken, Ready
 from kto_sweep.train.mailbox import Mailbox
 
 
@@ -18,8 +18,9 @@ def work(mailbox: Mailbox, home: Home) -> None:
     from kto_sweep.train.dispatch import Dispatcher
     from kto_sweep.train.session import Session
 
-    session = Session(home)
-    mailbox.send(Ready(describe_device()))
+    devices = int(os.environ.get(DEVICES, "1"))
+    session = Session(home, devices=devices)
+    mailbox.send(Ready(f"{devices} x {describe_device()}" if devices > 1 else describe_device()))
     Dispatcher(session, mailbox).run()
 
 
