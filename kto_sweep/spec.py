@@ -91,15 +91,15 @@ def examine_spec(path: Path, *, dataset_check: bool = True) -> ExaminedSpec:
         text = found.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-    source, findings = read_yaml(text)
-    if source is None:
-        return ExaminedSpec(path, YamlSource(None, {(): 1}), tuple(findings), {}, None)
     finder = DataFinder(Path.cwd(), found.resolve().parent.parent) if dataset_check else None
-    return _examine(source, path, finder)
+    return examine_text(text, path, finder)
 
 
-def _examine(source: YamlSource, path: Path, finder: DataFinder | None) -> ExaminedSpec:
-    """A file already read; `finder` looks for its data files, None: they need not exist."""
+def examine_text(text: str, path: Path, finder: DataFinder | None = None) -> ExaminedSpec:
+    """What stands in a sweep file; `finder` looks for its data files, None: they need not exist."""
+    source, broken = read_yaml(text)
+    if source is None:
+        return ExaminedSpec(path, YamlSource(None, {(): 1}), tuple(broken), {}, None)
     if not isinstance(source.data, Mapping):
         what = "the file is empty" if source.data is None else "not a sweep: no keys at the top"
         nothing = Finding((), what, hint="method: grid, and below it parameters:")

@@ -13,6 +13,7 @@ from kto_sweep.errors import KtoSweepError
 # name -> (group, summary). The summary stands here so that --help loads no command.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("Start", "Run a small sweep, start to end, on this box"),
+    "generate": ("Start", "Write a sweep file from a few flags"),
     "validate": ("Start", "Check a sweep file and its data"),
     "plan": ("Start", "Say what a sweep will take before it runs"),
     "create": ("Start", "Register a sweep from a YAML file"),
@@ -25,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("Look", "Rank the trials of a sweep"),
     "status": ("Look", "Say how far a sweep is"),
     "cache": ("Look", "Show or prune reference log-probs"),
+    "sync": ("Serve", "Send runs that their server has missed"),
+    "push": ("Serve", "Copy a sweep to another W&B server"),
     "serve": ("Serve", "Run the embedded server in the foreground"),
 }
 

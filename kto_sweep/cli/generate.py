@@ -1,0 +1,83 @@
+"""kto-sweep generate: a commented sweep file from a few flags and the data."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kto_sweep.cli.output import json_option, print_json, say
+from kto_sweep.generate_reasons import PRESET_NAMES
+from kto_sweep.trial import PARAMETERS
+
+METHODS = ("grid", "bayes", "random")
+_SHORT = {"learning_rate": "--lr", "dataset": "--data"}
+
+
+def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for every parameter of a trial."""
+    for name, rule in reversed(list(PARAMETERS.items())):
+        flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
+        command = click.option(*flags, name, metavar="VALUES", help=f"{rule.doc}.")(command)
+    return command
+
+
+@click.command()
+@click.argument("method", type=click.Choice(METHODS))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--preset", type=click.Choice(PRESET_NAMES), metavar="NAME", help="lora-7b, qlora-3b, ...")
+@parameter_options
+@json_option
+def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags: str | None) -> None:
+    """Write the sweep file OUT; METHOD is grid, bayes or random.
+
+    VALUES are one value, a list (5e-7,1e-7) or, unless METHOD is grid, a range (5e-7..1e-4). When nothing
+    given is searched, the usual parameters are. max_length, eval_fraction and rho come from the data. Each
+    range has its reason and source beside it. A file that is there is never written over.
+
+    \b
+    kto-sweep generate grid my.yaml --data rows.jsonl --preset lora-7b
+    kto-sweep generate grid my.yaml --data rows.jsonl --model-size 3b,7b --lr 5e-7,1e-7 --batch-size 6,8
+    kto-sweep generate bayes my.yaml --data rows.jsonl --model-size 0.5b --lr 5e-7..1e-4 --beta 0.02..0.5
+    """
+    from kto_sweep.errors import SpecError, UsageError
+    from kto_sweep.generate import Fixed, complete, look, parse_flag, preset_settings, write
+    from kto_sweep.presets import PRESETS
+    from kto_sweep.spec import examine_text
+
+    if out.exists():
+        raise UsageError(f"{out} is there already", hint="choose another name, or remove it")
+    given = preset_settings(preset) if preset else {}
+    given |= {name: parse_flag(name, text, method) for name, text in flags.items() if text is not None}
+    data = given.get("dataset")
+    if not isinstance(data, Fixed):
+        raise UsageError(
+            "no data is named", hint="--data rows.jsonl, or --data examples/support_replies.jsonl"
+        )
+    if not given.keys() & {"model", "model_size"}:
+        raise UsageError(
+            "no base model is named", hint="--model-size 0.5b, --model FOLDER, or --preset lora-7b"
+        )
+    named = given.get("model") or given.get("model_size")
+    model = str(named.value) if isinstance(named, Fixed) else None
+    if model is not None and "model" not in given:
+        model = PRESETS[model].model
+    facts = look(str(data.value), model)
+    settings, because = complete(method, given, facts)
+    text = write(method, settings, because, facts, str(out))
+    examined = examine_text(text, out)
+    if examined.spec is None:
+        raise SpecError("these flags", examined.problems(examined.findings))
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(
+            f"{out}: cannot be written: {error.strerror}", hint="choose another folder"
+        ) from error
+    expected = examined.spec.expected_trials
+    if as_json:
+        print_json({"file": str(out), "method": method, "expected_trials": expected})
+        return
+    say(f"Wrote {out}: {method}, {expected} trial{'' if expected == 1 else 's'}")
+    say(f"Next: kto-sweep plan {out}")
