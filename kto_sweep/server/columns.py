@@ -1,13 +1,13 @@
 """What runs have logged, as columns of numbers in memory: read once, then only what is new."""
 
 import hashlib
-import math
 import sqlite3
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -50,27 +50,47 @@ class Columns:
         """Numbers kept."""
         return len(self.steps) + sum(len(column.values) for column in self.by_key.values())
 
-    def take(self, line: lines.Line, began: float) -> None:
-        """Add one line; what is no JSON object is skipped."""
-        self.next_line = line.number + 1
-        self.last_digest = _digest(line.text)
-        row = lines.as_row(line.text)
-        if row is None:
-            return
+    def take(self, found: Sequence[lines.Line], began: float) -> None:
+        """Add lines; what is no JSON object is skipped. `began` is the run's first second."""
+        for line in found:
+            row = lines.as_row(line.text)
+            if row is not None:
+                self._take_row(row, began)
+        if found:
+            self.next_line = found[-1].number + 1
+            self.last_digest = _digest(found[-1].text)
+
+    def _take_row(self, row: Mapping[str, Any], began: float) -> None:
         place = len(self.steps)
         step, runtime, stamp = (_number(row.get(name)) for name in ("_step", "_runtime", "_timestamp"))
         self.steps.append(place if step is None else step)
         if runtime is None and stamp is not None:
             runtime = stamp - began
         self.seconds.append(max(0.0, runtime) if runtime is not None else place)
-        for key, value in _numbers(row):
+        for key, value in row.items():
+            # W&B's own entries are no metrics.
+            if not key.startswith("_"):
+                self._take_value(key, value, place, 0)
+
+    def _take_value(self, key: str, value: object, place: int, level: int) -> None:
+        """Add a finite number; go into an object, pass over all else."""
+        if type(value) is float or type(value) is int:
+            try:
+                finite = isfinite(value)
+            except OverflowError:
+                return
+            if not finite:
+                return
             column = self.by_key.get(key)
             if column is None:
                 if len(self.by_key) >= MOST_KEYS:
-                    continue
+                    return
                 column = self.by_key[key] = Column()
             column.rows.append(place)
             column.values.append(value)
+        elif isinstance(value, dict) and level < DEEPEST:
+            for name, item in value.items():
+                self._take_value(f"{key}.{name}", item, place, level + 1)
 
     def curve(self, key: str, points: int) -> dict[str, list[float]] | None:
         """The key's curve in at most so many points: `step`, `time` in seconds, `value`; None without it."""
@@ -103,17 +123,7 @@ def _number(value: object) -> float | None:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
-
-
-def _numbers(row: Mapping[str, Any], prefix: str = "", level: int = 0) -> Iterator[tuple[str, float]]:
-    """Every finite number of the row under its dotted name, W&B's own entries aside."""
-    for key, value in row.items():
-        if isinstance(value, dict):
-            if level < DEEPEST:
-                yield from _numbers(value, f"{prefix}{key}.", level + 1)
-        elif (number := _number(value)) is not None and (prefix or not key.startswith("_")):
-            yield prefix + key, number
+    return number if isfinite(number) else None
 
 
 class ColumnCache:
@@ -152,8 +162,7 @@ class ColumnCache:
         self._total -= columns.size()
         if columns.next_line and not _still_true(connection, run_id, stream, columns):
             columns = Columns()
-        for line in lines.after(connection, run_id, stream, columns.next_line - 1, -1):
-            columns.take(line, began)
+        columns.take(lines.after(connection, run_id, stream, columns.next_line - 1, -1), began)
         self._known[(run_id, stream)] = columns
         self._total += columns.size()
         while self._total > MOST_VALUES and len(self._known) > 1:

@@ -77,6 +77,7 @@ def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Rout
         get("/-/data/{entity}/{project}", api.data(api.project)),
         get("/-/data/{entity}/{project}/curves", api.data(api.curves)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}", api.data(api.sweep)),
+        get("/-/data/{entity}/{project}/sweeps/{sweep}/cells", api.data(api.cells)),
         get("/-/data/{entity}/{project}/runs/{run}", api.data(api.run)),
         get("/-/data/{entity}/{project}/runs/{run}/console", api.data(api.console)),
         get("/-/data/{entity}/{project}/runs/{run}/system", api.data(api.system)),
@@ -157,13 +158,15 @@ class _Dashboard:
     def sweep(self, request: Request) -> Row | None:
         """A sweep and those of its runs that have changed since the state `since`."""
         connection = self._backend.database.reader()
-        owner, sweep = dashboard_data.sweep(connection, request.path_params)
+        _, sweep = dashboard_data.sweep(connection, request.path_params)
         facts = dashboard_data.sweep_facts(connection, self._backend, sweep)
-        told = self._changes.since(connection, sweep.id, facts, request.query_params.get("since"))
-        return told and {
-            **told,
-            "cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config)),
-        }
+        return self._changes.since(connection, sweep.id, facts, request.query_params.get("since"))
+
+    def cells(self, request: Request) -> Row:
+        """The cells of a sweep's grid."""
+        connection = self._backend.database.reader()
+        owner, sweep = dashboard_data.sweep(connection, request.path_params)
+        return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
 
     def curves(self, request: Request) -> Row:
         """The curves of the metrics `key` of the runs `run`, each in at most `points` points."""

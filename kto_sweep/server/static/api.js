@@ -55,6 +55,15 @@ function message(body, status) {
   return body.errors?.[0]?.message ?? `the server answered ${status}`;
 }
 
+/** Says at the top of the page what went wrong; a fault of ours goes to the console. */
+export function report(problem) {
+  // A failed fetch is a TypeError, and the same words come in several browsers.
+  const offline = problem instanceof ApiError || /fetch|network|load/i.test(problem.message);
+  if (!offline) console.error(problem);
+  const what = problem instanceof ApiError ? problem.message : "No answer from the server. Type: kto-sweep serve";
+  put(document.getElementById("live"), h("span", { class: "dot lost" }), what);
+}
+
 /**
  * Calls `look` now and then again and again: soon while it returns true (alive), rarely otherwise. What it says of
  * the connection stands at the top of the page. The returned function asks for a look at once.
@@ -73,11 +82,7 @@ export function follow(look) {
       alive = await look();
       put(live, h("span", { class: alive ? "dot alive" : "dot" }), alive ? "live" : "ended");
     } catch (problem) {
-      // A failed fetch is a TypeError; anything else of that kind is a fault of ours and belongs in the console.
-      const offline = problem instanceof ApiError || /fetch|network/i.test(problem.message);
-      if (!offline) console.error(problem);
-      const what = problem instanceof ApiError ? problem.message : "No answer from the server. Type: kto-sweep serve";
-      put(live, h("span", { class: "dot lost" }), what);
+      report(problem);
     }
     busy = false;
     timer = setTimeout(round, alive && !document.hidden ? QUICK : SLOW);

@@ -152,6 +152,6 @@ export function viewTools(view, changed) {
 
 /** The points that each of so many runs may have, so that a panel stays quick. */
 export function pointsEach(runs) {
-  return Math.max(100, Math.min(1000, Math.floor(20000 / Math.max(1, runs))));
+  return Math.max(100, Math.min(1000, Math.floor(12000 / Math.max(1, runs))));
 }
 

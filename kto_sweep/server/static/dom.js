@@ -65,6 +65,11 @@ export function code(text) {
   return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
+/** Lets the browser paint and answer keys before more is drawn. */
+export function breath() {
+  return new Promise((done) => setTimeout(done, 0));
+}
+
 /** Calls `work` once, soon, however often it is asked for meanwhile. */
 export function soon(work, milliseconds = 80) {
   let timer = 0;

@@ -1,9 +1,9 @@
 // The page of a sweep: fetches, and hands plain data to the parts that draw.
 
-import { follow, path, read, segments } from "./api.js";
+import { follow, path, read, report, segments } from "./api.js";
 import { Controls } from "./controls.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
-import { add, empty, h, put, section } from "./dom.js";
+import { add, breath, empty, h, put, section } from "./dom.js";
 import { compare, duration, moment, show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
@@ -21,13 +21,13 @@ const CURVES = [
   ["gpu/memory_peak_gb", "GiB"],
 ];
 const MOST_DRAWN = 60;
+const FIRST_DRAWN = 12;
 const OVER = ["finished", "canceled"];
 
 const [entity, project, , sweepName] = segments();
 const runs = new Map();
 const curves = new Map(); // by run: {seen: what the run looked like, points, curves}
 let facts = null;
-let cells = null;
 let tag = null;
 let page = null;
 
@@ -82,7 +82,7 @@ function build() {
     problems: h("div"),
   };
   page.curveGrid = h("div", { class: "grid four" }, page.panels.map((panel) => panel.element));
-  page.charts = section("Curves", { id: "curves", tools: viewTools(view, () => drawCurves()) }, page.notice, page.curveGrid);
+  page.charts = section("Curves", { id: "curves", tools: viewTools(view, () => drawLater()) }, page.notice, page.curveGrid);
   page.parallelSection = section("Parameters and metric", { id: "parallel", tools: [parallel.clear] }, parallel.element);
   page.scatterSection = section("Metric against time", { id: "scatter" }, page.scatter.element);
   page.importanceSection = section("Parameter importance", { id: "importance" }, page.importance.element);
@@ -151,9 +151,14 @@ function drawAll() {
   page.table.update(order, page.colours);
   drawAgents();
   page.yaml.textContent = facts.yaml;
-  page.mapSection.hidden = !cells;
-  if (cells) page.map.draw(cells, facts.parameters.map((each) => each.name), page.colours);
   drawCharts();
+}
+
+/** The map of a grid; other sweeps have none. */
+async function drawMap() {
+  const told = facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
+  page.mapSection.hidden = !told.cells;
+  if (told.cells) page.map.draw(told.cells, facts.parameters.map((each) => each.name), page.colours);
 }
 
 /** Everything that depends on which runs are shown. */
@@ -173,7 +178,31 @@ function drawCharts() {
   }
   page.scatterSection.hidden = !facts.metric;
   page.importanceSection.hidden = true;
-  drawCurves().catch((problem) => console.error(problem));
+  drawLater();
+}
+
+let drawing = false;
+let again = false;
+
+/** Curves, scatter and map, one after the other; asked for again meanwhile, all of them once more. */
+async function drawLater() {
+  if (drawing) {
+    again = true;
+    return;
+  }
+  drawing = true;
+  do {
+    again = false;
+    try {
+      await breath();
+      await drawCurves();
+      await drawScatter();
+      await drawMap();
+    } catch (problem) {
+      report(problem);
+    }
+  } while (again);
+  drawing = false;
 }
 
 function shown() {
@@ -193,8 +222,17 @@ async function drawCurves() {
     return;
   }
   if (!page.curveGrid.contains(page.panels[0].element)) put(page.curveGrid, page.panels.map((panel) => panel.element));
-  await fetchCurves(drawn);
-  await plotly();
+  if (!curves.size && drawn.length > FIRST_DRAWN) {
+    // The best runs first: something to look at while the others are read.
+    const best = drawn.slice(0, FIRST_DRAWN);
+    await Promise.all([fetchCurves(best, drawn.length), plotly()]);
+    await drawPanels(best);
+  }
+  await Promise.all([fetchCurves(drawn, drawn.length), plotly()]);
+  await drawPanels(drawn);
+}
+
+async function drawPanels(drawn) {
   for (const panel of page.panels) {
     const lines = drawn
       .filter((run) => curves.get(run.name)?.curves[panel.title])
@@ -206,18 +244,21 @@ async function drawCurves() {
         curve: curves.get(run.name).curves[panel.title],
       }));
     await panel.draw(lines, page.view);
-  }
-  if (facts.metric) {
-    const points = all
-      .filter((run) => metricOf(run) !== null)
-      .map((run) => ({ name: run.name, title: run.title, created: run.created, colour: page.colours.get(run.name), value: metricOf(run) }));
-    await page.scatter.draw(points, facts.metric);
+    await breath();
   }
 }
 
-/** Fetches the curves of those runs that have gone on since, or are to be shown in more detail. */
-async function fetchCurves(drawn) {
-  const points = pointsEach(drawn.length);
+async function drawScatter() {
+  if (!facts.metric) return;
+  const points = shown()
+    .all.filter((run) => metricOf(run) !== null)
+    .map((run) => ({ name: run.name, title: run.title, created: run.created, colour: page.colours.get(run.name), value: metricOf(run) }));
+  await page.scatter.draw(points, facts.metric);
+}
+
+/** Fetches the curves of those runs that have gone on since, or have too few points for so many `together`. */
+async function fetchCurves(drawn, together) {
+  const points = pointsEach(together);
   const stale = drawn.filter((run) => {
     const known = curves.get(run.name);
     return !known || known.seen !== `${run.heartbeat} ${run.state}` || known.points < points / 2;
@@ -235,7 +276,6 @@ const look = follow(async () => {
   if (told) {
     tag = told.tag;
     facts = told.sweep;
-    cells = told.cells;
     if (told.complete) runs.clear();
     for (const run of told.runs) runs.set(run.name, run);
     if (!page) build();
