@@ -1,0 +1,90 @@
+"""What an agent asks of a W&B server: no more than stock agents, and it waits when it is told to."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from conftest import Box
+from proxy import Proxy, proxy_to
+
+from kto_sweep.server.launch import ensure_server
+
+GRID = """
+method: grid
+program: trial.py
+parameters:
+  learning_rate: {values: [1.0e-3, 2.0e-3]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  batch_size: {value: 2}
+  max_steps: {value: 3}
+  max_length: {value: 64}
+"""
+STOCK = """
+import time, wandb
+with wandb.init() as run:
+    for step in range(3):
+        time.sleep({seconds} / 3)
+        run.log({{"loss": 0.5}})
+"""
+
+
+@pytest.fixture
+def proxy(box: Box) -> Iterator[Proxy]:
+    with proxy_to(ensure_server(box.home).url) as proxy:
+        yield proxy
+
+
+def through(box: Box, proxy: Proxy) -> dict[str, str]:
+    """The environment of a box whose W&B server is the proxy."""
+    return {"WANDB_BASE_URL": proxy.url, "WANDB_API_KEY": ensure_server(box.home).key}
+
+
+def create(box: Box, proxy: Proxy, text: str) -> str:
+    (box.folder / "sweep.yaml").write_text(text)
+    made = box.run("create", "sweep.yaml", "--json", **through(box, proxy))
+    proxy.seen.clear()
+    return str(json.loads(made)["path"])
+
+
+def test_two_slots_ask_no_more_than_two_stock_agents(box: Box, proxy: Proxy) -> None:
+    path = create(box, proxy, GRID)
+    box.run("agent", path, "--cpu", "--trials-per-gpu", "2", **through(box, proxy))
+    ours = proxy.counts()
+    first = next(moment for moment, kind in proxy.seen if kind == "CreateAgent")
+    seconds = proxy.seen[-1][0] - first  # of a trial: each slot has had one
+    path = create(box, proxy, GRID)
+    (box.folder / "trial.py").write_text(STOCK.format(seconds=seconds))
+    environment = box.environment | through(box, proxy)
+    agents = [
+        subprocess.Popen(
+            [sys.executable, "-m", "wandb", "agent", path],
+            cwd=box.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _ in range(2)
+    ]
+    assert [agent.wait(timeout=180) for agent in agents] == [0, 0]
+    stock = proxy.counts()
+    assert ours["CreateAgent"] == stock["CreateAgent"] == 2
+    for kind in ("Heartbeat", "UpsertBucket", "file_stream", "Viewer", "file"):
+        assert 0 < ours[kind] <= stock[kind], (kind, ours, stock)
+    assert ours.total() <= stock.total(), (ours, stock)
+
+
+def test_an_agent_that_is_told_to_wait_waits_and_finishes(box: Box, proxy: Proxy) -> None:
+    kinds = {"CreateAgent": 1, "Heartbeat": 2, "UpsertBucket": 1, "file_stream": 1}
+    path = create(box, proxy, GRID.replace(", 2.0e-3", ""))
+    for kind, times in kinds.items():
+        proxy.refuse(kind, times, retry_after=3)
+    said = box.run("agent", path, "--cpu", "--trials-per-gpu", "1", **through(box, proxy))
+    assert "1 of 1 finished" in said
+    refused = [kind for _, kind in proxy.refused]
+    assert {kind: refused.count(kind) for kind in kinds} == kinds
+    for moment, kind in proxy.refused:
+        after = [seen - moment for seen, other in proxy.seen if other == kind and seen > moment]
+        assert min(after) > 2.9, kind
