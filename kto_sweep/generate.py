@@ -210,7 +210,7 @@ def _from_data(facts: DataFacts, because: dict[str, str]) -> dict[str, Setting]:
     if weighed is not None and weighed.rho != weighed.ratio:
         found["rho"] = Fixed(weighed.rho)
         because["rho"] = (
-            f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable rows: both labels count alike."
+            f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable rows; both weigh alike."
         )
     return found
 

@@ -24,6 +24,7 @@ from kto_sweep.train.keeper import Clock
 from kto_sweep.train.limit import Limit
 from kto_sweep.train.measured import StepResult
 from kto_sweep.train.models import LoadedBase
+from kto_sweep.train.pace import Pace
 from kto_sweep.train.reference import Progress
 from kto_sweep.train.referenced import References
 from kto_sweep.train.result import TrainResult
@@ -60,7 +61,7 @@ class CoTrainer:
 
     Raises NotPackableError for a model or rows that only the trl trainer can train. With `overlap`, rows come
     one step late, so that the host works while the device does; by default on CUDA. `growth`: what is known
-    of how many trials are worth training at once.
+    of how many trials are worth training at once; `pace` is told of every step.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class CoTrainer:
         overlap: bool | None = None,
         clock: Clock = time.monotonic,
         growth: Growth | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._ground_of = ground_of(trial)
         self._clock = clock
@@ -105,6 +107,7 @@ class CoTrainer:
         """Steps since every slot had a trial."""
         self._endings: list[Ending] = []
         self._growth = growth or Growth()
+        self._pace = pace
         if self._decoder.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._decoder.device)  # another base model's peak is not ours
         self._growth.empty = read_memory(self._decoder.device).used
@@ -307,6 +310,8 @@ class CoTrainer:
         tokens = sum(known.tokens for known in launched.result.known.values())
         device = self._decoder.device
         self._growth.see(len(launched.courses), tokens, seconds, lambda: read_memory(device))
+        if self._pace is not None:
+            self._pace.see(len(launched.courses), tokens, seconds)
         if self.room != before and self.room.reason:
             for course in launched.courses.values():
                 course.report.note(self.room.reason)

@@ -18,6 +18,7 @@ from kto_sweep.train.cotrain import CoTrainer
 from kto_sweep.train.course import Request
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.pace import Pace
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
@@ -70,7 +71,8 @@ class Session:
         """
         base = self._load(trial)
         data = self._prepare(trial, base)
-        return CoTrainer(base, data, trial, cache=self._home.cache / "reference", growth=growth)
+        pace = Pace.of(self._home.root, base, self._device)
+        return CoTrainer(base, data, trial, cache=self._home.cache / "reference", growth=growth, pace=pace)
 
     def train_with_trl(self, request: Request) -> TrainResult:
         """Train one trial with TRL; its adapters or its model are in the request's folder at the end.
