@@ -107,7 +107,12 @@ def connect(target: Target) -> "wandb.Api":
     from wandb.errors import AuthenticationError, CommError
 
     try:
-        api = wandb.Api(timeout=ANSWER_SECONDS)
+        # Named outright: what wandb has read of the environment once it does not read again.
+        api = wandb.Api(
+            overrides={"base_url": target.base_url},
+            timeout=ANSWER_SECONDS,
+            api_key=os.environ.get("WANDB_API_KEY"),
+        )
         user = api.viewer
     except (AuthenticationError, CommError, ValueError) as error:
         raise ServerError(

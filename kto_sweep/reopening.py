@@ -47,13 +47,13 @@ def reopen(
     `failed`: all failed trials, whatever the cause; `stopped`: those too that were told to stop.
     Raises ServerError when the server does not open the sweep again.
     """
-    from kto_sweep.agent.link import put_back, set_sweep_state
+    from kto_sweep.agent.link import set_run_state, set_sweep_state
 
     view = read_sweep(api, target, ref)
     ledger = read_ledger(view)
     left = missing(view, ledger)
     wanted = [cell.trial.run_id for cell in _wanted(ledger, failed=failed, stopped=stopped) if cell.trial]
-    again = tuple(run_id for run_id in wanted if put_back(api, ref, run_id))
+    again = tuple(run_id for run_id in wanted if set_run_state(api, ref, run_id, "pending"))
     refused = tuple(run_id for run_id in wanted if run_id not in again)
     known = recall(home, ref.id)
     way = f"kto-sweep create {known.file if known and known.file else 'FILE'} --reuse {ref}"

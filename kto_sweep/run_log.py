@@ -168,3 +168,13 @@ def _rows_until(path: Path, step: int) -> list[str]:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
     return kept
+
+
+def last_step(folder: Path) -> int:
+    """The last step that the log of a run's folder has; 0 without one."""
+    steps = [0]
+    with contextlib.suppress(OSError), (folder / "log.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                steps.append(json.loads(line)["step"])
+    return steps[-1]

@@ -34,6 +34,8 @@ class Target:
         if self.local:
             environ["WANDB_API_KEY"] = self.key
             environ.pop("WANDB_IDENTITY_TOKEN_FILE", None)
+            if environ.get("WANDB_MODE") == "offline":  # this server is on the box
+                del environ["WANDB_MODE"]
             environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody but this box is to hear of its runs
 
 
@@ -57,9 +59,10 @@ def local_target(home: Home) -> Target:
 def find_target(home: Home, *, local: bool) -> Target:
     """The embedded server with `local` or without a W&B key, else W&B as wandb's own rules find it.
 
+    With WANDB_MODE=offline, by which wandb sends nothing off the box, it is the embedded server as well.
     Raises UsageError when WANDB_BASE_URL names a server for which there is no key.
     """
-    if local:
+    if local or os.environ.get("WANDB_MODE") == "offline":
         return local_target(home)
     from kto_sweep.agent.link import find_login
 
@@ -74,6 +77,27 @@ def find_target(home: Home, *, local: bool) -> Target:
             "(or add --local for the embedded server)",
         )
     return local_target(home)
+
+
+def find_remote(url: str | None) -> Target:
+    """The W&B server at `url`, by default the one that wandb is logged in to; never the embedded one.
+
+    Raises UsageError without a key for it.
+    """
+    from kto_sweep.agent.link import find_login
+
+    load_env_file(Path.cwd())
+    if url is not None:
+        if not url.startswith(("https://", "http://")):
+            raise UsageError(f"{url!r} is not the address of a server", hint="https://wandb.example.com")
+        os.environ["WANDB_BASE_URL"] = url.rstrip("/")
+    login = find_login()
+    if not login.has_key:
+        raise UsageError(
+            f"there is no key for {login.base_url}",
+            hint=f"wandb login --host {login.base_url}   (or set WANDB_API_KEY)",
+        )
+    return Target(login.base_url, login.app_url, local=False)
 
 
 def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, SweepRef]:
@@ -92,9 +116,8 @@ def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, Sw
         return _target_of(home, record, local=local), record.ref
     assert sweep_id is not None
     target = find_target(home, local=local)
-    target.enter()
     if entity is None:
-        entity = LOCAL_ENTITY if target.local else _default_entity()
+        entity = LOCAL_ENTITY if target.local else _default_entity(target)
     return target, SweepRef(entity, project or DEFAULT_PROJECT, sweep_id)
 
 
@@ -105,7 +128,8 @@ def _target_of(home: Home, record: SweepRecord, *, local: bool) -> Target:
     return find_target(home, local=False)
 
 
-def _default_entity() -> str:
+def _default_entity(target: Target) -> str:
+    target.enter()
     import wandb
 
     return str(wandb.Api().default_entity)

@@ -25,8 +25,8 @@ __all__ = [
     "create_sweep",
     "find_login",
     "heartbeat",
-    "put_back",
     "register_agent",
+    "set_run_state",
     "set_sweep_state",
 ]
 
@@ -103,15 +103,17 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
     return [_command(item) for item in raw]
 
 
-def read_run(api: wandb.Api, ref: SweepRef, run_id: str) -> tuple[str, Mapping[str, Any]] | None:
-    """The state and configuration of a run; None when the server has no such run.
+def read_run(
+    api: wandb.Api, ref: SweepRef, run_id: str
+) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:
+    """The state, configuration and summary of a run; None when the server has no such run.
 
     Raises ServerError when it cannot be asked.
     """
     try:
         api.flush()
         run = api.run(f"{ref.entity}/{ref.project}/{run_id}")
-        return str(run.state), dict(run.config)
+        return str(run.state), dict(run.config), dict(run.summary_metrics or {})
     except ValueError:
         return None  # how wandb says that it was not found
     except Exception as error:
@@ -130,10 +132,13 @@ def _command(raw: Mapping[str, Any]) -> Command:
 SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
 
 
-def put_back(api: wandb.Api, ref: SweepRef, run_id: str) -> bool:
-    """Whether the server will hand this ended run of a sweep out again; W&B itself does not, for now."""
+def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> bool:
+    """Whether the server has put this run of a sweep into another state; W&B itself does not, for now.
+
+    One that is made `pending` is handed out again.
+    """
     try:
-        return bool(api.run(f"{ref.entity}/{ref.project}/{run_id}").update_state("pending"))
+        return bool(api.run(f"{ref.entity}/{ref.project}/{run_id}").update_state(state))
     except (wandb.Error, ValueError):
         return False
 

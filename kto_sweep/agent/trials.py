@@ -118,7 +118,7 @@ class Trials:
         found = read_run(self._api, self._ref, work.run_id)
         if found is None:
             raise LetGoError("it was deleted on the server")
-        state, config = found
+        state, config, _ = found
         if state not in OPEN_STATES:
             raise LetGoError(f"the server has it as {state}")
         if config.get(OWNER) != self._home_id:

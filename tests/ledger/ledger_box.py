@@ -16,6 +16,7 @@ WORK = """
 import json, os, sys
 import wandb
 from kto_sweep.agent.link import heartbeat, register_agent
+from kto_sweep.agent.presence import home_id
 from kto_sweep.agent.runs import Objective, TrialRun
 from kto_sweep.home import Home
 from kto_sweep.sweep_ref import SweepRef
@@ -33,7 +34,8 @@ while len(did) < most:
     config, run_id = commands[0].config, commands[0].run_id
     objective, rate = Objective("eval/common_loss", "minimize"), config["learning_rate"]
     folder = home.runs / run_id
-    run = TrialRun.open(ref, run_id, config, folder, objective=objective, local=True, on_stop=lambda: None)
+    run = TrialRun.open(ref, run_id, config, folder, objective=objective, local=True, on_stop=lambda: None,
+                        home=home_id(home), agent="", device="cpu", patience=5.0)
     for step in range(1, 4):
         run.metrics(step, {"loss": rate * step, "eval/common_loss": rate / step})
     exec(between)
@@ -100,10 +102,10 @@ class Box:
         assert isinstance(answer, dict)
         return answer
 
-    def create(self, text: str = SWEEP, *args: str) -> str:
+    def create(self, text: str = SWEEP, **env: str) -> str:
         """The id of a new sweep."""
         (self.folder / "sweep.yaml").write_text(text)
-        return str(self.json("create", "sweep.yaml", *args)["id"])
+        return str(self.json("create", "sweep.yaml", **env)["id"])
 
     def work(
         self, sweep: str, most: int = 99, outcomes: Mapping[str, str] | None = None, between: str = ""

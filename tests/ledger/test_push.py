@@ -1,0 +1,80 @@
+"""A sweep of one server played again to another."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ledger_box import Box
+
+from kto_sweep.server.launch import ensure_server, stop_server
+
+RUNS = """[{
+    "id": run.id, "state": run.state, "config": {k: v for k, v in run.config.items() if k[0] != "_"},
+    "summary": {k: v for k, v in dict(run.summary_metrics).items() if k[0] != "_"},
+    "rows": [{k: v for k, v in row.items() if k != "_runtime"} for row in run.scan_history()],
+    "name": run.name, "tags": run.tags, "notes": run.notes,
+    "sweep": [run.sweep.state, run.sweep.config["parameters"]],
+} for run in api.runs("local/kto-sweep", order="+created_at")]"""
+OUTCOMES = {"0.002 1": "diverged", "0.001 2": "stopped"}
+NOTES = """
+wandb_run = api.run(f"local/kto-sweep/{run_id}")
+if outcomes.get(f"{rate:g} {config['batch_size']}") == "stopped":
+    wandb_run.stop()
+wandb_run.notes, wandb_run.tags = f"of {rate}", ["kept"]
+wandb_run.update()
+"""
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Iterator[Box]:
+    (tmp_path / "other").mkdir()
+    box = Box(tmp_path / "other")
+    yield box
+    stop_server(box.home)
+
+
+def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(box: Box, other: Box) -> None:
+    address = ensure_server(other.home)
+    there = {"WANDB_API_KEY": address.key}
+    sweep = box.create(WANDB_MODE="offline", **there)  # offline: the embedded server, key or not
+    box.work(sweep, 3, OUTCOMES, NOTES)
+    box.work(sweep, 1)
+    run_ids = [run["id"] for run in box.ask(RUNS)]
+    # Cut off: the second run is only begun there.
+    cut = box.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
+    assert "cut off" in cut
+
+    pushed = box.json("push", sweep, "--to", address.url, **there)
+    assert (pushed["present"], pushed["sent"], pushed["unfinished"]) == (run_ids[:1], run_ids[1:], [])
+    here = box.ask(RUNS)
+    assert [run["state"] for run in here] == ["finished", "failed", "killed", "finished"]
+    assert [len(run["rows"]) for run in here] == [3, 3, 3, 3]
+    assert here[0]["tags"] == ["kept"]
+    assert here == other.ask(RUNS)
+    assert other.ask("[run.sweep.id for run in api.runs('local/kto-sweep')]") == [pushed["id"]] * 4
+
+    again = box.json("push", sweep, "--to", address.url, **there)
+    assert (again["id"], again["present"], again["sent"]) == (pushed["id"], run_ids, [])
+    assert here == other.ask(RUNS)
+
+
+CUT = """
+import sys
+from kto_sweep import push
+from kto_sweep.cli import run
+
+real = push.wandb.Run.log
+
+def log(self, *args, **kwargs):
+    if self.id == sys.argv[3] and kwargs["step"] == 3:
+        sys.exit("cut off")
+    return real(self, *args, **kwargs)
+
+push.wandb.Run.log = log
+sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
+"""
+
+
+def test_what_cannot_be_pushed_is_told(box: Box) -> None:
+    assert "there is no key for http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
+    assert "'wandb.ai' is not the address of a server" in box.run("push", "--to", "wandb.ai", code=2)
