@@ -1,0 +1,48 @@
+"""Runs that ended while their server was gone are sent later."""
+
+from ledger_box import Box
+
+from kto_sweep.run_record import RunRecord, read_record
+
+RUNS = """{run.id: [
+    run.state,
+    run.sweep.id,
+    run.summary_metrics["objective/best"],
+    [row["_step"] for row in run.scan_history()],
+] for run in api.runs("local/kto-sweep")}"""
+CHECKPOINT = """
+(folder / "checkpoint").mkdir()
+(folder / "checkpoint" / "last.safetensors").touch()
+"""
+GONE = """
+from kto_sweep.server.launch import stop_server
+run.metrics(4, {"loss": 0.5, "eval/common_loss": rate / 4})
+stop_server(home)
+"""
+
+
+def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box) -> None:
+    sweep = box.create()
+    box.work(sweep, 2)
+    ((put_back, *_),) = box.work(sweep, 1, {"0.001 2": "put back"}, CHECKPOINT)
+    # It goes on from its checkpoint, in its run, and loses the server before its end.
+    assert [run_id for run_id, *_ in box.work(sweep, 1, between=GONE)] == [put_back]
+    record = read_record(box.home.runs / put_back)
+    assert record is not None
+    assert (record.ended, record.sent) == (True, False)
+
+    assert box.json("sync") == {"sent": [f"local/kto-sweep/{put_back}"], "failed": {}}
+    runs = box.ask(RUNS)
+    assert runs[put_back] == ["finished", sweep, 0.001 / 4, [1, 2, 3, 4]]
+    assert box.json("status")["finished"] == 3
+    assert "Nothing to send" in box.run("sync")
+    assert box.ask(RUNS) == runs
+    assert "this box has no run 'nosuch'" in box.run("sync", "nosuch", code=2)
+
+
+def test_a_server_that_is_still_gone_is_told(box: Box) -> None:
+    folder = box.home.runs / "ab12cd34"
+    folder.mkdir(parents=True)
+    RunRecord("me", "kto", "s", local=False, base_url="http://127.0.0.1:9", ended=True).write(folder)
+    told = box.run("sync", code=1, WANDB_API_KEY="local-" + "0" * 40)
+    assert "run me/kto/ab12cd34: no answer from W&B at http://127.0.0.1:9" in told
