@@ -8,6 +8,8 @@ from kto_sweep.home import Home
 from kto_sweep.preflight import check
 from kto_sweep.remote import connect
 from kto_sweep.reuse import find_prior_runs
+from kto_sweep.search.grid import in_order
+from kto_sweep.space import Space
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import DEFAULT_PROJECT, find_target
 
@@ -54,6 +56,8 @@ def register(
     spec = check(file, home, force=force, say=say)
     target = find_target(home, local=local)
     say(f"Talking to the {target}" if target.local else f"Talking to {target}")
+    if not target.local and spec.method == "grid" and (note := order_note(spec.space)):
+        say(f"Note: {note}")
     api = connect(target)
     project = project or spec.config.get("project") or DEFAULT_PROJECT
     entity = entity or spec.config.get("entity")
@@ -64,3 +68,19 @@ def register(
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
     return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials, reused)
+
+
+def order_note(space: Space) -> str:
+    """What to know of a grid that W&B visits in another order than trials can be trained together; or empty.
+
+    W&B's grid goes by name alone.
+    """
+    ours = [parameter for parameter in in_order(space) if parameter.varies]
+    moved = next((mine for mine, theirs in zip(ours, space.searched, strict=True) if mine != theirs), None)
+    if moved is None:
+        return ""
+    return (
+        f"W&B visits a grid by name, the last one fastest: {moved.name} changes before others do, and trials "
+        "that differ in it cannot be trained together. In a group that comes first by its name it changes "
+        f"slowest: base: {{parameters: {{{moved.path[-1]}: ...}}}}"
+    )

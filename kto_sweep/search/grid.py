@@ -1,4 +1,7 @@
-"""Grid search: every combination once, in W&B's order (parameters by name, the last one varying fastest)."""
+"""Grid search: every combination once, in W&B's order (parameters by name, the last one varying fastest).
+
+But for what trials must share to be trained together (SLOWEST): it varies slowest, whatever it is called.
+"""
 
 import json
 import math
@@ -6,10 +9,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from kto_sweep.distributions import Distribution, IntUniform
-from kto_sweep.space import Space, Value
+from kto_sweep.space import Parameter, Space, Value
 
 LONGEST_AXIS = 1_000_000
 """Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""
+
+SLOWEST = ("model", "model_size", "quantization", "dataset", "max_length", "eval_fraction")
+"""Parameters that an agent changes for all its trials at once: base model first, then data."""
 
 _encode = json.JSONEncoder(sort_keys=True).encode  # made once: a changed grid has keys by the ten thousand
 
@@ -33,27 +39,35 @@ def next_cell(
     space: Space, tried_keys: Collection[str], start: int = 0
 ) -> tuple[int, dict[str, Value], str] | None:
     """The first cell from number `start` on that is not in `tried_keys`: its number, configuration, key."""
-    axes = [_Axis(parameter.distribution) for parameter in space.parameters]
-    for number in range(start, math.prod(axis.length for axis in axes)):
+    axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}
+    for number in range(start, math.prod(axis.length for axis in axes.values())):
         values = _values(axes, number)
-        key = _key(values)
+        key = _key([values[parameter.path] for parameter in space.parameters])
         if key not in tried_keys:
-            paths = [parameter.path for parameter in space.parameters]
-            return number, space.config(dict(zip(paths, values, strict=True))), key
+            return number, space.config(values), key
     return None
 
 
 def cells(space: Space) -> Iterator[tuple[str, dict[str, Value]]]:
     """Every different cell in the order of the grid: its key and its configuration."""
-    axes = [_Axis(parameter.distribution) for parameter in space.parameters]
-    paths = [parameter.path for parameter in space.parameters]
+    axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}
     seen = set()
-    for number in range(math.prod(axis.length for axis in axes)):
+    for number in range(math.prod(axis.length for axis in axes.values())):
         values = _values(axes, number)
-        key = _key(values)
+        key = _key([values[parameter.path] for parameter in space.parameters])
         if key not in seen:
             seen.add(key)
-            yield key, space.config(dict(zip(paths, values, strict=True)))
+            yield key, space.config(values)
+
+
+def in_order(space: Space) -> list[Parameter]:
+    """The parameters as the grid varies them, the slowest first."""
+
+    def place(parameter: Parameter) -> int:
+        names = {parameter.path[-1], "_".join(parameter.path[-2:])}  # also in a group: model.size
+        return next((at for at, name in enumerate(SLOWEST) if name in names), len(SLOWEST))
+
+    return sorted(space.parameters, key=place)
 
 
 def cell_key(space: Space, config: Mapping[str, Any]) -> str:
@@ -76,13 +90,13 @@ class _Axis:
         return self._values[position]
 
 
-def _values(axes: list[_Axis], number: int) -> list[Value]:
+def _values(axes: Mapping[tuple[str, ...], _Axis], number: int) -> dict[tuple[str, ...], Value]:
     """The values of cell `number`: its digits in a number system whose last digit is the last parameter."""
-    values = []
-    for axis in reversed(axes):
+    values = {}
+    for path, axis in reversed(list(axes.items())):
         number, position = divmod(number, axis.length)
-        values.append(axis[position])
-    return values[::-1]
+        values[path] = axis[position]
+    return values
 
 
 def _at(config: Any, path: tuple[str, ...]) -> Value:

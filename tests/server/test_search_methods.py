@@ -32,6 +32,21 @@ def test_grid_visits_names_in_order_the_last_one_fastest() -> None:
     assert walk(searched) == [{"a": a, "b": b, "c": 7} for a, b in product((1, 2), ("x", "y"))]
 
 
+def test_grid_keeps_trials_together_that_can_be_trained_together() -> None:
+    """By name, model_size would vary fastest and each trial would want another base model."""
+    searched = space(
+        learning_rate={"values": [1, 2]},
+        model={"parameters": {"size": {"values": ["1.5b", "0.5b"]}}},
+        max_length={"values": [8, 16]},
+        beta={"values": [0.1]},
+    )
+    visited = [
+        (found["model"]["size"], found["max_length"], found["learning_rate"]) for found in walk(searched)
+    ]
+    assert visited == list(product(("1.5b", "0.5b"), (8, 16), (1, 2)))
+    assert [found for _, found in grid.cells(searched)] == walk(searched)
+
+
 def test_grid_of_nested_parameters() -> None:
     searched = space(o={"parameters": {"n": {"values": [1, 2]}, "m": {"values": [3]}}})
     assert walk(searched) == [{"o": {"m": 3, "n": 1}}, {"o": {"m": 3, "n": 2}}]
