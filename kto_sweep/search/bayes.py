@@ -6,7 +6,6 @@ joint distribution with the pending trials), on the unit cube of each parameter'
 
 import math
 import random
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
 START = 4
 """Trials of the quasi-random start."""
+EDGE = 1.0
+"""Of n trials the process chooses, none lies nearer to an end of a scale than this share of one nth: it knows
+least of the ends, which seldom hold the best value, and would spend its first trials there."""
 MOST_LISTED = 10_000
 """Configurations of a space that is listed to find those not tried; a larger one is sampled."""
 MOST_OBSERVED = 300
@@ -85,11 +87,14 @@ def _improving_point(
     for (point, _), loss in zip(chosen, _tamed([loss for _, loss in chosen]), strict=True):
         study.add_trial(create_trial(params=_params(cube, point), distributions=space, value=loss))
     for point in pending:
+        # One that was kept off an end stands for the end, which would be asked for again and again otherwise.
+        shown = _at_ends(cube, point, EDGE / (len(chosen) + 1))
         study.add_trial(
-            create_trial(params=_params(cube, point), distributions=space, state=TrialState.RUNNING)
+            create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
         )
     found = study.ask(space).params
-    return tuple(_coordinate(axis, found[str(number)]) for number, axis in enumerate(cube.axes))
+    margin = EDGE / (len(chosen) + len(pending) + 1)
+    return tuple(_coordinate(axis, found[str(number)], margin) for number, axis in enumerate(cube.axes))
 
 
 def _distribution(axis: Axis) -> "BaseDistribution":
@@ -108,8 +113,16 @@ def _params(cube: Cube, point: Point) -> dict[str, float]:
     }
 
 
-def _coordinate(axis: Axis, param: float) -> float:
-    return axis.middle(int(param)) if isinstance(axis, Levels) else param
+def _coordinate(axis: Axis, param: float, margin: float) -> float:
+    return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, margin), 1 - margin)
+
+
+def _at_ends(cube: Cube, point: Point, margin: float) -> Point:
+    """The point, moved to the ends of those scales whose ends are no further away than `margin`."""
+    return tuple(
+        place if isinstance(axis, Levels) or margin < place < 1 - margin else float(round(place))
+        for axis, place in zip(cube.axes, point, strict=True)
+    )
 
 
 def _most_telling(losses: Sequence[tuple[Point, float]], rng: random.Random) -> Sequence[tuple[Point, float]]:
@@ -122,14 +135,19 @@ def _most_telling(losses: Sequence[tuple[Point, float]], rng: random.Random) -> 
 
 
 def _tamed(losses: Sequence[float]) -> list[float]:
-    """The losses, the worst of them pulled in.
+    """The losses between 0 for the best and 1 for the median, and 3 at most.
 
     A trial that diverged says where not to search. Its own number, be it an imputed one, would make all other
     differences too small for the process to see.
     """
-    best, middle = min(losses), statistics.median(losses)
-    limit = middle + 2 * (middle - best)
-    return [min(loss, limit) if middle > best else loss for loss in losses]
+    ranked = sorted(losses)
+    best = ranked[0]
+    # Where half of them are equally good, the first that is not takes the median's place.
+    other = next((loss for loss in ranked[len(ranked) // 2 :] if loss > best), None)
+    if other is None:
+        return [0.0] * len(losses)
+    scale = other / 2 - best / 2  # halved, for the difference of two numbers can be more than a number can be
+    return [min((loss / 2 - best / 2) / scale, 3.0) for loss in losses]
 
 
 def _untried(cube: Cube, wanted: Point, tried: Sequence[Point], rng: random.Random) -> Point:

@@ -1,0 +1,191 @@
+"""The Bayesian search as a pure function."""
+
+import math
+import random
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kto_sweep.search import bayes
+from kto_sweep.search import random as random_search
+from kto_sweep.search.axes import cube_of
+from kto_sweep.search.bayes import Observation, next_config
+from kto_sweep.space import Space, parse_space
+
+MIXED = {
+    "lr": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
+    "o": {"parameters": {"batch": {"values": [4, 8, 16]}, "kind": {"values": ["a", "b", None]}}},
+    "warmup": {"distribution": "q_uniform", "min": 0.0, "max": 0.5, "q": 0.1},
+    "steps": {"min": 10, "max": 1000},
+    "noise": {"distribution": "normal", "mu": 0, "sigma": 1},
+    "fixed": {"value": "x"},
+}
+PLANE = {"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 1.0}}
+
+
+def space(parameters: dict[str, Any]) -> Space:
+    parsed, violations = parse_space(parameters)
+    assert parsed is not None, violations
+    return parsed
+
+
+def search(
+    parameters: dict[str, Any], loss: Any, trials: int, seed: int, maximize: bool = False
+) -> list[Observation]:
+    """What one agent finds in so many trials."""
+    searched = space(parameters)
+    seen: list[Observation] = []
+    for _ in range(trials):
+        config = next_config(searched, seen, maximize=maximize, seed=seed)
+        seen.append(Observation(config, loss(config)))
+    return seen
+
+
+def bowl(config: dict[str, Any]) -> float:
+    """0 at (0.7, 0.2)."""
+    return float((config["x"] - 0.7) ** 2 + (config["y"] - 0.2) ** 2)
+
+
+def values(seen: list[Observation]) -> list[float]:
+    return [observation.value for observation in seen if observation.value is not None]
+
+
+@settings(max_examples=5, deadline=None)
+@given(data=st.data())
+def test_suggestions_lie_in_the_space_whatever_was_seen(data: st.DataObject) -> None:
+    """Values that no metric should have, failures, pending trials, configurations of another space."""
+    searched = space(MIXED)
+    rng = random.Random(data.draw(st.integers(0, 1000)))
+    value = (
+        st.none()
+        | st.floats(allow_nan=True, allow_infinity=True)
+        | st.sampled_from([0.0, 1.0, 1e300, -1e300])
+    )
+    seen = [
+        Observation(random_search.next_config(searched, rng), data.draw(value), data.draw(st.booleans()))
+        for _ in range(data.draw(st.integers(0, 12)))
+    ]
+    seen.append(Observation({"lr": "high"}, 1.0))
+    found = next_config(searched, seen, seed=3)
+    assert cube_of(searched).point(found) is not None
+    assert found["fixed"] == "x"
+    assert set(found["o"]) == {"batch", "kind"}
+
+
+def test_same_question_has_the_same_answer_and_another_sweep_another() -> None:
+    seen = search(PLANE, bowl, 5, seed=1)
+    searched = space(PLANE)
+    assert next_config(searched, seen, seed=1) == next_config(searched, seen, seed=1)
+    assert next_config(searched, [], seed=1) != next_config(searched, [], seed=2)
+
+
+def test_better_than_chance_in_the_median_of_ten_seeds() -> None:
+    searched = space(PLANE)
+    ours, chance = [], []
+    for seed in range(10):
+        ours.append(min(values(search(PLANE, bowl, 10, seed))))
+        rng = random.Random(seed)
+        chance.append(min(bowl(random_search.next_config(searched, rng)) for _ in range(12)))
+    assert statistics.median(ours) < statistics.median(chance) / 4
+
+
+def test_maximized_metric() -> None:
+    seen = search(PLANE, lambda config: -bowl(config), 12, seed=0, maximize=True)
+    assert max(values(seen)) > -0.01
+
+
+def test_one_diverged_trial_does_not_hide_the_differences_between_the_others() -> None:
+    """A loss of 1e9 in a corner, against differences of 0.01."""
+    seen = search(PLANE, lambda config: 1e9 if config["x"] > 0.9 else bowl(config), 12, seed=0)
+    seen.insert(2, Observation({"x": 0.95, "y": 0.95}, 1e9))
+    found = [next_config(space(PLANE), seen, seed=seed) for seed in range(3)]
+    assert min(values(seen)) < 0.01
+    assert all(bowl(config) < 0.1 for config in found)
+
+
+def test_four_agents_that_ask_at_once_get_different_and_distant_trials() -> None:
+    searched = space(PLANE)
+    seen = search(PLANE, bowl, 6, seed=0)
+    asked: list[dict[str, Any]] = []
+    for _ in range(4):
+        pending = [Observation(config, None, pending=True) for config in asked]
+        asked.append(next_config(searched, seen + pending, seed=0))
+    places = [(config["x"], config["y"]) for config in asked]
+    gaps = [math.dist(a, b) for i, a in enumerate(places) for b in places[:i]]
+    assert min(gaps) > 0.02
+    alone = next_config(searched, seen, seed=0)
+    assert asked[0] == alone
+    assert max(gaps) > 0.1
+
+
+def test_four_agents_at_the_start_get_points_that_spread() -> None:
+    searched = space(PLANE)
+    asked: list[dict[str, Any]] = []
+    for _ in range(4):
+        asked.append(next_config(searched, [Observation(c, None, pending=True) for c in asked], seed=5))
+    assert len({(config["x"] < 0.5, config["y"] < 0.5) for config in asked}) >= 3
+
+
+def test_finite_space_is_walked_without_repetition_and_goes_on_afterwards() -> None:
+    parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}}
+    seen = search(parameters, lambda config: config["a"] + (config["b"] == "x"), 7, seed=0)
+    assert len({str(observation.config) for observation in seen[:6]}) == 6
+
+
+def test_failed_and_pending_trials_are_not_repeated_either() -> None:
+    parameters = {"a": {"values": [1, 2, 3, 4]}}
+    seen = [
+        Observation({"a": 1}, None),
+        Observation({"a": 2}, None, pending=True),
+        Observation({"a": 4}, 1.0),
+    ]
+    assert next_config(space(parameters), seen, seed=0) == {"a": 3}
+
+
+def test_space_without_anything_to_search() -> None:
+    assert next_config(space({"a": {"value": 1}}), [], seed=0) == {"a": 1}
+
+
+def test_prior_trials_count_from_the_first_suggestion_on() -> None:
+    """Eight trials around the optimum: the first point is no start any more, but near the best."""
+    rng = random.Random(0)
+    configs = [{"x": rng.random(), "y": rng.random()} for _ in range(12)]
+    configs += [{"x": 0.7 + dx, "y": 0.2 + dy} for dx in (-0.1, 0.1) for dy in (-0.1, 0.1)]
+    found = next_config(space(PLANE), [Observation(c, bowl(c)) for c in configs], seed=0)
+    assert bowl(found) < 0.02
+
+
+def test_many_trials_are_thinned_and_the_best_ones_stay() -> None:
+    losses = [((number / 1000,), float(number)) for number in range(1000)]
+    chosen = bayes._most_telling(losses, random.Random(0))
+    assert len(chosen) == len(set(chosen)) == bayes.MOST_OBSERVED
+    assert set(losses[:100]) <= set(chosen)
+
+
+def test_scale_of_losses() -> None:
+    """0 for the best, 1 for the median; a diverged trial is bad, and no worse than that."""
+    assert bayes._tamed([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
+    assert bayes._tamed([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
+    assert bayes._tamed([7.0, 7.0]) == [0, 0]
+    assert bayes._tamed([-1.7e308, 1.7e308]) == [0, 1]
+
+
+def test_torch_is_loaded_by_the_first_question_after_the_start_and_not_before() -> None:
+    code = """
+import sys
+import kto_sweep.server.main
+from kto_sweep.search.bayes import Observation, next_config
+from kto_sweep.space import parse_space
+space, _ = parse_space({"x": {"min": 0.0, "max": 1.0}})
+next_config(space, [Observation({"x": 0.1}, 1.0)], seed=0)
+heavy = {"torch", "optuna"}
+assert not heavy & set(sys.modules)
+next_config(space, [Observation({"x": x / 10}, x) for x in range(8)], seed=0)
+assert heavy <= set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
