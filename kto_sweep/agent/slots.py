@@ -86,9 +86,14 @@ class Station:
         """The slots that take trials."""
         return [slot for slot in self.slots if not slot.ended]
 
-    def grow(self, wanted: int) -> list[Slot]:
-        """New slots, so that there are `wanted`; none for a sweep that has no trials left."""
-        missing = 0 if self.exhausted else wanted - len(self.open)
+    @property
+    def crowded(self) -> bool:
+        """There are more slots than the worker wants."""
+        return len(self.open) > self.wanted
+
+    def grow(self) -> list[Slot]:
+        """New slots, up to as many as are wanted; none on a broken device or when no trials are left."""
+        missing = 0 if self.exhausted or self.retired else self.wanted - len(self.open)
         added = [Slot(self) for _ in range(missing)]
         self.slots += added
         return added

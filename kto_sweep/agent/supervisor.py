@@ -55,7 +55,7 @@ class Supervisor:
         metric: str,
         goal: str,
         local: bool,
-        trials_per_device: int | None = 1,
+        trials_per_device: int | None = None,
         count: int | None = None,
         grace: float,
         patience: float,
@@ -68,6 +68,8 @@ class Supervisor:
         self._all = [Station(device) for device in devices]
         for station in self._all:
             station.slots = [Slot(station) for _ in range(trials_per_device or 1)]
+        self._grows = trials_per_device is None
+        """Workers say how many slots they want."""
         self._homeless: deque[Orphan | Work] = deque(orphans)
         """Trials that come before new ones: those of dead agents and of GPUs that are used no more."""
         self._deaths: list[Death] = []
@@ -184,14 +186,27 @@ class Supervisor:
                         self._serve(slot)
             case Broken(text):
                 station.last_words = text
+            case MakeRoom() if self._grows:
+                self._make_room(station, message)
             case MakeRoom():
-                pass
+                pass  # a number was given
             case _:
                 holder = station.holder(message.run_id)
                 if holder is not None:  # else a last word of a trial that was closed already
                     self._trials.hear(holder, message)
                     if self.tally.interrupted:
                         self._put_back_if_idle(holder)
+
+    def _make_room(self, station: Station, message: MakeRoom) -> None:
+        """Have as many slots as the worker wants; one that is too many ends with its trial."""
+        if message.reason:
+            self._display.say(f"{station.device.name}: {message.reason}")
+        station.wanted = message.slots
+        for slot in [] if self.tally.is_full else station.grow():
+            self._serve(slot)
+        for slot in station.open:
+            if slot.work is None and station.crowded:
+                self._stations.dismiss(slot)
 
     # A slot without a trial gets one that has lost its place, or asks the server, or is dismissed.
 
@@ -208,7 +223,7 @@ class Supervisor:
                 self._homeless.popleft()
         if slot.work is not None:
             self._stations.ask(slot, [slot.work.run_id])
-        elif self.tally.is_full:
+        elif self.tally.is_full or slot.station.crowded:
             self._stations.dismiss(slot)
         elif slot.station.ready:
             self._stations.ask(slot, [], soon=soon)
@@ -223,6 +238,7 @@ class Supervisor:
                 case "stop":
                     self._trials.order_stop(slot.station, command.run_id)
                 case "exit" if slot.work is None:
+                    slot.station.exhausted = True
                     self._stations.dismiss(slot)
         if not slot.ended:
             self._stations.ask(slot, [slot.work.run_id] if slot.work else [])
