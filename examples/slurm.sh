@@ -1,0 +1,45 @@
+#!/bin/bash
+# An agent as a Slurm job: it puts its trials back before the time limit, and is queued again until the
+# sweep is done.
+#
+#   sbatch slurm.sh ENTITY/PROJECT/SWEEP
+#
+#SBATCH --job-name=kto-sweep
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=08:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=kto-sweep-%j.log
+# SIGTERM to this script, two minutes before the limit.
+#SBATCH --signal=B:TERM@120
+
+set -u
+sweep=${1:-}
+agent=
+
+# The shell would only hear of the signal once the agent has ended: hand it on, and wait.
+end() {
+    ended_by_signal=yes
+    [ -n "$agent" ] && kill -TERM "$agent" 2>/dev/null
+}
+ended_by_signal=no
+trap end TERM INT
+
+kto-sweep agent ${sweep:+"$sweep"} --grace 60 &
+agent=$!
+wait "$agent"
+code=$?
+while kill -0 "$agent" 2>/dev/null; do # a signal ends the first wait, not the agent
+    wait "$agent"
+    code=$?
+done
+trap - TERM INT
+
+# 143: the time limit came. Anything but 0 (done) and 2 (cannot be right like this) is worth another turn.
+if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    echo "kto-sweep ended with exit code $code (signal: $ended_by_signal): queued again"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
