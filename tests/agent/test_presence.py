@@ -1,0 +1,147 @@
+"""Dead agents, the trials that they leave, and who may take them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.agent import device_locks
+from kto_sweep.agent.devices import CPU, Device
+from kto_sweep.agent.presence import (
+    Presence,
+    find_orphans,
+    forget_dead,
+    home_id,
+    is_alive,
+    of_sweep,
+    take_over,
+)
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.run_record import Claim, RunRecord, read_record
+from kto_sweep.sweep_ref import SweepRef
+
+REF = SweepRef("local", "kto-sweep", "ab12cd34")
+PRESENT = """
+import sys, time
+from pathlib import Path
+from kto_sweep.agent.presence import Presence
+from kto_sweep.home import Home
+print(Presence(Home(Path(sys.argv[1]))).token, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+def agent_of(home: Home) -> tuple[subprocess.Popen[str], str]:
+    """Another agent's process and its token."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRESENT, str(home.root)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def leave(home: Home, run_id: str, token: str, **record: bool) -> Path:
+    folder = home.runs / run_id
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps({"learning_rate": 0.1}))
+    RunRecord(REF.entity, REF.project, REF.id, True, "", agent=token, **record).write(folder)
+    return folder
+
+
+def test_an_agent_is_alive_until_its_process_ends_however_that_ends(home):
+    process, token = agent_of(home)
+    assert is_alive(home, token)
+    end(process)
+    assert not is_alive(home, token)
+    forget_dead(home)
+    assert not list((home.root / "agents").iterdir())
+
+
+def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(home):
+    process, token = agent_of(home)
+    leave(home, "unfinished", token)
+    leave(home, "unsent", token, ended=True)
+    leave(home, "done", token, ended=True, sent=True)
+    assert not find_orphans(home), "their agent is alive"
+    end(process)
+    orphans = find_orphans(home)
+    assert [orphan.run_id for orphan in orphans] == ["unfinished", "unsent"]
+    assert orphans[0].config == {"learning_rate": 0.1}
+    assert of_sweep(orphans[0], REF)
+    assert not of_sweep(orphans[0], SweepRef("local", "kto-sweep", "zz99zz99"))
+
+
+def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
+    folder = leave(home, "run", "dead")
+    first, second = find_orphans(home), find_orphans(home)
+    presence = Presence(home)
+    assert take_over(first[0], presence.token)
+    assert not take_over(second[0], "another")
+    record = read_record(folder)
+    assert record is not None
+    assert record.agent == presence.token
+    presence.end()
+
+
+def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
+    folder = leave(home, "run", "dead")
+    code = "import sys,time;from pathlib import Path;from kto_sweep.run_record import Claim;" + (
+        "claim=Claim(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    assert take_over(find_orphans(home)[0], "new")
+    assert worker.poll() is not None or not Path(f"/proc/{worker.pid}/fd").exists()
+    worker.communicate()
+    Claim(folder).drop()
+
+
+def test_a_home_keeps_its_id_and_no_two_have_the_same(home, tmp_path):
+    assert home_id(home) == home_id(home)
+    assert home_id(home) != home_id(Home(tmp_path / "other"))
+
+
+def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    gpu = Device("gpu 0", "0", "GPU-aaaa")
+    with device_locks.held([gpu, CPU]), device_locks.held([CPU]):
+        with (
+            pytest.raises(UsageError, match=f"gpu 0 is taken.*process id {os.getpid()}") as refused,
+            device_locks.held([gpu]),
+        ):
+            pass
+        assert "--share-gpus" in refused.value.hint
+    with device_locks.held([gpu]):
+        pass
+
+
+def test_output_goes_into_nothing_once_nobody_reads_it():
+    code = (
+        "import sys;from kto_sweep.agent.output import SturdyOutput;out=SturdyOutput(sys.stdout);"
+        "sys.stdin.readline();[print('x'*1000,file=out,flush=True) for _ in range(200)];"
+        "print('survived',file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None  # communicate would read it
+    _, said = process.communicate(b"\n")
+    assert (process.returncode, said.strip()) == (0, b"survived")

@@ -1,0 +1,213 @@
+"""What can happen to a sweep at night, each as a function that does it to an arena at once."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from arena import Arena
+
+from kto_sweep.server.launch import ensure_server
+
+
+@dataclass(frozen=True)
+class Accident:
+    """One of them."""
+
+    name: str
+    part: str
+    """worker, supervisor, server or disk"""
+    happen: Callable[[Arena, random.Random], None]
+
+
+def _signal(pid: int | None, number: int) -> None:
+    with suppress(ProcessLookupError):
+        if pid is not None:
+            os.kill(pid, number)
+
+
+def _worker(number: int) -> Callable[[Arena, random.Random], None]:
+    def happen(arena: Arena, rng: random.Random) -> None:
+        if workers := arena.workers():
+            _signal(rng.choice(workers), number)
+
+    return happen
+
+
+def _all_workers(arena: Arena, rng: random.Random) -> None:
+    for pid in arena.workers():
+        _signal(pid, signal.SIGKILL)
+
+
+def _worker_twice(arena: Arena, rng: random.Random) -> None:
+    """The second time while the next one is loading its libraries."""
+    _all_workers(arena, rng)
+    with suppress(AssertionError):
+        arena.wait(arena.workers, 20, "another worker")
+    _all_workers(arena, rng)
+
+
+def _pause(pids: list[int], seconds: float) -> None:
+    for pid in pids:
+        _signal(pid, signal.SIGSTOP)
+    time.sleep(seconds)
+    for pid in pids:
+        _signal(pid, signal.SIGCONT)
+
+
+def _pause_workers(arena: Arena, rng: random.Random) -> None:
+    _pause(arena.workers(), rng.uniform(0.5, 2))
+
+
+def _pause_agents(arena: Arena, rng: random.Random) -> None:
+    _pause([agent.pid for agent in arena.alive], rng.uniform(0.5, 2))
+
+
+def _pause_server(arena: Arena, rng: random.Random) -> None:
+    if pid := arena.server_pid():
+        _pause([pid], rng.uniform(1, 4))
+
+
+def _again(arena: Arena, agent: subprocess.Popen[bytes], *numbers: int) -> None:
+    """End an agent by these signals and start another."""
+    for number in numbers:
+        _signal(agent.pid, number)
+        time.sleep(0.3)
+    agent.wait(90)
+    arena.start_agent()
+
+
+def _agent(*numbers: int) -> Callable[[Arena, random.Random], None]:
+    def happen(arena: Arena, rng: random.Random) -> None:
+        if arena.alive:
+            _again(arena, rng.choice(arena.alive), *numbers)
+
+    return happen
+
+
+def _hang_up(arena: Arena, rng: random.Random) -> None:
+    for agent in arena.alive:
+        _signal(agent.pid, signal.SIGHUP)
+
+
+def _power_cut(arena: Arena, rng: random.Random) -> None:
+    """All processes of the box at once."""
+    agents = arena.alive
+    for pid in [*(agent.pid for agent in agents), *arena.workers(), arena.server_pid()]:
+        _signal(pid, signal.SIGKILL)
+    for agent in agents:
+        agent.wait()
+        arena.start_agent()
+
+
+def _kill_server(arena: Arena, rng: random.Random) -> None:
+    """Its agents start it again."""
+    _signal(arena.server_pid(), signal.SIGKILL)
+
+
+def _end_server(arena: Arena, rng: random.Random) -> None:
+    _signal(arena.server_pid(), signal.SIGTERM)
+    time.sleep(rng.uniform(0, 2))
+    ensure_server(arena.home)
+
+
+def _kill_server_often(arena: Arena, rng: random.Random) -> None:
+    for _ in range(3):
+        _signal(arena.server_pid(), signal.SIGKILL)
+        ensure_server(arena.home)
+
+
+def _damage(
+    pattern: str, how: Callable[[Path, random.Random], None]
+) -> Callable[[Arena, random.Random], None]:
+    """Damage a file of a trial while nobody runs, as a crash of the whole box would."""
+
+    def happen(arena: Arena, rng: random.Random) -> None:
+        agents = arena.alive
+        for pid in [*(agent.pid for agent in agents), *arena.workers()]:
+            _signal(pid, signal.SIGKILL)
+        for agent in agents:
+            agent.wait()
+        arena.wait(lambda: not arena.workers(), 30, "the workers' end")
+        if paths := sorted(arena.home.runs.glob(pattern)):
+            how(rng.choice(paths), rng)
+        for _ in agents:
+            arena.start_agent()
+
+    return happen
+
+
+def _cut(path: Path, rng: random.Random) -> None:
+    os.truncate(path, rng.randrange(path.stat().st_size + 1))
+
+
+def _flip(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    if data:
+        data[rng.randrange(len(data))] ^= 0xFF
+        path.write_bytes(data)
+
+
+def _remove(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def _half_line(path: Path, rng: random.Random) -> None:
+    with path.open("ab") as file:
+        file.write(b'{"step": 7, "lo')
+
+
+WORKER = [
+    *(
+        Accident(f"worker gets {signal.Signals(number).name}", "worker", _worker(number))
+        for number in (
+            signal.SIGKILL,
+            signal.SIGSEGV,
+            signal.SIGABRT,
+            signal.SIGBUS,
+            signal.SIGFPE,
+            signal.SIGILL,
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+        )
+    ),
+    Accident("all workers are killed", "worker", _all_workers),
+    Accident("worker is killed, and the next while it loads", "worker", _worker_twice),
+    Accident("workers stand still", "worker", _pause_workers),
+]
+SUPERVISOR = [
+    Accident("agent is killed", "supervisor", _agent(signal.SIGKILL)),
+    Accident("agent is aborted", "supervisor", _agent(signal.SIGABRT)),
+    Accident("agent is interrupted", "supervisor", _agent(signal.SIGINT)),
+    Accident("agent is ended", "supervisor", _agent(signal.SIGTERM)),
+    Accident("agent is interrupted twice", "supervisor", _agent(signal.SIGINT, signal.SIGINT)),
+    Accident("agent is ended, then killed", "supervisor", _agent(signal.SIGTERM, signal.SIGKILL)),
+    Accident("agents' terminal is closed", "supervisor", _hang_up),
+    Accident("agents stand still", "supervisor", _pause_agents),
+    Accident("power is cut", "supervisor", _power_cut),
+]
+SERVER = [
+    Accident("server is killed", "server", _kill_server),
+    Accident("server is ended", "server", _end_server),
+    Accident("server is killed three times", "server", _kill_server_often),
+    Accident("server stands still", "server", _pause_server),
+]
+DISK = [
+    Accident("checkpoint is cut off", "disk", _damage("*/checkpoint/last.safetensors", _cut)),
+    Accident("checkpoint has a wrong byte", "disk", _damage("*/checkpoint/last.safetensors", _flip)),
+    Accident("checkpoint is gone", "disk", _damage("*/checkpoint/last.safetensors", _remove)),
+    Accident("rows end in half a line", "disk", _damage("*/checkpoint/rows.jsonl", _half_line)),
+    Accident("rows are cut off", "disk", _damage("*/checkpoint/rows.jsonl", _cut)),
+    Accident("rows are gone", "disk", _damage("*/checkpoint/rows.jsonl", _remove)),
+    Accident("log ends in half a line", "disk", _damage("*/log.jsonl", _half_line)),
+    Accident("log is cut off", "disk", _damage("*/log.jsonl", _cut)),
+    Accident("console log is gone", "disk", _damage("*/console.log", _remove)),
+    Accident("lineage is cut off", "disk", _damage("*/lineage.json", _cut)),
+]
+ACCIDENTS = [*WORKER, *SUPERVISOR, *SERVER, *DISK]
