@@ -86,7 +86,7 @@ class Benchmark:
         """Prompt and completion tokens that all trials train on."""
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith("WANDB_")
-        } | {"TOKENIZERS_PARALLELISM": "false"}
+        } | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         if options.memory_gib:
             self._limit_memory(options.memory_gib)
         torch.cuda.empty_cache()
@@ -358,8 +358,12 @@ def parse() -> argparse.Namespace:
         parser.error("--data is needed")
     if options.modes and not options.model and not (options.size and options.tokenizer):
         parser.error("give --model, or --size and --tokenizer")
+    if options.trial_steps < 2:
+        parser.error("--trial-steps: at least 2, to see what a step takes")
     if options.baseline_steps < options.trial_steps and options.baseline_steps <= options.warmup:
         parser.error("--baseline-steps: more than --warmup")
+    if options.memory_gib and not torch.cuda.is_available():
+        parser.error("--memory-gib: there is no GPU")
     return options
 
 

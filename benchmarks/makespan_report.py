@@ -8,13 +8,23 @@ MODES = ("trl", "tuned", "ours")
 SHOWN = {"trl": "TRL defaults", "tuned": "TRL tuned", "ours": "kto-sweep"}
 COLOURS = {"trl": "#9a9a9a", "tuned": "#c9c9c9", "ours": "#2a6f97"}
 
+SETTING = (
+    "model",
+    "memory_gib",
+    "learning_rates",
+    "batch_sizes",
+    "trial_steps",
+    "max_length",
+    "held_out_rows",
+)
+"""What results must agree in to be compared."""
+
 Result = dict[str, Any]
 
 
 def same_setting(a: Result, b: Result) -> bool:
     """Whether two results are of the same sweep."""
-    names = ("model", "memory_gib", "learning_rates", "batch_sizes", "trial_steps", "max_length")
-    return all(a[name] == b[name] for name in names)
+    return all(a[name] == b[name] for name in SETTING)
 
 
 def slower_than_ours(result: Result, results: Sequence[Result]) -> float | None:

@@ -283,6 +283,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if not options.model and not options.tokenizer:
         parser.error("give --model, or --sizes and --tokenizer")
+    if options.memory_gib and not torch.cuda.is_available():
+        parser.error("--memory-gib: there is no GPU")
     return options
 
 
