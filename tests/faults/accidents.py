@@ -14,6 +14,8 @@ from arena import Arena
 
 from kto_sweep.server.launch import ensure_server
 
+Happen = Callable[[Arena, random.Random], None]
+
 
 @dataclass(frozen=True)
 class Accident:
@@ -22,7 +24,7 @@ class Accident:
     name: str
     part: str
     """worker, supervisor, server or disk"""
-    happen: Callable[[Arena, random.Random], None]
+    happen: Happen
 
 
 def _signal(pid: int | None, number: int) -> None:
@@ -31,7 +33,7 @@ def _signal(pid: int | None, number: int) -> None:
             os.kill(pid, number)
 
 
-def _worker(number: int) -> Callable[[Arena, random.Random], None]:
+def _worker(number: int) -> Happen:
     def happen(arena: Arena, rng: random.Random) -> None:
         if workers := arena.workers():
             _signal(rng.choice(workers), number)
@@ -82,7 +84,7 @@ def _again(arena: Arena, agent: subprocess.Popen[bytes], *numbers: int) -> None:
     arena.start_agent()
 
 
-def _agent(*numbers: int) -> Callable[[Arena, random.Random], None]:
+def _agent(*numbers: int) -> Happen:
     def happen(arena: Arena, rng: random.Random) -> None:
         if arena.alive:
             _again(arena, rng.choice(arena.alive), *numbers)
@@ -122,9 +124,7 @@ def _kill_server_often(arena: Arena, rng: random.Random) -> None:
         ensure_server(arena.home)
 
 
-def _damage(
-    pattern: str, how: Callable[[Path, random.Random], None]
-) -> Callable[[Arena, random.Random], None]:
+def _damage(pattern: str, how: Callable[[Path, random.Random], None]) -> Happen:
     """Damage a file of a trial while nobody runs, as a crash of the whole box would."""
 
     def happen(arena: Arena, rng: random.Random) -> None:

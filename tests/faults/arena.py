@@ -1,4 +1,4 @@
-"""A sweep on a box of its own, with everything that can be killed within reach: agents, workers, the server."""
+"""A sweep on a box of its own, with all that can be killed within reach: agents, workers, the server."""
 
 import base64
 import json
@@ -68,6 +68,8 @@ class Arena:
     """Added to that of every command."""
     options: tuple[str, ...] = ()
     """Of every agent."""
+    server: Home | None = None
+    """Where the server is, if not on this box."""
     sweep: tuple[str, str, str] = ("", "", "")
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _logs: int = 0
@@ -102,8 +104,7 @@ class Arena:
         self._logs += 1
         with (self.folder / f"agent-{self._logs:02}.log").open("wb") as log:
             agent = subprocess.Popen(
-                [sys.executable, "-m", "kto_sweep", "--debug", "agent", self.sweep[2]]
-                + [*self.options, *options],
+                [sys.executable, "-m", "kto_sweep", "agent", self.sweep[2], *self.options, *options],
                 cwd=self.folder, env=self.environment(), stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -211,7 +212,7 @@ class Arena:
         return {self.cell(run): [row["loss"] for row in run.rows if "loss" in row] for run in self.runs()}
 
     def check(self, undisturbed: Losses) -> None:
-        """Every cell once and finished; every row once, in order, on the server and on disk; the same losses."""
+        """Every cell once and finished; every row once and in order, on server and disk; the same losses."""
         runs = self.runs()
         assert Counter(self.cell(run) for run in runs) == self.expected_cells(), self.said()
         assert {run.state for run in runs} == {"finished"}, self.said()

@@ -1,0 +1,104 @@
+"""Trials that fail: by what, for what reason, and what becomes of the others."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from arena import ROWS, TWO_BY_TWO, Arena, Losses, small_disk
+
+
+def causes(arena: Arena) -> dict[tuple[object, ...], str]:
+    """`failure/cause` or the state, by cell."""
+    return {arena.cell(run): run.summary.get("failure/cause", run.state) for run in arena.runs()}
+
+
+def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+    names = ("good", "gone", "garbage", "one_label", "more")
+    for name in names:
+        shutil.copy(ROWS, tmp_path / f"{name}.jsonl")
+    axes = {"dataset": [f"{name}.jsonl" for name in names], "learning_rate": [1e-3, 1e12]}
+    arena = Arena(tmp_path, axes, options=("--trials-per-gpu", "2"))
+    try:
+        arena.create(max_steps=12, eval_steps=6, max_grad_norm=0)
+        (tmp_path / "gone.jsonl").unlink()
+        (tmp_path / "garbage.jsonl").write_bytes(os.urandom(4096))
+        alike = "".join(json.dumps(row | {"label": True}) + "\n" for row in rows)
+        (tmp_path / "one_label.jsonl").write_text(alike)
+        arena.start_agent()
+        arena.finish()
+        found = causes(arena)
+    finally:
+        arena.close()
+    bad = {f"{name}.jsonl" for name in ("gone", "garbage", "one_label")}
+    assert len(found) == 10
+    for (dataset, rate), cause in found.items():
+        expected = "bad data" if dataset in bad else "diverged" if rate == 1e12 else "finished"
+        assert cause == expected, (dataset, rate, arena.said())
+
+
+def poison(arena: Arena, run_id: str, step: int) -> int:
+    """The worker that trains this run and has come to this step, else 0."""
+    rows = arena.home.runs / run_id / "checkpoint" / "rows.jsonl"
+    for pid in arena.workers():
+        with suppress(OSError):
+            held = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+            if str(rows) in held and rows.read_bytes().count(b"\n") >= step:
+                return pid
+    return 0
+
+
+def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_path, undisturbed: Losses):
+    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
+    try:
+        arena.create()
+        agent = arena.start_agent()
+        arena.wait(lambda: len(arena.runs()) == 4, what="four trials")
+        victim = next(run.name for run in arena.runs() if arena.cell(run) == (0.003, 1))
+        deadline = time.monotonic() + 280
+        while agent.poll() is None and time.monotonic() < deadline:
+            if pid := poison(arena, victim, 7):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        arena.finish()
+        runs = {run.name: run for run in arena.runs()}
+        assert runs[victim].state == "failed", arena.said()
+        assert runs.pop(victim).summary["failure/cause"] == "worker crash"
+        assert len(runs) == 3
+        for run in runs.values():
+            assert run.state == "finished", arena.said()
+            assert [row["loss"] for row in run.rows] == pytest.approx(undisturbed[arena.cell(run)], rel=1e-4)
+    finally:
+        arena.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
+    try:
+        disk = small_disk(tmp_path / "box", 500)
+        folder = disk.__enter__()
+    except OSError as reason:
+        pytest.skip(str(reason))
+    arena = Arena(folder, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
+    try:
+        arena.create()
+        arena.start_agent()
+        arena.wait_for_progress(5)
+        filler = folder / "filler"
+        with filler.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(b"x" * (1 << 20))
+        arena.wait(lambda: "disk full" in arena.said() or "disk of" in arena.said(), 120, "a full disk")
+        time.sleep(3)
+        filler.unlink()
+        arena.finish()
+        arena.check(undisturbed)
+    finally:
+        arena.close()
+        disk.__exit__(None, None, None)
