@@ -20,6 +20,9 @@ from kto_sweep.remote import RUNNING, SweepView, connect, read_sweep
 from kto_sweep.sweep_ref import SweepRef
 from kto_sweep.target import Target
 
+PATIENCE = 600.0
+"""Seconds that a run's last rows may take to arrive."""
+
 
 @dataclass(frozen=True)
 class Pushed:
@@ -70,7 +73,13 @@ def push(
             present.append(run.id)
         else:
             say(f"run {number} of {len(runs)}: {run.id} ({run.state})")
-            _send(api, ours, run)
+            try:
+                _send(api, ours, run)
+            except (wandb.Error, TimeoutError) as error:
+                raise ServerError(
+                    f"run {run.id} could not be sent to {destination}: {error}",
+                    hint="type the same again: what is there is not sent twice",
+                ) from error
             sent.append(run.id)
     _end_sweep(api, destination, ours, view, unfinished)
     url = ours.url(destination.app_url)
@@ -134,8 +143,10 @@ def _find_sweep(
 
 
 def _is_whole(there: Any, run: Any) -> bool:
-    """Whether the other server has everything of the run."""
-    if there.state != run.state and (there.state, run.state) != ("failed", "crashed"):
+    """Whether the other server has everything of the run, its end too."""
+    # How a run failed not every server takes over: see `_send`.
+    badly = {"failed", "killed"}
+    if there.state != run.state and not (there.state in badly and run.state in {*badly, "crashed"}):
         return False
     mine, others = run.summary_metrics or {}, there.summary_metrics or {}
     return others.get("_step") == mine.get("_step") and _public(mine).keys() <= others.keys()
@@ -147,7 +158,10 @@ def _public(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
-    """Log the run again under its id; where a push was cut off, from the next step on."""
+    """Log the run again under its id; where a push was cut off, from the next step on.
+
+    Raises wandb.Error or TimeoutError when the server cannot be had.
+    """
     settings = wandb.Settings(
         mode="online",
         sweep_id=sweep.id,
@@ -160,6 +174,8 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
         x_disable_stats=True,
         x_disable_machine_info=True,
         x_file_stream_transmit_interval=2,
+        finish_timeout=PATIENCE,
+        finish_timeout_raises=True,
     )
     with tempfile.TemporaryDirectory() as folder:
         copy = wandb.init(

@@ -24,6 +24,7 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     kto-sweep push
     kto-sweep push ab12cd34 --to https://wandb.example.com --entity my-team
     """
+    from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.push import push as push_sweep
     from kto_sweep.target import find_remote, find_sweep
@@ -31,6 +32,11 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     home = Home.from_environment()
     destination = find_remote(url)
     source, ref = find_sweep(home, sweep, local=True)
+    if destination.base_url == source.base_url:
+        raise UsageError(
+            f"{destination.base_url} is the embedded server, where the sweep is already",
+            hint="kto-sweep push --to https://api.wandb.ai",
+        )
     say(f"Pushing {ref} from the {source} to {destination}", as_json=as_json)
     done = push_sweep(
         home, source, ref, destination,

@@ -63,7 +63,7 @@ def _ledger(connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules:
                     summary=lines.as_row(run.summary) or {},
                     seconds=None,
                 )
-                for run in runs.of_sweep(connection, sweep.id)
+                for run in [*runs.taken_over(connection, sweep.id), *runs.of_sweep(connection, sweep.id)]
             ),
         )
     )

@@ -77,4 +77,10 @@ sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
 
 def test_what_cannot_be_pushed_is_told(box: Box) -> None:
     assert "there is no key for http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
+    here = ensure_server(box.home)
+    told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
+    assert "no sweep was created on this box yet" in told
+    box.create()
+    told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
+    assert "is the embedded server, where the sweep is already" in told
     assert "'wandb.ai' is not the address of a server" in box.run("push", "--to", "wandb.ai", code=2)
