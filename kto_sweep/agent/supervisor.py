@@ -97,7 +97,7 @@ class Supervisor:
         try:
             for station in self._all:
                 self._stations.employ(station)
-            while any(not slot.ended or slot.work for slot in self._slots()) or self._homeless:
+            while any(not slot.ended or slot.work for slot in self._slots()):
                 self._handle_next()
         except KeyboardInterrupt:
             self._leave(0.0)

@@ -7,6 +7,7 @@ other trials.
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,17 +116,22 @@ class Trials:
         )
 
     def _take_over(self, slot: Slot, work: Work, orphan: Orphan) -> TrialRun:
-        found = read_run(self._api, self._ref, work.run_id)
-        if found is None:
-            raise LetGoError("it was deleted on the server")
-        state, config, _ = found
-        if state not in OPEN_STATES:
-            raise LetGoError(f"the server has it as {state}")
-        if config.get(OWNER) != self._home_id:
-            raise LetGoError("another box has begun it since")
+        if reason := self._not_ours(work.run_id):
+            replace(orphan.record, agent="").write(orphan.folder)  # nobody need ask again
+            raise LetGoError(reason)
         if not take_over(orphan, self._presence.token):
             raise LetGoError("another agent of this box has it")
         return self._open(slot, work, adopt=True)
+
+    def _not_ours(self, run_id: str) -> str:
+        """Why the server would not have us go on with a run; empty when it would."""
+        found = read_run(self._api, self._ref, run_id)
+        if found is None:
+            return "it was deleted on the server"
+        state, config, _ = found
+        if state not in OPEN_STATES:
+            return f"the server has it as {state}"
+        return "" if config.get(OWNER) == self._home_id else "another box has begun it since"
 
     def opened(self, event: Opened) -> None:
         """Take in how that went; a slot whose trial could not be opened is free again."""
