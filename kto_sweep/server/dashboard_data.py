@@ -96,7 +96,7 @@ def _sweep_line(connection: sqlite3.Connection, each: Sweep) -> Row:
         **_sweep_head(each, rules),
         "counts": counts,
         "seconds": seconds,
-        "best": sweeps.best_metric(connection, each.id, maximize=rules.metric.maximize)
+        "best": sweeps.best_objective(connection, each.id, rules.metric.name, maximize=rules.metric.maximize)
         if rules.metric
         else None,
     }

@@ -13,6 +13,7 @@ document.title = `${title} · kto-sweep`;
 if (project) put(document.getElementById("trail"), ` / ${title}`);
 let before = "";
 
+const NUMBERS = ["best", "compute", "time"];
 const CREATE = "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or all in one: `kto-sweep demo`";
 
 function sweepRow(sweep) {
@@ -32,7 +33,7 @@ function sweepRow(sweep) {
 }
 
 function table(heads, rows, label) {
-  const head = h("tr", {}, heads.map((text) => h("th", { scope: "col" }, text)));
+  const head = h("tr", {}, heads.map((text) => h("th", { scope: "col", class: NUMBERS.includes(text) ? "number" : null }, text)));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows)));
 }
 
@@ -54,7 +55,7 @@ follow(async () => {
   before = now;
   const heads = ["sweep", ...(project ? [] : ["project"]), "state", "method", "runs", "best", "compute", "created"];
   put(main, h("h1", {}, title));
-  add(main, told.sweeps.length ? section("", { className: "bare" }, table(heads, told.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE));
+  add(main, told.sweeps.length ? section("", {}, table(heads, told.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE));
   if (told.runs?.length) {
     add(main, section("Runs without a sweep", { id: "runs" }, table(["run", "state", "time", "created"], told.runs.map(runRow), "Runs")));
   }

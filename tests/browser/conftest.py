@@ -1,0 +1,96 @@
+"""A real browser on a real server. A console error, or a request to another host, fails the test."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from seeds import Site
+
+from kto_sweep.home import Home
+from kto_sweep.server.launch import ensure_server, stop_server
+
+CHROMIUM = Path(os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium"))
+REQUIRED = os.environ.get("KTO_SWEEP_BROWSER_TESTS") == "required"
+"""Set where tests must not be left out for want of a browser."""
+ARGUMENTS = (
+    "--no-sandbox --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="session")
+def playwright() -> Iterator[Playwright]:
+    if not CHROMIUM.exists() and not REQUIRED:
+        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, or set KTO_SWEEP_CHROMIUM")
+    with sync_playwright() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def browser(playwright: Playwright) -> Iterator[Browser]:
+    launched = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    yield launched
+    launched.close()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    home = Home(tmp_path_factory.mktemp("site") / "home")
+    yield Site(ensure_server(home))
+    stop_server(home)
+
+
+class Watched:
+    """Contexts of the browser of which every fault is noted."""
+
+    def __init__(self, browser: Browser, site: Site) -> None:
+        self._browser = browser
+        self._site = site
+        self._open: list[BrowserContext] = []
+        self.faults: list[str] = []
+
+    def page(self, **options: object) -> Page:
+        """A new page in a context of its own."""
+        context = self._browser.new_context(base_url=self._site.url, **options)  # type: ignore[arg-type]
+        self._open.append(context)
+        page = context.new_page()
+        page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda problem: self.faults.append(str(problem)))
+        page.on("request", lambda request: self._check(request.url))
+        return page
+
+    def _check(self, url: str) -> None:
+        if not re.match(rf"{re.escape(self._site.url)}/|data:|blob:", url):
+            self.faults.append(f"a request to {url}")
+
+    def close(self) -> None:
+        for context in self._open:
+            context.close()
+
+
+@pytest.fixture
+def watched(browser: Browser, site: Site) -> Iterator[Watched]:
+    made = Watched(browser, site)
+    yield made
+    made.close()
+    assert made.faults == []
+
+
+@pytest.fixture
+def page(watched: Watched) -> Page:
+    """A desktop's page of somebody who has not logged in."""
+    return watched.page(viewport={"width": 1360, "height": 900})
+
+
+@pytest.fixture
+def owner(watched: Watched, site: Site) -> Page:
+    """The page of somebody who came by a login link."""
+    page = watched.page(viewport={"width": 1360, "height": 900})
+    page.goto(site.address.login_link())
+    page.wait_for_url("**/")
+    return page

@@ -1,0 +1,169 @@
+"""Sweeps on a real server, filled through its own ingestion, as the SDK would."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import httpx
+import yaml
+
+from kto_sweep.server.launch import ServerAddress
+
+HOSTILE = "<img src=x onerror=alert(1)>&<b>bold</b> %{y}"
+FEW = {"learning_rate": [1.0e-6, 1.0e-5, 1.0e-4], "batch_size": [4, 8], "beta": [0.05, 0.1, 0.2, 0.4]}
+STEPS = 300
+FAILED = 5
+"""Number of the run that fails."""
+HOSTILE_RUN = 3
+
+
+@dataclass(frozen=True)
+class Seeded:
+    """A sweep and its runs, in the order in which they were made."""
+
+    name: str
+    runs: list[str]
+    agent: str
+    path: str
+
+
+class Site:
+    """The server, and what the tests put on it."""
+
+    def __init__(self, address: ServerAddress) -> None:
+        self.address = address
+        self.url = address.url
+        self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
+
+    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        answer = self._client.post("/graphql", json={"query": query, "variables": variables}).json()
+        assert "errors" not in answer, answer
+        return dict(answer["data"])
+
+    def register(self, project: str, **config: Any) -> str:
+        """The name of a new sweep."""
+        query = """mutation($config: String!, $project: String!) { upsertSweep(input:
+            {config: $config, entityName: "local", projectName: $project}) { sweep { name } } }"""
+        full = {"method": "grid", "metric": {"name": "eval/common_loss", "goal": "minimize"}, **config}
+        made = self.graphql(query, config=yaml.safe_dump(full), project=project)
+        return str(made["upsertSweep"]["sweep"]["name"])
+
+    def agent(self, project: str, sweep: str) -> str:
+        query = """mutation($sweep: String!, $project: String!) { createAgent(input: {host: "gpu-box-1",
+            sweep: $sweep, entityName: "local", projectName: $project}) { agent { id } } }"""
+        return str(self.graphql(query, sweep=sweep, project=project)["createAgent"]["agent"]["id"])
+
+    def next_trial(self, agent: str) -> tuple[str, dict[str, Any]]:
+        """Name and parameters of the run that the agent is given."""
+        query = 'mutation($id: ID!) { agentHeartbeat(input: {id: $id, runState: "{}"}) { commands } }'
+        [command] = json.loads(self.graphql(query, id=agent)["agentHeartbeat"]["commands"])
+        return command["run_id"], {key: entry["value"] for key, entry in command["args"].items()}
+
+    def upsert(self, project: str, name: str, **values: Any) -> None:
+        query = "mutation($input: UpsertBucketInput!) { upsertBucket(input: $input) { inserted } }"
+        self.graphql(query, input={"name": name, "entityName": "local", "modelName": project, **values})
+
+    def stream(self, project: str, run: str, **message: Any) -> None:
+        path = f"/files/local/{project}/{run}/file_stream"
+        assert self._client.post(path, json=message).status_code == 200
+
+    def log(self, project: str, run: str, offset: int, rows: list[dict[str, Any]], **more: Any) -> None:
+        """History rows from line `offset` on, and the summary that they make."""
+        texts = [json.dumps(row) for row in rows]
+        summary: dict[str, Any] = {}
+        for row in rows:
+            summary |= row
+        files = {
+            "wandb-history.jsonl": {"offset": offset, "content": texts},
+            "wandb-summary.json": {"offset": 0, "content": [json.dumps(summary | more.pop("summary", {}))]},
+            **more.pop("files", {}),
+        }
+        self.stream(project, run, files=files, **more)
+
+    @cached_property
+    def grid(self) -> Seeded:
+        """Two dozen runs of a grid of 24: one with a hostile name, one failed, the last still running."""
+        parameters = {name: {"values": values} for name, values in FEW.items()}
+        sweep = self.register("kto", name="lr-batch-beta", parameters=parameters)
+        agent, names = self.agent("kto", sweep), []
+        for number in range(22):
+            name, chosen = self.next_trial(agent)
+            names.append(name)
+            shown = {"displayName": HOSTILE} if number == HOSTILE_RUN else {}
+            config = json.dumps({key: {"value": value} for key, value in {**chosen, "lora_r": 16}.items()})
+            self.upsert("kto", name, host="gpu-box-1", jobProgram="x", sweep=sweep, config=config, **shown)
+            self._train(name, chosen, failed=number == FAILED, running=number == 21)
+        return Seeded(sweep, names, agent, f"/local/kto/sweeps/{sweep}")
+
+    def _train(self, name: str, chosen: dict[str, Any], *, failed: bool, running: bool) -> None:
+        speed = 1 + math.log10(chosen["learning_rate"] / 1e-6) + chosen["beta"]
+        rows = [row(step, speed, chosen["batch_size"]) for step in range(STEPS)]
+        message: dict[str, Any] = {} if running else {"complete": True, "exitcode": int(failed)}
+        if failed:
+            message["summary"] = {"failure/cause": "out of memory", "eval/common_loss": None}
+            self.graphql(
+                """mutation($i: NotifyScriptableRunAlertInput!) {
+                notifyScriptableRunAlert(input: $i) { success } }""",
+                i={
+                    "entityName": "local",
+                    "projectName": "kto",
+                    "runName": name,
+                    "title": "KL runs away",
+                    "text": "kl_raw 12 > 10",
+                    "severity": "WARN",
+                },
+            )
+        stamp = "2026-11-24T08:00:00.000000"
+        output = [f"{stamp} training\n", f"ERROR {stamp} \x1b[31mno memory\n"]
+        events = [json.dumps({"_runtime": 15 * i, "system.gpu.0.gpu": 80 + i % 7}) for i in range(30)]
+        message["files"] = {
+            "output.log": {"offset": 0, "content": output},
+            "wandb-events.jsonl": {"offset": 0, "content": events},
+        }
+        self.log("kto", name, 0, rows, **message)
+
+    @cached_property
+    def thousand(self) -> Seeded:
+        """A thousand finished runs of a random search."""
+        parameters = {"learning_rate": {"min": 1.0e-6, "max": 1.0e-3}, "seed": {"values": [1, 2, 3]}}
+        sweep = self.register("many", name="thousand", method="random", parameters=parameters)
+        names = [f"run{number:04}" for number in range(1000)]
+        for start in range(0, 1000, 50):
+            part = names[start : start + 50]
+            heads = ", ".join(f"$i{k}: UpsertBucketInput!" for k in range(len(part)))
+            fields = " ".join(f"m{k}: upsertBucket(input: $i{k}) {{ inserted }}" for k in range(len(part)))
+            values = {f"i{k}": self._finished(sweep, name, start + k) for k, name in enumerate(part)}
+            self.graphql(f"mutation({heads}) {{ {fields} }}", **values)
+        return Seeded(sweep, names, "", f"/local/many/sweeps/{sweep}")
+
+    def _finished(self, sweep: str, name: str, number: int) -> dict[str, Any]:
+        config = {"learning_rate": {"value": 1e-6 * (number + 1)}, "seed": {"value": number % 3 + 1}}
+        return {
+            "name": name,
+            "entityName": "local",
+            "modelName": "many",
+            "host": "box",
+            "sweep": sweep,
+            "state": "finished",
+            "displayName": f"trial-{number}",
+            "config": json.dumps(config),
+            "summaryMetrics": json.dumps({"eval/common_loss": 0.2 + (number * 7 % 1000) / 1000}),
+        }
+
+
+def row(step: int, speed: float, batch: int) -> dict[str, Any]:
+    """What a trial logs at a step."""
+    gain = speed * (1 - math.exp(-3 * step / STEPS))
+    told = {
+        "_step": step,
+        "_runtime": step * 0.5,
+        "loss": 0.5 - 0.05 * gain,
+        "rewards/margins": gain,
+        "kl": 0.1 * gain,
+        "gpu/memory_peak_gb": 6.0 + batch,
+    }
+    if step % 50 == 49:
+        told["eval/common_loss"] = 0.5 - 0.06 * gain
+    return told

@@ -1,0 +1,143 @@
+"""The list of sweeps, a run, runs side by side; the login and what it allows."""
+
+import re
+
+import httpx
+from conftest import Watched
+from playwright.sync_api import Page, expect
+from seeds import FAILED, HOSTILE_RUN, Site
+
+
+def test_list_tells_each_sweep_in_a_line(page: Page, site: Site) -> None:
+    path = site.grid.path
+    page.goto("/")
+    line = page.locator("tr", has=page.locator(f'a[href="{path}"]'))
+    expect(line).to_contain_text("20 of 24 finished · 1 running · 1 failed")
+    expect(line).to_contain_text("grid")
+    expect(line).to_contain_text("eval/common_loss")
+    line.get_by_role("link", name="local/kto").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("local/kto")
+    page.get_by_role("link", name="lr-batch-beta").click()
+    page.wait_for_url(f"**{path}")
+
+
+def test_a_failed_run_says_why(page: Page, site: Site) -> None:
+    page.goto(f"/local/kto/runs/{site.grid.runs[FAILED]}")
+    expect(page.locator(".facts")).to_contain_text("out of memory")
+    expect(page.locator("#alerts")).to_contain_text("KL runs away kl_raw 12 > 10")
+    expect(page.locator("#console .error")).to_have_text("no memory\n")
+    expect(page.locator("#config")).to_contain_text("lora_r")
+    expect(page.locator("#summary")).to_contain_text("failure/cause")
+    expect(page.locator('.curve[data-metric="rewards/margins"] .trace')).to_have_count(2)
+    expect(page.locator('#system .curve[data-metric="system.gpu.0.gpu"] .trace')).to_have_count(2)
+    expect(page.locator("#files .empty")).to_be_visible()
+
+
+def test_runs_side_by_side_begin_with_what_differs(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    boxes = page.get_by_role("checkbox", name=re.compile("^select"))
+    boxes.nth(0).check()
+    expect(page.get_by_text("compare 1")).to_have_attribute("aria-disabled", "true")
+    boxes.nth(21).check()
+    page.get_by_role("link", name="compare 2").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("2 runs side by side")
+    expect(page.locator("#config table").first.locator("tbody tr")).to_have_count(
+        page.locator("#config table").first.locator("tr.differs").count()
+    )
+    expect(page.locator("#config summary")).to_have_text(re.compile("that are the same"))
+    # What was logged stands behind each smoothed line.
+    expect(page.locator('.curve[data-metric="loss"] .trace')).to_have_count(4)
+
+
+def test_compare_of_nothing_says_what_to_do(page: Page, site: Site) -> None:
+    site.grid  # noqa: B018  the project must be there
+    page.goto("/local/kto/compare")
+    expect(page.locator(".empty")).to_contain_text("Select 2 to 10 runs")
+
+
+def test_who_is_not_logged_in_may_look_and_is_told_how_to_control(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    expect(page.locator(".controls")).to_contain_text("kto-sweep serve --login")
+    expect(page.locator(".controls button")).to_have_count(0)
+    sent = httpx.post(f"{site.url}/-/do{site.grid.path}", json={"action": "cancel"})
+    assert sent.status_code == 403
+
+
+def test_login_link_works_once_and_leaves_a_strict_cookie(watched: Watched, site: Site) -> None:
+    link = site.address.login_link(site.grid.path)
+    page = watched.page()
+    page.goto(link)
+    page.wait_for_url(f"**{site.grid.path}")
+    expect(page.get_by_role("button", name="pause")).to_be_visible()
+    [cookie] = page.context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    assert site.address.key not in link + page.url + cookie["value"]
+    again = httpx.get(link)
+    assert again.status_code == 403
+    assert "kto-sweep serve --login" in again.text
+    assert "set-cookie" not in again.headers
+
+
+def test_controls_move_the_sweep_and_stop_a_run(owner: Page, site: Site) -> None:
+    sweep = site.register("moved", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    agent = site.agent("moved", sweep)
+    run, _ = site.next_trial(agent)
+    site.upsert("moved", run, host="box", jobProgram="x", sweep=sweep)
+    owner.goto(f"/local/moved/sweeps/{sweep}")
+    state = owner.locator(".facts .state")
+    owner.get_by_role("button", name="pause").click()
+    expect(state).to_have_text("paused")
+    owner.get_by_role("button", name="resume").click()
+    expect(state).to_have_text("running")
+    owner.goto(f"/local/moved/runs/{run}")
+    owner.get_by_role("button", name="stop").click()
+    owner.get_by_role("button", name="stop: sure?").click()
+    expect(owner.locator(".facts .state")).to_have_text("stopping")
+    owner.goto(f"/local/moved/sweeps/{sweep}")
+    owner.get_by_role("button", name="cancel").focus()
+    owner.keyboard.press("Enter")
+    expect(owner.get_by_role("button", name="cancel: sure?")).to_be_focused()
+    owner.keyboard.press("Enter")
+    expect(state).to_have_text("canceled")
+
+
+def test_tags_and_notes_are_kept_and_shown_in_the_table(owner: Page, site: Site) -> None:
+    run = site.grid.runs[HOSTILE_RUN]
+    owner.goto(f"/local/kto/runs/{run}")
+    owner.get_by_label("Tags, with commas between them").fill("keep, <i>odd</i>")
+    owner.get_by_label("Notes").fill("=worth a second look")
+    with owner.expect_response(re.compile("/-/do/")) as sent:
+        owner.get_by_role("button", name="save").click()
+    assert sent.value.ok
+    owner.goto(site.grid.path)
+    line = owner.locator(f'tr[data-run="{run}"]')
+    expect(line.locator(".tag")).to_have_text(["keep", "<i>odd</i>"])
+    owner.get_by_label("Filter runs").fill("tags=keep")
+    expect(owner.locator("table.runs tbody tr")).to_have_count(1)
+
+
+def test_a_change_from_a_foreign_page_is_refused(owner: Page, site: Site) -> None:
+    """The cookie alone is not enough: the page must send what only our own pages are told."""
+    path = f"/-/do{site.grid.path}"
+    assert owner.request.post(path, data={"action": "pause"}).status == 403
+    told = owner.request.get("/-/data/sweeps").json()["csrf"]
+    headers = {"x-kto-sweep-csrf": told}
+    foreign = owner.request.post(
+        path, data={"action": "x"}, headers={**headers, "origin": "http://evil.example"}
+    )
+    assert foreign.status == 403
+    assert owner.request.post(path, data={"action": "x"}, headers=headers).status == 400
+
+
+def test_files_are_for_those_who_are_logged_in(owner: Page, site: Site) -> None:
+    run = site.grid.runs[0]
+    query = """mutation($run: String!) { createRunFiles(input: {entityName: "local", projectName: "kto",
+        runName: $run, files: ["weights.txt"]}) { files { uploadUrl } } }"""
+    url = site.graphql(query, run=run)["createRunFiles"]["files"][0]["uploadUrl"]
+    assert httpx.put(url, content=b"bytes").status_code == 200
+    owner.goto(f"/local/kto/runs/{run}")
+    link = owner.locator("#files").get_by_role("link", name="weights.txt")
+    with owner.expect_download() as started:
+        link.click()
+    assert started.value.path().read_bytes() == b"bytes"
+    assert httpx.get(f"{site.url}{link.get_attribute('href')}").status_code == 403

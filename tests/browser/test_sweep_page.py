@@ -1,0 +1,215 @@
+"""The page of a sweep, as a person with a browser has it."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import Watched
+from playwright.sync_api import Locator, Page, expect
+from seeds import FAILED, HOSTILE, HOSTILE_RUN, STEPS, Site, row
+
+CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb"]
+
+
+def panel(page: Page, metric: str) -> Locator:
+    return page.locator(f'.curve[data-metric="{metric}"]')
+
+
+def rows(page: Page) -> Locator:
+    return page.locator("table.runs tbody tr")
+
+
+def test_shows_everything_without_a_click(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    expect(page.get_by_role("heading", name="lr-batch-beta")).to_be_visible()
+    expect(page.locator(".state-bar")).to_contain_text("20 of 24 finished · 1 running · 1 failed")
+    expect(rows(page)).to_have_count(22)
+    expect(rows(page).first).to_contain_text("★")
+    for metric in CURVES:
+        expect(panel(page, metric).locator(".scatterlayer .trace")).to_have_count(22)
+        expect(panel(page, metric).locator(".summary")).to_contain_text(f"22 runs, up to step {STEPS - 1}")
+    expect(page.locator("#grid .summary")).to_have_text(
+        "24 cells: ● 20 done, ▶ 1 running, ✕ 1 failed (out of memory 1), · 2 missing."
+    )
+    expect(page.locator("#parallel .run-line")).to_have_count(22)
+    expect(page.locator("#scatter .scatterlayer .point")).to_have_count(21)
+    expect(page.locator("#agents")).to_contain_text("gpu-box-1")
+    expect(page.locator("#yaml pre")).to_contain_text("method: grid")
+    assert page.evaluate("document.title") == "lr-batch-beta · kto-sweep"
+
+
+def test_a_hostile_name_is_text_everywhere(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    link = page.get_by_role("link", name=HOSTILE)
+    expect(link.first).to_be_visible()
+    chart = panel(page, "loss").locator(".chart")
+    expect(chart.locator(".scatterlayer .trace")).to_have_count(22)
+    name = site.grid.runs[HOSTILE_RUN]
+    # plotly reads markup in its labels: the label must show the name as it is.
+    page.evaluate(
+        """([chart, title]) => {
+            const number = chart.data.findIndex((trace) => trace.meta.includes("onerror"));
+            Plotly.Fx.hover(chart, [{ curveNumber: number, pointNumber: 10 }]);
+        }""",
+        [chart.element_handle(), HOSTILE],
+    )
+    expect(chart.locator(".hoverlayer")).to_contain_text(HOSTILE)
+    link.first.click()
+    page.wait_for_url(f"**/runs/{name}")
+    expect(page.get_by_role("heading", level=1)).to_have_text(HOSTILE)
+    assert page.locator("img").count() == 0
+
+
+def test_sorts_filters_hides_and_chooses_columns(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    expect(rows(page)).to_have_count(22)
+    page.get_by_role("button", name="learning_rate").click()
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("learning_rate")
+    expect(rows(page).first).to_contain_text("1e-06")
+    page.get_by_role("button", name="learning_rate").click()
+    expect(rows(page).first).to_contain_text("1e-04")
+    page.get_by_label("Filter runs").fill("state=finished batch_size=8 learning_rate<5e-5")
+    expect(rows(page)).to_have_count(6)
+    expect(panel(page, "loss").locator(".scatterlayer .trace")).to_have_count(6)
+    page.get_by_role("button", name=re.compile("^show .* in the charts")).first.click()
+    expect(panel(page, "loss").locator(".scatterlayer .trace")).to_have_count(5)
+    page.get_by_label("Filter runs").fill("nothing-has-this-name")
+    expect(page.locator("#runs .empty")).to_contain_text("state=failed")
+    page.get_by_label("Filter runs").fill("")
+    page.get_by_text("columns", exact=True).click()
+    page.locator(".choices").get_by_label("lora_r", exact=True).check()
+    expect(page.get_by_role("columnheader", name="lora_r")).to_be_visible()
+
+
+def test_saves_the_table_as_csv(page: Page, site: Site, tmp_path: Path) -> None:
+    page.goto(site.grid.path)
+    expect(rows(page)).to_have_count(22)
+    with page.expect_download() as started:
+        page.get_by_role("button", name="CSV").click()
+    started.value.save_as(tmp_path / "runs.csv")
+    with (tmp_path / "runs.csv").open(newline="") as stream:
+        saved = list(csv.DictReader(stream))
+    assert {line["id"] for line in saved} == set(site.grid.runs)
+    assert HOSTILE in [line["run"] for line in saved]
+    assert float(saved[0]["eval/common_loss"]) == min(
+        float(line["eval/common_loss"]) for line in saved if line["eval/common_loss"]
+    )
+
+
+def test_keyboard_alone_reaches_and_does_everything(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    expect(rows(page)).to_have_count(22)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
+    page.keyboard.press("Enter")
+    sort = page.get_by_role("button", name="batch_size")
+    sort.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("columnheader", name="batch_size")).to_have_attribute("aria-sort", "ascending")
+    expect(sort).to_be_focused()
+    handle = page.get_by_role("slider", name="upper bound of beta")
+    expect(handle).to_have_attribute("aria-valuetext", "0.4")
+    handle.focus()
+    page.keyboard.press("ArrowDown")
+    expect(handle).to_be_focused()
+    expect(page.locator("#runs [role=status]")).to_have_text("18 of 22 runs")
+    expect(panel(page, "kl").locator(".scatterlayer .trace")).to_have_count(18)
+    page.keyboard.press("Escape")
+    expect(page.locator("#runs [role=status]")).to_have_text("22 runs")
+    page.get_by_label("Smoothing").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#curves output")).to_have_text("0.61")
+
+
+def test_brushing_with_the_mouse_keeps_the_runs_inside(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    handle = page.get_by_role("slider", name="lower bound of learning_rate")
+    handle.scroll_into_view_if_needed()
+    box = handle.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 8, box["y"] + 3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 8, box["y"] - 150, steps=4)
+    page.mouse.up()
+    expect(page.locator("#runs [role=status]")).to_have_text("7 of 22 runs")
+    page.get_by_role("button", name="clear brush").click()
+    expect(page.locator("#runs [role=status]")).to_have_text("22 runs")
+
+
+def test_axes_and_smoothing_change_the_charts(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    chart = panel(page, "loss").locator(".chart")
+    expect(chart.locator(".scatterlayer .trace")).to_have_count(22)
+    page.get_by_label("Horizontal axis").select_option("time")
+    expect(chart.locator(".xtitle")).to_have_text("seconds")
+    page.get_by_label("log y").check()
+    page.wait_for_function("chart => chart.layout.yaxis.type === 'log'", arg=chart.element_handle())
+
+
+def test_a_sweep_without_runs_says_what_to_type(page: Page, site: Site) -> None:
+    name = site.register("empty", parameters={"learning_rate": {"values": [1, 2]}})
+    page.goto(f"/local/empty/sweeps/{name}")
+    expect(page.locator("#curves .empty")).to_contain_text(f"kto-sweep agent local/empty/{name}")
+    expect(page.locator("#agents .empty")).to_contain_text("No agent has come yet")
+    expect(page.locator("#grid .summary")).to_have_text("2 cells: · 2 missing.")
+
+
+def test_a_run_that_goes_on_is_followed_without_a_reload(page: Page, site: Site) -> None:
+    name = site.register("live", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    page.goto(f"/local/live/sweeps/{name}")
+    expect(page.locator("#runs .empty")).to_be_visible()
+    agent = site.agent("live", name)
+    run, _ = site.next_trial(agent)
+    site.upsert("live", run, host="gpu-box-1", jobProgram="x", sweep=name)
+    site.log("live", run, 0, [row(step, 1.0, 4) for step in range(20)])
+    expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 19")
+    site.log("live", run, 20, [row(step, 1.0, 4) for step in range(20, 60)])
+    expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 59")
+    site.stream("live", run, files={}, complete=True, exitcode=0)
+    expect(rows(page).first).to_contain_text("finished")
+
+
+def test_a_thousand_runs(page: Page, site: Site) -> None:
+    page.goto(site.thousand.path)
+    expect(rows(page)).to_have_count(100)
+    expect(rows(page).first).to_contain_text("★ trial-0")
+    expect(page.locator("#runs [role=status]")).to_have_text("1,000 runs")
+    page.get_by_label("Filter runs").fill("seed=2 eval/common_loss<0.21")
+    expect(rows(page)).to_have_count(3)
+    page.get_by_label("Filter runs").fill("")
+    page.get_by_role("button", name="show all 1000").click()
+    expect(rows(page)).to_have_count(1000)
+
+
+PAGES = ["sweep", "failed run", "list", "compare"]
+
+
+def path_of(site: Site, kind: str) -> str:
+    runs = site.grid.runs
+    return {
+        "sweep": site.grid.path,
+        "failed run": f"/local/kto/runs/{runs[FAILED]}",
+        "list": "/",
+        "compare": f"/local/kto/compare?runs={runs[HOSTILE_RUN]},{runs[1]}",
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_a_phone_shows_it_without_scrolling_sideways(watched: Watched, site: Site, kind: str) -> None:
+    page = watched.page(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
+    page.goto(path_of(site, kind))
+    ready = page.locator("table").first if kind == "list" else page.locator(".main-svg").first
+    expect(ready).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 28)"
+    if kind != "list":
+        ink = page.evaluate("document.querySelector('.main-svg text').style.fill")
+        assert ink == "rgb(152, 163, 179)"
+
+
+def test_stored_state_of_a_page_is_plain_json(page: Page, site: Site) -> None:
+    """What pages are made from holds no NaN and can be read by anybody."""
+    data = page.request.get(f"/-/data{site.grid.path}")
+    assert json.loads(data.text())["sweep"]["name"] == site.grid.name
