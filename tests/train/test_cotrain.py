@@ -14,6 +14,7 @@ from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.metrics import METRICS
 from kto_sweep.train.engine import Engine
 from kto_sweep.train.result import TrainResult
+from kto_sweep.train.room import SETTLING, WINDOW, Room
 
 OTHERS = {
     "ranks": trial(lora_r=16, lora_targets=("q_proj", "down_proj"), batch_size=7, seed=7, max_steps=5),
@@ -241,6 +242,7 @@ def test_the_last_to_join_waits_when_memory_runs_out_and_then_goes_on(tmp_path: 
     with memory(box.trainer, lambda tokens: len(box.trainer.running) <= 2):
         box.run()
     assert any("waits until another one has ended" in note for note in box.reports["c"].notes)
+    assert box.trainer.room == Room(2, "2 trials at once: memory ran out with 3")
     assert box.reports["c"].planned == [(5, 0)]
     for name, each in chosen.items():
         assert box.result(name).steps == each.max_steps
@@ -259,6 +261,21 @@ def test_a_trial_that_does_not_fit_alone_fails_and_the_next_one_has_all_the_memo
     assert failure.message == "CUDA out of memory. Tried to allocate 20.00 GiB."
     box.start("next", trial())
     assert box.run().result("next").steps == 4
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -> None:
+    """Under the tests' clock a step of two trials takes as long as one of one: the second is free."""
+    box = Box(tmp_path, overlap=overlap)
+    for name in "ab":
+        assert box.trainer.room.slots == (1 if name == "a" else 2)
+        box.start(name, trial(max_steps=60, eval_steps=60))
+        box.steps(SETTLING + WINDOW + 2)
+    assert box.trainer.room.slots == 4
+    first, second = ([note for note in box.reports[name].notes if "at once" in note] for name in ("a", "b"))
+    assert first == ["2 trials at once, to see what is gained", *second]
+    assert second[0].startswith("4 trials at once: 2 in place of 1 added ")
+    box.crash()
 
 
 def test_an_evaluation_that_does_not_fit_has_others_wait(tmp_path: Path) -> None:
