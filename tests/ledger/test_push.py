@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from ledger_box import Box
 
+from kto_sweep.errors import UsageError
 from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.sweep_ref import SweepRef, remember
+from kto_sweep.target import find_remote
 
 RUNS = """[{
     "id": run.id, "state": run.state, "config": {k: v for k, v in run.config.items() if k[0] != "_"},
@@ -75,12 +78,15 @@ sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
 """
 
 
+@pytest.mark.parametrize("url", ["wandb.ai", "ftp://wandb.ai", ""])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is not the address of a server"):
+        find_remote(url)
+
+
 def test_what_cannot_be_pushed_is_told(box: Box) -> None:
     assert "there is no key for http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
     here = ensure_server(box.home)
-    told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
-    assert "no sweep was created on this box yet" in told
-    box.create()
+    remember(box.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
     told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
     assert "is the embedded server, where the sweep is already" in told
-    assert "'wandb.ai' is not the address of a server" in box.run("push", "--to", "wandb.ai", code=2)

@@ -8,6 +8,7 @@ RUNS = """{run.id: [
     run.state,
     run.sweep.id,
     run.summary_metrics["objective/best"],
+    run.summary_metrics.get("failure/cause"),
     [row["_step"] for row in run.scan_history()],
 ] for run in api.runs("local/kto-sweep")}"""
 CHECKPOINT = """
@@ -33,7 +34,7 @@ def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box) -> None
 
     assert box.json("sync") == {"sent": [f"local/kto-sweep/{put_back}"], "failed": {}}
     runs = box.ask(RUNS)
-    assert runs[put_back] == ["finished", sweep, 0.001 / 4, [1, 2, 3, 4]]
+    assert runs[put_back] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert box.json("status")["finished"] == 3
     assert "Nothing to send" in box.run("sync")
     assert box.ask(RUNS) == runs
