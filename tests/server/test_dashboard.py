@@ -1,0 +1,213 @@
+"""The dashboard's data: thinned curves, columns that follow a run, changes alone, and who may do what."""
+
+import json
+import math
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from server_bench import Bench, Box
+
+from kto_sweep.server import dashboard_actions, dashboard_data, login_token
+from kto_sweep.server.columns import ColumnCache
+from kto_sweep.server.dashboard_data import Changes, flat
+from kto_sweep.server.errors import RequestError
+from kto_sweep.server.login_token import Purpose
+from kto_sweep.server.store import projects, runs, sweeps
+from kto_sweep.server.thinning import rounded, thin
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
+
+
+@given(st.lists(NUMBERS, max_size=400), st.integers(1, 60))
+def test_thinned_curve_keeps_ends_and_extremes_within_its_size(values: list[float], points: int) -> None:
+    chosen = thin(np.array(values), points).tolist()
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= max(points, 4)
+    if values:
+        kept = [values[place] for place in chosen]
+        assert (chosen[0], chosen[-1]) == (0, len(values) - 1)
+        assert (min(kept), max(kept)) == (min(values), max(values))
+
+
+@given(st.lists(NUMBERS, min_size=30, max_size=300), st.integers(4, 20))
+def test_no_stretch_of_a_thinned_curve_loses_its_extremes(values: list[float], points: int) -> None:
+    chosen = thin(np.array(values), points)
+    stretches = (points - 2) // 2
+    length = math.ceil((len(values) - 2) / stretches)
+    for start in range(1, len(values) - 1, length):
+        part = values[start : min(start + length, len(values) - 1)]
+        kept = [
+            values[place] for place in chosen if start <= place < start + length and place < len(values) - 1
+        ]
+        if len(values) > points:
+            assert (min(kept), max(kept)) == (min(part), max(part))
+
+
+@given(st.lists(NUMBERS, min_size=1))
+def test_rounding_keeps_six_digits(values: list[float]) -> None:
+    close = rounded(np.array(values))
+    assert np.isfinite(close).all()
+    np.testing.assert_allclose(close, values, rtol=1e-5, atol=5e-324)
+
+
+def curve(bench: Bench, cache: ColumnCache, run: str, key: str) -> Any:
+    connection = bench.backend.database.reader()
+    project = projects.find(connection, None, None)
+    assert project
+    found = runs.find(connection, project.id, run)
+    assert found
+    return cache.curves(connection, found.id, found.created_at, [key], 100).get(key)
+
+
+def test_columns_follow_a_run_and_skip_what_is_no_number(bench: Bench) -> None:
+    cache = ColumnCache()
+    bench.start_run("r")
+    bench.log("r", 0, {"loss": 1.0, "x": {"y": 2}}, {"loss": math.nan, "text": "a"}, {"loss": True})
+    assert curve(bench, cache, "r", "loss") == {"step": [0.0], "time": [0.0], "value": [1.0]}
+    bench.log("r", 3, {"loss": 0.5, "_runtime": 7.5})
+    assert curve(bench, cache, "r", "loss") == {"step": [0.0, 3.0], "time": [0.0, 7.5], "value": [1.0, 0.5]}
+    assert curve(bench, cache, "r", "x.y")["value"] == [2.0]
+    assert curve(bench, cache, "r", "text") is None
+
+
+def test_columns_forget_a_run_that_was_started_anew(bench: Bench) -> None:
+    cache = ColumnCache()
+    bench.start_run("r")
+    bench.log("r", 0, {"loss": 1.0}, {"loss": 2.0})
+    assert curve(bench, cache, "r", "loss")["value"] == [1.0, 2.0]
+    bench.start_run("r")
+    bench.log("r", 0, {"loss": 5.0}, {"loss": 6.0}, {"loss": 7.0})
+    assert curve(bench, cache, "r", "loss")["value"] == [5.0, 6.0, 7.0]
+
+
+def look(bench: Bench, changes: Changes, name: str, tag: str | None = None) -> Any:
+    connection = bench.backend.database.reader()
+    project = projects.find(connection, None, None)
+    assert project
+    sweep = sweeps.find(connection, project.id, name)
+    assert sweep
+    facts = dashboard_data.sweep_facts(connection, bench.backend, sweep)
+    return changes.since(connection, sweep.id, facts, tag)
+
+
+def test_a_page_is_told_only_what_has_changed(bench: Bench) -> None:
+    changes = Changes()
+    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
+    agent = bench.agent(sweep)
+    [first] = bench.beat(agent)
+    bench.start_run(first["run_id"], sweep=sweep)
+    before = look(bench, changes, sweep)
+    assert before["complete"]
+    assert [run["name"] for run in before["runs"]] == [first["run_id"]]
+    assert look(bench, changes, sweep, before["tag"]) is None
+    bench.stream(first["run_id"], files={}, complete=True, exitcode=0)
+    [second] = bench.beat(agent)
+    after = look(bench, changes, sweep, before["tag"])
+    assert not after["complete"]
+    assert {run["name"]: run["state"] for run in after["runs"]} == {
+        first["run_id"]: "finished",
+        second["run_id"]: "pending",
+    }
+    last = look(bench, changes, sweep, after["tag"])
+    assert last is None
+    assert look(bench, changes, sweep, "unknown")["complete"]
+
+
+def test_a_page_is_told_all_when_a_run_was_deleted(bench: Bench) -> None:
+    changes = Changes()
+    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
+    [command] = bench.beat(bench.agent(sweep))
+    tag = look(bench, changes, sweep)["tag"]
+    opaque = bench.run(command["run_id"], "id")["id"]
+    bench.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
+    told = look(bench, changes, sweep, tag)
+    assert (told["complete"], told["runs"]) == (True, [])
+
+
+def test_values_of_any_kind_become_cells(bench: Bench) -> None:
+    values = {"a": {"b": [1, 2], "c": {}}, "n": math.nan, "i": 2**60, "t": "x" * 1000, "f": 0.1 + 0.2}
+    cells = flat(values)
+    assert cells == {"a.b": "[1, 2]", "a.c": "{}", "n": "nan", "i": str(2**60), "t": cells["t"], "f": 0.3}
+    assert len(cells["t"]) == 300
+    json.dumps(cells, allow_nan=False)
+
+
+@pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])
+def test_an_unknown_control_is_refused(bench: Bench, wanted: dict[str, Any]) -> None:
+    bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
+    [sweep] = sweeps.page(bench.backend.database.reader(), None, 1)
+    with pytest.raises(RequestError, match="none of pause, resume, stop, cancel"):
+        dashboard_actions.of_sweep(bench.backend, sweep, wanted)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"action": "annotate", "tags": "a", "notes": ""},
+        {"action": "annotate", "tags": [""], "notes": ""},
+        {"action": "annotate", "tags": ["x" * 65], "notes": ""},
+        {"action": "annotate", "tags": [], "notes": None},
+        {"action": "annotate", "tags": [], "notes": "x" * 10_001},
+        {"action": "burn"},
+    ],
+)
+def test_what_cannot_be_written_on_a_run_is_refused(bench: Bench, wanted: dict[str, Any]) -> None:
+    bench.start_run("r")
+    run = runs.get(bench.backend.database.reader(), 1)
+    assert run
+    with pytest.raises(RequestError):
+        dashboard_actions.of_run(bench.backend, run, wanted)
+
+
+KEY = "local-" + "a" * 40
+
+
+def test_a_proof_holds_for_its_purpose_its_time_and_its_key() -> None:
+    link = login_token.make(KEY, Purpose.LINK, 1000.0)
+    assert login_token.read(KEY, Purpose.LINK, link, 1000.0 + 3599)
+    assert login_token.read(KEY, Purpose.LINK, link, 1000.0 + 3601) is None
+    assert login_token.read(KEY, Purpose.COOKIE, link, 1000.0) is None
+    assert login_token.read(KEY.replace("a", "b"), Purpose.LINK, link, 1000.0) is None
+    for forged in ("", ".", "link.9e9.00.00", link[:-1], link.replace("link", "cookie"), f"{link}é"):
+        assert login_token.read(KEY, Purpose.LINK, forged, 1000.0) is None
+
+
+def cookie_of(box: Box) -> dict[str, str]:
+    """The header of a browser that came by a login link."""
+    cookies = httpx.get(box.address.login_link()).cookies
+    return {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+
+
+def test_another_host_name_is_let_in_with_a_cookie_only(box: Box) -> None:
+    other = {"host": "gpu-box.example"}
+    assert httpx.get(f"{box.address.url}/", headers=other).status_code == 401
+    assert httpx.get(f"{box.address.url}/-/data/sweeps", headers=other).status_code == 401
+    assert httpx.get(f"{box.address.url}/", headers=other | cookie_of(box)).status_code == 200
+
+
+def test_only_a_page_that_is_logged_in_is_told_how_to_change_things(box: Box) -> None:
+    address = f"{box.address.url}/-/data/sweeps"
+    assert httpx.get(address).json()["csrf"] is None
+    assert len(httpx.get(address, headers=cookie_of(box)).json()["csrf"]) == 32
+
+
+@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
+def test_a_login_link_leads_nowhere_else(box: Box, target: str) -> None:
+    link = f"{box.address.login_link()}?to={target}"
+    assert 'content="0; url=/"' in httpx.get(link).text
+
+
+@pytest.mark.parametrize("name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", ".."])
+def test_static_gives_nothing_but_its_own_files(box: Box, name: str) -> None:
+    assert httpx.get(f"{box.address.url}/-/static/x/{name}").status_code == 404
+
+
+@pytest.mark.parametrize("query", ["points=x", "points=-1", "points=" + "9" * 30])
+def test_a_strange_number_is_400(box: Box, query: str) -> None:
+    box.sweep({"method": "grid", "parameters": {"a": {"values": [1]}}})
+    path = f"{box.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
+    assert httpx.get(path).status_code == 400
