@@ -4,8 +4,8 @@
     python benchmarks/search.py --seeds 5 --minutes 2        # a short one
 
 W&B's engine is the package `sweeps` (0.3.0). It is asked when it can be imported; otherwise what it reached
-on 2026-11-24, with 20 seeds, is printed. It works under numpy 2 though its metadata says otherwise: install it
-and what it needs with `pip install --no-deps --target FOLDER`, and set PYTHONPATH=FOLDER.
+on 2026-11-24, with 20 seeds, is printed. It works under numpy 2 though its metadata says otherwise:
+install it and what it needs with `pip install --no-deps --target FOLDER`, and set PYTHONPATH=FOLDER.
 """
 
 import argparse
