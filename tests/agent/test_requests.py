@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 import pytest
 from conftest import Box
 from proxy import Proxy, proxy_to
 
+from kto_sweep.agent.heart import Heart
+from kto_sweep.agent.link import Command
 from kto_sweep.server.launch import ensure_server
 
 GRID = """
@@ -88,3 +91,23 @@ def test_an_agent_that_is_told_to_wait_waits_and_finishes(box: Box, proxy: Proxy
     for moment, kind in proxy.refused:
         after = [seen - moment for seen, other in proxy.seen if other == kind and seen > moment]
         assert min(after) > 2.9, kind
+
+
+def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None:
+    began: list[float] = []
+    ended: list[float] = []
+
+    def beat(agent_id: str, running: Sequence[str]) -> list[Command]:
+        began.append(time.monotonic())
+        time.sleep(0.5 if len(began) == 2 else 0)
+        ended.append(time.monotonic())
+        return []
+
+    heart = Heart(lambda: "agent", beat, lambda commands: None, lambda error: None, interval=0.01)
+    heart.start()
+    deadline = time.monotonic() + 60
+    while len(began) < 3 and time.monotonic() < deadline:
+        heart.resume([], soon=True)
+        time.sleep(0.01)
+    heart.end()
+    assert began[2] - ended[1] > 0.4
