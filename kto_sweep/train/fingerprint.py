@@ -5,6 +5,8 @@ import json
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 _CHUNK = 2**22
@@ -12,6 +14,7 @@ _CHUNK = 2**22
 
 _VOLATILE = {
     "attn_implementation",
+    "distributed_config",
     "dtype",
     "name_or_path",
     "torch_dtype",
@@ -31,15 +34,25 @@ def fingerprint_model(model: PreTrainedModel) -> str:
         for key, value in model.config.to_dict().items()
         if not key.startswith("_") and key not in _VOLATILE
     }
-    state = model.state_dict()
+    state = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
     factors = _factors(min(_CHUNK, max(tensor.nbytes for tensor in state.values())), model.device)
     hashes = torch.stack([_hash(tensor, factors) for tensor in state.values()]).tolist()
     described = [
         [name, str(tensor.dtype), list(tensor.shape), number]
         for (name, tensor), number in zip(state.items(), hashes, strict=True)
     ]
-    text = json.dumps([type(model).__name__, config, described], sort_keys=True, default=str)
+    text = json.dumps([_class_name(model), config, described], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _class_name(model: PreTrainedModel) -> str:
+    """Of the architecture: a sharded model has a class of its own below that."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded over processes; then all of them ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _factors(n: int, device: torch.device) -> Tensor:

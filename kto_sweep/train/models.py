@@ -74,11 +74,13 @@ def load_base(
     attn_implementation: str | None = None,
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    shards: int = 1,
 ) -> LoadedBase:
     """The model that `name` means: `tiny`, a .gguf file, a local folder or a hub id, frozen, on `device`.
 
-    `dtype`: by default fp32 on a CPU, bf16 on CUDA. Weights are read from safetensors or GGUF only, as other
-    formats can hold code.
+    `dtype`: by default fp32 on a CPU, bf16 on CUDA. With several `shards` the weights are spread over as many
+    processes (FSDP), which all call this and every forward of the model. Weights are read from safetensors or
+    GGUF only, as other formats can hold code.
 
     Raises UsageError (no such model, not a model, not allowed) and TrialFailure (the hub cannot be reached).
     """
@@ -100,7 +102,7 @@ def load_base(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             **source.model_arguments,
-            **_placement(quantization, device, dtype),
+            **_placement(quantization, device, dtype, shards),
             **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
         )
     except Exception as error:  # what a broken file raises depends on the byte that is broken
@@ -159,8 +161,14 @@ def _find(name: str, home: Home) -> _Source:
     return _Source(name)
 
 
-def _placement(quantization: Quantization, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _placement(
+    quantization: Quantization, device: torch.device, dtype: torch.dtype, shards: int
+) -> dict[str, Any]:
     """How the weights are held and where."""
+    if shards > 1:
+        from transformers.distributed.configuration_utils import DistributedConfig  # not in older ones
+
+        return {"distributed_config": DistributedConfig(fsdp_size=shards)}
     arguments: dict[str, Any] = {"device_map": {"": device}}
     if quantization == "8bit":
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]

@@ -23,6 +23,7 @@ from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
 from kto_sweep.train.trl_crew import train_in_ranks
+from kto_sweep.train.trl_ranks import Ranks
 from kto_sweep.trial import Trial
 
 
@@ -93,6 +94,7 @@ class Session:
                 self._base = None
 
     def _load(self, trial: Trial) -> LoadedBase:
+        shards = _shards(trial)
         wanted = (trial.base_model, trial.effective_quantization)
         if self._base is None or (self._base.name, self._base.quantization) != wanted:
             self._base = None
@@ -104,6 +106,9 @@ class Session:
                 quantization=trial.effective_quantization,
                 device=self._device,
                 home=self._home,
+                shards=shards,
+                # Sharded weights cannot change their type later; in bf16 most updates would be rounded away.
+                dtype=torch.float32 if shards > 1 and trial.full_finetune else None,
             )
         return self._base
 
@@ -117,3 +122,11 @@ class Session:
         return prepare_data(
             loaded, self._tokens[1], eval_fraction=trial.eval_fraction, max_length=trial.max_length
         )
+
+
+def _shards(trial: Trial) -> int:
+    """Processes over which the base weights are spread: all ranks of a full fine-tuning, else one.
+
+    With its gradients and moments, a model that is trained in full takes 16 bytes a weight.
+    """
+    return Ranks.present().size if trial.full_finetune else 1

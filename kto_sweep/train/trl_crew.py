@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
@@ -65,7 +65,7 @@ def train_in_ranks(request: Request, home: Home, devices: int) -> TrainResult:
     request.report.note(
         f"trained on {devices} devices with TRL's trainer: several trials at once are for one device"
     )
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     task = Task(request.trial, request.folder, request.logged, home.root, devices, store.port)
     with _started(task) as ranks:
         told = False
@@ -82,7 +82,9 @@ def train_in_ranks(request: Request, home: Home, devices: int) -> TrainResult:
 @contextmanager
 def _started(task: Task) -> Iterator[list[_Rank]]:
     """One process for each device; in the end all are gone."""
-    context = multiprocessing.get_context("spawn")
+    # Forked from a process that has imported all that a rank needs, once for all trials, and no more.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([run_rank.__module__, "kto_sweep.train.trl_trainer"])
     ranks: list[_Rank] = []
     try:
         for number in range(task.size):
@@ -135,7 +137,7 @@ def _cause(ranks: Sequence[_Rank], request: Request) -> Exception:
     end = time.monotonic() + _GRACE_SECONDS
     while time.monotonic() < end and not all(rank.silent for rank in ranks):
         _hear(ranks, request, _LOOK_SECONDS)
-    of = f"of {len(ranks)} processes"
+    of = f"of {len(ranks)}"
     for rank in ranks:
         if rank.silent and rank.ended is None:
             status = rank.process.exitcode

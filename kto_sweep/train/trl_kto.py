@@ -42,6 +42,9 @@ class OurKTOTrainer(KTOTrainer):
     with `lead`, while the others are in `follow`.
     """
 
+    # Or else TRL hashes all weights, which sharded ones cannot bear, to look for its own reference values.
+    precompute_ref_logps = property(lambda self: False, lambda self, value: None)
+
     def __init__(
         self,
         *,
@@ -148,9 +151,6 @@ class OurKTOTrainer(KTOTrainer):
     # What follows overrides methods of KTOTrainer and Trainer.
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any) -> Dataset:
-        return dataset
-
-    def _precompute_ref_logps(self, dataset: Dataset, *args: Any) -> Dataset:
         return dataset
 
     def get_train_dataloader(self) -> DataLoader[Any]:

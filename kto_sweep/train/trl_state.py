@@ -44,6 +44,11 @@ def put_state(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tens
             optimizer.state[parameter][key] = _state_value(parameter, tensor, fused)
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each rank holds a part of the weights."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 

@@ -6,6 +6,7 @@ The trial's course (rows, checkpoints, files) is the same as in the packed train
 first one has it, and the others do what it says.
 """
 
+import copy
 import gc
 import inspect
 import time
@@ -40,8 +41,10 @@ from kto_sweep.train.referenced import trained_rows
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.schedule import lr_factor, warmup_steps
 from kto_sweep.train.slot import ReferencedRows, SlotState, adapter_spec
+from kto_sweep.train.tensor_file import write_tensors
 from kto_sweep.train.trl_kto import OnStep, OurKTOTrainer
 from kto_sweep.train.trl_ranks import Ranks
+from kto_sweep.train.trl_state import is_sharded
 from kto_sweep.trial import Trial
 
 _CHECKPOINTING = (
@@ -145,12 +148,19 @@ class _TrlSeat:
 
     def save_model(self, folder: Path) -> None:
         """Write all weights, and the tokenizer, as safetensors."""
-        base = self._work.base
-        state = self._trainer.lead("weights") | dict(base.model.named_buffers())
-        kept = {name: tensor for name, tensor in state.items() if name in base.model.state_dict()}
+        model, tokenizer = self._work.base.model, self._work.base.tokenizer
         with replaced(folder) as new:
-            base.model.save_pretrained(str(new), state_dict=kept)
-            base.tokenizer.save_pretrained(str(new))
+            tokenizer.save_pretrained(str(new))
+            if not is_sharded(model):
+                model.save_pretrained(str(new))
+                return
+            # By itself a sharded model has all ranks write. What is tied to another weight is left out.
+            config = copy.copy(model.config)
+            del config.distributed_config
+            config.save_pretrained(str(new))
+            kept = {name: tensor for name, tensor in model.named_buffers() if name in model.state_dict()}
+            tensors = self._trainer.lead("weights")
+            write_tensors(new / "model.safetensors", tensors | kept, {"format": "pt"})
 
 
 class _Work:

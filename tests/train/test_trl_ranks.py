@@ -1,14 +1,22 @@
 """One trial in several processes: the same numbers as in one, and one end for all."""
 
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from cotrain_cases import Recorder, expect_same
+from transformers import AutoModelForCausalLM
 
+from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.train.course import Request
+from kto_sweep.train.device import LostProcessError
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.session import Session
 from kto_sweep.trial import Trial
@@ -28,9 +36,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Few, so that a trial comes to a batch that is not full: of one row."""
+    """21 to train on: in batches of 4, the last of an epoch has one, and one process none."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
-    path.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:30]))
+    path.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:23]))
     return path
 
 
@@ -53,19 +61,79 @@ def make_trial(rows: Path, **more: Any) -> Trial:
 
 
 def train(
-    trial: Trial, home: Home, folder: Path, devices: int, stop_after: int | None = None
+    trial: Trial,
+    home: Home,
+    folder: Path,
+    devices: int,
+    *,
+    stop_after: int = 10**9,
+    logged: int | None = None,
+    report: Recorder | None = None,
 ) -> tuple[TrainResult, Recorder]:
-    report = Recorder()
-    request = Request(
-        "run", trial, folder, report, lambda: max(report.rows, default=0) >= (stop_after or 10**9)
-    )
+    report = report or Recorder()
+    request = Request("run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged)
     return Session(home, torch.device("cpu"), devices).train_with_trl(request), report
 
 
-def test_two_processes_give_the_numbers_of_one(home: Home, rows: Path, tmp_path: Path) -> None:
+class Killing(Recorder):
+    """Ends one of the processes at a step."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        super().metrics(step, values)
+        if step == 5:
+            [victim] = [child for child in multiprocessing.active_children() if child.name == "rank 1"]
+            assert victim.pid is not None
+            os.kill(victim.pid, signal.SIGKILL)
+
+
+def test_two_processes_give_the_numbers_of_one_and_both_end_with_one(
+    home: Home, rows: Path, tmp_path: Path
+) -> None:
     trial = make_trial(rows)
     _, alone = train(trial, home, tmp_path / "1", 1)
-    result, both = train(trial, home, tmp_path / "2", 2)
-    expect_same(both, alone, 1e-5)
-    assert result.summary["trial/examples"] == 9 * 4 - 1
+    both = Killing()
+    with pytest.raises(LostProcessError, match="process 2 of 2 ended with signal 9"):
+        train(trial, home, tmp_path / "2", 2, report=both)
+    assert not multiprocessing.active_children()
     assert "trained on 2 devices" in both.notes[0]
+    result, after = train(trial, home, tmp_path / "2", 2, logged=max(both.rows))
+    assert after.planned == [(9, max(both.rows))]
+    assert any(note.startswith("going on after step") for note in after.notes)
+    both.rows.update(after.rows)
+    expect_same(both, alone, 1e-5)
+    assert result.summary["trial/examples"] == 9 * 4 - 3  # the last batch of an epoch has one row
+
+
+def test_a_trial_that_diverges_says_so(home: Home, rows: Path, tmp_path: Path) -> None:
+    trial = make_trial(rows, learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30)
+    with pytest.raises(TrialFailure) as raised:
+        train(trial, home, tmp_path, 2)
+    assert raised.value.cause is FailureCause.DIVERGED
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused_at_once(home: Home, tmp_path: Path) -> None:
+    trial = make_trial(tmp_path / "never-read", batch_size=6)
+    with pytest.raises(TrialFailure, match="batch_size 6 does not divide by the 4 devices") as raised:
+        train(trial, home, tmp_path, 4)
+    assert raised.value.hint == "batch_size: 4 or 8, or another --gpus-per-trial"
+
+
+def test_sharded_weights_give_the_numbers_of_whole_ones_and_go_on_in_one_process(
+    home: Home, rows: Path, tmp_path: Path
+) -> None:
+    trial = make_trial(rows, full_finetune=True, learning_rate=1e-4, max_steps=12)
+    _, alone = train(trial, home, tmp_path / "1", 1)
+    result, both = train(trial, home, tmp_path / "2", 2, stop_after=2)
+    assert result.stopped
+    assert 2 <= result.steps < 12
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "2" / "model")
+    checkpoint = safetensors.torch.load_file(tmp_path / "2" / "checkpoint" / "last.safetensors")
+    for name, parameter in written.named_parameters():
+        assert torch.equal(parameter, checkpoint[f"weights/{name}"]), name
+    result, after = train(trial, home, tmp_path / "2", 1)
+    assert after.planned == [(12, len(both.rows))]
+    both.rows.update(after.rows)
+    expect_same(both, alone, 1e-3)  # AdamW makes whole updates of gradients that are little but rounding
+    for step, row in alone.rows.items():
+        assert both.rows[step]["loss"] == pytest.approx(row["loss"], rel=1e-5)
+    assert not result.stopped
