@@ -1,0 +1,128 @@
+"""Generated sweep files: as golden files, and as W&B's tools and ours take them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kto_sweep.cli import run
+from kto_sweep.errors import UsageError
+from kto_sweep.generate import Fixed, Listed, Range, parse_flag
+from kto_sweep.home import Home
+from kto_sweep.registration import register
+from kto_sweep.server.launch import ServerAddress, ensure_server, stop_server
+from kto_sweep.validate import validate
+
+HERE = Path(__file__).parent
+DATA = "examples/support_replies.jsonl"
+GENERATED = {
+    "grid.yaml": "grid --lr 5e-7,2.5e-7,1e-7 --batch-size 6,8,10 --model-size 3b,7b",
+    "bayes.yaml": "bayes --preset lora-0.5b",
+    "random.yaml": (
+        "random --model-size 1.5b --lr 5e-7..1e-4 --max-length 512..1024 --rho 0.8..1.6 "
+        "--lora-targets q_proj,v_proj --warmup-ratio 0.05,0.1 --max-steps 100"
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def generate(name: str) -> str:
+    method, *flags = GENERATED[name].split()
+    assert run(["generate", method, name, "--data", DATA, *flags]) == 0
+    return Path(name).read_text()
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_files_are_as_they_were_and_have_no_errors(name: str) -> None:
+    text = generate(name)
+    golden = HERE / "generated" / name
+    if os.environ.get("KTO_SWEEP_WRITE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(text)
+    assert text == golden.read_text()
+    assert max(map(len, text.splitlines())) <= 110
+    found = validate(Path(name))
+    assert found.errors == ()
+    assert found.checked().config == yaml.safe_load(text)  # every number is one for YAML 1.1 too
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ServerAddress]]:
+    home = Home(tmp_path_factory.mktemp("box") / "home")
+    yield home, ensure_server(home)
+    stop_server(home)
+
+
+def test_create_and_the_stock_wandb_sweep_take_them(
+    server: tuple[Home, ServerAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, address = server
+    for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in GENERATED:
+        generate(name)
+        registered = register(home, Path(name), project="kto", entity=None, local=True, say=lambda line: None)
+        assert registered.expected_trials == {"grid.yaml": 18}.get(name, 30)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "WANDB_BASE_URL": address.url,
+        "WANDB_API_KEY": address.key,
+        "WANDB_DIR": str(tmp_path),
+        "WANDB_ERROR_REPORTING": "false",
+    }
+    for name in ("grid.yaml", "random.yaml"):
+        command = [sys.executable, "-m", "wandb", "sweep", "--project", "kto", "--entity", "local", name]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        assert "wandb agent local/kto/" in done.stdout + done.stderr
+
+
+def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("mine")
+    assert run(["generate", "grid", "mine.yaml", "--data", DATA, "--model-size", "3b"]) == 2
+    assert "mine.yaml is there already" in capsys.readouterr().err
+    assert Path("mine.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ([], "no data is named"),
+        (["--data", DATA], "no base model is named"),
+        (["--data", "absent.jsonl", "--model-size", "3b"], "absent.jsonl: no such data file"),
+        (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "stands beside model"),
+        (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid visits values"),
+        (["--data", DATA, "--model-size", "3b", "--lr", "2"], "2 is not a learning rate"),
+    ],
+)
+def test_what_cannot_be_written_leaves_no_file(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["generate", "grid", "new.yaml", *flags]) == 2
+    assert told in capsys.readouterr().err
+    assert not Path("new.yaml").exists()
+
+
+def test_flags_mean_values_lists_and_ranges() -> None:
+    assert parse_flag("learning_rate", "5e-7", "grid") == Fixed(5e-7)
+    assert parse_flag("batch_size", "6,8", "grid") == Listed((6, 8))
+    assert parse_flag("beta", "0.02..0.5", "bayes") == Range(0.02, 0.5)
+    assert parse_flag("lora_targets", "q_proj,v_proj", "grid") == Fixed(("q_proj", "v_proj"))
+    assert parse_flag("dataset", "../data/rows.jsonl", "grid") == Fixed("../data/rows.jsonl")
+    assert parse_flag("eval_steps", "null", "grid") == Fixed(None)
+    with pytest.raises(UsageError, match="has no ranges"):
+        parse_flag("optimizer", "1..2", "bayes")
+    with pytest.raises(UsageError, match="ends before it begins"):
+        parse_flag("beta", "0.5..0.02", "bayes")

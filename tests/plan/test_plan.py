@@ -1,0 +1,161 @@
+"""Plans of sweeps: what fits, what would, how long; and create, which asks first."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.cli import run
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
+from kto_sweep.plan.plan import Planner
+from kto_sweep.preflight import check
+from kto_sweep.spec import load_spec
+
+HERE = Path(__file__).parent
+HEAD = """\
+method: grid
+parameters:
+  dataset: {value: examples/support_replies.jsonl}
+"""
+
+
+@pytest.fixture(autouse=True)
+def box_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No driver, no model files, a home and a folder of its own."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("KTO_SWEEP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def driver(folder: Path, line: str) -> None:
+    """A driver's tool that tells of one GPU."""
+    (folder / "bin").mkdir()
+    tool = folder / "bin" / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{line}'\n")
+    tool.chmod(0o755)
+
+
+def sweep(folder: Path, text: str) -> Path:
+    file = folder / "sweep.yaml"
+    file.write_text(HEAD + text)
+    return file
+
+
+def test_a_grid_of_sizes_as_a_person_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/model_size_grid.yaml", "--gpu", "rtx3090"]) == 0
+    golden = HERE / "plan_rtx3090.txt"
+    shown = capsys.readouterr().out
+    if os.environ.get("KTO_SWEEP_WRITE_GOLDEN"):
+        golden.write_text(shown)
+    assert shown == golden.read_text()
+
+
+def test_cells_that_cannot_fit_are_named_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/model_size_grid.yaml", "--gpu", "5GB"]) == 1
+    shown = capsys.readouterr().out
+    assert "Does not fit: model_size=3b; would: quantization: 4bit" in shown
+    assert "Does not fit: model_size=7b; would: a smaller model" in shown
+    assert "model_size=1.5b: fits without splitting up to batch_size" in shown
+    assert "2 cells cannot fit in 4.0 GiB" in shown
+
+
+def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/lr_grid.yaml", "--gpu", "h200", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["trials"] == 9
+    assert [(cell["parameters"], cell["trials"]) for cell in told["cells"]] == [
+        ({"batch_size": size}, 3) for size in (6, 8, 10)
+    ]
+    assert [cell["steps"] for cell in told["cells"]] == [54, 41, 33]
+    assert all(cell["fits"] and cell["least_gib"] < cell["peak_gib"] for cell in told["cells"])
+    assert told["makespan"]["seconds"] < told["serial"]["seconds"]
+    assert told["serial"]["uncertainty_factor"] == 2.0
+    assert not told["exact_tokens"]
+
+
+def test_without_a_gpu_a_plan_only_informs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/lr_grid.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert "no GPU named" in shown
+    assert "fits" not in shown
+    assert "kto-sweep plan sweeps/lr_grid.yaml --gpu h200" in shown
+
+
+def test_of_a_continuous_space_the_corners_are_shown_and_the_time_is_that_of_a_sample() -> None:
+    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(Path("sweeps/bayes.yaml")))
+    assert {(o.cell.trial.batch_size, o.cell.trial.lora_r) for o in plan.outlooks} == {
+        (batch, rank) for batch in (8, 16, 32) for rank in (8, 16, 32, 64)
+    }
+    assert {outlook.cell.count for outlook in plan.outlooks} == {0}
+    assert plan.trials == 30
+    assert plan.serial is not None
+    assert plan.makespan is not None
+    assert plan.makespan.seconds <= plan.serial.seconds
+
+
+def test_more_trials_together_take_more_and_no_longer_each(tmp_path: Path) -> None:
+    file = sweep(
+        tmp_path, "  model_size: {value: 0.5b}\n  learning_rate: {values: [1.0e-6, 2.0e-6, 3.0e-6]}\n"
+    )
+    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(file))
+    (outlook,) = plan.outlooks
+    assert (outlook.cell.count, plan.together) == (3, 3)
+    assert outlook.time is not None
+    assert plan.serial is not None
+    assert plan.makespan is not None
+    assert plan.serial.seconds > 3 * outlook.time.seconds
+    assert plan.makespan.seconds < plan.serial.seconds
+
+
+def test_a_full_finetune_takes_many_times_the_memory(tmp_path: Path) -> None:
+    file = sweep(tmp_path, "  model_size: {value: 1.5b}\n  full_finetune: {values: [false, true]}\n")
+    lora, full = Planner(GPUS["rtx3090"], exact=False).plan(load_spec(file)).outlooks
+    assert (lora.trainer, full.trainer) == ("packed", "trl")
+    assert lora.fits
+    assert not full.fits
+    assert full.remedy.startswith("full_finetune: false")
+
+
+def test_gpus_by_name_by_size_and_as_the_driver_calls_them() -> None:
+    assert named_gpu("RTX 3090") is GPUS["rtx3090"]
+    assert named_gpu("24GB").gib == 24
+    assert present_gpu("NVIDIA H200", 139.8).tflops == 989
+    assert present_gpu("NVIDIA A100-SXM4-40GB", 39.5).gb_per_s == 1555
+    assert present_gpu("NVIDIA GeForce RTX 3090", 24.0).tflops == 71
+    assert present_gpu("Tesla V100", 16.0).tflops is None
+    with pytest.raises(UsageError) as caught:
+        named_gpu("rtx3091")
+    assert caught.value.hint == "rtx3090"
+
+
+def test_the_gpu_of_this_box(tmp_path: Path) -> None:
+    assert find_gpu() is None
+    driver(tmp_path, "NVIDIA GeForce RTX 3090, 24576, [N/A]")
+    found = find_gpu()
+    assert found is not None
+    assert (found.gib, found.gb_per_s) == (24.0, 936)
+
+
+def test_create_refuses_what_cannot_run_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    driver(tmp_path, "NVIDIA Small, 6144, [N/A]")
+    file = sweep(tmp_path, "  model_size: {values: [0.5b, 8b]}\n  quantization: {value: none}\n")
+    assert run(["create", str(file), "--local"]) == 2
+    error = capsys.readouterr().err
+    assert "model_size=8b cannot run here" in error
+    assert "NVIDIA Small has 5.0 for tensors" in error
+    assert "--force" in error
+    assert not (tmp_path / "home").exists()
+    said: list[str] = []
+    assert check(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
+    assert "1 cell cannot fit" in said[-1]
+
+
+def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
+    said: list[str] = []
+    file = sweep(tmp_path, "  model_size: {value: 14b}\n  quantization: {value: none}\n")
+    check(file, Home(tmp_path / "home"), force=False, say=said.append)
+    assert said[-1].startswith("Plan: 1 trial; ")

@@ -1,0 +1,97 @@
+"""Measured rates: kept on the box by training, used by plans."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from kto_sweep.home import Home
+from kto_sweep.plan.architecture import BY_MODEL
+from kto_sweep.plan.gpus import GPUS, present_gpu
+from kto_sweep.plan.memory import Load, Stack
+from kto_sweep.plan.seconds import EXACT, SHEET, Clockwork, estimate
+from kto_sweep.plan.workload import Measurer
+from kto_sweep.rates import FILE, Rate, read_rates, write_rates
+from kto_sweep.train.result import Report
+from kto_sweep.train.session import Session
+from kto_sweep.trial import Trial
+
+torch.set_num_threads(1)
+
+ROWS = str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl")
+MODEL = BY_MODEL["Qwen/Qwen2.5-7B-Instruct"]
+LOAD = Load(2000, 1700, 1700)
+
+
+def rate(trials: int, tokens: float, seconds: float, device: str = "NVIDIA H200") -> Rate:
+    return Rate(device, MODEL.key, "none", trials, tokens, seconds)
+
+
+def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) -> None:
+    assert read_rates(tmp_path) == []
+    write_rates(tmp_path, [rate(1, 2000, 0.2), rate(3, 6000, 0.5)])
+    write_rates(tmp_path, [rate(1, 2100, 0.3)])
+    assert read_rates(tmp_path) == [rate(1, 2100, 0.3), rate(3, 6000, 0.5)]
+    (tmp_path / FILE).write_text('{"format": 1, "rates": [{}]}')
+    assert read_rates(tmp_path) == []
+    write_rates(tmp_path, [rate(1, 1, 1)])
+    assert len(read_rates(tmp_path)) == 1
+
+
+def test_a_measured_rate_goes_before_the_data_sheet() -> None:
+    sheet = Clockwork.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
+    here = Clockwork.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
+    guessed, measured = sheet.step(LOAD, Stack(1, 16)), here.step(LOAD, Stack(1, 16))
+    assert guessed is not None
+    assert measured is not None
+    assert (guessed.factor, guessed.source) == (SHEET, "data sheet")
+    assert (measured.seconds, measured.factor) == (pytest.approx(0.4), EXACT)
+    assert measured.at_most == pytest.approx(0.4 * EXACT)
+    # Of another number of trials it scales as the model of a step does.
+    three = here.step(Load(6000, 5100, 5100), Stack(3, 16))
+    assert three is not None
+    assert 0.4 < three.seconds < 3 * 0.4
+    assert three.factor > EXACT
+
+
+def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:
+    assert Clockwork.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, Stack(1, 16)) is None
+    unknown = present_gpu("Some Accelerator", 64.0)
+    assert not Clockwork.of(MODEL, "none", unknown, unknown.name, []).known
+
+
+def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    trial = Trial(model="tiny", dataset=ROWS, batch_size=4, max_length=96, max_steps=14)
+    seconds = Session(home, torch.device("cpu")).train(trial, tmp_path / "out", Silent(), lambda: False)
+    (found,) = read_rates(home.root)
+    assert (found.device, found.model, found.trials) == ("cpu", BY_MODEL["tiny"].key, 1)
+    assert found.tokens > 4 * 20
+    clock = Clockwork.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
+    told = estimate(trial, Measurer().workload(trial), clock)
+    assert told is not None
+    assert told.seconds > 14 * found.seconds / 2
+    half = estimate(trial, Measurer().workload(trial), clock, done_steps=7)
+    assert half is not None
+    assert half.seconds < told.seconds
+    assert seconds.steps == 14
+
+
+class Silent(Report):
+    """A report that nobody reads."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        pass
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def alert(self, title: str, text: str) -> None:
+        pass

@@ -1,0 +1,143 @@
+"""Static problems of a sweep and its data, beyond those of single values."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.cli import run
+from kto_sweep.validate import Validation, validate
+
+GRID = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: rows.jsonl}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with 480 rows of both labels."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path, [at % 2 == 0 for at in range(480)])
+    return tmp_path
+
+
+def write_rows(folder: Path, labels: list[bool]) -> None:
+    rows = [
+        {"prompt": f"question {at // 2}", "completion": "an answer", "label": label}
+        for at, label in enumerate(labels)
+    ]
+    for at, row in enumerate(rows):
+        row["completion"] = f"answer {at}"
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def check(folder: Path, text: str) -> Validation:
+    file = folder / "sweep.yaml"
+    file.write_text(text)
+    return validate(Path("sweep.yaml"))
+
+
+def test_a_sound_sweep_has_nothing(folder: Path) -> None:
+    found = check(folder, GRID + "  batch_size: {values: [4, 8]}\n")
+    assert (found.errors, found.warnings) == ((), ())
+    assert found.checked().expected_trials == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "what"),
+    [
+        ("  batch_size: {values: [8, 500]}", "5 parameters.batch_size.values", "a batch of 500"),
+        ("  lora_targets: {value: [q_prj]}", "5 parameters.lora_targets.value", "no linear layer"),
+        ("  rho: {value: 0}", "5 parameters.rho.value", "0 is not a rho"),
+        (
+            "  loss_type: {values: [kto, apo_zero_unpaired]}",
+            "5 parameters.loss_type.values",
+            "the metric is kl",
+        ),
+    ],
+)
+def test_errors(folder: Path, line: str, where: str, what: str) -> None:
+    metric = "metric: {name: kl, goal: minimize}\n" if "metric is" in what else ""
+    found = check(folder, GRID + line + "\n" + metric)
+    (problem,) = found.errors
+    assert problem.where == f"sweep.yaml:{where}"
+    assert problem.what.startswith(what)
+
+
+@pytest.mark.parametrize(
+    ("lines", "what", "hint"),
+    [
+        ("  batch_size: {value: 2}", "a batch of 2", "batch_size: 8"),
+        ("  rho: {value: 3}", "rho 3.0 is outside of 1 to 4/3", "rho: 1"),
+        ("  desirable_weight: {value: 3}", "desirable rows weigh 3 times", "rho: 1"),
+        (
+            "  full_finetune: {value: true}\n  lora_dropout: {value: 0.1}",
+            "lora_dropout has no effect",
+            "remove",
+        ),
+        ("  lora_dropout: {value: 0.1}", "lora_dropout 0.1 makes every step slower", "lora_dropout: 0"),
+        ("  epochs: {value: 2}\n  max_steps: {value: 9}", "epochs has no effect", "remove one"),
+        ("  eval_steps: {value: 90}", "eval_steps 90, and a trial takes 54 steps", "eval_steps: 13"),
+        (
+            "  eval_steps: {value: 10}\nearly_terminate: {type: hyperband, min_iter: 9}",
+            "trials are compared from value 9 of eval/common_loss on, and log 6",
+            "eval_steps: 3",
+        ),
+        ("metric: {name: rewards/margins, goal: maximize}", "judged by rewards/margins", ""),
+        (
+            "metric: {name: tokens_per_second, goal: maximize}",
+            "judged by tokens_per_second",
+            "eval/common_loss",
+        ),
+    ],
+)
+def test_warnings(folder: Path, lines: str, what: str, hint: str) -> None:
+    found = check(folder, GRID + lines + "\n")
+    assert found.errors == ()
+    assert any(what in problem.what and hint in problem.hint for problem in found.warnings), found.warnings
+
+
+def test_margins_as_the_metric_are_told_what_goes_wrong(folder: Path) -> None:
+    (warning,) = check(folder, GRID + "metric: {name: rewards/margins, goal: maximize}\n").warnings
+    assert "diverging trials win" in warning.what
+    assert "eval/common_loss" in warning.what
+
+
+def test_a_quantised_gguf_is_an_error(folder: Path) -> None:
+    text = GRID.replace("model_size: {value: tiny}", "model: {value: base.gguf}")
+    (problem,) = check(folder, text + "  quantization: {value: 4bit}\n").errors
+    assert (problem.what, problem.hint[:18]) == ("base.gguf with quantization 4bit", "quantization: none")
+
+
+def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> None:
+    write_rows(folder, [True] * 40)
+    found = check(folder, GRID + "  learning_rat: {value: 1}\n  beta: {value: -1}\n")
+    assert [problem.where.split()[-1] for problem in found.errors] == [
+        "parameters.dataset.value",
+        "parameters.learning_rat",
+        "parameters.beta.value",
+    ]
+    assert found.errors[0].what == "rows.jsonl: all 40 usable rows have label true"
+    assert found.spec is None
+
+
+def test_a_broken_line_of_the_data_is_told_with_its_place(folder: Path) -> None:
+    with (folder / "rows.jsonl").open("a") as file:
+        file.write("{\n")
+    (problem,) = check(folder, GRID).errors
+    assert problem.where == "sweep.yaml:4 parameters.dataset.value"
+    assert problem.what.startswith("rows.jsonl:481: broken JSON")
+
+
+def test_the_command_exits_2_with_errors_and_0_without(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(folder, GRID + "  batch_size: {value: 500}\n")
+    assert run(["validate", "sweep.yaml"]) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("Error: sweep.yaml:5 parameters.batch_size.value: a batch of 500")
+    assert shown.endswith("sweep.yaml: 1 error, 0 warnings\n")
+    check(folder, GRID)
+    assert run(["validate", "sweep.yaml", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["valid"], told["errors"], told["expected_trials"]) == (True, [], 1)
+    assert run(["validate", "sweep.yaml"]) == 0
+    assert "Next: kto-sweep plan sweep.yaml" in capsys.readouterr().out
