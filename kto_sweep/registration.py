@@ -1,5 +1,6 @@
 """From a sweep file to a sweep on a server."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from kto_sweep.preflight import check
 from kto_sweep.remote import connect
 from kto_sweep.reuse import find_prior_runs
 from kto_sweep.search.grid import in_order
+from kto_sweep.server.login_token import login_link
 from kto_sweep.space import Space
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import DEFAULT_PROJECT, find_target
@@ -25,6 +27,8 @@ class Registered:
     """None when it has no end of its own."""
     reused: tuple[str, ...] = ()
     """Runs of an earlier sweep that it counts as its own."""
+    login_url: str = ""
+    """Opens the page on the embedded server in a browser that may then control sweeps; works once."""
 
     def summary(self) -> str:
         """Two lines for people."""
@@ -67,7 +71,10 @@ def register(
     for warning in warnings:
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
-    return Registered(ref, ref.url(target.app_url), spec.method, spec.expected_trials, reused)
+    url = ref.url(target.app_url)
+    page = url.removeprefix(target.app_url)
+    login = login_link(target.app_url, target.key, time.time(), page) if target.local else ""
+    return Registered(ref, url, spec.method, spec.expected_trials, reused, login)
 
 
 def order_note(space: Space) -> str:

@@ -63,4 +63,6 @@ def create(
         )
         return
     say(registered.summary())
+    if registered.login_url:
+        say(f"  with its controls (once, within the hour): {registered.login_url}")
     say("Next: kto-sweep agent")
