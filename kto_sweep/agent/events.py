@@ -70,6 +70,11 @@ class Closed:
 
 
 @dataclass(frozen=True)
+class ServiceGone:
+    """The process that wandb does its work in has ended."""
+
+
+@dataclass(frozen=True)
 class StopAsked:
     """The server wants a run to stop (the way that bypasses the agent)."""
 
@@ -83,5 +88,5 @@ class Signalled:
     number: int
 
 
-Event = Told | Lost | Said | Died | Opened | Closed | StopAsked | Signalled
+Event = Told | Lost | Said | Died | Opened | Closed | ServiceGone | StopAsked | Signalled
 Events = queue.SimpleQueue[Event]

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import wandb
+from wandb.sdk.mailbox import MailboxClosedError
 
-from kto_sweep.errors import FailureCause
+from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.run_log import RunLog
 from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep_ref import SweepRef
@@ -27,6 +28,21 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 OWNER = "_home"
 """In a run's config, out of sight: the home (see presence.py) that has opened it last."""
+
+
+class ServiceGoneError(KtoSweepError):
+    """The process that wandb does its work in has ended: no run of this agent can go on in it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "wandb's service process (wandb-core) has ended",
+            hint="kto-sweep agent   (goes on from the trials' last checkpoints)",
+        )
+
+
+def is_service_gone(error: BaseException) -> bool:
+    """Whether wandb raised `error` because its service process has ended."""
+    return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
 
 
 class Objective:

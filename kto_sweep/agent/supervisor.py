@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING
 from kto_sweep.agent.blame import SUSPICIOUS, Death, cause_of_death, is_hardware, is_retried, is_sick
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Closed, Died, Event, Events, Lost, Opened, Said, Signalled, StopAsked, Told
+from kto_sweep.agent.events import (
+    Closed,
+    Died,
+    Event,
+    Events,
+    Lost,
+    Opened,
+    Said,
+    ServiceGone,
+    Signalled,
+    StopAsked,
+    Told,
+)
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command
 from kto_sweep.agent.presence import Orphan, Presence
-from kto_sweep.agent.runs import Objective
+from kto_sweep.agent.runs import Objective, ServiceGoneError
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.stations import IDLE_DEATHS, Stations
 from kto_sweep.agent.tally import Tally
@@ -99,6 +111,8 @@ class Supervisor:
                 self._stations.employ(station)
             while any(not slot.ended or slot.work for slot in self._slots()):
                 self._handle_next()
+        except ServiceGoneError:
+            raise  # nothing can be put back; the workers see that nobody is left, and put their trials away
         except KeyboardInterrupt:
             self._leave(0.0)
             raise
@@ -157,6 +171,8 @@ class Supervisor:
                 self._interrupt(number)
             case Lost(error):
                 raise error
+            case ServiceGone():
+                raise ServiceGoneError
         self._order_ready()
         self._watch_server()
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Closed, Events, Opened, StopAsked
+from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
 from kto_sweep.agent.presence import Orphan, Presence, home_id, take_over
-from kto_sweep.agent.runs import OWNER, Objective, TrialRun
+from kto_sweep.agent.runs import OWNER, Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
 from kto_sweep.errors import KtoSweepError
@@ -97,7 +97,7 @@ class Trials:
         try:
             self._events.put(Opened(slot, work, open_run()))
         except Exception as error:  # wandb has no one class for what can go wrong
-            self._events.put(Opened(slot, work, error))
+            self._events.put(ServiceGone() if is_service_gone(error) else Opened(slot, work, error))
 
     def _open(self, slot: Slot, work: Work, *, adopt: bool = False) -> TrialRun:
         return TrialRun.open(
@@ -164,7 +164,15 @@ class Trials:
             station.worker.send(Stop(run_id))
 
     def hear(self, slot: Slot, message: TrialMessage) -> None:
-        """Take in what a worker says of the trial in `slot`."""
+        """Take in what a worker says of the trial in `slot`. Raises ServiceGoneError."""
+        try:
+            self._hear(slot, message)
+        except Exception as error:
+            if is_service_gone(error):
+                raise ServiceGoneError from error
+            raise
+
+    def _hear(self, slot: Slot, message: TrialMessage) -> None:
         work = slot.work
         if work is None or work.run is None or work.closing:
             return
@@ -247,11 +255,15 @@ class Trials:
         run = work.run
 
         def close() -> None:
-            sent = False
             try:
                 sent = how(run)
-            finally:
-                self._events.put(Closed(slot, work, sent, tell))
+            except Exception as error:
+                if is_service_gone(error):
+                    self._events.put(ServiceGone())
+                    return
+                run.note(f"its end was not sent: {error}")
+                sent = False
+            self._events.put(Closed(slot, work, sent, tell))
 
         self._background(close)
 

@@ -1,11 +1,17 @@
 """kto-sweep agent: train the trials of a sweep on this box."""
 
+import os
+import sys
+import time
+
 import click
 
-from kto_sweep.cli.output import local_option, sweep_argument
+from kto_sweep.cli.output import local_option, say, sweep_argument
 from kto_sweep.errors import UsageError
 
 MOST_TRIALS = 64
+RESTART_SECONDS = 5.0
+"""An agent that lost wandb's service process sooner than this does not start again by itself."""
 
 
 class TrialsPerGpu(click.ParamType[int | None]):
@@ -86,19 +92,27 @@ def agent(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
             hint="leave out --trials-per-gpu: a trial on several GPUs has them to itself",
         )
+    from kto_sweep.agent.runs import ServiceGoneError
     from kto_sweep.agent.session import work_on
     from kto_sweep.home import Home
 
-    return work_on(
-        Home.from_environment(),
-        sweep,
-        count=count,
-        gpus=gpus,
-        cpu=cpu,
-        local=local,
-        trials_per_device=trials_per_gpu,
-        grace=grace,
-        patience=patience,
-        share_gpus=share_gpus,
-        gpus_per_trial=gpus_per_trial,
-    )
+    began = time.monotonic()
+    try:
+        return work_on(
+            Home.from_environment(),
+            sweep,
+            count=count,
+            gpus=gpus,
+            cpu=cpu,
+            local=local,
+            trials_per_device=trials_per_gpu,
+            grace=grace,
+            patience=patience,
+            share_gpus=share_gpus,
+            gpus_per_trial=gpus_per_trial,
+        )
+    except ServiceGoneError as error:
+        if time.monotonic() - began < RESTART_SECONDS:
+            raise  # it would end again
+        say(f"{error.message}: starting again")
+        os.execv(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:]])

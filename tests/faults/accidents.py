@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from arena import Arena
+from arena import Arena, processes
 
 from kto_sweep.server.launch import ensure_server
 
@@ -90,6 +90,14 @@ def _agent(*numbers: int) -> Happen:
             _again(arena, rng.choice(arena.alive), *numbers)
 
     return happen
+
+
+def _kill_service(arena: Arena, rng: random.Random) -> None:
+    """The process in which wandb does its work; the agent starts again by itself."""
+    agents = {agent.pid for agent in arena.alive}
+    for pid, parent, words in processes():
+        if parent in agents and "wandb-core" in words:
+            _signal(pid, signal.SIGKILL)
 
 
 def _hang_up(arena: Arena, rng: random.Random) -> None:
@@ -188,6 +196,7 @@ SUPERVISOR = [
     Accident("agent is ended", "supervisor", _agent(signal.SIGTERM)),
     Accident("agent is interrupted twice", "supervisor", _agent(signal.SIGINT, signal.SIGINT)),
     Accident("agent is ended, then killed", "supervisor", _agent(signal.SIGTERM, signal.SIGKILL)),
+    Accident("wandb's service is killed", "supervisor", _kill_service),
     Accident("agents' terminal is closed", "supervisor", _hang_up),
     Accident("agents stand still", "supervisor", _pause_agents),
     Accident("power is cut", "supervisor", _power_cut),

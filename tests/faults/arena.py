@@ -169,7 +169,7 @@ class Arena:
         return over and self.sweep_state() == "FINISHED"
 
     def _ask(self) -> dict[str, Any]:
-        address = ensure_server(self.home)
+        address = ensure_server(self.server or self.home)
         body = {
             "query": RUNS,
             "variables": dict(zip(("entity", "project", "sweep"), self.sweep, strict=True)),

@@ -22,10 +22,10 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
     names = ("good", "gone", "garbage", "one_label", "more")
     for name in names:
         shutil.copy(ROWS, tmp_path / f"{name}.jsonl")
-    axes = {"dataset": [f"{name}.jsonl" for name in names], "learning_rate": [1e-3, 1e12]}
+    axes = {"dataset": [f"{name}.jsonl" for name in names]}
     arena = Arena(tmp_path, axes, options=("--trials-per-gpu", "2"))
     try:
-        arena.create(max_steps=12, eval_steps=6, max_grad_norm=0)
+        arena.create(max_steps=6, learning_rate=1e-3)
         (tmp_path / "gone.jsonl").unlink()
         (tmp_path / "garbage.jsonl").write_bytes(os.urandom(4096))
         alike = "".join(json.dumps(row | {"label": True}) + "\n" for row in rows)
@@ -36,10 +36,9 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
     finally:
         arena.close()
     bad = {f"{name}.jsonl" for name in ("gone", "garbage", "one_label")}
-    assert len(found) == 10
-    for (dataset, rate), cause in found.items():
-        expected = "bad data" if dataset in bad else "diverged" if rate == 1e12 else "finished"
-        assert cause == expected, (dataset, rate, arena.said())
+    assert len(found) == 5
+    for (dataset,), cause in found.items():
+        assert cause == ("bad data" if dataset in bad else "finished"), arena.said()
 
 
 def poison(arena: Arena, run_id: str, step: int) -> int:

@@ -37,3 +37,10 @@ def test_a_sweep_outlives_what_happens_most(tmp_path, undisturbed):
 def test_a_sweep_outlives_all_accidents_of_a_part(tmp_path, undisturbed, accidents):
     arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
     go_through(arena, accidents, undisturbed)
+
+
+def test_an_agent_starts_again_when_wandbs_service_is_killed(tmp_path, undisturbed):
+    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
+    go_through(arena, by_name("wandb's service is killed"), undisturbed)
+    assert "starting again" in arena.said()
+    assert len(arena.agents) == 1
