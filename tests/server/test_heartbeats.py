@@ -413,3 +413,62 @@ def test_sweep_canceled_while_its_search_is_at_work_starts_no_run(
     assert bench.beat(agent) == []
     assert bench.sweep_field(sweep, "runCount") == 0
     assert bench.beat(agent) == [{"type": "exit"}]
+
+
+def make_pending(bench: Bench, name: str) -> None:
+    run_id = bench.run(name, "id")["id"]
+    bench.mutate("updateRunState", "UpdateRunStateInput", "success", id=run_id, state="pending")
+
+
+def test_ended_run_made_pending_is_handed_out_again_and_begins_anew(bench: Bench) -> None:
+    sweep = bench.sweep({**GRID, "run_cap": 2})
+    agent = bench.agent(sweep)
+    failed = bench.beat(agent)[0]
+    bench.start_run(failed["run_id"])
+    bench.log(failed["run_id"], 0, {"loss": 1.0, "_timestamp": 1.0}, {"loss": 2.0, "_timestamp": 2.0})
+    bench.stream(failed["run_id"], complete=True, exitcode=1)
+    work(bench, agent, bench.beat(agent)[0])
+    assert bench.beat(agent) == [{"type": "exit"}]
+    assert bench.sweep_field(sweep) == "FINISHED"
+
+    make_pending(bench, failed["run_id"])
+    assert bench.sweep_field(sweep) == "FINISHED"
+    opaque = bench.sweep_field(sweep, "id")
+    bench.mutate("upsertSweep", "UpsertSweepInput", "sweep { state }", id=opaque, state="RUNNING")
+    other = bench.agent(sweep)
+    again = bench.beat(other)[0]
+    assert (again["run_id"], again["args"]) == (failed["run_id"], failed["args"])
+    started = bench.start_run(failed["run_id"])["bucket"]
+    assert (started["state"], started["historyLineCount"]) == ("running", 0)
+    bench.log(failed["run_id"], 0, {"loss": 3.0, "_timestamp": 3.0})
+    bench.stream(failed["run_id"], complete=True, exitcode=0)
+    assert bench.run(failed["run_id"], "state historyLineCount") == {
+        "state": "finished",
+        "historyLineCount": 1,
+    }
+    assert bench.beat(other) == [{"type": "exit"}]
+    assert bench.sweep_field(sweep) == "FINISHED"
+
+
+def test_runs_of_another_sweep_can_count_for_this_one_as_well(bench: Bench) -> None:
+    first = bench.sweep(GRID)
+    agent = bench.agent(first)
+    done = bench.beat(agent)[0]
+    work(bench, agent, done)
+    running = bench.beat(agent)[0]["run_id"]
+    prior = json.dumps({"$or": [{"name": done["run_id"]}, {"name": running}]})
+    second = bench.mutate(
+        "upsertSweep", "UpsertSweepInput", "sweep { name }", config=json.dumps(GRID), priorRunsFilters=prior
+    )["sweep"]["name"]
+    query = "query($f: JSONString) { project { runs(filters: $f) { edges { node { name } } } } }"
+    for sweep, count in ((first, 2), (second, 1)):
+        edges = bench.ask(query, f=json.dumps({"sweep": sweep}))["project"]["runs"]["edges"]
+        assert [edge["node"]["name"] for edge in edges] == [done["run_id"], running][:count]
+        assert bench.sweep_field(sweep, "runCount") == count
+    other = bench.agent(second)
+    cells = []
+    while (command := bench.beat(other)[0])["type"] == "run":
+        cells.append(command["args"])
+        work(bench, other, command)
+    assert len(cells) == 3
+    assert done["args"] not in cells
