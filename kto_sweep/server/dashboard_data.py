@@ -83,10 +83,12 @@ def _sweep_line(connection: sqlite3.Connection, each: Sweep) -> Row:
     owner, rules = projects.get(connection, each.project_id), read_rules(each.config)
     counts: dict[str, int] = {}
     seconds = 0.0
+    mine = runs.in_sweep(each.id)
     for state, count, busy in connection.execute(
         "SELECT state, COUNT(*), SUM(COALESCE(json_extract(COALESCE(strict_summary, summary), '$._runtime'),"
-        " heartbeat_at - created_at)) FROM run WHERE sweep_id = ? GROUP BY state",
-        (each.id,),
+        " heartbeat_at - created_at)) FROM run"
+        f" WHERE {mine.sql} GROUP BY state",
+        mine.parameters,
     ):
         counts[state] = count
         seconds += busy if isinstance(busy, int | float) else 0.0
@@ -226,10 +228,11 @@ class Changes:
 
     def since(self, connection: sqlite3.Connection, sweep_id: int, facts: Row, tag: str | None) -> Row | None:
         """The changed runs, or all of them where `complete`; None when nothing has changed at all."""
+        mine = runs.in_sweep(sweep_id)
         prints = {
             row[0]: _fingerprint(row)
             for row in connection.execute(
-                f"SELECT {_RUN_COLUMNS} FROM run WHERE sweep_id = ? ORDER BY id", (sweep_id,)
+                f"SELECT {_RUN_COLUMNS} FROM run WHERE {mine.sql} ORDER BY id", mine.parameters
             )
         }
         with self._lock:
