@@ -35,7 +35,7 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     if destination.base_url == source.base_url:
         raise UsageError(
             f"{destination.base_url} is the embedded server, where the sweep is already",
-            hint="kto-sweep push --to https://api.wandb.ai",
+            hint="kto-sweep push --to https://wandb.example.com",
         )
     say(f"Pushing {ref} from the {source} to {destination}", as_json=as_json)
     done = push_sweep(

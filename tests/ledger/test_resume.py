@@ -2,7 +2,16 @@
 
 from typing import Any
 
+import pytest
 from ledger_box import Box
+
+from kto_sweep import reopening
+from kto_sweep.agent import link
+from kto_sweep.home import Home
+from kto_sweep.remote import SweepView, TrialRecord
+from kto_sweep.space import parse_space
+from kto_sweep.sweep_ref import SweepRef, remember
+from kto_sweep.target import Target
 
 RUNS = """{run.id: [[row["_step"] for row in run.scan_history()], dict(run.summary_metrics)]
     for run in api.runs("local/kto-sweep")}"""
@@ -46,3 +55,23 @@ def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(b
 
     assert f"Sweep local/kto-sweep/{sweep}: finished; nothing is left to run" in box.run("resume")
     assert box.json("resume", "--failed")["again"] == [diverged]
+
+
+def test_a_server_that_takes_no_run_back_is_told_with_another_way(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As W&B itself answers, which is out of reach of a test."""
+    space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
+    assert space is not None
+    trials = (
+        TrialRecord("a", "a", "finished", {"lr": 1}, {}, None),
+        TrialRecord("b", "b", "crashed", {"lr": 2}, {}, None),
+    )
+    view = SweepView(ref, "", "s", "FINISHED", "grid", "loss", "minimize", space, 2, trials)
+    monkeypatch.setattr(reopening, "read_sweep", lambda *_: view)
+    monkeypatch.setattr(link, "set_run_state", lambda *_: False)
+    home, target = Home(box.folder), Target("https://w", "https://w", local=False)
+    remember(home, ref, local=False, base_url="https://w", file="lr.yaml")
+    done = reopening.reopen(home, None, target, ref, failed=False, stopped=False)
+    assert (done.state, done.again, done.refused) == ("FINISHED", (), ("b",))
+    assert "kto-sweep create lr.yaml --reuse me/kto/s" in done.advice[1]
