@@ -20,7 +20,7 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
     console.print(f"{file}: {method}, {trials}; {where}\n", markup=False)
     table = Table(box=None, pad_edge=False)
     names = list(dict.fromkeys(name for outlook in plan.outlooks for name in outlook.cell.varied))
-    headers = [*names, "trials", "steps", "GiB", "GiB at least"]
+    headers = [*names, "trials", "steps", "GiB", "at least"]
     headers += ["fits", "together", "time"] if plan.gpu else ["time"] if plan.serial else []
     headers.append("disk MB")
     for header in headers:

@@ -6,7 +6,7 @@ fits comfortably when a whole step does without either.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kto_sweep.plan.architecture import Architecture, find_architecture
@@ -20,7 +20,7 @@ from kto_sweep.plan.memory import (
     peak,
     scoring_peak,
 )
-from kto_sweep.plan.seconds import Clockwork, Estimate, adapters, estimate
+from kto_sweep.plan.seconds import START_SECONDS, Clockwork, Estimate, adapters, estimate
 from kto_sweep.plan.workload import Measurer, Workload
 from kto_sweep.rates import Rate
 from kto_sweep.spec import SweepSpec
@@ -73,11 +73,11 @@ class Plan:
     trials: int | None
     """In all; None: no end of its own."""
     together: int
-    """Trials on the GPU at once that fit whatever the cells; 1 where nothing is known."""
+    """Most trials on the GPU at once, with the base model that has most room; 1 where nothing is known."""
     serial: Estimate | None
     """Seconds of the whole sweep on one GPU, one trial at a time; None: not known, or no end."""
     makespan: Estimate | None
-    """The same with `together` at once."""
+    """The same with as many at once as fit comfortably."""
     disk_bytes: int | None
     """What all trials leave behind."""
     exact_tokens: bool
@@ -103,7 +103,7 @@ class Plan:
         if self.serial is not None and self.makespan is not None:
             time = f"{duration(self.serial.seconds)} one at a time"
             if self.together > 1:
-                time += f", {duration(self.makespan.seconds)} with {self.together} together"
+                time += f", {duration(self.makespan.seconds)} with up to {self.together} together"
             parts.append(f"{time} (give or take a factor of {self.serial.factor:g}: {self.serial.source})")
         if self.disk_bytes is not None:
             parts.append(f"{self.disk_bytes / 1e9:.1f} GB of disk")
@@ -150,8 +150,11 @@ class Planner:
         else:
             trials = sample_trials(spec.space, min(total or SAMPLE, SAMPLE))
         trials = trials[: total or len(trials)]
-        together = min((o.together for o in outlooks if o.together), default=1)
-        together = max(1, min(together, MOST_TOGETHER, total or MOST_TOGETHER))
+        rooms: dict[object, int] = {}
+        for each in outlooks:
+            if each.together:
+                held = _held(each.cell.trial)
+                rooms[held] = min(rooms.get(held, MOST_TOGETHER), each.together)
         scale = (total or 0) / len(trials) if trials else 0.0
         ends = total is not None and bool(trials)
         disk = sum(o.disk_bytes for o in map(self._outlook_of, trials)) if ends else 0
@@ -159,9 +162,9 @@ class Planner:
             gpu=self._gpu,
             outlooks=outlooks,
             trials=total,
-            together=together,
-            serial=self._makespan(trials, 1, scale) if ends else None,
-            makespan=self._makespan(trials, together, scale) if ends else None,
+            together=min(max(rooms.values(), default=1), total or MOST_TOGETHER),
+            serial=self._makespan(trials, {}, scale) if ends else None,
+            makespan=self._makespan(trials, rooms, scale) if ends else None,
             disk_bytes=round(disk * scale) if ends else None,
             exact_tokens=all(self._ground(trial).work.exact for trial in trials),
             notes=tuple(self._notes(outlooks)),
@@ -270,21 +273,29 @@ class Planner:
 
     # Time.
 
-    def _makespan(self, trials: Sequence[Trial], together: int, scale: float) -> Estimate | None:
-        """Seconds of all trials on one GPU, times `scale`; None when the time of one is not known."""
+    def _makespan(
+        self, trials: Sequence[Trial], rooms: Mapping[object, int], scale: float
+    ) -> Estimate | None:
+        """Seconds of all trials on one GPU, those with the same rows one after another, times `scale`.
+
+        `rooms`: how many are trained at once, by `_held`; else one. None when the time of one is not known.
+        """
         grounds: dict[tuple[object, ...], list[Trial]] = {}
         for trial in trials:
-            shared = (trial.base_model, trial.effective_quantization, trial.full_finetune)
             rows = (trial.dataset, trial.max_length, trial.eval_fraction)
-            grounds.setdefault((*shared, *rows), []).append(trial)
-        seconds, factor, source = 0.0, 1.0, ""
+            grounds.setdefault((_held(trial), trial.full_finetune, *rows), []).append(trial)
+        loaded: set[object] = set()
+        seconds, factor, source = START_SECONDS, 1.0, ""
         for members in grounds.values():
-            ground = self._ground(members[0])
+            ground, held = self._ground(members[0]), _held(members[0])
             if ground.clock is None or members[0].full_finetune:
                 return None
+            if held not in loaded:
+                seconds += ground.clock.loading()
+                loaded.add(held)
             whole = ground.work.train.load(slice(None))
-            seconds += ground.clock.start() + ground.clock.scoring(whole, adapters(members[0], 1))
-            spent = _side_by_side(members, together, ground.work, ground.clock)
+            seconds += ground.clock.scoring(whole, adapters(members[0], 1))
+            spent = _side_by_side(members, rooms.get(held, 1), ground.work, ground.clock)
             seconds += spent.seconds * scale
             if spent.factor > factor:
                 factor, source = spent.factor, spent.source
@@ -296,6 +307,11 @@ class Planner:
             yield f"{name}: its sizes are not known here, so its memory and time are not planned"
         if any(o.trainer == "trl" for o in outlooks):
             yield "trained with TRL's trainer: memory is a rough guess, and time is not planned"
+
+
+def _held(trial: Trial) -> object:
+    """The base model and how its weights are held."""
+    return trial.base_model, trial.effective_quantization
 
 
 def _side_by_side(trials: Sequence[Trial], together: int, work: Workload, clock: Clockwork) -> Estimate:

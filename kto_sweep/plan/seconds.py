@@ -107,9 +107,9 @@ class Clockwork:
             self.gpu.gb_per_s * 1e9
         )
 
-    def start(self) -> float:
-        """Seconds until a fresh worker has the model."""
-        return START_SECONDS + weight_bytes(self.model, "none") / LOAD_BYTES_PER_SECOND
+    def loading(self) -> float:
+        """Seconds until a worker has the model."""
+        return weight_bytes(self.model, "none") / LOAD_BYTES_PER_SECOND
 
     @property
     def _head(self) -> int:
