@@ -115,4 +115,5 @@ def agent(
         if time.monotonic() - began < RESTART_SECONDS:
             raise  # it would end again
         say(f"{error.message}: starting again")
-        os.execv(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:]])
+        environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:]], environ)
