@@ -3,9 +3,13 @@
 import re
 
 import httpx
+import pytest
 from conftest import Watched
 from playwright.sync_api import Page, expect
 from seeds import FAILED, HOSTILE_RUN, Site
+
+from kto_sweep.home import Home
+from kto_sweep.server.launch import ensure_server, stop_server
 
 
 def test_list_tells_each_sweep_in_a_line(page: Page, site: Site) -> None:
@@ -53,6 +57,20 @@ def test_compare_of_nothing_says_what_to_do(page: Page, site: Site) -> None:
     site.grid  # noqa: B018  the project must be there
     page.goto("/local/kto/compare")
     expect(page.locator(".empty")).to_contain_text("Select 2 to 10 runs")
+
+
+def test_a_server_that_is_gone_is_told_with_what_to_type(
+    watched: Watched, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = Home(tmp_path_factory.mktemp("gone") / "home")
+    gone = Site(ensure_server(home))
+    page = watched.page(gone)
+    page.goto("/")
+    expect(page.locator(".empty")).to_contain_text("kto-sweep create sweeps/demo.yaml --local")
+    stop_server(home)
+    expect(page.locator("#live")).to_have_text("No answer from the server. Type: kto-sweep serve")
+    # The browser itself notes what it could not load.
+    watched.faults = [fault for fault in watched.faults if "ERR_CONNECTION_REFUSED" not in fault]
 
 
 def test_who_is_not_logged_in_may_look_and_is_told_how_to_control(page: Page, site: Site) -> None:

@@ -65,6 +65,14 @@ export function code(text) {
   return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
+/** Draws anew and leaves the focus where it was: on the element of the same `data-focus`, or the same link. */
+export function keepingFocus(root, draw) {
+  const name = (element) => element?.dataset?.focus ?? element?.getAttribute?.("href") ?? null;
+  const focus = root.contains(document.activeElement) ? name(document.activeElement) : null;
+  draw();
+  if (focus !== null) [...root.querySelectorAll("[data-focus], [href]")].find((element) => name(element) === focus)?.focus();
+}
+
 /** Lets the browser paint and answer keys before more is drawn. */
 export function breath() {
   return new Promise((done) => setTimeout(done, 0));

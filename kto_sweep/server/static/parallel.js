@@ -2,7 +2,7 @@
 // only the runs between them; they are dragged, or moved with the arrow keys.
 
 import { makeAxis } from "./axis.js";
-import { h, put, s } from "./dom.js";
+import { h, keepingFocus, put, s } from "./dom.js";
 import { count, show } from "./format.js";
 
 const HEIGHT = 260;
@@ -72,12 +72,10 @@ export class ParallelPlot {
     this.drawing.style.width = `${full}px`;
     this.drawing.style.height = `${HEIGHT}px`;
     const gap = full / this.axes.length;
-    const x = (index) => gap * (index + 0.35);
-    const focus = document.activeElement?.dataset?.focus;
+    const x = (index) => gap * (index + 0.22);
     const chosen = new Set(this.inside().map((run) => run.name));
     const lines = [...this.runs].reverse().map((run) => this.line(run, x, chosen.has(run.name)));
-    put(this.drawing, s("g", {}, lines), this.axes.map((axis, i) => this.axis(axis, x(i))));
-    if (focus) this.drawing.querySelector(`[data-focus="${CSS.escape(focus)}"]`)?.focus();
+    keepingFocus(this.drawing, () => put(this.drawing, s("g", {}, lines), this.axes.map((axis, i) => this.axis(axis, x(i)))));
     this.describe(chosen.size);
   }
 

@@ -1,7 +1,7 @@
 // The table of runs: sort, filter, choose columns, hide runs, select some to compare, save as CSV.
 
 import { csv, save } from "./csv.js";
-import { add, empty, h, put, soon } from "./dom.js";
+import { add, empty, h, keepingFocus, put, soon } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
 
@@ -81,7 +81,7 @@ export class RunsTable {
       "div",
       {},
       this.told,
-      h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of runs" }, h("table", { class: "runs" }, h("thead", {}, this.head), this.body)),
+      h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Table of runs" }, h("table", { class: "runs" }, h("thead", {}, this.head), this.body)),
       this.more,
     );
     this.showCompare();
@@ -120,8 +120,11 @@ export class RunsTable {
   }
 
   render() {
+    keepingFocus(this.element, () => this.fill());
+  }
+
+  fill() {
     const rows = this.matching();
-    const focus = document.activeElement?.dataset?.focus;
     put(this.head, h("th", { class: "pick" }, h("span", { class: "hidden-text" }, "shown and selected")), this.columns.map((name) => this.heading(name)));
     const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
     const best = this.bestName();
@@ -137,7 +140,6 @@ export class RunsTable {
       };
       add(this.more, h("button", { type: "button", onclick: all }, `show all ${rows.length}`));
     }
-    if (focus) [...this.element.querySelectorAll("[data-focus]")].find((e) => e.dataset.focus === focus)?.focus();
   }
 
   bestName() {

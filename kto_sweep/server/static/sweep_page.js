@@ -3,7 +3,7 @@
 import { follow, path, read, report, segments } from "./api.js";
 import { Controls } from "./controls.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
-import { add, breath, empty, h, put, section } from "./dom.js";
+import { add, breath, empty, h, keepingFocus, put, section } from "./dom.js";
 import { compare, duration, moment, show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
@@ -147,9 +147,9 @@ function drawAll() {
   const order = ranked();
   const valued = new Set(order.filter((run) => metricOf(run) !== null).map((run) => run.name));
   page.colours = runColours(order.map((run) => run.name), valued);
-  drawHead();
+  keepingFocus(page.head, drawHead);
   page.table.update(order, page.colours);
-  drawAgents();
+  keepingFocus(page.agents, drawAgents);
   page.yaml.textContent = facts.yaml;
   drawCharts();
 }
@@ -158,7 +158,8 @@ function drawAll() {
 async function drawMap() {
   const told = facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
   page.mapSection.hidden = !told.cells;
-  if (told.cells) page.map.draw(told.cells, facts.parameters.map((each) => each.name), page.colours);
+  const names = facts.parameters.map((each) => each.name);
+  if (told.cells) keepingFocus(page.map.element, () => page.map.draw(told.cells, names, page.colours));
 }
 
 /** Everything that depends on which runs are shown. */
