@@ -41,7 +41,7 @@ def finished(box):
 
 def test_create_says_what_it_made(finished):
     made, _ = finished
-    assert set(made) == {"id", "path", "url", "expected_trials"}
+    assert set(made) == {"id", "path", "url", "expected_trials", "reused"}
     assert made["path"].split("/")[-1] == made["id"]
     assert made["url"].startswith("http://127.0.0.1:")
     assert made["expected_trials"] == 2
