@@ -108,7 +108,9 @@ def _train(rank: int, task: Task, connection: Connection) -> TrainResult:
     import torch
 
     from kto_sweep.train.course import Request
+    from kto_sweep.train.models import TINY
     from kto_sweep.train.session import Session
+    from kto_sweep.train.tiny import tiny_model
     from kto_sweep.train.trl_ranks import Ranks
 
     if torch.cuda.is_available():
@@ -117,6 +119,9 @@ def _train(rank: int, task: Task, connection: Connection) -> TrainResult:
     else:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, torch.get_num_threads() // task.size))
+    home = Home(task.home)
+    if task.trial.base_model == TINY:
+        tiny_model(home.models)  # before the ranks have met: then transformers lets the first one alone write
     ranks = Ranks.join(device)
     stopped = False
 
@@ -126,7 +131,7 @@ def _train(rank: int, task: Task, connection: Connection) -> TrainResult:
         return stopped
 
     request = Request("", task.trial, task.folder, Words(connection), should_stop, task.logged)
-    return Session(Home(task.home), device).train_with_trl(request)
+    return Session(home, device).train_with_trl(request)
 
 
 def _failed(error: BaseException) -> Ended:
