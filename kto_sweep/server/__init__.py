@@ -6,7 +6,7 @@
                    |-- graphql_api + resolvers/   reads and writes by GraphQL
                    |-- file_stream                history, events, summary, console lines of a run
                    |-- uploads                    run files, through signed URLs
-                   `-- dashboard                  pages, their data (columns, thinning), controls behind a login
+                   `-- dashboard                  pages, their data (columns, thinning), login, controls
                           |
     heartbeat -> sweep_machine (what an agent is told) -> kto_sweep.search (the next trial)
                           |

@@ -30,6 +30,7 @@ from kto_sweep.server import (
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import Changes, Row
+from kto_sweep.server.dashboard_importance import ImportanceCache
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.login import HOW, Gate
 from kto_sweep.server.store import files
@@ -78,6 +79,7 @@ def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Rout
         get("/-/data/{entity}/{project}/curves", api.data(api.curves)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}", api.data(api.sweep)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}/cells", api.data(api.cells)),
+        get("/-/data/{entity}/{project}/sweeps/{sweep}/importance", api.data(api.importance)),
         get("/-/data/{entity}/{project}/runs/{run}", api.data(api.run)),
         get("/-/data/{entity}/{project}/runs/{run}/console", api.data(api.console)),
         get("/-/data/{entity}/{project}/runs/{run}/system", api.data(api.system)),
@@ -100,6 +102,7 @@ class _Dashboard:
         self._gate = Gate(backend)
         self._columns = ColumnCache()
         self._changes = Changes()
+        self._importance = ImportanceCache()
 
     async def login(self, request: Request) -> Response:
         """What a login link leads to."""
@@ -167,6 +170,12 @@ class _Dashboard:
         connection = self._backend.database.reader()
         owner, sweep = dashboard_data.sweep(connection, request.path_params)
         return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
+
+    def importance(self, request: Request) -> Row:
+        """How much each of a sweep's parameters matters for its metric."""
+        connection = self._backend.database.reader()
+        _, sweep = dashboard_data.sweep(connection, request.path_params)
+        return self._importance.of(connection, sweep)
 
     def curves(self, request: Request) -> Row:
         """The curves of the metrics `key` of the runs `run`, each in at most `points` points."""

@@ -131,4 +131,6 @@ def _is_on_this_box(request: Request) -> bool:
         is_loopback = ipaddress.ip_address(peer).is_loopback
     except ValueError:
         return False
-    return is_loopback and request.url.hostname in LOOPBACK_NAMES
+    # A proxy on this box that serves the network says for whom it asks.
+    is_direct = not {"forwarded", "x-forwarded-for"} & set(request.headers)
+    return is_loopback and is_direct and request.url.hostname in LOOPBACK_NAMES

@@ -187,6 +187,7 @@ def test_another_host_name_is_let_in_with_a_cookie_only(box: Box) -> None:
     assert httpx.get(f"{box.address.url}/", headers=other).status_code == 401
     assert httpx.get(f"{box.address.url}/-/data/sweeps", headers=other).status_code == 401
     assert httpx.get(f"{box.address.url}/", headers=other | cookie_of(box)).status_code == 200
+    assert httpx.get(f"{box.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
 
 
 def test_only_a_page_that_is_logged_in_is_told_how_to_change_things(box: Box) -> None:

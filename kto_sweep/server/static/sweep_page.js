@@ -23,6 +23,7 @@ const CURVES = [
 const MOST_DRAWN = 60;
 const FIRST_DRAWN = 12;
 const OVER = ["finished", "canceled"];
+const ENDED = ["finished", "failed", "crashed", "killed"];
 
 const [entity, project, , sweepName] = segments();
 const runs = new Map();
@@ -30,6 +31,7 @@ const curves = new Map(); // by run: {seen: what the run looked like, points, cu
 let facts = null;
 let tag = null;
 let page = null;
+let weighed = -1; // ended runs when the importance was last asked for
 
 function metricOf(run) {
   const value = facts.metric ? valueOf(run, facts.metric.name) : null;
@@ -154,6 +156,15 @@ function drawAll() {
   drawCharts();
 }
 
+/** Asked for again only when another run has ended: it takes the server a second. */
+async function drawImportance() {
+  const ended = [...runs.values()].filter((run) => ENDED.includes(run.state)).length;
+  if (!facts.metric || ended === weighed) return;
+  weighed = ended;
+  const { rows, note } = await read([entity, project, "sweeps", sweepName, "importance"]);
+  page.importance.draw(rows, note);
+}
+
 /** The map of a grid; other sweeps have none. */
 async function drawMap() {
   const told = facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
@@ -178,7 +189,7 @@ function drawCharts() {
     page.parallel.update(all, rows);
   }
   page.scatterSection.hidden = !facts.metric;
-  page.importanceSection.hidden = true;
+  page.importanceSection.hidden = !facts.metric;
   drawLater();
 }
 
@@ -199,6 +210,7 @@ async function drawLater() {
       await drawCurves();
       await drawScatter();
       await drawMap();
+      await drawImportance();
     } catch (problem) {
       report(problem);
     }

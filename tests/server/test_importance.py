@@ -1,0 +1,57 @@
+"""What matters for a metric: known answers from made-up runs."""
+
+import random
+
+import pytest
+
+from kto_sweep.importance import FEWEST_RUNS, importances
+
+
+def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:
+    """Runs whose value depends on the log of `lr` and on `optimizer`, and not on `seed`."""
+    rng = random.Random(1)
+    configs: list[dict[str, object]] = []
+    values: list[float | None] = []
+    for _ in range(count):
+        power, optimizer = rng.uniform(-6, -3), rng.choice(["a", "b"])
+        configs.append({"lr": 10**power, "optimizer": optimizer, "seed": rng.randrange(9)})
+        values.append(5 + power + (0.7 if optimizer == "a" else 0.0))
+    return configs, values
+
+
+def test_what_matters_comes_first_and_noise_last() -> None:
+    found = importances(["seed", "optimizer", "lr"], *made_up(60))
+    assert [row.name for row in found.rows] == ["lr", "optimizer", "seed"]
+    assert found.rows[0].importance > 0.6
+    assert found.rows[-1].importance < 0.1
+    assert sum(row.importance for row in found.rows) == pytest.approx(1)
+    lr, optimizer, _ = found.rows
+    assert lr.correlation is not None
+    assert lr.correlation > 0.8
+    assert optimizer.correlation is None
+    assert "60 runs" in found.note
+
+
+def test_texts_that_are_numbers_are_numbers() -> None:
+    configs, values = made_up(30)
+    as_text = [{**config, "lr": f"{config['lr']:e}"} for config in configs]
+    assert importances(["lr"], as_text, values).rows[0].correlation is not None
+
+
+def test_few_runs_give_no_answer() -> None:
+    configs, values = made_up(FEWEST_RUNS)
+    found = importances(["lr"], configs, [*values[:-1], None])
+    assert found.rows == ()
+    assert found.note == f"{FEWEST_RUNS - 1} runs have a value; from {FEWEST_RUNS} on this can be told."
+    assert importances(["lr"], configs, values).rows
+
+
+def test_runs_that_do_not_differ_give_no_answer() -> None:
+    found = importances(["lr"], [{"lr": 1.0}] * 20, [float(i) for i in range(20)])
+    assert (found.rows, found.note) == ((), "Nothing differs between the runs that have a value.")
+
+
+def test_pure_noise_is_called_a_guess() -> None:
+    rng = random.Random(3)
+    configs = [{"lr": rng.random(), "beta": rng.random()} for _ in range(40)]
+    assert "guess" in importances(["lr", "beta"], configs, [rng.random() for _ in configs]).note
