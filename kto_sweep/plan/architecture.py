@@ -5,12 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 from kto_sweep.errors import UsageError
 from kto_sweep.presets import PRESETS
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type` of the models whose layers train/fused.py rewrites."""
+
+TIED_UNLESS_TOLD = ("gemma", "cohere")
+"""`model_type`s whose output layer is the embedding when config.json says nothing; elsewhere it is not."""
+HUB_SECONDS = 5.0
+"""For the hub's answer."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ class Architecture:
             key_value_heads=int(told.get("num_key_value_heads") or heads),
             head_dim=int(told.get("head_dim") or hidden // heads),
             vocabulary=int(told["vocab_size"]),
-            tied=bool(told.get("tie_word_embeddings", False)),
+            tied=bool(told.get("tie_word_embeddings", family.startswith(TIED_UNLESS_TOLD))),
             fused=family in FUSED_FAMILIES and silu and experts == 1,
             plain_head=not scaled,
             experts=int(experts),
@@ -151,40 +157,74 @@ def find_architecture(model: str) -> Architecture | None:
         return known
     path = Path(model).expanduser()
     try:
+        if path.suffix == ".gguf":
+            return Architecture.from_config(_read_gguf(path))
         if path.is_dir():
-            return Architecture.from_config(_read(path / "config.json"))
-        return Architecture.from_config(_ask_transformers(model, path))
+            return Architecture.from_config(_read_folder(path))
+        if path.is_absolute() or model.count("/") > 1 or model.startswith((".", "~")):
+            raise UsageError(f"{model}: no such model folder", hint="check the path, or give a hub id")
+        return Architecture.from_config(_ask_hub(model))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 
-def _read(file: Path) -> Mapping[str, Any]:
+def _read_folder(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        return _object((folder / "config.json").read_bytes())
     except OSError as error:
         raise UsageError(
-            f"{file.parent}: no model in this folder (it has no config.json)",
+            f"{folder}: no model in this folder (it has no config.json)",
             hint="give the folder that save_pretrained wrote, or a .gguf file",
         ) from error
+
+
+def _object(text: bytes) -> Mapping[str, Any]:
+    config = json.loads(text)
     return config if isinstance(config, Mapping) else {}
 
 
-def _ask_transformers(model: str, path: Path) -> Mapping[str, Any]:
-    from transformers import AutoConfig  # seconds to import: folders and presets do without
-
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise UsageError(f"{model}: no such model file", hint="check the path")
-        source, options = str(path.parent), {"gguf_file": path.name}
-    elif path.is_absolute() or model.count("/") > 1 or model.startswith((".", "~")):
-        raise UsageError(
-            f"{model}: no such model folder", hint="check the path; or a .gguf file, or a hub id"
-        )
-    else:
-        source, options = model, {}
+def _read_gguf(file: Path) -> Mapping[str, Any]:
+    """The header of a .gguf file in the words of a config.json."""
+    if not file.is_file():
+        raise UsageError(f"{file}: no such model file", hint="check the path")
     try:
-        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError, ImportError):
+        from gguf import GGUFReader
+    except ImportError:
         return {}
-    found: Mapping[str, Any] = config.to_dict()
-    return found
+    reader = GGUFReader(file)
+    fields = {name: field.contents for name, field in reader.fields.items() if "ggml" not in name}
+    family = fields["general.architecture"]()
+    names = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+    }
+    config = {
+        ours: fields[f"{family}.{name}"]() for ours, name in names.items() if f"{family}.{name}" in fields
+    }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    config["vocab_size"] = int(tensors["token_embd.weight"].shape[1])
+    return {**config, "model_type": family, "tie_word_embeddings": "output.weight" not in tensors}
+
+
+def _ask_hub(model: str) -> Mapping[str, Any]:
+    """config.json of a model on the hub, from the cache or by one quick question; empty when it has none."""
+    import huggingface_hub as hub
+
+    cached = hub.try_to_load_from_cache(model, "config.json")
+    if isinstance(cached, str):
+        return _object(Path(cached).read_bytes())
+    if hub.constants.HF_HUB_OFFLINE:
+        return {}
+    # The hub's own client tries again for half a minute where there is no network.
+    token = hub.get_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    question = Request(f"{hub.constants.ENDPOINT}/{model}/resolve/main/config.json", headers=headers)
+    try:
+        with urlopen(question, timeout=HUB_SECONDS) as answer:
+            return _object(answer.read())
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,102 @@
+"""The sizes of a model from wherever its configuration is."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+
+from kto_sweep.errors import UsageError
+from kto_sweep.plan.architecture import Architecture, find_architecture
+
+CONFIG = {
+    "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 500,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A hub with one model, and what it was asked for."""
+    asked: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            found = self.path == "/org/model/resolve/main/config.json"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(json.dumps(CONFIG).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_model_on_the_hub_is_asked_for_once_and_quickly(hub: list[str]) -> None:
+    assert find_architecture("org/model") == SIZES
+    assert find_architecture("org/absent") is None
+    assert hub == ["/org/model/resolve/main/config.json", "/org/absent/resolve/main/config.json"]
+
+
+def test_presets_need_no_network(hub: list[str]) -> None:
+    found = find_architecture("Qwen/Qwen2.5-7B-Instruct")
+    assert found is not None
+    assert found.weights == pytest.approx(7.615e9, rel=1e-3)
+    assert hub == []
+
+
+def test_without_the_hub_nothing_is_known(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert find_architecture("org/model") is None
+
+
+def test_a_folder_and_a_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert find_architecture(str(tmp_path)) == SIZES
+    writer = GGUFWriter(tmp_path / "base.gguf", "qwen3")
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(160)
+    writer.add_block_count(3)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(32)
+    writer.add_tensor("token_embd.weight", np.zeros((500, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert find_architecture(str(tmp_path / "base.gguf")) == SIZES
+
+
+def test_other_kinds_of_models() -> None:
+    mixture = Architecture.from_config(
+        {**CONFIG, "model_type": "x", "num_local_experts": 8, "num_experts_per_tok": 2}
+    )
+    assert (mixture.experts, mixture.active_experts, mixture.fused) == (8, 2, False)
+    assert mixture.linear_weights > 4 * mixture.used_weights / 2
+    nested = Architecture.from_config({"text_config": CONFIG, "final_logit_softcapping": 30.0})
+    assert not nested.plain_head
+    with pytest.raises(KeyError):
+        Architecture.from_config({"model_type": "rwkv", "hidden_size": 64})
+
+
+def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
+    for name in (str(tmp_path), str(tmp_path / "absent.gguf"), "./no/such/folder"):
+        with pytest.raises(UsageError):
+            find_architecture(name)
