@@ -31,7 +31,7 @@ def cells(
         {
             "values": {name: value for name, value in flat(cell.config).items() if name in names},
             "state": cell.state.value,
-            "cause": cell.trial.summary.get("failure/cause") if cell.trial else None,
+            "cause": cell.trial.failure or None if cell.trial else None,
             "run": cell.trial.run_id if cell.trial else None,
             "value": objective.finite_number(cell.trial.summary, rules.metric.name)
             if cell.trial and rules.metric

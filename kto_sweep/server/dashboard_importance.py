@@ -27,7 +27,8 @@ class ImportanceCache:
     def of(self, connection: sqlite3.Connection, sweep: Sweep) -> Row:
         """`rows` and `note` for the sweep's metric, from the runs that have ended."""
         rules = read_rules(sweep.config)
-        ended = runs.of_sweep(connection, sweep.id, sorted(ENDED))[-MOST_RUNS:]
+        own = runs.of_sweep(connection, sweep.id, sorted(ENDED))[-MOST_RUNS:]
+        ended = [*runs.taken_over(connection, sweep.id), *own]
         if rules.metric is None:
             return {"rows": [], "note": "The sweep has no metric."}
         key = (sweep.id, sweep.config, len(ended))

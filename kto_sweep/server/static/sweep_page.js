@@ -31,6 +31,7 @@ const curves = new Map(); // by run: {seen: what the run looked like, points, cu
 let facts = null;
 let tag = null;
 let page = null;
+let order = []; // the runs by rank
 let weighed = -1; // ended runs when the importance was last asked for
 
 function metricOf(run) {
@@ -38,10 +39,10 @@ function metricOf(run) {
   return typeof value === "number" ? value : null;
 }
 
-/** The runs, the best first, those without a value last. */
-function ranked() {
+/** Sorts the runs: the best first, those without a value last. */
+function rank() {
   const down = facts.metric?.goal === "maximize";
-  return [...runs.values()].sort((a, b) => compare(metricOf(a), metricOf(b), down) || a.created - b.created);
+  order = [...runs.values()].sort((a, b) => compare(metricOf(a), metricOf(b), down) || a.created - b.created);
 }
 
 /** The searched parameters; where the server does not know them, those in which the runs differ. */
@@ -115,7 +116,7 @@ function drawHead() {
     counts[run.state] = (counts[run.state] ?? 0) + 1;
     busy += run.seconds ?? 0;
   }
-  const best = ranked().find((run) => metricOf(run) !== null);
+  const best = order.find((run) => metricOf(run) !== null);
   const fact = (name, ...value) => h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
   put(
     page.head,
@@ -146,7 +147,7 @@ function drawAgents() {
 }
 
 function drawAll() {
-  const order = ranked();
+  rank();
   const valued = new Set(order.filter((run) => metricOf(run) !== null).map((run) => run.name));
   page.colours = runColours(order.map((run) => run.name), valued);
   keepingFocus(page.head, drawHead);
@@ -176,7 +177,6 @@ async function drawMap() {
 /** Everything that depends on which runs are shown. */
 function drawCharts() {
   const dimensions = parameters();
-  const order = ranked();
   page.parallelSection.hidden = !dimensions.length || !runs.size;
   if (!page.parallelSection.hidden) {
     const all = facts.metric ? [...dimensions, { name: facts.metric.name, log: false }] : dimensions;
@@ -220,7 +220,7 @@ async function drawLater() {
 
 function shown() {
   const visible = new Set(page.table.visible().map((run) => run.name));
-  const all = ranked().filter((run) => visible.has(run.name));
+  const all = order.filter((run) => visible.has(run.name));
   return { all, drawn: all.slice(0, MOST_DRAWN) };
 }
 
