@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from kto_sweep.data.files import find_data
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.gpus import Gpu, find_gpu, named_gpu, present_gpu
 from kto_sweep.plan.plan import Planner
 from kto_sweep.rates import read_rates
 from kto_sweep.spec import SweepSpec
+from kto_sweep.trial import parameter_name
 from kto_sweep.validate import validate
 from kto_sweep.wording import counted
 
@@ -41,6 +43,12 @@ def planner(gpu: Gpu | None, home: Home, *, this_box: bool, exact: bool = True) 
     return Planner(gpu, device, read_rates(home.root) if device else [], exact=exact)
 
 
+def dataset_names(spec: SweepSpec) -> list[str]:
+    """The data files and hub ids that the sweep names."""
+    named = [p for p in spec.space.parameters if parameter_name(p.path) == "dataset"]
+    return [str(source) for parameter in named for source in parameter.distribution.extremes()]
+
+
 def check(file: Path, home: Home, *, force: bool, say: Callable[[str], None]) -> SweepSpec:
     """The sweep of a file that can run here, as far as can be known; warnings and the plan go to `say`.
 
@@ -57,8 +65,16 @@ def check(file: Path, home: Home, *, force: bool, say: Callable[[str], None]) ->
         for problem in found.errors:
             say(f"Error, registered all the same: {problem}")
         return found.spec
+    absent = [name for name in dataset_names(found.spec) if find_data(name) is None]
+    if absent:  # nothing is downloaded to register a sweep
+        say(f"Plan: not made, as {absent[0]} is not on this box; kto-sweep plan {file} fetches it")
+        return found.spec
     gpu = find_gpu()
-    plan = planner(gpu, home, this_box=True, exact=False).plan(found.spec)
+    try:
+        plan = planner(gpu, home, this_box=True, exact=False).plan(found.spec)
+    except UsageError as error:  # such as a model's folder that only the GPU box has
+        say(f"Plan: not made: {error.message}")
+        return found.spec
     say(f"Plan: {plan.summary()}")
     if plan.impossible and not force:
         first = plan.impossible[0]

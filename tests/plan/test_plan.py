@@ -159,3 +159,22 @@ def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
     file = sweep(tmp_path, "  model_size: {value: 14b}\n  quantization: {value: none}\n")
     check(file, Home(tmp_path / "home"), force=False, say=said.append)
     assert said[-1].startswith("Plan: 1 trial; ")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "  model: {value: ./only/on/the/gpu/box}\n",
+            "not made: ./only/on/the/gpu/box: no such model folder",
+        ),
+        ("  model_size: {value: 3b}\n", "not made, as org/rows-on-the-hub is not on this box"),
+    ],
+)
+def test_create_does_not_ask_for_what_only_the_gpu_box_has(tmp_path: Path, text: str, told: str) -> None:
+    said: list[str] = []
+    file = sweep(tmp_path, text)
+    if "hub" in told:
+        file.write_text(file.read_text().replace("examples/support_replies.jsonl", "org/rows-on-the-hub"))
+    assert check(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
+    assert told in said[-1]
