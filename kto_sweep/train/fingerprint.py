@@ -64,10 +64,11 @@ def _factors(n: int, device: torch.device) -> Tensor:
 @torch.no_grad()
 def _hash(tensor: Tensor, factors: Tensor) -> Tensor:
     """A sum of words times odd pseudo-random factors, modulo 2^64: one changed word always changes it."""
-    data = tensor.detach().contiguous().view(-1)
+    # What describes a 4-bit layer's format lies on the host, whatever device its weights are on.
+    data = tensor.detach().to(factors.device).contiguous().view(-1)
     size = data.element_size()
     words = data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    total = torch.zeros((), dtype=torch.int64, device=factors.device)
     for chunk in torch.split(words, len(factors)):
         total = total * 0x5851F42D4C957F2D + (chunk.long() * factors[: len(chunk)]).sum()
     return total
