@@ -5,7 +5,7 @@
 
 Starts a server of its own in a temporary home for each sweep. The first load of each reads everything from
 the database, the others find it in the server's memory; each is a fresh browser with an empty cache. Browser
-and server share the machine's cores. The goals: header and table of 50 runs within 1.5 s, of 1,000 within 1 s.
+and server share the machine's cores. The goals: header and table of 50 runs within 1.5 s, of 1,000 within 1.
 """
 
 import argparse
