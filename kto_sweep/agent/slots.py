@@ -6,6 +6,7 @@ from typing import Any
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.heart import Heart
+from kto_sweep.agent.presence import Orphan
 from kto_sweep.agent.runs import TrialRun
 from kto_sweep.agent.worker_process import WorkerProcess
 
@@ -22,6 +23,8 @@ class Work:
     """Its worker has it."""
     closing: bool = False
     """It has ended; its run is being closed."""
+    orphan: Orphan | None = None
+    """What it is if a dead agent has left it."""
     failures: int = 0
     """Times that it failed at the same place through no fault of its own."""
     failed_at: int = -1

@@ -6,7 +6,7 @@ Everything that happens arrives in one queue (see events.py) and is handled on o
 import queue
 import signal
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 TICK_SECONDS = 1.0
 SILENCE_SECONDS = 45.0
 """A server that does not answer for so long is spoken of."""
+ADOPTIONS = 5
+"""Times that it is tried to take over a trial, when the server cannot be asked."""
 LAST_SECONDS = 20.0
 """How long runs may take to be closed when the agent ends for a reason of its own."""
 
@@ -84,6 +86,7 @@ class Supervisor:
         """Workers say how many slots they want."""
         self._homeless: deque[Orphan | Work] = deque(orphans)
         """Trials that come before new ones: those of dead agents and of GPUs that are used no more."""
+        self._tries: Counter[str] = Counter()
         self._deaths: list[Death] = []
         self._culprits: set[str] = set()
         self._silent = False
@@ -177,7 +180,10 @@ class Supervisor:
         self._watch_server()
 
     def _take_in(self, event: Opened) -> None:
-        self._trials.opened(event)
+        again, orphan = self._trials.opened(event), event.work.orphan
+        if again and orphan is not None and self._tries[orphan.run_id] < ADOPTIONS:
+            self._tries[orphan.run_id] += 1
+            self._homeless.append(orphan)
         if event.slot.work is None:
             self._serve(event.slot)
         elif self.tally.interrupted:

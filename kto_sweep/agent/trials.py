@@ -89,7 +89,7 @@ class Trials:
 
     def adopt(self, slot: Slot, orphan: Orphan) -> None:
         """Go on with a dead agent's trial in `slot`."""
-        work = slot.work = Work(orphan.run_id, orphan.config)
+        work = slot.work = Work(orphan.run_id, orphan.config, orphan=orphan)
         self._tally.started += 1
         self._background(lambda: self._opened(slot, work, lambda: self._take_over(slot, work, orphan)))
 
@@ -133,19 +133,23 @@ class Trials:
             return f"the server has it as {state}"
         return "" if config.get(OWNER) == self._home_id else "another box has begun it since"
 
-    def opened(self, event: Opened) -> None:
-        """Take in how that went; a slot whose trial could not be opened is free again."""
+    def opened(self, event: Opened) -> bool:
+        """Take in how that went; a slot whose trial could not be opened is free again.
+
+        Whether the same may go well another time.
+        """
         slot, work = event.slot, event.work
         if isinstance(event.outcome, TrialRun):
             work.run = event.outcome
             self._display.started(work.run_id, work.run.name, work.config, slot.station.device.name)
-            return
+            return False
         slot.work = None
         self._tally.started -= 1
         if isinstance(event.outcome, LetGoError):
             self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
-        else:
-            self._display.say(f"run {work.run_id} was not begun: {event.outcome}")
+            return False
+        self._display.say(f"run {work.run_id} was not begun: {event.outcome}")
+        return True
 
     # Ordered.
 

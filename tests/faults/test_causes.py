@@ -76,6 +76,21 @@ def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_pa
         arena.close()
 
 
+def test_a_trial_that_is_stopped_for_good_leaves_no_checkpoint_behind(tmp_path):
+    arena = Arena(tmp_path, {"seed": [1]})
+    try:
+        arena.create(max_steps=2000)
+        agent = arena.start_agent()
+        arena.wait(lambda: list(arena.home.runs.glob("*/checkpoint/last.safetensors")), what="a checkpoint")
+        arena.command("cancel", arena.sweep[2])
+        agent.wait(120)
+        assert "stopped" in arena.said()
+        assert not list(arena.home.runs.glob("*/checkpoint"))
+        assert list(arena.home.runs.glob("*/adapter"))
+    finally:
+        arena.close()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
