@@ -129,7 +129,8 @@ def test_keyboard_alone_reaches_and_does_everything(page: Page, site: Site) -> N
 def test_brushing_with_the_mouse_keeps_the_runs_inside(page: Page, site: Site) -> None:
     page.goto(site.grid.path)
     handle = page.get_by_role("slider", name="lower bound of learning_rate")
-    handle.scroll_into_view_if_needed()
+    expect(page.locator("#importance tbody tr")).to_have_count(3)  # the last part to be drawn
+    handle.hover()
     box = handle.bounding_box()
     assert box
     page.mouse.move(box["x"] + 8, box["y"] + 3)
@@ -166,6 +167,7 @@ def test_a_run_that_goes_on_is_followed_without_a_reload(page: Page, site: Site)
     agent = site.agent("live", name)
     run, _ = site.next_trial(agent)
     site.upsert("live", run, host="gpu-box-1", jobProgram="x", sweep=name)
+    expect(panel(page, "loss").locator(".chart")).to_have_text("nothing yet")
     site.log("live", run, 0, [row(step, 1.0, 4) for step in range(20)])
     expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 19")
     site.log("live", run, 20, [row(step, 1.0, 4) for step in range(20, 60)])

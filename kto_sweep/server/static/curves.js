@@ -2,7 +2,7 @@
 
 import { h, put, soon } from "./dom.js";
 import { count, show } from "./format.js";
-import { draw, plain } from "./plot.js";
+import { draw, drawNothing, plain } from "./plot.js";
 
 /**
  * @typedef {{step: number[], time: number[], value: number[]}} Curve
@@ -70,6 +70,10 @@ export class CurvePanel {
     const words = describe(this.title, lines);
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
+    if (!lines.some((line) => line.curve.value.length)) {
+      drawNothing(this.chart, "nothing yet");
+      return;
+    }
     const traces = [...lines].reverse().map((line) => this.trace(line, view));
     if (lines.length <= FEW_LINES && view.smoothing) {
       traces.unshift(...lines.map((line) => ({ ...this.trace(line, { ...view, smoothing: 0 }), opacity: 0.3, hoverinfo: "skip", hovertemplate: null })));

@@ -1,5 +1,6 @@
 // The one place that knows plotly: loads it late, gives it our look, and keeps names from being read as markup.
 
+import { h, put } from "./dom.js";
 import { colour } from "./theme.js";
 
 let loading = null;
@@ -26,6 +27,12 @@ export function plain(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
+/** Says in place of a chart that there is nothing to draw; axes without data would show numbers that mean nothing. */
+export function drawNothing(element, text) {
+  window.Plotly?.purge(element);
+  put(element, h("p", { class: "nothing" }, text));
+}
+
 /**
  * Draws or redraws a chart.
  * @param {HTMLElement} element
@@ -34,6 +41,7 @@ export function plain(text) {
  */
 export async function draw(element, traces, { xaxis = {}, yaxis = {}, ...more } = {}) {
   const Plotly = await plotly();
+  element.querySelector(":scope > .nothing")?.remove();
   const quiet = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line") };
   const axis = { ...quiet, automargin: true, tickfont: { size: 11 }, title: { font: { size: 11 } } };
   const layout = {

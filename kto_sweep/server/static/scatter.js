@@ -2,7 +2,7 @@
 
 import { h, put } from "./dom.js";
 import { count, show } from "./format.js";
-import { draw, plain } from "./plot.js";
+import { draw, drawNothing, plain } from "./plot.js";
 import { colour } from "./theme.js";
 
 /** @typedef {{name: string, title: string, colour: string, created: number, value: number}} Point */
@@ -21,6 +21,10 @@ export class ScatterPanel {
     const words = describe(ordered, metric, better);
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
+    if (!ordered.length) {
+      drawNothing(this.chart, "nothing yet");
+      return;
+    }
     let best = null;
     const so_far = ordered.map((point) => (best = best === null ? point.value : better(best, point.value)));
     const times = ordered.map((point) => new Date(point.created * 1000));
