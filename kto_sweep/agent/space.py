@@ -17,9 +17,8 @@ def free_bytes(folder: Path) -> int:
 
 
 def needed_bytes(folder: Path) -> int:
-    """What the trial in `folder` needs: for what it has written, a second copy beside it."""
-    written = sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
-    return max(ENOUGH, 2 * written)
+    """What the trial in `folder` needs: files are replaced as a whole, so one more of its largest."""
+    return ENOUGH + max((path.stat().st_size for path in folder.glob("*/*.safetensors")), default=0)
 
 
 def require_space(folder: Path) -> None:

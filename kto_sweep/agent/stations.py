@@ -32,7 +32,7 @@ class Stations:
         self._home = home
         self._display = display
         self._events = events
-        self._disk_is_full = False
+        self._short_of_space: set[str] = set()
 
     def employ(self, station: Station) -> None:
         """Start a worker; it says when it is ready."""
@@ -91,8 +91,13 @@ class Stations:
 
     def _has_space(self, work: Work) -> bool:
         folder = self._home.runs / work.run_id
-        full = free_bytes(folder) < needed_bytes(folder)
-        if full and not self._disk_is_full:
-            self._display.say(f"the disk of {self._home.root} is full: trials wait until there is room")
-        self._disk_is_full = full
-        return not full
+        if free_bytes(folder) >= needed_bytes(folder):
+            self._short_of_space.discard(work.run_id)
+            return True
+        if work.run_id not in self._short_of_space:
+            self._short_of_space.add(work.run_id)
+            self._display.say(
+                f"run {work.run_id} waits for room: the disk of {self._home.root} has "
+                f"{free_bytes(folder) >> 20} MiB free, {needed_bytes(folder) >> 20} MiB are needed"
+            )
+        return False
