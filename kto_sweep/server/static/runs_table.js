@@ -21,10 +21,10 @@ const FIXED = {
   host: (run) => run.host,
 };
 
-/** A run's value by column name: its own facts first, then summary, then configuration. */
+/** A run's value by column name. What was configured comes before what was logged: a learning rate is both. */
 export function valueOf(run, name) {
   if (Object.hasOwn(FIXED, name)) return FIXED[name](run);
-  return run.summary[name] ?? run.config[name] ?? null;
+  return run.config[name] ?? run.summary[name] ?? null;
 }
 
 /** A run's state with a sign, so that it is not told by colour alone. */
