@@ -60,7 +60,8 @@ export function report(problem) {
   // A failed fetch is a TypeError, and the same words come in several browsers.
   const offline = problem instanceof ApiError || /fetch|network|load/i.test(problem.message);
   if (!offline) console.error(problem);
-  const what = problem instanceof ApiError ? problem.message : "No answer from the server. Type: kto-sweep serve";
+  const what =
+    problem instanceof ApiError ? problem.message : "No answer from the server. Type: kto-sweep serve";
   put(document.getElementById("live"), h("span", { class: "dot lost" }), what);
 }
 

@@ -26,7 +26,9 @@ export function makeAxis(name, values, wantsLog) {
 /** The value as a number, also where YAML has made a text of it, as of 5e-7; null for what is none. */
 function asNumber(value) {
   if (typeof value === "number") return value;
-  return typeof value === "string" && value.trim() !== "" && Number.isFinite(Number(value)) ? Number(value) : null;
+  return typeof value === "string" && value.trim() !== "" && Number.isFinite(Number(value))
+    ? Number(value)
+    : null;
 }
 
 function numberAxis(name, values, wantsLog) {

@@ -16,7 +16,12 @@ export class ConsoleLog {
   constructor() {
     this.lines = new Map(); // by number: a line can be written again
     this.next = null;
-    this.filter = h("input", { type: "search", placeholder: "filter lines", "aria-label": "Filter console lines", oninput: soon(() => this.render()) });
+    this.filter = h("input", {
+      type: "search",
+      placeholder: "filter lines",
+      "aria-label": "Filter console lines",
+      oninput: soon(() => this.render()),
+    });
     this.text = h("pre", { class: "console tall", tabindex: 0, role: "log", "aria-label": "Console" });
   }
 
@@ -35,8 +40,19 @@ export class ConsoleLog {
   render() {
     const wanted = this.filter.value.trim().toLowerCase();
     const atEnd = this.text.scrollHeight - this.text.scrollTop - this.text.clientHeight < 40;
-    const shown = [...this.lines.values()].map((line) => ({ ...line, text: cleaned(line.text) })).filter((line) => line.text.toLowerCase().includes(wanted));
-    put(this.text, shown.length ? shown.map((line) => h("span", { class: line.error ? "error" : null }, `${line.text}\n`)) : h("span", { class: "quiet" }, this.lines.size ? "No line matches." : "The run has printed nothing yet."));
+    const shown = [...this.lines.values()]
+      .map((line) => ({ ...line, text: cleaned(line.text) }))
+      .filter((line) => line.text.toLowerCase().includes(wanted));
+    put(
+      this.text,
+      shown.length
+        ? shown.map((line) => h("span", { class: line.error ? "error" : null }, `${line.text}\n`))
+        : h(
+            "span",
+            { class: "quiet" },
+            this.lines.size ? "No line matches." : "The run has printed nothing yet.",
+          ),
+    );
     if (atEnd) this.text.scrollTop = this.text.scrollHeight;
   }
 }

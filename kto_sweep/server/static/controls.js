@@ -6,8 +6,17 @@ import { code, h, put } from "./dom.js";
 const SWEEP = [
   { action: "pause", states: ["running", "pending"], says: "start no more trials until resumed" },
   { action: "resume", states: ["paused", "finished", "canceled"], says: "go on" },
-  { action: "stop", states: ["running", "pending", "paused"], says: "start no more trials; those that run finish" },
-  { action: "cancel", states: ["running", "pending", "paused"], says: "end the sweep and its running trials", sure: true },
+  {
+    action: "stop",
+    states: ["running", "pending", "paused"],
+    says: "start no more trials; those that run finish",
+  },
+  {
+    action: "cancel",
+    states: ["running", "pending", "paused"],
+    says: "end the sweep and its running trials",
+    sure: true,
+  },
 ];
 
 /** A row of buttons with a line for what came of them. */
@@ -39,10 +48,18 @@ export class Controls {
     if (now === this.shown) return;
     this.shown = now;
     if (!mayControl()) {
-      put(this.buttons, actions.length ? h("span", { class: "quiet" }, code("To control it here, log in once: `kto-sweep serve --login`")) : null);
+      put(
+        this.buttons,
+        actions.length
+          ? h("span", { class: "quiet" }, code("To control it here, log in once: `kto-sweep serve --login`"))
+          : null,
+      );
       return;
     }
-    put(this.buttons, actions.map((each) => this.button(each)));
+    put(
+      this.buttons,
+      actions.map((each) => this.button(each)),
+    );
   }
 
   button({ action, says, sure }) {

@@ -1,7 +1,8 @@
 // A table as a CSV file that spreadsheets read as data.
 
 function field(value) {
-  let text = value === null || value === undefined ? "" : Array.isArray(value) ? value.join(" ") : String(value);
+  let text =
+    value === null || value === undefined ? "" : Array.isArray(value) ? value.join(" ") : String(value);
   // A text that begins like this would be run as a formula.
   if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

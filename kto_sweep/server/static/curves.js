@@ -76,10 +76,20 @@ export class CurvePanel {
     }
     const traces = [...lines].reverse().map((line) => this.trace(line, view));
     if (lines.length <= FEW_LINES && view.smoothing) {
-      traces.unshift(...lines.map((line) => ({ ...this.trace(line, { ...view, smoothing: 0 }), opacity: 0.3, hoverinfo: "skip", hovertemplate: null })));
+      traces.unshift(
+        ...lines.map((line) => ({
+          ...this.trace(line, { ...view, smoothing: 0 }),
+          opacity: 0.3,
+          hoverinfo: "skip",
+          hovertemplate: null,
+        })),
+      );
     }
     await draw(this.chart, traces, {
-      xaxis: { title: { text: view.axis === "time" ? "seconds" : "step" }, type: view.logX ? "log" : "linear" },
+      xaxis: {
+        title: { text: view.axis === "time" ? "seconds" : "step" },
+        type: view.logX ? "log" : "linear",
+      },
       yaxis: { type: view.logY ? "log" : "linear", exponentformat: "e" },
     });
   }
@@ -158,4 +168,3 @@ export function viewTools(view, changed) {
 export function pointsEach(runs) {
   return Math.max(100, Math.min(1000, Math.floor(12000 / Math.max(1, runs))));
 }
-

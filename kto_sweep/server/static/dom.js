@@ -22,7 +22,8 @@ function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name === "style") for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
+    else if (name === "style")
+      for (const [key, part] of Object.entries(value)) element.style.setProperty(key, part);
     else if (name === "value" || name === "checked") element[name] = value;
     else element.setAttribute(name, value === true ? "" : String(value));
   }
@@ -70,7 +71,8 @@ export function keepingFocus(root, draw) {
   const name = (element) => element?.dataset?.focus ?? element?.getAttribute?.("href") ?? null;
   const focus = root.contains(document.activeElement) ? name(document.activeElement) : null;
   draw();
-  if (focus !== null) [...root.querySelectorAll("[data-focus], [href]")].find((element) => name(element) === focus)?.focus();
+  if (focus !== null)
+    [...root.querySelectorAll("[data-focus], [href]")].find((element) => name(element) === focus)?.focus();
 }
 
 /** Lets the browser paint and answer keys before more is drawn. */

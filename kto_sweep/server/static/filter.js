@@ -9,7 +9,11 @@ const COMPARISON = /^(.+?)(<=|>=|!=|=|<|>)(.+)$/;
  * @returns {(run: object) => boolean}
  */
 export function matcher(typed, value) {
-  const tests = typed.trim().split(/\s+/).filter(Boolean).map((part) => test(part, value));
+  const tests = typed
+    .trim()
+    .split(/\s+/)
+    .filter(Boolean)
+    .map((part) => test(part, value));
   return (run) => tests.every((holds) => holds(run));
 }
 
@@ -21,7 +25,15 @@ function test(part, value) {
 }
 
 function words(run) {
-  const parts = [run.name, run.title, run.state, run.notes, run.host, ...run.tags, ...Object.values(run.config)];
+  const parts = [
+    run.name,
+    run.title,
+    run.state,
+    run.notes,
+    run.host,
+    ...run.tags,
+    ...Object.values(run.config),
+  ];
   return parts.join(" ").toLowerCase();
 }
 

@@ -8,7 +8,11 @@ export function show(value) {
   if (!Number.isFinite(value)) return String(value);
   if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
   const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e7) return value.toExponential(3).replace(/\.?0+e/, "e").replace(/e([+-])(\d)$/, "e$10$2");
+  if (size < 1e-3 || size >= 1e7)
+    return value
+      .toExponential(3)
+      .replace(/\.?0+e/, "e")
+      .replace(/e([+-])(\d)$/, "e$10$2");
   return String(Number(value.toPrecision(4)));
 }
 

@@ -52,13 +52,27 @@ export class GridMap {
 
   cell(cell, colours) {
     if (!cell) return h("td");
-    const words = [cell.state === "failed" && cell.cause ? cell.cause : null, cell.value === null ? null : show(cell.value)];
+    const words = [
+      cell.state === "failed" && cell.cause ? cell.cause : null,
+      cell.value === null ? null : show(cell.value),
+    ];
     const said = words.filter(Boolean).join(" ") || (cell.state === "done" ? "done" : cell.state);
-    const content = [h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[cell.state]), h("span", {}, said)];
+    const content = [
+      h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[cell.state]),
+      h("span", {}, said),
+    ];
     const colour = cell.state === "done" && cell.run ? colours.get(cell.run) : null;
-    const title = `${cell.state}: ${Object.entries(cell.values).map(([name, value]) => `${name} ${show(value)}`).join(", ")}`;
-    const inner = cell.run ? h("a", { href: this.link(cell.run), "aria-label": `${title} ${said}` }, content) : content;
-    return h("td", { class: `cell ${cell.state}`, title, style: colour ? { "--swatch": colour } : {} }, inner);
+    const title = `${cell.state}: ${Object.entries(cell.values)
+      .map(([name, value]) => `${name} ${show(value)}`)
+      .join(", ")}`;
+    const inner = cell.run
+      ? h("a", { href: this.link(cell.run), "aria-label": `${title} ${said}` }, content)
+      : content;
+    return h(
+      "td",
+      { class: `cell ${cell.state}`, title, style: colour ? { "--swatch": colour } : {} },
+      inner,
+    );
   }
 }
 
@@ -73,7 +87,11 @@ function describe(cells) {
     counts[cell.state] = (counts[cell.state] ?? 0) + 1;
     if (cell.state === "failed") causes[cell.cause ?? "unknown"] = (causes[cell.cause ?? "unknown"] ?? 0) + 1;
   }
-  const why = Object.entries(causes).map(([cause, number]) => `${cause} ${number}`).join(", ");
-  const parts = Object.keys(SIGNS).filter((state) => counts[state]).map((state) => `${SIGNS[state]} ${counts[state]} ${state}${state === "failed" ? ` (${why})` : ""}`);
+  const why = Object.entries(causes)
+    .map(([cause, number]) => `${cause} ${number}`)
+    .join(", ");
+  const parts = Object.keys(SIGNS)
+    .filter((state) => counts[state])
+    .map((state) => `${SIGNS[state]} ${counts[state]} ${state}${state === "failed" ? ` (${why})` : ""}`);
   return `${cells.length} cells: ${parts.join(", ")}.`;
 }

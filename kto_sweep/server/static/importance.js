@@ -20,23 +20,52 @@ export class ImportancePanel {
     const heads = ["parameter", "importance", "correlation"].map((text) => h("th", { scope: "col" }, text));
     put(
       this.element,
-      h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "importance" }, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows.map((row) => line(row, most))))),
+      h(
+        "div",
+        { class: "scroll", tabindex: 0 },
+        h(
+          "table",
+          { class: "importance" },
+          h("thead", {}, h("tr", {}, heads)),
+          h(
+            "tbody",
+            {},
+            rows.map((row) => line(row, most)),
+          ),
+        ),
+      ),
       h("p", { class: "summary" }, note),
     );
   }
 }
 
 function line(row, most) {
-  const bar = h("span", { class: "meter" }, h("span", { style: { width: `${(100 * row.importance) / most}%` } }));
+  const bar = h(
+    "span",
+    { class: "meter" },
+    h("span", { style: { width: `${(100 * row.importance) / most}%` } }),
+  );
   const known = row.correlation !== null;
   const size = known ? Math.min(Math.abs(row.correlation), 1) * 50 : 0;
   const from = known && row.correlation < 0 ? 50 - size : 50;
-  const signed = h("span", { class: "meter signed" }, h("span", { class: known && row.correlation < 0 ? "below" : "", style: { left: `${from}%`, width: `${size}%` } }));
+  const signed = h(
+    "span",
+    { class: "meter signed" },
+    h("span", {
+      class: known && row.correlation < 0 ? "below" : "",
+      style: { left: `${from}%`, width: `${size}%` },
+    }),
+  );
   return h(
     "tr",
     {},
     h("th", { scope: "row" }, row.name),
     h("td", {}, bar, h("span", { class: "number" }, show(Number(row.importance.toFixed(3))))),
-    h("td", {}, signed, h("span", { class: "number" }, known ? show(Number(row.correlation.toFixed(2))) : "")),
+    h(
+      "td",
+      {},
+      signed,
+      h("span", { class: "number" }, known ? show(Number(row.correlation.toFixed(2))) : ""),
+    ),
   );
 }

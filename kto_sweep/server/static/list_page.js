@@ -3,7 +3,7 @@
 import { follow, path, read, segments } from "./api.js";
 import { add, code, empty, h, put, section } from "./dom.js";
 import { duration, moment, show } from "./format.js";
-import { stateMark } from "./runs_table.js";
+import { stateMark } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
 
 const [entity, project] = segments();
@@ -14,27 +14,48 @@ if (project) put(document.getElementById("trail"), ` / ${title}`);
 let before = "";
 
 const NUMBERS = ["best", "compute", "time"];
-const CREATE = "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or all in one: `kto-sweep demo`";
+const CREATE =
+  "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or all in one: `kto-sweep demo`";
 
 function sweepRow(sweep) {
   const best = sweep.best === null ? "" : show(Number(sweep.best.toPrecision(6)));
   return h(
     "tr",
     {},
-    h("th", { scope: "row" }, h("a", { href: path(sweep.entity, sweep.project, "sweeps", sweep.name) }, sweep.title), sweep.title === sweep.name ? null : h("span", { class: "quiet" }, ` ${sweep.name}`)),
-    project ? null : h("td", {}, h("a", { href: path(sweep.entity, sweep.project) }, `${sweep.entity}/${sweep.project}`)),
+    h(
+      "th",
+      { scope: "row" },
+      h("a", { href: path(sweep.entity, sweep.project, "sweeps", sweep.name) }, sweep.title),
+      sweep.title === sweep.name ? null : h("span", { class: "quiet" }, ` ${sweep.name}`),
+    ),
+    project
+      ? null
+      : h("td", {}, h("a", { href: path(sweep.entity, sweep.project) }, `${sweep.entity}/${sweep.project}`)),
     h("td", {}, h("span", { class: `state ${sweep.state}` }, sweep.state)),
     h("td", {}, sweep.method),
     h("td", { class: "wide" }, stateBar(sweep.counts, sweep.expected)),
-    h("td", { class: "number" }, best ? h("b", {}, best) : "", sweep.metric ? h("div", { class: "quiet" }, sweep.metric.name) : null),
+    h(
+      "td",
+      { class: "number" },
+      best ? h("b", {}, best) : "",
+      sweep.metric ? h("div", { class: "quiet" }, sweep.metric.name) : null,
+    ),
     h("td", { class: "number" }, duration(sweep.seconds)),
     h("td", {}, moment(sweep.created)),
   );
 }
 
 function table(heads, rows, label) {
-  const head = h("tr", {}, heads.map((text) => h("th", { scope: "col", class: NUMBERS.includes(text) ? "number" : null }, text)));
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows)));
+  const head = h(
+    "tr",
+    {},
+    heads.map((text) => h("th", { scope: "col", class: NUMBERS.includes(text) ? "number" : null }, text)),
+  );
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
+    h("table", {}, h("thead", {}, head), h("tbody", {}, rows)),
+  );
 }
 
 function runRow(run) {
@@ -53,16 +74,45 @@ follow(async () => {
   const now = JSON.stringify(told);
   if (now === before) return true; // nothing is redrawn under a reader's hands
   before = now;
-  const heads = ["sweep", ...(project ? [] : ["project"]), "state", "method", "runs", "best", "compute", "created"];
+  const heads = [
+    "sweep",
+    ...(project ? [] : ["project"]),
+    "state",
+    "method",
+    "runs",
+    "best",
+    "compute",
+    "created",
+  ];
   put(main, h("h1", {}, title));
-  add(main, told.sweeps.length ? section("", {}, table(heads, told.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE));
+  add(
+    main,
+    told.sweeps.length ? section("", {}, table(heads, told.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE),
+  );
   if (told.runs?.length) {
-    add(main, section("Runs without a sweep", { id: "runs" }, table(["run", "state", "time", "created"], told.runs.map(runRow), "Runs")));
+    add(
+      main,
+      section(
+        "Runs without a sweep",
+        { id: "runs" },
+        table(["run", "state", "time", "created"], told.runs.map(runRow), "Runs"),
+      ),
+    );
   }
   if (!project && told.projects.length) {
-    const links = told.projects.map((each) => h("li", {}, h("a", { href: path(each.entity, each.name) }, `${each.entity}/${each.name}`)));
+    const links = told.projects.map((each) =>
+      h("li", {}, h("a", { href: path(each.entity, each.name) }, `${each.entity}/${each.name}`)),
+    );
     add(main, section("Projects", { id: "projects" }, h("ul", { class: "links" }, links)));
   }
-  if (!told.csrf) add(main, h("p", { class: "quiet" }, code("You may look. To control sweeps from here, log in once: `kto-sweep serve --login`")));
+  if (!told.csrf)
+    add(
+      main,
+      h(
+        "p",
+        { class: "quiet" },
+        code("You may look. To control sweeps from here, log in once: `kto-sweep serve --login`"),
+      ),
+    );
   return true;
 });

@@ -18,15 +18,27 @@ export class NotesEditor {
     if (now === this.shown || this.element.contains(document.activeElement)) return;
     this.shown = now;
     if (mayControl()) this.form(run);
-    else put(this.element, run.tags.map((tag) => h("span", { class: "tag" }, tag)), run.notes ? h("p", {}, run.notes) : null);
+    else
+      put(
+        this.element,
+        run.tags.map((tag) => h("span", { class: "tag" }, tag)),
+        run.notes ? h("p", {}, run.notes) : null,
+      );
   }
 
   form(run) {
-    const tags = h("input", { value: run.tags.join(", "), placeholder: "tags, with commas", "aria-label": "Tags, with commas between them" });
+    const tags = h("input", {
+      value: run.tags.join(", "),
+      placeholder: "tags, with commas",
+      "aria-label": "Tags, with commas between them",
+    });
     const notes = h("textarea", { value: run.notes, rows: 1, placeholder: "notes", "aria-label": "Notes" });
     const save = (event) => {
       event.preventDefault();
-      const list = tags.value.split(",").map((tag) => tag.trim()).filter(Boolean);
+      const list = tags.value
+        .split(",")
+        .map((tag) => tag.trim())
+        .filter(Boolean);
       this.controls.send({ action: "annotate", tags: [...new Set(list)], notes: notes.value });
     };
     put(this.element, h("form", { onsubmit: save }, tags, notes, h("button", { type: "submit" }, "save")));

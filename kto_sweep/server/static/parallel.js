@@ -35,7 +35,13 @@ export class ParallelPlot {
   update(dimensions, runs) {
     this.dimensions = dimensions;
     this.runs = runs;
-    this.axes = dimensions.map((each, i) => makeAxis(each.name, runs.map((run) => run.values[i]), each.log));
+    this.axes = dimensions.map((each, i) =>
+      makeAxis(
+        each.name,
+        runs.map((run) => run.values[i]),
+        each.log,
+      ),
+    );
     this.render();
   }
 
@@ -75,7 +81,13 @@ export class ParallelPlot {
     const x = (index) => gap * (index + 0.22);
     const chosen = new Set(this.inside().map((run) => run.name));
     const lines = [...this.runs].reverse().map((run) => this.line(run, x, chosen.has(run.name)));
-    keepingFocus(this.drawing, () => put(this.drawing, s("g", {}, lines), this.axes.map((axis, i) => this.axis(axis, x(i)))));
+    keepingFocus(this.drawing, () =>
+      put(
+        this.drawing,
+        s("g", {}, lines),
+        this.axes.map((axis, i) => this.axis(axis, x(i))),
+      ),
+    );
     this.describe(chosen.size);
   }
 
@@ -88,7 +100,11 @@ export class ParallelPlot {
       .map((axis, i) => [x(i), axis.place(run.values[i])])
       .filter(([, at]) => at !== null)
       .map(([across, at]) => `${across.toFixed(1)},${this.y(at).toFixed(1)}`);
-    return s("polyline", { points: points.join(" "), class: inside ? "run-line" : "run-line out", stroke: run.colour }, s("title", {}, run.title));
+    return s(
+      "polyline",
+      { points: points.join(" "), class: inside ? "run-line" : "run-line out", stroke: run.colour },
+      s("title", {}, run.title),
+    );
   }
 
   axis(axis, x) {
@@ -96,10 +112,23 @@ export class ParallelPlot {
     return s(
       "g",
       { class: "axis" },
-      s("text", { x, y: 12, class: "axis-name" }, axis.name.length > 22 ? `…${axis.name.slice(-21)}` : axis.name, s("title", {}, axis.name)),
+      s(
+        "text",
+        { x, y: 12, class: "axis-name" },
+        axis.name.length > 22 ? `…${axis.name.slice(-21)}` : axis.name,
+        s("title", {}, axis.name),
+      ),
       s("line", { x1: x, x2: x, y1: this.y(0), y2: this.y(1) }),
-      s("line", { x1: x, x2: x, y1: this.y(low), y2: this.y(high), class: low > 0 || high < 1 ? "range on" : "range" }),
-      axis.ticks.map((tick) => s("text", { x: x + 12, y: this.y(tick.at) + 4, class: "tick" }, show(tick.text).slice(0, 18))),
+      s("line", {
+        x1: x,
+        x2: x,
+        y1: this.y(low),
+        y2: this.y(high),
+        class: low > 0 || high < 1 ? "range on" : "range",
+      }),
+      axis.ticks.map((tick) =>
+        s("text", { x: x + 12, y: this.y(tick.at) + 4, class: "tick" }, show(tick.text).slice(0, 18)),
+      ),
       this.handle(axis, x, 0, low, high),
       this.handle(axis, x, 1, low, high),
     );
@@ -170,8 +199,16 @@ export class ParallelPlot {
   describe(chosen) {
     const limits = this.axes
       .filter((axis) => this.ranges.has(axis.name))
-      .map((axis) => `${axis.name} ${this.ranges.get(axis.name).map((at) => show(axis.valueAt(at))).join(" to ")}`);
-    const words = limits.length ? `${chosen} of ${count(this.runs.length, "run")} within ${limits.join(", ")}.` : `${count(this.runs.length, "run")} over ${this.axes.map((axis) => axis.name).join(", ")}. Drag an axis's handles, or focus one and press the arrow keys, to keep some.`;
+      .map(
+        (axis) =>
+          `${axis.name} ${this.ranges
+            .get(axis.name)
+            .map((at) => show(axis.valueAt(at)))
+            .join(" to ")}`,
+      );
+    const words = limits.length
+      ? `${chosen} of ${count(this.runs.length, "run")} within ${limits.join(", ")}.`
+      : `${count(this.runs.length, "run")} over ${this.axes.map((axis) => axis.name).join(", ")}. Drag an axis's handles, or focus one and press the arrow keys, to keep some.`;
     put(this.summary, words);
     this.drawing.setAttribute("aria-label", `Parallel coordinates: ${words}`);
   }

@@ -49,7 +49,12 @@ export async function draw(element, traces, { xaxis = {}, yaxis = {}, ...more } 
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("quiet") },
-    hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("text"), size: 12 }, align: "left" },
+    hoverlabel: {
+      bgcolor: colour("panel"),
+      bordercolor: colour("line"),
+      font: { color: colour("text"), size: 12 },
+      align: "left",
+    },
     showlegend: false,
     hovermode: "closest",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
@@ -58,5 +63,9 @@ export async function draw(element, traces, { xaxis = {}, yaxis = {}, ...more } 
     uirevision: "kept", // a redraw keeps the zoom
     ...more,
   };
-  await Plotly.react(element, traces, layout, { displayModeBar: false, responsive: true, doubleClick: "reset" });
+  await Plotly.react(element, traces, layout, {
+    displayModeBar: false,
+    responsive: true,
+    doubleClick: "reset",
+  });
 }

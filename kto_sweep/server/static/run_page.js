@@ -7,11 +7,19 @@ import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { code, empty, h, put, section } from "./dom.js";
 import { bytes, duration, moment, show } from "./format.js";
 import { NotesEditor } from "./notes.js";
-import { stateMark } from "./runs_table.js";
+import { stateMark } from "./run_values.js";
 import { colour, onTheme } from "./theme.js";
 import { ValueTable } from "./values.js";
 
-const FIRST = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb", "eval/common_loss", "rewards/chosen", "rewards/rejected"];
+const FIRST = [
+  "rewards/margins",
+  "loss",
+  "kl",
+  "gpu/memory_peak_gb",
+  "eval/common_loss",
+  "rewards/chosen",
+  "rewards/rejected",
+];
 const MOST_PANELS = 48;
 const POINTS = 1000;
 const ENDED = ["finished", "failed", "crashed", "killed"];
@@ -48,20 +56,35 @@ function build() {
     page.alerts,
     page.notes.element,
     section("Curves", { id: "curves", tools: viewTools(view, () => drawCurves()) }, page.curves),
-    h("div", { class: "pair" }, section("Configuration", { id: "config", tools: page.config.filter }, page.config.element), section("Summary", { id: "summary", tools: page.summary.filter }, page.summary.element)),
+    h(
+      "div",
+      { class: "pair" },
+      section("Configuration", { id: "config", tools: page.config.filter }, page.config.element),
+      section("Summary", { id: "summary", tools: page.summary.filter }, page.summary.element),
+    ),
     section("Console", { id: "console", tools: page.console.filter }, page.console.text),
     section("System", { id: "system" }, page.system),
     section("Files", { id: "files" }, page.files),
   );
   document.title = `${facts.run.title} · kto-sweep`;
-  const sweep = facts.sweep ? [" / ", h("a", { href: path(entity, project, "sweeps", facts.sweep.name) }, facts.sweep.title)] : [];
-  put(document.getElementById("trail"), " / ", h("a", { href: path(entity, project) }, `${entity}/${project}`), sweep, " / ", name);
+  const sweep = facts.sweep
+    ? [" / ", h("a", { href: path(entity, project, "sweeps", facts.sweep.name) }, facts.sweep.title)]
+    : [];
+  put(
+    document.getElementById("trail"),
+    " / ",
+    h("a", { href: path(entity, project) }, `${entity}/${project}`),
+    sweep,
+    " / ",
+    name,
+  );
   onTheme(() => drawCurves());
 }
 
 function drawFacts() {
   const { run } = facts;
-  const fact = (label, ...value) => h("div", { class: "fact" }, h("span", { class: "quiet" }, label), h("b", {}, ...value));
+  const fact = (label, ...value) =>
+    h("div", { class: "fact" }, h("span", { class: "quiet" }, label), h("b", {}, ...value));
   const cause = run.summary["failure/cause"];
   put(
     page.head,
@@ -74,9 +97,29 @@ function drawFacts() {
     run.group ? fact("group", run.group) : null,
   );
   const failed = ["failed", "crashed"].includes(run.state) && !facts.alerts.length;
-  const why = failed ? h("p", { class: "warning" }, code(`The run ${run.state}${cause ? `: ${cause}` : ""}. Its console below may say why; \`kto-sweep status\` says what can be tried again.`)) : null;
-  const alerts = facts.alerts.map((alert) => h("div", { class: `alert ${alert.severity}` }, h("b", {}, alert.title), ` ${alert.text} `, h("span", { class: "quiet" }, moment(alert.time))));
-  put(page.alerts, why, alerts.length ? section("Warnings", { id: "alerts", className: "bare" }, alerts) : null);
+  const why = failed
+    ? h(
+        "p",
+        { class: "warning" },
+        code(
+          `The run ${run.state}${cause ? `: ${cause}` : ""}. Its console below may say why; \`kto-sweep status\` says what can be tried again.`,
+        ),
+      )
+    : null;
+  const alerts = facts.alerts.map((alert) =>
+    h(
+      "div",
+      { class: `alert ${alert.severity}` },
+      h("b", {}, alert.title),
+      ` ${alert.text} `,
+      h("span", { class: "quiet" }, moment(alert.time)),
+    ),
+  );
+  put(
+    page.alerts,
+    why,
+    alerts.length ? section("Warnings", { id: "alerts", className: "bare" }, alerts) : null,
+  );
   page.controls.run(run.state, run.stopping);
   page.notes.update(run);
   page.config.update(run.config);
@@ -89,13 +132,27 @@ function drawFiles() {
     put(page.files, empty("The run has uploaded no files."));
     return;
   }
-  const rows = facts.files.map((file) => h("tr", {}, h("th", { scope: "row" }, mayControl() ? h("a", { href: `/-/file/${file.id}` }, file.name) : file.name), h("td", { class: "number" }, bytes(file.size))));
-  const how = mayControl() ? null : h("p", { class: "quiet" }, code("To download files, log in once: `kto-sweep serve --login`"));
-  put(page.files, h("div", { class: "scroll tall", tabindex: 0 }, h("table", { class: "values" }, h("tbody", {}, rows))), how);
+  const rows = facts.files.map((file) =>
+    h(
+      "tr",
+      {},
+      h("th", { scope: "row" }, mayControl() ? h("a", { href: `/-/file/${file.id}` }, file.name) : file.name),
+      h("td", { class: "number" }, bytes(file.size)),
+    ),
+  );
+  const how = mayControl()
+    ? null
+    : h("p", { class: "quiet" }, code("To download files, log in once: `kto-sweep serve --login`"));
+  put(
+    page.files,
+    h("div", { class: "scroll tall", tabindex: 0 }, h("table", { class: "values" }, h("tbody", {}, rows))),
+    how,
+  );
 }
 
 function ordered(keys) {
-  const place = (key) => (FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length + (key.startsWith("eval/") ? 0 : 1));
+  const place = (key) =>
+    FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length + (key.startsWith("eval/") ? 0 : 1);
   return [...keys].sort((a, b) => place(a) - place(b) || a.localeCompare(b)).slice(0, MOST_PANELS);
 }
 
@@ -109,7 +166,9 @@ async function drawPanels(keys, frame, panels, told, axis) {
   const elements = keys.map((key) => panels.get(key).element);
   if (elements.some((element, i) => frame.children[i] !== element)) put(frame, elements);
   for (const key of keys) {
-    const lines = told[key] ? [{ name, title: facts.run.title, colour: colour("c1"), width: 1.8, curve: told[key] }] : [];
+    const lines = told[key]
+      ? [{ name, title: facts.run.title, colour: colour("c1"), width: 1.8, curve: told[key] }]
+      : [];
     await panels.get(key).draw(lines, { ...page.view, axis });
   }
 }
@@ -136,7 +195,9 @@ const look = follow(async () => {
     if (!page) build();
     drawFacts();
   }
-  page.console.take(await read([...target, "console"], page.console.next === null ? [] : [["from", page.console.next]]));
+  page.console.take(
+    await read([...target, "console"], page.console.next === null ? [] : [["from", page.console.next]]),
+  );
   if (told) await loadCurves();
   return !ENDED.includes(facts.run.state);
 });

@@ -4,34 +4,11 @@ import { csv, save } from "./csv.js";
 import { add, empty, h, keepingFocus, put, soon } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
+import { EMPTY, FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
 const MOST_COMPARED = 10;
 const EXTRA = ["rewards/margins", "kl", "gpu/memory_peak_gb"];
-const EMPTY = { title: "", name: "", state: "", summary: {}, config: {}, tags: [], notes: "", host: "" };
-const FIXED = {
-  run: (run) => run.title,
-  id: (run) => run.name,
-  state: (run) => run.state,
-  cause: (run) => run.summary["failure/cause"] ?? null,
-  time: (run) => run.seconds,
-  created: (run) => run.created,
-  tags: (run) => run.tags,
-  notes: (run) => run.notes,
-  host: (run) => run.host,
-};
-
-/** A run's value by column name. What was configured comes before what was logged: a learning rate is both. */
-export function valueOf(run, name) {
-  if (Object.hasOwn(FIXED, name)) return FIXED[name](run);
-  return run.config[name] ?? run.summary[name] ?? null;
-}
-
-/** A run's state with a sign, so that it is not told by colour alone. */
-export function stateMark(run) {
-  const state = run.stopping ? "stopping" : run.state;
-  return h("span", { class: `state ${state}`, title: run.summary["failure/cause"] ?? null }, state);
-}
 
 export class RunsTable {
   /**
@@ -53,7 +30,9 @@ export class RunsTable {
     const metric = options.metric?.name;
     this.columns = ["run", "state", ...(metric ? [metric] : []), ...options.parameters];
     this.columns.push(...EXTRA.filter((name) => name !== metric), "time", "tags");
-    this.sort = metric ? { name: metric, descending: options.metric.goal === "maximize" } : { name: "created", descending: true };
+    this.sort = metric
+      ? { name: metric, descending: options.metric.goal === "maximize" }
+      : { name: "created", descending: true };
     this.build();
   }
 
@@ -65,7 +44,12 @@ export class RunsTable {
       oninput: soon(() => this.refilter(), 120),
     });
     this.told = h("span", { class: "quiet", role: "status" });
-    this.chooser = h("details", { class: "menu" }, h("summary", {}, "columns"), h("div", { class: "choices" }));
+    this.chooser = h(
+      "details",
+      { class: "menu" },
+      h("summary", {}, "columns"),
+      h("div", { class: "choices" }),
+    );
     this.chooser.addEventListener("toggle", () => this.chooser.open && this.fillChooser());
     this.compareLink = h("a", { class: "button", "aria-disabled": "true" }, "compare");
     this.tools = [
@@ -81,7 +65,11 @@ export class RunsTable {
       "div",
       {},
       this.told,
-      h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Table of runs" }, h("table", { class: "runs" }, h("thead", {}, this.head), this.body)),
+      h(
+        "div",
+        { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Table of runs" },
+        h("table", { class: "runs" }, h("thead", {}, this.head), this.body),
+      ),
       this.more,
     );
     this.showCompare();
@@ -125,14 +113,28 @@ export class RunsTable {
 
   fill() {
     const rows = this.matching();
-    put(this.head, h("th", { class: "pick" }, h("span", { class: "hidden-text" }, "shown and selected")), this.columns.map((name) => this.heading(name)));
+    put(
+      this.head,
+      h("th", { class: "pick" }, h("span", { class: "hidden-text" }, "shown and selected")),
+      this.columns.map((name) => this.heading(name)),
+    );
     const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
     const best = this.bestName();
-    put(this.body, shown.map((run) => this.row(run, run.name === best)));
-    put(this.told, rows.length === this.runs.length ? count(rows.length, "run") : `${rows.length} of ${count(this.runs.length, "run")}`);
+    put(
+      this.body,
+      shown.map((run) => this.row(run, run.name === best)),
+    );
+    put(
+      this.told,
+      rows.length === this.runs.length
+        ? count(rows.length, "run")
+        : `${rows.length} of ${count(this.runs.length, "run")}`,
+    );
     put(this.more);
-    if (!this.runs.length) add(this.more, empty("No runs yet. Start an agent on a GPU box: `kto-sweep agent`"));
-    else if (!rows.length) add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
+    if (!this.runs.length)
+      add(this.more, empty("No runs yet. Start an agent on a GPU box: `kto-sweep agent`"));
+    else if (!rows.length)
+      add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
     if (shown.length < rows.length) {
       const all = () => {
         this.all = true;
@@ -146,7 +148,9 @@ export class RunsTable {
     const { metric } = this.options;
     if (!metric) return null;
     const ranked = this.runs.filter((run) => typeof valueOf(run, metric.name) === "number");
-    ranked.sort((a, b) => compare(valueOf(a, metric.name), valueOf(b, metric.name), metric.goal === "maximize"));
+    ranked.sort((a, b) =>
+      compare(valueOf(a, metric.name), valueOf(b, metric.name), metric.goal === "maximize"),
+    );
     return ranked[0]?.name ?? null;
   }
 
@@ -159,13 +163,24 @@ export class RunsTable {
     const sign = active ? (this.sort.descending ? " ↓" : " ↑") : "";
     return h(
       "th",
-      { scope: "col", class: this.isNumber(name) ? "number" : null, "aria-sort": active ? (this.sort.descending ? "descending" : "ascending") : null },
-      h("button", { type: "button", class: "sort", "data-focus": `sort ${name}`, onclick: sort }, name + sign),
+      {
+        scope: "col",
+        class: this.isNumber(name) ? "number" : null,
+        "aria-sort": active ? (this.sort.descending ? "descending" : "ascending") : null,
+      },
+      h(
+        "button",
+        { type: "button", class: "sort", "data-focus": `sort ${name}`, onclick: sort },
+        name + sign,
+      ),
     );
   }
 
   isNumber(name) {
-    return name === "time" || typeof valueOf(this.runs.find((run) => valueOf(run, name) !== null) ?? EMPTY, name) === "number";
+    return (
+      name === "time" ||
+      typeof valueOf(this.runs.find((run) => valueOf(run, name) !== null) ?? EMPTY, name) === "number"
+    );
   }
 
   row(run, best) {
@@ -196,24 +211,47 @@ export class RunsTable {
       },
     });
     const cells = this.columns.map((name) => this.cell(run, name, best));
-    return h("tr", { class: best ? "best" : null, "data-run": run.name }, h("td", { class: "pick" }, pick, swatch), cells);
+    return h(
+      "tr",
+      { class: best ? "best" : null, "data-run": run.name },
+      h("td", { class: "pick" }, pick, swatch),
+      cells,
+    );
   }
 
   cell(run, name, best) {
     if (name === "run") {
-      return h("th", { scope: "row" }, best ? h("span", { class: "star", title: "best run" }, "★ ") : null, h("a", { href: this.options.link(run) }, run.title));
+      return h(
+        "th",
+        { scope: "row" },
+        best ? h("span", { class: "star", title: "best run" }, "★ ") : null,
+        h("a", { href: this.options.link(run) }, run.title),
+      );
     }
     if (name === "state") return h("td", {}, stateMark(run));
     if (name === "time") return h("td", { class: "number" }, duration(run.seconds));
     if (name === "created") return h("td", {}, moment(run.created));
-    if (name === "tags") return h("td", {}, run.tags.map((tag) => h("span", { class: "tag" }, tag)));
+    if (name === "tags")
+      return h(
+        "td",
+        {},
+        run.tags.map((tag) => h("span", { class: "tag" }, tag)),
+      );
     const value = valueOf(run, name);
-    return h("td", { class: typeof value === "number" ? "number" : "text", title: typeof value === "string" && value.length > 30 ? value : null }, show(value));
+    return h(
+      "td",
+      {
+        class: typeof value === "number" ? "number" : "text",
+        title: typeof value === "string" && value.length > 30 ? value : null,
+      },
+      show(value),
+    );
   }
 
   fillChooser() {
     const names = new Set([...Object.keys(FIXED), ...this.columns]);
-    for (const run of this.runs) for (const part of [run.config, run.summary]) for (const name of Object.keys(part)) names.add(name);
+    for (const run of this.runs)
+      for (const part of [run.config, run.summary]) for (const name of Object.keys(part)) names.add(name);
     const choice = (name) =>
       h(
         "label",
@@ -222,7 +260,9 @@ export class RunsTable {
           type: "checkbox",
           checked: this.columns.includes(name),
           onchange: (event) => {
-            this.columns = event.target.checked ? [...this.columns, name] : this.columns.filter((other) => other !== name);
+            this.columns = event.target.checked
+              ? [...this.columns, name]
+              : this.columns.filter((other) => other !== name);
             this.render();
           },
         }),

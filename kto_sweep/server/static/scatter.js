@@ -31,13 +31,24 @@ export class ScatterPanel {
     await draw(
       this.chart,
       [
-        { type: "scatter", mode: "lines", x: times, y: so_far, line: { shape: "hv", color: colour("accent"), width: 1.5 }, hoverinfo: "skip" },
+        {
+          type: "scatter",
+          mode: "lines",
+          x: times,
+          y: so_far,
+          line: { shape: "hv", color: colour("accent"), width: 1.5 },
+          hoverinfo: "skip",
+        },
         {
           type: "scatter",
           mode: "markers",
           x: times,
           y: ordered.map((point) => point.value),
-          marker: { color: ordered.map((point) => point.colour), size: 8, line: { width: 1, color: colour("panel") } },
+          marker: {
+            color: ordered.map((point) => point.colour),
+            size: 8,
+            line: { width: 1, color: colour("panel") },
+          },
           customdata: ordered.map((point) => plain(point.title)),
           hovertemplate: "%{customdata}<br>%{y:.4g}<extra></extra>",
         },

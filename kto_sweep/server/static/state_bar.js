@@ -19,9 +19,15 @@ export function stateBar(counts, expected) {
     h(
       "div",
       { class: "bar", role: "img", "aria-label": `${words}${expected ? ` of ${expected} expected` : ""}` },
-      parts.map((state) => h("span", { class: `part ${state}`, style: { width: `${(100 * counts[state]) / width}%` } })),
+      parts.map((state) =>
+        h("span", { class: `part ${state}`, style: { width: `${(100 * counts[state]) / width}%` } }),
+      ),
     ),
-    h("span", { class: "quiet" }, `${counts.finished ?? 0}${expected ? ` of ${expected}` : ""} finished${words === "no runs yet" ? "" : otherWords(parts, counts)}`),
+    h(
+      "span",
+      { class: "quiet" },
+      `${counts.finished ?? 0}${expected ? ` of ${expected}` : ""} finished${words === "no runs yet" ? "" : otherWords(parts, counts)}`,
+    ),
   );
 }
 

@@ -1,15 +1,18 @@
 // The page of a sweep: fetches, and hands plain data to the parts that draw.
 
+import { drawAgents } from "./agents.js";
 import { follow, path, read, report, segments } from "./api.js";
 import { Controls } from "./controls.js";
-import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
+import { CurveStore } from "./curve_store.js";
+import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { add, breath, empty, h, keepingFocus, put, section } from "./dom.js";
 import { compare, duration, moment, show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
 import { ParallelPlot } from "./parallel.js";
 import { plotly } from "./plot.js";
-import { RunsTable, valueOf } from "./runs_table.js";
+import { valueOf } from "./run_values.js";
+import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
 import { stateBar } from "./state_bar.js";
 import { onTheme, runColours } from "./theme.js";
@@ -26,8 +29,13 @@ const OVER = ["finished", "canceled"];
 const ENDED = ["finished", "failed", "crashed", "killed"];
 
 const [entity, project, , sweepName] = segments();
+const COMMAND = `kto-sweep agent ${entity}/${project}/${sweepName}`;
 const runs = new Map();
-const curves = new Map(); // by run: {seen: what the run looked like, points, curves}
+const curves = new CurveStore(
+  entity,
+  project,
+  CURVES.map(([key]) => key),
+);
 let facts = null;
 let tag = null;
 let page = null;
@@ -63,7 +71,8 @@ function build() {
     parameters: parameters().map((each) => each.name),
     metric: facts.metric,
     link: (run) => path(entity, project, "runs", run.name),
-    compareLink: (names) => `${path(entity, project, "compare")}?${new URLSearchParams({ runs: names.join(",") })}`,
+    compareLink: (names) =>
+      `${path(entity, project, "compare")}?${new URLSearchParams({ runs: names.join(",") })}`,
     changed: () => drawCharts(),
   });
   const view = { ...VIEW };
@@ -84,9 +93,22 @@ function build() {
     yaml: h("pre", { class: "tall", tabindex: 0 }),
     problems: h("div"),
   };
-  page.curveGrid = h("div", { class: "grid four" }, page.panels.map((panel) => panel.element));
-  page.charts = section("Curves", { id: "curves", tools: viewTools(view, () => drawLater()) }, page.notice, page.curveGrid);
-  page.parallelSection = section("Parameters and metric", { id: "parallel", tools: [parallel.clear] }, parallel.element);
+  page.curveGrid = h(
+    "div",
+    { class: "grid four" },
+    page.panels.map((panel) => panel.element),
+  );
+  page.charts = section(
+    "Curves",
+    { id: "curves", tools: viewTools(view, () => drawLater()) },
+    page.notice,
+    page.curveGrid,
+  );
+  page.parallelSection = section(
+    "Parameters and metric",
+    { id: "parallel", tools: [parallel.clear] },
+    parallel.element,
+  );
   page.scatterSection = section("Metric against time", { id: "scatter" }, page.scatter.element);
   page.importanceSection = section("Parameter importance", { id: "importance" }, page.importance.element);
   page.mapSection = section("Grid", { id: "grid" }, page.map.element);
@@ -105,7 +127,13 @@ function build() {
     section("Sweep file", { id: "yaml" }, page.yaml),
   );
   document.title = `${facts.title} · kto-sweep`;
-  put(document.getElementById("trail"), " / ", h("a", { href: path(entity, project) }, `${entity}/${project}`), " / ", sweepName);
+  put(
+    document.getElementById("trail"),
+    " / ",
+    h("a", { href: path(entity, project) }, `${entity}/${project}`),
+    " / ",
+    sweepName,
+  );
   onTheme(() => drawAll());
 }
 
@@ -117,42 +145,42 @@ function drawHead() {
     busy += run.seconds ?? 0;
   }
   const best = order.find((run) => metricOf(run) !== null);
-  const fact = (name, ...value) => h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
+  const fact = (name, ...value) =>
+    h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
   put(
     page.head,
     fact("state", h("span", { class: `state ${facts.state}` }, facts.state)),
     fact("method", facts.method),
     facts.metric ? fact(`${facts.metric.goal} `, facts.metric.name) : null,
-    best ? fact("best", `★ ${show(metricOf(best))} `, h("a", { href: path(entity, project, "runs", best.name) }, best.title)) : null,
+    best
+      ? fact(
+          "best",
+          `★ ${show(metricOf(best))} `,
+          h("a", { href: path(entity, project, "runs", best.name) }, best.title),
+        )
+      : null,
     fact("compute", duration(busy)),
     fact("created", moment(facts.created)),
   );
   put(page.bar, stateBar(counts, facts.expected));
-  put(page.problems, facts.problems.map((text) => h("p", { class: "warning" }, `The server says of the sweep file: ${text}`)));
+  put(
+    page.problems,
+    facts.problems.map((text) => h("p", { class: "warning" }, `The server says of the sweep file: ${text}`)),
+  );
   page.controls.sweep(facts.state);
-}
-
-function drawAgents() {
-  if (!facts.agents.length) {
-    put(page.agents, empty(`No agent has come yet. On each GPU box type: \`kto-sweep agent ${entity}/${project}/${sweepName}\``));
-    return;
-  }
-  const rows = facts.agents.map((agent) => {
-    const links = agent.runs.map((name) => h("a", { href: path(entity, project, "runs", name) }, runs.get(name)?.title ?? name));
-    const state = agent.alive ? "running" : "gone";
-    return h("tr", {}, h("td", {}, agent.host), h("td", {}, h("span", { class: `state ${state}` }, agent.alive ? "here" : "gone")), h("td", {}, moment(agent.heartbeat)), h("td", { class: "links" }, links));
-  });
-  const heads = ["box", "state", "last heard of", "at work on"].map((text) => h("th", { scope: "col" }, text));
-  put(page.agents, h("div", { class: "scroll", tabindex: 0 }, h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows))));
 }
 
 function drawAll() {
   rank();
   const valued = new Set(order.filter((run) => metricOf(run) !== null).map((run) => run.name));
-  page.colours = runColours(order.map((run) => run.name), valued);
+  page.colours = runColours(
+    order.map((run) => run.name),
+    valued,
+  );
   keepingFocus(page.head, drawHead);
   page.table.update(order, page.colours);
-  keepingFocus(page.agents, drawAgents);
+  const link = (name) => h("a", { href: path(entity, project, "runs", name) }, runs.get(name)?.title ?? name);
+  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, COMMAND, link));
   page.yaml.textContent = facts.yaml;
   drawCharts();
 }
@@ -168,7 +196,8 @@ async function drawImportance() {
 
 /** The map of a grid; other sweeps have none. */
 async function drawMap() {
-  const told = facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
+  const told =
+    facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
   page.mapSection.hidden = !told.cells;
   const names = facts.parameters.map((each) => each.name);
   if (told.cells) keepingFocus(page.map.element, () => page.map.draw(told.cells, names, page.colours));
@@ -184,7 +213,9 @@ function drawCharts() {
       name: run.name,
       title: run.title,
       colour: page.colours.get(run.name),
-      values: all.map((each, i) => (facts.metric && i === all.length - 1 ? metricOf(run) : (run.config[each.name] ?? null))),
+      values: all.map((each, i) =>
+        facts.metric && i === all.length - 1 ? metricOf(run) : (run.config[each.name] ?? null),
+      ),
     }));
     page.parallel.update(all, rows);
   }
@@ -227,34 +258,43 @@ function shown() {
 async function drawCurves() {
   const { all, drawn } = shown();
   const more = all.length > drawn.length;
-  put(page.notice, more ? `The best ${MOST_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.` : "");
+  put(
+    page.notice,
+    more
+      ? `The best ${MOST_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.`
+      : "",
+  );
   page.notice.hidden = !more;
   if (!runs.size) {
-    const text = `No run has logged anything yet. On each GPU box type: \`kto-sweep agent ${entity}/${project}/${sweepName}\``;
+    const text = `No run has logged anything yet. On each GPU box type: \`${COMMAND}\``;
     put(page.curveGrid, empty(text));
     return;
   }
-  if (!page.curveGrid.contains(page.panels[0].element)) put(page.curveGrid, page.panels.map((panel) => panel.element));
-  if (!curves.size && drawn.length > FIRST_DRAWN) {
+  if (!page.curveGrid.contains(page.panels[0].element))
+    put(
+      page.curveGrid,
+      page.panels.map((panel) => panel.element),
+    );
+  if (curves.isEmpty && drawn.length > FIRST_DRAWN) {
     // The best runs first: something to look at while the others are read.
     const best = drawn.slice(0, FIRST_DRAWN);
-    await Promise.all([fetchCurves(best, drawn.length), plotly()]);
+    await Promise.all([curves.load(best, drawn.length), plotly()]);
     await drawPanels(best);
   }
-  await Promise.all([fetchCurves(drawn, drawn.length), plotly()]);
+  await Promise.all([curves.load(drawn, drawn.length), plotly()]);
   await drawPanels(drawn);
 }
 
 async function drawPanels(drawn) {
   for (const panel of page.panels) {
     const lines = drawn
-      .filter((run) => curves.get(run.name)?.curves[panel.title])
+      .filter((run) => curves.of(run, panel.title))
       .map((run, i) => ({
         name: run.name,
         title: run.title,
         colour: page.colours.get(run.name),
         width: i === 0 ? 2.6 : 1.4,
-        curve: curves.get(run.name).curves[panel.title],
+        curve: curves.of(run, panel.title),
       }));
     await panel.draw(lines, page.view);
     await breath();
@@ -265,23 +305,14 @@ async function drawScatter() {
   if (!facts.metric) return;
   const points = shown()
     .all.filter((run) => metricOf(run) !== null)
-    .map((run) => ({ name: run.name, title: run.title, created: run.created, colour: page.colours.get(run.name), value: metricOf(run) }));
+    .map((run) => ({
+      name: run.name,
+      title: run.title,
+      created: run.created,
+      colour: page.colours.get(run.name),
+      value: metricOf(run),
+    }));
   await page.scatter.draw(points, facts.metric);
-}
-
-/** Fetches the curves of those runs that have gone on since, or have too few points for so many `together`. */
-async function fetchCurves(drawn, together) {
-  const points = pointsEach(together);
-  const stale = drawn.filter((run) => {
-    const known = curves.get(run.name);
-    return !known || known.seen !== `${run.heartbeat} ${run.state}` || known.points < points / 2;
-  });
-  if (!stale.length) return;
-  const query = [["points", points], ...stale.map((run) => ["run", run.name]), ...CURVES.map(([key]) => ["key", key])];
-  const told = await read([entity, project, "curves"], query);
-  for (const run of stale) {
-    curves.set(run.name, { seen: `${run.heartbeat} ${run.state}`, points, curves: told.curves[run.name] ?? {} });
-  }
 }
 
 const look = follow(async () => {

@@ -23,7 +23,9 @@ const RANKS = 5; // --r1 (best) to --r5 (worst)
  */
 export function runColours(ranked, valued) {
   const few = ranked.length <= CATEGORIES;
-  const stops = Array.from({ length: few ? CATEGORIES : RANKS }, (_, i) => colour(`${few ? "c" : "r"}${i + 1}`));
+  const stops = Array.from({ length: few ? CATEGORIES : RANKS }, (_, i) =>
+    colour(`${few ? "c" : "r"}${i + 1}`),
+  );
   const last = Math.max(1, [...ranked].filter((name) => valued.has(name)).length - 1);
   const waiting = colour("waiting");
   return new Map(
@@ -41,7 +43,9 @@ export function between(stops, share) {
   const part = (text, at) => parseInt(text.slice(at, at + 2), 16);
   const mixed = [1, 3, 5].map((at) => {
     const [a, b] = [part(stops[low], at), part(stops[low + 1], at)];
-    return Math.round(a + (b - a) * (place - low)).toString(16).padStart(2, "0");
+    return Math.round(a + (b - a) * (place - low))
+      .toString(16)
+      .padStart(2, "0");
   });
   return `#${mixed.join("")}`;
 }
