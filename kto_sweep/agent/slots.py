@@ -23,6 +23,8 @@ class Work:
     """Its worker has it."""
     closing: bool = False
     """It has ended; its run is being closed."""
+    close_by: float = float("inf")
+    """Monotonic time at which the closing is given up: wandb's own limit does not hold for several runs."""
     orphan: Orphan | None = None
     """What it is if a dead agent has left it."""
     failures: int = 0

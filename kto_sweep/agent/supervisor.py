@@ -192,6 +192,8 @@ class Supervisor:
     def _order_ready(self) -> None:
         """Give the workers the trials that they can be given."""
         for slot in self._slots():
+            if self._trials.give_up(slot):
+                self._serve(slot)
             work, station = slot.work, slot.station
             if not station.ready or work is None or work.run is None or work.ordered or work.closing:
                 continue

@@ -42,6 +42,10 @@ OPEN_STATES = frozenset({"running", "crashed", "preempting"})
 """In which the server gives a run to nobody, and the box that has begun it may go on with it."""
 
 
+CLOSE_SECONDS = 10.0
+"""How much longer than the server is waited for a run may take to be closed."""
+
+
 class LetGoError(KtoSweepError):
     """A trial of a dead agent is not ours any more."""
 
@@ -256,6 +260,7 @@ class Trials:
         assert work is not None
         assert work.run is not None
         work.ordered, work.closing = False, True
+        work.close_by = time.monotonic() + self._patience + CLOSE_SECONDS
         run = work.run
 
         def close() -> None:
@@ -273,10 +278,24 @@ class Trials:
 
     def closed(self, event: Closed) -> None:
         """Take in that a run was closed: its slot is free."""
+        if event.slot.work is not event.work:
+            return  # it was given up
         event.slot.work = None
         event.tell()
         if not event.sent:
             self._tally.unsent.append(event.work.run_id)
+
+    def give_up(self, slot: Slot) -> bool:
+        """Wait no longer for a run that cannot be closed, if there is one in `slot`; whether there was.
+
+        What the server lacks of it stays on the disk.
+        """
+        work = slot.work
+        if work is None or time.monotonic() <= work.close_by:
+            return False
+        told = f"  run {work.run_id} has ended; the server has not heard of it"
+        self.closed(Closed(slot, work, False, lambda: self._display.say(told)))
+        return True
 
     def _background(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, daemon=True, name="W&B run").start()
