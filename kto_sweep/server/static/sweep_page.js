@@ -6,7 +6,7 @@ import { Controls } from "./controls.js";
 import { CurveStore } from "./curve_store.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { add, breath, empty, h, keepingFocus, put, section } from "./dom.js";
-import { compare, duration, moment, show } from "./format.js";
+import { compare, show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
 import { ParallelPlot } from "./parallel.js";
@@ -14,7 +14,7 @@ import { plotly } from "./plot.js";
 import { valueOf } from "./run_values.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
-import { stateBar } from "./state_bar.js";
+import { drawFacts } from "./sweep_head.js";
 import { onTheme, runColours } from "./theme.js";
 
 const CURVES = [
@@ -83,8 +83,7 @@ function build() {
     parallel,
     panels: CURVES.map(([title, unit]) => new CurvePanel(title, unit)),
     controls: new Controls([entity, project, "sweeps", sweepName], () => look()),
-    head: h("div", { class: "facts" }),
-    bar: h("div"),
+    head: h("div"),
     notice: h("p", { class: "quiet" }),
     scatter: new ScatterPanel(),
     importance: new ImportancePanel(),
@@ -116,7 +115,6 @@ function build() {
     main,
     h("div", { class: "title" }, h("h1", {}, facts.title), page.controls.element),
     page.head,
-    page.bar,
     page.problems,
     page.charts,
     section("Runs", { id: "runs", tools: table.tools }, table.element),
@@ -138,31 +136,9 @@ function build() {
 }
 
 function drawHead() {
-  const counts = {};
-  let busy = 0;
-  for (const run of runs.values()) {
-    counts[run.state] = (counts[run.state] ?? 0) + 1;
-    busy += run.seconds ?? 0;
-  }
   const best = order.find((run) => metricOf(run) !== null);
-  const fact = (name, ...value) =>
-    h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
-  put(
-    page.head,
-    fact("state", h("span", { class: `state ${facts.state}` }, facts.state)),
-    fact("method", facts.method),
-    facts.metric ? fact(`${facts.metric.goal} `, facts.metric.name) : null,
-    best
-      ? fact(
-          "best",
-          `★ ${show(metricOf(best))} `,
-          h("a", { href: path(entity, project, "runs", best.name) }, best.title),
-        )
-      : null,
-    fact("compute", duration(busy)),
-    fact("created", moment(facts.created)),
-  );
-  put(page.bar, stateBar(counts, facts.expected));
+  const link = best && h("a", { href: path(entity, project, "runs", best.name) }, best.title);
+  drawFacts(page.head, facts, order, best ? [`★ ${show(metricOf(best))} `, link] : null);
   put(
     page.problems,
     facts.problems.map((text) => h("p", { class: "warning" }, `The server says of the sweep file: ${text}`)),
