@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 START = 4
 """Trials of the quasi-random start."""
-EDGE = 1.0
+EDGE = 0.5
 """Of n trials the process chooses, none lies nearer to an end of a scale than this share of one nth: it knows
-least of the ends, which seldom hold the best value, and would spend its first trials there."""
+least of the ends, which seldom hold the best value, and would spend its first trials there. Where the best
+trial so far lies near an end, the others may go half way from it to that end."""
 MOST_LISTED = 10_000
 """Configurations of a space that is listed to find those not tried; a larger one is sampled."""
 MOST_OBSERVED = 300
@@ -86,15 +87,19 @@ def _improving_point(
     chosen = _most_telling(losses, rng)
     for (point, _), loss in zip(chosen, _tamed([loss for _, loss in chosen]), strict=True):
         study.add_trial(create_trial(params=_params(cube, point), distributions=space, value=loss))
+    best, _ = min(chosen, key=lambda pair: pair[1])
     for point in pending:
         # One that was kept off an end stands for the end, which would be asked for again and again otherwise.
-        shown = _at_ends(cube, point, EDGE / (len(chosen) + 1))
+        shown = _at_ends(cube, point, best, EDGE / (len(chosen) + 1))
         study.add_trial(
             create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
         )
     found = study.ask(space).params
     margin = EDGE / (len(chosen) + len(pending) + 1)
-    return tuple(_coordinate(axis, found[str(number)], margin) for number, axis in enumerate(cube.axes))
+    return tuple(
+        _coordinate(axis, found[str(number)], _inside(best[number], margin))
+        for number, axis in enumerate(cube.axes)
+    )
 
 
 def _distribution(axis: Axis) -> "BaseDistribution":
@@ -113,16 +118,22 @@ def _params(cube: Cube, point: Point) -> dict[str, float]:
     }
 
 
-def _coordinate(axis: Axis, param: float, margin: float) -> float:
-    return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, margin), 1 - margin)
+def _inside(best: float, margin: float) -> tuple[float, float]:
+    """What is left of a scale when its ends are kept free, given where the best trial lies."""
+    return min(margin, best / 2), 1 - min(margin, (1 - best) / 2)
 
 
-def _at_ends(cube: Cube, point: Point, margin: float) -> Point:
-    """The point, moved to the ends of those scales whose ends are no further away than `margin`."""
-    return tuple(
-        place if isinstance(axis, Levels) or margin < place < 1 - margin else float(round(place))
-        for axis, place in zip(cube.axes, point, strict=True)
-    )
+def _coordinate(axis: Axis, param: float, inside: tuple[float, float]) -> float:
+    return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, inside[0]), inside[1])
+
+
+def _at_ends(cube: Cube, point: Point, best: Point, margin: float) -> Point:
+    """The point, moved to the ends of those scales whose ends are no further away than what is kept free."""
+    moved = []
+    for axis, place, middle in zip(cube.axes, point, best, strict=True):
+        low, high = _inside(middle, margin)
+        moved.append(place if isinstance(axis, Levels) or low < place < high else float(round(place)))
+    return tuple(moved)
 
 
 def _most_telling(losses: Sequence[tuple[Point, float]], rng: random.Random) -> Sequence[tuple[Point, float]]:

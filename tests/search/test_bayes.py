@@ -99,13 +99,14 @@ def test_maximized_metric() -> None:
     assert max(values(seen)) > -0.01
 
 
-def test_one_diverged_trial_does_not_hide_the_differences_between_the_others() -> None:
-    """A loss of 1e9 in a corner, against differences of 0.01."""
-    seen = search(PLANE, lambda config: 1e9 if config["x"] > 0.9 else bowl(config), 12, seed=0)
-    seen.insert(2, Observation({"x": 0.95, "y": 0.95}, 1e9))
-    found = [next_config(space(PLANE), seen, seed=seed) for seed in range(3)]
-    assert min(values(seen)) < 0.01
-    assert all(bowl(config) < 0.1 for config in found)
+def test_trials_that_diverge_do_not_hide_the_differences_between_the_others() -> None:
+    """Losses of 1e9 beyond a cliff that is next to the best, against differences of 0.1."""
+
+    def cliff(config: dict[str, Any]) -> float:
+        return 1e9 if config["x"] > 0.6 else bowl(config)  # 0.01 at best
+
+    best = [min(values(search(PLANE, cliff, 12, seed))) for seed in range(5)]
+    assert statistics.median(best) < 0.08
 
 
 def test_four_agents_that_ask_at_once_get_different_and_distant_trials() -> None:
