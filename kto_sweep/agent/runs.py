@@ -26,6 +26,10 @@ CHECKPOINT = "checkpoint/last.safetensors"
 """In a run's folder, while its trial can go on from there."""
 
 
+UPLOAD = "WANDB_LOG_MODEL"
+"""Environment variable that Hugging Face's trainers read as well: `end` uploads a trial's final weights."""
+
+
 OWNER = "_home"
 """In a run's config, out of sight: the home (see presence.py) that has opened it last."""
 
@@ -196,7 +200,17 @@ class TrialRun:
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
         """End the run as finished; like the other ends, it says whether the server has everything."""
         self._run.summary.update(dict(summary))
+        if os.environ.get(UPLOAD) == "end":
+            self._upload()
         return self._close(exit_code=0)
+
+    def _upload(self) -> None:
+        """Send the trained weights, as they lie in the folder, along with the run."""
+        for name in ("adapter", "model"):
+            if (self._folder / name).is_dir():
+                artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
+                artifact.add_dir(str(self._folder / name))
+                self._run.log_artifact(artifact)
 
     def stop(self, summary: Mapping[str, float | int | str]) -> bool:
         """End the run that the server asked to stop; it shows as killed, with what it measured.

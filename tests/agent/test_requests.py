@@ -77,15 +77,20 @@ def test_two_slots_ask_no_more_than_two_stock_agents(box: Box, proxy: Proxy) -> 
     for kind in ("Heartbeat", "UpsertBucket", "file_stream", "Viewer", "file"):
         assert 0 < ours[kind] <= stock[kind], (kind, ours, stock)
     assert ours.total() <= stock.total(), (ours, stock)
+    assert not ours["CreateArtifact"]
 
 
-def test_an_agent_that_is_told_to_wait_waits_and_finishes(box: Box, proxy: Proxy) -> None:
+def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_trained(
+    box: Box, proxy: Proxy
+) -> None:
     kinds = {"CreateAgent": 1, "Heartbeat": 2, "UpsertBucket": 1, "file_stream": 1}
     path = create(box, proxy, GRID.replace(", 2.0e-3", ""))
     for kind, times in kinds.items():
         proxy.refuse(kind, times, retry_after=3)
-    said = box.run("agent", path, "--cpu", "--trials-per-gpu", "1", **through(box, proxy))
+    environment = through(box, proxy) | {"WANDB_LOG_MODEL": "end"}
+    said = box.run("agent", path, "--cpu", "--trials-per-gpu", "1", **environment)
     assert "1 of 1 finished" in said
+    assert proxy.counts()["CreateArtifact"] == 1
     refused = [kind for _, kind in proxy.refused]
     assert {kind: refused.count(kind) for kind in kinds} == kinds
     for moment, kind in proxy.refused:
