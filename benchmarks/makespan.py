@@ -207,7 +207,7 @@ class Benchmark:
                 [*tool, "create", str(sweep), "--local", "--json"], environment, folder / "create.log"
             )
             name = json.loads(created)["path"]
-            together = ["--trials-per-gpu", str(options.trials_per_gpu or self.trials)]
+            together = ["--trials-per-gpu", str(options.trials_per_gpu or "auto")]
             _run(
                 [*tool, "agent", name, "--local", *together, *([] if self.cuda else ["--cpu"])],
                 environment,
@@ -344,7 +344,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=35, help="steps that no baseline's median includes")
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--eval-fraction", type=float, default=0.1)
-    parser.add_argument("--trials-per-gpu", type=int, help="of ours; default: all together")
+    parser.add_argument("--trials-per-gpu", type=int, help="of ours; default: auto")
     parser.add_argument("--quantization", choices=["none", "4bit"], default="none")
     parser.add_argument("--memory-gib", type=float, help="let each process have only so much of the GPU")
     parser.add_argument("--scratch", type=Path, help="kept, with its models, for the next call")
