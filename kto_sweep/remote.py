@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -42,6 +42,8 @@ class TrialRecord:
     summary: Mapping[str, Any]
     seconds: float | None
     """Time from start to the last sign of life."""
+    created: float | None = None
+    """Unix seconds."""
 
     @property
     def failure(self) -> str:
@@ -167,7 +169,16 @@ def _trial(run: Any) -> TrialRecord:
         config={key: value for key, value in run.config.items() if not key.startswith("_")},
         summary=summary,
         seconds=_seconds(run, summary),
+        created=_created(run),
     )
+
+
+def _created(run: Any) -> float | None:
+    try:
+        moment = datetime.fromisoformat(run.created_at)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:

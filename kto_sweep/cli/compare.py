@@ -2,104 +2,146 @@
 
 import csv
 import sys
-from typing import TYPE_CHECKING
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import (
-    console,
-    json_option,
-    local_option,
-    number,
-    print_json,
-    say,
-    sweep_argument,
-)
+from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.errors import KtoSweepError
 
 if TYPE_CHECKING:
-    from kto_sweep.compare import Ranked
-    from kto_sweep.remote import SweepView
+    import wandb
 
-SHORT = {"gpu/memory_peak_gb": "GPU GB", "rewards/margins": "margins"}
+    from kto_sweep.comparison import Comparison
+
+CURVE_POINTS = 400
+"""Of each curve in a report or picture."""
+SPARK_POINTS = 60
+MOST_CURVES = 60
+"""Runs, the best first, whose curves are read."""
+
+_file = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command()
 @sweep_argument
 @click.option("--metric", help="Rank by this metric instead of the sweep's own.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the best N trials.")
+@click.option("--diff", is_flag=True, help="Show only parameters that differ, those that matter first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--html", type=_file, metavar="FILE", help="Write a report with charts, in one file.")
+@click.option("--png", type=_file, metavar="FILE", help="Write a picture of curves and ranking.")
 @local_option
 @json_option
-def compare(sweep: str | None, metric: str | None, as_csv: bool, local: bool, as_json: bool) -> None:
-    """Rank the trials of SWEEP by its metric, best first.
+def compare(
+    sweep: str | None,
+    metric: str | None,
+    top: int | None,
+    diff: bool,
+    as_csv: bool,
+    html: Path | None,
+    png: Path | None,
+    local: bool,
+    as_json: bool,
+) -> None:
+    """Rank the trials of SWEEP by its metric, best first, and say what that tells.
 
     \b
     kto-sweep compare
-    kto-sweep compare ab12cd34 --metric eval/auc
+    kto-sweep compare ab12cd34 --metric eval/auc --top 10
+    kto-sweep compare --diff
+    kto-sweep compare --html report.html --png report.png
     kto-sweep compare --csv > trials.csv
     """
-    from kto_sweep.compare import columns, csv_rows, rank, varied
+    from kto_sweep.agent.link import read_curves
+    from kto_sweep.compare import csv_rows
+    from kto_sweep.comparison import CURVES
+    from kto_sweep.comparison import compare as compare_trials
     from kto_sweep.home import Home
-    from kto_sweep.metrics import direction
     from kto_sweep.remote import connect, read_sweep
     from kto_sweep.target import find_sweep
 
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other")
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     if not as_json and not as_csv:
         say(f"Talking to {'the ' if target.local else ''}{target}")
-    view = read_sweep(connect(target), target, ref)
-    by = metric or view.metric
-    goal = view.goal if by == view.metric else direction(by)
-    ranked = rank(view.trials, by, goal)
-    parameters, metrics = varied(view), columns(view, by)
+    api = connect(target)
+    found = compare_trials(read_sweep(api, target, ref), metric)
     if as_json:
-        trials = [
+        print_json(_as_json(found, top))
+    elif as_csv:
+        parameters = found.differing() if diff else found.parameters
+        csv.writer(sys.stdout).writerows(csv_rows(found.ranked[:top], parameters, found.metrics))
+    else:
+        show(api, found, top=top, diff=diff)
+    if html or png:
+        best = [item.trial.run_id for item in found.ranked][:MOST_CURVES]
+        _write(found, read_curves(api, ref, best, CURVES, CURVE_POINTS), html, png, quiet=as_json or as_csv)
+
+
+def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
+    """Print the comparison for people, with the margins' courses as the server has them now."""
+    from kto_sweep.agent.link import read_curves
+    from kto_sweep.cli.compare_text import print_comparison
+    from kto_sweep.comparison import CURVES
+
+    shown = found.ranked[:top]
+    runs = [item.trial.run_id for item in shown][:MOST_CURVES]
+    margins = read_curves(api, found.view.ref, runs, CURVES[:1], SPARK_POINTS)
+    print_comparison(found, shown, found.differing() if diff else found.parameters, margins)
+
+
+def _write(found: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool) -> None:
+    from kto_sweep.picture import save_picture
+    from kto_sweep.report import report
+
+    for path in (html, png):
+        if path is None:
+            continue
+        try:
+            if path is html:
+                path.write_text(report(found, curves, datetime.now()), encoding="utf-8")
+            else:
+                save_picture(found, curves, path)
+        except OSError as error:
+            raise KtoSweepError(f"{path} cannot be written: {error.strerror or error}") from error
+        say(f"Written: {path}", as_json=quiet)
+
+
+def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
+    return {
+        "sweep": str(found.view.ref),
+        "metric": found.metric,
+        "goal": found.goal,
+        "parameters": found.parameters,
+        "trials": [
             {
                 "rank": item.rank,
                 "run_id": item.trial.run_id,
                 "state": item.trial.state,
+                "failure": item.trial.failure,
+                "seconds": item.trial.seconds,
+                "pareto_time": item.trial.run_id in found.fast,
+                "pareto_memory": item.trial.run_id in found.small,
                 "config": item.trial.config,
                 "summary": item.trial.summary,
             }
-            for item in ranked
-        ]
-        print_json({"metric": by, "goal": goal, "trials": trials})
-    elif as_csv:
-        csv.writer(sys.stdout).writerows(csv_rows(ranked, parameters, metrics))
-    else:
-        print_table(view, ranked, by, goal)
-
-
-def print_table(view: "SweepView", ranked: "list[Ranked]", metric: str, goal: str) -> None:
-    """The ranking for people: varied parameters, metric, margins, KL, GPU memory, state, minutes."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    from kto_sweep.compare import columns, lookup, varied
-
-    parameters, metrics = varied(view), columns(view, metric)
-    title = f"{view.ref}: {len(ranked)} trials by {metric} ({goal})"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="")
-    table.add_column("")
-    table.add_column("run")
-    for name in (*parameters, *metrics):
-        table.add_column(escape(SHORT.get(name, name)), justify="right", overflow="fold")
-    table.add_column("state")
-    table.add_column("minutes", justify="right")
-    for item in ranked:
-        trial = item.trial
-        place = "* 1" if item.rank == 1 else f"  {item.rank or '-'}"
-        state = f"{trial.state} ({trial.failure})" if trial.failure not in {"", trial.state} else trial.state
-        minutes = "-" if trial.seconds is None else f"{trial.seconds / 60:.1f}"
-        cells = [number(lookup(trial.config, name)) for name in parameters]
-        cells += [number(trial.summary.get(name)) for name in metrics]
-        row = [place, trial.run_id, *cells, state, minutes]
-        table.add_row(*(escape(cell) for cell in row), style="bold" if item.rank == 1 else "")
-    out = console()
-    out.print(table)
-    if not ranked:
-        out.print(f"No trial yet. Next: kto-sweep agent {view.ref.id}")
-    elif ranked[0].rank is None:
-        out.print(f"No trial has logged {metric} yet.")
-    else:
-        out.print(f"* best: run {ranked[0].trial.run_id}   {view.url}", soft_wrap=True)
+            for item in found.ranked[:top]
+        ],
+        "replicates": [
+            {
+                "run_ids": [item.trial.run_id for item in each.runs],
+                "mean": each.mean,
+                "standard_error": each.error,
+            }
+            for each in found.replicated
+        ],
+        "importance": {
+            "parameters": [vars(row) for row in found.importance.rows],
+            "note": found.importance.note,
+        },
+        "verdict": vars(found.verdict),
+    }

@@ -17,8 +17,8 @@ def demo() -> int:
     kto-sweep demo
     """
     from kto_sweep.agent.session import work_on
-    from kto_sweep.cli.compare import print_table
-    from kto_sweep.compare import rank
+    from kto_sweep.cli.compare import show
+    from kto_sweep.comparison import compare
     from kto_sweep.home import Home
     from kto_sweep.registration import register
     from kto_sweep.remote import connect, read_sweep
@@ -33,9 +33,10 @@ def demo() -> int:
     if code:
         return code
     target = local_target(home)
-    view = read_sweep(connect(target), target, made.ref)
+    api = connect(target)
+    found = compare(read_sweep(api, target, made.ref))
     say(f"\n$ kto-sweep compare {made.ref.id}")
-    print_table(view, rank(view.trials, view.metric, view.goal), view.metric, view.goal)
-    say(f"All runs: {view.url}")
+    show(api, found)
+    say(f"All runs: {found.view.url}")
     say("Now your own data: copy sweeps/lr_grid.yaml, set dataset and model, and kto-sweep create it.")
     return 0
