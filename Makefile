@@ -1,11 +1,12 @@
 # make demo    a real KTO sweep, start to end: no account, no GPU
 # make test    the test suite
 # make lint    style and types
+# make reference, make pictures    docs/reference.md from the code, docs/pictures from a real sweep
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test test-slow lint format clean
+.PHONY: setup demo test test-slow lint format reference pictures clean
 
 setup: .venv/.installed
 
@@ -32,6 +33,12 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: setup
+	$(BIN)/python docs/make_reference.py
+
+pictures: setup
+	$(BIN)/python docs/make_pictures.py
 
 clean:
 	rm -rf .venv build dist

@@ -9,9 +9,18 @@ KtoSweepError                 exit 1: the work failed
     `-- DataError             a data file
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+EXIT_CODES: Mapping[int, str] = {
+    0: "done",
+    1: "the work failed, or some of it cannot be done",
+    2: "what was typed or written cannot be right",
+    130: "interrupted by Ctrl-C",
+    143: "ended by SIGTERM: the trials of an agent were put back",
+}
+"""How a command ends; with another signal 128 + its number."""
 
 
 class KtoSweepError(Exception):
