@@ -74,6 +74,7 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
     )
     axes.set_yticks(range(len(shown)), [_label(comparison, item) for item in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlabel(_plain(", ".join(["run", *comparison.differing()])), fontsize=8)
     axes.grid(alpha=0.25)
     if math.isclose(min(values), max(values)):
         axes.margins(x=0.5)

@@ -87,7 +87,7 @@ def _best(
         )
     top = groups[0].runs[0]
     return (
-        f"Run {top.trial.run_id} ({_settings(view, top.trial.config)}) has the best {metric}: "
+        f"Run {_called(top.trial)} ({_settings(view, top.trial.config)}) has the best {metric}: "
         f"{groups[0].mean:.4g}; {better} is better."
     )
 
@@ -95,6 +95,10 @@ def _best(
 def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
     names = [parameter.name for parameter in view.space.searched if parameter.path[-1] != SEED]
     return ", ".join(f"{name} {_short(lookup(config, name))}" for name in names) or "its configuration"
+
+
+def _called(trial: TrialRecord) -> str:
+    return trial.run_id if trial.name in {"", trial.run_id} else f"{trial.run_id}, {trial.name},"
 
 
 def _short(value: Any) -> str:
@@ -154,7 +158,7 @@ def _mattered(importance: Importances, metric: str) -> str:
 def _broke(view: SweepView) -> Iterator[str]:
     for cause, trials in _failures(view).items():
         found = _common_to(trials, view)
-        yield f"{counted(len(trials), 'trial')} failed: {cause}{f', {found}' if found else ''}."
+        yield f"{counted(len(trials), 'trial')} failed: {cause}{f' ({found})' if found else ''}."
     empty = [trial for trial in view.trials if trial.state == "finished" and trial.value(view.metric) is None]
     if empty:
         yield f"{counted(len(empty), 'trial')} finished without a finite value of {view.metric}."

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("Run", "End a sweep and its running trials"),
     "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
+    "view": ("Look", "Save a workspace on W&B for a sweep"),
     "status": ("Look", "Say how far a sweep is"),
     "cache": ("Look", "Show or prune reference log-probs"),
     "sync": ("Serve", "Send runs that their server has missed"),

@@ -41,7 +41,9 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     home = Home(tmp_path_factory.mktemp("site") / "home")
-    yield Site(ensure_server(home))
+    site = Site(ensure_server(home))
+    yield site
+    site.close()
     stop_server(home)
 
 

@@ -37,6 +37,10 @@ class Site:
         self.url = address.url
         self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
 
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         answer = self._client.post("/graphql", json={"query": query, "variables": variables}).json()
         assert "errors" not in answer, answer

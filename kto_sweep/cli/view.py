@@ -1,0 +1,36 @@
+"""kto-sweep view: a saved workspace on W&B with the sweep's panels."""
+
+import click
+
+from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+
+
+@click.command()
+@sweep_argument
+@local_option
+@json_option
+def view(sweep: str | None, local: bool, as_json: bool) -> None:
+    """Save a workspace on W&B that shows SWEEP: margins first, then loss, KL, memory and parameters.
+
+    The dashboard of the embedded server shows all that by itself. On W&B this needs the package
+    wandb-workspaces: pip install 'kto-sweep[wandb-views]'
+
+    \b
+    kto-sweep view
+    kto-sweep view my-team/kto/ab12cd34
+    """
+    from kto_sweep.home import Home
+    from kto_sweep.remote import connect, read_sweep
+    from kto_sweep.target import find_sweep
+    from kto_sweep.views import save_workspace
+
+    target, ref = find_sweep(Home.from_environment(), sweep, local=local)
+    say(f"Talking to {'the ' if target.local else ''}{target}", as_json=as_json)
+    found = read_sweep(connect(target), target, ref)
+    url = found.url if target.local else save_workspace(found)
+    if as_json:
+        print_json({"sweep": str(ref), "url": url, "saved": not target.local})
+    elif target.local:
+        say(f"Its dashboard shows this already: {url}")
+    else:
+        say(f"Saved: {url}")

@@ -1,0 +1,64 @@
+"""The report of compare, opened as the file that it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+from seeds import HOSTILE, Site
+
+FILES = SimpleNamespace(url="file://")
+
+
+@pytest.fixture(scope="module")
+def report(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    env = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "KTO_SWEEP_HOME": str(folder / "home"),
+        "WANDB_BASE_URL": site.url,
+        "WANDB_API_KEY": site.address.key,
+        "WANDB_ERROR_REPORTING": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "kto_sweep",
+        "compare",
+        f"local/kto/{site.grid.name}",
+        "--html",
+        "r.html",
+    ]
+    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    return folder / "r.html"
+
+
+def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(report: Path, watched: Any):
+    page = watched.page(FILES, viewport={"width": 1360, "height": 900})
+    page.goto(report.as_uri())
+    for metric in ("rewards/margins", "loss", "kl", "gpu/memory_peak_gb"):
+        panel = page.locator(f"[data-metric='{metric}']")
+        expect(panel.locator(".js-plotly-plot .scatterlayer .trace")).to_have_count(22)
+    expect(page.locator("#verdict")).to_contain_text("learning_rate mattered most")
+    expect(page.locator("#importance tbody tr")).to_have_count(3)
+    expect(page.locator("#scatter .js-plotly-plot")).to_be_visible()
+    expect(page.locator("svg.parallel .axis")).to_have_count(4)
+    expect(page.locator("table.runs tbody tr")).to_have_count(22)
+    expect(page.get_by_role("link", name=HOSTILE)).to_be_visible()
+    page.get_by_label("Filter runs").fill("state=failed")
+    expect(page.locator("table.runs tbody tr")).to_have_count(1)
+
+
+def test_a_report_fits_a_phone_in_the_dark(report: Path, watched: Any):
+    page = watched.page(FILES, viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page.goto(report.as_uri())
+    expect(page.locator("[data-metric='loss'] .js-plotly-plot")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert sum(int(part) for part in background[4:-1].split(",")[:3]) < 200

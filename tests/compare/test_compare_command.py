@@ -1,0 +1,85 @@
+"""compare and view as they are typed."""
+
+import csv
+import json
+import re
+
+from front_server import front_of
+from seeds import FAILED, HOSTILE_RUN
+
+GRID_TRIALS = 22
+
+
+def sweep_of(site):
+    return f"local/kto/{site.grid.name}"
+
+
+def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, kto_sweep, tmp_path):
+    with front_of(site.url) as front:
+        done = kto_sweep("compare", sweep_of(site), "--diff", "--png", "p.png", WANDB_BASE_URL=front.url)
+        assert done.returncode == 0, done.stderr
+        assert front.curves == 2  # one for the sparklines, one for the picture, and not one for each run
+    lines = done.stdout.splitlines()
+    heads = next(line for line in lines if "learning_rate" in line)
+    assert heads.index("learning_rate") < heads.index("beta") < heads.index("batch_size")
+    [best] = [line for line in lines if line.lstrip().startswith("* 1")]
+    assert "▁" in best
+    assert "█" in best
+    assert re.search(r"^ learning_rate +█{20,} +9\d% +-0\.9\d", done.stdout, re.MULTILINE)
+    assert re.search(r"^Best +Run \w+", done.stdout, re.MULTILINE)
+    assert re.search(r"^How sure +It cannot be told", done.stdout, re.MULTILINE)
+    assert re.search(r"^What broke +1 trial failed: out of memory", done.stdout, re.MULTILINE)
+    assert "Widen learning_rate: the best value, 0.0001, is the highest" in done.stdout
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_one_object_with_all_that_the_table_says(site, kto_sweep, tmp_path):
+    done = kto_sweep("compare", sweep_of(site), "--json", "--top", "3", "--html", "r.html")
+    told = json.loads(done.stdout)
+    assert [trial["rank"] for trial in told["trials"]] == [1, 2, 3]
+    assert told["trials"][0]["config"]["learning_rate"] == 1e-4
+    assert told["trials"][0]["pareto_memory"]
+    assert told["importance"]["parameters"][0]["name"] == "learning_rate"
+    assert told["verdict"]["sure"].startswith("It cannot be told")
+    page = (tmp_path / "r.html").read_text()
+    assert site.grid.runs[HOSTILE_RUN] in page
+    assert "<img src=x" not in page
+
+
+def test_csv_holds_every_trial(site, kto_sweep):
+    rows = list(csv.DictReader(kto_sweep("compare", sweep_of(site), "--csv").stdout.splitlines()))
+    assert len(rows) == GRID_TRIALS
+    assert [row["failure"] for row in rows if row["failure"]] == ["out of memory"]
+    assert rows[-1]["run_id"] == site.grid.runs[FAILED]
+
+
+def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, kto_sweep):
+    with front_of(site.url) as front:
+        done = kto_sweep("view", sweep_of(site), "--json", WANDB_BASE_URL=front.url)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["saved"]
+    assert told["url"].startswith(f"{front.url}/local/kto?nw=")
+    [sent] = front.views
+    assert (sent["entityName"], sent["projectName"], sent["type"]) == ("local", "kto", "project-view")
+    sections = json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"]
+    panels = [panel for section in sections[:2] for panel in section["panels"]]
+    shown = [panel["config"].get("metrics") or panel["viewType"] for panel in panels]
+    assert shown == [
+        ["rewards/margins"],
+        ["rewards/chosen", "rewards/rejected"],
+        ["loss", "eval/common_loss"],
+        ["kl", "kl_raw"],
+        ["gpu/memory_peak_gb", "gpu/memory_allocated_gb"],
+        "Parallel Coordinates Plot",
+        "Parameter Importance",
+    ]
+    assert panels[-1]["config"]["targetKey"] == "eval/common_loss"
+    assert site.grid.name in json.dumps(json.loads(sent["spec"])["section"]["runSets"])
+
+
+def test_view_without_its_package_says_what_to_install(site, kto_sweep, tmp_path):
+    (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('as if it was not there')")
+    done = kto_sweep("view", sweep_of(site), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "Hint: pip install 'kto-sweep[wandb-views]'" in done.stderr

@@ -1,0 +1,146 @@
+"""What a comparison concludes, in words."""
+
+import pytest
+
+from kto_sweep.cli.compare_text import LEVELS, sparkline
+from kto_sweep.compare import rank
+from kto_sweep.comparison import compare, front
+from kto_sweep.errors import UsageError
+from kto_sweep.remote import SweepView, TrialRecord
+from kto_sweep.replicates import group, noise
+from kto_sweep.space import parse_space
+from kto_sweep.sweep_ref import SweepRef
+
+LOSS = "eval/common_loss"
+RATES = [1e-6, 1e-5, 1e-4]
+
+
+def trial(run_id, loss=None, rate=1e-5, seed=1, state="finished", cause=None, seconds=60.0, **summary):
+    values = {
+        **({} if loss is None else {LOSS: loss}),
+        **({"failure/cause": cause} if cause else {}),
+        **summary,
+    }
+    return TrialRecord(run_id, run_id, state, {"learning_rate": rate, "seed": seed}, values, seconds)
+
+
+def verdict(*trials, parameters=None, metric=None):
+    given = parameters or {"learning_rate": {"values": RATES}, "seed": {"values": [1, 2, 3]}}
+    view = SweepView(
+        SweepRef("me", "kto", "s"),
+        "",
+        "s",
+        "FINISHED",
+        "grid",
+        LOSS,
+        "minimize",
+        parse_space(given)[0],
+        9,
+        trials,
+    )
+    return compare(view, metric).verdict
+
+
+def seeds(rate, *losses):
+    return [trial(f"{rate}-{i}", loss, rate, seed=i) for i, loss in enumerate(losses, start=1)]
+
+
+def test_with_one_run_of_each_configuration_it_cannot_be_told_how_sure():
+    told = verdict(trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4))
+    assert "Run b (learning_rate 1e-05)" in told.best
+    assert told.sure.startswith("It cannot be told: each configuration has run once. It leads by 0.1")
+    assert any("other seeds" in text for text in told.next)
+
+
+def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
+    told = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
+    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in told.best
+    assert told.sure.startswith("Fairly sure")
+    assert not any("other seeds" in text for text in told.next)
+
+
+def test_a_lead_within_the_spread_between_seeds_is_not_sure():
+    told = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
+    assert told.sure.startswith("Not sure: 1 other configuration cannot be told apart")
+
+
+def test_the_best_mean_wins_and_not_the_luckiest_run():
+    told = verdict(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60))
+    assert told.best.startswith("learning_rate 1e-05 has the best mean")
+
+
+def test_noise_is_pooled_over_configurations():
+    """Variances 2 (one degree of freedom) and 1 (two): (2 + 2 * 1) / 3."""
+    ranked = rank(
+        [*seeds(1e-5, 1.0, 3.0), *seeds(1e-6, 4.0, 5.0, 6.0), trial("x", 9.0, 1e-4)], LOSS, "minimize"
+    )
+    found = noise(group(ranked, "minimize"))
+    assert found.freedom == 3
+    assert found.deviation == pytest.approx((4 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(("rate", "side"), [(1e-4, "highest"), (1e-6, "lowest"), (1e-5, None)])
+def test_a_best_value_at_the_end_of_its_range_is_to_be_widened(rate, side):
+    told = verdict(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
+    widen = [text for text in told.next if text.startswith("Widen")]
+    assert widen == (
+        [f"Widen learning_rate: the best value, {rate:.4g}, is the {side} that was tried."] if side else []
+    )
+
+
+def test_a_continuous_range_has_ends_too():
+    parameters = {
+        "learning_rate": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-4},
+        "seed": {"value": 1},
+    }
+    told = verdict(trial("a", 0.1, 0.98e-4), trial("b", 0.5, 1e-5), parameters=parameters)
+    assert any(text.startswith("Widen learning_rate") for text in told.next)
+
+
+def test_broken_trials_are_told_by_cause_with_what_they_share():
+    told = verdict(
+        trial("a", 0.1, 1e-5),
+        trial("b", rate=1e-4, state="failed", cause="diverged"),
+        trial("c", rate=1e-4, seed=2, state="failed", cause="diverged"),
+        trial("d", rate=1e-6, state="crashed", cause="worker crash"),
+        trial("e", 0.4, 1e-6, state="killed"),
+    )
+    assert told.broke == (
+        "2 trials failed: diverged (all with learning_rate 0.0001, with which none finished).",
+        "1 trial failed: worker crash (learning_rate 1e-06).",
+    )
+    assert any("kto-sweep resume s --failed" in text for text in told.next)
+
+
+def test_a_sweep_without_runs_says_what_to_type():
+    told = verdict()
+    assert told.best == "There is no trial yet."
+    assert told.next == ("Wait: no trial yet. To train here: kto-sweep agent s",)
+
+
+def test_a_metric_that_nobody_logs_is_refused_with_the_nearest():
+    with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as refused:
+        verdict(trial("a", 0.1, mine=1.0), metric="margins")
+    assert refused.value.hint == "eval/margins"
+    assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best.startswith("Run a")
+
+
+def test_margins_are_not_trusted_as_a_yardstick():
+    told = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
+    assert any(text.startswith("Judge by another metric than rewards/margins") for text in told.next)
+
+
+def test_the_front_holds_what_nothing_better_undercuts():
+    ranked = rank(
+        [trial("best", 0.1), trial("cheap", 0.3), trial("beaten", 0.2), trial("failed", 0.4, state="failed")],
+        LOSS,
+        "minimize",
+    )
+    assert front(ranked, {"best": 10.0, "beaten": 10.0, "cheap": 5.0, "failed": 1.0}) == {"best", "cheap"}
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest():
+    assert sparkline([float(i) for i in range(8)]) == LEVELS
+    assert sparkline([2.0]) == LEVELS[0]
+    assert sparkline([]) == ""
+    assert len(sparkline([float(i) for i in range(1000)])) == 12
