@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
+from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
 from wandb.sdk.sweeps import SweepNotFoundError
 
@@ -28,6 +29,7 @@ __all__ = [
     "heartbeat",
     "read_curves",
     "register_agent",
+    "service_has_ended",
     "set_run_state",
     "set_sweep_state",
 ]
@@ -103,6 +105,16 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
     except SweepNotFoundError as error:
         raise ServerError("the sweep was deleted on the server") from error
     return [_command(item) for item in raw]
+
+
+def service_has_ended() -> bool:
+    """Whether the process that wandb does its work in (wandb-core) is gone.
+
+    Whoever only waits hears nothing of that: a heartbeat then looks like one that the server did not answer.
+    """
+    connection = wandb_setup.singleton()._connection
+    process = connection._proc if connection is not None else None  # None: somebody else's, by WANDB_SERVICE
+    return process is not None and process._process.poll() is not None
 
 
 def read_run(

@@ -37,6 +37,9 @@ OWNER = "_home"
 class ServiceGoneError(KtoSweepError):
     """The process that wandb does its work in has ended: no run of this agent can go on in it."""
 
+    count: int | None = None
+    """Trials that the agent was still to begin or to end; None: any number."""
+
     def __init__(self) -> None:
         super().__init__(
             "wandb's service process (wandb-core) has ended",

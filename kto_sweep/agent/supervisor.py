@@ -28,7 +28,7 @@ from kto_sweep.agent.events import (
     Told,
 )
 from kto_sweep.agent.lifeline import Lifeline
-from kto_sweep.agent.link import Command
+from kto_sweep.agent.link import Command, service_has_ended
 from kto_sweep.agent.presence import Orphan, Presence
 from kto_sweep.agent.runs import Objective, ServiceGoneError
 from kto_sweep.agent.slots import Slot, Station, Work
@@ -114,8 +114,11 @@ class Supervisor:
                 self._stations.employ(station)
             while any(not slot.ended or slot.work for slot in self._slots()):
                 self._handle_next()
-        except ServiceGoneError:
-            raise  # nothing can be put back; the workers see that nobody is left, and put their trials away
+        except ServiceGoneError as error:
+            # Nothing can be put back; the workers see that nobody is left, and put their trials away.
+            self._take_home()
+            error.count = self.tally.left(sum(slot.work is not None for slot in self._slots()))
+            raise
         except KeyboardInterrupt:
             self._leave(0.0)
             raise
@@ -176,6 +179,8 @@ class Supervisor:
                 raise error
             case ServiceGone():
                 raise ServiceGoneError
+        if service_has_ended():
+            raise ServiceGoneError
         self._order_ready()
         self._watch_server()
 
@@ -360,7 +365,7 @@ class Supervisor:
     def _watch_server(self) -> None:
         """Speak of a server that does not answer; in the end, start nothing more."""
         silence = self._lifeline.silence
-        if silence > SILENCE_SECONDS and not self._silent:
+        if silence > SILENCE_SECONDS and not self._silent and not self.tally.cut_off:
             self._silent = True
             self._display.say(
                 f"no answer from the server for {silence:.0f} s: training goes on, what it logs is sent later"

@@ -37,6 +37,10 @@ class Tally:
             return True
         return self.count is not None and self.started >= self.count
 
+    def left(self, open_now: int) -> int | None:
+        """Trials for whoever takes the place of this agent, which has so many open; None: any number."""
+        return None if self.count is None else self.count - self.started + open_now
+
     def note_finished(self) -> None:
         """One more trial that succeeded."""
         self.finished += 1

@@ -112,8 +112,9 @@ def agent(
             gpus_per_trial=gpus_per_trial,
         )
     except ServiceGoneError as error:
-        if time.monotonic() - began < RESTART_SECONDS:
+        if time.monotonic() - began < RESTART_SECONDS or error.count == 0:
             raise  # it would end again
         say(f"{error.message}: starting again")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:]], environ)
+        rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
+        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:], *rest], environ)

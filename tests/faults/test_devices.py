@@ -1,4 +1,4 @@
-"""GPUs that break, on a box whose nvidia-smi names two; the workers train on its CPU."""
+"""GPUs that break, on a box whose nvidia-smi names some; the workers train on its CPU."""
 
 import os
 import signal
@@ -9,16 +9,12 @@ from pathlib import Path
 
 from arena import TWO_BY_TWO, Arena, Losses
 
-TWO_GPUS = """#!/bin/sh
-echo "0, GPU-{mark}-0"
-echo "1, GPU-{mark}-1"
-"""
 
-
-def gpu_arena(folder: Path) -> Arena:
+def gpu_arena(folder: Path, gpus: int) -> Arena:
     tools = folder / "tools"
     tools.mkdir()
-    (tools / "nvidia-smi").write_text(TWO_GPUS.format(mark=os.getpid()))
+    listed = [f'echo "{index}, GPU-{os.getpid()}-{index}"\n' for index in range(gpus)]
+    (tools / "nvidia-smi").write_text("".join(["#!/bin/sh\n", *listed]))
     (tools / "nvidia-smi").chmod(0o755)
     environ = {"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(folder)}
     return Arena(folder, TWO_BY_TWO, environ, ("--trials-per-gpu", "2"))
@@ -36,7 +32,7 @@ def workers_on(arena: Arena, gpu: str) -> list[int]:
 
 
 def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undisturbed: Losses):
-    arena = gpu_arena(tmp_path)
+    arena = gpu_arena(tmp_path, 2)
     try:
         arena.create()
         arena.start_agent()
@@ -62,5 +58,30 @@ def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undistur
         arena.finish()
         arena.check(undisturbed)
         assert len(arena.agents) == 1
+    finally:
+        arena.close()
+
+
+def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path, undisturbed: Losses):
+    arena = gpu_arena(tmp_path, 1)
+    try:
+        arena.create()
+        agent = arena.start_agent()
+        for _ in range(2):
+            arena.wait_for_progress(2)
+            (worker,) = workers_on(arena, "0")
+            with (arena.home.root / "workers" / "gpu-0.log").open("a") as log:
+                log.write("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered\n")
+            os.kill(worker, signal.SIGABRT)
+            arena.wait(lambda gone=worker: gone not in arena.workers(), what="the worker's end")
+        assert agent.wait(60) == 1, arena.said()
+        said = arena.said()
+        assert "uncorrectable ECC error" in said
+        assert "nvidia-smi -i 0" in said
+        assert "Traceback" not in said
+        assert {run.state for run in arena.runs()} <= {"preempted", "preempting"}, said
+        arena.start_agent("--cpu")
+        arena.finish()
+        arena.check(undisturbed)
     finally:
         arena.close()

@@ -1,5 +1,8 @@
 """A sweep goes through accidents at random moments and ends as if nothing had happened."""
 
+import time
+from collections import Counter
+
 import pytest
 from accidents import DISK, SERVER, SUPERVISOR, WORKER, Accident
 from arena import TWO_BY_TWO, Arena, Losses, seeded
@@ -39,8 +42,26 @@ def test_a_sweep_outlives_all_accidents_of_a_part(tmp_path, undisturbed, acciden
     go_through(arena, accidents, undisturbed)
 
 
-def test_an_agent_starts_again_when_wandbs_service_is_killed(tmp_path, undisturbed):
-    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
-    go_through(arena, by_name("wandb's service is killed"), undisturbed)
-    assert "starting again" in arena.said()
-    assert len(arena.agents) == 1
+def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count(tmp_path, undisturbed):
+    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "3"))
+    (kill_service,) = by_name("wandb's service is killed")
+    try:
+        arena.create()
+        agent = arena.start_agent("--count", "3")
+        arena.wait_for_progress(9)
+        kill_service.happen(arena, seeded())
+        assert agent.wait(150) == 0, arena.said()
+        assert "starting again" in arena.said()
+        assert Counter(run.state for run in arena.runs()) == {"finished": 3}, arena.said()
+        arena.command("pause", arena.sweep[2])
+        arena.start_agent()
+        arena.wait(lambda: arena.said().count("cpu: ready") == 3, what="an agent that waits")
+        time.sleep(5)  # younger ones do not start again
+        kill_service.happen(arena, seeded())
+        arena.wait(lambda: arena.said().count("starting again") == 2, 30, "its new start")
+        arena.command("resume", arena.sweep[2])
+        arena.finish()
+        arena.check(undisturbed)
+        assert len(arena.agents) == 2
+    finally:
+        arena.close()
