@@ -4,7 +4,8 @@
     python benchmarks/chaos.py --faults 10 --seed 7
 
 Workers, agents, the server and the whole box are killed or stopped, and files damaged, at random moments; the
-accidents are those of tests/faults. Ends with 1 if anything was lost, done twice or changed.
+accidents are those of tests/faults. When a grid is done, another follows until there were enough. Ends with
+1 if anything was lost, done twice or changed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
@@ -23,6 +25,9 @@ from arena import THREE_BY_THREE, Arena, Losses
 
 STEPS = 400
 AGENTS = 2
+MOST_ROWS = 20
+"""Between two accidents, beside those that are logged while one happens."""
+HARM = ("missing cells", "duplicate cells", "lost rows", "duplicate rows", "changed losses")
 
 
 def undisturbed(folder: Path, steps: int) -> Losses:
@@ -49,62 +54,95 @@ def main() -> int:
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {options.seed}, files in {folder}", flush=True)
-    expected = undisturbed(folder / "undisturbed", options.steps)
-    arena = Arena(folder / "disturbed", THREE_BY_THREE, options=("--trials-per-gpu", "2"))
-    injected: Counter[str] = Counter()
+    outcome = Outcome()
     began = time.monotonic()
     try:
-        arena.create(max_steps=options.steps, eval_steps=10)
+        expected = undisturbed(folder / "undisturbed", options.steps)
+        print(f"{time.monotonic() - began:6.0f} s: the grid without accidents is done", flush=True)
+        while outcome.injected.total() < options.faults:
+            outcome.grids += 1
+            one_grid(
+                folder / f"disturbed-{outcome.grids}", options.steps, options.faults, rng, outcome, expected
+            )
+            print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report(outcome, time.monotonic() - began)
+    return int(bool(outcome.harm.total()))
+
+
+@dataclass
+class Outcome:
+    """What happened to all grids together."""
+
+    grids: int = 0
+    injected: Counter[str] = field(default_factory=Counter)
+    """Accidents, by part."""
+    cells: int = 0
+    """Done."""
+    rows: int = 0
+    harm: Counter[str] = field(default_factory=Counter)
+
+
+def one_grid(
+    folder: Path, steps: int, faults: int, rng: random.Random, outcome: Outcome, expected: Losses
+) -> None:
+    """Accidents one after another until the grid is done, or there were enough of them."""
+    arena = Arena(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"))
+    began = time.monotonic()
+    try:
+        arena.create(max_steps=steps, eval_steps=10)
         for _ in range(AGENTS):
             arena.start_agent()
-        every = 9 * options.steps // (2 * options.faults)
-        while injected.total() < options.faults and not arena.is_over():
-            arena.wait_for_progress(rng.randint(1, max(2, every)), 600)
+        while outcome.injected.total() < faults and not arena.is_over():
+            arena.wait_for_progress(rng.randint(1, MOST_ROWS), 600)
             accident = rng.choice(ACCIDENTS)
             print(f"{time.monotonic() - began:6.0f} s, {arena.steps()} rows: {accident.name}", flush=True)
             accident.happen(arena, rng)
-            injected[accident.part] += 1
+            outcome.injected[accident.part] += 1
             while len(arena.alive) < AGENTS and not arena.is_over():
                 arena.start_agent()
         arena.finish(3600)
-        return report(arena, injected, expected, time.monotonic() - began)
+        judge(arena, expected, outcome)
     finally:
         arena.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
-def report(arena: Arena, injected: Counter[str], expected: Losses, seconds: float) -> int:
-    """Print what was lost; 1 if there is anything."""
+def judge(arena: Arena, expected: Losses, outcome: Outcome) -> None:
+    """Add what was lost, done twice or changed."""
     runs = arena.runs()
-    lost = twice = changed = 0
     for run in runs:
         steps = [row["_step"] for row in run.rows]
         wanted = range(1, len(expected[arena.cell(run)]) + 1)
-        lost += len(set(wanted) - set(steps))
-        twice += len(steps) - len(set(steps))
         losses = dict(zip(wanted, expected[arena.cell(run)], strict=True))
-        changed += sum(
+        outcome.rows += len(steps)
+        outcome.harm["lost rows"] += len(set(wanted) - set(steps))
+        outcome.harm["duplicate rows"] += len(steps) - len(set(steps))
+        outcome.harm["changed losses"] += sum(
             abs(row["loss"] - losses[row["_step"]]) > 1e-4 * losses[row["_step"]] for row in run.rows
         )
-    cells = Counter(arena.cell(run) for run in runs if run.state == "finished")
-    missing, repeated = arena.expected_cells() - cells, cells - arena.expected_cells()
-    print(f"\n{'part':<12}{'injected':>10}")
-    for part, count in sorted(injected.items()):
-        print(f"{part:<12}{count:>10}")
+    done = Counter(arena.cell(run) for run in runs if run.state == "finished")
+    outcome.cells += len(done)
+    outcome.harm["missing cells"] += (arena.expected_cells() - done).total()
+    outcome.harm["duplicate cells"] += (Counter(map(arena.cell, runs)) - arena.expected_cells()).total()
+
+
+def report(outcome: Outcome, seconds: float) -> None:
+    """Print the table."""
+    print(f"\n{'part':<16}{'injected':>10}")
+    for part, count in sorted(outcome.injected.items()):
+        print(f"{part:<16}{count:>10}")
     facts = {
-        "accidents": injected.total(),
-        "cells done": cells.total() - repeated.total(),
-        "cells missing": missing.total(),
-        "duplicate cells": repeated.total(),
-        "rows": sum(len(run.rows) for run in runs),
-        "lost rows": lost,
-        "duplicate rows": twice,
-        "changed losses": changed,
+        "accidents": outcome.injected.total(),
+        "grids": outcome.grids,
+        "cells done": outcome.cells,
+        "rows": outcome.rows,
+        **{name: outcome.harm[name] for name in HARM},
         "seconds": round(seconds),
     }
+    print()
     for name, value in facts.items():
-        print(f"{name:<16}{value:>6}")
-    return int(bool(missing or repeated or lost or twice or changed))
+        print(f"{name:<16}{value:>10}")
 
 
 if __name__ == "__main__":
