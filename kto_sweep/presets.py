@@ -17,20 +17,33 @@ class Preset:
     quantization: Quantization
     """How the base weights are held: chosen so that LoRA fits a card of 24 GB."""
     doc: str
+    lora_r: int = 16
+    """Rank of the adapters of a single run; a sweep's trials have 16 unless it says otherwise."""
+    max_length: int = 2048
+    """Tokens of a single run's rows, likewise 2048."""
 
 
 _TABLE = (
-    Preset("tiny", "tiny", "none", "a toy made here from a seed, without network: for demos and tests"),
+    Preset(
+        "tiny", "tiny", "none", "a toy made here from a seed, without network: for demos and tests", 8, 512
+    ),
     Preset("135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "none", "trains on a CPU"),
     Preset("360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "none", "trains on a CPU, slowly"),
     Preset("0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "none", "the smallest with a long context"),
     Preset("1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "none", "a quick search on one GPU"),
-    Preset("3b", "Qwen/Qwen2.5-3B-Instruct", "none", "6 GB of weights in bf16"),
-    Preset("7b", "Qwen/Qwen2.5-7B-Instruct", "4bit", "6 GB of weights in 4 bit, 15 GB in bf16"),
-    Preset("8b", "meta-llama/Llama-3.1-8B-Instruct", "4bit", "gated: needs HF_TOKEN"),
-    Preset("13b", "meta-llama/Llama-2-13b-chat-hf", "4bit", "gated: needs HF_TOKEN"),
-    Preset("14b", "Qwen/Qwen2.5-14B-Instruct", "4bit", "10 GB of weights in 4 bit"),
-    Preset("20b", "openai/gpt-oss-20b", "none", "mixture of experts, published in 4 bit (MXFP4) already"),
+    Preset("3b", "Qwen/Qwen2.5-3B-Instruct", "none", "6 GB of weights in bf16", 32),
+    Preset("7b", "Qwen/Qwen2.5-7B-Instruct", "4bit", "6 GB of weights in 4 bit, 15 GB in bf16", 32),
+    Preset("8b", "meta-llama/Llama-3.1-8B-Instruct", "4bit", "gated: needs HF_TOKEN", 32),
+    Preset("13b", "meta-llama/Llama-2-13b-chat-hf", "4bit", "gated: needs HF_TOKEN", 32, 1024),
+    Preset("14b", "Qwen/Qwen2.5-14B-Instruct", "4bit", "10 GB of weights in 4 bit", 32, 1024),
+    Preset(
+        "20b",
+        "openai/gpt-oss-20b",
+        "none",
+        "mixture of experts, published in 4 bit (MXFP4) already",
+        16,
+        1024,
+    ),
 )
 
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _TABLE}

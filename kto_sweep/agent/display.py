@@ -47,6 +47,9 @@ class Display:
         """One line."""
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """A trial said something: of several at once, only their own logs tell it."""
+
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
         """A trial began."""
         self._trials += 1

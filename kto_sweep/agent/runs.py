@@ -120,8 +120,9 @@ class TrialRun:
         patience: float,
         adopt: bool = False,
     ) -> "TrialRun":
-        """Begin the run of one trial of a sweep, or go on with it where the folder has its checkpoint.
+        """Begin the run of one trial, or go on with it where the folder has its checkpoint.
 
+        `ref` has no id when the trial is of no sweep.
         `on_stop` is called when the server asks for the run's end. `patience`: seconds that its end may wait
         for the server. With `adopt` the run must be on the server, with what this box has sent of it.
         Raises wandb.Error when the server cannot be reached or has no such run.
@@ -138,7 +139,7 @@ class TrialRun:
             )  # fmt: skip
             record.write(folder)
             settings = wandb.Settings(
-                sweep_id=ref.id,
+                sweep_id=ref.id or None,
                 stop_fn=on_stop,
                 console="off",  # the process serves several runs: each gets its own lines through write_logs
                 silent=True,
@@ -151,7 +152,7 @@ class TrialRun:
             if local:
                 settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
             run = wandb.init(
-                entity=ref.entity,
+                entity=ref.entity or None,
                 project=ref.project,
                 id=run_id,
                 config={**config, OWNER: home},

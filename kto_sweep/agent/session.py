@@ -75,12 +75,12 @@ def work_on(
             except KeyboardInterrupt:
                 tally = supervisor.tally
                 console.print("Next: kto-sweep agent   (goes on from the trials' last checkpoints)")
-                _leave_at_once(128 + tally.interrupted)
+                leave_at_once(128 + tally.interrupted)
         lifeline.end()
         presence.end()
         if tally.cut_off or tally.unsent:
             _say_unsent(console, home, target, tally)
-            _leave_at_once(1)
+            leave_at_once(1)
         after = read_sweep(api, target, ref)
     _say_end(console, tally, after)
     if tally.interrupted:
@@ -95,7 +95,12 @@ def _find_work_left(console: Console, home: Home, ref: SweepRef) -> list[Orphan]
     ours = [orphan for orphan in orphans if of_sweep(orphan, ref)]
     if ours:
         console.print(f"An agent that died has left {_trials(len(ours))} of this sweep: going on with them")
-    for sweep, count in Counter(o.record.sweep for o in orphans if not of_sweep(o, ref)).items():
+    for orphan in orphans:
+        if not orphan.record.sweep:
+            told = f"kto-sweep train --resume-from-checkpoint {orphan.run_id}"
+            console.print(f"Run {orphan.run_id} is unfinished here: {told}", soft_wrap=True)
+    others = [orphan for orphan in orphans if orphan.record.sweep and not of_sweep(orphan, ref)]
+    for sweep, count in Counter(orphan.record.sweep for orphan in others).items():
         console.print(f"Sweep {sweep} has {_trials(count)} unfinished here: kto-sweep agent {sweep}")
     return ours
 
@@ -107,7 +112,7 @@ def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> N
     console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
 
 
-def _leave_at_once(code: int) -> NoReturn:
+def leave_at_once(code: int) -> NoReturn:
     """End without the goodbyes of libraries: wandb's would wait for a server that is not there."""
     sys.stdout.flush()
     os._exit(code)

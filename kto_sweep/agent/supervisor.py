@@ -29,6 +29,7 @@ from kto_sweep.agent.events import (
 )
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command, service_has_ended
+from kto_sweep.agent.one_trial import OneTrial
 from kto_sweep.agent.presence import Orphan, Presence
 from kto_sweep.agent.runs import Objective, ServiceGoneError
 from kto_sweep.agent.slots import Slot, Station, Work
@@ -74,7 +75,9 @@ class Supervisor:
         grace: float,
         patience: float,
         orphans: Sequence[Orphan] = (),
+        only: Command | None = None,
     ) -> None:
+        """`only`: train this trial, which is of no sweep, and ask no server for others."""
         self._display = display
         self._lifeline = lifeline
         self._grace = grace
@@ -93,7 +96,10 @@ class Supervisor:
         self._events: Events = queue.SimpleQueue()
         self._deadline = float("inf")
         self.tally = Tally(count)
-        self._stations = Stations(api, ref, home, display, self._events)
+        if only is None:
+            self._stations = Stations(api, ref, home, display, self._events)
+        else:
+            self._stations = OneTrial(api, ref, home, display, self._events, only)
         self._trials = Trials(
             api, ref, home, display, self._events, self.tally, presence,
             objective=lambda: Objective(metric, goal), local=local, patience=patience,

@@ -197,6 +197,7 @@ class Trials:
                 self._display.progress(run_id, step, values)
             case Note(_, text):
                 run.note(text)
+                self._display.note(text)
             case Alert(_, title, text):
                 run.alert(title, text)
             case Done():

@@ -1,0 +1,76 @@
+"""kto-sweep models: the base models that have a short name."""
+
+from typing import Any
+
+import click
+
+from kto_sweep.cli.output import console, json_option, print_json
+
+ROWS = 8
+"""Of one length each, in the step whose memory is shown."""
+
+
+@click.command()
+@click.option(
+    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; this. Default: this box's, if it has one."
+)
+@json_option
+def models(gpu: str | None, as_json: bool) -> None:
+    """List the values of --model-size: model, quantisation, LoRA rank, row length and memory.
+
+    GiB: a step of 8 rows of full length, half of it completions; at least: one such row at a time, to which
+    training comes down by itself. A hub id, a folder or a .gguf file goes to --model-name.
+
+    \b
+    kto-sweep models
+    kto-sweep models --gpu 24GB --json
+    """
+    from kto_sweep.plan.architecture import find_architecture
+    from kto_sweep.plan.memory import Load, Stack, peak
+    from kto_sweep.preflight import pick_gpu
+    from kto_sweep.presets import PRESETS
+
+    found = pick_gpu(gpu)
+    rows: list[dict[str, Any]] = []
+    for preset in PRESETS.values():
+        sizes = find_architecture(preset.model)
+        assert sizes is not None
+        stack, length = Stack(1, preset.lora_r), preset.max_length
+        one = Load(length, length // 2, length // 2)
+        whole = Load(*(ROWS * n for n in (one.tokens, one.targets, one.mismatched)))
+        needed = peak(sizes, preset.quantization, stack, whole).gib
+        least = peak(sizes, preset.quantization, stack, one, recompute=True).gib
+        fits = None
+        if found is not None:
+            fits = "yes" if needed <= found.room else "split" if least <= found.room else "no"
+        rows.append(
+            {
+                "size": preset.name,
+                "model": preset.model,
+                "quantization": preset.quantization,
+                "lora_r": preset.lora_r,
+                "max_length": length,
+                "gib": round(needed, 1),
+                "least_gib": round(least, 1),
+                "fits": fits,
+                "note": preset.doc,
+            }
+        )
+    if as_json:
+        print_json({"gpu": found.name if found else None, "models": rows})
+        return
+    from rich.table import Table
+
+    screen = console()
+    screen.print(
+        f"{found.name}, {found.room:.1f} GiB for tensors" if found else "no GPU here: name one by --gpu"
+    )
+    table = Table(box=None, pad_edge=False)
+    for header in ("size", "model", "weights", "LoRA r", "length", "GiB", "at least", "fits", ""):
+        table.add_column(
+            header, justify="right" if header in {"LoRA r", "length", "GiB", "at least"} else "left"
+        )
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row.values()))
+    screen.print(table)
+    screen.print("Next: kto-sweep train --model-size 7b --local-file rows.jsonl --dry-run", markup=False)

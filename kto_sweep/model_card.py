@@ -1,0 +1,66 @@
+"""The model card of a trained run: what the hub shows, from the run's lineage and nothing else."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = (
+    *("loss", "rewards/margins", "kl", "eval/common_loss", "eval/loss", "eval/auc", "eval/margins"),
+    *("eval/dprime", "eval/desirable_below_ref", "eval/kl_raw", "trial/seconds"),
+)
+"""Metrics that a card shows, where the run has them."""
+
+
+def write_card(folder: Path, merged: Path | None = None) -> None:
+    """Write README.md into the run's folder and beside its weights, which are then fit for the hub.
+
+    `merged`: into the folder of the run's merged model instead.
+    """
+    about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+    text = "\n".join(card_lines(about, merged=merged is not None)) + "\n"
+    places = (folder, folder / "adapter", folder / "model", folder / "best")
+    for place in places if merged is None else (merged,):
+        if place.is_dir():
+            (place / "README.md").write_text(text, encoding="utf-8")
+
+
+def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[str]:
+    """The card's lines; `about` is what lineage.json holds."""
+    model, data, trial = about["model"], about["data"], about["trial"]
+    result = about.get("result", {})
+    full = merged or bool(trial.get("full_finetune"))
+    yield from ("---", f"library_name: {'transformers' if full else 'peft'}")
+    if "/" in model["name"] and not Path(model["name"]).exists():  # the hub links it
+        yield f"base_model: {json.dumps(model['name'])}"
+    yield from ("pipeline_tag: text-generation", "tags:", "- kto", "- kto-sweep")
+    if not full:
+        yield "- lora"
+    yield from ("---", "", f"# {model['name']}, tuned with KTO", "")
+    kind = "These are LoRA adapters for the base model."
+    if full:
+        kind = "LoRA adapters, merged into the base model." if merged else "All weights were trained."
+    end = f"{result.get('end', 'not ended')} {about.get('ended', '')}".rstrip()
+    yield f"{kind} Started {about['started']}, {end}."
+    yield from ("", "## Data", "", f"`{Path(data['path']).name}`, content hash `{data['fingerprint']}`", "")
+    yield from ("| | rows | desirable | undesirable | tokens |", "|---|---:|---:|---:|---:|")
+    for name, title in (("train", "trained on"), ("held_out", "held out")):
+        counts = data[name]
+        cells = (counts[key] for key in ("rows", "desirable", "undesirable", "tokens"))
+        yield f"| {title} | " + " | ".join(f"{count:,}" for count in cells) + " |"
+    yield from ("", "## Results", "", "| | |", "|---|---:|")
+    summary = result.get("summary", {})
+    yield f"| optimizer steps | {result.get('steps', 0):,} |"
+    for name in RESULTS:
+        if isinstance(summary.get(name), int | float):
+            yield f"| `{name}` | {summary[name]:.4g} |"
+    yield from ("", "`eval/*` is measured on the held-out rows; `eval/common_loss` is 0.5 before training.")
+    yield from ("", "## Parameters", "", "| | |", "|---|---|")
+    for name, value in trial.items():
+        shown = Path(str(value)).name if name == "dataset" else value
+        yield f"| `{name}` | {shown} |"
+    yield from ("", "## Lineage", "", "| | |", "|---|---|")
+    yield f"| base weights | `{model['fingerprint']}`, {model['quantization']}, {model['dtype']} |"
+    hardware = about["hardware"]
+    yield f"| hardware | {hardware['device']} |"
+    yield f"| software | {', '.join(f'{name} {version}' for name, version in about['software'].items())} |"

@@ -1,0 +1,49 @@
+"""Trained adapters made part of the base model's weights."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.model_card import write_card
+from kto_sweep.train.adapter_files import replaced
+from kto_sweep.train.models import load_base
+
+
+def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callable[[str], None]) -> Path:
+    """The folder with the merged model of a run, its tokenizer and its card, as safetensors.
+
+    Of a quantised base model the unquantised weights are taken, in the type that training computed in: they
+    differ a little from those that it saw.
+
+    Raises UsageError when there are no adapters or the folder has something in it; as load_base does.
+    """
+    lineage = run / "lineage.json"
+    adapters = run / ("best" if best else "adapter")
+    if (run / "model").is_dir():
+        raise UsageError(f"run {run.name} trained all weights", hint=f"they are merged: {run / 'model'}")
+    if not (adapters / "adapter_config.json").is_file() or not lineage.is_file():
+        raise UsageError(f"run {run.name} has no trained adapters", hint=f"look into {run}")
+    folder = (run / "merged" if output is None else output.expanduser()).resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is there already", hint="name another with --output, or remove it")
+    about = json.loads(lineage.read_text(encoding="utf-8"))["model"]
+    if about["quantization"] != "none":
+        say(f"Trained on {about['quantization']} weights; merged into the whole ones")
+    base = load_base(
+        about["name"],
+        quantization="none",
+        device=torch.device("cpu"),
+        home=home,
+        dtype=getattr(torch, about["dtype"]),
+    )
+    merged = PeftModel.from_pretrained(base.model, str(adapters)).merge_and_unload()
+    with replaced(folder) as new:
+        merged.save_pretrained(str(new), safe_serialization=True)
+        base.tokenizer.save_pretrained(str(new))
+    write_card(run, merged=folder)
+    return folder
