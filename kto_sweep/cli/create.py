@@ -64,5 +64,5 @@ def create(
         return
     say(registered.summary())
     if registered.login_url:
-        say(f"  with its controls (once, within the hour): {registered.login_url}")
+        say(f"  to pause or stop it there, open this once, within the hour: {registered.login_url}")
     say("Next: kto-sweep agent")
