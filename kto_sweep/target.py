@@ -110,7 +110,7 @@ def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, Sw
     if record is None and sweep_id is None:
         raise UsageError(
             "no sweep was created on this box yet",
-            hint="kto-sweep create sweeps/lr_grid.yaml   (or: kto-sweep demo; or name one: ENTITY/PROJECT/ID)",
+            hint="kto-sweep create sweeps/lr_grid.yaml  (or kto-sweep demo, or name one: ENTITY/PROJECT/ID)",
         )
     if record is not None and (entity, project) in ((None, None), (None, record.project), record.ref_owner):
         return _target_of(home, record, local=local), record.ref
