@@ -38,7 +38,9 @@ export function describe(title, lines) {
   const ends = lines
     .filter((line) => line.curve.value.length)
     .map((line) => ({ title: line.title, value: line.curve.value.at(-1), step: line.curve.step.at(-1) }));
-  if (!ends.length) return `${title}: no run has logged it yet.`;
+  if (!ends.length) {
+    return `${title}: no run has logged it yet${title.startsWith("gpu/") ? "; on a CPU there is none" : ""}.`;
+  }
   ends.sort((a, b) => a.value - b.value);
   const [low, high] = [ends[0], ends.at(-1)];
   const steps = Math.max(...ends.map((end) => end.step));
