@@ -53,8 +53,8 @@ SVG = """\
 {styles}
 </style>
 <defs>{lines}</defs>
-<rect fill="#f6f8fa" stroke="#d0d7de" x="1" y="1" width="{terminal_width}" height="{terminal_height}" rx="6"/>
-<g transform="translate(8, 8)">{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g>
+<rect fill="#f6f8fa" stroke="#d0d7de" width="{terminal_width}" height="{terminal_height}" rx="6"/>
+<g class="{unique_id}-matrix">{matrix}</g>
 </svg>
 """
 """rich's own form names a font on another host."""
@@ -100,11 +100,11 @@ def kto_sweep(home: Home, *args: str) -> str:
 
 def draw_terminal(text: str, path: Path) -> None:
     """Write the text as a terminal shows it."""
-    lines = [line.rstrip() for line in text.splitlines()]
-    width = max(map(len, lines))
+    lines = ["", *(f"  {line.rstrip()}" for line in text.splitlines()), ""]
+    width = max(map(len, lines)) + 2
     console = Console(record=True, width=width, file=io.StringIO(), highlight=False, legacy_windows=False)
     for line in lines:
-        console.print(Text(line, style="bold" if line.startswith("  * 1") else ""))
+        console.print(Text(line, style="bold" if line.lstrip().startswith("* 1 ") else ""))
     console.save_svg(str(path), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="compare")
 
 
