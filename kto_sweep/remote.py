@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from kto_sweep.alerts import without_rules
 from kto_sweep.errors import ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.space import Space, parse_space
@@ -144,7 +145,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
             hint="kto-sweep status   (without a name: the sweep used last on this box)",
         ) from error
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
-    space, _ = parse_space(config.get("parameters") or {})
+    space, _ = parse_space(without_rules(config.get("parameters") or {}))
     metric = config.get("metric") or {}
     return SweepView(
         ref=ref,

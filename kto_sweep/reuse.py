@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from kto_sweep.alerts import without_rules
 from kto_sweep.distributions import value_key
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
@@ -41,7 +42,7 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     and model. Of several equal trials the first counts.
     Raises UsageError when the new sweep is no grid that can be listed.
     """
-    space, _ = parse_space(config["parameters"])
+    space, _ = parse_space(without_rules(config["parameters"]))
     if config["method"] != "grid" or space is None or not grid.can_list(space):
         raise UsageError(
             f"--reuse takes over the cells of a grid, and this sweep's method is {config['method']}",

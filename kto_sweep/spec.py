@@ -13,6 +13,7 @@ from kto_sweep.errors import Problem, SpecError, UsageError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS
 from kto_sweep.shipped_files import find_file, shipped_names
 from kto_sweep.space import Space
+from kto_sweep.spec_block import check_block, unpacked
 from kto_sweep.spec_checks import check_settings, convert_settings
 from kto_sweep.spec_data import DataFinder
 from kto_sweep.spec_numbers import convert_section
@@ -107,13 +108,18 @@ def examine_text(text: str, path: Path, finder: DataFinder | None = None) -> Exa
     config = convert_settings(source.data)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = checked.uses.get("dataset", ())
-    findings = (*check_settings(config), *checked.findings, *(finder.findings(datasets) if finder else ()))
+    findings = (
+        *check_settings(config),
+        *check_block(config),
+        *checked.findings,
+        *(finder.findings(datasets) if finder else ()),
+    )
     if findings or checked.space is None:
         return ExaminedSpec(path, source, findings, checked.uses, None)
     parameters, notices = convert_section(config["parameters"])
     notices += finder.notices(datasets) if finder else ()
     metric = {"name": DEFAULT_METRIC, "goal": "minimize", **(config.get("metric") or {})}
-    config = {"program": PROGRAM, **config, "metric": metric, "parameters": parameters}
+    config = unpacked({"program": PROGRAM, **config, "metric": metric, "parameters": parameters})
     spec = SweepSpec(
         config=config,
         space=checked.space,

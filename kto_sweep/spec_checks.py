@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kto_sweep.metrics import METRICS, NOT_LOGGED
+from kto_sweep.spec_block import BLOCK
 from kto_sweep.wording import nearest, number_from_text, show
 from kto_sweep.yaml_source import Finding, Path
 
@@ -44,7 +45,7 @@ def check_settings(config: Mapping[str, Any]) -> list[Finding]:
 
 
 def _check_top_level(config: Mapping[str, Any]) -> Iterator[Finding]:
-    yield from _unknown_keys(config, TOP_LEVEL, (), "a sweep")
+    yield from _unknown_keys(config, (*TOP_LEVEL, BLOCK), (), "a sweep")
     for key in _TEXTS:
         value = config.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):

@@ -98,7 +98,7 @@ def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
 
 
 def _called(trial: TrialRecord) -> str:
-    return trial.run_id if trial.name in {"", trial.run_id} else f"{trial.run_id}, {trial.name},"
+    return trial.run_id if trial.name in {"", trial.run_id} else f'{trial.run_id} "{trial.name}"'
 
 
 def _short(value: Any) -> str:

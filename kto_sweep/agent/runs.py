@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
 
+from kto_sweep.alerts import AlertRule, Alerts, carried_by
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.run_log import RunLog
 from kto_sweep.run_record import Claim, RunRecord, read_record
@@ -86,6 +87,7 @@ class TrialRun:
         record: RunRecord,
         claim: Claim,
         objective: Objective,
+        alerts: Alerts,
         sent_steps: int = 0,
     ) -> None:
         self._run = run
@@ -93,9 +95,11 @@ class TrialRun:
         self._record = record
         self._claim = claim
         self._objective = objective
+        self._alerts = alerts
         self._files = RunLog(folder, keep=sent_steps, echo=run.write_logs)
         for row in self._files.kept:
             objective.see(row)
+            alerts.see(row)  # an earlier attempt has told of it
         self._sent_steps = sent_steps
         """The server has the metrics of the steps up to this one, from an earlier attempt."""
         self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
@@ -112,6 +116,7 @@ class TrialRun:
         folder: Path,
         *,
         objective: Objective,
+        alerts: Sequence[AlertRule] = (),
         local: bool,
         on_stop: Callable[[], None],
         home: str,
@@ -165,7 +170,9 @@ class TrialRun:
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
             # What the server has counts: it may miss the last seconds of an agent that was killed.
-            return cls(run, folder, record, claim, objective, run.starting_step - 1 if run.resumed else 0)
+            sent_steps = run.starting_step - 1 if run.resumed else 0
+            watched = Alerts((*alerts, *carried_by(config)))
+            return cls(run, folder, record, claim, objective, watched, sent_steps)
         except BaseException:
             claim.drop()
             raise
@@ -192,6 +199,8 @@ class TrialRun:
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
+            for title, text in self._alerts.see(fresh):
+                self.alert(title, f"step {step}: {text}")
 
     def note(self, text: str) -> None:
         """Write one line to the run's console log and to the files."""

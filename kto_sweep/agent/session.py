@@ -3,6 +3,7 @@
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import IO, NoReturn, cast
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from kto_sweep.agent.presence import Orphan, Presence, find_orphans, forget_dead
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
+from kto_sweep.alerts import AlertRule
 from kto_sweep.home import Home
 from kto_sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.server.launch import ensure_server
@@ -41,6 +43,7 @@ def work_on(
     patience: float = PATIENCE_SECONDS,
     share_gpus: bool = False,
     gpus_per_trial: int = 1,
+    alerts: Sequence[AlertRule] = (),
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
@@ -68,7 +71,7 @@ def work_on(
                 api, ref, home, stations, display, presence, lifeline,
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
-                grace=grace, patience=patience, orphans=orphans,
+                grace=grace, patience=patience, orphans=orphans, alerts=alerts,
             )  # fmt: skip
             try:
                 tally = supervisor.run()

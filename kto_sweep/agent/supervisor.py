@@ -37,6 +37,7 @@ from kto_sweep.agent.stations import IDLE_DEATHS, Stations
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.trials import Trials
 from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.alerts import AlertRule
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, MakeRoom, Message, Ready
@@ -75,6 +76,7 @@ class Supervisor:
         grace: float,
         patience: float,
         orphans: Sequence[Orphan] = (),
+        alerts: Sequence[AlertRule] = (),
         only: Command | None = None,
     ) -> None:
         """`only`: train this trial, which is of no sweep, and ask no server for others."""
@@ -102,7 +104,7 @@ class Supervisor:
             self._stations = OneTrial(api, ref, home, display, self._events, only)
         self._trials = Trials(
             api, ref, home, display, self._events, self.tally, presence,
-            objective=lambda: Objective(metric, goal), local=local, patience=patience,
+            objective=lambda: Objective(metric, goal), alerts=alerts, local=local, patience=patience,
         )  # fmt: skip
 
     def run(self) -> Tally:

@@ -6,7 +6,7 @@ other trials.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from kto_sweep.agent.presence import Orphan, Presence, home_id, take_over
 from kto_sweep.agent.runs import OWNER, Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
+from kto_sweep.alerts import AlertRule
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.protocol import (
@@ -64,6 +65,7 @@ class Trials:
         presence: Presence,
         *,
         objective: Callable[[], Objective],
+        alerts: Sequence[AlertRule],
         local: bool,
         patience: float,
     ) -> None:
@@ -76,6 +78,7 @@ class Trials:
         self._tally = tally
         self._presence = presence
         self._objective = objective
+        self._alerts = alerts
         self._local = local
         self._patience = patience
 
@@ -110,6 +113,7 @@ class Trials:
             work.config,
             self.folder(work.run_id),
             objective=self._objective(),
+            alerts=self._alerts,
             local=self._local,
             on_stop=lambda: self._events.put(StopAsked(work.run_id)),
             home=self._home_id,

@@ -64,6 +64,13 @@ class TrialsPerGpu(click.ParamType[int | None]):
     metavar="SECONDS",
     help="Wait so long for a server that is gone.",
 )
+@click.option(
+    "--alert",
+    "alerts",
+    multiple=True,
+    metavar="RULE",
+    help='Send a W&B alert for each run in which this happens: "kl_raw > 10". Repeatable.',
+)
 @local_option
 def agent(
     sweep: str | None,
@@ -75,6 +82,7 @@ def agent(
     share_gpus: bool,
     grace: float,
     patience: float,
+    alerts: tuple[str, ...],
     local: bool,
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
@@ -86,6 +94,7 @@ def agent(
     kto-sweep agent my-team/kto/ab12cd34 --gpus 0,1
     kto-sweep agent --count 1
     kto-sweep agent --gpus 0,1,2,3 --gpus-per-trial 2
+    kto-sweep agent --alert "kl_raw > 10" --alert "tokens_per_second < 100"
     """
     if gpus_per_trial > 1 and (trials_per_gpu or 1) > 1:
         raise UsageError(
@@ -94,6 +103,7 @@ def agent(
         )
     from kto_sweep.agent.runs import ServiceGoneError
     from kto_sweep.agent.session import work_on
+    from kto_sweep.alerts import read_rule
     from kto_sweep.home import Home
 
     began = time.monotonic()
@@ -110,6 +120,7 @@ def agent(
             patience=patience,
             share_gpus=share_gpus,
             gpus_per_trial=gpus_per_trial,
+            alerts=[read_rule(text) for text in alerts],
         )
     except ServiceGoneError as error:
         if time.monotonic() - began < RESTART_SECONDS or error.count == 0:

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import time
+import urllib.request
 
 import pytest
+from conftest import SWEEP
 
 READ_BACK = """
 import json, wandb
@@ -22,6 +24,11 @@ print(json.dumps({{"runs": runs, "best": sweep.best_run().id, "state": sweep.sta
 """
 
 
+ALERTS = """
+kto_sweep:
+  alerts: ["learning_rate > 0.0001", "kl_raw > 1000"]
+"""
+
 LONG_AND_SHORT = """
 method: grid
 parameters:
@@ -35,8 +42,8 @@ parameters:
 @pytest.fixture(scope="module")
 def finished(box):
     """A sweep of two trials that an agent has run to its end, and what the agent said."""
-    made = box.create()
-    return made, box.run("agent")
+    made = box.create(SWEEP + ALERTS)
+    return made, box.run("agent", "--alert", "loss < 100")
 
 
 def test_create_says_what_it_made(finished):
@@ -102,6 +109,20 @@ def test_first_losses_are_those_of_an_untrained_adapter(box, finished):
         assert rows[0]["step"] == 1
         assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-3)
         assert (folder / "adapter/adapter_model.safetensors").exists()
+
+
+def test_an_alert_comes_once_for_each_run_that_passes_its_limit(box, finished):
+    made, _ = finished
+    project = made["path"].removesuffix(f"/{made['id']}")
+    server = made["url"].removesuffix(f"/{project}/sweeps/{made['id']}")
+    for run in box.json("compare", made["path"])["trials"]:
+        with urllib.request.urlopen(f"{server}/-/data/{project}/runs/{run['run_id']}") as answer:
+            alerts = json.load(answer)["alerts"]
+        assert sorted(alert["title"] for alert in alerts) == [
+            "KTO: learning_rate > 0.0001",
+            "KTO: loss < 100",
+        ]
+        assert "_alerts" not in run["config"]
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(box, finished):

@@ -1,0 +1,81 @@
+"""Alert rules: read, met once, and carried from a sweep file to its agents."""
+
+import math
+
+import pytest
+
+from kto_sweep.alerts import PARAMETER, Alerts, carried_by, read_rule
+from kto_sweep.errors import SpecError, UsageError
+from kto_sweep.spec import load_spec
+
+FILE = """
+method: grid
+parameters:
+  learning_rate: {values: [1.0e-6, 1.0e-5]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("kl_raw > 10", "kl_raw > 10"),
+        (" eval/auc<=.5 ", "eval/auc <= 0.5"),
+        ("grad_norm>=1e3", "grad_norm >= 1000"),
+    ],
+)
+def test_rules_are_read(text, shown):
+    assert str(read_rule(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "hint"),
+    [
+        ("kl_raw", "is not an alert", "kl_raw > 10"),
+        ("kl_raw > 10 > 3", "is not an alert", "kl_raw > 10"),
+        ("kl_rw > 10", "kl_rw is not a metric", "kl_raw > 10"),
+        ("auc < 0.5", "auc is not a metric", "eval/auc < 0.5"),
+        ("kl_raw > ten", "ten is not a number", "kl_raw > 10"),
+        ("failure/cause > 1", "failure/cause is not a metric", "one of loss"),
+    ],
+)
+def test_what_is_no_rule_says_what_to_type(text, says, hint):
+    with pytest.raises(UsageError, match=says) as refused:
+        read_rule(text)
+    assert refused.value.hint.startswith(hint)
+
+
+def test_a_rule_is_met_once_in_a_run():
+    alerts = Alerts([read_rule("kl_raw > 10"), read_rule("loss < 0.1")])
+    assert alerts.see({"kl_raw": 10.0, "loss": math.nan}) == []
+    assert alerts.see({"kl_raw": 12.5}) == [("KTO: kl_raw > 10", "kl_raw is 12.5")]
+    assert alerts.see({"kl_raw": math.inf, "loss": 0.05}) == [("KTO: loss < 0.1", "loss is 0.05")]
+    assert alerts.see({"kl_raw": 99.0, "loss": 0.0}) == []
+
+
+def test_a_files_rules_are_kept_out_of_what_w_and_b_has_no_key_for_and_reach_the_trials(tmp_path):
+    (tmp_path / "s.yaml").write_text(FILE + 'kto_sweep:\n  alerts: ["kl_raw > 10", "loss>2"]\n')
+    spec = load_spec(tmp_path / "s.yaml")
+    assert "kto_sweep" not in spec.config
+    assert [parameter.name for parameter in spec.space.parameters if parameter.name == PARAMETER] == []
+    given = {PARAMETER: spec.config["parameters"][PARAMETER]["value"]}
+    assert carried_by(given) == (read_rule("kl_raw > 10"), read_rule("loss > 2"))
+    assert carried_by({}) == ()
+
+
+@pytest.mark.parametrize(
+    ("block", "line", "hint"),
+    [
+        ('  alerts: ["kl_rw > 10"]', 8, '"kl_raw > 10"'),
+        ("  alerts: kl_raw > 10", 8, 'alerts: ["kl_raw > 10"]'),
+        ("  alert: []", 8, "alerts"),
+    ],
+)
+def test_a_block_that_cannot_be_right_is_told_with_its_line(tmp_path, block, line, hint):
+    (tmp_path / "s.yaml").write_text(f"{FILE}kto_sweep:\n{block}\n")
+    with pytest.raises(SpecError) as refused:
+        load_spec(tmp_path / "s.yaml")
+    [problem] = refused.value.problems
+    assert f"s.yaml:{line} kto_sweep." in problem.where
+    assert problem.hint == hint
