@@ -267,6 +267,21 @@ class TrialRun:
             record.write(self._folder)
 
 
+def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Add a table `samples` of prompts, base and tuned answers to a run that has ended."""
+    run = wandb.init(
+        entity=ref.entity or None,
+        project=ref.project,
+        id=run_id,
+        dir=str(folder),
+        resume="must",
+        reinit="create_new",
+        settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
+    )
+    run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
+    run.finish()
+
+
 def _write_whole(path: Path, text: str) -> None:
     scratch = path.with_name(f"{path.name}.new")
     scratch.write_text(text)

@@ -16,6 +16,7 @@ from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
+from kto_sweep.agent.runs import log_answers
 from kto_sweep.agent.session import GRACE_SECONDS, PATIENCE_SECONDS, leave_at_once
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 FEW_STEPS = 50
 """A run of at most so many shows each of them; a longer one every EVERYth."""
 EVERY = 5
+SAMPLE_TOKENS = 128
+"""Of each answer."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Job:
     """For people; empty: as it is on the server."""
     project: str
     entity: str | None
+    samples: int = 0
+    """Held-out prompts whose answers are shown in a table of the run at its end."""
 
 
 class RunDisplay(Display):
@@ -158,7 +163,25 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
                 leave_at_once(128 + supervisor.tally.interrupted)
         lifeline.end()
         presence.end()
+    if job.samples and tally.finished and not (tally.unsent or tally.cut_off):
+        _show_samples(console, home, job, ref, offline=offline)
     return _say_end(console, home, job, target, tally, offline=offline)
+
+
+def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef, *, offline: bool) -> None:
+    """Log base and tuned answers to the run; what keeps them away is told, and is no failure of the run."""
+    if offline:  # a second file of the same run, of which wandb would send one
+        console.print(f"No answers are logged offline: kto-sweep chat {job.run_id}")
+        return
+    from kto_sweep.train.chat import compare_answers
+
+    console.print(f"Answers to {job.samples} held-out prompts, by the base and the tuned model")
+    folder = home.runs / job.run_id
+    try:
+        found = compare_answers(home, folder, (), count=job.samples, max_tokens=SAMPLE_TOKENS)
+        log_answers(ref, job.run_id, folder, [(each.prompt, each.base, each.tuned) for each in found])
+    except Exception as error:  # the run is over and its weights are safe
+        console.print(f"No answers were logged: {error}", markup=False, soft_wrap=True)
 
 
 def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:

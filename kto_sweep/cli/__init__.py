@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
     "view": ("Look", "Save a workspace on W&B for a sweep"),
+    "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Say how far a sweep is"),
     "cache": ("Look", "Show or prune reference log-probs"),
     "sync": ("Serve", "Send runs that their server has missed"),

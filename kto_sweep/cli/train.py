@@ -70,6 +70,9 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs for this run.")
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
+@click.option(
+    "--samples", type=click.IntRange(min=0), default=0, help="Log base and tuned answers to so many prompts."
+)
 @click.option("--dry-run", is_flag=True, help="Check data, model, memory and login; train nothing.")
 @click.option("--debug", is_flag=True, help="Show Python's traceback with an error.")
 def train(
@@ -86,6 +89,7 @@ def train(
     resume: str | None,
     gpus: int,
     cpu: bool,
+    samples: int,
     dry_run: bool,
     debug: bool,
     **parameters: Any,
@@ -101,6 +105,8 @@ def train(
     kto-sweep train --config run.yaml --dry-run
     kto-sweep train --resume-from-checkpoint
     """
+    from dataclasses import replace
+
     from kto_sweep.home import Home
     from kto_sweep.single_run import Asked, prepare
 
@@ -132,4 +138,5 @@ def train(
     from kto_sweep.agent.single import train_one
 
     prepared.make_folder(home)
-    return train_one(home, prepared.job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu)
+    job = replace(prepared.job, samples=samples)
+    return train_one(home, job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu)

@@ -1,8 +1,10 @@
 """Trained adapters made part of the base model's weights."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -11,7 +13,14 @@ from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.model_card import write_card
 from kto_sweep.train.adapter_files import replaced
-from kto_sweep.train.models import load_base
+from kto_sweep.train.models import LoadedBase, load_base
+
+
+def tuned(base: LoadedBase, adapters: Path) -> PeftModel:
+    """The base model with the adapters of a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, to peft
+        return PeftModel.from_pretrained(base.model, str(adapters))
 
 
 def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callable[[str], None]) -> Path:
@@ -41,7 +50,7 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
         home=home,
         dtype=getattr(torch, about["dtype"]),
     )
-    merged = PeftModel.from_pretrained(base.model, str(adapters)).merge_and_unload()
+    merged: Any = tuned(base, adapters).merge_and_unload()
     with replaced(folder) as new:
         merged.save_pretrained(str(new), safe_serialization=True)
         base.tokenizer.save_pretrained(str(new))

@@ -1,0 +1,102 @@
+"""What a base model and its tuned form answer to the same prompts."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kto_sweep.data.dataset import prepare_data
+from kto_sweep.data.formats import load_examples
+from kto_sweep.data.rows import Example, TokenRow
+from kto_sweep.data.tokenise import tokenise
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.train.device import pick_device
+from kto_sweep.train.merge import tuned
+from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Two answers to one prompt."""
+
+    prompt: str
+    base: str
+    tuned: str
+
+
+def compare_answers(
+    home: Home, run: Path, prompts: Sequence[str], *, count: int, max_tokens: int, best: bool = False
+) -> list[Answers]:
+    """The most likely answers, word for word, to `prompts`, or else to `count` held-out prompts of the run.
+
+    Raises UsageError for a run that has no trained weights, and as its model and data do.
+    """
+    try:
+        about = json.loads((run / "lineage.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        about = None
+    whole, adapters = run / "model", run / ("best" if best else "adapter")
+    if about is None or not (whole.is_dir() or adapters.is_dir()):
+        raise UsageError(f"run {run.name} has no trained weights", hint=f"look into {run}")
+    trial = Trial.from_config(about["trial"])
+    base = load_base(
+        trial.base_model, quantization=trial.effective_quantization, device=pick_device(), home=home
+    )
+    asked = _typed(prompts, base, trial) if prompts else _held_out(base, trial, count)
+    model: Any = base.model
+    if not whole.is_dir():
+        model = tuned(base, adapters)
+        with model.disable_adapter():
+            before = [_answer(model, base, ids, max_tokens) for ids in asked]
+    else:
+        before = [_answer(model, base, ids, max_tokens) for ids in asked]
+        model = load_base(str(whole), quantization="none", device=pick_device(), home=home).model
+    after = [_answer(model, base, ids, max_tokens) for ids in asked]
+    told = [str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in asked]
+    return [Answers(p, b, a) for p, b, a in zip(told, before, after, strict=True)]
+
+
+def _typed(prompts: Sequence[str], base: LoadedBase, trial: Trial) -> list[list[int]]:
+    """Token ids of what a user would say, in the form that training gives prompts."""
+    answer = ({"role": "assistant", "content": "-"},)
+    examples = [
+        Example(({"role": "user", "content": text},), answer, label=True, line=line)
+        for line, text in enumerate(prompts, start=1)
+    ]
+    return [row.prompt for row in tokenise(examples, base.tokenizer, trial.max_length).rows]
+
+
+def _held_out(base: LoadedBase, trial: Trial, count: int) -> list[list[int]]:
+    loaded = load_examples(trial.dataset)
+    tokens = tokenise(loaded.examples, base.tokenizer, trial.max_length)
+    data = prepare_data(loaded, tokens, eval_fraction=trial.eval_fraction, max_length=trial.max_length)
+    return [row.prompt for row in _one_per_prompt(data.eval)][:count]
+
+
+def _one_per_prompt(rows: Sequence[TokenRow]) -> Iterator[TokenRow]:
+    seen: set[int] = set()
+    for row in rows:
+        if row.group not in seen:
+            seen.add(row.group)
+            yield row
+
+
+def _answer(model: Any, base: LoadedBase, ids: Sequence[int], max_tokens: int) -> str:
+    tokens: Tensor = torch.tensor([ids], device=base.model.device)
+    with torch.no_grad():
+        found = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+    return str(base.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)).strip()
