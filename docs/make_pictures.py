@@ -7,9 +7,11 @@ curves.png      what `kto-sweep compare --png` writes
 
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
@@ -26,6 +28,8 @@ PICTURES = ROOT / "docs" / "pictures"
 CHROMIUM = os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium")
 SIZE = {"width": 1360, "height": 1000}
 """Of the browser's window, in pixels."""
+COLUMNS = 136
+"""Of the terminal."""
 
 SWEEP = """\
 name: support-replies
@@ -100,12 +104,21 @@ def kto_sweep(home: Home, *args: str) -> str:
 
 def draw_terminal(text: str, path: Path) -> None:
     """Write the text as a terminal shows it."""
-    lines = ["", *(f"  {line.rstrip()}" for line in text.splitlines()), ""]
+    told = [part for line in text.splitlines() for part in folded(line.rstrip())]
+    lines = ["", *(f"  {line}" for line in told), ""]
     width = max(map(len, lines)) + 2
     console = Console(record=True, width=width, file=io.StringIO(), highlight=False, legacy_windows=False)
     for line in lines:
         console.print(Text(line, style="bold" if line.lstrip().startswith("* 1 ") else ""))
     console.save_svg(str(path), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="compare")
+
+
+def folded(line: str) -> list[str]:
+    """A line in parts that fit, below the first word of its sentence; a table's line as it is."""
+    sentence = re.match(r"(\S+ )*\S+ {2,}(?=\S+ \S+ \S)|\s+(?=\S+ \S+ \S)", line)
+    if len(line) <= COLUMNS or sentence is None:
+        return [line]
+    return textwrap.wrap(line, COLUMNS, subsequent_indent=" " * sentence.end())
 
 
 def photograph(url: str, path: Path) -> None:
