@@ -40,6 +40,8 @@ class ServiceGoneError(KtoSweepError):
 
     count: int | None = None
     """Trials that the agent was still to begin or to end; None: any number."""
+    until: float | None = None
+    """Unix seconds at which its time is over; None: never."""
 
     def __init__(self) -> None:
         super().__init__(

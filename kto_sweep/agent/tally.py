@@ -20,6 +20,10 @@ class Tally:
     interrupted: int = 0
     """The signal that ended it, or 0."""
 
+    out_of_time: bool = False
+    """The next trial could not end within the agent's time."""
+    time_is_up: bool = False
+    """The time is over: running trials are put back."""
     cut_off: bool = False
     """The server did not answer for so long that no more trials are started."""
     unsent: list[str] = field(default_factory=list)
@@ -31,9 +35,14 @@ class Tally:
         return self.failed_in_a_row >= FAILURES_IN_A_ROW
 
     @property
+    def is_leaving(self) -> bool:
+        """Open trials are put back: a signal came, or the time is over."""
+        return bool(self.interrupted) or self.time_is_up
+
+    @property
     def is_full(self) -> bool:
         """No more trials are to be started."""
-        if self.interrupted or self.hopeless or self.cut_off:
+        if self.is_leaving or self.out_of_time or self.hopeless or self.cut_off:
             return True
         return self.count is not None and self.started >= self.count
 

@@ -222,7 +222,7 @@ class Trials:
                 lambda run: run.succeed(summary),
                 lambda: display.ended(message.run_id, "finished", summary),
             )
-        elif self._tally.interrupted:
+        elif self._tally.is_leaving:
             self.put_back(slot)
         else:
             self._tally.stopped += 1

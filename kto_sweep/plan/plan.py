@@ -200,6 +200,19 @@ class Planner:
             cell, steps, trainer, whole, least, fits, comfortable, together, largest, remedy, time, disk
         )
 
+    def rest(self, trial: Trial, done_steps: int, together: int) -> tuple[int, Estimate | None]:
+        """The trial's steps, and its time from step `done_steps` on with `together` alike on the GPU.
+
+        None: the time is not known. Raises like `plan`.
+        """
+        ground = self._ground(trial)
+        steps = ground.work.steps(trial)
+        packed = ground.model is not None and ground.model.experts <= 1 and not trial.full_finetune
+        if ground.clock is None or not packed:
+            return steps, None
+        done = min(done_steps, steps)
+        return steps, estimate(trial, ground.work, ground.clock, together=together, done_steps=done)
+
     def _outlook_of(self, trial: Trial) -> Outlook:
         return self.outlook(Cell(trial, 1, {}))
 

@@ -1,0 +1,79 @@
+"""An agent's time: which trials may still begin, and when those that run are put back."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from kto_sweep.agent.runs import CHECKPOINT
+from kto_sweep.budget import Allowance, Forecast, Plan
+from kto_sweep.errors import KtoSweepError
+from kto_sweep.home import Home
+from kto_sweep.plan.plan import Planner
+from kto_sweep.protocol import Done
+from kto_sweep.remote import SweepView
+from kto_sweep.run_log import last_step
+from kto_sweep.trial import Trial
+from kto_sweep.wording import duration
+
+
+class Timekeeper:
+    """Keeps an agent within its allowance."""
+
+    def __init__(
+        self,
+        allowance: Allowance,
+        forecast: Forecast,
+        home: Home,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`clock` gives Unix seconds."""
+        self._allowance = allowance
+        self._forecast = forecast
+        self._home = home
+        self._clock = clock
+
+    @property
+    def ends(self) -> float:
+        """Unix seconds at which the agent is to be gone."""
+        return self._allowance.ends
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the trials that run have to be put back."""
+        return self._clock() >= self._allowance.closes
+
+    def refusal(self, run_id: str, config: Mapping[str, Any], together: int) -> str:
+        """Why a trial must not begin, beside as many others as make `together`; empty when it may."""
+        folder = self._home.runs / run_id
+        done = last_step(folder) if (folder / CHECKPOINT).exists() else 0
+        seconds, now = self._forecast.seconds(config, done, together), self._clock()
+        if self._allowance.permits(seconds, now):
+            return ""
+        left = duration(self._allowance.left(now))
+        return f"{left} are left" + ("" if seconds is None else f" and it takes {duration(seconds)}")
+
+    def learn(self, config: Mapping[str, Any], message: Done) -> None:
+        """Take note of a trial that has run to its end."""
+        seconds = message.summary.get("trial/seconds")
+        if not message.stopped and isinstance(seconds, int | float):
+            self._forecast.learn(config, message.steps, float(seconds))
+
+    def learn_earlier(self, view: SweepView) -> None:
+        """Take note of the sweep's trials that this box has run to their ends before."""
+        for trial in view.trials:
+            folder = self._home.runs / trial.run_id
+            if trial.state == "finished" and folder.is_dir():
+                self._forecast.learn(trial.config, last_step(folder), trial.seconds)
+
+
+def by(planner: Planner) -> Plan:
+    """What the planner says of a trial's time; a trial that it cannot read has no steps and no time."""
+
+    def plan(config: Mapping[str, Any], done_steps: int, together: int) -> tuple[int, float | None]:
+        try:
+            steps, time = planner.rest(Trial.from_config(config), done_steps, together)
+        except (KtoSweepError, OSError):
+            return 0, None  # its worker will say what is wrong with it
+        return steps, None if time is None else time.seconds
+
+    return plan

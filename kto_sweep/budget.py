@@ -1,0 +1,136 @@
+"""How long an agent may train, and how long a trial takes: by those that have run, else by the plan.
+
+Pure: the clock and the plan are passed in.
+"""
+
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from kto_sweep.errors import UsageError
+from kto_sweep.plan.cells import FREE
+from kto_sweep.trial import leaves, parameter_name
+
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", re.ASCII)
+
+CLOSING_SECONDS = 10.0
+CLOSING_SHARE = 0.05
+"""Trials are put away this long before the end, or this share of the whole time where that is less."""
+
+LENGTHS = frozenset({"epochs", "max_steps"})
+"""Parameters that only say how many steps a trial has; its time grows in proportion."""
+_TIMELESS = FREE | LENGTHS
+
+
+def read_span(text: str) -> float:
+    """The seconds that `12h`, `90m`, `1h30m` or `2d` mean. Raises UsageError."""
+    plain = text.strip().lower()
+    parts = _SPAN.findall(plain)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not parts or _SPAN.sub("", plain).strip() or not seconds:
+        number = re.fullmatch(r"\d+(\.\d+)?", plain)
+        hint = f"--budget {plain}h" if number and float(plain) else "--budget 12h, or 90m, 1h30m, 2d"
+        raise UsageError(f"--budget {text}: not a time of GPUs", hint=hint)
+    return seconds
+
+
+def read_moment(text: str, now: datetime) -> datetime:
+    """The moment that `07:00` (the next time clocks show it) or an ISO date and time mean, with its zone.
+
+    `now` has the local zone, in which both are read. Raises UsageError for another form or a past moment.
+    """
+    plain = text.strip()
+    try:
+        if re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", plain, re.ASCII):
+            hour, minute, second = (int(part) for part in f"{plain}:0".split(":")[:3])
+            moment = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
+            return moment if moment > now else moment + timedelta(days=1)
+        moment = datetime.fromisoformat(plain)
+    except ValueError as error:
+        raise UsageError(
+            f"--until {text}: not a time", hint="--until 07:00, or --until 2027-01-31T07:00"
+        ) from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+    if moment <= now:
+        raise UsageError(f"--until {text}: it is {now:%Y-%m-%d %H:%M} already", hint="name a later time")
+    return moment
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The time that an agent has. Moments are Unix seconds."""
+
+    began: float
+    ends: float
+
+    @classmethod
+    def of(
+        cls, now: float, devices: int, gpu_seconds: float | None, until: float | None
+    ) -> "Allowance | None":
+        """What is over first, `gpu_seconds` shared by all devices or the moment `until`; None: no end."""
+        ends = [until] if until is not None else []
+        ends += [now + gpu_seconds / devices] if gpu_seconds is not None else []
+        return cls(now, min(ends)) if ends else None
+
+    @property
+    def closes(self) -> float:
+        """When trials that still run are put away, for the agent to be gone at the end."""
+        return self.ends - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
+
+    def left(self, now: float) -> float:
+        """Seconds in which trials may run."""
+        return max(0.0, self.closes - now)
+
+    def permits(self, seconds: float | None, now: float) -> bool:
+        """Whether a trial that takes so long can end in time.
+
+        One of which nothing is known (None) may begin: it is put back, not lost, when the time is over.
+        """
+        return now < self.closes if seconds is None else now + seconds <= self.closes
+
+
+Plan = Callable[[Mapping[str, Any], int, int], tuple[int, float | None]]
+"""Of a trial's configuration, the steps it has done and the trials beside it (itself counted): its steps in
+all, and the seconds to its end, if they can be told."""
+
+
+@dataclass
+class Forecast:
+    """How long trials of one sweep take on this box."""
+
+    plan: Plan
+    _paces: dict[object, list[float]] = field(default_factory=dict)
+    """Seconds per step of the trials that have ended, by kind."""
+
+    def learn(self, config: Mapping[str, Any], steps: int, seconds: float | None) -> None:
+        """Take note of a trial that has run to its end."""
+        if steps > 0 and seconds is not None:
+            self._paces.setdefault(kind(config), []).append(seconds / steps)
+
+    def seconds(self, config: Mapping[str, Any], done_steps: int = 0, together: int = 1) -> float | None:
+        """How long a trial takes from step `done_steps` to its end.
+
+        By the median of its kind; without one as planned; else like the slowest kind; None when nothing is
+        known of any.
+        """
+        steps, planned = self.plan(config, done_steps, together)
+        left = max(0, steps - done_steps)
+        paces = self._paces.get(kind(config))
+        if paces is not None:
+            return left * statistics.median(paces)
+        if planned is not None or not self._paces:
+            return planned
+        return left * max(map(statistics.median, self._paces.values()))
+
+
+def kind(config: Mapping[str, Any]) -> object:
+    """What trials have in common whose steps take the same time."""
+    return frozenset(
+        (".".join(path), repr(value))
+        for path, value in leaves(config)
+        if parameter_name(path) not in _TIMELESS
+    )
