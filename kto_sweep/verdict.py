@@ -24,6 +24,8 @@ EDGE = 0.05
 """So near to an end of a range counts as its end, as a share of the range."""
 LEAST_SHARE = 0.05
 """A parameter of less importance is not worth a wider range."""
+LONGEST_NAME = 60
+"""Characters."""
 FEWEST_VALUES = 3
 """Of fewer listed values each is at an end."""
 
@@ -98,7 +100,9 @@ def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
 
 
 def _called(trial: TrialRecord) -> str:
-    return trial.run_id if trial.name in {"", trial.run_id} else f'{trial.run_id} "{trial.name}"'
+    """Id and name; a name may hold anything, also what a terminal obeys."""
+    name = "".join(char for char in trial.name if char.isprintable())[:LONGEST_NAME]
+    return trial.run_id if name in {"", trial.run_id} else f'{trial.run_id} "{name}"'
 
 
 def _short(value: Any) -> str:

@@ -52,6 +52,11 @@ def test_with_one_run_of_each_configuration_it_cannot_be_told_how_sure():
     assert any("other seeds" in text for text in told.next)
 
 
+def test_a_name_cannot_command_the_terminal():
+    named = TrialRecord("a", "\x1b[2Jgone", "finished", {"learning_rate": 1e-5}, {LOSS: 0.1}, 60.0)
+    assert verdict(named).best.startswith('Run a "[2Jgone" (learning_rate 1e-05)')
+
+
 def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
     told = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
     assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in told.best
