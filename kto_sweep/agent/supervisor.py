@@ -3,6 +3,8 @@
 Everything that happens arrives in one queue (see events.py) and is handled on one thread.
 """
 
+import atexit
+import os
 import queue
 import signal
 import time
@@ -132,6 +134,7 @@ class Supervisor:
             raise
         except BaseException:
             self._leave(LAST_SECONDS)
+            atexit.register(os._exit, 1)  # else wandb's goodbye ends what is still open as finished
             raise
         finally:
             for number, handler in handlers.items():
@@ -147,9 +150,13 @@ class Supervisor:
             if seconds and slot.work is not None and slot.work.run is not None and not slot.work.closing:
                 self._trials.put_back(slot)
         while any(slot.work for slot in self._slots()) and time.monotonic() < deadline:
-            event = self._next_event()
-            if isinstance(event, Closed):
-                self._trials.closed(event)
+            match self._next_event():
+                case Closed() as event:
+                    self._trials.closed(event)
+                case Opened(slot) as event:
+                    self._trials.opened(event)
+                    if slot.work is not None:
+                        self._trials.put_back(slot)
 
     def _slots(self) -> list[Slot]:
         return [slot for station in self._all for slot in station.slots]

@@ -1,5 +1,7 @@
 """A sweep goes through accidents at random moments and ends as if nothing had happened."""
 
+import subprocess
+import sys
 import time
 from collections import Counter
 
@@ -63,5 +65,37 @@ def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count
         arena.finish()
         arena.check(undisturbed)
         assert len(arena.agents) == 2
+    finally:
+        arena.close()
+
+
+DEFECT = """
+import kto_sweep.agent.supervisor as supervisor
+from kto_sweep.agent.display import Display
+from kto_sweep.cli import main
+
+def progress(self, run_id, step, values):
+    if step >= 12:
+        raise ValueError("a defect")
+
+Display.progress = progress
+supervisor.LAST_SECONDS = 0.0
+main()
+"""
+
+
+def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_path, undisturbed):
+    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
+    try:
+        arena.create()
+        ended = subprocess.run(
+            [sys.executable, "-c", DEFECT, "agent", arena.sweep[2], *arena.options],
+            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1, ended.stdout
+        assert "a defect" in ended.stderr
+        assert {run.state for run in arena.runs()} <= {"running", "preempting", "preempted"}, ended.stdout
+        arena.finish()
+        arena.check(undisturbed)
     finally:
         arena.close()
