@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from kto_sweep.agent.presence import is_alive
 from kto_sweep.compare import rank
-from kto_sweep.errors import ServerError, UsageError
+from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.one_run import flat
 from kto_sweep.remote import connect, read_sweep
@@ -88,20 +89,29 @@ def find_earlier(home: Home, name: str, *, local: bool) -> Earlier:
 
 
 def unfinished(home: Home) -> list[Path]:
-    """The runs of no sweep on this box that can go on, the one begun last first."""
-    records = [(folder, read_record(folder)) for folder in home.runs.glob("*")]
-    ours = [folder for folder, record in records if record is not None and not record.sweep]
-    ours = [folder for folder in ours if (folder / "trial.json").is_file() and not is_finished(folder)]
+    """The runs of no sweep on this box that were cut off, the one begun last first.
+
+    One that has diverged would do so again.
+    """
+    ours = []
+    for folder in home.runs.glob("*"):
+        record = read_record(folder)
+        if record is None or record.sweep or (record.agent and is_alive(home, record.agent)):
+            continue
+        result = _result(folder)
+        over = result.get("end") == "finished" or result.get("cause") == FailureCause.DIVERGED
+        if not over and (folder / "trial.json").is_file():
+            ours.append(folder)
     return sorted(ours, key=lambda folder: (folder / "trial.json").stat().st_mtime, reverse=True)
 
 
-def is_finished(folder: Path) -> bool:
-    """Whether the run has taken all its steps."""
+def _result(folder: Path) -> dict[str, Any]:
+    """How the run's last attempt ended, by its lineage; empty when that is not known."""
     try:
         about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return bool(about.get("result", {}).get("end") == "finished")
+        return {}
+    return dict(about.get("result", {}))
 
 
 def resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
@@ -112,13 +122,11 @@ def resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
         raise UsageError(f"{folder} has no run.json that can be read", hint="name another run, or auto")
     if record.sweep:
         raise UsageError(f"{folder.name} is a trial of a sweep", hint=f"kto-sweep agent {record.sweep}")
-    if is_finished(folder):
+    if _result(folder).get("end") == "finished":
         raise UsageError(
             f"run {folder.name} is finished",
             hint=f"train anew: kto-sweep train --from {folder.name} --epochs 2",
         )
-    from kto_sweep.agent.presence import is_alive
-
     if record.agent and is_alive(home, record.agent):
         raise UsageError(f"run {folder.name} is being trained now", hint="wait for it, or end that process")
     return folder, record
