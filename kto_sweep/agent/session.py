@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections import Counter
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from typing import IO, NoReturn, cast
 
 from rich.console import Console
@@ -13,16 +14,22 @@ from kto_sweep.agent.devices import find_devices, grouped
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
-from kto_sweep.agent.presence import Orphan, Presence, find_orphans, forget_dead, of_sweep
+from kto_sweep.agent.presence import Presence
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
+from kto_sweep.agent.timekeeper import Timekeeper, by
+from kto_sweep.agent.work_left import find_work_left
 from kto_sweep.alerts import AlertRule
+from kto_sweep.budget import Allowance, Forecast
 from kto_sweep.home import Home
+from kto_sweep.plan.gpus import find_gpu
+from kto_sweep.preflight import planner
 from kto_sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep_ref import SweepRef, remember
 from kto_sweep.target import Target, find_sweep
+from kto_sweep.wording import duration
 
 GRACE_SECONDS = 60.0
 """How long trials may take to end their step and be put away after a first signal."""
@@ -44,13 +51,17 @@ def work_on(
     share_gpus: bool = False,
     gpus_per_trial: int = 1,
     alerts: Sequence[AlertRule] = (),
+    gpu_seconds: float | None = None,
+    until: float | None = None,
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
+    It takes `gpu_seconds` of all devices together at most, and has ended by `until` (Unix seconds).
     Raises KtoSweepError for anything that keeps the box from working at all.
     """
     console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
     devices = find_devices(os.environ, gpus=gpus, cpu=cpu)
+    allowance = Allowance.of(time.time(), len(devices), gpu_seconds, until)
     stations = devices if gpus_per_trial == 1 else grouped(devices, gpus_per_trial)
     require_space(home.root)
     with held([] if share_gpus else devices):
@@ -60,8 +71,17 @@ def work_on(
         view = read_sweep(api, target, ref)
         remember(home, ref, local=target.local, base_url=target.base_url)
         console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-        orphans = _find_work_left(console, home, ref)
+        orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
+        timekeeper = None
+        if allowance is not None:
+            at = datetime.fromtimestamp(allowance.ends)
+            left = duration(allowance.ends - time.time())
+            console.print(f"Its time is over in {left}, at {at:%Y-%m-%d %H:%M:%S}")
+            gpu = find_gpu() if devices[0].visible else None
+            plan = by(planner(gpu, home, this_box=True, exact=False))
+            timekeeper = Timekeeper(allowance, Forecast(plan), home)
+            timekeeper.learn_earlier(view)
         varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
         presence = Presence(home)
         lifeline = Lifeline(target.base_url, (lambda: ensure_server(home)) if target.local else None)
@@ -71,14 +91,14 @@ def work_on(
                 api, ref, home, stations, display, presence, lifeline,
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
-                grace=grace, patience=patience, orphans=orphans, alerts=alerts,
+                grace=grace, patience=patience, orphans=orphans, alerts=alerts, timekeeper=timekeeper,
             )  # fmt: skip
             try:
                 tally = supervisor.run()
             except KeyboardInterrupt:
                 tally = supervisor.tally
                 console.print("Next: kto-sweep agent   (goes on from the trials' last checkpoints)")
-                leave_at_once(128 + tally.interrupted)
+                leave_at_once(128 + tally.interrupted if tally.interrupted else 1)
         lifeline.end()
         presence.end()
         if tally.cut_off or tally.unsent:
@@ -88,24 +108,8 @@ def work_on(
     _say_end(console, tally, after)
     if tally.interrupted:
         return 128 + tally.interrupted
-    return 0 if after.count("finished") else 1
-
-
-def _find_work_left(console: Console, home: Home, ref: SweepRef) -> list[Orphan]:
-    """The trials of this sweep that dead agents of this home have left; those of others are spoken of."""
-    forget_dead(home)
-    orphans = find_orphans(home)
-    ours = [orphan for orphan in orphans if of_sweep(orphan, ref)]
-    if ours:
-        console.print(f"An agent that died has left {_trials(len(ours))} of this sweep: going on with them")
-    for orphan in orphans:
-        if not orphan.record.sweep:
-            told = f"kto-sweep train --resume-from-checkpoint {orphan.run_id}"
-            console.print(f"Run {orphan.run_id} is unfinished here: {told}", soft_wrap=True)
-    others = [orphan for orphan in orphans if orphan.record.sweep and not of_sweep(orphan, ref)]
-    for sweep, count in Counter(orphan.record.sweep for orphan in others).items():
-        console.print(f"Sweep {sweep} has {_trials(count)} unfinished here: kto-sweep agent {sweep}")
-    return ours
+    as_told = (tally.time_is_up or tally.out_of_time) and not tally.failed
+    return 0 if as_told or after.count("finished") else 1
 
 
 def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> None:
@@ -121,10 +125,6 @@ def leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _trials(count: int) -> str:
-    return f"{count} trial{'' if count == 1 else 's'}"
-
-
 def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
     told = [f"{tally.finished} finished"]
     told += [f"{tally.stopped} stopped early"] if tally.stopped else []
@@ -133,7 +133,7 @@ def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
     console.print(f"Trials of this agent: {', '.join(told)}. Sweep: {view.count('finished')}{of} finished.")
     if not tally.started and view.state in {"FINISHED", "CANCELED"}:
         console.print(f"The sweep is {view.state.lower()}: there was nothing left to run.")
-    if tally.interrupted:
+    if tally.is_leaving or tally.out_of_time:
         console.print("Next: kto-sweep agent   (goes on where this one ended)")
     else:
         console.print(f"Next: kto-sweep compare {view.ref.id}")

@@ -9,9 +9,9 @@ import queue
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kto_sweep.agent.blame import SUSPICIOUS, Death, cause_of_death, is_hardware, is_retried, is_sick
 from kto_sweep.agent.devices import Device
@@ -37,12 +37,13 @@ from kto_sweep.agent.runs import Objective, ServiceGoneError
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.stations import IDLE_DEATHS, Stations
 from kto_sweep.agent.tally import Tally
+from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.alerts import AlertRule
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
-from kto_sweep.protocol import Broken, MakeRoom, Message, Ready
+from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
 from kto_sweep.sweep_ref import SweepRef
 
 if TYPE_CHECKING:
@@ -80,12 +81,17 @@ class Supervisor:
         orphans: Sequence[Orphan] = (),
         alerts: Sequence[AlertRule] = (),
         only: Command | None = None,
+        timekeeper: Timekeeper | None = None,
     ) -> None:
-        """`only`: train this trial, which is of no sweep, and ask no server for others."""
+        """`only`: train this trial, which is of no sweep, and ask no server for others.
+
+        `timekeeper`: begin and end trials as it says; None: there is time without end.
+        """
         self._display = display
         self._lifeline = lifeline
         self._grace = grace
         self._patience = patience
+        self._timekeeper = timekeeper
         self._all = [Station(device) for device in devices]
         for station in self._all:
             station.slots = [Slot(station) for _ in range(trials_per_device or 1)]
@@ -128,6 +134,7 @@ class Supervisor:
             # Nothing can be put back; the workers see that nobody is left, and put their trials away.
             self._take_home()
             error.count = self.tally.left(sum(slot.work is not None for slot in self._slots()))
+            error.until = self._timekeeper.ends if self._timekeeper else None
             raise
         except KeyboardInterrupt:
             self._leave(0.0)
@@ -198,6 +205,7 @@ class Supervisor:
             raise ServiceGoneError
         self._order_ready()
         self._watch_server()
+        self._watch_time()
 
     def _take_in(self, event: Opened) -> None:
         again, orphan = self._trials.opened(event), event.work.orphan
@@ -206,7 +214,7 @@ class Supervisor:
             self._homeless.append(orphan)
         if event.slot.work is None:
             self._serve(event.slot)
-        elif self.tally.interrupted:
+        elif self.tally.is_leaving:
             self._trials.put_back(event.slot)
 
     def _order_ready(self) -> None:
@@ -237,8 +245,10 @@ class Supervisor:
             case _:
                 holder = station.holder(message.run_id)
                 if holder is not None:  # else a last word of a trial that was closed already
+                    if self._timekeeper and isinstance(message, Done) and holder.work:
+                        self._timekeeper.learn(holder.work.config, message)
                     self._trials.hear(holder, message)
-                    if self.tally.interrupted:
+                    if self.tally.is_leaving:
                         self._put_back_if_idle(holder)
 
     def _make_room(self, station: Station, message: MakeRoom) -> None:
@@ -257,12 +267,12 @@ class Supervisor:
     def _serve(self, slot: Slot, *, soon: bool = False) -> None:
         if slot.ended or slot.work is not None:
             return
-        if self._homeless and not self.tally.interrupted:
+        if self._homeless and not self.tally.is_leaving:
             next_one = self._homeless[0]
             if isinstance(next_one, Work):
                 slot.work = next_one
                 self._homeless.popleft()
-            elif not self.tally.is_full:
+            elif not self.tally.is_full and self._affords(slot, next_one.run_id, next_one.config):
                 self._trials.adopt(slot, next_one)
                 self._homeless.popleft()
         if slot.work is not None:
@@ -276,7 +286,8 @@ class Supervisor:
         for command in commands:
             match command.kind:
                 case "run" | "resume" if slot.work is None:
-                    if not self.tally.is_full and not slot.ended:
+                    free = not self.tally.is_full and not slot.ended
+                    if free and self._affords(slot, command.run_id, command.config or {}):
                         self._trials.begin(slot, command)
                     self._retire_idle()  # a trial that is not begun here is handed out again by the server
                 case "stop":
@@ -286,6 +297,17 @@ class Supervisor:
                     self._stations.dismiss(slot)
         if not slot.ended:
             self._stations.ask(slot, [slot.work.run_id] if slot.work else [])
+
+    def _affords(self, slot: Slot, run_id: str, config: Mapping[str, Any]) -> bool:
+        """Whether there is time for a trial; if not, none is begun any more."""
+        if self._timekeeper is None:
+            return True
+        beside = sum(other.work is not None for other in slot.station.slots)
+        why = self._timekeeper.refusal(run_id, config, beside + 1)
+        if why:
+            self.tally.out_of_time = True
+            self._display.say(f"run {run_id} is left for later: {why}; no more trials are started")
+        return not why
 
     def _retire_idle(self) -> None:
         """Dismiss the slots that have no trial when none is to be started any more."""
@@ -302,7 +324,7 @@ class Supervisor:
         aboard = station.aboard
         for work in aboard:
             work.fail_here()
-        if self.tally.interrupted:
+        if self.tally.is_leaving:
             for slot in station.slots:
                 self._put_back_if_idle(slot)
             return
@@ -354,8 +376,18 @@ class Supervisor:
         if self.tally.interrupted:
             raise KeyboardInterrupt  # a second signal: the workers are killed on the way out
         self.tally.interrupted = number
-        self._deadline = time.monotonic() + self._grace
         self._display.say("ending the trials after the step they are in; once more to end them now")
+        self._put_all_back()
+
+    def _watch_time(self) -> None:
+        """Put the trials back when the time is over."""
+        if self._timekeeper is not None and self._timekeeper.is_up and not self.tally.is_leaving:
+            self.tally.time_is_up = True
+            self._display.say("the time is over: ending the trials after the step they are in")
+            self._put_all_back()
+
+    def _put_all_back(self) -> None:
+        self._deadline = time.monotonic() + self._grace
         self._take_home()
         for slot in self._slots():
             if slot.work is not None and slot.work.ordered:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from datetime import datetime
 
 import click
 
@@ -31,6 +32,8 @@ class TrialsPerGpu(click.ParamType[int | None]):
 @click.command()
 @sweep_argument
 @click.option("--count", type=click.IntRange(min=1), help="Start at most this many trials.")
+@click.option("--budget", metavar="TIME", help="Take this many GPU-hours at most: 12h, 90m, 2d.")
+@click.option("--until", metavar="TIME", help="Be done by 07:00, or by an ISO date and time.")
 @click.option("--gpus", help="Use these GPUs: 0,2. Default: all.")
 @click.option(
     "--trials-per-gpu",
@@ -75,6 +78,8 @@ class TrialsPerGpu(click.ParamType[int | None]):
 def agent(
     sweep: str | None,
     count: int | None,
+    budget: str | None,
+    until: str | None,
     gpus: str | None,
     trials_per_gpu: int | None,
     gpus_per_trial: int,
@@ -87,12 +92,18 @@ def agent(
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
+    With --budget or --until no trial begins that cannot end in time, by how long such trials took here or
+    else by the plan. Those that still run when the time is over are put back with their checkpoints. Two
+    GPUs spend --budget 12h in six hours.
+
     SWEEP is an id, ENTITY/PROJECT/ID or the address of its page; without it, the sweep used last here.
 
     \b
     kto-sweep agent
     kto-sweep agent my-team/kto/ab12cd34 --gpus 0,1
     kto-sweep agent --count 1
+    kto-sweep agent --budget 12h
+    kto-sweep agent --until 07:00
     kto-sweep agent --gpus 0,1,2,3 --gpus-per-trial 2
     kto-sweep agent --alert "kl_raw > 10" --alert "tokens_per_second < 100"
     """
@@ -104,6 +115,7 @@ def agent(
     from kto_sweep.agent.runs import ServiceGoneError
     from kto_sweep.agent.session import work_on
     from kto_sweep.alerts import read_rule
+    from kto_sweep.budget import read_moment, read_span
     from kto_sweep.home import Home
 
     began = time.monotonic()
@@ -121,6 +133,8 @@ def agent(
             share_gpus=share_gpus,
             gpus_per_trial=gpus_per_trial,
             alerts=[read_rule(text) for text in alerts],
+            gpu_seconds=read_span(budget) if budget is not None else None,
+            until=read_moment(until, datetime.now().astimezone()).timestamp() if until is not None else None,
         )
     except ServiceGoneError as error:
         if time.monotonic() - began < RESTART_SECONDS or error.count == 0:
@@ -128,4 +142,6 @@ def agent(
         say(f"{error.message}: starting again")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
+        if error.until is not None:
+            rest += ["--until", datetime.fromtimestamp(error.until).astimezone().isoformat()]
         os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:], *rest], environ)
