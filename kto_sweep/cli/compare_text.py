@@ -30,7 +30,8 @@ def print_comparison(
     """All of it; `margins` holds the curves for the sparklines."""
     out = console()
     drawn = out.encoding.lower().startswith("utf")  # other terminals have no such letters
-    out.print(_ranking(found, shown, parameters, margins if drawn else {}))
+    curves = {run: each for run, each in margins.items() if each and drawn}
+    out.print(_ranking(found, shown, parameters, curves))
     if len(shown) < len(found.ranked):
         out.print(f"  {len(found.ranked) - len(shown)} more: kto-sweep compare {found.view.ref.id}")
     if not found.ranked:
@@ -57,7 +58,8 @@ def _print_signs(out: "Console", found: Comparison) -> None:
         for sign, what, runs in (("t", "time", found.fast), ("m", "GPU memory", found.small))
         if runs
     ]
-    out.print("; ".join(signs), soft_wrap=True)
+    if signs:
+        out.print("; ".join(signs), soft_wrap=True)
     out.print()
 
 
