@@ -126,6 +126,15 @@ def connect(target: Target) -> "wandb.Api":
     return api
 
 
+def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
+    """Whether the server says that there is no such sweep; False as well when it says nothing."""
+    try:
+        api.sweep(str(ref))
+    except Exception as error:  # wandb has no one class for what can go wrong
+        return isinstance(getattr(error, "exc", None), ValueError)  # how it says that it was not found
+    return False
+
+
 def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """The sweep with all its trials, in order of creation.
 

@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import IO, NoReturn, cast
@@ -15,11 +14,12 @@ from kto_sweep.agent.devices import find_devices, grouped
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
-from kto_sweep.agent.presence import Orphan, Presence, find_orphans, forget_dead, of_sweep
+from kto_sweep.agent.presence import Presence
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper, by
+from kto_sweep.agent.work_left import find_work_left
 from kto_sweep.alerts import AlertRule
 from kto_sweep.budget import Allowance, Forecast
 from kto_sweep.home import Home
@@ -27,7 +27,7 @@ from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.preflight import planner
 from kto_sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.server.launch import ensure_server
-from kto_sweep.sweep_ref import SweepRef, remember
+from kto_sweep.sweep_ref import remember
 from kto_sweep.target import Target, find_sweep
 from kto_sweep.wording import duration
 
@@ -50,9 +50,9 @@ def work_on(
     patience: float = PATIENCE_SECONDS,
     share_gpus: bool = False,
     gpus_per_trial: int = 1,
+    alerts: Sequence[AlertRule] = (),
     gpu_seconds: float | None = None,
     until: float | None = None,
-    alerts: Sequence[AlertRule] = (),
 ) -> int:
     """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
 
@@ -71,7 +71,7 @@ def work_on(
         view = read_sweep(api, target, ref)
         remember(home, ref, local=target.local, base_url=target.base_url)
         console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-        orphans = _find_work_left(console, home, ref)
+        orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
         timekeeper = None
         if allowance is not None:
@@ -91,7 +91,7 @@ def work_on(
                 api, ref, home, stations, display, presence, lifeline,
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
-                grace=grace, patience=patience, orphans=orphans, timekeeper=timekeeper, alerts=alerts,
+                grace=grace, patience=patience, orphans=orphans, alerts=alerts, timekeeper=timekeeper,
             )  # fmt: skip
             try:
                 tally = supervisor.run()
@@ -112,23 +112,6 @@ def work_on(
     return 0 if as_told or after.count("finished") else 1
 
 
-def _find_work_left(console: Console, home: Home, ref: SweepRef) -> list[Orphan]:
-    """The trials of this sweep that dead agents of this home have left; those of others are spoken of."""
-    forget_dead(home)
-    orphans = find_orphans(home)
-    ours = [orphan for orphan in orphans if of_sweep(orphan, ref)]
-    if ours:
-        console.print(f"An agent that died has left {_trials(len(ours))} of this sweep: going on with them")
-    for orphan in orphans:
-        if not orphan.record.sweep:
-            told = f"kto-sweep train --resume-from-checkpoint {orphan.run_id}"
-            console.print(f"Run {orphan.run_id} is unfinished here: {told}", soft_wrap=True)
-    others = [orphan for orphan in orphans if orphan.record.sweep and not of_sweep(orphan, ref)]
-    for sweep, count in Counter(orphan.record.sweep for orphan in others).items():
-        console.print(f"Sweep {sweep} has {_trials(count)} unfinished here: kto-sweep agent {sweep}")
-    return ours
-
-
 def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> None:
     console.print(f"{target} does not answer.")
     for run_id in tally.unsent:
@@ -140,10 +123,6 @@ def leave_at_once(code: int) -> NoReturn:
     """End without the goodbyes of libraries: wandb's would wait for a server that is not there."""
     sys.stdout.flush()
     os._exit(code)
-
-
-def _trials(count: int) -> str:
-    return f"{count} trial{'' if count == 1 else 's'}"
 
 
 def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
