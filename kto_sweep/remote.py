@@ -27,6 +27,9 @@ ANSWER_SECONDS = 120
 """For a server that can be reached. A 429 may ask for a minute of waiting, which wandb's client keeps only as
 long as its caller does: one that gives up earlier asks again too early."""
 
+OWNER, DEVICE = "_home", "_device"
+"""In a run's config, out of sight: the home (see presence.py) that has opened it last, and on what device."""
+
 RUNNING = frozenset({"running", "pending", "preempting", "preempted"})
 """Run states of a trial that is not over; a preempted one is handed out again."""
 
@@ -45,6 +48,8 @@ class TrialRecord:
     """Time from start to the last sign of life."""
     created: float | None = None
     """Unix seconds."""
+    place: str = ""
+    """The device that an agent of ours trained it on, and of which box: `<home> gpu 0`; else empty."""
 
     @property
     def failure(self) -> str:
@@ -180,6 +185,7 @@ def _trial(run: Any) -> TrialRecord:
         summary=summary,
         seconds=_seconds(run, summary),
         created=_created(run),
+        place=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
     )
 
 

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from kto_sweep.agent.link import read_run
 from kto_sweep.agent.presence import home_id
-from kto_sweep.agent.runs import OWNER
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.remote import connect
+from kto_sweep.remote import OWNER, connect
 from kto_sweep.run_log import last_step
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
 from kto_sweep.sweep_ref import SweepRef

@@ -15,6 +15,7 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.alerts import AlertRule, Alerts, carried_by
 from kto_sweep.errors import FailureCause, KtoSweepError
+from kto_sweep.remote import DEVICE, OWNER
 from kto_sweep.run_log import RunLog
 from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep_ref import SweepRef
@@ -29,10 +30,6 @@ CHECKPOINT = "checkpoint/last.safetensors"
 
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable that Hugging Face's trainers read as well: `end` uploads a trial's final weights."""
-
-
-OWNER = "_home"
-"""In a run's config, out of sight: the home (see presence.py) that has opened it last."""
 
 
 class ServiceGoneError(KtoSweepError):
@@ -162,7 +159,7 @@ class TrialRun:
                 entity=ref.entity or None,
                 project=ref.project,
                 id=run_id,
-                config={**config, OWNER: home},
+                config={**config, OWNER: home, DEVICE: device},
                 dir=str(folder),
                 reinit="create_new",
                 resume="must" if adopt else "allow" if goes_on else None,

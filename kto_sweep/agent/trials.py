@@ -16,7 +16,7 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
 from kto_sweep.agent.presence import Orphan, Presence, home_id, take_over
-from kto_sweep.agent.runs import OWNER, Objective, ServiceGoneError, TrialRun, is_service_gone
+from kto_sweep.agent.runs import Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
 from kto_sweep.alerts import AlertRule
@@ -34,6 +34,7 @@ from kto_sweep.protocol import (
     Stop,
     TrialMessage,
 )
+from kto_sweep.remote import OWNER
 from kto_sweep.sweep_ref import SweepRef
 
 if TYPE_CHECKING:

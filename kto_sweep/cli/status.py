@@ -31,6 +31,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.home import Home
     from kto_sweep.ledger import read_ledger
     from kto_sweep.remote import connect, read_sweep
+    from kto_sweep.spending import spending
     from kto_sweep.target import find_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
@@ -42,12 +43,24 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     say(f"Talking to {'the ' if target.local else ''}{target}")
     say(f"Sweep {ref}: {view.state.lower()}   {view.url}")
     _say_ledger(view, ledger)
+    spent = spending(view, ledger)
+    if spent.spent:
+        rest = "" if spent.rest is None else f", about {_hours(spent.rest)} to come"
+        say(f"  GPU-hours: {_hours(spent.spent)} spent{rest}")
     say(f"Next: kto-sweep {_next(view, ledger)} {ref.id}")
+
+
+def _hours(seconds: float) -> str:
+    """GPU-hours to two digits: 0.0021, 3.5, 120."""
+    value = seconds / 3600
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
     from kto_sweep.ledger import CellState, missing
+    from kto_sweep.spending import spending
 
+    spent = spending(view, ledger)
     return {
         "id": view.ref.id,
         "path": str(view.ref),
@@ -61,6 +74,10 @@ def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
         "retryable": len(ledger.retryable),
         "missing": missing(view, ledger),
         "cells" if ledger.is_complete else "runs": [_cell_as_json(view, cell) for cell in ledger.cells],
+        "gpu_hours": {
+            "spent": spent.spent / 3600,
+            "rest": None if spent.rest is None else spent.rest / 3600,
+        },
         "strays": [trial.run_id for trial in ledger.strays],
     }
 
