@@ -94,7 +94,7 @@ def find_remote(url: str | None) -> Target:
     login = find_login()
     if not login.has_key:
         raise UsageError(
-            f"there is no key for {login.base_url}",
+            f"there is no key for W&B at {login.base_url}",
             hint=f"wandb login --host {login.base_url}   (or set WANDB_API_KEY)",
         )
     return Target(login.base_url, login.app_url, local=False)
