@@ -85,7 +85,7 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
 
 
 def test_what_cannot_be_pushed_is_told(box: Box) -> None:
-    assert "there is no key for http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
+    assert "no key for W&B at http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
     here = ensure_server(box.home)
     remember(box.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
     told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
