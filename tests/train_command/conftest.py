@@ -1,0 +1,15 @@
+"""The box that each test module has to itself."""
+
+from collections.abc import Iterator
+
+import pytest
+from train_box import Box
+
+from kto_sweep.server.launch import stop_server
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    box = Box(tmp_path_factory.mktemp("box"))
+    yield box
+    stop_server(box.home)
