@@ -13,7 +13,7 @@ from kto_sweep.errors import Problem, SpecError, UsageError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS
 from kto_sweep.shipped_files import find_file, shipped_names
 from kto_sweep.space import Space
-from kto_sweep.spec_block import check_block, unpacked
+from kto_sweep.spec_block import check_block, replicated, unpacked
 from kto_sweep.spec_checks import check_settings, convert_settings
 from kto_sweep.spec_data import DataFinder
 from kto_sweep.spec_numbers import convert_section
@@ -105,12 +105,13 @@ def examine_text(text: str, path: Path, finder: DataFinder | None = None) -> Exa
         what = "the file is empty" if source.data is None else "not a sweep: no keys at the top"
         nothing = Finding((), what, hint="method: grid, and below it parameters:")
         return ExaminedSpec(path, source, (nothing,), {}, None)
-    config = convert_settings(source.data)
+    written = convert_settings(source.data)
+    config = replicated(written)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = checked.uses.get("dataset", ())
     findings = (
         *check_settings(config),
-        *check_block(config),
+        *check_block(written),
         *checked.findings,
         *(finder.findings(datasets) if finder else ()),
     )
