@@ -2,24 +2,28 @@
 
 A safetensors file holds adapters and AdamW's moments; its header says, as JSON, how far the trial is and what
 the numbers belong to. Files are replaced as a whole, so that a crash at any moment leaves the old or the new.
+A checksum finds what a disk has changed since, which would otherwise be trained on.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.train.pack import PairedRow
 from kto_sweep.train.slot import SlotState
 from kto_sweep.train.tensor_file import write_tensors
 
-_FORMAT = "kto-sweep checkpoint 1"
+_FORMAT = "kto-sweep checkpoint 2"
 
 
 class CheckpointError(KtoSweepError):
@@ -92,7 +96,19 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "best": checkpoint.best,
         "finished": checkpoint.finished,
     }
-    write_tensors(path, state.tensors, {"format": _FORMAT, "about": json.dumps(about)})
+    told = json.dumps(about)
+    checksum = _checksum(told, state.tensors)
+    write_tensors(path, state.tensors, {"format": _FORMAT, "about": told, "checksum": checksum})
+
+
+def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of it all, in hexadecimal digits: memory and disks are the enemy here, not people."""
+    found = zlib.crc32(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        host = tensor.detach().cpu().contiguous()
+        found = zlib.crc32(f"{name} {host.dtype} {tuple(host.shape)}".encode(), found)
+        found = zlib.crc32(host.reshape(-1).view(torch.uint8).numpy().data, found)
+    return f"{found:08x}"
 
 
 def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
@@ -115,6 +131,8 @@ def _load(path: Path) -> Checkpoint | None:
                 raise CheckpointError(f"it is not in the format {_FORMAT!r}")
             about = json.loads(metadata["about"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        if metadata["checksum"] != _checksum(metadata["about"], tensors):
+            raise CheckpointError("it is damaged: its checksum is another")
         return Checkpoint(
             identity=Identity(**about["identity"]),
             state=SlotState(about["step"], about["examples"], tensors, about["updates"]),

@@ -78,6 +78,16 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: Any) -> None:
         load_checkpoint(path, IDENTITY)
 
 
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    save_checkpoint(path, checkpoint())
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError):
+            load_checkpoint(path, IDENTITY)
+
+
 def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "x"
     save_checkpoint(path, checkpoint(step=1))
