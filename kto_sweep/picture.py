@@ -56,7 +56,10 @@ def _curves(axes: Any, metric: str, drawn: Sequence[Ranked], curves: Curves, col
         )
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing yet", ha="center", transform=axes.transAxes, color="grey")
+        axes.set_axis_off()
+        return
     axes.set_xlabel("step", fontsize=8)
+    axes.locator_params(axis="x", integer=True)
 
 
 def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None:
