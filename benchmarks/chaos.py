@@ -5,7 +5,7 @@
 
 Workers, agents, the server and the whole box are killed or stopped, and files damaged, at random moments; the
 accidents are those of tests/faults. When a grid is done, another follows until there were enough. Ends with
-1 if anything was lost, done twice or changed.
+1, and keeps its files, if anything was lost, done twice or changed.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def main() -> int:
             )
             print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not outcome.harm.total():
+            shutil.rmtree(folder, ignore_errors=True)
     report(outcome, time.monotonic() - began)
     return int(bool(outcome.harm.total()))
 
@@ -121,6 +122,9 @@ def judge(arena: Arena, expected: Losses, outcome: Outcome) -> None:
         outcome.harm["changed losses"] += sum(
             abs(row["loss"] - losses[row["_step"]]) > 1e-4 * losses[row["_step"]] for row in run.rows
         )
+        if run.state != "finished":
+            why = run.summary.get("failure/cause", ""), run.summary.get("failure/message", "")
+            print(f"run {run.name} of {arena.cell(run)} is {run.state}", *why, flush=True)
     done = Counter(arena.cell(run) for run in runs if run.state == "finished")
     outcome.cells += len(done)
     outcome.harm["missing cells"] += (arena.expected_cells() - done).total()
