@@ -14,6 +14,7 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 from rich.terminal_theme import DEFAULT_TERMINAL_THEME
@@ -26,8 +27,6 @@ from kto_sweep.sweep_ref import recall
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 CHROMIUM = os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium")
-SIZE = {"width": 1360, "height": 1000}
-"""Of the browser's window, in pixels."""
 COLUMNS = 136
 """Of the terminal."""
 
@@ -87,6 +86,8 @@ def take(home: Home) -> None:
     assert record is not None
     server = ensure_server(home)
     photograph(server.login_link(record.ref.url("")), PICTURES / "dashboard.png")
+    for path in PICTURES.glob("*.png"):
+        Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size
 
 
 def kto_sweep(home: Home, *args: str) -> str:
@@ -125,7 +126,7 @@ def photograph(url: str, path: Path) -> None:
     """Write what a browser shows at `url` once its charts are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport=SIZE)
+        page = browser.new_page(viewport={"width": 1360, "height": 1000})
         page.goto(url)
         page.locator(".curve .scatterlayer .trace").first.wait_for()
         page.wait_for_load_state("networkidle")
