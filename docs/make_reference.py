@@ -10,6 +10,7 @@ from kto_sweep.environment import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.presets import PRESETS
+from kto_sweep.spec_block import BLOCK, KEYS
 from kto_sweep.trial import PARAMETERS
 from kto_sweep.wording import show
 
@@ -28,11 +29,17 @@ def _page() -> Iterator[str]:
     yield ""
     yield "Written by `make reference` from the code; do not edit."
     yield ""
-    parts = ("Commands", "Parameters of a trial", "Model sizes", "Metrics", "Causes of failure")
-    for part in (*parts, "Exit codes", "Environment variables"):
+    parts = ("Commands", "Parameters of a trial", "Block of a sweep file", "Model sizes", "Metrics")
+    for part in (*parts, "Causes of failure", "Exit codes", "Environment variables"):
         yield f"- [{part}](#{part.lower().replace(' ', '-')})"
     yield from _commands()
     yield from _parameters()
+    yield from _section(
+        "Block of a sweep file",
+        f"`{BLOCK}:` at the top of a sweep file holds what W&B has no key for; `kto-sweep create` puts it "
+        "where a server keeps it.",
+    )
+    yield from _table(("key", "meaning"), ((f"`{name}`", meaning) for name, meaning in KEYS.items()))
     yield from _model_sizes()
     yield from _metrics()
     yield from _causes()

@@ -10,7 +10,11 @@ from kto_sweep.wording import nearest, number_from_text, show
 from kto_sweep.yaml_source import Finding
 
 BLOCK = "kto_sweep"
-_KEYS = ("alerts", "replicates")
+KEYS: Mapping[str, str] = {
+    "alerts": 'rules such as `"kl_raw > 10"`: a W&B alert for each run in which one is met',
+    "replicates": "of a grid: how many seeds each cell is trained with",
+}
+"""What may stand in the block, and what it does."""
 MOST_REPLICATES = 100
 
 
@@ -23,8 +27,8 @@ def check_block(config: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding((BLOCK,), f"{show(block)} is not a group of options", hint='alerts: ["kl_raw > 10"]')
         return
     for key in block:
-        if key not in _KEYS:
-            hint = nearest(str(key), _KEYS) or f"the keys are {', '.join(_KEYS)}"
+        if key not in KEYS:
+            hint = nearest(str(key), KEYS) or f"the keys are {', '.join(KEYS)}"
             yield Finding((BLOCK, str(key)), f"{show(key)} is not a key of {BLOCK}", hint=hint)
     yield from _check_replicates(config, block.get("replicates"))
     alerts = block.get("alerts")
