@@ -38,5 +38,5 @@ def demo() -> int:
     say(f"\n$ kto-sweep compare {made.ref.id}")
     show(api, found)
     say(f"All runs: {found.view.url}")
-    say("Now your own data: copy sweeps/lr_grid.yaml, set dataset and model, and kto-sweep create it.")
+    say("Now your own data: kto-sweep generate grid my.yaml --data rows.jsonl --model-size 1.5b")
     return 0
