@@ -106,7 +106,9 @@ class Plan:
                 time += f", {duration(self.makespan.seconds)} with up to {self.together} together"
             parts.append(f"{time} (give or take a factor of {self.serial.factor:g}: {self.serial.source})")
         if self.disk_bytes is not None:
-            parts.append(f"{self.disk_bytes / 1e9:.1f} GB of disk")
+            gigabytes = self.disk_bytes / 1e9
+            disk = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1e3 * gigabytes:.0f} MB"
+            parts.append(f"{disk} of disk")
         line = "; ".join(parts)
         return line if self.exact_tokens else f"{line}; tokens guessed from characters"
 
