@@ -1,6 +1,6 @@
 """An agent that finds out by itself how many trials to train at once."""
 
-from conftest import Box
+from agent_box import Box
 
 LONG_AND_SHORT = """
 method: grid

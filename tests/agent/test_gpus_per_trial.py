@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SWEEP, Box
+from agent_box import SWEEP, Box
 
 from kto_sweep.agent.devices import CPU, Device, grouped
 from kto_sweep.errors import UsageError

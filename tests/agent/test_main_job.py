@@ -8,7 +8,7 @@ import time
 import urllib.request
 
 import pytest
-from conftest import SWEEP
+from agent_box import SWEEP
 
 READ_BACK = """
 import json, wandb

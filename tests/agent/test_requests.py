@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from conftest import Box
+from agent_box import Box
 from proxy import Proxy, proxy_to
 
 from kto_sweep.agent.heart import Heart

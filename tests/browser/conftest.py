@@ -3,11 +3,11 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 from seeds import Site
+from watching import Watched
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server
@@ -45,35 +45,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     yield site
     site.close()
     stop_server(home)
-
-
-class Watched:
-    """Contexts of the browser of which every fault is noted."""
-
-    def __init__(self, browser: Browser, site: Site) -> None:
-        self._browser = browser
-        self._site = site
-        self._open: list[BrowserContext] = []
-        self.faults: list[str] = []
-
-    def page(self, site: Site | None = None, **options: Any) -> Page:
-        """A new page in a context of its own."""
-        url = (site or self._site).url
-        context = self._browser.new_context(base_url=url, **options)
-        self._open.append(context)
-        page = context.new_page()
-        page.on("console", lambda m: self.faults.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda problem: self.faults.append(str(problem)))
-        page.on("request", lambda request: self._check(request.url, url))
-        return page
-
-    def _check(self, asked: str, url: str) -> None:
-        if not asked.startswith((f"{url}/", "data:", "blob:")):
-            self.faults.append(f"a request to {asked}")
-
-    def close(self) -> None:
-        for context in self._open:
-            context.close()
 
 
 @pytest.fixture

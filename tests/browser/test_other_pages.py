@@ -4,9 +4,9 @@ import re
 
 import httpx
 import pytest
-from conftest import Watched
 from playwright.sync_api import Page, expect
 from seeds import FAILED, HOSTILE_RUN, Site
+from watching import Watched
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server

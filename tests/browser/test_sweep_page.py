@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import Watched
 from playwright.sync_api import Locator, Page, expect
 from seeds import FAILED, HOSTILE, HOSTILE_RUN, STEPS, Site, row
+from watching import Watched
 
 CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb"]
 
