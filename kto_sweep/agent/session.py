@@ -71,6 +71,8 @@ def work_on(
         view = read_sweep(api, target, ref)
         remember(home, ref, local=target.local, base_url=target.base_url)
         console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
+        if view.state == "PAUSED":
+            console.print(f"It is paused: its trials begin after   kto-sweep resume {ref.id}")
         orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
         timekeeper = None
