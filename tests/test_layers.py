@@ -70,3 +70,9 @@ def test_the_server_knows_no_trainer_and_no_agent(module):
 @pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in {"train", "data"}], ids=str)
 def test_training_knows_no_server_and_no_agent(module):
     assert not uses(module, "kto_sweep.server", "kto_sweep.search", "kto_sweep.agent", "kto_sweep.remote")
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """Test folders are no packages: the second module of a name would be taken for the first."""
+    names = [path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)

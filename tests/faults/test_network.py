@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from arena import TWO_BY_TWO, Arena, Losses, seeded
-from proxy import Proxy, Weather
+from weather import Proxy, Weather
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server
