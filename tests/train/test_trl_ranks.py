@@ -118,7 +118,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_at_once(home: Home, tmp_pa
     assert raised.value.hint == "batch_size: 4 or 8, or another --gpus-per-trial"
 
 
-@pytest.mark.slow  # and not always green: gloo at times takes one gather's data for another's, then a rank dies
+@pytest.mark.slow  # and not always green: gloo at times takes one gather's data for another's
 def test_sharded_weights_give_the_numbers_of_whole_ones_and_go_on_in_one_process(
     home: Home, rows: Path, tmp_path: Path
 ) -> None:
