@@ -85,16 +85,18 @@ class Attention(Part):
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
         **options: Any,
     ) -> tuple[Tensor, None]:
         """As the module's own: (1, tokens, hidden) and no weights."""
         module: Any = self.module
         used, packing = self.use(), options.get("packing")
-        plain = attention_mask is None and past_key_values is None
-        if used is None or packing is None or position_embeddings is None or not plain:
+        if used is None or packing is None or position_embeddings is None or attention_mask is not None:
+            # By name: the argument that a packed forward leaves empty, the cache, was renamed once.
             out: tuple[Tensor, None] = self.own(
-                hidden_states, position_embeddings, attention_mask, past_key_values, **options
+                hidden_states,
+                position_embeddings=position_embeddings,
+                attention_mask=attention_mask,
+                **options,
             )
             return out
         adapters, (inputs, output) = used
