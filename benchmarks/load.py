@@ -30,6 +30,7 @@ import yaml
 
 from kto_sweep.home import Home
 from kto_sweep.search import grid
+from kto_sweep.search.space import Space
 from kto_sweep.server import file_stream, run_writes, sweep_writes
 from kto_sweep.server.backend import Backend, Uptime
 from kto_sweep.server.launch import ServerAddress, ensure_server, stop_server
@@ -39,7 +40,6 @@ from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import read_rules
-from kto_sweep.space import Space
 
 ENTITY, PROJECT = "acme", "load"
 FILE_STREAM_SECONDS, HEARTBEAT_SECONDS = 15.0, 5.0

@@ -25,7 +25,7 @@ from typing import Any
 from kto_sweep.search import bayes
 from kto_sweep.search import random as random_search
 from kto_sweep.search.bayes import Observation
-from kto_sweep.space import Space, parse_space
+from kto_sweep.search.space import Space, parse_space
 
 MARKS = (10, 20, 40)
 """Finished trials after which the best value is noted."""

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server
-from kto_sweep.sweep_ref import recall
+from kto_sweep.sweep.ref import recall
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"

@@ -10,7 +10,7 @@ from kto_sweep.environment import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.presets import PRESETS
-from kto_sweep.spec_block import BLOCK, KEYS
+from kto_sweep.spec.block import BLOCK, KEYS
 from kto_sweep.trial import PARAMETERS
 from kto_sweep.wording import show
 

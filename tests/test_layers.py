@@ -40,9 +40,9 @@ def test_wandb_is_known_to_few(module):
         "agent/link.py",
         "agent/runs.py",
         "agent/stock.py",
-        "push.py",
-        "remote.py",
-        "target.py",
+        "sweep/push.py",
+        "sweep/remote.py",
+        "sweep/target.py",
     }:
         return
     assert not uses(module, "wandb")
@@ -69,7 +69,9 @@ def test_the_server_knows_no_trainer_and_no_agent(module):
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in {"train", "data"}], ids=str)
 def test_training_knows_no_server_and_no_agent(module):
-    assert not uses(module, "kto_sweep.server", "kto_sweep.search", "kto_sweep.agent", "kto_sweep.remote")
+    assert not uses(
+        module, "kto_sweep.server", "kto_sweep.search", "kto_sweep.agent", "kto_sweep.sweep.remote"
+    )
 
 
 def test_no_two_test_modules_have_one_name() -> None:

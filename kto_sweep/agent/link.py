@@ -19,7 +19,7 @@ from wandb.sdk.lib import wbauth
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from kto_sweep.errors import ServerError
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
     "Command",

@@ -10,7 +10,7 @@ from kto_sweep.agent.slots import Slot
 from kto_sweep.agent.stations import Stations
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
     import wandb

@@ -17,7 +17,7 @@ from typing import Any
 
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 WORKER_SECONDS = 90.0
 """How long a worker whose supervisor is gone may take to put its trials away."""

@@ -24,11 +24,11 @@ from kto_sweep.alerts import AlertRule
 from kto_sweep.budget import Allowance, Forecast
 from kto_sweep.home import Home
 from kto_sweep.plan.gpus import find_gpu
-from kto_sweep.preflight import planner
-from kto_sweep.remote import SweepView, connect, read_sweep
+from kto_sweep.plan.preflight import planner
 from kto_sweep.server.launch import ensure_server
-from kto_sweep.sweep_ref import remember
-from kto_sweep.target import Target, find_sweep
+from kto_sweep.sweep.ref import remember
+from kto_sweep.sweep.remote import SweepView, connect, read_sweep
+from kto_sweep.sweep.target import Target, find_sweep
 from kto_sweep.wording import duration
 
 GRACE_SECONDS = 60.0

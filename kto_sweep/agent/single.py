@@ -25,11 +25,11 @@ from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.model_card import write_card
-from kto_sweep.remote import connect
 from kto_sweep.run_log import StepTable
 from kto_sweep.server.launch import ensure_server
-from kto_sweep.sweep_ref import SweepRef
-from kto_sweep.target import LOCAL_ENTITY, Target
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import connect
+from kto_sweep.sweep.target import LOCAL_ENTITY, Target
 from kto_sweep.trial import Trial
 
 if TYPE_CHECKING:

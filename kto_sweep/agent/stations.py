@@ -14,7 +14,7 @@ from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.space import free_bytes, needed_bytes
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
     import wandb

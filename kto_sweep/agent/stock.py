@@ -74,7 +74,7 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run one trial, or with the name of a sweep as the only argument, its trials one after another."""
-    from kto_sweep.target import load_env_file
+    from kto_sweep.sweep.target import load_env_file
 
     load_env_file(Path.cwd())
     names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]

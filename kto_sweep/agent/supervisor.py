@@ -44,7 +44,7 @@ from kto_sweep.alerts import AlertRule
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
     import wandb

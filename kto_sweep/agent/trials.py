@@ -34,8 +34,8 @@ from kto_sweep.protocol import (
     Stop,
     TrialMessage,
 )
-from kto_sweep.remote import OWNER
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import OWNER
 
 if TYPE_CHECKING:
     import wandb

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from kto_sweep.agent.presence import Orphan, find_orphans, forget_dead, of_sweep
 from kto_sweep.home import Home
-from kto_sweep.remote import is_deleted
-from kto_sweep.sweep_ref import SweepRef
-from kto_sweep.target import Target
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import is_deleted
+from kto_sweep.sweep.target import Target
 
 if TYPE_CHECKING:
     import wandb

@@ -25,8 +25,8 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
     """
     from dataclasses import asdict
 
-    from kto_sweep.earlier_runs import known_run
     from kto_sweep.home import Home
+    from kto_sweep.single.earlier_runs import known_run
     from kto_sweep.train.chat import compare_answers
 
     home = Home.from_environment()

@@ -14,7 +14,7 @@ from kto_sweep.errors import KtoSweepError
 if TYPE_CHECKING:
     import wandb
 
-    from kto_sweep.comparison import Comparison
+    from kto_sweep.compare.comparison import Comparison
 
 CURVE_POINTS = 400
 """Of each curve in a report or picture."""
@@ -56,12 +56,12 @@ def compare(
     kto-sweep compare --csv > trials.csv
     """
     from kto_sweep.agent.link import read_curves
-    from kto_sweep.compare import csv_rows
-    from kto_sweep.comparison import CURVES
-    from kto_sweep.comparison import compare as compare_trials
+    from kto_sweep.compare.comparison import CURVES
+    from kto_sweep.compare.comparison import compare as compare_trials
+    from kto_sweep.compare.ranking import csv_rows
     from kto_sweep.home import Home
-    from kto_sweep.remote import connect, read_sweep
-    from kto_sweep.target import find_sweep
+    from kto_sweep.sweep.remote import connect, read_sweep
+    from kto_sweep.sweep.target import find_sweep
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
@@ -86,7 +86,7 @@ def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff:
     """Print the comparison for people, with the margins' courses as the server has them now."""
     from kto_sweep.agent.link import read_curves
     from kto_sweep.cli.compare_text import print_comparison
-    from kto_sweep.comparison import CURVES
+    from kto_sweep.compare.comparison import CURVES
 
     shown = found.ranked[:top]
     runs = [item.trial.run_id for item in shown][:MOST_CURVES]
@@ -95,8 +95,8 @@ def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff:
 
 
 def _write(found: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool) -> None:
-    from kto_sweep.picture import save_picture
-    from kto_sweep.report import report
+    from kto_sweep.compare.picture import save_picture
+    from kto_sweep.compare.report import report
 
     for path in (html, png):
         if path is None:

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kto_sweep.cli.output import console, number
-from kto_sweep.compare import Ranked, lookup
-from kto_sweep.comparison import CURVES, Comparison, Curves
-from kto_sweep.replicates import SEED
+from kto_sweep.compare.comparison import CURVES, Comparison, Curves
+from kto_sweep.compare.ranking import Ranked, lookup
+from kto_sweep.compare.replicates import SEED
 
 if TYPE_CHECKING:
     from rich.console import Console

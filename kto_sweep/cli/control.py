@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def _move(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
     from kto_sweep.agent.link import set_sweep_state
     from kto_sweep.home import Home
-    from kto_sweep.remote import connect, read_sweep
-    from kto_sweep.target import find_sweep
+    from kto_sweep.sweep.remote import connect, read_sweep
+    from kto_sweep.sweep.target import find_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     api = connect(target)
@@ -73,9 +73,9 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
     kto-sweep resume ab12cd34 --failed
     """
     from kto_sweep.home import Home
-    from kto_sweep.remote import connect
-    from kto_sweep.reopening import reopen
-    from kto_sweep.target import find_sweep
+    from kto_sweep.sweep.remote import connect
+    from kto_sweep.sweep.reopening import reopen
+    from kto_sweep.sweep.target import find_sweep
 
     home = Home.from_environment()
     target, ref = find_sweep(home, sweep, local=local)

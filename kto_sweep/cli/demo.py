@@ -18,11 +18,11 @@ def demo() -> int:
     """
     from kto_sweep.agent.session import work_on
     from kto_sweep.cli.compare import show
-    from kto_sweep.comparison import compare
+    from kto_sweep.compare.comparison import compare
     from kto_sweep.home import Home
-    from kto_sweep.registration import register
-    from kto_sweep.remote import connect, read_sweep
-    from kto_sweep.target import local_target
+    from kto_sweep.sweep.registration import register
+    from kto_sweep.sweep.remote import connect, read_sweep
+    from kto_sweep.sweep.target import local_target
 
     home = Home.from_environment()
     say("$ kto-sweep create sweeps/demo.yaml --local")

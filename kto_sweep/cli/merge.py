@@ -23,8 +23,8 @@ def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
     kto-sweep merge ab12cd34
     kto-sweep merge runs/7b --best --output my-model
     """
-    from kto_sweep.earlier_runs import known_run
     from kto_sweep.home import Home
+    from kto_sweep.single.earlier_runs import known_run
     from kto_sweep.train.merge import merge as write
 
     home = Home.from_environment()

@@ -27,7 +27,7 @@ def models(gpu: str | None, as_json: bool) -> None:
     """
     from kto_sweep.plan.architecture import find_architecture
     from kto_sweep.plan.memory import Load, Stack, peak
-    from kto_sweep.preflight import pick_gpu
+    from kto_sweep.plan.preflight import pick_gpu
     from kto_sweep.presets import PRESETS
 
     found = pick_gpu(gpu)

@@ -26,8 +26,8 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     """
     from kto_sweep.cli.plan_text import as_object, print_plan
     from kto_sweep.home import Home
-    from kto_sweep.preflight import pick_gpu, planner
-    from kto_sweep.validate import validate
+    from kto_sweep.plan.preflight import pick_gpu, planner
+    from kto_sweep.spec.validate import validate
 
     spec = validate(file).checked()
     made = planner(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(spec)

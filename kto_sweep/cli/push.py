@@ -26,8 +26,8 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     """
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
-    from kto_sweep.push import push as push_sweep
-    from kto_sweep.target import find_remote, find_sweep
+    from kto_sweep.sweep.push import push as push_sweep
+    from kto_sweep.sweep.target import find_remote, find_sweep
 
     home = Home.from_environment()
     destination = find_remote(url)

@@ -8,8 +8,8 @@ import click
 from kto_sweep.cli.output import json_option, local_option, number, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.ledger import Cell, Ledger
-    from kto_sweep.remote import SweepView
+    from kto_sweep.sweep.ledger import Cell, Ledger
+    from kto_sweep.sweep.remote import SweepView
 
 MOST_LINES = 20
 """Cells of one kind that are listed; the rest is counted."""
@@ -29,10 +29,10 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep status ab12cd34 --json
     """
     from kto_sweep.home import Home
-    from kto_sweep.ledger import read_ledger
-    from kto_sweep.remote import connect, read_sweep
-    from kto_sweep.spending import spending
-    from kto_sweep.target import find_sweep
+    from kto_sweep.sweep.ledger import read_ledger
+    from kto_sweep.sweep.remote import connect, read_sweep
+    from kto_sweep.sweep.spending import spending
+    from kto_sweep.sweep.target import find_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     view = read_sweep(connect(target), target, ref)
@@ -57,8 +57,8 @@ def _hours(seconds: float) -> str:
 
 
 def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
-    from kto_sweep.ledger import CellState, missing
-    from kto_sweep.spending import spending
+    from kto_sweep.sweep.ledger import CellState, missing
+    from kto_sweep.sweep.spending import spending
 
     spent = spending(view, ledger)
     return {
@@ -97,13 +97,13 @@ def _cell_as_json(view: "SweepView", cell: "Cell") -> dict[str, Any]:
 
 def _parameters(view: "SweepView", cell: "Cell") -> dict[str, Any]:
     """What the sweep varies, by dotted name."""
-    from kto_sweep.compare import lookup, varied
+    from kto_sweep.compare.ranking import lookup, varied
 
     return {name: lookup(cell.config, name) for name in varied(view)}
 
 
 def _say_ledger(view: "SweepView", ledger: "Ledger") -> None:
-    from kto_sweep.ledger import CellState, missing
+    from kto_sweep.sweep.ledger import CellState, missing
 
     done, failed = ledger.of(CellState.DONE), ledger.of(CellState.FAILED)
     of = "" if view.expected is None else f" of {view.expected}"
@@ -142,7 +142,7 @@ def _about(cell: "Cell") -> str:
 
 def _next(view: "SweepView", ledger: "Ledger") -> str:
     """The command that brings the sweep on."""
-    from kto_sweep.ledger import missing
+    from kto_sweep.sweep.ledger import missing
 
     if view.state == "PAUSED" or ledger.retryable:
         return "resume"

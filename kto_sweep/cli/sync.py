@@ -19,7 +19,7 @@ def sync(run: str | None, as_json: bool) -> int:
     kto-sweep sync ab12cd34
     """
     from kto_sweep.home import Home
-    from kto_sweep.sync import find_unsent, send
+    from kto_sweep.sweep.sync import find_unsent, send
 
     home = Home.from_environment()
     outcomes = []

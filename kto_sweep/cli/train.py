@@ -108,7 +108,7 @@ def train(
     from dataclasses import replace
 
     from kto_sweep.home import Home
-    from kto_sweep.single_run import Asked, prepare
+    from kto_sweep.single.single_run import Asked, prepare
 
     typed = {key: value for key, value in parameters.items() if value is not None}
     if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
@@ -132,7 +132,7 @@ def train(
         say,
     )
     if dry_run:
-        from kto_sweep.dry_run import check
+        from kto_sweep.single.dry_run import check
 
         return 0 if check(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
     from kto_sweep.agent.single import train_one

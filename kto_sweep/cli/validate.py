@@ -22,7 +22,7 @@ def validate(file: Path, as_json: bool) -> int:
     """
     from dataclasses import asdict
 
-    from kto_sweep.validate import validate as check
+    from kto_sweep.spec.validate import validate as check
     from kto_sweep.wording import counted
 
     found = check(file)

@@ -9,7 +9,7 @@ from itertools import islice, product
 from kto_sweep.errors import TrialConfigError
 from kto_sweep.search.grid import can_list
 from kto_sweep.search.random import next_config
-from kto_sweep.space import Parameter, Space, Value
+from kto_sweep.search.space import Parameter, Space, Value
 from kto_sweep.trial import PARAMETERS, Trial, parameter_name
 
 FREE = frozenset(

@@ -23,7 +23,7 @@ from kto_sweep.plan.memory import (
 from kto_sweep.plan.seconds import START_SECONDS, Clockwork, Estimate, adapters, estimate
 from kto_sweep.plan.workload import Measurer, Workload
 from kto_sweep.rates import Rate
-from kto_sweep.spec import SweepSpec
+from kto_sweep.spec.sweep_file import SweepSpec
 from kto_sweep.trial import Trial
 from kto_sweep.wording import counted, duration
 

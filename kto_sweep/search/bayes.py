@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
-from kto_sweep.space import Space, Value
+from kto_sweep.search.space import Space, Value
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -8,8 +8,8 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from kto_sweep.distributions import Distribution, IntUniform
-from kto_sweep.space import Parameter, Space, Value
+from kto_sweep.search.distributions import Distribution, IntUniform
+from kto_sweep.search.space import Parameter, Space, Value
 
 LONGEST_AXIS = 1_000_000
 """Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""

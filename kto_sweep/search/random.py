@@ -2,7 +2,7 @@
 
 import random
 
-from kto_sweep.space import Space, Value
+from kto_sweep.search.space import Space, Value
 
 
 def next_config(space: Space, rng: random.Random) -> dict[str, Value]:

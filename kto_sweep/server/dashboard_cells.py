@@ -2,15 +2,15 @@
 
 import sqlite3
 
-from kto_sweep.ledger import Ledger, read_ledger
-from kto_sweep.remote import SweepView, TrialRecord
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ledger import Ledger, read_ledger
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView, TrialRecord
 
 MOST_CELLS = 1500
 """A larger grid is no picture any more; its table tells it."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from kto_sweep.distributions import Continuous
+from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError

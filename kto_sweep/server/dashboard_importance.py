@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from dataclasses import asdict
 
-from kto_sweep.importance import importances
+from kto_sweep.compare.importance import importances
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.states import ENDED

@@ -10,12 +10,12 @@ from typing import Any
 
 from kto_sweep.search import bayes, grid
 from kto_sweep.search import random as random_search
+from kto_sweep.search.space import Space
 from kto_sweep.server import run_writes
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import Metric, SweepRules
-from kto_sweep.space import Space
 
 _log = logging.getLogger(__name__)
 

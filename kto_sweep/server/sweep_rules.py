@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from kto_sweep.search import grid, hyperband
-from kto_sweep.space import Space, parse_space
+from kto_sweep.search.space import Space, parse_space
 
 LONGEST_CONFIG = 1_000_000
 """Characters of a sweep's YAML at most."""

@@ -22,7 +22,7 @@ from kto_sweep.agent.presence import (
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_record import Claim, RunRecord, read_record
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
 PRESENT = """

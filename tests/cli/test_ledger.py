@@ -3,11 +3,11 @@
 import pytest
 
 from kto_sweep.errors import FailureCause
-from kto_sweep.ledger import CellState, read_ledger
-from kto_sweep.remote import SweepView, TrialRecord
-from kto_sweep.space import parse_space
-from kto_sweep.spec import expected_trials
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.search.space import parse_space
+from kto_sweep.spec.sweep_file import expected_trials
+from kto_sweep.sweep.ledger import CellState, read_ledger
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView, TrialRecord
 
 PARAMETERS = {
     "learning_rate": {"values": [1e-6, 1e-5]},

@@ -4,7 +4,7 @@ import pytest
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.sweep_ref import SweepRef, parse_ref, recall, remember
+from kto_sweep.sweep.ref import SweepRef, parse_ref, recall, remember
 
 
 @pytest.mark.parametrize(

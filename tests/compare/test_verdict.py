@@ -3,13 +3,13 @@
 import pytest
 
 from kto_sweep.cli.compare_text import LEVELS, sparkline
-from kto_sweep.compare import rank
-from kto_sweep.comparison import compare, front
+from kto_sweep.compare.comparison import compare, front
+from kto_sweep.compare.ranking import rank
+from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
-from kto_sweep.remote import SweepView, TrialRecord
-from kto_sweep.replicates import group, noise
-from kto_sweep.space import parse_space
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.search.space import parse_space
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView, TrialRecord
 
 LOSS = "eval/common_loss"
 RATES = [1e-6, 1e-5, 1e-4]

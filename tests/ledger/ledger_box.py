@@ -19,8 +19,8 @@ from kto_sweep.agent.link import heartbeat, register_agent
 from kto_sweep.agent.presence import home_id
 from kto_sweep.agent.runs import Objective, TrialRun
 from kto_sweep.home import Home
-from kto_sweep.sweep_ref import SweepRef
-from kto_sweep.target import local_target
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.target import local_target
 
 sweep, most, outcomes, between = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 home, ref = Home.from_environment(), SweepRef("local", "kto-sweep", sweep)

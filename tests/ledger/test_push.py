@@ -8,8 +8,8 @@ from ledger_box import Box
 
 from kto_sweep.errors import UsageError
 from kto_sweep.server.launch import ensure_server, stop_server
-from kto_sweep.sweep_ref import SweepRef, remember
-from kto_sweep.target import find_remote
+from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.target import find_remote
 
 RUNS = """[{
     "id": run.id, "state": run.state, "config": {k: v for k, v in run.config.items() if k[0] != "_"},
@@ -63,7 +63,7 @@ def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(box: Box, other: Box)
 
 CUT = """
 import sys
-from kto_sweep import push
+from kto_sweep.sweep import push
 from kto_sweep.cli import run
 
 real = push.wandb.Run.log

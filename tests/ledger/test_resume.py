@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from ledger_box import Box
 
-from kto_sweep import reopening
 from kto_sweep.agent import link
 from kto_sweep.home import Home
-from kto_sweep.remote import SweepView, TrialRecord
-from kto_sweep.space import parse_space
-from kto_sweep.sweep_ref import SweepRef, remember
-from kto_sweep.target import Target
+from kto_sweep.search.space import parse_space
+from kto_sweep.sweep import reopening
+from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.target import Target
 
 RUNS = """{run.id: [[row["_step"] for row in run.scan_history()], dict(run.summary_metrics)]
     for run in api.runs("local/kto-sweep")}"""

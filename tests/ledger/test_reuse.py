@@ -4,10 +4,10 @@ import pytest
 from ledger_box import SWEEP, Box
 
 from kto_sweep.errors import UsageError
-from kto_sweep.remote import SweepView, TrialRecord
-from kto_sweep.reuse import find_reusable
-from kto_sweep.space import Space
-from kto_sweep.sweep_ref import SweepRef
+from kto_sweep.search.space import Space
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.reuse import find_reusable
 
 CONFIG = {
     "method": "grid",

@@ -11,11 +11,11 @@ import yaml
 
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
-from kto_sweep.generate import Fixed, Listed, Range, parse_flag
 from kto_sweep.home import Home
-from kto_sweep.registration import register
 from kto_sweep.server.launch import ServerAddress, ensure_server, stop_server
-from kto_sweep.validate import validate
+from kto_sweep.spec.generate import Fixed, Listed, Range, parse_flag
+from kto_sweep.spec.validate import validate
+from kto_sweep.sweep.registration import register
 
 HERE = Path(__file__).parent
 DATA = "examples/support_replies.jsonl"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kto_sweep.search.axes import Cube, Levels, Scale, cube_of
 from kto_sweep.search.random import next_config
-from kto_sweep.space import Space, parse_space, value_key
+from kto_sweep.search.space import Space, parse_space, value_key
 
 ENTRIES: dict[str, dict[str, object]] = {
     "categorical": {"values": ["a", 1, True, None, [1, 2], {"b": 1.5}]},

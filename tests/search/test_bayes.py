@@ -15,7 +15,7 @@ from kto_sweep.search import bayes
 from kto_sweep.search import random as random_search
 from kto_sweep.search.axes import cube_of
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.space import Space, parse_space
+from kto_sweep.search.space import Space, parse_space
 
 MIXED = {
     "lr": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
@@ -181,7 +181,7 @@ def test_torch_is_loaded_by_the_first_question_after_the_start_and_not_before() 
 import sys
 import kto_sweep.server.main
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.space import parse_space
+from kto_sweep.search.space import parse_space
 space, _ = parse_space({"x": {"min": 0.0, "max": 1.0}})
 next_config(space, [Observation({"x": 0.1}, 1.0)], seed=0)
 heavy = {"torch", "optuna"}

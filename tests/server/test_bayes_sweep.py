@@ -10,7 +10,7 @@ import pytest
 from server_bench import Bench, Box
 
 from kto_sweep.search import bayes
-from kto_sweep.space import parse_space
+from kto_sweep.search.space import parse_space
 
 BAYES: dict[str, Any] = {
     "method": "bayes",

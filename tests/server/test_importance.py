@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kto_sweep.importance import FEWEST_RUNS, importances
+from kto_sweep.compare.importance import FEWEST_RUNS, importances
 
 
 def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:

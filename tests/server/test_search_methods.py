@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kto_sweep.search import grid, hyperband
 from kto_sweep.search import random as random_search
-from kto_sweep.space import Space, parse_space
+from kto_sweep.search.space import Space, parse_space
 
 
 def space(**parameters: object) -> Space:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kto_sweep.registration import order_note
-from kto_sweep.space import parse_space
+from kto_sweep.search.space import parse_space
+from kto_sweep.sweep.registration import order_note
 
 RATES = {"values": [1.0e-6, 5.0e-6]}
 SIZES = {"values": ["0.5b", "7b"]}

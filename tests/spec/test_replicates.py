@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kto_sweep.spec import examine_text
+from kto_sweep.spec.sweep_file import examine_text
 
 GRID = """
 method: {method}

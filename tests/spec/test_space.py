@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kto_sweep.space import Distribution, Space, number_from_text, parse_space, value_key
+from kto_sweep.search.space import Distribution, Space, number_from_text, parse_space, value_key
 
 
 def space_of(**parameters: object) -> Space:

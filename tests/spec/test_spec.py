@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.errors import SpecError, UsageError
+from kto_sweep.search.space import parse_space
 from kto_sweep.shipped_files import shipped_names, shipped_root
-from kto_sweep.space import parse_space
-from kto_sweep.spec import SweepSpec, load_spec
+from kto_sweep.spec.sweep_file import SweepSpec, load_spec
 from kto_sweep.trial import Trial
 
 HEAD = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: data.jsonl}\n"

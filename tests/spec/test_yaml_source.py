@@ -2,7 +2,7 @@
 
 import pytest
 
-from kto_sweep.yaml_source import YamlSource, read_yaml
+from kto_sweep.spec.yaml_source import YamlSource, read_yaml
 
 TEXT = """\
 # comment

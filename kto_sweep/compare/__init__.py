@@ -1,0 +1,1 @@
+"""Which trial won, how sure that is, and how people see it."""

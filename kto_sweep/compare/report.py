@@ -1,0 +1,112 @@
+"""The report: the sweep page's charts and the verdict in one HTML file that needs no network."""
+
+import base64
+import html
+import json
+import re
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.compare.comparison import CURVES, Comparison, Curves
+from kto_sweep.compare.ranking import Ranked
+from kto_sweep.metrics import METRICS
+from kto_sweep.search.distributions import Continuous
+from kto_sweep.server.dashboard_data import flat
+
+CHARTS = Path(__file__).parents[1] / "server" / "static"
+PAGE = Path(__file__).with_name("report_page.js")
+SCOPE = "kto-sweep/"
+"""Stands for `./` in the scripts' imports: scripts inside of a file have no address to be relative to."""
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
+)
+
+
+def report(comparison: Comparison, curves: Curves, made: datetime) -> str:
+    """The whole page; `curves` by run and metric."""
+    data = json.dumps(_data(comparison, curves, made)).replace("<", "\\u003c")
+    title = html.escape(f"{comparison.view.name}: report")
+    style = (CHARTS / "style.css").read_text(encoding="utf-8")
+    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<style>{style}
+table.runs .pick input {{ display: none; }}</style>
+<script type="importmap">{json.dumps({"imports": _scripts()})}</script>
+</head>
+<body>
+<main id="main"><noscript>The charts need JavaScript.</noscript></main>
+<script type="application/json" id="data">{data}</script>
+<script>{plotly}</script>
+<script type="module">import "{SCOPE}{PAGE.name}";</script>
+</body>
+</html>
+"""
+
+
+def _scripts() -> dict[str, str]:
+    """The report's script and all that it imports, directly or not, by name, as data: URLs."""
+    found: dict[str, str] = {}
+    waiting = [PAGE.name]
+    while waiting:
+        name = waiting.pop()
+        if SCOPE + name in found:
+            continue
+        text = (PAGE if name == PAGE.name else CHARTS / name).read_text(encoding="utf-8")
+        waiting += re.findall(r'from "\./([\w.]+)"', text)
+        text = re.sub(r'from "\./([\w.]+)"', rf'from "{SCOPE}\1"', text)
+        found[SCOPE + name] = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
+    return found
+
+
+def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, Any]:
+    view = comparison.view
+    logged = {item.name: isinstance(item.distribution, Continuous) and item.distribution.log
+              for item in view.space.searched}  # fmt: skip
+    return {
+        "title": view.name,
+        "sweep": str(view.ref),
+        "url": view.url,
+        "state": view.state.lower(),
+        "method": view.method,
+        "expected": view.expected,
+        "made": made.timestamp(),
+        "metric": {"name": comparison.metric, "goal": comparison.goal},
+        "parameters": [{"name": name, "log": logged.get(name, False)} for name in comparison.parameters],
+        "panels": [[name, METRICS[name].unit] for name in CURVES],
+        "verdict": comparison.verdict.parts(),
+        "importance": {
+            "rows": [vars(row) for row in comparison.importance.rows],
+            "note": comparison.importance.note,
+        },
+        "runs": [_row(comparison, item) for item in comparison.ranked],
+        "curves": curves,
+    }
+
+
+def _row(comparison: Comparison, item: Ranked) -> dict[str, Any]:
+    """A run as the dashboard's scripts take it."""
+    trial = item.trial
+    return {
+        "name": trial.run_id,
+        "title": trial.name,
+        "url": f"{comparison.view.url.rsplit('/sweeps/', 1)[0]}/runs/{trial.run_id}",
+        "state": trial.state,
+        "created": trial.created,
+        "seconds": trial.seconds,
+        "tags": [],
+        "notes": "",
+        "host": "",
+        "value": item.value,
+        "config": flat(trial.config),
+        "summary": flat({name: value for name, value in trial.summary.items() if not name.startswith("_")}),
+    }

@@ -1,0 +1,305 @@
+"""Reads the `parameters` section of a sweep: all that W&B accepts, and every violation at once."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.search.distribution_forms import FORMS, NUMBER_KEYS
+from kto_sweep.search.distributions import Continuous, Distribution, value_key
+from kto_sweep.wording import listed, nearest, number_from_text, show, show_number
+
+Path = tuple[str, ...]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One thing in a `parameters` section that W&B's search could not work with."""
+
+    path: tuple[str, ...]
+    """Keys below `parameters` of the offending entry; list positions as text, from "0"."""
+    what: str
+    """What is wrong, with the value."""
+    why: str = ""
+    """One sentence: the rule that it breaks."""
+    hint: str = ""
+    """What to type instead."""
+
+    def __str__(self) -> str:
+        parts = [f"{'.'.join(('parameters', *self.path))}: {self.what}", self.why, self.hint]
+        return ". ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a space."""
+
+    path: tuple[str, ...]
+    """Its name; more than one part when it is nested."""
+    distribution: Distribution
+
+    @property
+    def name(self) -> str:
+        """The path with dots, as W&B writes nested names."""
+        return ".".join(self.path)
+
+    @property
+    def varies(self) -> bool:
+        """True when there is more than one possible value."""
+        return len({value_key(value) for value in self.distribution.extremes()}) > 1
+
+
+_ALL_KEYS = ("value", "values", "probabilities", "distribution", *sorted(NUMBER_KEYS))
+
+
+def parse_parameters(
+    section: Mapping[str, object], path: Path = ()
+) -> tuple[list[Parameter], list[Violation]]:
+    """The parameters of a section and of those nested in it, and every violation."""
+    parameters: list[Parameter] = []
+    violations: list[Violation] = []
+    for name, entry in section.items():
+        here = (*path, str(name))
+        if not is_name(name):
+            violations.append(_bad_name(here, name))
+        elif isinstance(entry, Mapping) and "parameters" in entry:
+            inner, wrong = _parse_group(entry, here)
+            parameters += inner
+            violations += wrong
+        else:
+            distribution, wrong = _parse_entry(entry, here)
+            violations += wrong
+            if distribution is not None:
+                parameters.append(Parameter(here, distribution))
+    return parameters, violations
+
+
+def is_name(name: object) -> bool:
+    """True for what W&B takes as a parameter's name."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
+def convert_numbers(entry: Mapping[str, object]) -> dict[str, object]:
+    """One parameter's entry with its text numbers (min: 5e-7) as numbers; value and values as they are."""
+    converted = {key: _as_number(value) if key in NUMBER_KEYS else value for key, value in entry.items()}
+    shares = entry.get("probabilities")
+    if isinstance(shares, list):
+        converted["probabilities"] = [_as_number(share) for share in shares]
+    return converted
+
+
+def _bad_name(path: Path, name: object) -> Violation:
+    return Violation(
+        path,
+        f"{show(name)} is not a parameter name",
+        "A name begins with a letter or _ and goes on with letters, digits, _, . and -.",
+        "rename it" if isinstance(name, str) else f'write it in quotes: "{name}"',
+    )
+
+
+def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Parameter], list[Violation]]:
+    section = entry["parameters"]
+    others = [
+        Violation((*path, str(key)), f"{key} stands beside parameters", hint="move it below parameters")
+        for key in entry
+        if key != "parameters"
+    ]
+    if not isinstance(section, Mapping) or not section:
+        what = f"{show(section)} is not a group of parameters"
+        bad = Violation((*path, "parameters"), what, hint="write name: {values: [...]} entries below it")
+        return [], [*others, bad]
+    parameters, violations = parse_parameters(section, (*path, "parameters"))
+    # In the file the keys lead through `parameters`; the parameter's own name does not hold it.
+    named = [Parameter((*path, *p.path[len(path) + 1 :]), p.distribution) for p in parameters]
+    return named, others + violations
+
+
+def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Violation]]:
+    if not isinstance(entry, Mapping):
+        hint = f"values: {listed(entry)}" if isinstance(entry, list) else f"value: {show(entry)}"
+        return None, [Violation(path, f"{show(entry)} stands without a key", hint=hint)]
+    keys = convert_numbers(entry)
+    name = _distribution_name(keys, path)
+    if isinstance(name, Violation):
+        return None, [name]
+    form = FORMS[name]
+    violations = [*_key_violations(name, keys, path), *_value_violations(keys, path)]
+    if not violations:
+        violations += _relation_violations(name, keys, path)
+    if violations:
+        return None, violations
+    complete: dict[str, Any] = {
+        **form.defaults,
+        **{key: value for key, value in keys.items() if key != "distribution"},
+    }
+    try:
+        distribution = form.build(complete)
+        if not isinstance(distribution, Continuous) or math.isfinite(
+            distribution.ppf(0) + distribution.ppf(1)
+        ):
+            return distribution, []
+    except OverflowError:
+        pass
+    what = f"{name} with these numbers gives values too large to compute"
+    return None, [Violation(path, what, hint=_exponent_hint(name))]
+
+
+def _as_number(value: object) -> object:
+    number = number_from_text(value) if isinstance(value, str) else None
+    return value if number is None else number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Violation:
+    """The distribution that is named, or that W&B infers from the keys."""
+    if "distribution" in keys:
+        named = keys["distribution"]
+        if isinstance(named, str) and named in FORMS:
+            return named
+        known = nearest(str(named), FORMS) or ", ".join(FORMS)
+        return Violation((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=known)
+    if "value" in keys:
+        return "constant"
+    if "values" in keys:
+        return "categorical_w_probabilities" if "probabilities" in keys else "categorical"
+    if "min" in keys and "max" in keys:
+        return _inferred_range(keys["min"], keys["max"], "q" in keys, path)
+    present = [key for key in _ALL_KEYS if key in keys]
+    return Violation(
+        path,
+        f"{', '.join(present)} alone do not make a distribution" if present else "has no value",
+        "A parameter needs value, values, min and max, or distribution.",
+        _missing_hint(keys),
+    )
+
+
+def _missing_hint(keys: Mapping[str, Any]) -> str:
+    if "mu" in keys or "sigma" in keys:
+        return "add distribution: normal (or log_normal)"
+    if "a" in keys or "b" in keys:
+        return "add distribution: beta"
+    for key, other in (("min", "max"), ("max", "min")):
+        if key in keys:
+            return f"add {other}:"
+    for key in keys:
+        if near := nearest(str(key), _ALL_KEYS):
+            return f"{near}: in place of {key}:"
+    return "value: ... or values: [...]"
+
+
+def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Violation:
+    """int_uniform of two whole numbers, uniform of two fractions; W&B refuses one of each."""
+    if not _is_number(low) or not _is_number(high):
+        return "uniform"  # what is wrong with the number is said where numbers are checked
+    if has_step:
+        return Violation((*path, "q"), "q without a distribution", hint="add distribution: q_uniform")
+    if isinstance(low, int) != isinstance(high, int):
+        whole = "min" if isinstance(low, int) else "max"
+        return Violation(
+            path,
+            f"min {show(low)} and max {show(high)} are a whole number and a fraction",
+            "W&B infers int_uniform from two whole numbers and uniform from two fractions.",
+            f"{whole}: {show_number(float(low if whole == 'min' else high))}, or add distribution: uniform",
+        )
+    return "int_uniform" if isinstance(low, int) else "uniform"
+
+
+def _key_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
+    form = FORMS[name]
+    for key in form.required:
+        if key not in keys:
+            yield Violation(path, f"{name} without {key}", hint=f"add {key}:")
+    for key in keys:
+        if key not in (*form.keys, "distribution"):
+            takes = ", ".join(form.keys)
+            yield Violation(
+                (*path, str(key)),
+                f"{show(key)} is not a key of {name}",
+                f"{name} takes {takes}.",
+                nearest(str(key), form.keys) or f"remove {key}",
+            )
+
+
+def _value_violations(keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
+    """Each key's value by itself."""
+    for key, value in keys.items():
+        here = (*path, str(key))
+        if key in NUMBER_KEYS and not _is_number(value):
+            yield Violation(here, f"{show(value)} is not a number")
+        elif key in ("values", "probabilities") and (not isinstance(value, list) or not value):
+            hint = "" if isinstance(value, list | Mapping) else f"{key}: [{show(value)}]"
+            yield Violation(here, f"{show(value)} is not a list of {key}", hint=hint)
+        elif key == "values":
+            for i, item in enumerate(value):
+                yield from _json_violations(item, (*here, str(i)))
+        elif key == "value":
+            yield from _json_violations(value, here)
+
+
+def _json_violations(value: object, path: Path) -> Iterator[Violation]:
+    if isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _json_violations(item, (*path, str(i)))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _json_violations(item, (*path, str(key)))
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Violation(path, f"{value} is not a finite number", "A run's configuration is sent as JSON.")
+    elif not isinstance(value, str | int | float | None):
+        hint = f'write it in quotes: "{value}"'
+        yield Violation(path, f"{value} is read as a {type(value).__name__}", hint=hint)
+
+
+def _relation_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
+    """What the values of several keys, or a key and its distribution, must obey."""
+    form = FORMS[name]
+    for key in form.positive:
+        if key in keys and keys[key] <= 0:
+            hint = _exponent_hint(name) if key in ("min", "max") else ""
+            yield Violation(
+                (*path, key), f"{show(keys[key])} is not above 0", f"{name} needs {key} > 0.", hint
+            )
+    if name == "int_uniform":
+        for key in ("min", "max"):
+            if not isinstance(keys[key], int):
+                whole = keys[key] == int(keys[key])
+                hint = f"{key}: {int(keys[key])}" if whole else "distribution: uniform, for fractions"
+                yield Violation((*path, key), f"{show(keys[key])} is not a whole number", hint=hint)
+    if "min" in form.keys and keys["min"] >= keys["max"]:
+        same = keys["min"] == keys["max"]
+        hint = (
+            f"value: {show(keys['min'])}" if same else f"min: {show(keys['max'])}, max: {show(keys['min'])}"
+        )
+        what = f"min {show(keys['min'])} is not below max {show(keys['max'])}"
+        yield Violation((*path, "min"), what, hint=hint)
+    if "probabilities" in keys:
+        yield from _probability_violations(keys["values"], keys["probabilities"], (*path, "probabilities"))
+
+
+def _probability_violations(
+    values: Sequence[Any], probabilities: Sequence[Any], path: Path
+) -> Iterator[Violation]:
+    if not all(_is_number(share) and share >= 0 for share in probabilities):
+        yield Violation(path, f"{listed(probabilities)} are not all numbers of 0 or more")
+    elif len(probabilities) != len(values):
+        what = f"{len(probabilities)} probabilities for {len(values)} values"
+        yield Violation(path, what, hint="one for each value")
+    elif abs(math.fsum(probabilities) - 1) > 1e-6:
+        yield Violation(
+            path, f"the probabilities have the sum {show(math.fsum(probabilities))}", hint="make it 1"
+        )
+
+
+def _exponent_hint(name: str) -> str:
+    """What to do about the two ways in which W&B's log-uniform ranges are written."""
+    if name.endswith("log_uniform"):
+        return f"min and max of {name} are exponents of e; for the values themselves: {name}_values"
+    if name.endswith("log_uniform_values"):
+        return f"min and max of {name} are the values themselves, not exponents"
+    return ""

@@ -1,0 +1,1 @@
+"""One run without a sweep: what it trains and where it belongs."""

@@ -1,0 +1,187 @@
+"""From what was typed to a run that can begin: its parameters checked, its server and folder chosen."""
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.agent.single import Job
+from kto_sweep.data.formats import load_examples
+from kto_sweep.errors import TrialConfigError, UsageError
+from kto_sweep.home import Home
+from kto_sweep.single.earlier_runs import config_of, find_earlier, resumable, unfinished
+from kto_sweep.single.one_run import WHOLE_DATA, difference, flat, over, read_config, run_name, with_preset
+from kto_sweep.sweep.target import (
+    DEFAULT_PROJECT,
+    Target,
+    find_remote,
+    find_target,
+    load_env_file,
+    local_target,
+)
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command line of `kto-sweep train`."""
+
+    typed: Mapping[str, Any]
+    """Parameters."""
+    config: Path | None
+    source: str | None
+    """A sweep or a run."""
+    whole_data: bool
+    gradient_accumulation: int | None
+    output_dir: Path | None
+    wandb: bool | None
+    """True: W&B; False: the embedded server; None: W&B if there is a key."""
+    project: str | None
+    entity: str | None
+    name: str | None
+    resume: str | None
+    """A run, its folder, or auto."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin, or go on."""
+
+    job: Job
+    target: Target
+    offline: bool
+    """Its W&B files are written and not sent."""
+    output_dir: Path | None
+
+    def make_folder(self, home: Home) -> None:
+        """Have the run's files in the output folder, which the run's place in the home then points to.
+
+        Raises UsageError when something is in it already.
+        """
+        place = home.runs / self.job.run_id
+        if self.output_dir is None or place.exists():
+            return
+        folder = self.output_dir.expanduser().resolve()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(
+                f"--output-dir {self.output_dir} is not empty",
+                hint=f"choose another, or go on with its run: --resume-from-checkpoint {self.output_dir}",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(folder)
+
+
+def prepare(home: Home, asked: Asked, say: Callable[[str], None]) -> Prepared:
+    """The run that was asked for; what was decided for the user goes to `say`.
+
+    Raises UsageError and DataError for what cannot be trained, ServerError when a server cannot be had.
+    """
+    load_env_file(Path.cwd())
+    if asked.resume is not None:
+        found = _resumed(home, asked, asked.resume, say)
+        if found is not None:
+            return found
+    trial = _trial(home, asked, say)
+    load_examples(trial.dataset)  # a file that cannot be trained on is told before a run is begun
+    target, offline = _server(home, asked.wandb)
+    job = Job(
+        secrets.token_hex(4),
+        trial,
+        asked.name or os.environ.get("WANDB_NAME") or run_name(trial),
+        asked.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+        asked.entity or os.environ.get("WANDB_ENTITY"),
+    )
+    return Prepared(job, target, offline, asked.output_dir)
+
+
+def _typed(asked: Asked, base: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+    """What was typed, in the words of a trial."""
+    typed = dict(asked.typed)
+    if asked.whole_data:
+        if "eval_fraction" in typed:
+            raise UsageError("--whole-data and --eval-fraction exclude each other", hint="give one of them")
+        typed["eval_fraction"] = WHOLE_DATA
+    if asked.gradient_accumulation is not None:
+        given = typed.get("batch_size", base.get("batch_size", 8))
+        trial = _checked({"dataset": "-", "model_size": "tiny", "batch_size": given})
+        typed["batch_size"] = trial.batch_size * asked.gradient_accumulation
+        say(
+            f"batch_size {typed['batch_size']}: {trial.batch_size} x {asked.gradient_accumulation} examples "
+            "per optimizer step; into how many forwards it is split is found out"
+        )
+    return typed
+
+
+def _trial(home: Home, asked: Asked, say: Callable[[str], None]) -> Trial:
+    base: dict[str, Any] = {}
+    if asked.source is not None:
+        earlier = find_earlier(home, asked.source, local=asked.wandb is False)
+        say(f"Parameters from {earlier.told}")
+        base = earlier.config
+    if asked.config is not None:
+        base = over(base, flat(read_config(asked.config)))
+    config = over(base, _typed(asked, base, say))
+    if asked.source is None:
+        config = with_preset(config)
+    return _checked(config)
+
+
+def _checked(config: Mapping[str, Any]) -> Trial:
+    """The trial. Raises UsageError that speaks of flags."""
+    try:
+        return Trial.from_config(config)
+    except TrialConfigError as error:
+        if len(error.problems) == 1 and "dataset" not in config:
+            raise UsageError(
+                "no data to train on", hint="--local-file rows.jsonl, or --dataset OWNER/NAME"
+            ) from error
+        raise
+
+
+def _server(home: Home, wandb: bool | None) -> tuple[Target, bool]:
+    """The server of a new run, and whether it is only sent to later."""
+    if wandb is False:
+        return local_target(home), False
+    if os.environ.get("WANDB_MODE") == "offline":
+        url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+        return Target(url, url, local=False), True
+    return (find_remote(None) if wandb else find_target(home, local=False)), False
+
+
+def _resumed(home: Home, asked: Asked, name: str, say: Callable[[str], None]) -> Prepared | None:
+    """The run to go on with; None when `auto` finds none."""
+    if name == "auto":
+        candidates = [folder for folder in unfinished(home) if _fits(folder, asked)]
+        if not candidates:
+            if not (asked.typed or asked.config or asked.source):
+                raise UsageError("this box has no run that was cut off", hint="kto-sweep train --help")
+            say("No run of these parameters was cut off here: a new one begins")
+            return None
+        name = candidates[0].name
+    folder, record = resumable(home, name)
+    before = _checked(config_of(folder))
+    after = _checked(over(before.to_config(), _typed(asked, before.to_config(), lambda line: None)))
+    if changed := difference(before, after):
+        raise UsageError(
+            f"run {folder.name} cannot go on with {changed}",
+            hint=f"leave that out, or train anew with it: kto-sweep train --from {folder.name} ...",
+        )
+    if record.local or asked.wandb is False:
+        target, offline = local_target(home), False
+    else:
+        os.environ.setdefault("WANDB_BASE_URL", record.base_url or "https://api.wandb.ai")
+        target, offline = _server(home, True)
+    say(f"Going on with run {folder.name}")
+    offline_name = run_name(before) if offline else ""
+    job = Job(folder.name, before, asked.name or offline_name, record.project, record.entity or None)
+    return Prepared(job, target, offline, None)
+
+
+def _fits(folder: Path, asked: Asked) -> bool:
+    """Whether a run is of the parameters that were typed."""
+    before = _checked(config_of(folder))
+    typed = _typed(asked, before.to_config(), lambda line: None)
+    return not difference(before, _checked(over(before.to_config(), typed)))

@@ -1,0 +1,1 @@
+"""A registered sweep, on W&B or the embedded server: made, read, gone on with, copied."""
