@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
@@ -50,6 +51,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # After a forward without a backward some weights are still whole: others than the optimizer's.
+            module.reshard()
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
