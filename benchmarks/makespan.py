@@ -111,6 +111,7 @@ class Benchmark:
             "trial_steps": options.trial_steps,
             "max_length": options.max_length,
             "held_out_rows": len(self.rows.held_out),
+            "gpus": options.gpus,
         }
 
     def summary(self, mode: str, seconds: float, step_s: float, **more: Any) -> Result:
@@ -208,8 +209,9 @@ class Benchmark:
             )
             name = json.loads(created)["path"]
             together = ["--trials-per-gpu", str(options.trials_per_gpu or "auto")]
+            devices = ["--gpus", options.gpus] if self.cuda else ["--cpu"]
             _run(
-                [*tool, "agent", name, "--local", *together, *([] if self.cuda else ["--cpu"])],
+                [*tool, "agent", name, "--local", *together, *devices],
                 environment,
                 folder / "agent.log",
             )
@@ -345,6 +347,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024)
     parser.add_argument("--eval-fraction", type=float, default=0.1)
     parser.add_argument("--trials-per-gpu", type=int, help="of ours; default: auto")
+    parser.add_argument("--gpus", default="0", help="of ours, such as 0,1; the others use one")
     parser.add_argument("--quantization", choices=["none", "4bit"], default="none")
     parser.add_argument("--memory-gib", type=float, help="let each process have only so much of the GPU")
     parser.add_argument("--scratch", type=Path, help="kept, with its models, for the next call")

@@ -16,6 +16,7 @@ SETTING = (
     "trial_steps",
     "max_length",
     "held_out_rows",
+    "gpus",
 )
 """What results must agree in to be compared."""
 
@@ -41,6 +42,7 @@ def table(results: Sequence[Result]) -> list[Result]:
         {
             "model": result["model"],
             "GPU GiB": result["memory_gib"] or "all",
+            "GPUs": result["gpus"],
             "trials x steps": f"{len(result['learning_rates']) * len(result['batch_sizes'])}"
             f" x {result['trial_steps']}",
             "trainer": SHOWN[result["mode"]]
