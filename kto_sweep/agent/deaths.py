@@ -1,0 +1,80 @@
+"""Workers that die: another is employed for the same trials, unless the device or one of them is to blame."""
+
+from kto_sweep.agent.blame import SUSPICIOUS, Death, cause_of_death, is_hardware, is_retried, is_sick
+from kto_sweep.agent.display import Display
+from kto_sweep.agent.floor import Floor
+from kto_sweep.agent.places import Places
+from kto_sweep.agent.slots import Station, Work
+from kto_sweep.agent.stations import IDLE_DEATHS, Stations
+from kto_sweep.agent.trials import Trials
+from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.errors import KtoSweepError
+
+
+class Deaths:
+    """Sees to what a dead worker has left."""
+
+    def __init__(
+        self, floor: Floor, stations: Stations, trials: Trials, places: Places, display: Display
+    ) -> None:
+        self._floor = floor
+        self._stations = stations
+        self._trials = trials
+        self._places = places
+        self._display = display
+        self._deaths: list[Death] = []
+        self._culprits: set[str] = set()
+
+    def bury(self, station: Station, worker: WorkerProcess, status: int) -> None:
+        """Replace a dead worker, or give up its device or a trial. Raises KtoSweepError when none is left."""
+        how, words = self._stations.bury(station, worker, status)
+        aboard = station.aboard
+        for work in aboard:
+            work.fail_here()
+        to_blame = [work for work in aboard if work.suspect] or aboard
+        if station.device.visible:
+            names = frozenset(work.run_id for work in to_blame)
+            self._deaths.append(Death(station.device.name, names, is_hardware(words)))
+        others = any(other is not station and not other.ended for other in self._floor.stations)
+        sick = is_sick(station.device.name, self._deaths, self._culprits, others=others)
+        if sick or station.idle_deaths >= IDLE_DEATHS:
+            self._retire(station, f"the worker on {station.device.name} ended with {how}:\n{words}", worker)
+            return
+        self._display.say(f"{station.device.name}: the worker ended with {how}; starting another")
+        cause = cause_of_death(words)
+        if len(to_blame) == 1 and not is_retried(cause, to_blame[0].failures):
+            self._convict(station, to_blame[0], cause, f"the last with {how}; log: {worker.log}")
+        for work in aboard:
+            work.suspect = len(aboard) > 1 and work.failures >= SUSPICIOUS
+        if not station.ended:
+            self._stations.employ(station)
+
+    def bury_last(self, station: Station, worker: WorkerProcess, status: int) -> None:
+        """Replace nobody: the agent is leaving."""
+        self._stations.bury(station, worker, status)
+        for work in station.aboard:
+            work.fail_here()
+
+    def _convict(self, station: Station, work: Work, cause: str, how: str) -> None:
+        """End the trial that no worker survives."""
+        slot = station.holder(work.run_id)
+        assert slot is not None
+        self._culprits.add(work.run_id)
+        self._trials.fail(slot, cause, f"{work.failures} workers ended under this trial, {how}")
+
+    def _retire(self, station: Station, why: str, worker: WorkerProcess) -> None:
+        """Use a device no more; its trials move to another. Raises KtoSweepError when there is none."""
+        station.retired = True
+        look = f"nvidia-smi -i {station.device.visible}   (its whole log: {worker.log})"
+        hint = look if station.device.visible else f"its whole log: {worker.log}"
+        if all(other.retired or other.ended for other in self._floor.stations):
+            raise KtoSweepError(why, hint=hint)
+        self._display.say(f"{station.device.name} is used no more: {why}\n  Look: {hint}")
+        for slot in station.slots:
+            work = slot.work
+            if work is not None and work.run is not None and not work.closing:
+                slot.work, work.suspect = None, True
+                self._floor.homeless.append(work)
+            self._stations.dismiss(slot)
+        for slot in self._floor.slots:
+            self._places.serve(slot)

@@ -1,0 +1,62 @@
+"""An agent that leaves while trials run: they are put back with their checkpoints, as far as time allows."""
+
+import time
+from collections.abc import Callable
+
+from kto_sweep.agent.events import Closed, Event, Opened
+from kto_sweep.agent.floor import Floor
+from kto_sweep.agent.slots import Slot
+from kto_sweep.agent.stations import Stations
+from kto_sweep.agent.trials import Trials
+
+
+class Departure:
+    """Puts the trials of a floor back."""
+
+    def __init__(self, floor: Floor, stations: Stations, trials: Trials, grace: float) -> None:
+        """`grace`: seconds from the announcement on."""
+        self._floor = floor
+        self._stations = stations
+        self._trials = trials
+        self._grace = grace
+        self._deadline = float("inf")
+
+    @property
+    def is_overdue(self) -> bool:
+        """The grace time is over."""
+        return time.monotonic() > self._deadline
+
+    def announce(self) -> None:
+        """Have every trial end after the step it is in."""
+        self._deadline = time.monotonic() + self._grace
+        self._floor.take_home()
+        for slot in self._floor.slots:
+            if slot.work is not None and slot.work.ordered:
+                self._trials.order_stop(slot.station, slot.work.run_id)
+            else:
+                self.clear(slot)
+
+    def clear(self, slot: Slot) -> None:
+        """Put back the trial of a slot whose worker does not have it, and dismiss the slot."""
+        work = slot.work
+        if work is not None and work.run is not None and not work.ordered and not work.closing:
+            self._trials.put_back(slot)
+        elif work is None:
+            self._stations.dismiss(slot)
+
+    def leave(self, seconds: float, next_event: Callable[[], Event | None]) -> None:
+        """End the workers now; trials are put back as far as that can be done in this time."""
+        deadline = time.monotonic() + seconds
+        self._floor.take_home()
+        for slot in self._floor.slots:
+            self._stations.dismiss(slot)
+            if seconds and slot.work is not None and slot.work.run is not None and not slot.work.closing:
+                self._trials.put_back(slot)
+        while any(slot.work for slot in self._floor.slots) and time.monotonic() < deadline:
+            match next_event():
+                case Closed() as event:
+                    self._trials.closed(event)
+                case Opened(slot) as event:
+                    self._trials.opened(event)
+                    if slot.work is not None:
+                        self._trials.put_back(slot)
