@@ -9,6 +9,7 @@ KtoSweepError                 exit 1: the work failed
     `-- DataError             a data file
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -71,6 +72,11 @@ class TrialFailure(KtoSweepError):
     def __init__(self, cause: FailureCause, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.cause = cause
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system says that there is no room, or that the user's share of it is used up."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(KtoSweepError):

@@ -1,7 +1,6 @@
 """A worker's two lines to its supervisor: orders in, messages out (see protocol.py). No torch here."""
 
 import contextlib
-import errno
 import queue
 import threading
 import traceback
@@ -9,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from kto_sweep.errors import DataError, FailureCause, KtoSweepError, TrialFailure, UsageError
+from kto_sweep.errors import (
+    DataError,
+    FailureCause,
+    KtoSweepError,
+    TrialFailure,
+    UsageError,
+    is_disk_full,
+)
 from kto_sweep.protocol import (
     Alert,
     Done,
@@ -135,7 +141,7 @@ def failure(run_id: str, error: BaseException) -> Failed:
         return Failed(run_id, FailureCause.BAD_CONFIG, error.message, error.hint)
     if isinstance(error, KtoSweepError):
         return Failed(run_id, FailureCause.WORKER_CRASH, error.message, error.hint)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return Failed(
             run_id, FailureCause.DISK_FULL, str(error), "free some disk space and run the agent again"
         )

@@ -1,7 +1,6 @@
 """Base models: found, loaded, frozen, and a clear word when that does not work."""
 
 import difflib
-import errno
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError
+from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
 from kto_sweep.home import Home
 from kto_sweep.presets import Quantization
 from kto_sweep.train.tiny import tiny_model
@@ -222,10 +221,7 @@ def _without_dropout(model: PreTrainedModel) -> None:
 
 def _no_room(error: Exception) -> bool:
     """Whether memory or disk ran out: not the model's fault."""
-    return (
-        isinstance(error, torch.OutOfMemoryError | MemoryError)
-        or getattr(error, "errno", None) == errno.ENOSPC
-    )
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_disk_full(error)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

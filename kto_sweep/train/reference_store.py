@@ -9,7 +9,6 @@ cluster often share a home over a network, and a write-ahead log needs all its r
 No torch and no numpy here: `kto-sweep cache` reads these files too.
 """
 
-import errno
 import hashlib
 import sqlite3
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure
+from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, is_disk_full
 from kto_sweep.train.locks import Locks
 
 T = TypeVar("T")
@@ -275,9 +274,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or (
-            getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-        )
+        full = is_disk_full(error) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
         if full:
             raise TrialFailure(
                 FailureCause.DISK_FULL, f"{path}: {error}", hint="free some space, or kto-sweep cache --prune"
