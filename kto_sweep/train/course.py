@@ -206,6 +206,7 @@ class Course:
     def finish(self, engine: Seats) -> TrainResult:
         """Save the adapters of a trial that has taken all its steps."""
         self._save(engine, self._product)
+        self._logbook.sync()
         state = SlotState(self.steps, engine.examples(self._place), {}, 0.0)
         save_checkpoint(self._path, self._checkpoint(state, finished=True))
         return self._result(state.examples, stopped=False)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from kto_sweep.train.watch import Watch
 
@@ -20,8 +20,7 @@ class Logbook:
         self._path = path
         self._watch = watch
         self._reader_has = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+", encoding="utf-8", buffering=1)
+        self._file = _opened(path)
         self.summary: dict[str, float | int | str] = {}
         """The last value of each metric."""
 
@@ -55,7 +54,13 @@ class Logbook:
             self._watch.recall(step, values)
 
     def sync(self) -> None:
-        """Have the rows on disk whatever happens to the machine."""
+        """Have the rows on disk whatever happens to the machine, or to the file. Raises OSError."""
+        if not self._path.exists():  # somebody has removed it; what is open still has them
+            self._file.seek(0)
+            rows, file = self._file.read(), _opened(self._path)
+            file.write(rows)
+            self._file.close()
+            self._file = file
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -74,6 +79,11 @@ class Logbook:
                 rows.append((len(rows) + 1, values))
                 end += len(line)
         return rows, end
+
+
+def _opened(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a+", encoding="utf-8", buffering=1)
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     Raises OSError when the disk is full.
     """
     new = path.with_name(f"{path.name}.new")
+    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it meanwhile
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, dict(metadata))
         with new.open("rb") as file:

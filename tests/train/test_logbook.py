@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,17 @@ def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path, end: str)
     book.close()
     assert list(report.rows) == [1, 2, 3]
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_rows_that_somebody_removes_are_on_disk_again_with_the_next_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint" / "rows.jsonl"
+    book, _ = logbook(path)
+    book.go_on(9, 0, None)
+    book.write(1, {"loss": 1.0})
+    shutil.rmtree(path.parent)
+    book.write(2, {"loss": 2.0})
+    book.sync()
+    book.write(3, {"loss": 3.0})
+    assert book.has(3)
+    book.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0, 3.0]
