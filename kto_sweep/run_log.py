@@ -157,24 +157,31 @@ class RunLog:
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
-    """The file's lines up to `step`; what a crash left half written is left out."""
-    if step <= 0 or not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break
-        with contextlib.suppress(ValueError, KeyError):
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+    """The file's lines up to `step`; those from the first damaged one on are left out, and come again."""
+    kept: list[str] = []
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
+        for line in lines:
+            row = _row(line)
+            if row is None or row["step"] > step:
+                break
+            kept.append(line.decode())
     return kept
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A line's values; None when it is damaged or half written."""
+    try:
+        found = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
 
 
 def last_step(folder: Path) -> int:
     """The last step that the log of a run's folder has; 0 without one."""
-    steps = [0]
-    with contextlib.suppress(OSError), (folder / "log.jsonl").open(encoding="utf-8") as lines:
+    step = 0
+    with contextlib.suppress(OSError), (folder / "log.jsonl").open("rb") as lines:
         for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                steps.append(json.loads(line)["step"])
-    return steps[-1]
+            if (row := _row(line)) is not None:
+                step = row["step"]
+    return step

@@ -2,12 +2,13 @@
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from kto_sweep.records import read_record_of, write_record
 
 _FILE = "run.json"
 
@@ -36,17 +37,12 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""
-        scratch = folder / f"{_FILE}.{os.getpid()}.tmp"
-        scratch.write_text(json.dumps(asdict(self)) + "\n")
-        scratch.replace(folder / _FILE)
+        write_record(folder / _FILE, self)
 
 
 def read_record(folder: Path) -> RunRecord | None:
     """The record in a run's folder; None when there is none that can be read."""
-    try:
-        return RunRecord(**json.loads((folder / _FILE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return read_record_of(RunRecord, folder / _FILE)
 
 
 class Claim:

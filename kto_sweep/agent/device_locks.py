@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.errors import UsageError
@@ -15,14 +16,12 @@ from kto_sweep.errors import UsageError
 def held(devices: Sequence[Device]) -> Iterator[None]:
     """Have the GPUs among `devices` to ourselves until the end of the block.
 
-    Raises UsageError when another agent has one of them.
+    Raises UsageError when another agent has one of them, or no lock can be made.
     """
-    folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
     with ExitStack() as stack:
         for device in devices:
             if device.uuid:
-                folder.mkdir(mode=0o700, exist_ok=True)
-                stream = stack.enter_context((folder / f"{device.uuid}.lock").open("a+", encoding="ascii"))
+                stream = stack.enter_context(_lock_file(device.uuid))
                 try:
                     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -36,3 +35,15 @@ def held(devices: Sequence[Device]) -> Iterator[None]:
                 stream.write(str(os.getpid()))
                 stream.flush()
         yield
+
+
+def _lock_file(uuid: str) -> TextIO:
+    try:
+        folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return (folder / f"{uuid}.lock").open("a+", encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"no lock can be made on the GPU {uuid}: {error}",
+            hint="set TMPDIR to a folder that can be written to, or add --share-gpus",
+        ) from error

@@ -14,12 +14,14 @@ ROUND_SECONDS = 10.0
 class Lifeline:
     """Calls the server every few seconds on a thread of its own.
 
-    `revive` starts a server that is gone, where that is ours to do.
+    `revive` starts a server that is gone, where that is ours to do, and tells its address.
     """
 
     def __init__(
-        self, base_url: str, revive: Callable[[], object] | None, interval: float = ROUND_SECONDS
+        self, base_url: str, revive: Callable[[], str] | None, interval: float = ROUND_SECONDS
     ) -> None:
+        self.moved_to = ""
+        """Where the server is now, when another program has taken its place."""
         self._url = base_url
         self._revive = revive
         self._interval = interval
@@ -47,9 +49,10 @@ class Lifeline:
                 self._heard = time.monotonic()
             elif self._revive is not None:
                 try:
-                    self._revive()
+                    found = self._revive()
                 except (KtoSweepError, OSError):
                     continue  # the next round tries again
+                self.moved_to = found if found != self._url else ""
 
     def _answers(self) -> bool:
         try:

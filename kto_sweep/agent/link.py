@@ -25,6 +25,7 @@ __all__ = [
     "Command",
     "Login",
     "create_sweep",
+    "end_service",
     "find_login",
     "heartbeat",
     "read_curves",
@@ -115,6 +116,15 @@ def service_has_ended() -> bool:
     connection = wandb_setup.singleton()._connection
     process = connection._proc if connection is not None else None  # None: somebody else's, by WANDB_SERVICE
     return process is not None and process._process.poll() is not None
+
+
+def end_service() -> None:
+    """Kill that process: what it has not sent yet is sent by whoever goes on with its runs."""
+    connection = wandb_setup.singleton()._connection
+    process = connection._proc if connection is not None else None
+    if process is not None:
+        process._process.kill()
+        process._process.wait()
 
 
 def read_run(

@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.home import Home
+from kto_sweep.records import write_whole
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
 from kto_sweep.sweep.ref import SweepRef
 
 WORKER_SECONDS = 90.0
 """How long a worker whose supervisor is gone may take to put its trials away."""
+OPEN_STATES = frozenset({"running", "crashed", "preempting"})
+"""In which the server gives a run to nobody, and the box that has begun it may go on with it."""
+DEAD = "unknown"
+"""The token of an agent of which nothing is known but that it is dead."""
 
 
 class Presence:
@@ -78,10 +83,34 @@ def find_orphans(home: Home) -> list[Orphan]:
         record = read_record(folder)
         if record is None or record.sent or not record.agent or is_alive(home, record.agent):
             continue
-        with suppress(OSError, ValueError):  # without its configuration it can only be sent, not trained
-            config = json.loads((folder / "trial.json").read_text())
+        config = _read_config(folder)
+        if config is not None:  # else it can only be sent, not trained
             found.append(Orphan(folder.name, config, folder, record))
     return found
+
+
+def _read_config(folder: Path) -> Mapping[str, Any] | None:
+    """A trial's configuration as its folder has it; None when that cannot be read."""
+    try:
+        config = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def restore(home: Home, run_id: str, config: Mapping[str, Any], record: RunRecord) -> bool:
+    """Whether the files of a trial of this home were damaged, and now are as given; nobody may work on it."""
+    folder = home.runs / run_id
+    if not folder.is_dir():
+        return False
+    known = read_record(folder)
+    if known is not None and _read_config(folder) is not None:
+        return False
+    with unclaimed(folder) as free:
+        if free:
+            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            (known or record).write(folder)
+    return free
 
 
 def of_sweep(orphan: Orphan, ref: SweepRef) -> bool:
@@ -110,7 +139,8 @@ def take_over(orphan: Orphan, token: str) -> bool:
 def home_id(home: Home) -> str:
     """A name that only this home has: what tells its runs from those that another box has taken over."""
     path = home.root / "home-id"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
+        path.unlink(missing_ok=True)
         home.root.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"home-id.{os.getpid()}")
         scratch.write_text(secrets.token_hex(8))

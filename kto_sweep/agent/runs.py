@@ -15,6 +15,7 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.alerts import AlertRule, Alerts, carried_by
 from kto_sweep.errors import FailureCause, KtoSweepError
+from kto_sweep.records import write_whole
 from kto_sweep.run_log import RunLog
 from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
@@ -33,16 +34,16 @@ UPLOAD = "WANDB_LOG_MODEL"
 
 
 class ServiceGoneError(KtoSweepError):
-    """The process that wandb does its work in has ended: no run of this agent can go on in it."""
+    """No run of this agent can go on in the process that wandb does its work in, wandb-core."""
 
     count: int | None = None
     """Trials that the agent was still to begin or to end; None: any number."""
     until: float | None = None
     """Unix seconds at which its time is over; None: never."""
 
-    def __init__(self) -> None:
+    def __init__(self, why: str = "wandb's service process (wandb-core) has ended") -> None:
         super().__init__(
-            "wandb's service process (wandb-core) has ended",
+            why,
             hint="kto-sweep agent   (goes on from the trials' last checkpoints)",
         )
 
@@ -135,7 +136,7 @@ class TrialRun:
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
         try:
-            _write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
             record = RunRecord(
                 ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
@@ -279,9 +280,3 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
     )
     run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
     run.finish()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    scratch = path.with_name(f"{path.name}.new")
-    scratch.write_text(text)
-    scratch.replace(path)

@@ -19,7 +19,7 @@ from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper, by
-from kto_sweep.agent.work_left import find_work_left
+from kto_sweep.agent.work_left import find_work_left, restore_damaged
 from kto_sweep.alerts import AlertRule
 from kto_sweep.budget import Allowance, Forecast
 from kto_sweep.home import Home
@@ -73,6 +73,7 @@ def work_on(
         console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
         if view.state == "PAUSED":
             console.print(f"It is paused: its trials begin after   kto-sweep resume {ref.id}")
+        restore_damaged(console, target, home, view)
         orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
         timekeeper = None
@@ -86,7 +87,7 @@ def work_on(
             timekeeper.learn_earlier(view)
         varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
         presence = Presence(home)
-        lifeline = Lifeline(target.base_url, (lambda: ensure_server(home)) if target.local else None)
+        lifeline = Lifeline(target.base_url, (lambda: ensure_server(home).url) if target.local else None)
         lifeline.start()
         with Display(console, varied, view.metric, view.expected) as display:
             supervisor = Supervisor(

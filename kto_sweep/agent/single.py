@@ -144,7 +144,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
         console.print(f"Talking to {where}", soft_wrap=True)
         if not offline:
             console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
-        revive = (lambda: ensure_server(home)) if target.local else None
+        revive = (lambda: ensure_server(home).url) if target.local else None
         lifeline = (_NoServer if offline else Lifeline)(target.base_url, revive)
         lifeline.start()
         presence = Presence(home)

@@ -1,6 +1,7 @@
 """Whether there is room on the disk."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from kto_sweep.errors import KtoSweepError
@@ -18,7 +19,11 @@ def free_bytes(folder: Path) -> int:
 
 def needed_bytes(folder: Path) -> int:
     """What the trial in `folder` needs: files are replaced as a whole, so one more of its largest."""
-    return ENOUGH + max((path.stat().st_size for path in folder.glob("*/*.safetensors")), default=0)
+    sizes = [0]
+    for path in folder.glob("*/*.safetensors"):
+        with suppress(OSError):  # removed meanwhile
+            sizes.append(path.stat().st_size)
+    return ENOUGH + max(sizes)
 
 
 def require_space(folder: Path) -> None:

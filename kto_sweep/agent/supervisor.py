@@ -32,7 +32,7 @@ from kto_sweep.agent.events import (
 )
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.lifeline import Lifeline
-from kto_sweep.agent.link import Command, service_has_ended
+from kto_sweep.agent.link import Command, end_service, service_has_ended
 from kto_sweep.agent.one_trial import OneTrial
 from kto_sweep.agent.places import Places
 from kto_sweep.agent.presence import Orphan, Presence
@@ -40,6 +40,7 @@ from kto_sweep.agent.runs import Objective, ServiceGoneError
 from kto_sweep.agent.silence import Silence
 from kto_sweep.agent.slots import Station
 from kto_sweep.agent.stations import Stations
+from kto_sweep.agent.stillness import Stillness
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
@@ -105,6 +106,8 @@ class Supervisor:
         self._deaths = Deaths(self._floor, self._stations, self._trials, self._places, display)
         self._departure = Departure(self._floor, self._stations, self._trials, grace)
         self._silence = Silence(lifeline, display, patience)
+        self._stillness = Stillness(self._floor, display)
+        self._lifeline = lifeline
 
     def run(self) -> Tally:
         """Work until the sweep ends, the count is reached, or a signal comes.
@@ -146,7 +149,11 @@ class Supervisor:
         self._handle(self._next_event())
         if service_has_ended():
             raise ServiceGoneError
+        if self._lifeline.moved_to:
+            end_service()  # it knows the old address only
+            raise ServiceGoneError(f"the server is at {self._lifeline.moved_to} now")
         self._places.order_ready()
+        self._stillness.watch()
         if self._silence.is_too_long():
             self.tally.cut_off = True
             self._places.retire_idle()
@@ -185,6 +192,7 @@ class Supervisor:
                 raise ServiceGoneError
 
     def _hear(self, station: Station, message: Message) -> None:
+        self._stillness.heard(station, message)
         match message:
             case Ready(device):
                 station.ready = True

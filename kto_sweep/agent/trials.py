@@ -15,7 +15,7 @@ from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
-from kto_sweep.agent.presence import Orphan, Presence, home_id, take_over
+from kto_sweep.agent.presence import OPEN_STATES, Orphan, Presence, home_id, take_over
 from kto_sweep.agent.runs import Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
@@ -39,10 +39,6 @@ from kto_sweep.sweep.remote import OWNER
 
 if TYPE_CHECKING:
     import wandb
-
-OPEN_STATES = frozenset({"running", "crashed", "preempting"})
-"""In which the server gives a run to nobody, and the box that has begun it may go on with it."""
-
 
 CLOSE_SECONDS = 10.0
 """How much longer than the server is waited for a run may take to be closed."""

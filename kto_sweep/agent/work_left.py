@@ -8,14 +8,37 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kto_sweep.agent.presence import Orphan, find_orphans, forget_dead, of_sweep
+from kto_sweep.agent.presence import (
+    DEAD,
+    OPEN_STATES,
+    Orphan,
+    find_orphans,
+    forget_dead,
+    home_id,
+    of_sweep,
+    restore,
+)
 from kto_sweep.home import Home
+from kto_sweep.run_record import RunRecord
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import is_deleted
+from kto_sweep.sweep.remote import SweepView, is_deleted
 from kto_sweep.sweep.target import Target
 
 if TYPE_CHECKING:
     import wandb
+
+
+def restore_damaged(console: Console, target: Target, home: Home, view: SweepView) -> None:
+    """Have the server say what a crash has damaged in the folders of this home's unfinished trials."""
+    ref, own = view.ref, home_id(home)
+    base_url = os.environ.get("WANDB_BASE_URL", "")
+    record = RunRecord(ref.entity, ref.project, ref.id, target.local, base_url, agent=DEAD)
+    for trial in view.trials:
+        ours = trial.place.split()[:1] == [own]
+        if ours and trial.state in OPEN_STATES and restore(home, trial.run_id, trial.config, record):
+            console.print(
+                f"Run {trial.run_id}: what is damaged of its records was written anew", soft_wrap=True
+            )
 
 
 def find_work_left(

@@ -80,9 +80,22 @@ class WorkerProcess:
             self._process.kill()
             self._process.wait()
 
+    def kill(self) -> None:
+        """End it as if it had crashed."""
+        self._process.kill()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody has stopped it, by SIGSTOP, to let it go on later."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return False
+
     def last_words(self, lines: int = 12) -> str:
-        """The end of what the worker printed."""
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """The end of what the worker printed; nothing when its log is gone."""
+        with contextlib.suppress(OSError):
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        return ""
 
 
 def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:

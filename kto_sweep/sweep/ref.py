@@ -1,15 +1,14 @@
 """The name of a sweep, in each form in which people have it, and what this box remembers of it."""
 
-import json
-import os
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.records import read_record_of, write_record
 
 _NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
 
@@ -90,10 +89,7 @@ def remember(home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str
         ref.entity, ref.project, ref.id, local, base_url, file or (known.file if known else ""), time.time()
     )
     home.sweeps.mkdir(parents=True, exist_ok=True)
-    path = home.sweeps / f"{ref.id}.json"
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(asdict(record)) + "\n")
-    scratch.replace(path)
+    write_record(home.sweeps / f"{ref.id}.json", record)
 
 
 def recall(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
@@ -105,7 +101,4 @@ def recall(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
 
 
 def _read(path: Path) -> SweepRecord | None:
-    try:
-        return SweepRecord(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return read_record_of(SweepRecord, path)

@@ -11,12 +11,14 @@ import pytest
 from kto_sweep.agent import device_locks
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.presence import (
+    DEAD,
     Presence,
     find_orphans,
     forget_dead,
     home_id,
     is_alive,
     of_sweep,
+    restore,
     take_over,
 )
 from kto_sweep.errors import UsageError
@@ -111,9 +113,28 @@ def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     Claim(folder).drop()
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"[1]", b"{}", b'{"entity": 1}', b"null"])
+def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(home, damage):
+    folder = leave(home, "run", "dead")
+    config = {"learning_rate": 0.1}
+    record = RunRecord(REF.entity, REF.project, REF.id, True, "", agent=DEAD)
+    assert not restore(home, "run", config, record)
+    assert not restore(home, "elsewhere", config, record)
+    for name in ("run.json", "trial.json"):
+        (folder / name).write_bytes(damage)
+        claim = Claim(folder)
+        assert not restore(home, "run", config, record)
+        claim.drop()
+        restored = restore(home, "run", config, record)
+        assert restored or (name, damage) in {("trial.json", b"{}"), ("trial.json", b'{"entity": 1}')}
+        assert [orphan.run_id for orphan in find_orphans(home)] == ["run"]
+
+
 def test_a_home_keeps_its_id_and_no_two_have_the_same(home, tmp_path):
     assert home_id(home) == home_id(home)
     assert home_id(home) != home_id(Home(tmp_path / "other"))
+    (home.root / "home-id").write_bytes(b"")
+    assert home_id(home) == home_id(home) != ""
 
 
 def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, tmp_path):
@@ -129,6 +150,17 @@ def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, 
         assert "--share-gpus" in refused.value.hint
     with device_locks.held([gpu]):
         pass
+
+
+def test_a_box_with_no_place_for_locks_says_what_to_set(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with (
+        pytest.raises(UsageError, match="no lock") as refused,
+        device_locks.held([Device("gpu 0", "0", "GPU-a")]),
+    ):
+        pass
+    assert "TMPDIR" in refused.value.hint
 
 
 def test_output_goes_into_nothing_once_nobody_reads_it():

@@ -3,7 +3,9 @@
 import json
 import math
 
-from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, clock_time
+import pytest
+
+from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, clock_time, last_step
 
 TRAIN = {
     "loss": 0.4987,
@@ -52,6 +54,24 @@ def test_files_hold_every_metric_and_every_line(tmp_path):
     assert math.isnan(rows[1]["loss"])
     assert (tmp_path / "run/console.log").read_text().splitlines() == said
     assert said[-1] == "the end"
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff\x00\x80\n", b"[1]\n", b"7\n", b'{"step": "2"}\n', b"{}\n", b'{"step": 2']
+)
+def test_rows_from_a_damaged_one_on_are_left_out_to_come_again(tmp_path, damage):
+    log = RunLog(tmp_path)
+    for step in (1, 2, 3):
+        log.metrics(step, TRAIN)
+    log.close()
+    path = tmp_path / "log.jsonl"
+    first, _, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + third)
+    assert last_step(tmp_path) in {1, 3}
+    again = RunLog(tmp_path, keep=3)
+    assert [row["step"] for row in again.kept] == [1]
+    again.close()
+    assert path.read_bytes() == first
 
 
 def test_times():
