@@ -2,16 +2,20 @@
 
 import os
 import random
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from arena import Arena, processes
 
+from kto_sweep.server.address import read_address
 from kto_sweep.server.launch import ensure_server
 
 Happen = Callable[[Arena, random.Random], None]
@@ -132,6 +136,37 @@ def _kill_server_often(arena: Arena, rng: random.Random) -> None:
         ensure_server(arena.home)
 
 
+def _move_server(arena: Arena, rng: random.Random) -> None:
+    """Another program has its port when it is started again."""
+    address = read_address(arena.home)
+    _signal(arena.server_pid(), signal.SIGKILL)
+    with socket.socket() as other, suppress(OSError):  # an agent may be faster
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", address.port if address else 0))
+        other.listen()
+        ensure_server(arena.home)
+
+
+def _lock_database(arena: Arena, rng: random.Random) -> None:
+    """Somebody looks into it with a tool of his own."""
+    with closing(sqlite3.connect(arena.home.server / "runs.sqlite3", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        time.sleep(rng.uniform(1, 10))
+
+
+def _clear(pattern: str) -> Happen:
+    """Remove files or folders of the home while they are in use."""
+
+    def happen(arena: Arena, rng: random.Random) -> None:
+        for path in arena.home.root.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+    return happen
+
+
 def _damage(pattern: str, how: Callable[[Path, random.Random], None]) -> Happen:
     """Damage a file of a trial while nobody runs, as a crash of the whole box would."""
 
@@ -159,6 +194,16 @@ def _flip(path: Path, rng: random.Random) -> None:
     if data:
         data[rng.randrange(len(data))] ^= 0xFF
         path.write_bytes(data)
+
+
+def _garbage(path: Path, rng: random.Random) -> None:
+    data = path.read_bytes()
+    place = rng.randrange(len(data) + 1)
+    path.write_bytes(data[:place] + rng.randbytes(20) + data[place + 20 :])
+
+
+def _empty(path: Path, rng: random.Random) -> None:
+    path.write_bytes(b"")
 
 
 def _remove(path: Path, rng: random.Random) -> None:
@@ -206,6 +251,8 @@ SERVER = [
     Accident("server is ended", "server", _end_server),
     Accident("server is killed three times", "server", _kill_server_often),
     Accident("server stands still", "server", _pause_server),
+    Accident("server moves to another port", "server", _move_server),
+    Accident("server's database is locked", "server", _lock_database),
 ]
 DISK = [
     Accident("checkpoint is cut off", "disk", _damage("*/checkpoint/last.safetensors", _cut)),
@@ -218,5 +265,14 @@ DISK = [
     Accident("log is cut off", "disk", _damage("*/log.jsonl", _cut)),
     Accident("console log is gone", "disk", _damage("*/console.log", _remove)),
     Accident("lineage is cut off", "disk", _damage("*/lineage.json", _cut)),
+    Accident("log has garbage", "disk", _damage("*/log.jsonl", _garbage)),
+    Accident("rows have garbage", "disk", _damage("*/checkpoint/rows.jsonl", _garbage)),
+    Accident("run record is empty", "disk", _damage("*/run.json", _empty)),
+    Accident("run record has garbage", "disk", _damage("*/run.json", _garbage)),
+    Accident("configuration is empty", "disk", _damage("*/trial.json", _empty)),
+    Accident("cache has garbage", "disk", _damage("../cache/reference/*.sqlite", _garbage)),
+    Accident("checkpoints are removed", "disk", _clear("runs/*/checkpoint")),
+    Accident("cache is removed", "disk", _clear("cache")),
+    Accident("workers' logs are removed", "disk", _clear("workers/*")),
 ]
 ACCIDENTS = [*WORKER, *SUPERVISOR, *SERVER, *DISK]

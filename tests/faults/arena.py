@@ -141,18 +141,18 @@ class Arena:
                 count += path.read_bytes().count(b"\n")
         return count
 
-    def wait(self, condition: Callable[[], object], seconds: float = 150, what: str = "that") -> None:
+    def wait(self, condition: Callable[[], object], seconds: float = 300, what: str = "that") -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"it never came to {what}\n{self.said()}"
             time.sleep(0.05)
 
-    def wait_for_progress(self, rows: int = 1, seconds: float = 150) -> None:
+    def wait_for_progress(self, rows: int = 1, seconds: float = 300) -> None:
         """Until so many more steps were taken, or everything has ended."""
         wanted = self.steps() + rows
         self.wait(lambda: self.steps() >= wanted or not self.alive, seconds, "the next step")
 
-    def finish(self, seconds: float = 240) -> None:
+    def finish(self, seconds: float = 600) -> None:
         """Wait for the agents; one more does what they have left."""
         deadline = time.monotonic() + seconds
         while True:

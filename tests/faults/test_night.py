@@ -30,6 +30,7 @@ def go_through(arena: Arena, accidents: list[Accident], undisturbed: Losses) -> 
         arena.close()
 
 
+@pytest.mark.timeout(900)
 def test_a_sweep_outlives_what_happens_most(tmp_path, undisturbed):
     arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
     names = ("worker gets SIGKILL", "server is killed", "agent is killed", "power is cut")
@@ -37,7 +38,7 @@ def test_a_sweep_outlives_what_happens_most(tmp_path, undisturbed):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("accidents", [WORKER, SUPERVISOR, SERVER, DISK], ids=lambda them: them[0].part)
 def test_a_sweep_outlives_all_accidents_of_a_part(tmp_path, undisturbed, accidents):
     arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
