@@ -1,5 +1,6 @@
 """The command line: one file per command, each loaded when it is called."""
 
+import errno
 import importlib
 import os
 import sys
@@ -35,6 +36,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "push": ("Serve", "Copy a sweep to another W&B server"),
     "serve": ("Serve", "Run the embedded server in the foreground"),
 }
+
+
+_DISK_TROUBLES = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 
 
 class LazyGroup(click.Group):
@@ -118,10 +122,20 @@ def run(args: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        print_error(
-            f"{type(error).__name__}: {error}",
-            f"this is a defect of kto-sweep; its traceback: kto-sweep --debug {' '.join(args)}",
-            as_json,
-        )
+        print_error(*_explained(error, args), as_json)
         return 1
     return code if isinstance(code, int) else 0
+
+
+def _explained(error: Exception, args: list[str]) -> tuple[str, str]:
+    """What an error that no command foresees is to a person, and a hint."""
+    if isinstance(error, OSError) and error.errno in _DISK_TROUBLES:
+        return (
+            f"{error.filename or 'a disk'}: {error.strerror}",
+            "KTO_SWEEP_HOME names the folder for all files (default ~/.kto-sweep): it has to have room and "
+            "to be one that you can write to",
+        )
+    return (
+        f"{type(error).__name__}: {error}",
+        f"this is a defect of kto-sweep; its traceback: kto-sweep --debug {' '.join(args)}",
+    )
