@@ -87,12 +87,13 @@ def _adopt_prior_runs(connection: sqlite3.Connection, sweep: Sweep, filters: str
     """Make the runs that the filter names runs of this sweep; those of another sweep stay there as well."""
     try:
         where = compile_filter(filters)
+        if where.sql == "1":
+            return
+        where = where.and_also("run.project_id = ?", sweep.project_id)
+        prior = runs.page(connection, where, None, MOST_PRIOR_RUNS)
     except FilterError as problem:
         raise RequestError(str(problem)) from problem
-    if where.sql == "1":
-        return
-    where = where.and_also("run.project_id = ?", sweep.project_id)
-    for run in runs.page(connection, where, None, MOST_PRIOR_RUNS):
+    for run in prior:
         if run.sweep_id is None:
             runs.update(connection, run.id, sweep_id=sweep.id)
         elif run.state in ENDED:

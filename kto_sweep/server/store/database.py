@@ -109,7 +109,7 @@ def connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    connection.create_function("matches_pattern", 2, matches_pattern, deterministic=True)
+    connection.create_function("matches_pattern", 3, matches_pattern, deterministic=True)
     return connection
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server.store.patterns import check_pattern
+from kto_sweep.server.store.patterns import check_pattern, deadline
 
 DEEPEST = 12
 MOST_CONDITIONS = 500
@@ -181,13 +181,17 @@ class _Compiler:
                 raise FilterError(f"{key} needs a list")
             parts = [self.condition(item, depth + 1) for item in value]
             joined = _join(parts, "AND" if key == "$and" else "OR", "1" if key == "$and" else "0")
-            return Where(f"NOT ({joined.sql})", joined.parameters) if key == "$nor" else joined
+            return _not(joined) if key == "$nor" else joined
         if key == "$not":
-            inner = self.condition(value, depth + 1)
-            return Where(f"NOT ({inner.sql})", inner.parameters)
+            return _not(self.condition(value, depth + 1))
         if key == "tags":
             return _tags(value)
         return _compare_all(key, value)
+
+
+def _not(inner: Where) -> Where:
+    """Runs that the condition does not hold for; a run without the value is one of them."""
+    return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
 
 
 def _join(parts: list[Where], word: str, empty: str) -> Where:
@@ -216,15 +220,21 @@ def _compare(key: str, operator: str, operand: Any) -> Where:
     if operator in ("$in", "$nin"):
         return _membership(sql, parameters, operand, is_time, inside=operator == "$in")
     if operator == "$not" and isinstance(operand, Mapping):
-        inner = _compare_all(key, operand)
-        return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
+        return _not(_compare_all(key, operand))
     if operator == "$exists":
         return Where(f"{sql} IS {'NOT ' if operand else ''}NULL", parameters)
     if operator == "$regex":
         return _pattern(sql, parameters, operand)
     if operator not in _COMPARISONS:
         raise FilterError(f"unknown operator {operator!r} on {key!r}")
-    return Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, _value(operand, is_time)))
+    wanted = _value(operand, is_time)
+    found = Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, wanted))
+    # To SQLite every text is greater than any number; to a client they cannot be compared.
+    if operator in ("$gt", "$gte") and isinstance(wanted, int | float):
+        return found.and_also(f"{sql} < ''", *parameters)
+    if operator in ("$lt", "$lte") and isinstance(wanted, str):
+        return found.and_also(f"{sql} >= ''", *parameters)
+    return found
 
 
 def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
@@ -232,7 +242,7 @@ def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
         check_pattern(str(pattern))
     except ValueError as problem:
         raise FilterError(f"$regex {pattern!r}: {problem}") from problem
-    return Where(f"matches_pattern(?, {sql})", (str(pattern), *parameters))
+    return Where(f"matches_pattern(?, {sql}, ?)", (str(pattern), *parameters, deadline()))
 
 
 def _membership(sql: str, parameters: tuple[Any, ...], operand: Any, is_time: bool, *, inside: bool) -> Where:

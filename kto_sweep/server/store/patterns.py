@@ -1,32 +1,51 @@
-"""`$regex` in a run filter, as a function for SQLite."""
+"""`$regex` in a run filter, as a function for SQLite.
 
-import re
+Some patterns take longer on some texts than the world lasts, and the standard library's search would keep all
+other threads waiting meanwhile. Hence `regex`, which lets them go on and gives up when its time is over.
+"""
+
+import sqlite3
+import time
 from functools import lru_cache
+
+import regex
 
 LONGEST_PATTERN = 200
 LONGEST_TEXT = 500
 """Characters of a value that are searched."""
-_NESTED_REPEAT = re.compile(r"[*+}]\)?[*+{]|[*+}][^()]*\)[*+{]")
-"""A repeat of a repeat, such as (a+)+: the search may take longer than the world lasts."""
+PATIENCE = 1.0
+"""Seconds that the searches of one filter may take in all."""
 
 
-def matches_pattern(pattern: str, value: object) -> int:
-    """1 when the pattern is found in the value. Raises ValueError for a pattern that is no good."""
+def matches_pattern(pattern: str, value: object, deadline: float) -> int:
+    """1 when the pattern is found in the value. Raises TimeoutError at `deadline` (by the monotonic clock)."""
     if value is None:
         return 0
-    return int(_compiled(pattern).search(str(value)[:LONGEST_TEXT]) is not None)
-
-
-@lru_cache(maxsize=64)
-def _compiled(pattern: str) -> "re.Pattern[str]":
-    if len(pattern) > LONGEST_PATTERN or _NESTED_REPEAT.search(pattern):
-        raise ValueError("the pattern is too long, or repeats a repeat")
-    return re.compile(pattern)
+    left = max(0.0, deadline - time.monotonic())
+    found = _compiled(pattern).search(str(value)[:LONGEST_TEXT], timeout=left, concurrent=True)
+    return int(found is not None)
 
 
 def check_pattern(pattern: str) -> None:
     """Raises ValueError, saying why, for a pattern that cannot be searched for."""
+    if len(pattern) > LONGEST_PATTERN:
+        raise ValueError(f"the pattern has more than {LONGEST_PATTERN} characters")
     try:
         _compiled(pattern)
-    except re.error as problem:
+    except (regex.error, RecursionError) as problem:
         raise ValueError(f"not a regular expression: {problem}") from problem
+
+
+def deadline() -> float:
+    """When a filter that is read now has to have its answer, by the monotonic clock."""
+    return time.monotonic() + PATIENCE
+
+
+def gave_up(problem: sqlite3.Error) -> bool:
+    """Whether a query failed because its deadline came: SQLite says no more than that a function raised."""
+    return "user-defined function" in str(problem)
+
+
+@lru_cache(maxsize=64)
+def _compiled(pattern: str) -> "regex.Pattern[str]":
+    return regex.compile(pattern)

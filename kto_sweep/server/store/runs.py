@@ -9,7 +9,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
-from kto_sweep.server.store.filters import Order, Where
+from kto_sweep.server.store import patterns
+from kto_sweep.server.store.filters import FilterError, Order, Where
 from kto_sweep.server.store.ids import friendly_name
 
 
@@ -147,21 +148,35 @@ def take_over(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> Non
 def page(
     connection: sqlite3.Connection, where: Where, order: Order | None, first: int, offset: int = 0
 ) -> list[Run]:
-    """Up to `first` matching runs from `offset` on; runs without a value for the order come last."""
+    """Up to `first` matching runs from `offset` on; runs without a value for the order come last.
+
+    Raises FilterError when the condition takes too long.
+    """
     direction = order.direction if order else "ASC"
     ordering = f"{order.sql} {direction} NULLS LAST, " if order and order.sql != "run.id" else ""
     # Ids first: sorting whole rows would drag their long texts through the sorter.
-    ids = connection.execute(
+    ids = _selected(
+        connection,
         f"SELECT run.id FROM run WHERE {where.sql} ORDER BY {ordering}run.id {direction} LIMIT ? OFFSET ?",
         (*where.parameters, *(order.parameters if order else ()), first, offset),
-    ).fetchall()
+    )
     return [run for row in ids if (run := get(connection, row[0])) is not None]
 
 
 def count(connection: sqlite3.Connection, where: Where) -> int:
-    """How many runs match."""
+    """How many runs match. Raises FilterError when the condition takes too long."""
     query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
-    return int(connection.execute(query, where.parameters).fetchone()[0])
+    return int(_selected(connection, query, where.parameters)[0][0])
+
+
+def _selected(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
+    """The rows of a query with a client's condition in it."""
+    try:
+        return connection.execute(query, parameters).fetchall()
+    except sqlite3.OperationalError as problem:
+        if patterns.gave_up(problem):
+            raise FilterError("the $regex of the filter takes too long") from problem
+        raise
 
 
 def count_of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[RunState] = ()) -> int:
