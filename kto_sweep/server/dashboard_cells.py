@@ -33,7 +33,7 @@ def cells(
             "state": cell.state.value,
             "cause": cell.trial.failure or None if cell.trial else None,
             "run": cell.trial.run_id if cell.trial else None,
-            "value": objective.finite_number(cell.trial.summary, rules.metric.name)
+            "value": objective.in_summary(cell.trial.summary, rules.metric)
             if cell.trial and rules.metric
             else None,
         }

@@ -162,6 +162,10 @@ def _is_log(distribution: object) -> bool:
 def run_row(each: Run) -> Row:
     """A run as a row of a table: numbers and short texts under dotted names."""
     summary = lines.as_row(each.summary) or {}
+    shown = flat({key: value for key, value in summary.items() if not key.startswith("_")})
+    if each.objective is not None and each.objective_value is not None:
+        # The metric may be an object there, as define_metric can have it.
+        shown[each.objective] = each.objective_value
     return {
         "name": each.name,
         "title": each.display_name,
@@ -175,7 +179,7 @@ def run_row(each: Run) -> Row:
         "host": each.host or "",
         "exitcode": each.exitcode,
         "config": flat(run_writes.plain_config(each.config)),
-        "summary": flat({key: value for key, value in summary.items() if not key.startswith("_")}),
+        "summary": shown,
     }
 
 

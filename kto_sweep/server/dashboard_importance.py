@@ -41,7 +41,7 @@ class ImportanceCache:
                     if rules.space is not None
                     else sorted({name for config in configs for name in config})
                 )
-                values = [objective.finite_number(summary, rules.metric.name) for summary in summaries]
+                values = [objective.in_summary(summary, rules.metric) for summary in summaries]
                 while len(self._known) >= REMEMBERED:
                     self._known.pop(next(iter(self._known)))
                 self._known[key] = asdict(importances(names, configs, values))

@@ -59,6 +59,16 @@ def finite_number(row: Mapping[str, Any], name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def in_summary(summary: Mapping[str, Any], metric: Metric) -> float | None:
+    """The number that a run's summary has for the metric.
+
+    Where the script's `define_metric` made an object of it: the best by the sweep's goal, or else the last.
+    """
+    extreme = "max" if metric.maximize else "min"
+    found = (finite_number(summary, metric.name + part) for part in ("", f".{extreme}", ".best", ".last"))
+    return next((value for value in found if value is not None), None)
+
+
 def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules, arrived: Run) -> None:
     """Ask every running run to stop that early termination finds too bad.
 
@@ -89,7 +99,7 @@ def summary_changed(connection: sqlite3.Connection, run: Run) -> None:
     metric = read_rules(sweep.config).metric if sweep else None
     if sweep is None or metric is None:
         return
-    value = finite_number(lines.as_row(run.summary) or {}, metric.name)
+    value = in_summary(lines.as_row(run.summary) or {}, metric)
     runs.update(connection, run.id, objective=metric.name, objective_value=value)
     if value is not None and metric.reached(value):
         _target_reached(connection, sweep.id)

@@ -70,7 +70,7 @@ def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
 def _summary_value(run: Run, metric: Metric) -> float | None:
     if run.objective == metric.name:
         return run.objective_value
-    return objective.finite_number(lines.as_row(run.summary) or {}, metric.name)
+    return objective.in_summary(lines.as_row(run.summary) or {}, metric)
 
 
 def _extreme(values: Sequence[float | None], pick: Callable[..., float]) -> float | None:

@@ -55,6 +55,27 @@ tell({
     assert sweep in told["listed"]
 
 
+def test_best_run_by_a_metric_that_define_metric_made_an_object(box: Box) -> None:
+    sweep = box.sweep(
+        {
+            "method": "grid",
+            "metric": {"name": "acc", "goal": "maximize"},
+            "parameters": {"a": {"values": [1, 3, 2]}},
+        }
+    )
+    code = """
+def trial():
+    with wandb.init() as run:
+        run.define_metric("acc", summary="max")
+        for value in (0, run.config.a, 0):
+            run.log({"acc": value})
+wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
+sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
+tell([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
+"""
+    assert box.run(code, sweep) == [{"a": 3}, {"max": 3}]
+
+
 def test_warnings_about_a_bad_config_reach_the_client(box: Box) -> None:
     code = """
 import contextlib, io
