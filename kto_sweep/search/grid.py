@@ -5,6 +5,7 @@ But for what trials must share to be trained together (SLOWEST): it varies slowe
 
 import json
 import math
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ def can_list(space: Space) -> bool:
     """Whether a grid can visit this space: every parameter can be listed, within reason."""
     return all(
         (count := parameter.distribution.cell_count()) is not None
-        and (count <= LONGEST_AXIS or isinstance(parameter.distribution, IntUniform))
+        and count <= (sys.maxsize if isinstance(parameter.distribution, IntUniform) else LONGEST_AXIS)
         for parameter in space.parameters
     )
 

@@ -81,6 +81,7 @@ def test_huge_range_of_whole_numbers_costs_nothing() -> None:
 
 def test_endless_parameters_make_no_grid() -> None:
     assert not grid.can_list(space(a={"min": 0.0, "max": 1.0}))
+    assert not grid.can_list(space(a={"min": 0, "max": 2**64}))
     assert not grid.can_list(space(a={"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 1e-9}))
 
 
