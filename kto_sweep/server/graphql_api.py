@@ -3,7 +3,7 @@
 import json
 import logging
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -13,6 +13,7 @@ from graphql import (
     DocumentNode,
     ExecutionResult,
     GraphQLError,
+    GraphQLScalarType,
     GraphQLSchema,
     build_schema,
     execute_sync,
@@ -47,7 +48,30 @@ def schema() -> GraphQLSchema:
     text = resources.files("kto_sweep.server").joinpath("schema.graphql").read_text(encoding="utf-8")
     built = build_schema(text)
     attach(built, viewer.fields, project.fields, run.fields, sweep.fields, writes.fields)
+    _read_scalar(built, "JSONString", _json_text)
+    _read_scalar(built, "Int64", _whole_number)
     return built
+
+
+def _read_scalar(built: GraphQLSchema, name: str, read: Callable[[Any], Any]) -> None:
+    """Let `read` take in the values of this scalar that clients send."""
+    scalar = built.type_map[name]
+    assert isinstance(scalar, GraphQLScalarType)
+    scalar.coerce_input_value = read
+
+
+def _json_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise GraphQLError("JSON is to be sent as text here")
+    return value
+
+
+def _whole_number(value: Any) -> int:
+    """A number of 64 bits as it comes: as a number, or as text."""
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as problem:
+        raise GraphQLError(f"{str(value)[:80]!r} is not a whole number") from problem
 
 
 def answer(request: Request, payload: object) -> Answer:

@@ -101,6 +101,23 @@ def test_logical_errors_are_200_with_errors(box: Box) -> None:
     assert "there is no run" in response.json()["errors"][0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("field", "kind", "value"),
+    [
+        ("runs(filters: $x) { edges { node { id } } }", "JSONString", {"state": "finished"}),
+        ('run(name: "x") { history(minStep: $x) }', "Int64", float("inf")),
+        ('run(name: "x") { history(minStep: $x) }', "Int64", "one"),
+    ],
+)
+def test_variable_that_is_not_of_its_type_is_an_error_with_a_reason(
+    box: Box, field: str, kind: str, value: object
+) -> None:
+    query = f"query($x: {kind}) {{ project {{ {field} }} }}"
+    response = post(box, {"query": query, "variables": {"x": value}})
+    assert response.status_code == 200
+    assert "has invalid value" in response.json()["errors"][0]["message"]
+
+
 def test_text_that_is_no_unicode_does_no_harm(box: Box) -> None:
     query = "mutation($i: UpsertBucketInput!) { upsertBucket(input: $i) { inserted } }"
     body = json.dumps({"query": query, "variables": {"i": {"name": "\ud800", "modelName": "\ud800"}}})
