@@ -142,6 +142,26 @@ tell(told)
     assert "many" in told["projects"]
 
 
+def test_restoring_a_file_that_is_not_there_says_so(box: Box) -> None:
+    code = """
+with wandb.init(id="files") as run:
+    with open("here.txt", "w") as file:
+        file.write("here")
+    run.save("here.txt")
+path = "acme/tests/files"
+told = [wandb.restore("here.txt", run_path=path, root="back").read()]
+told.append(wandb.Api().run(path).file("gone.txt").size)
+try:
+    wandb.restore("gone.txt", run_path=path, root="back")
+except ValueError as error:
+    told.append(str(error))
+tell(told)
+"""
+    restored, size, refused = box.run(code)
+    assert (restored, size) == ("here", 0)
+    assert "gone.txt not found" in refused
+
+
 def test_resume_continues_and_a_new_start_overwrites(box: Box) -> None:
     code = """
 def log(resume, count, **config):

@@ -212,6 +212,8 @@ def _compare_all(key: str, value: Any) -> Where:
 
 def _compare(key: str, operator: str, operand: Any) -> Where:
     """The condition of one operator on one key."""
+    if operator == "$not" and isinstance(operand, Mapping):
+        return _not(_compare_all(key, operand))
     if key == "sweep" and operator == "$eq" and isinstance(operand, str):
         own = "run.sweep_id IN (SELECT sweep.id FROM sweep WHERE sweep.name = ?)"
         prior = "SELECT run_id FROM prior_run JOIN sweep ON sweep.id = sweep_id WHERE sweep.name = ?"
@@ -219,15 +221,16 @@ def _compare(key: str, operator: str, operand: Any) -> Where:
     sql, parameters, is_time = _column(key)
     if operator in ("$in", "$nin"):
         return _membership(sql, parameters, operand, is_time, inside=operator == "$in")
-    if operator == "$not" and isinstance(operand, Mapping):
-        return _not(_compare_all(key, operand))
     if operator == "$exists":
         return Where(f"{sql} IS {'NOT ' if operand else ''}NULL", parameters)
     if operator == "$regex":
         return _pattern(sql, parameters, operand)
     if operator not in _COMPARISONS:
         raise FilterError(f"unknown operator {operator!r} on {key!r}")
-    wanted = _value(operand, is_time)
+    return _comparison(sql, parameters, operator, _value(operand, is_time))
+
+
+def _comparison(sql: str, parameters: tuple[Any, ...], operator: str, wanted: Any) -> Where:
     found = Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, wanted))
     # To SQLite every text is greater than any number; to a client they cannot be compared.
     if operator in ("$gt", "$gte") and isinstance(wanted, int | float):

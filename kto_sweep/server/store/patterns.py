@@ -18,7 +18,7 @@ PATIENCE = 1.0
 
 
 def matches_pattern(pattern: str, value: object, deadline: float) -> int:
-    """1 when the pattern is found in the value. Raises TimeoutError at `deadline` (by the monotonic clock)."""
+    """1 when the pattern is found in the value. Raises TimeoutError when `deadline` has come."""
     if value is None:
         return 0
     left = max(0.0, deadline - time.monotonic())
