@@ -59,7 +59,7 @@ def print_error(message: str, hint: str, as_json: bool) -> None:
 def number(value: Any) -> str:
     """A value for a table cell: learning rates as 2.3e-06, other numbers in four digits."""
     if isinstance(value, float):
-        if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e6):
+        if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
             mantissa, exponent = f"{value:.3e}".split("e")
             return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
         return f"{value:.4g}"
