@@ -117,8 +117,8 @@ def _correlation(found: list[Column], target: Column) -> float | None:
 
 def _note(runs: int, parameters: int, score: float) -> str:
     if score <= 0:
-        return f"{runs} runs; the forest cannot predict a run from the others, so take this as a guess."
-    sure = f"{runs} runs; the forest explains {score:.0%} of the metric of runs that it has not seen"
+        return f"{runs} runs; a random forest cannot predict a run from the others, so take this as a guess."
+    sure = f"{runs} runs; a random forest explains {score:.0%} of the variance of runs that it has not seen"
     if runs < RUNS_PER_PARAMETER * parameters:
         return f"{sure}, but there are few runs for {parameters} parameters."
     return f"{sure}."

@@ -90,8 +90,19 @@ def _best(
     top = groups[0].runs[0]
     return (
         f"Run {_called(top.trial)} ({_settings(view, top.trial.config)}) has the best {metric}: "
-        f"{groups[0].mean:.4g}; {better} is better."
+        f"{groups[0].mean:.4g}; {better} is better.{_incomplete(top.trial)}"
     )
+
+
+def _incomplete(trial: TrialRecord) -> str:
+    """A warning where the trial's training has not come to its end."""
+    if trial.state in RUNNING:
+        return " It is still training."
+    if trial.state in {"failed", "crashed"}:
+        return (
+            f" But it {trial.state}{f' ({trial.failure})' if trial.failure else ''}: it is not fully trained."
+        )
+    return ""
 
 
 def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
@@ -119,24 +130,33 @@ def _sure(groups: Sequence[Replicates]) -> str:
         return ""
     if len(groups) == 1:
         return "It is the only configuration with a value, so there is nothing to compare it with."
-    chance = noise(groups)
+    chance, rivals = noise(groups), _rivals(groups)
     lead = abs(groups[1].mean - groups[0].mean)
     if chance is None:
         return (
             f"It cannot be told: each configuration has run once. It leads by {lead:.2g}, and another seed "
             "may move a run by more or less than that."
         )
-    best = groups[0]
-    rivals = [
-        each for each in groups[1:] if _by_chance(best, each, chance.deviation, chance.freedom) >= DOUBT
-    ]
-    basis = f"by the spread between seeds ({chance.deviation:.2g}, {chance.freedom} degrees of freedom)"
+    basis = (
+        f"by the spread between seeds (standard deviation {chance.deviation:.2g}, "
+        f"{chance.freedom} degrees of freedom)"
+    )
     if not rivals:
         return f"Fairly sure: {basis}, chance alone would rarely give its lead of {lead:.2g} over the next."
     return (
         f"Not sure: {counted(len(rivals), 'other configuration')} cannot be told apart from it {basis}; "
         f"it leads the next by {lead:.2g}."
     )
+
+
+def _rivals(groups: Sequence[Replicates]) -> list[Replicates]:
+    """The configurations that cannot be told apart from the best; empty where nothing ran twice."""
+    chance = noise(groups)
+    if chance is None:
+        return []
+    return [
+        each for each in groups[1:] if _by_chance(groups[0], each, chance.deviation, chance.freedom) >= DOUBT
+    ]
 
 
 def _by_chance(one: Replicates, other: Replicates, deviation: float, freedom: int) -> float:
@@ -214,6 +234,8 @@ def _next(
                 yield f"Widen {parameter.name}: the best value, {at}, is the {side} that was tried."
         if len(groups) > 1 and noise(groups) is None:
             yield "Run the best few with other seeds, to tell a lead from luck: seed: {values: [1, 2, 3]}"
+        elif rivals := _rivals(groups):
+            yield f"Run the best {len(rivals) + 1} with more seeds, or take the cheapest of them."
     known = METRICS.get(metric)
     if known is not None and known.caution:
         yield f"Judge by another metric than {metric}: {known.caution}."

@@ -5,6 +5,7 @@ import threading
 from dataclasses import asdict
 
 from kto_sweep.compare.importance import importances
+from kto_sweep.compare.replicates import SEED
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.states import ENDED
@@ -25,7 +26,7 @@ class ImportanceCache:
         self._known: dict[tuple[int, str, int], Row] = {}
 
     def of(self, connection: sqlite3.Connection, sweep: Sweep) -> Row:
-        """`rows` and `note` for the sweep's metric, from the runs that have ended."""
+        """`rows` and `note` for the sweep's metric, from the runs that have ended; seeds aside."""
         rules = read_rules(sweep.config)
         own = runs.of_sweep(connection, sweep.id, sorted(ENDED))[-MOST_RUNS:]
         ended = [*runs.taken_over(connection, sweep.id), *own]
@@ -44,5 +45,6 @@ class ImportanceCache:
                 values = [objective.in_summary(summary, rules.metric) for summary in summaries]
                 while len(self._known) >= REMEMBERED:
                     self._known.pop(next(iter(self._known)))
-                self._known[key] = asdict(importances(names, configs, values))
+                searched = [name for name in names if name.split(".")[-1] != SEED]
+                self._known[key] = asdict(importances(searched, configs, values))
             return self._known[key]

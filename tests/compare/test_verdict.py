@@ -2,10 +2,9 @@
 
 import pytest
 
-from kto_sweep.cli.compare_text import LEVELS, sparkline
+from kto_sweep.cli.ranking_table import LEVELS, sparkline
 from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
-from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
@@ -67,6 +66,14 @@ def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
 def test_a_lead_within_the_spread_between_seeds_is_not_sure():
     told = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
     assert told.sure.startswith("Not sure: 1 other configuration cannot be told apart")
+
+    assert "Run the best 2 with more seeds, or take the cheapest of them." in told.next
+
+
+def test_a_best_trial_that_broke_or_still_trains_says_so():
+    broken = verdict(trial("a", 0.1, state="failed", cause="out of memory"), trial("b", 0.2, 1e-4))
+    assert broken.best.endswith("But it failed (out of memory): it is not fully trained.")
+    assert verdict(trial("a", 0.1, state="running")).best.endswith("It is still training.")
 
 
 def test_the_best_mean_wins_and_not_the_luckiest_run():

@@ -1,0 +1,78 @@
+"""The ranking as a terminal of any width shows it."""
+
+import math
+
+import pytest
+from test_verdict import LOSS, RATES, trial
+
+from kto_sweep.cli.ranking_table import ranking
+from kto_sweep.compare.comparison import compare
+from kto_sweep.search.space import parse_space
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView
+
+WIDE, NARROW = 160, 60
+
+
+def columns(width):
+    logged = {"rewards/margins": math.inf, "kl": 0.1}
+    view = SweepView(
+        ref=SweepRef("me", "kto", "s"),
+        url="",
+        name="s",
+        state="FINISHED",
+        method="grid",
+        metric=LOSS,
+        goal="minimize",
+        space=parse_space({"learning_rate": {"values": RATES}})[0],
+        expected=3,
+        trials=(trial("a", 0.1, **logged), trial("b", math.nan, state="failed", cause="diverged", **logged)),
+    )
+    found = compare(view)
+    curves = {"a": {"rewards/margins": {"step": [0, 1], "time": [0, 1], "value": [0.0, 1.0]}}}
+    return ranking(found, found.ranked, found.parameters, curves, width)
+
+
+def test_a_wide_terminal_shows_all_columns():
+    shown, left_out = columns(WIDE)
+    heads = [
+        "",
+        "run",
+        "learning_rate",
+        LOSS,
+        "margins",
+        "kl",
+        "margins by step",
+        "Pareto",
+        "state",
+        "minutes",
+    ]
+    assert [each.head for each in shown] == heads
+    assert left_out == []
+    assert shown[8].cells == ("finished", "failed (diverged)")
+
+
+def test_values_that_are_not_finite_are_told():
+    shown, _ = columns(WIDE)
+    assert shown[3].cells == ("0.1", "nan")
+    assert shown[4].cells == ("inf", "inf")
+
+
+def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
+    shown, left_out = columns(NARROW)
+    assert [each.head for each in shown] == [
+        "",
+        "run",
+        "learning_\nrate",
+        "eval/\ncommon_\nloss",
+        "margins",
+        "state",
+    ]
+    assert left_out == ["margins by step", "kl", "minutes", "Pareto"]
+    assert sum(each.width + 3 for each in shown) <= NARROW
+
+
+@pytest.mark.parametrize("width", [20, 80, 100, 120])
+def test_what_ranks_is_never_left_out(width):
+    shown, _ = columns(width)
+    assert {"learning_rate", LOSS} <= {each.head.replace("\n", "") for each in shown}
