@@ -20,6 +20,7 @@ const table = new RunsTable({
   metric: data.metric,
   link: (run) => run.url,
   compareLink: () => data.url,
+  command: `kto-sweep agent ${data.sweep}`,
   changed: () => draw(),
 });
 const parallel = new ParallelPlot((names) => table.brush(names));

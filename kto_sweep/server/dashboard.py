@@ -294,8 +294,9 @@ def _frame(kind: str, may_control: bool, message: str = "") -> str:
     script = f'<script type="module" src="{assets}/{kind}_page.js"></script>'
     text = {
         "locked": f"Log in first. Type on the server's box: {HOW}",
-        "gone": f"{message[:1].upper()}{message[1:]}. All sweeps: kto-sweep status, or the list of sweeps.",
+        "gone": f"{message[:1].upper()}{message[1:]}.",
     }.get(kind)
+    more = ' <a href="/">All sweeps</a>' if kind == "gone" else ""
     if text is not None:
         script = ""
     return (
@@ -308,7 +309,7 @@ def _frame(kind: str, may_control: bool, message: str = "") -> str:
         '<a class="skip" href="#main">Skip to content</a>'
         '<header class="top"><nav aria-label="Breadcrumb"><a class="brand" href="/">kto-sweep</a>'
         '<span id="trail"></span></nav><span id="live" role="status"></span></header>'
-        f'<main id="main" tabindex="-1">{f"<p class=empty>{escape(text)}</p>" if text else ""}'
+        f'<main id="main" tabindex="-1">{f"<p class=empty>{escape(text)}{more}</p>" if text else ""}'
         "<noscript>This page needs JavaScript. Without it: kto-sweep compare, kto-sweep status.</noscript>"
         "</main></body></html>"
     )

@@ -1,5 +1,8 @@
 // Where a value stands on an axis of the parallel coordinates: numbers (also on a log scale) or names.
 
+const FEW = 5; // marks between the ends, about
+const CLEAR = 0.08; // of the axis between two marks
+
 /**
  * @typedef {object} Axis
  * @property {string} name
@@ -48,8 +51,22 @@ function numberAxis(name, values, wantsLog) {
   };
   const valueAt = (at) => from(bottom + at * span);
   const distinct = [...new Set(values)].sort((a, b) => a - b);
-  const marks = distinct.length <= 5 ? distinct : [0, 0.25, 0.5, 0.75, 1].map(valueAt);
+  const marks = distinct.length <= FEW ? distinct : between(low, high, log);
   return { name, numeric: true, place, valueAt, ticks: marks.map((text) => ({ at: place(text), text })) };
+}
+
+/** Both ends, and the round numbers between them that stand clear of the ends: powers of ten on a log scale. */
+function between(low, high, log) {
+  const [from, to] = log ? [Math.log10(low), Math.log10(high)] : [low, high];
+  const rough = (to - from) / FEW;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = log ? Math.max(1, Math.ceil(rough)) : [1, 2, 5, 10].find((each) => each * power >= rough) * power;
+  const marks = [];
+  for (let n = Math.ceil(from / step); n * step <= to; n += 1) {
+    const clear = Math.min(n * step - from, to - n * step) >= (to - from) * CLEAR;
+    if (clear) marks.push(log ? 10 ** (n * step) : Number((n * step).toPrecision(12)));
+  }
+  return [low, ...marks, high];
 }
 
 function nameAxis(name, values) {

@@ -2,14 +2,15 @@
 
 import { follow, path, read, segments } from "./api.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
-import { empty, h, put, section } from "./dom.js";
+import { empty, h, keepingFocus, put, section } from "./dom.js";
 import { duration } from "./format.js";
 import { stateMark } from "./run_values.js";
 import { colour, onTheme } from "./theme.js";
-import { sideBySide } from "./values.js";
+import { SideBySide } from "./values.js";
 
 const CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb", "eval/common_loss", "eval/auc"];
-const MOST = 10;
+const MOST = 10; // as many as there are colours
+const HOW = "Select 2 to 10 runs in a sweep's table, then press compare.";
 const [entity, project] = segments();
 const names = (new URLSearchParams(location.search).get("runs") ?? "")
   .split(",")
@@ -21,6 +22,7 @@ const panels = CURVES.map((key) => new CurvePanel(key));
 let runs = [];
 let curves = {};
 let before = "";
+let page = null;
 
 put(
   document.getElementById("trail"),
@@ -31,10 +33,36 @@ put(
 document.title = "Compare · kto-sweep";
 
 function colourOf(index) {
-  return index < 8 ? colour(`c${index + 1}`) : colour("quiet");
+  return colour(`c${index + 1}`);
 }
 
 function build() {
+  page = {
+    title: h("h1"),
+    runs: h("ul", { class: "compared" }),
+    config: new SideBySide("parameter", (run) => run.config),
+    summary: new SideBySide("metric", (run) => run.summary),
+  };
+  put(
+    main,
+    page.title,
+    page.runs,
+    section("Configuration", { id: "config" }, page.config.element),
+    section("Summary", { id: "summary" }, page.summary.element),
+    section(
+      "Curves",
+      { id: "curves", tools: viewTools(view, draw) },
+      h(
+        "div",
+        { class: "grid" },
+        panels.map((panel) => panel.element),
+      ),
+    ),
+  );
+}
+
+function tell() {
+  page.title.textContent = `${runs.length} runs side by side`;
   const heads = runs.map((run, i) =>
     h(
       "li",
@@ -46,30 +74,9 @@ function build() {
       h("span", { class: "quiet" }, ` ${duration(run.seconds)}`),
     ),
   );
-  put(
-    main,
-    h("h1", {}, `${runs.length} runs side by side`),
-    h("ul", { class: "compared" }, heads),
-    section(
-      "Configuration",
-      { id: "config" },
-      sideBySide("parameter", runs, (run) => run.config),
-    ),
-    section(
-      "Summary",
-      { id: "summary" },
-      sideBySide("metric", runs, (run) => run.summary),
-    ),
-    section(
-      "Curves",
-      { id: "curves", tools: viewTools(view, draw) },
-      h(
-        "div",
-        { class: "grid" },
-        panels.map((panel) => panel.element),
-      ),
-    ),
-  );
+  keepingFocus(page.runs, () => put(page.runs, heads));
+  page.config.update(runs);
+  page.summary.update(runs);
 }
 
 async function draw() {
@@ -88,14 +95,26 @@ async function draw() {
   }
 }
 
+/** All of the runs; one that is gone leaves nothing to compare. */
+async function load() {
+  try {
+    const told = await Promise.all(names.map((name) => read([entity, project, "runs", name])));
+    return told.map(({ run }) => run);
+  } catch (problem) {
+    if (!page) put(main, h("h1", {}, "Compare"), empty(`Not compared: ${problem.message}. ${HOW}`));
+    throw problem;
+  }
+}
+
 if (names.length < 2) {
-  put(main, h("h1", {}, "Compare"), empty("Select 2 to 10 runs in a sweep's table, then press compare."));
+  put(main, h("h1", {}, "Compare"), empty(HOW));
 } else {
-  onTheme(() => draw());
+  onTheme(() => {
+    if (page) tell();
+    draw();
+  });
   follow(async () => {
-    runs = (await Promise.all(names.map((name) => read([entity, project, "runs", name])))).map(
-      (told) => told.run,
-    );
+    runs = await load();
     const now = JSON.stringify(runs);
     if (now !== before) {
       before = now;
@@ -105,7 +124,8 @@ if (names.length < 2) {
         ...CURVES.map((key) => ["key", key]),
       ];
       curves = (await read([entity, project, "curves"], query)).curves;
-      build();
+      if (!page) build();
+      tell();
       await draw();
     }
     return runs.some((run) => run.state === "running");

@@ -1,8 +1,8 @@
 // Panels of curves: one metric each, many runs. Takes plain data; knows nothing of where it comes from.
 
 import { h, put, soon } from "./dom.js";
-import { count, show } from "./format.js";
-import { draw, drawNothing, plain } from "./plot.js";
+import { apart, count, duration, show } from "./format.js";
+import { TICKS, draw, drawNothing, plain } from "./plot.js";
 
 /**
  * @typedef {{step: number[], time: number[], value: number[]}} Curve
@@ -27,26 +27,30 @@ export function smooth(values, amount) {
   let missing = 1; // the share of the mean that no value has filled yet
   return values.map((value) => {
     missing *= amount;
-    // As a step towards the value: a constant stays exactly what it is.
-    mean += ((value - mean) * (1 - amount)) / (1 - missing);
+    // As a step towards the value, the first one all the way: a constant stays exactly what it is.
+    mean += (value - mean) * ((1 - amount) / (1 - missing));
     return mean;
   });
 }
 
-/** The chart in words, for those who do not see it. @param {string} title @param {Line[]} lines */
-export function describe(title, lines) {
+/**
+ * The chart in words, for those who do not see it.
+ * @param {string} title @param {Line[]} lines @param {"step" | "time"} axis
+ */
+export function describe(title, lines, axis) {
   const ends = lines
     .filter((line) => line.curve.value.length)
-    .map((line) => ({ title: line.title, value: line.curve.value.at(-1), step: line.curve.step.at(-1) }));
+    .map(({ title, curve }) => ({ title: apart(title), value: curve.value.at(-1), at: curve[axis].at(-1) }));
   if (!ends.length) {
     return `${title}: no run has logged it yet${title.startsWith("gpu/") ? "; on a CPU there is none" : ""}.`;
   }
   ends.sort((a, b) => a.value - b.value);
   const [low, high] = [ends[0], ends.at(-1)];
-  const steps = Math.max(...ends.map((end) => end.step));
-  if (ends.length === 1) return `${title}: ${show(low.value)} at step ${show(steps)}.`;
+  const last = Math.max(...ends.map((end) => end.at));
+  const end = axis === "time" ? duration(last) : `step ${show(last)}`;
+  if (ends.length === 1) return `${title}: ${show(low.value)} at ${end}.`;
   return (
-    `${title}: ${count(ends.length, "run")}, up to step ${show(steps)}; last values from ${show(low.value)} ` +
+    `${title}: ${count(ends.length, "run")}, up to ${end}; last values from ${show(low.value)} ` +
     `(${low.title}) to ${show(high.value)} (${high.title}).`
   );
 }
@@ -69,7 +73,7 @@ export class CurvePanel {
 
   /** @param {Line[]} lines the first is drawn on top @param {View} view */
   async draw(lines, view) {
-    const words = describe(this.title, lines);
+    const words = describe(this.title, lines, view.axis);
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
     if (!lines.some((line) => line.curve.value.length)) {
@@ -92,7 +96,7 @@ export class CurvePanel {
         title: { text: view.axis === "time" ? "seconds" : "step" },
         type: view.logX ? "log" : "linear",
       },
-      yaxis: { type: view.logY ? "log" : "linear", exponentformat: "e" },
+      yaxis: { type: view.logY ? "log" : "linear", tickformat: TICKS },
     });
   }
 

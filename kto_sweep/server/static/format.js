@@ -50,9 +50,16 @@ export function count(number, noun) {
   return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 }
 
+/** A name inside of a sentence: what is written from right to left does not turn the words around it. */
+export function apart(name) {
+  return `\u2068${name}\u2069`;
+}
+
+const isNan = (value) => typeof value === "string" && value.toLowerCase() === "nan";
+
 /** Compares two cells: numbers before texts, nothing last whatever the direction. */
 export function compare(a, b, descending) {
-  const missing = (value) => value === null || value === undefined || value === "" || value === "NaN";
+  const missing = (value) => value === null || value === undefined || value === "" || isNan(value);
   if (missing(a) || missing(b)) return Number(missing(a)) - Number(missing(b));
   const numeric = typeof a === "number" && typeof b === "number";
   const order = numeric ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });

@@ -8,7 +8,9 @@ import { count, show } from "./format.js";
 const HEIGHT = 260;
 const TOP = 34;
 const BOTTOM = 18;
-const NARROWEST = 92;
+const NARROWEST = 110;
+const LETTER = 7.6; // pixels, of an axis's name
+const MARGIN = 0.22; // of a gap, before the first axis
 const STEP = 0.05; // of an axis, for one press of an arrow key
 const SLACK = 0.004; // so that a value on the edge is inside
 
@@ -78,14 +80,14 @@ export class ParallelPlot {
     this.drawing.style.width = `${full}px`;
     this.drawing.style.height = `${HEIGHT}px`;
     const gap = full / this.axes.length;
-    const x = (index) => gap * (index + 0.22);
+    const x = (index) => gap * (index + MARGIN);
     const chosen = new Set(this.inside().map((run) => run.name));
     const lines = [...this.runs].reverse().map((run) => this.line(run, x, chosen.has(run.name)));
     keepingFocus(this.drawing, () =>
       put(
         this.drawing,
         s("g", {}, lines),
-        this.axes.map((axis, i) => this.axis(axis, x(i))),
+        this.axes.map((axis, i) => this.axis(axis, x(i), i < this.axes.length - 1 ? gap : gap * (1 - MARGIN))),
       ),
     );
     this.describe(chosen.size);
@@ -107,7 +109,8 @@ export class ParallelPlot {
     );
   }
 
-  axis(axis, x) {
+  axis(axis, x, room) {
+    const letters = Math.max(4, Math.floor(room / LETTER) - 1);
     const [low, high] = this.ranges.get(axis.name) ?? [0, 1];
     return s(
       "g",
@@ -115,7 +118,7 @@ export class ParallelPlot {
       s(
         "text",
         { x, y: 12, class: "axis-name" },
-        axis.name.length > 22 ? `…${axis.name.slice(-21)}` : axis.name,
+        axis.name.length > letters ? `…${axis.name.slice(1 - letters)}` : axis.name,
         s("title", {}, axis.name),
       ),
       s("line", { x1: x, x2: x, y1: this.y(0), y2: this.y(1) }),

@@ -3,6 +3,9 @@
 import { h, put } from "./dom.js";
 import { colour } from "./theme.js";
 
+/** How numbers stand at an axis: nine digits at most, so that 12 is never 12.000000000000002. */
+export const TICKS = ".9~g";
+
 let loading = null;
 
 /** plotly, once it is there: the page's own content comes first. */

@@ -2,18 +2,6 @@
 
 import { h } from "./dom.js";
 
-/** A run of which nothing is known. */
-export const EMPTY = {
-  title: "",
-  name: "",
-  state: "",
-  summary: {},
-  config: {},
-  tags: [],
-  notes: "",
-  host: "",
-};
-
 /** Columns that every run has. */
 export const FIXED = {
   run: (run) => run.title,

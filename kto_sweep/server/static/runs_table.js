@@ -4,7 +4,7 @@ import { csv, save } from "./csv.js";
 import { add, empty, h, keepingFocus, put, soon } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
-import { EMPTY, FIXED, stateMark, valueOf } from "./run_values.js";
+import { FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
 const MOST_COMPARED = 10;
@@ -17,6 +17,7 @@ export class RunsTable {
    * @param {{name: string, goal: string} | null} options.metric
    * @param {(run: object) => string} options.link
    * @param {(names: string[]) => string} options.compareLink
+   * @param {string} options.command what to type on a box so that runs come
    * @param {() => void} options.changed what is shown in charts has changed
    */
   constructor(options) {
@@ -44,6 +45,11 @@ export class RunsTable {
       oninput: soon(() => this.refilter(), 120),
     });
     this.told = h("span", { class: "quiet", role: "status" });
+    const unhide = () => {
+      this.hidden.clear();
+      this.refilter();
+    };
+    this.showAll = h("button", { type: "button", hidden: true, onclick: unhide });
     this.chooser = h(
       "details",
       { class: "menu" },
@@ -53,6 +59,7 @@ export class RunsTable {
     this.chooser.addEventListener("toggle", () => this.chooser.open && this.fillChooser());
     this.compareLink = h("a", { class: "button", "aria-disabled": "true" }, "compare");
     this.tools = [
+      this.showAll,
       this.filter,
       this.chooser,
       h("button", { type: "button", onclick: () => this.save() }, "CSV"),
@@ -130,9 +137,11 @@ export class RunsTable {
         ? count(rows.length, "run")
         : `${rows.length} of ${count(this.runs.length, "run")}`,
     );
+    this.showAll.hidden = !this.hidden.size;
+    this.showAll.textContent = `show ${this.hidden.size} hidden`;
     put(this.more);
     if (!this.runs.length)
-      add(this.more, empty("No runs yet. Start an agent on a GPU box: `kto-sweep agent`"));
+      add(this.more, empty(`No runs yet. On each GPU box type: \`${this.options.command}\``));
     else if (!rows.length)
       add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
     if (shown.length < rows.length) {
@@ -177,10 +186,7 @@ export class RunsTable {
   }
 
   isNumber(name) {
-    return (
-      name === "time" ||
-      typeof valueOf(this.runs.find((run) => valueOf(run, name) !== null) ?? EMPTY, name) === "number"
-    );
+    return name === "time" || this.runs.some((run) => typeof valueOf(run, name) === "number");
   }
 
   row(run, best) {

@@ -73,6 +73,7 @@ function build() {
     link: (run) => path(entity, project, "runs", run.name),
     compareLink: (names) =>
       `${path(entity, project, "compare")}?${new URLSearchParams({ runs: names.join(",") })}`,
+    command: COMMAND,
     changed: () => drawCharts(),
   });
   const view = { ...VIEW };
@@ -111,6 +112,7 @@ function build() {
   page.scatterSection = section("Metric against time", { id: "scatter" }, page.scatter.element);
   page.importanceSection = section("Parameter importance", { id: "importance" }, page.importance.element);
   page.mapSection = section("Grid", { id: "grid" }, page.map.element);
+  page.mapSection.hidden = facts.method !== "grid"; // and again once its cells are known
   put(
     main,
     h("div", { class: "title" }, h("h1", {}, facts.title), page.controls.element),

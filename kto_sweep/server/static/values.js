@@ -52,47 +52,43 @@ export class ValueTable {
   }
 }
 
-/**
- * Runs side by side: the keys in which they differ first, the others folded away.
- * @param {string} title @param {object[]} runs @param {(run: object) => Record<string, any>} pick
- */
-export function sideBySide(title, runs, pick) {
-  const names = [...new Set(runs.flatMap((run) => Object.keys(pick(run))))].sort();
-  const differs = (name) => new Set(runs.map((run) => show(pick(run)[name]))).size > 1;
-  const rows = (some) =>
-    some.map((name) =>
-      h(
-        "tr",
-        { class: differs(name) ? "differs" : null },
-        h("th", { scope: "row" }, name),
-        runs.map((run) =>
-          h("td", { class: typeof pick(run)[name] === "number" ? "number" : "text" }, show(pick(run)[name])),
-        ),
-      ),
+/** Runs side by side: the keys in which they differ first, the others folded away. */
+export class SideBySide {
+  /** @param {string} title of the keys @param {(run: object) => Record<string, any>} pick */
+  constructor(title, pick) {
+    this.title = title;
+    this.pick = pick;
+    this.differing = h("div", { class: "scroll", tabindex: 0 });
+    this.count = h("summary");
+    this.same = h("div", { class: "scroll", tabindex: 0 });
+    this.folded = h("details", {}, this.count, this.same);
+    this.element = h("div", {}, this.differing, this.folded);
+  }
+
+  /** @param {object[]} runs */
+  update(runs) {
+    const names = [...new Set(runs.flatMap((run) => Object.keys(this.pick(run))))].sort();
+    const differs = (name) => new Set(runs.map((run) => show(this.pick(run)[name]))).size > 1;
+    const same = names.filter((name) => !differs(name));
+    put(this.differing, this.table(runs, names.filter(differs), "differs"));
+    put(this.same, this.table(runs, same));
+    this.count.textContent = `${same.length} the same in all runs`;
+    this.folded.hidden = !same.length;
+  }
+
+  table(runs, names, kind = null) {
+    const heads = runs.map((run) => h("th", { scope: "col", class: "name", title: run.title }, run.title));
+    const cells = (name) => runs.map((run) => cell(this.pick(run)[name]));
+    const row = (name) => h("tr", { class: kind }, h("th", { scope: "row" }, name), cells(name));
+    return h(
+      "table",
+      { class: "values" },
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, this.title), heads)),
+      h("tbody", {}, names.map(row)),
     );
-  const table = (some) =>
-    h(
-      "div",
-      { class: "scroll", tabindex: 0 },
-      h(
-        "table",
-        { class: "values" },
-        h(
-          "thead",
-          {},
-          h(
-            "tr",
-            {},
-            h("th", { scope: "col" }, title),
-            runs.map((run) => h("th", { scope: "col" }, run.title)),
-          ),
-        ),
-        h("tbody", {}, rows(some)),
-      ),
-    );
-  const same = names.filter((name) => !differs(name));
-  return [
-    table(names.filter(differs)),
-    same.length ? h("details", {}, h("summary", {}, `${same.length} that are the same`), table(same)) : null,
-  ];
+  }
+}
+
+function cell(value) {
+  return h("td", { class: typeof value === "number" ? "number" : "text" }, show(value));
 }
