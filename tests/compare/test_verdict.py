@@ -5,6 +5,7 @@ import pytest
 from kto_sweep.cli.ranking_table import LEVELS, sparkline
 from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
+from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
