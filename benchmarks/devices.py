@@ -69,7 +69,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         request = Request("run", trial, Path(folder), told, lambda: False, None)
         began = time.monotonic()
         if options.kind == "packed":
-            session.train(request)
+            session.train(trial, Path(folder), told, lambda: False)
         else:
             session.train_with_trl(request)
     gaps = [after - before for before, after in itertools.pairwise(told.at)]

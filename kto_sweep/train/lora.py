@@ -60,11 +60,7 @@ def find_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Linea
         if isinstance(module, nn.Linear) and module is not head
     }
     if targets == ALL_LINEAR:
-        if linear:
-            return linear
-        raise UsageError(
-            f"{type(model).__name__} has no nn.Linear layers to adapt", hint="train it with the trl trainer"
-        )
+        return linear
     wanted = (targets,) if isinstance(targets, str) else targets
     known = sorted({name.rpartition(".")[2] for name in linear})
     for target in wanted:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kto_sweep.errors import UsageError
@@ -85,6 +85,8 @@ def _check_structure(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if model.base_model is model or head is None:
         raise NotPackableError(model, "it has no decoder and output layer of its own")
+    if not any(isinstance(layer, nn.Linear) and layer is not head for layer in model.modules()):
+        raise NotPackableError(model, "it has no nn.Linear layers, which packed adapters are for")
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
         raise NotPackableError(model, f"it lies on {len(devices)} devices")

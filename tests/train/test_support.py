@@ -37,6 +37,12 @@ def test_attention_that_is_not_in_the_registry_is_refused() -> None:
     assert refused(model) == "StableLmForCausalLM cannot be trained packed: its attention cannot be replaced"
 
 
+def test_layers_that_are_not_linear_are_refused() -> None:
+    sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt2"](**sizes), dtype=torch.float32)
+    assert "no nn.Linear" in refused(model)
+
+
 def test_layers_that_mix_neighbouring_tokens_are_refused() -> None:
     config = CONFIG_MAPPING["lfm2"](**{**SIZES, "layer_types": ["conv", "full_attention"]})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
