@@ -38,7 +38,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
-_DISK_TROUBLES = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_DISK_TROUBLES = {
+    errno.ENOTDIR,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+}
 
 
 class LazyGroup(click.Group):

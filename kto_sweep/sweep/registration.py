@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kto_sweep.agent.space import require_space
 from kto_sweep.home import Home
 from kto_sweep.plan.preflight import check
 from kto_sweep.search.grid import in_order
@@ -59,6 +60,8 @@ def register(
 
     spec = check(file, home, force=force, say=say)
     target = find_target(home, local=local)
+    if target.local:
+        require_space(home.root)  # else its server would have us wait until there is some
     say(f"Talking to the {target}" if target.local else f"Talking to {target}")
     if not target.local and spec.method == "grid" and (note := order_note(spec.space)):
         say(f"Note: {note}")

@@ -112,3 +112,12 @@ def test_create_reads_the_data_before_anything_is_registered(tmp_path):
     assert done.returncode == 2
     assert "rows.jsonl:2: broken JSON" in done.stderr
     assert not (tmp_path / "home").exists()
+
+
+def test_a_home_that_cannot_be_written_to_is_no_defect(tmp_path):
+    (tmp_path / "file").touch()
+    done = kto_sweep("serve", "--port", "0", cwd=tmp_path, KTO_SWEEP_HOME=str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert "Not a directory" in done.stderr or "File exists" in done.stderr
+    assert "KTO_SWEEP_HOME names" in done.stderr
+    assert "defect" not in done.stderr
