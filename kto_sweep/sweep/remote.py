@@ -1,5 +1,6 @@
 """Sweeps and runs as plain data, read through wandb.Api from whichever server holds them."""
 
+import logging
 import math
 import os
 import urllib.error
@@ -111,6 +112,7 @@ def connect(target: Target) -> "wandb.Api":
             hint="check the address and the network, or add --local to work without W&B",
         ) from error
     os.environ.setdefault("WANDB_SILENT", "true")
+    logging.raiseExceptions = False  # on a full disk wandb's own log would fill the screen with tracebacks
     import wandb
     from wandb.errors import AuthenticationError, CommError
 
