@@ -1,5 +1,6 @@
 """A sweep goes through accidents at random moments and ends as if nothing had happened."""
 
+import os
 import subprocess
 import sys
 import time
@@ -97,6 +98,47 @@ def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_p
         assert "a defect" in ended.stderr
         assert {run.state for run in arena.runs()} <= {"running", "preempting", "preempted"}, ended.stdout
         arena.finish()
+        arena.check(undisturbed)
+    finally:
+        arena.close()
+
+
+HANGING = """
+import os, sys, time
+
+if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+    from kto_sweep.train.course import Course
+
+    write = Course.write
+
+    def write_or_hang(self, step, values, engine):
+        if step == 12 and not os.path.exists(os.environ["HUNG"]):
+            open(os.environ["HUNG"], "w").close()
+            time.sleep(100_000)
+        write(self, step, values, engine)
+
+    Course.write = write_or_hang
+else:
+    import kto_sweep.agent.stillness as stillness
+
+    stillness.SPOKEN_SECONDS, stillness.KILLED_SECONDS, stillness.TIMES = 15.0, 30.0, 3.0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_hangs_in_a_step_is_ended_and_another_goes_on(tmp_path, undisturbed):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    environ = {"PYTHONPATH": path, "HUNG": str(tmp_path / "hung")}
+    arena = Arena(tmp_path / "box", TWO_BY_TWO, environ, ("--trials-per-gpu", "2"))
+    try:
+        arena.create()
+        arena.start_agent()
+        arena.finish()
+        assert "has said nothing for" in arena.said()
+        assert "the worker hangs" in arena.said()
         arena.check(undisturbed)
     finally:
         arena.close()
