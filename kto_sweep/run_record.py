@@ -34,6 +34,8 @@ class RunRecord:
     """What it was trained on last."""
     attempt: int = 1
     """How often this box has opened it."""
+    home: str = ""
+    """The id of the home that it was opened in: see presence.py."""
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""

@@ -139,15 +139,30 @@ def take_over(orphan: Orphan, token: str) -> bool:
 def home_id(home: Home) -> str:
     """A name that only this home has: what tells its runs from those that another box has taken over."""
     path = home.root / "home-id"
-    if not path.exists() or not path.stat().st_size:
-        path.unlink(missing_ok=True)
+    known = _read_id(path)
+    if not known:
+        path.unlink(missing_ok=True)  # it is damaged; the runs know it
         home.root.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"home-id.{os.getpid()}")
-        scratch.write_text(secrets.token_hex(8))
+        scratch.write_text(_id_of_runs(home) or secrets.token_hex(8))
         with suppress(FileExistsError):
             os.link(scratch, path)
         scratch.unlink()
-    return path.read_text().strip()
+        known = _read_id(path)
+    return known
+
+
+def _read_id(path: Path) -> str:
+    try:
+        found = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return found if len(found) == 16 and found.isalnum() else ""
+
+
+def _id_of_runs(home: Home) -> str:
+    records = (read_record(folder) for folder in home.runs.glob("*"))
+    return next((record.home for record in records if record is not None and record.home), "")
 
 
 def _folder(home: Home) -> Path:

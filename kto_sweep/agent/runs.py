@@ -140,7 +140,7 @@ class TrialRun:
             before = read_record(folder)
             record = RunRecord(
                 ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
-                agent=agent, device=device, attempt=before.attempt + 1 if before else 1,
+                agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
             )  # fmt: skip
             record.write(folder)
             settings = wandb.Settings(

@@ -138,5 +138,7 @@ def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
         console.print(f"The sweep is {view.state.lower()}: there was nothing left to run.")
     if tally.is_leaving or tally.out_of_time:
         console.print("Next: kto-sweep agent   (goes on where this one ended)")
+    elif not tally.started and view.count("finished") < (view.expected or 0):
+        console.print(f"Next: kto-sweep status {view.ref.id}   (says what became of the others)")
     else:
         console.print(f"Next: kto-sweep compare {view.ref.id}")

@@ -133,8 +133,17 @@ def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(ho
 def test_a_home_keeps_its_id_and_no_two_have_the_same(home, tmp_path):
     assert home_id(home) == home_id(home)
     assert home_id(home) != home_id(Home(tmp_path / "other"))
-    (home.root / "home-id").write_bytes(b"")
-    assert home_id(home) == home_id(home) != ""
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"0123"])
+def test_a_home_finds_its_damaged_id_again_in_its_runs(home, damage):
+    for number in (1, 2):
+        was = home_id(home)
+        (home.root / "home-id").write_bytes(damage)
+        assert (home_id(home) == was) is (number == 2)
+        folder = home.runs / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        RunRecord(REF.entity, REF.project, REF.id, True, "", home=home_id(home)).write(folder)
 
 
 def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, tmp_path):
