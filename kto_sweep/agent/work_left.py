@@ -32,7 +32,7 @@ def restore_damaged(console: Console, target: Target, home: Home, view: SweepVie
     """Have the server say what a crash has damaged in the folders of this home's unfinished trials."""
     ref, own = view.ref, home_id(home)
     base_url = os.environ.get("WANDB_BASE_URL", "")
-    record = RunRecord(ref.entity, ref.project, ref.id, target.local, base_url, agent=DEAD)
+    record = RunRecord(ref.entity, ref.project, ref.id, target.local, base_url, agent=DEAD, home=own)
     for trial in view.trials:
         ours = trial.place.split()[:1] == [own]
         if ours and trial.state in OPEN_STATES and restore(home, trial.run_id, trial.config, record):
