@@ -56,18 +56,14 @@ def main() -> int:
     print(f"seed {options.seed}, files in {folder}", flush=True)
     outcome = Outcome()
     began = time.monotonic()
-    try:
-        expected = undisturbed(folder / "undisturbed", options.steps)
-        print(f"{time.monotonic() - began:6.0f} s: the grid without accidents is done", flush=True)
-        while outcome.injected.total() < options.faults:
-            outcome.grids += 1
-            one_grid(
-                folder / f"disturbed-{outcome.grids}", options.steps, options.faults, rng, outcome, expected
-            )
-            print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
-    finally:
-        if not outcome.harm.total():
-            shutil.rmtree(folder, ignore_errors=True)
+    expected = undisturbed(folder / "undisturbed", options.steps)
+    print(f"{time.monotonic() - began:6.0f} s: the grid without accidents is done", flush=True)
+    while outcome.injected.total() < options.faults:
+        outcome.grids += 1
+        one_grid(folder / f"disturbed-{outcome.grids}", options.steps, options.faults, rng, outcome, expected)
+        print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
+    if not outcome.harm.total():
+        shutil.rmtree(folder, ignore_errors=True)
     report(outcome, time.monotonic() - began)
     return int(bool(outcome.harm.total()))
 
