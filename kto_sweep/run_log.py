@@ -130,7 +130,8 @@ class RunLog:
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
         """The rows that stayed."""
         self._jsonl = WholeLines(folder / "log.jsonl", kept)
-        self._console = WholeLines(folder / "console.log", None if kept else [])
+        self._console_path = folder / "console.log"
+        self._console = WholeLines(self._console_path, None if kept else [])
         self._echo = echo
         self._table = StepTable()
 
@@ -149,6 +150,11 @@ class RunLog:
         """Write one line of console log."""
         self._console.write(text)
         self._echo(text)
+
+    def echo_again(self) -> None:
+        """Echo the console log's lines of earlier attempts."""
+        for line in self._console_path.read_text(encoding="utf-8").splitlines():
+            self._echo(line)
 
     def close(self) -> None:
         """Close both files."""

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from wandb.sdk.mailbox import MailboxClosedError
 from kto_sweep.alerts import AlertRule, Alerts, carried_by
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.records import write_whole
-from kto_sweep.run_log import RunLog
+from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.remote import DEVICE, OWNER
@@ -88,7 +89,8 @@ class TrialRun:
         claim: Claim,
         objective: Objective,
         alerts: Alerts,
-        sent_steps: int = 0,
+        keep: int = 0,
+        superseded: Sequence[Path] = (),
     ) -> None:
         self._run = run
         self._folder = folder
@@ -96,12 +98,14 @@ class TrialRun:
         self._claim = claim
         self._objective = objective
         self._alerts = alerts
-        self._files = RunLog(folder, keep=sent_steps, echo=run.write_logs)
+        self._superseded = superseded
+        """Earlier attempts' W&B files, of which this one's have everything."""
+        self._files = RunLog(folder, keep=keep, echo=run.write_logs)
         for row in self._files.kept:
             objective.see(row)
             alerts.see(row)  # an earlier attempt has told of it
-        self._sent_steps = sent_steps
-        """The server has the metrics of the steps up to this one, from an earlier attempt."""
+        self._sent_steps = keep
+        """The run has the metrics of the steps up to this one, from an earlier attempt."""
         self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
         """The last step whose metrics the run and the files have; a box that lost its power may miss some."""
         self._names: set[str] = set()
@@ -133,6 +137,8 @@ class TrialRun:
         Raises wandb.Error when the server cannot be reached or has no such run.
         """
         goes_on = (folder / CHECKPOINT).exists()
+        earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+        resume = "must" if adopt else "allow" if goes_on and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
         try:
@@ -163,16 +169,19 @@ class TrialRun:
                 config={**config, OWNER: home, DEVICE: device},
                 dir=str(folder),
                 reinit="create_new",
-                resume="must" if adopt else "allow" if goes_on else None,
+                resume=resume,
                 settings=settings,
             )
             for name in ("failure/cause", "failure/message"):  # of an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
-            # What the server has counts: it may miss the last seconds of an agent that was killed.
-            sent_steps = run.starting_step - 1 if run.resumed else 0
             watched = Alerts((*alerts, *carried_by(config)))
-            return cls(run, folder, record, claim, objective, watched, sent_steps)
+            if run.resumed:  # what the server has counts: it may miss the last seconds of a killed agent
+                return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
+            keep = last_step(folder) if goes_on else 0
+            opened = cls(run, folder, record, claim, objective, watched, keep, earlier)
+            opened._tell_again()
+            return opened
         except BaseException:
             claim.drop()
             raise
@@ -181,6 +190,18 @@ class TrialRun:
     def name(self) -> str:
         """The run's name for people."""
         return self._run.name or self._run.id
+
+    def _tell_again(self) -> None:
+        """Log what the files have of earlier attempts to a run that has nothing of them.
+
+        wandb reads an attempt's own file alone when it syncs it, stops at one that a kill has cut off, and
+        logs rows twice that two of them have. So each offline attempt's file has the whole run.
+        """
+        for row in self._files.kept:
+            at = datetime.fromisoformat(row["timestamp"]).timestamp()
+            values = {name: value for name, value in row.items() if name not in {"step", "timestamp"}}
+            self._run.log({**values, "_timestamp": at}, step=row["step"])
+        self._files.echo_again()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Take note of the number of optimizer steps, and of those that an earlier attempt has logged."""
@@ -258,6 +279,8 @@ class TrialRun:
             sent = False
         else:
             self._keep(replace(self._record, ended=True, sent=True))
+            for folder in self._superseded:
+                shutil.rmtree(folder, ignore_errors=True)
         self._files.close()
         self._claim.drop()
         return sent
@@ -280,3 +303,8 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
     )
     run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
     run.finish()
+
+
+def _is_offline() -> bool:
+    """Whether wandb only writes files."""
+    return os.environ.get("WANDB_MODE") == "offline"

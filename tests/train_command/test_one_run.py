@@ -111,10 +111,3 @@ def test_a_dry_run_checks_everything_and_trains_nothing(box):
     assert "logged in as local" in told
     assert "GiB" in told
     assert len(box.folders()) == before
-
-
-def test_offline_files_wait_for_wandb_sync(box):
-    told = box.train("--max-steps", "2", WANDB_MODE="offline")
-    path = next(line for line in told.splitlines() if "wandb sync" in line).split()[-1]
-    assert path.startswith(str(box.home.runs))
-    assert list(box.folder.joinpath(path).glob("*.wandb"))

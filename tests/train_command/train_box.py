@@ -56,13 +56,13 @@ class Box:
         """What `kto-sweep train` prints."""
         return self.run("train", *FLAGS, *args, code=code, **env)
 
-    def interrupted(self, *args: str, after: str) -> str:
-        """What `kto-sweep train` prints when Ctrl-C comes after a line with `after`."""
+    def interrupted(self, *args: str, after: str, how: signal.Signals = signal.SIGINT, **env: str) -> str:
+        """What `kto-sweep train` prints when Ctrl-C, or another signal, comes after a line with `after`."""
         lines = []
         with subprocess.Popen(
             [sys.executable, "-m", "kto_sweep", "train", *FLAGS, *args],
             cwd=self.folder,
-            env=self.environment,
+            env=self.environment | env,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -71,9 +71,10 @@ class Box:
             for line in process.stdout:
                 lines.append(line)
                 if after in line:
-                    process.send_signal(signal.SIGINT)
+                    process.send_signal(how)
                     after = "\0"
-        assert process.returncode == 128 + signal.SIGINT, "".join(lines)
+        expected = -how if how == signal.SIGKILL else 128 + how
+        assert process.returncode == expected, "".join(lines)
         return "".join(lines)
 
     def folders(self) -> list[Path]:
