@@ -1,10 +1,10 @@
 """One call of `kto-sweep train`: a trial that no sweep has chosen, trained as an agent trains one."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -159,7 +159,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             try:
                 tally = supervisor.run()
             except KeyboardInterrupt:
-                console.print(_how_to_go_on(job))
+                console.print(_how_to_go_on(home, job), soft_wrap=True)
                 leave_at_once(128 + supervisor.tally.interrupted)
         lifeline.end()
         presence.end()
@@ -198,10 +198,11 @@ def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tall
         console.print(f"{target} does not answer; the run is complete in {folder}", soft_wrap=True)
         console.print("When the server is back: kto-sweep sync")
         leave_at_once(1)
-    if offline:
-        console.print(f"Sent later, by: wandb sync {_newest(folder / 'wandb')}", soft_wrap=True)
+    if offline and (folder / "wandb").is_dir():
+        files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+        console.print(f"Sent later, by: wandb sync {files}", markup=False, soft_wrap=True)
     if tally.interrupted:
-        console.print(_how_to_go_on(job))
+        console.print(_how_to_go_on(home, job), soft_wrap=True)
         return 128 + tally.interrupted
     if not tally.finished:
         console.print(f"Its log: {folder / 'console.log'}", soft_wrap=True)
@@ -211,10 +212,7 @@ def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tall
     return 0
 
 
-def _how_to_go_on(job: Job) -> str:
+def _how_to_go_on(home: Home, job: Job) -> str:
+    if not (home.runs / job.run_id / "trial.json").is_file():
+        return "It had not begun: the same command begins it"
     return f"Next: kto-sweep train --resume-from-checkpoint {job.run_id}   (goes on from its last checkpoint)"
-
-
-def _newest(folder: Path) -> Path:
-    """The offline run written last: it has all steps, those of earlier attempts too."""
-    return max(folder.glob("offline-run-*"), key=lambda path: path.stat().st_mtime, default=folder)

@@ -1,0 +1,35 @@
+"""The folder that `--output-dir` names."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.agent.single import Job
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.single.earlier_runs import find_run
+from kto_sweep.single.single_run import Prepared
+from kto_sweep.sweep.target import Target
+from kto_sweep.trial import Trial
+
+TRIAL = Trial(model_size="tiny", dataset="rows.jsonl")
+
+
+def prepared(run_id: str, folder: Path) -> Prepared:
+    job = Job(run_id, TRIAL, "", "kto-sweep", None)
+    return Prepared(job, Target("http://here", "http://here", local=True), False, folder)
+
+
+def test_a_folder_that_was_removed_belongs_to_the_new_run_alone(tmp_path: Path) -> None:
+    home, out = Home(tmp_path / "home"), tmp_path / "out"
+    prepared("first", out).make_folder(home)
+    (out / "trial.json").write_text("{}")
+    assert find_run(home, str(out)) == home.runs / "first"
+    with pytest.raises(UsageError, match="is not empty"):
+        prepared("second", out).make_folder(home)
+    shutil.rmtree(out)
+    prepared("second", out).make_folder(home)
+    (out / "trial.json").write_text("{}")
+    assert [link.name for link in home.runs.iterdir()] == ["second"]
+    assert find_run(home, str(out)) == home.runs / "second"
