@@ -6,7 +6,8 @@ VARIABLES: Mapping[str, str] = {
     "KTO_SWEEP_HOME": "where kto-sweep keeps its files on this box; by default `~/.kto-sweep`",
     "WANDB_API_KEY": "key of W&B or of another box's embedded server; with one, commands talk to W&B",
     "WANDB_BASE_URL": "address of the server, where it is not W&B's own cloud",
-    "WANDB_MODE": "`offline`: nothing leaves the box; commands talk to its embedded server",
+    "WANDB_MODE": "`offline` or `disabled`: nothing leaves the box, commands talk to its embedded server; "
+    "with `offline`, `train` writes its run for `wandb sync`",
     "WANDB_IDENTITY_TOKEN_FILE": "W&B's login by identity token, in place of a key",
     "WANDB_LOG_MODEL": "`end`: upload each trial's final adapters as an artifact",
     "HF_TOKEN": "token of the Hugging Face hub, for gated models and private data",

@@ -18,7 +18,7 @@ from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
 from wandb.sdk.sweeps import SweepNotFoundError
 
-from kto_sweep.errors import ServerError
+from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
@@ -44,6 +44,8 @@ class Login:
     app_url: str
     """The address that people open."""
     has_key: bool
+    mode: str
+    """`online`; `offline` or `disabled` by WANDB_MODE, or as `wandb offline` has set it for this folder."""
 
 
 def find_login() -> Login:
@@ -51,13 +53,26 @@ def find_login() -> Login:
     settings = wandb.Settings(silent=True)
     with contextlib.redirect_stderr(io.StringIO()):  # wandb announces each settings file that it reads
         settings.update_from_system_settings()
-    settings.update_from_env_vars(dict(os.environ))
+    try:
+        settings.update_from_env_vars(dict(os.environ))
+    except ValueError as error:
+        raise UsageError(
+            f"wandb does not take a WANDB_ variable of the environment: {_first_reason(error)}",
+            hint="unset or mend it; WANDB_MODE is online, offline or disabled",
+        ) from error
     has_key = bool(
         settings.api_key
         or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
         or wbauth.read_netrc_auth(host=settings.base_url)
     )
-    return Login(settings.base_url, settings.app_url, has_key)
+    mode = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)  # their old names
+    return Login(settings.base_url, settings.app_url, has_key, mode)
+
+
+def _first_reason(error: ValueError) -> str:
+    """What pydantic found, without its lines around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return ": ".join(lines[1:3]) or str(error)
 
 
 def create_sweep(

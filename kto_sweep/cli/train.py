@@ -12,7 +12,7 @@ OTHER_FLAGS = {
     "model": ("--model-name",),
     "epochs": ("--num-epochs",),
     "max_length": ("--max-seq-length",),
-    "dataset": ("--dataset-name", "--dataset-file", "--local-file"),
+    "dataset": ("--dataset-name", "--local-file"),
     "lora_r": ("--lora-rank",),
 }
 """What KTO scripts call parameters as well."""
@@ -47,6 +47,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--from", "source", metavar="SWEEP|RUN", help="Take over the best trial's, or a run's, parameters."
 )
 @click.option("--whole-data", is_flag=True, help="Hold out no more than a row or so of each label.")
+@click.option("--dataset-file", metavar="FILE", help="A file of the data set that --dataset-name names.")
 @click.option("--split-dataset", is_flag=True, help="Hold rows out for evaluation; always done.")
 @click.option(
     "--gradient-accumulation",
@@ -68,17 +69,27 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="[RUN|DIR|auto]",
     help="Go on with a run that was cut off; auto: with the last one.",
 )
-@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="GPUs for this run.")
+@click.option(
+    "--gpus",
+    "--gpus-per-trial",
+    "gpus",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs for this run.",
+)
 @click.option("--cpu", is_flag=True, help="Use no GPU.")
 @click.option(
     "--samples", type=click.IntRange(min=0), default=0, help="Log base and tuned answers to so many prompts."
 )
+@click.option("--hf-token", metavar="TOKEN", help="Of the Hugging Face hub; safer as HF_TOKEN, also in .env.")
 @click.option("--dry-run", is_flag=True, help="Check data, model, memory and login; train nothing.")
 @click.option("--debug", is_flag=True, help="Show Python's traceback with an error.")
 def train(
     config: Path | None,
     source: str | None,
     whole_data: bool,
+    dataset_file: str | None,
     split_dataset: bool,
     gradient_accumulation: int | None,
     output_dir: Path | None,
@@ -90,6 +101,7 @@ def train(
     gpus: int,
     cpu: bool,
     samples: int,
+    hf_token: str | None,
     dry_run: bool,
     debug: bool,
     **parameters: Any,
@@ -105,14 +117,20 @@ def train(
     kto-sweep train --config run.yaml --dry-run
     kto-sweep train --resume-from-checkpoint
     """
+    import os
     from dataclasses import replace
 
+    from kto_sweep.data.files import within
     from kto_sweep.home import Home
     from kto_sweep.single.single_run import Asked, prepare
 
     typed = {key: value for key, value in parameters.items() if value is not None}
     if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
         typed["lora_targets"] = [part.strip() for part in typed["lora_targets"].split(",")]
+    if dataset_file is not None:
+        typed["dataset"] = within(typed.get("dataset"), dataset_file)
+    if hf_token is not None:
+        os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()
     prepared = prepare(
         home,

@@ -21,7 +21,7 @@ FORMATS_HINT = (
 """What to write, for every error about the form of a row."""
 
 _SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<file>[^:]+))?")
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class RawRow:
 
 
 def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterator[RawRow]]:
-    """The name to use in messages, and the rows of `source`: a file (see `find_data`) or a hub id.
+    """The name to use in messages, and the rows of `source`: a file (see `find_data`) or on the hub.
 
+    There it is a data set, `OWNER/NAME`, or one file of it, `OWNER/NAME:FILE`.
     Raises DataError: no such file or data set; a row that cannot be read at all (raised by the iterator).
     """
     path = find_data(source, base_dirs)
     if path is not None:
         return str(path), _read_file(path)
-    if _looks_like_hub_id(source):
+    if is_hub_id(source):
         return source, _read_hub(source)
     raise DataError(f"{source}: no such data file", hint=_nearest(source, base_dirs))
 
@@ -147,20 +148,31 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
     yield from (RawRow(number, row) for number, row in enumerate(rows, start=1))
 
 
-def _looks_like_hub_id(source: str) -> bool:
-    return bool(_HUB_ID.fullmatch(source)) and Path(source).suffix not in _SUFFIXES
+def is_hub_id(source: str) -> bool:
+    """Whether `source` can be a data set on the hub, OWNER/NAME, or a file in it, OWNER/NAME:FILE."""
+    found = _HUB_ID.fullmatch(source)
+    return found is not None and (found["file"] is not None or Path(source).suffix not in _SUFFIXES)
 
 
-def _read_hub(name: str) -> Iterator[RawRow]:
-    """Rows of the `train` split of a data set on the Hugging Face hub."""
+def within(source: str | None, file: str) -> str:
+    """The name of a file of a data set on the hub, of a folder, or by itself."""
+    if source is None:
+        return file
+    return f"{source}:{file}" if is_hub_id(source) and not Path(source).is_dir() else str(Path(source, file))
+
+
+def _read_hub(source: str) -> Iterator[RawRow]:
+    """Rows of the `train` split of a data set on the Hugging Face hub, or of one file in it."""
     import datasets  # slow to import, rarely needed
 
+    found = _HUB_ID.fullmatch(source)
+    assert found is not None
     try:
-        rows = datasets.load_dataset(name, split="train")
+        rows = datasets.load_dataset(found["name"], data_files=found["file"], split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()
         raise DataError(
-            f"{name}: no such file, and the hub does not give it: {reason[0] if reason else error!r}",
+            f"{source}: no such file, and the hub does not give it: {reason[0] if reason else error!r}",
             hint="give the path of a .jsonl file, or check the name and HF_TOKEN",
         ) from error
     yield from (RawRow(number, dict(row)) for number, row in enumerate(rows, start=1))

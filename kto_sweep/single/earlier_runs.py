@@ -1,10 +1,13 @@
 """Runs and sweeps that `kto-sweep train` starts from: a configuration to take, a run to go on with."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from kto_sweep.agent.presence import is_alive
 from kto_sweep.compare.ranking import rank
@@ -12,7 +15,7 @@ from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.single.one_run import flat
-from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.ref import SweepRef, recall
 from kto_sweep.sweep.remote import connect, read_sweep
 from kto_sweep.sweep.target import find_sweep
 
@@ -57,12 +60,39 @@ def find_earlier(home: Home, name: str, *, local: bool) -> Earlier:
 
     Raises UsageError when there is none of the name, ServerError when the server cannot be had.
     """
-    folder = find_run(home, name)
+    name = _named_by_address(name)
+    run_id = name.rpartition("/")[2]
+    folder = find_run(home, name) or (find_run(home, run_id) if name.count("/") == 2 else None)
     if folder is not None:
         return Earlier(config_of(folder), f"run {folder.name} of this box")
-    parts = [part for part in urlsplit(name).path.split("/") if part]
-    if "://" in name and len(parts) == 4 and parts[2] == "runs":
-        name = "/".join((parts[0], parts[1], parts[3]))
+    local = local and recall(home, run_id) is None  # a sweep that is known is looked for where it is
+    with _other_server():
+        return _find_there(home, name, local=local)
+
+
+def _named_by_address(name: str) -> str:
+    """ENTITY/PROJECT/ID for the address of a run's page; other names as they are."""
+    parts = [unquote(part) for part in urlsplit(name).path.split("/") if part]
+    if "://" in name and len(parts) >= 4 and parts[2] == "runs":
+        return "/".join((parts[0], parts[1], parts[3]))
+    return name
+
+
+@contextmanager
+def _other_server() -> Iterator[None]:
+    """Undo what makes wandb use a server, which need not be that of the new run."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        import wandb
+
+        wandb.teardown()
+
+
+def _find_there(home: Home, name: str, *, local: bool) -> Earlier:
     target, ref = find_sweep(home, name, local=local)
     api = connect(target)
     try:

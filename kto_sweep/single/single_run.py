@@ -71,6 +71,9 @@ class Prepared:
             )
         folder.mkdir(parents=True, exist_ok=True)
         place.parent.mkdir(parents=True, exist_ok=True)
+        for link in home.runs.iterdir():  # of a run that was removed, or cut off before it began
+            if link.is_symlink() and link.resolve() == folder:
+                link.unlink()
         place.symlink_to(folder)
 
 
@@ -134,20 +137,33 @@ def _checked(config: Mapping[str, Any]) -> Trial:
     try:
         return Trial.from_config(config)
     except TrialConfigError as error:
-        if len(error.problems) == 1 and "dataset" not in config:
-            raise UsageError(
-                "no data to train on", hint="--local-file rows.jsonl, or --dataset OWNER/NAME"
-            ) from error
-        raise
+        absent = []
+        if config.get("dataset") is None:
+            absent.append(("no data to train on", "--local-file rows.jsonl, or --dataset-name OWNER/NAME"))
+        if config.get("model") is None and config.get("model_size") is None:
+            absent.append(
+                ("no model to train", "--model-size 7b (kto-sweep models lists them), or --model-name")
+            )
+        if not absent or len(error.problems) > len(absent):
+            raise
+        what, hints = zip(*absent, strict=True)
+        raise UsageError(", and ".join(what), hint="; ".join(hints)) from error
 
 
 def _server(home: Home, wandb: bool | None) -> tuple[Target, bool]:
     """The server of a new run, and whether it is only sent to later."""
+    from kto_sweep.agent.link import find_login
+
     if wandb is False:
         return local_target(home), False
-    if os.environ.get("WANDB_MODE") == "offline":
-        url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-        return Target(url, url, local=False), True
+    login = find_login()
+    if login.mode == "offline":
+        os.environ["WANDB_MODE"] = (
+            "offline"  # `wandb offline` says it for this folder alone, not for the run's
+        )
+        return Target(login.base_url, login.app_url, local=False), True
+    if wandb and login.mode == "disabled":
+        raise UsageError("--wandb, but W&B is disabled here", hint="unset WANDB_MODE, or type: wandb enabled")
     return (find_remote(None) if wandb else find_target(home, local=False)), False
 
 

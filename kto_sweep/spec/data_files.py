@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kto_sweep.data.files import is_hub_id
 from kto_sweep.shipped_files import find_file, shipped_names
 from kto_sweep.spec.parameters import Use
 from kto_sweep.spec.yaml_source import Finding
@@ -53,7 +54,9 @@ class DataFinder:
 
 
 def looks_like_file(name: str) -> bool:
-    """True for a path; False for a hub id such as trl-lib/kto-mix-14k."""
+    """True for a path; False for a hub id such as trl-lib/kto-mix-14k, or that:FILE."""
+    if is_hub_id(name):
+        return False
     if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in _SUFFIXES:
         return True
     return name.count("/") != 1 or name.endswith("/")

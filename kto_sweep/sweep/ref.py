@@ -68,7 +68,7 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     path = text.strip()
     if "://" in path:
         parts = [unquote(part) for part in urlsplit(path).path.split("/") if part]
-        if len(parts) == 4 and parts[2] == "sweeps":
+        if len(parts) >= 4 and parts[2] == "sweeps":
             parts = [parts[0], parts[1], parts[3]]
     else:
         parts = path.split("/")

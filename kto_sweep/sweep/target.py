@@ -31,11 +31,10 @@ class Target:
     def enter(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Make wandb use this server in this process and its children; to be called before wandb is used."""
         environ["WANDB_BASE_URL"] = self.base_url
+        environ["WANDB_MODE"] = "online"  # also where `wandb offline` has set this folder's mode
         if self.local:
             environ["WANDB_API_KEY"] = self.key
             environ.pop("WANDB_IDENTITY_TOKEN_FILE", None)
-            if environ.get("WANDB_MODE") == "offline":  # this server is on the box
-                del environ["WANDB_MODE"]
             environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody but this box is to hear of its runs
 
 
@@ -59,15 +58,17 @@ def local_target(home: Home) -> Target:
 def find_target(home: Home, *, local: bool) -> Target:
     """The embedded server with `local` or without a W&B key, else W&B as wandb's own rules find it.
 
-    With WANDB_MODE=offline, by which wandb sends nothing off the box, it is the embedded server as well.
+    With W&B's mode offline or disabled, by which nothing leaves the box, it is the embedded server as well.
     Raises UsageError when WANDB_BASE_URL names a server for which there is no key.
     """
-    if local or os.environ.get("WANDB_MODE") == "offline":
+    if local:
         return local_target(home)
     from kto_sweep.agent.link import find_login
 
     load_env_file(Path.cwd())
     login = find_login()
+    if login.mode in {"offline", "disabled"}:
+        return local_target(home)
     if login.has_key:
         return Target(login.base_url, login.app_url, local=False)
     if os.environ.get("WANDB_BASE_URL"):
