@@ -19,6 +19,7 @@ from wandb.sdk.lib import wbauth
 from wandb.sdk.sweeps import SweepNotFoundError
 
 from kto_sweep.errors import ServerError, UsageError
+from kto_sweep.search.options import BLOCK
 from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "end_service",
     "find_login",
     "heartbeat",
+    "is_embedded",
     "read_curves",
     "register_agent",
     "service_has_ended",
@@ -89,6 +91,18 @@ def create_sweep(
     )
     owner = made["project"]
     return SweepRef(owner["entity"]["name"], owner["name"], made["name"]), list(warnings)
+
+
+_FEATURES = "query ServerFeatures { serverInfo { features { name isEnabled } } }"
+
+
+def is_embedded(api: wandb.Api) -> bool:
+    """Whether the server is an embedded one, of this box or of another: it reads the block of a sweep."""
+    try:
+        answer: Any = api._service_api.execute_graphql(_FEATURES, {})
+        return any(each["name"] == BLOCK for each in answer["serverInfo"]["features"])
+    except Exception:  # wandb has no one class for what a server can answer; an old one has no such field
+        return False
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from kto_sweep.search import bayes, grid
+from kto_sweep.search import bayes, grid, replicates
 from kto_sweep.search import random as random_search
 from kto_sweep.search.space import Space
 from kto_sweep.server import run_writes
@@ -47,14 +47,17 @@ def suggest(
     is_last = rules.run_cap is not None and chosen + 1 >= rules.run_cap
     if rules.method == "grid":
         return _next_cell(connection, sweep, rules.space, is_last)
-    config = None
+    config, seeds = None, rules.options.seeds
+    if seeds and (due := replicates.next_replicate(runs.suggestions(connection, sweep.id), seeds)):
+        return Suggestion(due, None, 0, is_last)
     if rules.method == "bayes" and rules.metric is not None:
-        config = _most_promising(connection, sweep, rules.space, rules.metric)
-    return Suggestion(config or random_search.next_config(rules.space, rng), None, 0, is_last)
+        config = _most_promising(connection, sweep, rules.space, rules.metric, pooled=bool(seeds))
+    config = config or random_search.next_config(rules.space, rng)
+    return Suggestion({**config, replicates.SEED: seeds[0]} if seeds else config, None, 0, is_last)
 
 
 def _most_promising(
-    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric, *, pooled: bool
 ) -> dict[str, Any] | None:
     """The Bayesian search's choice, which depends on nothing but the sweep's name and its runs.
 
@@ -62,6 +65,8 @@ def _most_promising(
     """
     try:
         seen = observations(connection, sweep.id, metric)
+        if pooled:
+            seen = replicates.pooled(seen)
         seed = zlib.crc32(sweep.name.encode())
         return bayes.next_config(space, seen, maximize=metric.maximize, seed=seed)
     except Exception:

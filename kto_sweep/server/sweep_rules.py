@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from kto_sweep.search import grid, hyperband
+from kto_sweep.search.options import Options, read_options
 from kto_sweep.search.space import Space, parse_space
 
 LONGEST_CONFIG = 1_000_000
@@ -70,6 +71,8 @@ class SweepRules:
     name: str | None
     queue_only: bool
     """A client-side scheduler enqueues the runs; the server only hands them out."""
+    options: Options
+    """What the sweep asks for in the `kto_sweep` key."""
     problems: tuple[str, ...]
     """What is wrong with the configuration, for the client to print."""
 
@@ -128,6 +131,7 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
         program=str(config.get("program") or ""),
         name=name if isinstance(name, str) else None,
         queue_only=queue_only,
+        options=read_options(config, problems),
         problems=tuple(problems),
     )
 

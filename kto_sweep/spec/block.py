@@ -5,17 +5,20 @@ from typing import Any
 
 from kto_sweep.alerts import PARAMETER, carried, read_rule
 from kto_sweep.errors import UsageError
+from kto_sweep.search.options import BLOCK, MOST_REPLICATES, OF_SEARCH, first_seed, is_replicates
+from kto_sweep.search.replicates import SEED
 from kto_sweep.spec.yaml_source import Finding
-from kto_sweep.trial import Trial
-from kto_sweep.wording import nearest, number_from_text, show
+from kto_sweep.wording import nearest, show
 
-BLOCK = "kto_sweep"
 KEYS: Mapping[str, str] = {
     "alerts": 'rules such as `"kl_raw > 10"`: a W&B alert for each run in which one is met',
-    "replicates": "of a grid: how many seeds each cell is trained with",
+    "replicates": (
+        "how many seeds each configuration is trained with: the sweep's own, or 42, and those after it. Of a "
+        "grid everywhere; of random and bayes on the embedded server, which gives a configuration all its "
+        "seeds before it chooses the next, and lets bayes see their mean. `run_cap` counts runs, as on W&B"
+    ),
 }
 """What may stand in the block, and what it does."""
-MOST_REPLICATES = 100
 
 
 def check_block(config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -45,47 +48,56 @@ def _check_replicates(config: Mapping[str, Any], count: Any) -> Iterator[Finding
     here = (BLOCK, "replicates")
     if count is None:
         return
-    if not isinstance(count, int) or isinstance(count, bool) or not 2 <= count <= MOST_REPLICATES:
+    if not is_replicates(count):
         what = f"{show(count)} is not a number of seeds from 2 to {MOST_REPLICATES}"
         yield Finding(here, what, "Each configuration is trained once with each seed.", "replicates: 3")
-    elif config.get("method") != "grid":
-        why = "Seeds multiply the cells of a grid; the other methods choose each trial anew."
-        yield Finding(here, f"replicates with method {show(config.get('method'))}", why, "method: grid")
-    elif _first_seed(config) is None:
+    elif first_seed(config.get("parameters")) is None:
         why = "It makes the seeds by itself, from the one that is given or the usual one."
         yield Finding(here, "replicates, and a seed that is no single number", why, "seed: {value: 42}")
 
 
-def _first_seed(config: Mapping[str, Any]) -> int | None:
-    """The seed of the first replicate; None when the file searches seeds."""
-    parameters = config.get("parameters")
-    entry = parameters.get("seed") if isinstance(parameters, Mapping) else None
-    if entry is None:
-        return Trial.seed
-    value = entry.get("value") if isinstance(entry, Mapping) else None
-    seed = number_from_text(value) if isinstance(value, str) else value
-    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None
-
-
 def replicated(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration with a grid of as many seeds as the block asks for; as it is when that is wrong."""
+    """A grid's configuration with as many seeds as the block asks for; as it is otherwise, or when wrong.
+
+    W&B's grid can do that by itself; the other methods need a server that knows of replicates.
+    """
     block, parameters = config.get(BLOCK), config.get("parameters")
     count = block.get("replicates") if isinstance(block, Mapping) else None
-    first = _first_seed(config)
+    first = first_seed(parameters)
     if (
-        count is None
+        not is_replicates(count)
         or first is None
         or not isinstance(parameters, Mapping)
-        or any(_check_replicates(config, count))
+        or config.get("method") != "grid"
     ):
         return config
-    return {**config, "parameters": {**parameters, "seed": {"values": list(range(first, first + count))}}}
+    return {**config, "parameters": {**parameters, SEED: {"values": list(range(first, first + count))}}}
 
 
 def unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to register: what the block says is where a server keeps it. It must be correct."""
+    """The configuration to register, which must be correct: each option where a server looks for it.
+
+    What remains in the block is for the embedded server's search.
+    """
+    block = dict(config.get(BLOCK, {}))
+    if config["method"] == "grid":
+        block.pop("replicates", None)
+    kept = {key: block[key] for key in OF_SEARCH if block.get(key) is not None}
     plain = {key: value for key, value in config.items() if key != BLOCK}
-    alerts = config.get(BLOCK, {}).get("alerts")
-    if alerts:
-        plain["parameters"] = {**plain["parameters"], PARAMETER: carried(map(read_rule, alerts))}
+    if kept:
+        plain[BLOCK] = kept
+    if block.get("alerts"):
+        plain["parameters"] = {**plain["parameters"], PARAMETER: carried(map(read_rule, block["alerts"]))}
     return plain
+
+
+_ELSEWHERE = {
+    "replicates": "here each configuration is trained once",
+}
+"""What becomes of an option on a server that does not know it."""
+
+
+def without_block(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A registered configuration for a server other than the embedded one, and what that means."""
+    notes = tuple(f"{key} is of the embedded server: {_ELSEWHERE[key]}" for key in config.get(BLOCK, {}))
+    return {key: value for key, value in config.items() if key != BLOCK}, notes

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kto_sweep.metrics import METRICS, NOT_LOGGED
-from kto_sweep.spec.block import BLOCK
+from kto_sweep.search.options import BLOCK
 from kto_sweep.spec.yaml_source import Finding, Path
 from kto_sweep.wording import nearest, number_from_text, show
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from kto_sweep.errors import Problem, SpecError, UsageError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS
+from kto_sweep.search.options import BLOCK
 from kto_sweep.search.space import Space
 from kto_sweep.shipped_files import find_file, shipped_names
 from kto_sweep.spec.block import check_block, replicated, unpacked
@@ -20,7 +21,7 @@ from kto_sweep.spec.numbers import convert_section
 from kto_sweep.spec.parameters import Use, check_parameters
 from kto_sweep.spec.yaml_source import Finding, YamlSource, read_yaml
 from kto_sweep.trial import EVALUATIONS
-from kto_sweep.wording import nearest
+from kto_sweep.wording import counted, nearest
 
 PROGRAM = "agent.py"
 """What the stock `wandb agent` starts for a trial when the file names no program."""
@@ -151,6 +152,14 @@ def _notices(config: Mapping[str, Any], sets_eval_steps: bool) -> Iterator[str]:
         yield f"{metric.name} is better when it is {better}, and goal: {goal} looks for the opposite"
     if config["method"] != "grid" and config.get("run_cap") is None:
         yield f"a {config['method']} sweep without run_cap has no end of its own"
+    seeds = config.get(BLOCK, {}).get("replicates")
+    if seeds and config.get("run_cap"):
+        full, rest = divmod(config["run_cap"], seeds)
+        cut = f", and {counted(rest, 'run')} of one more" if rest else ""
+        yield (
+            f"run_cap counts runs: {config['run_cap']} are {counted(full, 'configuration')} with {seeds} "
+            f"seeds{cut}"
+        )
     first = first_band(config.get("early_terminate") or {})
     if first > EVALUATIONS and metric.name.startswith("eval/") and not sets_eval_steps:
         yield (

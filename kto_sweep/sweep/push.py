@@ -16,6 +16,7 @@ import wandb
 from kto_sweep.agent.link import create_sweep, set_run_state, set_sweep_state
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
+from kto_sweep.spec.block import without_block
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.remote import RUNNING, SweepView, connect, read_sweep
 from kto_sweep.sweep.target import Target
@@ -62,7 +63,7 @@ def push(
     ours = _find_sweep(api, destination, SweepRef(entity, project, note.read()), ref, runs, there)
     if ours is None:
         # A run that belongs to another sweep there stays in it, and counts for this one as well.
-        config = reader.sweep(str(ref)).config
+        config, _ = without_block(reader.sweep(str(ref)).config)
         ours, _ = create_sweep(api, config, project=project, entity=entity, prior_runs=list(there))
         note.write(ours.id)
     sent, present, unfinished = [], [], []

@@ -11,6 +11,7 @@ from kto_sweep.plan.preflight import check
 from kto_sweep.search.grid import in_order
 from kto_sweep.search.space import Space
 from kto_sweep.server.login_token import login_link
+from kto_sweep.spec.block import without_block
 from kto_sweep.sweep.ref import SweepRef, remember
 from kto_sweep.sweep.remote import connect
 from kto_sweep.sweep.reuse import find_prior_runs
@@ -56,7 +57,7 @@ def register(
     Raises SpecError with all problems of the file and its data, UsageError for cells that do not fit on this
     box's GPU (with `force` only what a server would refuse), ServerError when the server cannot be had.
     """
-    from kto_sweep.agent.link import create_sweep
+    from kto_sweep.agent.link import create_sweep, is_embedded
 
     spec = check(file, home, force=force, say=say)
     target = find_target(home, local=local)
@@ -68,9 +69,12 @@ def register(
     api = connect(target)
     project = project or spec.config.get("project") or DEFAULT_PROJECT
     entity = entity or spec.config.get("entity")
-    new = {**spec.config, "project": project, "entity": entity}
+    config, notes = (spec.config, ()) if is_embedded(api) else without_block(spec.config)
+    for note in notes:
+        say(f"Note: {note}")
+    new = {**config, "project": project, "entity": entity}
     reused = find_prior_runs(home, api, target, reuse, new) if reuse else ()
-    ref, warnings = create_sweep(api, spec.config, project=project, entity=entity, prior_runs=reused)
+    ref, warnings = create_sweep(api, config, project=project, entity=entity, prior_runs=reused)
     for warning in warnings:
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))

@@ -1,10 +1,13 @@
-"""`replicates` in the `kto_sweep:` block: each cell of a grid with several seeds."""
+"""`replicates` in the `kto_sweep:` block: each configuration with several seeds."""
 
 from pathlib import Path
 
 import pytest
 
+from kto_sweep.search.replicates import FIRST_SEED
+from kto_sweep.spec.block import without_block
 from kto_sweep.spec.sweep_file import examine_text
+from kto_sweep.trial import Trial
 
 GRID = """
 method: {method}
@@ -41,9 +44,18 @@ def test_what_is_no_number_of_seeds_is_refused(count):
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_only_a_grid_has_replicates(method):
-    (finding,) = examined(3, method=method).findings
-    assert f"method {method}" in finding.what
+def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others(method):
+    spec = examined(3, method=method).spec
+    assert spec.config["kto_sweep"] == {"replicates": 3}
+    assert "seed" not in spec.config["parameters"]
+    assert "run_cap counts runs: 20 are 6 configurations with 3 seeds, and 2 runs of one more" in spec.notices
+    config, notes = without_block(spec.config)
+    assert config == {key: value for key, value in spec.config.items() if key != "kto_sweep"}
+    assert notes == ("replicates is of the embedded server: here each configuration is trained once",)
+
+
+def test_the_first_seed_is_a_trials_own():
+    assert Trial.seed == FIRST_SEED
 
 
 def test_seeds_that_are_searched_are_not_made_as_well():

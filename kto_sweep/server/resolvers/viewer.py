@@ -2,14 +2,15 @@
 
 from typing import Any
 
+from kto_sweep.search.options import BLOCK
 from kto_sweep.server.resolvers.registry import Fields, Request
 from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.projects import DEFAULT_ENTITY
 
 fields = Fields()
 
-FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER")
-"""Optional parts of the protocol that this server has."""
+FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER", BLOCK)
+"""Optional parts of the protocol that this server has; the last is known to kto-sweep alone."""
 
 
 def local_user() -> dict[str, Any]:

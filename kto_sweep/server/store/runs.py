@@ -282,6 +282,12 @@ def count_suggested(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
+def suggestions(connection: sqlite3.Connection, sweep_id: int) -> list[dict[str, Any]]:
+    """What the sweep's search has chosen, oldest first."""
+    query = "SELECT suggested FROM run WHERE sweep_id = ? AND suggested IS NOT NULL ORDER BY id"
+    return [json.loads(row[0]) for row in connection.execute(query, (sweep_id,))]
+
+
 def count_handed_out(connection: sqlite3.Connection, sweep_id: int) -> int:
     """How many of the sweep's runs some agent was given."""
     query = "SELECT COUNT(*) FROM run WHERE sweep_id = ? AND handed_out > 0"

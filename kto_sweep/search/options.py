@@ -1,0 +1,73 @@
+"""The `kto_sweep` key of a registered sweep: what W&B has no key for and the embedded server's search reads.
+
+Like all of a sweep's configuration it may hold anything: what is wrong is said, and left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from kto_sweep.search.replicates import FIRST_SEED, SEED
+from kto_sweep.wording import number_from_text
+
+BLOCK = "kto_sweep"
+MOST_REPLICATES = 100
+
+OF_SEARCH = ("replicates",)
+"""Keys of the block that are the server's business."""
+_OF_CREATE = ("alerts", "warm_start")
+"""Keys that `kto-sweep create` turns into W&B's own; a stock client leaves them in their place."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the search is asked for beyond W&B's keys."""
+
+    seeds: tuple[int, ...] = ()
+    """Those with which each configuration is trained; empty: it is trained once."""
+
+
+def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
+    """The options of a sweep's configuration; what is wrong with them is added to `problems`."""
+    block = config.get(BLOCK)
+    if block is None:
+        return Options()
+    if not isinstance(block, Mapping):
+        problems.append(f"{BLOCK}: {block!r} is not a group of options; ignored")
+        return Options()
+    for key in block:
+        if key in _OF_CREATE:
+            problems.append(f"{BLOCK}.{key}: it takes `kto-sweep create` to put it in its place; ignored")
+        elif key not in OF_SEARCH:
+            problems.append(f"{BLOCK}.{key}: no such option; ignored")
+    return Options(_seeds(config, block.get("replicates"), problems))
+
+
+def _seeds(config: Mapping[str, Any], count: object, problems: list[str]) -> tuple[int, ...]:
+    here = f"{BLOCK}.replicates"
+    if count is None:
+        return ()
+    if not is_replicates(count):
+        problems.append(f"{here}: {count!r} is not a number from 2 to {MOST_REPLICATES}; ignored")
+    elif config.get("method") not in ("random", "bayes"):
+        problems.append(f"{here}: it takes `kto-sweep create` to make a grid's seeds; ignored")
+    elif (first := first_seed(config.get("parameters"))) is None:
+        problems.append(f"{here}: the seed must be a single number, seed: {{value: {FIRST_SEED}}}; ignored")
+    else:
+        return tuple(range(first, first + count))
+    return ()
+
+
+def is_replicates(count: object) -> TypeGuard[int]:
+    """Whether `count` is a number of seeds."""
+    return isinstance(count, int) and not isinstance(count, bool) and 2 <= count <= MOST_REPLICATES
+
+
+def first_seed(parameters: object) -> int | None:
+    """The seed of the first replicate; None when the sweep searches seeds."""
+    entry = parameters.get(SEED) if isinstance(parameters, Mapping) else None
+    if entry is None:
+        return FIRST_SEED
+    value = entry.get("value") if isinstance(entry, Mapping) else None
+    seed = number_from_text(value) if isinstance(value, str) else value
+    return seed if isinstance(seed, int) and not isinstance(seed, bool) else None

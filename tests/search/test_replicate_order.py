@@ -1,0 +1,51 @@
+"""Which configuration and seed comes next, and what a Bayesian search sees of several seeds."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kto_sweep.search.bayes import Observation
+from kto_sweep.search.replicates import next_replicate, pooled
+
+SEEDS = (42, 43, 44)
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=6))
+def test_each_choice_gets_all_its_seeds_before_the_next(choices):
+    chosen = []
+    for letter in choices:
+        assert next_replicate(chosen, SEEDS) is None
+        chosen.append({"x": letter, "seed": 42})
+        while due := next_replicate(chosen, SEEDS):
+            assert due["x"] == letter
+            chosen.append(due)
+    wanted = Counter((letter, seed) for letter in choices for seed in SEEDS)
+    assert Counter((config["x"], config["seed"]) for config in chosen) == wanted
+
+
+@given(st.permutations([(letter, seed) for letter in "ab" for seed in SEEDS]), st.integers(1, 6))
+def test_a_run_that_was_deleted_is_the_one_that_is_due(runs, kept):
+    chosen = [{"x": letter, "seed": seed} for letter, seed in runs[:kept]]
+    while due := next_replicate(chosen, SEEDS):
+        chosen.append(due)
+    assert Counter((config["x"], config["seed"]) for config in chosen) == {
+        (letter, seed): 1 for letter in {letter for letter, _ in runs[:kept]} for seed in SEEDS
+    }
+
+
+def test_a_configuration_is_worth_the_mean_of_its_known_seeds():
+    seen = pooled(
+        [
+            Observation({"x": 1, "seed": 42}, 1.0),
+            Observation({"x": 2, "seed": 42}, None, pending=True),
+            Observation({"x": 1, "seed": 43}, 2.0),
+            Observation({"x": 1, "seed": 44}, None, pending=True),
+            Observation({"x": 3, "seed": 42}, None),
+        ]
+    )
+    assert [(each.config["x"], each.value, each.pending) for each in seen] == [
+        (1, 1.5, False),
+        (2, None, True),
+        (3, None, False),
+    ]

@@ -1,0 +1,126 @@
+"""Replicates of random and bayes on the server: several agents, failures, a killed server, stock tools."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections import Counter
+from typing import Any
+
+import pytest
+import yaml
+from server_bench import Bench, Box
+
+from kto_sweep.server import lock
+from kto_sweep.server.launch import ensure_server
+from kto_sweep.server.sweep_rules import read_rules
+
+SEARCH: dict[str, Any] = {
+    "method": "bayes",
+    "run_cap": 18,
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"lr": {"min": 0.0, "max": 1.0}, "seed": {"value": 7}},
+    "kto_sweep": {"replicates": 3},
+}
+READ = """
+sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
+tell([[run.config["lr"], run.config["seed"], run.state] for run in sweep.runs])
+"""
+
+
+def work(bench: Bench, agent: str, exitcode: int = 0) -> dict[str, Any]:
+    """The configuration of one trial, from its start to its end."""
+    command = bench.beat(agent)[0]
+    config = {name: entry["value"] for name, entry in command["args"].items()}
+    bench.start_run(command["run_id"])
+    bench.log(command["run_id"], 0, {"loss": (config["lr"] - 0.3) ** 2 + config["seed"] / 100})
+    bench.stream(command["run_id"], complete=True, exitcode=exitcode)
+    return config
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_each_configuration_is_trained_with_all_seeds_before_the_next(bench: Bench, method: str) -> None:
+    sweep = bench.sweep({**SEARCH, "method": method})
+    agents = [bench.agent(sweep) for _ in range(2)]
+    # One in five fails for good: it counts as tried.
+    done = [work(bench, agents[number % 2], exitcode=number % 5 == 4) for number in range(18)]
+    assert [config["seed"] for config in done] == [7, 8, 9] * 6
+    rates = [config["lr"] for config in done]
+    assert all(len(set(rates[start : start + 3])) == 1 for start in range(0, 18, 3))
+    assert len(set(rates)) == 6
+    assert bench.beat(agents[0]) == [{"type": "exit"}]
+    assert bench.sweep_field(sweep) == "FINISHED"
+
+
+def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(box: Box) -> None:
+    sweep = box.sweep(SEARCH)
+    agent = """
+def trial():
+    with wandb.init() as run:
+        for step in range(3):
+            run.log({"loss": (run.config.lr - 0.3) ** 2 + run.config.seed / 100})
+            time.sleep(0.2)
+wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
+"""
+    agents = [box.start(agent, sweep) for _ in range(3)]
+    begun = threading.Event()
+    while len(box.run(READ, sweep)) < 4:
+        begun.wait(0.2)
+    server = lock.holder(box.home)
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    ensure_server(box.home)
+    for each in agents:
+        box.finish(each)
+    runs = box.run(READ, sweep)
+    assert Counter((lr, seed) for lr, seed, _ in runs) == {
+        (lr, seed): 1 for lr in {lr for lr, _, _ in runs} for seed in (7, 8, 9)
+    }
+    assert len(runs) == 18
+
+
+def test_the_stock_command_registers_the_block(box: Box) -> None:
+    file = box.folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump({**SEARCH, "program": "train.py"}))
+    said = subprocess.run(
+        ["wandb", "sweep", "--entity", "acme", "--project", "tests", str(file)],
+        env=box.environment | {"WANDB_SILENT": "false"},
+        cwd=box.folder,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stdout + said.stderr
+    told = said.stdout + said.stderr
+    name = told.split("acme/tests/sweeps/")[1].split()[0].strip()
+    code = 'tell(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
+    assert box.run(code, name) == {"replicates": 3}
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ("many", "'many' is not a group of options"),
+        ([1], "[1] is not a group of options"),
+        ({"replicates": "3"}, "replicates: '3' is not a number from 2 to 100"),
+        ({"replicates": {"a": [None]}}, "is not a number from 2 to 100"),
+        ({"alerts": ["loss > 1"]}, "alerts: it takes `kto-sweep create`"),
+        ({"nonsense": 1, 2: 3}, "nonsense: no such option"),
+    ],
+)
+def test_a_block_that_makes_no_sense_is_told_and_left_out(block: Any, problem: str) -> None:
+    rules = read_rules(yaml.safe_dump({**SEARCH, "kto_sweep": block}))
+    assert any(problem in each for each in rules.problems), rules.problems
+    assert rules.options.seeds == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"method": "grid", "parameters": {"lr": {"values": [1, 2]}}}, "make a grid's seeds"),
+        ({"parameters": {"seed": {"values": [1, 2]}, "lr": {"min": 0.0, "max": 1.0}}}, "a single number"),
+    ],
+)
+def test_replicates_that_cannot_be_are_told(change: dict[str, Any], problem: str) -> None:
+    rules = read_rules(yaml.safe_dump({**SEARCH, **change}))
+    assert any(problem in each for each in rules.problems), rules.problems
