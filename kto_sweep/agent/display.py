@@ -20,7 +20,7 @@ class Display:
         self._varied = varied
         self._metric = metric
         self._of = f" of {expected}" if expected is not None else ""
-        self._trials = 0
+        self._numbers: dict[str, int] = {}
         self._bars: dict[str, TaskID] = {}
         self._names: dict[str, str] = {}
         self._totals: dict[str, int] = {}
@@ -52,12 +52,12 @@ class Display:
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
         """A trial began."""
-        self._trials += 1
-        self._names[run_id] = f"trial {self._trials}"
+        number = self._numbers.setdefault(run_id, len(self._numbers) + 1)  # a paused one has it
+        self._names[run_id] = f"trial {number}"
         self._latest[run_id] = {}
         chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
-        self.say(f"trial {self._trials}{self._of} on {device}: {chosen}   run {run_id} ({name})")
-        self._bars[run_id] = self._progress.add_task(f"trial {self._trials}", total=None, told="loading")
+        self.say(f"trial {number}{self._of} on {device}: {chosen}   run {run_id} ({name})")
+        self._bars[run_id] = self._progress.add_task(f"trial {number}", total=None, told="loading")
 
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """A trial is on its way to its first step."""

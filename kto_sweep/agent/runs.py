@@ -246,15 +246,15 @@ class TrialRun:
                 artifact.add_dir(str(self._folder / name))
                 self._run.log_artifact(artifact)
 
-    def stop(self, summary: Mapping[str, float | int | str]) -> bool:
-        """End the run that the server asked to stop; it shows as killed, with what it measured.
+    def stop(self, summary: Mapping[str, float | int | str], *, for_good: bool = True) -> bool:
+        """End the run that the server asked to stop; it shows as killed or paused, with what it measured.
 
-        It will not go on: its checkpoint, three times its adapters, is removed.
+        With `for_good` it will not go on: its checkpoint, three times its adapters, is removed.
         """
         self._run.summary.update(dict(summary))
         sent = self._close(exit_code=1)
-        if sent:
-            shutil.rmtree(self._folder / "checkpoint", ignore_errors=True)
+        if sent and for_good:
+            forget_checkpoint(self._folder)
         return sent
 
     def fail(self, cause: FailureCause | str, message: str) -> bool:
@@ -288,6 +288,11 @@ class TrialRun:
     def _keep(self, record: RunRecord) -> None:
         with contextlib.suppress(OSError):  # a full disk must not keep the run from ending
             record.write(self._folder)
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove what a trial that will not go on has in its folder to go on from."""
+    shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
 
 
 def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[str, str, str]]) -> None:

@@ -15,6 +15,7 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
+from kto_sweep.agent.runs import forget_checkpoint
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
@@ -29,7 +30,7 @@ from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep.ref import remember
 from kto_sweep.sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.sweep.target import Target, find_sweep
-from kto_sweep.wording import duration
+from kto_sweep.wording import counted, duration
 
 GRACE_SECONDS = 60.0
 """How long trials may take to end their step and be put away after a first signal."""
@@ -95,6 +96,7 @@ def work_on(
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
                 grace=grace, patience=patience, orphans=orphans, alerts=alerts, timekeeper=timekeeper,
+                pauses=view.pauses,
             )  # fmt: skip
             try:
                 tally = supervisor.run()
@@ -108,6 +110,10 @@ def work_on(
             _say_unsent(console, home, target, tally)
             leave_at_once(1)
         after = read_sweep(api, target, ref)
+    if after.pauses and after.state in {"FINISHED", "CANCELED"}:
+        for trial in after.trials:
+            if trial.state == "killed":
+                forget_checkpoint(home.runs / trial.run_id)
     _say_end(console, tally, after)
     if tally.interrupted:
         return 128 + tally.interrupted
@@ -130,7 +136,8 @@ def leave_at_once(code: int) -> NoReturn:
 
 def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
     told = [f"{tally.finished} finished"]
-    told += [f"{tally.stopped} stopped early"] if tally.stopped else []
+    stopped = counted(tally.stopped, "pause") if view.pauses else f"{tally.stopped} stopped early"
+    told += [stopped] if tally.stopped else []
     told += [f"{tally.failed} failed"] if tally.failed else []
     of = f" of {view.expected}" if view.expected is not None else ""
     console.print(f"Trials of this agent: {', '.join(told)}. Sweep: {view.count('finished')}{of} finished.")

@@ -82,11 +82,13 @@ class Supervisor:
         orphans: Sequence[Orphan] = (),
         alerts: Sequence[AlertRule] = (),
         only: Command | None = None,
+        pauses: bool = False,
         timekeeper: Timekeeper | None = None,
     ) -> None:
         """`only`: train this trial, which is of no sweep, and ask no server for others.
 
         `trials_per_device`: None: workers say how many slots they want.
+        `pauses`: trials that the server stops may be handed out again, by successive halving.
         `timekeeper`: begin and end trials as it says; None: there is time without end.
         """
         self._display = display
@@ -102,6 +104,7 @@ class Supervisor:
         self._trials = Trials(
             api, ref, home, display, self._events, self.tally, presence,
             objective=lambda: Objective(metric, goal), alerts=alerts, local=local, patience=patience,
+            pauses=pauses,
         )  # fmt: skip
         self._places = Places(self._floor, self._stations, self._trials, self.tally, display, timekeeper)
         self._deaths = Deaths(self._floor, self._stations, self._trials, self._places, display)

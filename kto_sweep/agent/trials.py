@@ -65,7 +65,9 @@ class Trials:
         alerts: Sequence[AlertRule],
         local: bool,
         patience: float,
+        pauses: bool = False,
     ) -> None:
+        """`pauses`: a trial that the server stops may be handed out again, by successive halving."""
         self._api = api
         self._ref = ref
         self._home = home
@@ -78,6 +80,9 @@ class Trials:
         self._alerts = alerts
         self._local = local
         self._patience = patience
+        self._pauses = pauses
+        self._closing: dict[str, threading.Thread] = {}
+        """The last closing of each run."""
 
     def folder(self, run_id: str) -> Path:
         """Where the trial's files are."""
@@ -104,6 +109,8 @@ class Trials:
             self._events.put(ServiceGone() if is_service_gone(error) else Opened(slot, work, error))
 
     def _open(self, slot: Slot, work: Work, *, adopt: bool = False) -> TrialRun:
+        if work.run_id in self._closing:  # the server may hand it out again before wandb lets go
+            self._closing[work.run_id].join()
         return TrialRun.open(
             self._ref,
             work.run_id,
@@ -250,8 +257,11 @@ class Trials:
             self.put_back(slot)
         else:
             self._tally.stopped += 1
+            how = "paused" if self._pauses else "stopped"
             self._close(
-                slot, lambda run: run.stop(summary), lambda: display.ended(message.run_id, "stopped", summary)
+                slot,
+                lambda run: run.stop(summary, for_good=not self._pauses),
+                lambda: display.ended(message.run_id, how, summary),
             )
 
     def failed(self, slot: Slot, cause: str, text: str) -> None:
@@ -303,7 +313,7 @@ class Trials:
                 sent = False
             self._events.put(Closed(slot, work, sent, tell))
 
-        self._background(close)
+        self._closing[work.run_id] = self._background(close)
 
     def closed(self, event: Closed) -> None:
         """Take in that a run was closed: its slot is free."""
@@ -326,5 +336,7 @@ class Trials:
         self.closed(Closed(slot, work, False, lambda: self._display.say(told)))
         return True
 
-    def _background(self, work: Callable[[], None]) -> None:
-        threading.Thread(target=work, daemon=True, name="W&B run").start()
+    def _background(self, work: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=work, daemon=True, name="W&B run")
+        thread.start()
+        return thread

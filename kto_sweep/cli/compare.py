@@ -122,6 +122,7 @@ def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
                 "rank": item.rank,
                 "run_id": item.trial.run_id,
                 "state": item.trial.state,
+                "paused": item.trial.paused,
                 "failure": item.trial.failure,
                 "seconds": item.trial.seconds,
                 "pareto_time": item.trial.run_id in found.fast,

@@ -54,7 +54,7 @@ def ranking(
     if _total(columns) > width:
         columns = [replace(each, head=_folded(each)) for each in columns]
     if _total(columns) > width:
-        states = tuple(item.trial.state for item in shown)
+        states = tuple(_plain_state(item.trial) for item in shown)
         columns = [replace(each, cells=states) if each.head == "state" else each for each in columns]
     left_out = []
     for head in SPARE:
@@ -108,7 +108,12 @@ def _signs(found: Comparison, trial: TrialRecord) -> str:
 
 
 def _state(trial: TrialRecord) -> str:
-    return f"{trial.state} ({trial.failure})" if trial.failure not in {"", trial.state} else trial.state
+    state = _plain_state(trial)
+    return f"{state} ({trial.failure})" if trial.failure not in {"", trial.state} else state
+
+
+def _plain_state(trial: TrialRecord) -> str:
+    return "paused" if trial.paused else trial.state
 
 
 def _total(columns: Sequence[Column]) -> int:

@@ -70,6 +70,7 @@ def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
         "finished": len(ledger.of(CellState.DONE)) - len(ledger.stopped),
         "stopped": len(ledger.stopped),
         "running": len(ledger.of(CellState.RUNNING)),
+        "paused": len(ledger.of(CellState.PAUSED)),
         "failed": len(ledger.of(CellState.FAILED)),
         "retryable": len(ledger.retryable),
         "missing": missing(view, ledger),
@@ -110,10 +111,11 @@ def _say_ledger(view: "SweepView", ledger: "Ledger") -> None:
     stopped = f" ({len(ledger.stopped)} stopped early)" if ledger.stopped else ""
     left = missing(view, ledger)
     rest = "" if left is None else f", {left} missing"
-    running = len(ledger.of(CellState.RUNNING))
-    say(f"  {len(done)}{of} done{stopped}, {running} running, {len(failed)} failed{rest}")
+    running, paused = len(ledger.of(CellState.RUNNING)), len(ledger.of(CellState.PAUSED))
+    waiting = f", {paused} paused" if paused else ""
+    say(f"  {len(done)}{of} done{stopped}, {running} running{waiting}, {len(failed)} failed{rest}")
     _say_cells(view, failed)
-    if done or running or failed:  # a sweep that has only just been created misses everything
+    if done or running or paused or failed:  # a sweep that has only just been created misses everything
         _say_cells(view, ledger.of(CellState.MISSING))
     if ledger.strays:
         names = ", ".join(trial.run_id for trial in ledger.strays[:MOST_LINES])

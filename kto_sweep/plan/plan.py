@@ -23,7 +23,7 @@ from kto_sweep.plan.memory import (
 from kto_sweep.plan.seconds import START_SECONDS, Clockwork, Estimate, adapters, estimate
 from kto_sweep.plan.workload import Measurer, Workload
 from kto_sweep.rates import Rate
-from kto_sweep.spec.sweep_file import SweepSpec
+from kto_sweep.spec.sweep_file import SweepSpec, bands
 from kto_sweep.trial import Trial
 from kto_sweep.wording import counted, duration
 
@@ -169,7 +169,7 @@ class Planner:
             makespan=self._makespan(trials, rooms, scale) if ends else None,
             disk_bytes=round(disk * scale) if ends else None,
             exact_tokens=all(self._ground(trial).work.exact for trial in trials),
-            notes=tuple(self._notes(outlooks)),
+            notes=(*self._notes(outlooks), *_bounds(spec)),
         )
 
     def outlook(self, cell: Cell) -> Outlook:
@@ -322,6 +322,11 @@ class Planner:
             yield f"{name}: its sizes are not known here, so its memory and time are not planned"
         if any(o.trainer == "trl" for o in outlooks):
             yield "trained with TRL's trainer: memory is a rough guess, and time is not planned"
+
+
+def _bounds(spec: SweepSpec) -> Iterable[str]:
+    if bands(spec.config):
+        yield "time is an upper bound: trials that end early or stay paused take less"
 
 
 def _held(trial: Trial) -> object:

@@ -31,34 +31,39 @@ def parse_rule(section: Mapping[str, Any]) -> Rule:
     """The rule of an `early_terminate` section. Raises ValueError, saying which key is wrong."""
     if section.get("type") != "hyperband":
         raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is known")
-    eta = section.get("eta", 3)
-    if not _is_number(eta) or eta <= 1:
-        raise ValueError(f"early_terminate.eta is {eta!r}; it must be above 1")
     strict = section.get("strict", True)
     if not isinstance(strict, bool):
         raise ValueError(f"early_terminate.strict is {strict!r}; write true or false")
-    bands = _bands(section, eta)
+    return Rule(*parse_bands(section, "early_terminate"), strict)
+
+
+def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], float]:
+    """Bands and eta of a section of that name. Raises ValueError, saying which key is wrong."""
+    eta = section.get("eta", 3)
+    if not _is_number(eta) or eta <= 1:
+        raise ValueError(f"{name}.eta is {eta!r}; it must be above 1")
+    bands = _bands(section, eta, name)
     if not bands:
-        raise ValueError("early_terminate has no band of 1 iteration or more; raise max_iter")
-    return Rule(bands, float(eta), strict)
+        raise ValueError(f"{name} has no band of 1 iteration or more; raise max_iter")
+    return bands, float(eta)
 
 
-def _bands(section: Mapping[str, Any], eta: float) -> tuple[int, ...]:
+def _bands(section: Mapping[str, Any], eta: float, name: str) -> tuple[int, ...]:
     if "max_iter" in section:
         largest, brackets = section["max_iter"], section.get("s")
         if not _is_number(largest) or largest < 1:
-            raise ValueError(f"early_terminate.max_iter is {largest!r}; it must be 1 or more")
+            raise ValueError(f"{name}.max_iter is {largest!r}; it must be 1 or more")
         if not isinstance(brackets, int) or isinstance(brackets, bool) or brackets < 1:
-            raise ValueError("early_terminate.max_iter needs s, the number of bands (1 or more)")
+            raise ValueError(f"{name}.max_iter needs s, the number of bands (1 or more)")
         bands = (int(largest / eta**k) for k in range(1, min(brackets, 64) + 1))
         return tuple(sorted({band for band in bands if band >= 1}))
     if "min_iter" in section:
         smallest = section["min_iter"]
         if not _is_number(smallest) or smallest < 1:
-            raise ValueError(f"early_terminate.min_iter is {smallest!r}; it must be 1 or more")
+            raise ValueError(f"{name}.min_iter is {smallest!r}; it must be 1 or more")
         powers = (smallest * eta**k for k in range(100))
         return tuple(sorted({int(band) for band in powers if band < LARGEST_BAND}))
-    raise ValueError("early_terminate needs min_iter, or max_iter with s")
+    raise ValueError(f"{name} needs min_iter, or max_iter with s")
 
 
 def _is_number(value: object) -> bool:

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
+from kto_sweep.search import asha as halving
 from kto_sweep.search.replicates import FIRST_SEED, SEED
 from kto_sweep.wording import number_from_text
 
 BLOCK = "kto_sweep"
 MOST_REPLICATES = 100
 
-OF_SEARCH = ("replicates",)
+OF_SEARCH = ("replicates", "asha")
 """Keys of the block that are the server's business."""
 _OF_CREATE = ("alerts", "warm_start")
 """Keys that `kto-sweep create` turns into W&B's own; a stock client leaves them in their place."""
@@ -25,6 +26,8 @@ class Options:
 
     seeds: tuple[int, ...] = ()
     """Those with which each configuration is trained; empty: it is trained once."""
+    asha: halving.Rule | None = None
+    """When runs pause, and go on."""
 
 
 def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
@@ -40,7 +43,27 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
             problems.append(f"{BLOCK}.{key}: it takes `kto-sweep create` to put it in its place; ignored")
         elif key not in OF_SEARCH:
             problems.append(f"{BLOCK}.{key}: no such option; ignored")
-    return Options(_seeds(config, block.get("replicates"), problems))
+    seeds = _seeds(config, block.get("replicates"), problems)
+    return Options(seeds, _asha(config, block, problems))
+
+
+def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> halving.Rule | None:
+    here, section = f"{BLOCK}.asha", block.get("asha")
+    if section is None:
+        return None
+    metric = config.get("metric")
+    if not isinstance(section, Mapping):
+        problems.append(f"{here}: needs min_iter, or max_iter and s; ignored")
+    elif config.get("early_terminate") or block.get("replicates"):
+        problems.append(f"{here}: goes with neither early_terminate nor replicates; ignored")
+    elif not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
+        problems.append(f"{here}: needs a metric with a name; ignored")
+    else:
+        try:
+            return halving.parse_rule(section, here)
+        except ValueError as problem:
+            problems.append(f"{problem}; ignored")
+    return None
 
 
 def _seeds(config: Mapping[str, Any], count: object, problems: list[str]) -> tuple[int, ...]:

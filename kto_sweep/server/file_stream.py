@@ -5,7 +5,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, restart, run_writes
+from kto_sweep.server import objective, restart, run_writes, rungs
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.states import ENDED, RunState
@@ -138,15 +138,16 @@ def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
     if message.exitcode == 0:
         state = RunState.FINISHED
     elif run.stop_requested:
-        state = RunState.KILLED
+        state = rungs.state_when_stopped(run)
     elif message.preempting or run.state is RunState.PREEMPTING:
         state = RunState.PREEMPTED
     else:
         state = RunState.FAILED
     if run.restart:
         restart.finish(connection, run)
-    runs.update(connection, run.id, state=state, exitcode=message.exitcode)
-    if run.sweep_id is not None and state in ENDED:
+    paused = run.paused and state is RunState.PREEMPTED
+    runs.update(connection, run.id, state=state, exitcode=message.exitcode, paused=paused)
+    if run.sweep_id is not None and (state in ENDED or paused):
         objective.settle(connection, run.sweep_id)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import objective, run_writes, rungs
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.states import RunState, SweepState
@@ -159,7 +159,7 @@ def _situation(
     lost, preempted, orphaned, held = [], [], [], 0
     for run in waiting:
         if run.state is RunState.PREEMPTED:
-            preempted.append(run)
+            preempted += [] if run.paused else [run]
         elif run.state is RunState.PENDING and run.agent_id == agent.id:
             if run.name not in names:
                 lost.append(run)
@@ -167,15 +167,41 @@ def _situation(
             orphaned += [run] if run.handed_out or may_begin else []
         else:
             held += 1
+    here, elsewhere = _promotable(connection, backend, caller)
+    if any(run.paused for run in waiting):  # another may have to go on when those that run get further
+        held += runs.count_of_sweep(connection, sweep.id, (RunState.RUNNING,))
     return Situation(
         sweep=sweep.state,
         exhausted=sweep.exhausted,
         reported=reported,
         lost=lost,
-        free=preempted + orphaned,
+        free=preempted + orphaned + here,
+        elsewhere=elsewhere,
         others_may_return_runs=held > 0,
         queue_only=caller.rules.queue_only,
     )
+
+
+def _promotable(
+    connection: sqlite3.Connection, backend: Backend, caller: _Caller
+) -> tuple[list[Run], list[Run]]:
+    """The paused runs that may go on: those that this agent should take, and those better left to others.
+
+    On another host than before, a run begins anew.
+    """
+    may_go_on = rungs.promotable(connection, caller.rules, caller.sweep)
+    if not may_go_on:
+        return [], []
+    since = backend.now() - AGENT_SILENCE
+    alive = {_host(each) for each in sweeps.agents(connection, caller.sweep.id) if each.heartbeat_at > since}
+    mine = [run for run in may_go_on if run.host == _host(caller.agent)]
+    nobodys = [run for run in may_go_on if run.host not in alive | {_host(caller.agent)}]
+    return mine + nobodys, [run for run in may_go_on if run not in mine + nobodys]
+
+
+def _host(agent: Agent) -> str:
+    """The box's name: agents of ours add their device's."""
+    return agent.host.partition(" ")[0]
 
 
 def _is_orphan(connection: sqlite3.Connection, backend: Backend, run: Run) -> bool:
@@ -195,6 +221,7 @@ def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) 
         agent_id=agent.id,
         picked_up=False,
         stop_requested=False,
+        paused=False,
         handed_out=run.handed_out + 1 if run.state is RunState.PENDING else 1,
         assigned_at=now,
         heartbeat_at=now,

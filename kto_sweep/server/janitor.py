@@ -4,7 +4,7 @@ import logging
 import sqlite3
 import threading
 
-from kto_sweep.server import objective
+from kto_sweep.server import objective, rungs
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
@@ -62,5 +62,5 @@ def make_round(connection: sqlite3.Connection, backend: Backend) -> None:
 
 def _state_of_silent(run: runs.Run) -> RunState:
     if run.state is RunState.PREEMPTING:
-        return RunState.KILLED if run.stop_requested else RunState.PREEMPTED
-    return RunState.KILLED if run.stop_requested else RunState.CRASHED
+        return rungs.state_when_stopped(run) if run.stop_requested else RunState.PREEMPTED
+    return rungs.state_when_stopped(run) if run.stop_requested else RunState.CRASHED

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kto_sweep.search import hyperband
+from kto_sweep.server import rungs
 from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store import lines, metrics, runs, sweeps
 from kto_sweep.server.store.metrics import MetricValue
@@ -32,6 +33,7 @@ def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: S
     ):
         # Only now can any verdict of this sweep have changed.
         _stop_bad_runs(connection, sweep.id, rules, arrived=run)
+    rungs.judge(connection, rules, sweep, run.id)
 
 
 def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
@@ -81,7 +83,7 @@ def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRu
 
     def values_at(band: int) -> list[float]:
         if band not in peers:
-            peers[band] = metrics.at_ordinal(connection, sweep_id, band)
+            peers[band] = [value for _, value in metrics.at_ordinal(connection, sweep_id, band)]
         return peers[band]
 
     for run in runs.of_sweep(connection, sweep_id, [RunState.RUNNING]):
@@ -111,12 +113,18 @@ def _target_reached(connection: sqlite3.Connection, sweep_id: int) -> None:
 
 
 def settle(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """Finish the sweep if nothing is left to hand out and no run is alive."""
+    """Finish the sweep if nothing is left to hand out and no run is alive; then no paused run goes on."""
     sweep = sweeps.get(connection, sweep_id)
-    if sweep is None or sweep.state in OVER or not sweep.exhausted:
+    if sweep is None:
         return
-    if runs.count_of_sweep(connection, sweep_id, LIVE) == 0:
+    if sweep.state not in OVER:
+        if not sweep.exhausted:
+            return
+        alive = runs.count_of_sweep(connection, sweep_id, LIVE) - len(runs.paused(connection, sweep_id))
+        if alive or rungs.promotable(connection, read_rules(sweep.config), sweep):
+            return
         sweeps.update(connection, sweep_id, state=SweepState.FINISHED)
+    rungs.end_paused(connection, sweep_id)
 
 
 def forget(connection: sqlite3.Connection, run_id: int) -> None:

@@ -39,6 +39,9 @@ def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
         return Observation(
             config, _imputed(run, metric, metric.impute, worst) if best is None else best, False
         )
+    if run.paused and run.state in (RunState.PREEMPTED, RunState.KILLED):
+        # Bad as it was, it says more of its place than the worst of all would.
+        return Observation(config, _imputed(run, metric, Impute.BEST, worst), False)
     if run.state in ENDED:
         return Observation(config, _imputed(run, metric, metric.impute, worst), False)
     rule = metric.impute_while_running

@@ -90,7 +90,8 @@ def _is_start(wanted: Input) -> bool:
 def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -> None:
     """The run is running; `overwrite` (a start without resume) lets it replace what was logged."""
     # A stop asked for before the run's first process came up is still to be obeyed by it.
-    stop = run.stop_requested and run.host is None
+    # So is one by successive halving, whoever goes on with the run.
+    stop = run.stop_requested and (run.host is None or run.paused)
     runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=stop)
     # A run that waits may have had a process before: it was put back, or is to be tried again.
     if overwrite and (run.state is not RunState.PENDING or run.host is not None):
@@ -161,16 +162,16 @@ def by_path(connection: sqlite3.Connection, wanted: Input) -> Run:
 def request_stop(connection: sqlite3.Connection, opaque: str) -> None:
     """Ask the run to stop: its process hears it from file_stream, its agent from the next heartbeat."""
     run = by_opaque_id(connection, opaque)
-    if run.state is RunState.PENDING:
+    if run.state is RunState.PENDING or (run.paused and run.state is RunState.PREEMPTED):
         runs.update(connection, run.id, state=RunState.KILLED, stop_requested=True)
     elif run.state not in ENDED:
-        runs.update(connection, run.id, stop_requested=True)
+        runs.update(connection, run.id, stop_requested=True, paused=False)
 
 
 def set_state(connection: sqlite3.Connection, opaque: str, state: str) -> None:
     """Put the run into a state by hand; an ended one that is made pending is handed out again."""
     run = by_opaque_id(connection, opaque)
-    values: dict[str, Any] = {"state": _state(state)}
+    values: dict[str, Any] = {"state": _state(state), "paused": False}
     if run.state in ENDED and values["state"] is RunState.PENDING:
         values |= {"agent_id": None, "picked_up": False, "stop_requested": False, "exitcode": None}
         values["handed_out"] = min(run.handed_out, 1)

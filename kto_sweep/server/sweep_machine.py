@@ -8,6 +8,7 @@ hence `run` and `exit` go only to an agent that reports no run of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kto_sweep.server import rungs
 from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store.runs import Run
 
@@ -27,9 +28,12 @@ class Situation:
     lost: Sequence[Run]
     """Runs that were handed to this agent, wait for their process, and are not reported by it."""
     free: Sequence[Run]
-    """Runs that anybody may take: preempted ones first, then those of vanished agents, then the queue."""
+    """Runs that this agent may take: preempted ones first, then those of vanished agents, then the queue,
+    then paused ones that may go on."""
     others_may_return_runs: bool
     """Another agent holds a run that may yet have to be handed out again."""
+    elsewhere: Sequence[Run]
+    """Paused runs that may go on, whose checkpoints lie on the host of another agent: better left to that."""
     queue_only: bool
     """A client-side scheduler chooses the trials."""
 
@@ -88,13 +92,15 @@ def _next_run(situation: Situation) -> Decision:
         return Wait()
     if not situation.exhausted:
         return AskSearch()
+    if situation.elsewhere:
+        return HandOut(situation.elsewhere[0])
     return Wait() if situation.others_may_return_runs else Exit()
 
 
 def state_after_leaving(run: Run) -> RunState:
     """The state of a run that its agent reports no more, while nothing has said how it ended."""
     if run.stop_requested and run.picked_up:
-        return RunState.KILLED
+        return rungs.state_when_stopped(run)
     if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MOST_HAND_OUTS):
         # Its process came and went without wandb.init.
         return RunState.FAILED

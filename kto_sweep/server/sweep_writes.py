@@ -48,6 +48,8 @@ def upsert(
         _stop_all(connection, sweep.id)
     if values.get("state") is SweepState.FINISHED:
         _drop_queue(connection, sweep.id)
+    if values.get("state") in OVER:
+        objective.settle(connection, sweep.id)
     if rules is not None and rules.queue_only and sweep.controller_run_name is None:
         _add_controller_run(connection, backend, sweep)
     changed = sweeps.get(connection, sweep.id)

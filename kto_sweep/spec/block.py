@@ -5,10 +5,12 @@ from typing import Any
 
 from kto_sweep.alerts import PARAMETER, carried, read_rule
 from kto_sweep.errors import UsageError
+from kto_sweep.search import asha
 from kto_sweep.search.options import BLOCK, MOST_REPLICATES, OF_SEARCH, first_seed, is_replicates
 from kto_sweep.search.replicates import SEED
+from kto_sweep.spec.checks import check_bands, unknown_keys
 from kto_sweep.spec.yaml_source import Finding
-from kto_sweep.wording import nearest, show
+from kto_sweep.wording import show
 
 KEYS: Mapping[str, str] = {
     "alerts": 'rules such as `"kl_raw > 10"`: a W&B alert for each run in which one is met',
@@ -16,6 +18,11 @@ KEYS: Mapping[str, str] = {
         "how many seeds each configuration is trained with: the sweep's own, or 42, and those after it. Of a "
         "grid everywhere; of random and bayes on the embedded server, which gives a configuration all its "
         "seeds before it chooses the next, and lets bayes see their mean. `run_cap` counts runs, as on W&B"
+    ),
+    "asha": (
+        "`{min_iter: 1, eta: 3}`, or `{max_iter: 27, s: 3, eta: 3}`: asynchronous successive halving on the "
+        "embedded server. At each band, counted as hyperband's, a trial pauses unless it is among the best 1 "
+        "in `eta` of those that got there; it goes on from its checkpoint when it comes to be"
     ),
 }
 """What may stand in the block, and what it does."""
@@ -29,11 +36,9 @@ def check_block(config: Mapping[str, Any]) -> Iterator[Finding]:
     if not isinstance(block, Mapping):
         yield Finding((BLOCK,), f"{show(block)} is not a group of options", hint='alerts: ["kl_raw > 10"]')
         return
-    for key in block:
-        if key not in KEYS:
-            hint = nearest(str(key), KEYS) or f"the keys are {', '.join(KEYS)}"
-            yield Finding((BLOCK, str(key)), f"{show(key)} is not a key of {BLOCK}", hint=hint)
+    yield from unknown_keys(block, KEYS, (BLOCK,), BLOCK)
     yield from _check_replicates(config, block.get("replicates"))
+    yield from _check_asha(config, block)
     alerts = block.get("alerts")
     if alerts is not None and not isinstance(alerts, list):
         yield Finding((BLOCK, "alerts"), f"{show(alerts)} is not a list", hint='alerts: ["kl_raw > 10"]')
@@ -54,6 +59,23 @@ def _check_replicates(config: Mapping[str, Any], count: Any) -> Iterator[Finding
     elif first_seed(config.get("parameters")) is None:
         why = "It makes the seeds by itself, from the one that is given or the usual one."
         yield Finding(here, "replicates, and a seed that is no single number", why, "seed: {value: 42}")
+
+
+def _check_asha(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator[Finding]:
+    here, settings = (BLOCK, "asha"), block.get("asha")
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping):
+        yield Finding(here, f"{show(settings)} is not a group of keys", hint="asha: {min_iter: 1, eta: 3}")
+        return
+    yield from unknown_keys(settings, asha.KEYS, here, "asha")
+    yield from check_bands(settings, here)
+    if config.get("early_terminate") is not None:
+        why = "Both end poor trials early; asha lets those go on that turn out to be good."
+        yield Finding(here, "asha, and early_terminate", why, "remove one of them")
+    if block.get("replicates") is not None:
+        why = "It would pause some seeds of a configuration and compare them with others trained for longer."
+        yield Finding(here, "asha, and replicates", why, "search with asha, then train the best few again")
 
 
 def replicated(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -93,6 +115,7 @@ def unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 
 _ELSEWHERE = {
     "replicates": "here each configuration is trained once",
+    "asha": "here every trial trains to its end",
 }
 """What becomes of an option on a server that does not know it."""
 

@@ -1,6 +1,6 @@
 """What a sweep file says beside its parameters: W&B's keys, the metric, run_cap and early termination."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kto_sweep.metrics import METRICS, NOT_LOGGED
@@ -31,6 +31,10 @@ def convert_settings(data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(group, Mapping):
             filled = {name: value for name, value in group.items() if value is not None}
             config[key] = {name: _as_number(v) if name in names else v for name, v in filled.items()}
+    block = config.get(BLOCK)
+    if isinstance(block, Mapping) and isinstance(block.get("asha"), Mapping):
+        bands = {name: _as_number(value) for name, value in block["asha"].items() if value is not None}
+        config[BLOCK] = {**block, "asha": bands}
     return config
 
 
@@ -45,7 +49,7 @@ def check_settings(config: Mapping[str, Any]) -> list[Finding]:
 
 
 def _check_top_level(config: Mapping[str, Any]) -> Iterator[Finding]:
-    yield from _unknown_keys(config, (*TOP_LEVEL, BLOCK), (), "a sweep")
+    yield from unknown_keys(config, (*TOP_LEVEL, BLOCK), (), "a sweep")
     for key in _TEXTS:
         value = config.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):
@@ -89,7 +93,7 @@ def _check_metric(metric: Any) -> Iterator[Finding]:
         hint = f"metric: {{name: {metric}}}" if isinstance(metric, str) else "metric: {name: ..., goal: ...}"
         yield Finding(("metric",), f"{show(metric)} is not a metric", hint=hint)
         return
-    yield from _unknown_keys(metric, _METRIC_KEYS, ("metric",), "metric")
+    yield from unknown_keys(metric, _METRIC_KEYS, ("metric",), "metric")
     yield from _check_metric_name(metric)
     yield from _check_goal(metric)
     target = metric.get("target")
@@ -134,11 +138,18 @@ def _check_early_terminate(settings: Any) -> Iterator[Finding]:
         hint = "early_terminate: {type: hyperband, min_iter: 1}"
         yield Finding(here, f"{show(settings)} is not a group of keys", hint=hint)
         return
-    yield from _unknown_keys(settings, _HYPERBAND_KEYS, here, "early_terminate")
+    yield from unknown_keys(settings, _HYPERBAND_KEYS, here, "early_terminate")
     if settings.get("type") != "hyperband":
         at = (*here, "type") if "type" in settings else here
         what = f"{show(settings['type'])} is not a kind" if "type" in settings else "no type"
         yield Finding(at, what, "W&B knows one way to end trials early.", "type: hyperband")
+    yield from check_bands(settings, here)
+    if not isinstance(settings.get("strict", True), bool):
+        yield Finding((*here, "strict"), f"{show(settings['strict'])} is not true or false")
+
+
+def check_bands(settings: Mapping[str, Any], here: Path) -> Iterator[Finding]:
+    """Everything wrong with the bands that stand at `here`."""
     if ("min_iter" in settings) == ("max_iter" in settings):
         what = "both min_iter and max_iter" if "min_iter" in settings else "neither min_iter nor max_iter"
         why = "They are the first and the last number of evaluations at which trials are compared."
@@ -156,11 +167,11 @@ def _check_early_terminate(settings: Any) -> Iterator[Finding]:
         yield Finding(
             (*here, "eta"), f"{show(eta)} is not a number above 1", "One trial in eta goes on.", "eta: 3"
         )
-    if not isinstance(settings.get("strict", True), bool):
-        yield Finding((*here, "strict"), f"{show(settings['strict'])} is not true or false")
 
 
-def _unknown_keys(group: Mapping[Any, Any], known: tuple[str, ...], path: Path, of: str) -> Iterator[Finding]:
+def unknown_keys(group: Mapping[Any, Any], known: Iterable[str], path: Path, of: str) -> Iterator[Finding]:
+    """A finding for each key of a group at `path` that is not known."""
+    known = tuple(known)
     for key in group:
         if key not in known:
             hint = nearest(str(key), known) or f"the keys are {', '.join(known)}"

@@ -160,10 +160,11 @@ def _notices(config: Mapping[str, Any], sets_eval_steps: bool) -> Iterator[str]:
             f"run_cap counts runs: {config['run_cap']} are {counted(full, 'configuration')} with {seeds} "
             f"seeds{cut}"
         )
-    first = first_band(config.get("early_terminate") or {})
+    first = first_band(bands(config))
     if first > EVALUATIONS and metric.name.startswith("eval/") and not sets_eval_steps:
+        which = "hyperband" if config.get("early_terminate") else "asha"
         yield (
-            f"hyperband compares trials from evaluation {first} on, and a trial makes {EVALUATIONS} "
+            f"{which} compares trials from evaluation {first} on, and a trial makes {EVALUATIONS} "
             "unless eval_steps is set: it would stop none"
         )
 
@@ -175,12 +176,17 @@ def _deprecated(space: Space) -> Iterator[str]:
             yield f"{parameter.name}: W&B wants {name}_values, with min and max as values, in place of {name}"
 
 
-def first_band(hyperband: Mapping[str, Any]) -> int:
-    """After how many values of the metric hyperband first compares trials; 0: it is not used."""
-    if "max_iter" not in hyperband:
-        return int(hyperband.get("min_iter", 0))
-    bands = [int(hyperband["max_iter"] / hyperband.get("eta", 3) ** k) for k in range(1, hyperband["s"] + 1)]
-    return min((band for band in bands if band >= 1), default=0)
+def bands(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The section of a configuration that says when trials are compared, hyperband's or asha's; or empty."""
+    return config.get("early_terminate") or config.get(BLOCK, {}).get("asha") or {}
+
+
+def first_band(section: Mapping[str, Any]) -> int:
+    """After how many values of the metric such a section first compares trials; 0: it is empty."""
+    if "max_iter" not in section:
+        return int(section.get("min_iter", 0))
+    found = [int(section["max_iter"] / section.get("eta", 3) ** k) for k in range(1, section["s"] + 1)]
+    return min((band for band in found if band >= 1), default=0)
 
 
 def _dotted(path: tuple[str, ...]) -> str:

@@ -15,9 +15,10 @@ from kto_sweep.data.lint_rows import measure_characters, read_data
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, SpecError
 from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.search.options import BLOCK
 from kto_sweep.spec.kto_checks import find_errors, find_warnings, values
 from kto_sweep.spec.parameters import Use
-from kto_sweep.spec.sweep_file import ExaminedSpec, SweepSpec, examine_spec, first_band
+from kto_sweep.spec.sweep_file import ExaminedSpec, SweepSpec, bands, examine_spec, first_band
 from kto_sweep.spec.yaml_source import Finding
 from kto_sweep.trial import PARAMETERS, Trial
 
@@ -133,10 +134,10 @@ def _steps(examined: ExaminedSpec, data: str, rows: int) -> Iterator[tuple[bool,
 
 
 def _early_end(examined: ExaminedSpec, steps: int, every: int | None) -> Iterator[tuple[bool, Finding]]:
-    if examined.spec is None or not examined.spec.config.get("early_terminate"):
+    if examined.spec is None or not bands(examined.spec.config):
         return
     metric = examined.spec.metric_name
-    first = first_band(examined.spec.config["early_terminate"])
+    first = first_band(bands(examined.spec.config))
     if not metric.startswith("eval/"):
         logged, every = steps, None
     elif every is None:
@@ -147,7 +148,8 @@ def _early_end(examined: ExaminedSpec, steps: int, every: int | None) -> Iterato
         what = f"trials are compared from value {first} of {metric} on, and log {logged}"
         often = max(1, steps // (2 * first))
         hint = f"eval_steps: {often}, or a smaller min_iter" if every else "a smaller min_iter"
-        yield False, Finding(("early_terminate",), what, "It would end none.", hint)
+        place = ("early_terminate",) if examined.spec.config.get("early_terminate") else (BLOCK, "asha")
+        yield False, Finding(place, what, "It would end none.", hint)
 
 
 def _numbers(examined: ExaminedSpec, name: str) -> list[float]:

@@ -25,6 +25,8 @@ class CellState(StrEnum):
     DONE = "done"
     """Finished, or stopped early on purpose."""
     RUNNING = "running"
+    PAUSED = "paused"
+    """By successive halving: it goes on if it comes to be among the best, else it has ended early."""
     FAILED = "failed"
     MISSING = "missing"
     """No run yet, or one that waits in a sweep that is over."""
@@ -127,6 +129,8 @@ def _progress(trial: TrialRecord) -> int:
 def _state(trial: TrialRecord, *, over: bool) -> CellState:
     if trial.state in {"finished", "killed"}:
         return CellState.DONE
+    if trial.paused:
+        return CellState.DONE if over else CellState.PAUSED
     if trial.state in RUNNING:
         return CellState.MISSING if over and trial.state in WAITING else CellState.RUNNING
     return CellState.FAILED

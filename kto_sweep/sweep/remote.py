@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kto_sweep.alerts import without_rules
-from kto_sweep.errors import ServerError
+from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.search.options import read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.spec.sweep_file import expected_trials
 from kto_sweep.sweep.ref import SweepRef
@@ -49,6 +50,8 @@ class TrialRecord:
     """Time from start to the last sign of life."""
     created: float | None = None
     """Unix seconds."""
+    paused: bool = False
+    """By successive halving: it waits until it is among the best."""
     place: str = ""
     """The device that an agent of ours trained it on, and of which box: `<home> gpu 0`; else empty."""
 
@@ -87,6 +90,8 @@ class SweepView:
     expected: int | None
     """How many trials it takes in all; None when it has no end of its own."""
     trials: tuple[TrialRecord, ...]
+    pauses: bool = False
+    """Trials that are stopped may go on, by successive halving."""
 
     def count(self, *states: str) -> int:
         """How many runs are in one of these states."""
@@ -154,7 +159,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         sweep = api.sweep(str(ref))
         sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
-        trials = tuple(_trial(run) for run in runs)
+        runs = list(runs)
     except (CommError, ValueError) as error:
         raise ServerError(
             f"{target} does not know the sweep {ref}",
@@ -163,6 +168,8 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
     space, _ = parse_space(without_rules(config.get("parameters") or {}))
     metric = config.get("metric") or {}
+    options = read_options(config, [])
+    pauses = options.asha is not None
     return SweepView(
         ref=ref,
         url=ref.url(target.app_url),
@@ -173,12 +180,14 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         goal=metric.get("goal", "minimize"),
         space=space or Space(()),
         expected=expected_trials(config, space) if space else config.get("run_cap"),
-        trials=trials,
+        trials=tuple(_trial(run, pauses=pauses) for run in runs),
+        pauses=pauses,
     )
 
 
-def _trial(run: Any) -> TrialRecord:
+def _trial(run: Any, *, pauses: bool) -> TrialRecord:
     summary = dict(run.summary_metrics or {})
+    put_back = summary.get("failure/cause") == FailureCause.PREEMPTED
     return TrialRecord(
         run_id=run.id,
         name=run.name,
@@ -187,6 +196,7 @@ def _trial(run: Any) -> TrialRecord:
         summary=summary,
         seconds=_seconds(run, summary),
         created=_created(run),
+        paused=pauses and run.state == "preempted" and not put_back,
         place=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
     )
 

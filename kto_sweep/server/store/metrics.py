@@ -39,14 +39,14 @@ def _count(connection: sqlite3.Connection, run_id: int) -> int:
     return int(connection.execute(query, (run_id,)).fetchone()[0])
 
 
-def at_ordinal(connection: sqlite3.Connection, sweep_id: int, ordinal: int) -> list[float]:
-    """The value of row number `ordinal` (from 1) of every run of the sweep that has so many, in any state."""
+def at_ordinal(connection: sqlite3.Connection, sweep_id: int, ordinal: int) -> list[tuple[int, float]]:
+    """Run and value of row number `ordinal` (from 1), of the sweep's runs in any state that have so many."""
     rows = connection.execute(
-        "SELECT value FROM run JOIN metric_value ON metric_value.run_id = run.id"
+        "SELECT run.id, value FROM run JOIN metric_value ON metric_value.run_id = run.id"
         " WHERE run.sweep_id = ? AND metric_value.ordinal = ?",
         (sweep_id, ordinal),
     )
-    return [row[0] for row in rows]
+    return [(row[0], row[1]) for row in rows]
 
 
 def history(connection: sqlite3.Connection, run_id: int) -> list[float]:

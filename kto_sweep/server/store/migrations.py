@@ -140,7 +140,13 @@ CREATE TABLE prior_run (
 CREATE INDEX prior_run_of ON prior_run (run_id);
 """
 
-STEPS = (FIRST, SECOND)
+THIRD = """
+ALTER TABLE run ADD COLUMN rung INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX run_paused ON run (sweep_id) WHERE paused;
+"""
+
+STEPS = (FIRST, SECOND, THIRD)
 
 
 def migrate(path: Path) -> None:

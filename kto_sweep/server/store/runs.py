@@ -55,6 +55,10 @@ class Run:
     tags: tuple[str, ...]
     restart: dict[str, str]
     """For a run started again without resume: what is known of each stream (see server/restart.py)."""
+    rung: int
+    """The last band of successive halving at which the run was judged; 0: none."""
+    paused: bool
+    """It is to stop there, or has, and waits until it may go on; or did when its sweep ended."""
     cell_key: str | None
     suggested: dict[str, Any] | None
     """The configuration the search chose, whatever the script makes of it later."""
@@ -79,6 +83,7 @@ def _record(row: sqlite3.Row) -> Run:
     values = dict(row)
     values["state"] = RunState(values["state"])
     values["stop_requested"] = bool(values["stop_requested"])
+    values["paused"] = bool(values["paused"])
     values["picked_up"] = bool(values["picked_up"])
     values["tags"] = tuple(json.loads(values["tags"]))
     values["restart"] = json.loads(values["restart"])
@@ -115,6 +120,12 @@ def of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[Run
     if states:
         query += f" AND state IN ({', '.join('?' * len(states))})"
     return [_record(row) for row in connection.execute(query + " ORDER BY id", (sweep_id, *states))]
+
+
+def paused(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
+    """The sweep's runs that successive halving has paused and that have stopped, oldest first."""
+    query = f"SELECT {_COLUMNS} FROM run WHERE sweep_id = ? AND paused AND state = 'preempted' ORDER BY id"
+    return [_record(row) for row in connection.execute(query, (sweep_id,))]
 
 
 def in_sweep(sweep_id: int) -> Where:

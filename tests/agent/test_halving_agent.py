@@ -1,0 +1,74 @@
+"""Successive halving with real training: who trains how far, and that a pause leaves no trace in a curve."""
+
+import json
+
+import pytest
+
+FIXED = """
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  batch_size: {value: 4}
+  max_steps: {value: 80}
+  eval_steps: {value: 10}
+  max_length: {value: 128}
+"""
+HALVING = f"""
+method: grid
+metric: {{name: eval/common_loss, goal: minimize}}
+kto_sweep:
+  asha: {{max_iter: 8, s: 2, eta: 2}}
+parameters:
+  learning_rate: {{values: [1.0e-6, 3.0e-3, 1.0e-5, 3.0e-4]}}
+{FIXED}"""
+ALONE = f"""
+method: grid
+parameters:
+  learning_rate: {{values: [3.0e-3]}}
+{FIXED}"""
+CURVES = ("loss", "rewards/margins", "kl_raw", "grad_norm", "learning_rate", "eval/common_loss")
+
+
+def curves(box, trial):
+    """What a trial's own log and the server have of each step."""
+    lines = (box.home.runs / trial["run_id"] / "log.jsonl").read_text().splitlines()
+    logged = [json.loads(line) for line in lines]
+    code = f'import json, wandb\nprint(json.dumps(list(wandb.Api().run("{trial["path"]}").scan_history())))'
+    sent = json.loads(box.python(code))
+    return [
+        {name: row[name] for name in ("step", *CURVES) if row.get(name) is not None}
+        for row in [*logged, *({**row, "step": row["_step"]} for row in sent)]
+    ]
+
+
+def trials(box, made):
+    project = made["path"].rpartition("/")[0]
+    found = box.json("compare", made["path"])["trials"]
+    return {
+        each["config"]["learning_rate"]: {**each, "path": f"{project}/{each['run_id']}"} for each in found
+    }
+
+
+@pytest.mark.timeout(900)  # five starts of a trainer
+def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box):
+    made = box.create(HALVING)
+    agent = box.run("agent", "--trials-per-gpu", "1")
+    status, found = box.json("status"), trials(box, made)
+    steps = {
+        rate: json.loads((box.home.runs / each["run_id"] / "log.jsonl").read_text().splitlines()[-1])["step"]
+        for rate, each in found.items()
+    }
+    assert steps[3e-3] == 80
+    assert all(20 <= steps[rate] < 80 for rate in (1e-6, 1e-5))
+    assert found[3e-3]["state"] == "finished"
+    assert {each["state"] for rate, each in found.items() if rate != 3e-3} == {"killed"}
+    counts = ("state", "finished", "stopped", "running", "paused", "failed", "missing")
+    assert [status[name] for name in counts] == ["FINISHED", 1, 3, 0, 0, 0, 0]
+    assert "paused" in agent
+    assert "goes on after step" in agent
+    assert "nothing is left to run" in box.run("resume")
+    assert not list(box.home.runs.glob("*/checkpoint/last*"))
+
+    alone = box.create(ALONE)
+    box.run("agent", "--trials-per-gpu", "1")
+    undisturbed = trials(box, alone)[3e-3]
+    assert curves(box, found[3e-3]) == curves(box, undisturbed)

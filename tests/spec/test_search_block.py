@@ -1,0 +1,67 @@
+"""The search options of the `kto_sweep:` block: what is refused, what is registered where."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kto_sweep.spec.block import without_block
+from kto_sweep.spec.sweep_file import ExaminedSpec, examine_text
+
+BAYES: dict[str, Any] = {
+    "method": "bayes",
+    "run_cap": 20,
+    "parameters": {
+        "learning_rate": {"values": [1.0e-6, 1.0e-5]},
+        "model_size": {"value": "tiny"},
+        "dataset": {"value": "rows.jsonl"},
+    },
+}
+
+
+def examined(block: Any, **top: Any) -> ExaminedSpec:
+    return examine_text(yaml.safe_dump({**BAYES, **top, "kto_sweep": block}), Path("s.yaml"))
+
+
+def told(block: Any, **top: Any) -> list[str]:
+    """Place and words of each finding."""
+    return [f"{'.'.join(each.path[1:])}: {each.what}" for each in examined(block, **top).findings]
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ({"ashaa": {}}, "ashaa: ashaa is not a key of kto_sweep"),
+        ({"asha": 3}, "asha: 3 is not a group of keys"),
+        ({"asha": {}}, "asha: neither min_iter nor max_iter"),
+        ({"asha": {"min_iter": 1, "max_iter": 9, "s": 1}}, "asha: both min_iter and max_iter"),
+        ({"asha": {"min_iter": 0}}, "asha.min_iter: 0 is not a whole number of at least 1"),
+        ({"asha": {"min_iter": 1, "eta": 1}}, "asha.eta: 1 is not a number above 1"),
+        ({"asha": {"min_iter": 1, "strict": True}}, "asha.strict: strict is not a key of asha"),
+        ({"asha": {"min_iter": 1}, "replicates": 2}, "asha: asha, and replicates"),
+    ],
+)
+def test_asha_that_cannot_be(block: Any, problem: str) -> None:
+    assert told(block) == [problem]
+
+
+def test_asha_and_hyperband_exclude_each_other() -> None:
+    hyperband = {"type": "hyperband", "min_iter": 1}
+    assert told({"asha": {"min_iter": 1}}, early_terminate=hyperband) == ["asha: asha, and early_terminate"]
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayes"])
+def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
+    spec = examined({"asha": {"min_iter": "1", "eta": "3e0"}}, method=method).spec
+    assert spec is not None
+    assert spec.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
+    config, notes = without_block(spec.config)
+    assert "kto_sweep" not in config
+    assert notes == ("asha is of the embedded server: here every trial trains to its end",)
+
+
+def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
+    spec = examined({"asha": {"min_iter": 9}}).spec
+    assert spec is not None
+    assert any("asha compares trials from evaluation 9 on" in notice for notice in spec.notices)
