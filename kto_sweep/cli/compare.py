@@ -116,6 +116,7 @@ def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
         "sweep": str(found.view.ref),
         "metric": found.metric,
         "goal": found.goal,
+        "objectives": [{"name": each.name, "goal": each.goal} for each in found.view.objectives],
         "parameters": found.parameters,
         "trials": [
             {
@@ -125,8 +126,7 @@ def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
                 "paused": item.trial.paused,
                 "failure": item.trial.failure,
                 "seconds": item.trial.seconds,
-                "pareto_time": item.trial.run_id in found.fast,
-                "pareto_memory": item.trial.run_id in found.small,
+                **{front.name: item.trial.run_id in front.runs for front in found.fronts},
                 "config": item.trial.config,
                 "summary": item.trial.summary,
             }

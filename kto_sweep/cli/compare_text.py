@@ -53,12 +53,8 @@ def print_comparison(
 def _print_signs(out: "Console", found: Comparison, *, marked: bool) -> None:
     best = found.ranked[0].trial.run_id
     out.print(f"* best: run {best}   {found.view.url}", soft_wrap=True)
-    signs = [
-        f"{sign}: no other is better and takes less {what}"
-        for sign, what, runs in (("t", "time", found.fast), ("m", "GPU memory", found.small))
-        if runs and marked
-    ]
-    if signs:
+    signs = [f"{front.sign}: {front.meaning}" for front in found.fronts if front.runs]
+    if signs and marked:
         out.print("; ".join(signs), soft_wrap=True)
     out.print()
 

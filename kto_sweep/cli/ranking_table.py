@@ -89,7 +89,7 @@ def _columns(
         columns.append(Column(SHORT.get(name, name), values, right=True, spare=name != found.metric))
     if margins:
         columns.append(Column(SPARK, tuple(_spark(margins, trial) for trial in trials)))
-    if found.fast or found.small:
+    if any(front.runs for front in found.fronts):
         columns.append(Column("Pareto", tuple(_signs(found, trial) for trial in trials)))
     columns.append(Column("state", tuple(map(_state, trials))))
     minutes = tuple("-" if trial.seconds is None else f"{trial.seconds / 60:.1f}" for trial in trials)
@@ -103,8 +103,8 @@ def _spark(margins: Curves, trial: TrialRecord) -> str:
 
 
 def _signs(found: Comparison, trial: TrialRecord) -> str:
-    signs = (("t", found.fast), ("m", found.small))
-    return "".join(sign if trial.run_id in runs else " " for sign, runs in signs)
+    fronts = [front for front in found.fronts if front.runs]
+    return "".join(front.sign if trial.run_id in front.runs else " " for front in fronts)
 
 
 def _state(trial: TrialRecord) -> str:

@@ -1,6 +1,6 @@
 """Everything that compare shows of a sweep, worked out once for all that show it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kto_sweep.compare.importance import Importances, importances
@@ -9,12 +9,26 @@ from kto_sweep.compare.replicates import SEED, Replicates, group
 from kto_sweep.compare.verdict import Verdict, judge
 from kto_sweep.errors import UsageError
 from kto_sweep.metrics import METRICS, direction
+from kto_sweep.search import pareto
 from kto_sweep.sweep.remote import RUNNING, SweepView
 from kto_sweep.wording import nearest
 
 MEMORY = "gpu/memory_peak_gb"
 CURVES = ("rewards/margins", "loss", "kl", MEMORY)
 """The metrics that are drawn."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Finished runs that no other beats in everything at once."""
+
+    sign: str
+    """What marks them."""
+    name: str
+    """As a program reads it."""
+    meaning: str
+    runs: frozenset[str]
+
 
 Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 """By run and metric: `step`, `time` (seconds) and `value`, of the same length."""
@@ -35,10 +49,8 @@ class Comparison:
     groups: tuple[Replicates, ...]
     """One for each configuration that has a value, the best mean first."""
     importance: Importances
-    fast: frozenset[str]
-    """Runs that no other beats in both the metric and time."""
-    small: frozenset[str]
-    """Runs that no other beats in both the metric and GPU memory."""
+    fronts: tuple[Front, ...]
+    """Of the sweep's objectives where it has several, of metric and time, and of metric and GPU memory."""
     verdict: Verdict
 
     @property
@@ -70,6 +82,7 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
         near = nearest(by, names) or nearest(f"eval/{by}", names)
         raise UsageError(f"--metric {by}: no trial has logged it", hint=near or f"one of {', '.join(names)}")
     ranked = tuple(rank(view.trials, by, goal))
+    fronts = tuple(_fronts(view, ranked, goal))
     parameters = varied(view)
     groups = tuple(group(ranked, goal))
     told = _importance(ranked, parameters)
@@ -82,9 +95,8 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
         metrics=tuple(columns(view, by)),
         groups=groups,
         importance=told,
-        fast=front(ranked, {item.trial.run_id: item.trial.seconds for item in ranked}),
-        small=front(ranked, {item.trial.run_id: item.trial.value(MEMORY) for item in ranked}),
-        verdict=judge(view, ranked, by, goal, groups, told),
+        fronts=fronts,
+        verdict=judge(view, ranked, by, goal, groups, told, fronts[0].runs if view.objectives else ()),
     )
 
 
@@ -96,15 +108,36 @@ def _importance(ranked: Sequence[Ranked], parameters: Sequence[str]) -> Importan
     return importances(names, configs, [item.value for item in over])
 
 
-def front(ranked: Sequence[Ranked], costs: Mapping[str, float | None]) -> frozenset[str]:
-    """Finished runs that no better or equal one undercuts in cost; a cost of 0 was not measured."""
-    found: set[str] = set()
-    least: float | None = None
-    for item in ranked:  # the best first: each must cost less than all before it
-        cost = costs[item.trial.run_id]
-        if item.value is None or item.trial.state != "finished" or not cost:
-            continue
-        if least is None or cost < least:
-            found.add(item.trial.run_id)
-            least = cost
-    return frozenset(found)
+def _fronts(view: SweepView, ranked: Sequence[Ranked], goal: str) -> Iterator[Front]:
+    if view.objectives:
+        names = " and ".join(each.name for each in view.objectives)
+        values = {
+            item.trial.run_id: [_loss(item.trial.value(each.name), each.goal) for each in view.objectives]
+            for item in ranked
+        }
+        meaning = f"no other is better in one of {names} and not worse in another"
+        yield Front("p", "pareto_objectives", meaning, front(ranked, values))
+    for sign, name, what, costs in (
+        ("t", "pareto_time", "time", [item.trial.seconds for item in ranked]),
+        ("m", "pareto_memory", "GPU memory", [item.trial.value(MEMORY) for item in ranked]),
+    ):
+        losses = {
+            item.trial.run_id: [_loss(item.value, goal), cost or None]  # a cost of 0 was not measured
+            for item, cost in zip(ranked, costs, strict=True)
+        }
+        yield Front(sign, name, f"no other is better and takes less {what}", front(ranked, losses))
+
+
+def _loss(value: float | None, goal: str) -> float | None:
+    return -value if value is not None and goal == "maximize" else value
+
+
+def front(ranked: Sequence[Ranked], losses: Mapping[str, Sequence[float | None]]) -> frozenset[str]:
+    """The Pareto front of the finished runs that have all of their losses."""
+    rows = {
+        item.trial.run_id: [loss for loss in losses[item.trial.run_id] if loss is not None]
+        for item in ranked
+        if item.trial.state == "finished" and None not in losses[item.trial.run_id]
+    }
+    names = list(rows)
+    return frozenset(names[place] for place in pareto.front(list(rows.values())))

@@ -57,8 +57,8 @@ def lookup(config: Mapping[str, Any], dotted: str) -> Any:
 
 
 def columns(view: SweepView, metric: str) -> list[str]:
-    """Metrics to show: the ranking one, then those of FIXED_COLUMNS that any trial has."""
-    shown = [metric]
+    """Metrics to show: the ranking one, the other objectives, then those of FIXED_COLUMNS that any has."""
+    shown = list(dict.fromkeys([metric, *(each.name for each in view.objectives)]))
     for name in FIXED_COLUMNS:
         if name not in shown and any(_is_number(trial.summary.get(name)) for trial in view.trials):
             shown.append(name)

@@ -4,7 +4,7 @@ A pure function of what was read; whoever shows it may leave parts out.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ LEAST_SHARE = 0.05
 """A parameter of less importance is not worth a wider range."""
 LONGEST_NAME = 60
 """Characters."""
+MOST_TOLD = 5
+"""Trials of a front that are named."""
 FEWEST_VALUES = 3
 """Of fewer listed values each is at an end."""
 
@@ -35,6 +37,8 @@ class Verdict:
     """Sentences, by the question that they answer."""
 
     best: str
+    trade_off: str
+    """Which trials no other beats in all of the sweep's objectives."""
     sure: str
     """How sure it is that the best trial is the best."""
     mattered: str
@@ -48,6 +52,7 @@ class Verdict:
         """Headings and their sentences; those without an answer left out."""
         told = [
             ("Best", (self.best,)),
+            ("Trade-off", (self.trade_off,)),
             ("How sure", (self.sure,)),
             ("What mattered", (self.mattered,)),
             ("What broke", self.broke),
@@ -63,10 +68,12 @@ def judge(
     goal: str,
     groups: Sequence[Replicates],
     importance: Importances,
+    front: Collection[str] = (),
 ) -> Verdict:
-    """The verdict; `groups` the best first, `ranked` all trials, the best first."""
+    """The verdict; `groups` and `ranked` the best first, `front` the runs on that of the objectives."""
     return Verdict(
         best=_best(view, ranked, groups, metric, goal),
+        trade_off=_trade_off(view, ranked, front),
         sure=_sure(groups),
         mattered=_mattered(importance, metric),
         broke=tuple(_broke(view)),
@@ -103,6 +110,24 @@ def _incomplete(trial: TrialRecord) -> str:
             f" But it {trial.state}{f' ({trial.failure})' if trial.failure else ''}: it is not fully trained."
         )
     return ""
+
+
+def _trade_off(view: SweepView, ranked: Sequence[Ranked], front: Collection[str]) -> str:
+    """The front of the objectives, the best in the metric first."""
+    if not view.objectives:
+        return ""
+    shown = [item.trial for item in ranked if item.trial.run_id in front]
+    names = " and ".join(each.name for each in view.objectives)
+    if not shown:
+        return f"No finished trial has a value of {names} each."
+    if len(shown) == 1:
+        return f"Run {shown[0].run_id} is at least as good as any other in each of {names}."
+    told = []
+    for trial in shown[:MOST_TOLD]:
+        values = ", ".join(f"{trial.value(each.name):.4g}" for each in view.objectives)
+        told.append(f"{trial.run_id} ({values})")
+    more = f" and {len(shown) - MOST_TOLD} more" if len(shown) > MOST_TOLD else ""
+    return f"{len(shown)} trials are on the Pareto front of {names}: {', '.join(told)}{more}."
 
 
 def _settings(view: SweepView, config: Mapping[str, Any]) -> str:

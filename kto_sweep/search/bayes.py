@@ -1,15 +1,17 @@
 """Bayesian search: a Gaussian process of what was observed, and the point of greatest expected improvement.
 
 The process is Optuna's (GPSampler: Matérn 5/2, a length scale per axis, log expected improvement, over its
-joint distribution with the pending trials), on the unit cube of each parameter's cumulative probability.
+joint distribution with the pending trials; with several objectives one process each, and improvement is
+in the volume that their Pareto front covers), on the unit cube of each parameter's cumulative probability.
 """
 
 import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from kto_sweep.search import pareto
 from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
 from kto_sweep.search.space import Space, Value
 
@@ -28,6 +30,10 @@ MOST_OBSERVED = 300
 """Values the process is fitted to; its cost grows with their third power."""
 
 
+Seen: TypeAlias = tuple[Point, tuple[float, ...]]
+"""Where a trial lies, and its losses, one for each objective."""
+
+
 @dataclass(frozen=True)
 class Observation:
     """A trial that was tried, or is being tried."""
@@ -37,6 +43,8 @@ class Observation:
     """Of the metric. None: not yet known, or never."""
     pending: bool = False
     """The trial is under way; a value of its own is yet to come."""
+    costs: tuple[float, ...] = ()
+    """With several objectives the others, the less the better; as many for each trial with a value."""
 
 
 def next_config(
@@ -51,14 +59,17 @@ def next_config(
     if not cube.axes:
         return cube.config(())
     placed = [(point, o) for o in observations if (point := cube.point(o.config)) is not None]
-    known = [(point, o.value) for point, o in placed if o.value is not None and math.isfinite(o.value)]
+    sign = -1.0 if maximize else 1.0
+    losses = [
+        (point, (sign * o.value, *o.costs))
+        for point, o in placed
+        if o.value is not None and all(map(math.isfinite, (o.value, *o.costs)))
+    ]
     pending = [point for point, o in placed if o.pending and o.value is None]
     rng = random.Random(f"{seed} {len(observations)}")
-    if len(known) < 2 or len(known) + len(pending) < START:
+    if len(losses) < 2 or len(losses) + len(pending) < START:
         wanted = _start_point(len(cube.axes), len(observations), seed)
     else:
-        sign = -1.0 if maximize else 1.0
-        losses = [(point, sign * value) for point, value in known]
         wanted = _improving_point(cube, losses, pending, rng)
     return cube.config(_untried(cube, wanted, [point for point, _ in placed], rng))
 
@@ -74,30 +85,32 @@ def _start_point(dimensions: int, number: int, seed: int) -> Point:
 
 
 def _improving_point(
-    cube: Cube, losses: Sequence[tuple[Point, float]], pending: Sequence[Point], rng: random.Random
+    cube: Cube, losses: Sequence[Seen], pending: Sequence[Point], rng: random.Random
 ) -> Point:
-    """Where the loss is expected to improve most, given that the pending points will be known too."""
+    """Where the losses are expected to improve most, given that the pending points will be known too."""
     import optuna
     from optuna.trial import TrialState, create_trial
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     space = {str(number): _distribution(axis) for number, axis in enumerate(cube.axes)}
     sampler = optuna.samplers.GPSampler(seed=rng.getrandbits(31), n_startup_trials=1)
-    study = optuna.create_study(sampler=sampler)
+    study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(losses[0][1]))
     chosen = _most_telling(losses, rng)
-    for (point, _), loss in zip(chosen, _tamed([loss for _, loss in chosen]), strict=True):
-        study.add_trial(create_trial(params=_params(cube, point), distributions=space, value=loss))
-    best, _ = min(chosen, key=lambda pair: pair[1])
+    tamed = zip(*map(_tamed, zip(*(loss for _, loss in chosen), strict=True)), strict=True)
+    for (point, _), values in zip(chosen, tamed, strict=True):
+        study.add_trial(create_trial(params=_params(cube, point), distributions=space, values=values))
+    best = [chosen[place][0] for place in pareto.front([loss for _, loss in chosen])]
+    reach = [(min(axis), max(axis)) for axis in zip(*best, strict=True)]
     for point in pending:
         # One that was kept off an end stands for the end, which would be asked for again and again otherwise.
-        shown = _at_ends(cube, point, best, EDGE / (len(chosen) + 1))
+        shown = _at_ends(cube, point, reach, EDGE / (len(chosen) + 1))
         study.add_trial(
             create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
         )
     found = study.ask(space).params
     margin = EDGE / (len(chosen) + len(pending) + 1)
     return tuple(
-        _coordinate(axis, found[str(number)], _inside(best[number], margin))
+        _coordinate(axis, found[str(number)], _inside(*reach[number], margin))
         for number, axis in enumerate(cube.axes)
     )
 
@@ -118,29 +131,34 @@ def _params(cube: Cube, point: Point) -> dict[str, float]:
     }
 
 
-def _inside(best: float, margin: float) -> tuple[float, float]:
-    """What is left of a scale when its ends are kept free, given where the best trial lies."""
-    return min(margin, best / 2), 1 - min(margin, (1 - best) / 2)
+def _inside(lowest: float, highest: float, margin: float) -> tuple[float, float]:
+    """What is left of a scale when its ends are kept free, given between where the best trials lie."""
+    return min(margin, lowest / 2), 1 - min(margin, (1 - highest) / 2)
 
 
 def _coordinate(axis: Axis, param: float, inside: tuple[float, float]) -> float:
     return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, inside[0]), inside[1])
 
 
-def _at_ends(cube: Cube, point: Point, best: Point, margin: float) -> Point:
+def _at_ends(cube: Cube, point: Point, reach: Sequence[tuple[float, float]], margin: float) -> Point:
     """The point, moved to the ends of those scales whose ends are no further away than what is kept free."""
     moved = []
-    for axis, place, middle in zip(cube.axes, point, best, strict=True):
-        low, high = _inside(middle, margin)
+    for axis, place, ends in zip(cube.axes, point, reach, strict=True):
+        low, high = _inside(*ends, margin)
         moved.append(place if isinstance(axis, Levels) or low < place < high else float(round(place)))
     return tuple(moved)
 
 
-def _most_telling(losses: Sequence[tuple[Point, float]], rng: random.Random) -> Sequence[tuple[Point, float]]:
-    """All, or if they are too many the better half of those allowed and a sample of the others."""
+def _most_telling(losses: Sequence[Seen], rng: random.Random) -> Sequence[Seen]:
+    """All, or if they are too many the better half of those allowed and a sample of the others.
+
+    Of several objectives the Pareto front is the best, then the first one counts.
+    """
     if len(losses) <= MOST_OBSERVED:
         return losses
-    ranked = sorted(losses, key=lambda pair: pair[1])
+    front = set(pareto.front([loss for _, loss in losses]))
+    order = sorted(range(len(losses)), key=lambda place: (place not in front, losses[place][1]))
+    ranked = [losses[place] for place in order]
     half = MOST_OBSERVED // 2
     return ranked[:half] + rng.sample(ranked[half:], MOST_OBSERVED - half)
 

@@ -3,7 +3,7 @@
 Like all of a sweep's configuration it may hold anything: what is wrong is said, and left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -13,11 +13,30 @@ from kto_sweep.wording import number_from_text
 
 BLOCK = "kto_sweep"
 MOST_REPLICATES = 100
+OBJECTIVES = (2, 3)
+"""How many there may be: of more, almost every trial is on the front."""
 
-OF_SEARCH = ("replicates", "asha")
+OF_SEARCH = ("replicates", "asha", "objectives")
 """Keys of the block that are the server's business."""
 _OF_CREATE = ("alerts", "warm_start")
 """Keys that `kto-sweep create` turns into W&B's own; a stock client leaves them in their place."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One of several metrics that a sweep is judged by."""
+
+    name: str
+    maximize: bool = False
+
+    @property
+    def goal(self) -> str:
+        """In W&B's words."""
+        return "maximize" if self.maximize else "minimize"
+
+    def loss(self, value: float) -> float:
+        """The value as one that is to be small."""
+        return -value if self.maximize else value
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,8 @@ class Options:
     """Those with which each configuration is trained; empty: it is trained once."""
     asha: halving.Rule | None = None
     """When runs pause, and go on."""
+    objectives: tuple[Objective, ...] = ()
+    """Two or three, the sweep's own metric first; empty: it has that alone."""
 
 
 def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
@@ -43,8 +64,45 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
             problems.append(f"{BLOCK}.{key}: it takes `kto-sweep create` to put it in its place; ignored")
         elif key not in OF_SEARCH:
             problems.append(f"{BLOCK}.{key}: no such option; ignored")
+    objectives = _objectives(config, block.get("objectives"), problems)
+    if objectives:
+        config = {**config, "metric": metric_of(config, objectives)}
     seeds = _seeds(config, block.get("replicates"), problems)
-    return Options(seeds, _asha(config, block, problems))
+    return Options(seeds, _asha(config, block, problems), objectives)
+
+
+def metric_of(config: Mapping[str, Any], objectives: Sequence[Objective]) -> Any:
+    """The metric of a configuration: the first objective where it names none."""
+    if config.get("metric") is None and objectives:
+        return {"name": objectives[0].name, "goal": objectives[0].goal}
+    return config.get("metric")
+
+
+def _objectives(config: Mapping[str, Any], section: object, problems: list[str]) -> tuple[Objective, ...]:
+    here, metric = f"{BLOCK}.objectives", config.get("metric")
+    if section is None:
+        return ()
+    entries = section if isinstance(section, list) else []
+    if len(entries) not in OBJECTIVES or not all(map(_is_objective, entries)):
+        problems.append(f"{here}: must be two or three of {{name: ..., goal: minimize}}; ignored")
+        return ()
+    found = tuple(Objective(each["name"], each.get("goal") == "maximize") for each in entries)
+    if len({each.name for each in found}) < len(found):
+        problems.append(f"{here}: the same metric twice; ignored")
+        return ()
+    named = (metric.get("name"), metric.get("goal") or "minimize") if isinstance(metric, Mapping) else None
+    if metric is not None and named != (found[0].name, found[0].goal):
+        problems.append(f"{here}: the first must be the sweep's metric, with its goal; ignored")
+        return ()
+    return found
+
+
+def _is_objective(entry: object) -> bool:
+    return (
+        isinstance(entry, Mapping)
+        and isinstance(entry.get("name"), str)
+        and entry.get("goal", "minimize") in ("minimize", "maximize")
+    )
 
 
 def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> halving.Rule | None:

@@ -46,9 +46,11 @@ def pooled(observations: Iterable[Observation]) -> list[Observation]:
 
 
 def _pool(group: Sequence[Observation]) -> Observation:
-    known = [each.value for each in group if each.value is not None]
-    value = statistics.fmean(known) if known else None
-    return Observation(group[0].config, value, value is None and any(each.pending for each in group))
+    known = [(each.value, *each.costs) for each in group if each.value is not None]
+    if not known:
+        return Observation(group[0].config, None, any(each.pending for each in group))
+    value, *costs = map(statistics.fmean, zip(*known, strict=True))
+    return Observation(group[0].config, value, costs=tuple(costs))
 
 
 def _key(config: Mapping[str, Any]) -> object:

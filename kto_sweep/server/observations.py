@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kto_sweep.search.bayes import Observation
+from kto_sweep.search.options import Objective
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
@@ -12,19 +13,53 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.sweep_rules import Impute, Metric
 
 
-def observations(connection: sqlite3.Connection, sweep_id: int, metric: Metric) -> list[Observation]:
+def observations(
+    connection: sqlite3.Connection, sweep_id: int, metric: Metric, others: Sequence[Objective] = ()
+) -> list[Observation]:
     """All runs of the sweep, prior ones among them, oldest first.
 
     The value of a finished run is the best one in its history and its summary. One that ended otherwise, or
     without a value, has the one that the sweep's `metric.impute` says. Each has the configuration that the
-    search chose for it, or was configured with when no search chose it.
+    search chose for it, or was configured with when no search chose it. Of `others` counts what stands in a
+    run's summary: one that did not end well has the worst of all, for what it took says nothing.
     """
     found = [
         *map(_of_its_summary, runs.taken_over(connection, sweep_id)),
         *runs.of_sweep(connection, sweep_id),
     ]
     worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
-    return [_observation(run, metric, worst) for run in found]
+    seen = [_observation(run, metric, worst) for run in found]
+    return _with_costs(found, seen, others) if others else seen
+
+
+def _with_costs(
+    found: Sequence[Run], seen: Sequence[Observation], others: Sequence[Objective]
+) -> list[Observation]:
+    """The observations with the other objectives' values; without one of them, none is known."""
+    summaries = [lines.as_row(run.summary) or {} for run in found]
+    columns = [
+        [
+            None if (value := objective.finite_number(summary, each.name)) is None else each.loss(value)
+            for summary in summaries
+        ]
+        for each in others
+    ]
+    worst = [
+        _extreme([v for v, run in zip(c, found, strict=True) if run.state in ENDED], max) for c in columns
+    ]
+    told = []
+    for run, one, own in zip(found, seen, zip(*columns, strict=True), strict=True):
+        bad = run.state in ENDED and run.state is not RunState.FINISHED and not run.paused
+        missing = run.state in ENDED
+        costs = [
+            w if bad or (value is None and missing) else value for value, w in zip(own, worst, strict=True)
+        ]
+        known = tuple(cost for cost in costs if cost is not None)
+        if one.value is None or len(known) < len(costs):
+            told.append(replace(one, value=None, pending=one.pending or not missing))
+        else:
+            told.append(replace(one, costs=known))
+    return told
 
 
 def _of_its_summary(run: Run) -> Run:

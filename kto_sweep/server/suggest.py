@@ -10,6 +10,7 @@ from typing import Any
 
 from kto_sweep.search import bayes, grid, replicates
 from kto_sweep.search import random as random_search
+from kto_sweep.search.options import Options
 from kto_sweep.search.space import Space
 from kto_sweep.server import run_writes
 from kto_sweep.server.observations import observations
@@ -51,21 +52,21 @@ def suggest(
     if seeds and (due := replicates.next_replicate(runs.suggestions(connection, sweep.id), seeds)):
         return Suggestion(due, None, 0, is_last)
     if rules.method == "bayes" and rules.metric is not None:
-        config = _most_promising(connection, sweep, rules.space, rules.metric, pooled=bool(seeds))
+        config = _most_promising(connection, sweep, rules.space, rules.metric, rules.options)
     config = config or random_search.next_config(rules.space, rng)
     return Suggestion({**config, replicates.SEED: seeds[0]} if seeds else config, None, 0, is_last)
 
 
 def _most_promising(
-    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric, *, pooled: bool
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric, options: Options
 ) -> dict[str, Any] | None:
     """The Bayesian search's choice, which depends on nothing but the sweep's name and its runs.
 
     None when the search failed: a sweep that goes on by chance is better than one that stands still.
     """
     try:
-        seen = observations(connection, sweep.id, metric)
-        if pooled:
+        seen = observations(connection, sweep.id, metric, options.objectives[1:])
+        if options.seeds:
             seen = replicates.pooled(seen)
         seed = zlib.crc32(sweep.name.encode())
         return bayes.next_config(space, seen, maximize=metric.maximize, seed=seed)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from kto_sweep.search import grid, hyperband
-from kto_sweep.search.options import Options, read_options
+from kto_sweep.search.options import Options, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
 
 LONGEST_CONFIG = 1_000_000
@@ -118,7 +118,8 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
         problems.append(f"method: {method!r} is none of grid, random, bayes")
     queue_only = bool(config.get("scheduler"))
     space = None if queue_only else _space(config, method, problems)
-    metric = _metric(config.get("metric"), problems)
+    options = read_options(config, problems)
+    metric = _metric(metric_of(config, options.objectives), problems)
     if method == "bayes" and metric is None:
         problems.append("metric: method bayes needs a metric with a name; trials are drawn at random")
     name = config.get("name")
@@ -131,7 +132,7 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
         program=str(config.get("program") or ""),
         name=name if isinstance(name, str) else None,
         queue_only=queue_only,
-        options=read_options(config, problems),
+        options=options,
         problems=tuple(problems),
     )
 

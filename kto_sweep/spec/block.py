@@ -6,9 +6,9 @@ from typing import Any
 from kto_sweep.alerts import PARAMETER, carried, read_rule
 from kto_sweep.errors import UsageError
 from kto_sweep.search import asha
-from kto_sweep.search.options import BLOCK, MOST_REPLICATES, OF_SEARCH, first_seed, is_replicates
+from kto_sweep.search.options import BLOCK, MOST_REPLICATES, OBJECTIVES, OF_SEARCH, first_seed, is_replicates
 from kto_sweep.search.replicates import SEED
-from kto_sweep.spec.checks import check_bands, unknown_keys
+from kto_sweep.spec.checks import check_bands, check_metric, unknown_keys
 from kto_sweep.spec.yaml_source import Finding
 from kto_sweep.wording import show
 
@@ -23,6 +23,11 @@ KEYS: Mapping[str, str] = {
         "`{min_iter: 1, eta: 3}`, or `{max_iter: 27, s: 3, eta: 3}`: asynchronous successive halving on the "
         "embedded server. At each band, counted as hyperband's, a trial pauses unless it is among the best 1 "
         "in `eta` of those that got there; it goes on from its checkpoint when it comes to be"
+    ),
+    "objectives": (
+        "two or three metrics, as `[{name: eval/common_loss}, {name: trial/seconds, goal: minimize}]`, the "
+        "first being the sweep's own: `compare` shows their Pareto front, and bayes on the embedded server "
+        "searches it"
     ),
 }
 """What may stand in the block, and what it does."""
@@ -39,6 +44,7 @@ def check_block(config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from unknown_keys(block, KEYS, (BLOCK,), BLOCK)
     yield from _check_replicates(config, block.get("replicates"))
     yield from _check_asha(config, block)
+    yield from _check_objectives(config, block.get("objectives"))
     alerts = block.get("alerts")
     if alerts is not None and not isinstance(alerts, list):
         yield Finding((BLOCK, "alerts"), f"{show(alerts)} is not a list", hint='alerts: ["kl_raw > 10"]')
@@ -76,6 +82,43 @@ def _check_asha(config: Mapping[str, Any], block: Mapping[str, Any]) -> Iterator
     if block.get("replicates") is not None:
         why = "It would pause some seeds of a configuration and compare them with others trained for longer."
         yield Finding(here, "asha, and replicates", why, "search with asha, then train the best few again")
+
+
+def _check_objectives(config: Mapping[str, Any], objectives: Any) -> Iterator[Finding]:
+    here = (BLOCK, "objectives")
+    if objectives is None:
+        return
+    if not isinstance(objectives, list) or len(objectives) not in OBJECTIVES:
+        what = "not a list of two or three metrics"
+        why = "One is the sweep's metric; of more than three, almost every trial would be on the front."
+        yield Finding(here, what, why, "[{name: eval/common_loss}, {name: trial/seconds}]")
+        return
+    names: list[Any] = []
+    for place, each in enumerate(objectives):
+        at = (*here, str(place))
+        if not isinstance(each, Mapping):
+            hint = f"{{name: {each}}}" if isinstance(each, str) else "{name: ..., goal: minimize}"
+            yield Finding(at, f"{show(each)} is not a metric", hint=hint)
+            return
+        yield from unknown_keys(each, ("name", "goal"), at, "an objective")
+        yield from check_metric(each, at)
+        if each.get("name") in names:
+            yield Finding((*at, "name"), f"{each['name']} for the second time")
+        names.append(each.get("name"))
+    first, metric = objectives[0], config.get("metric")
+    if isinstance(metric, Mapping) and any(
+        metric.get(key, usual) != first.get(key, usual)
+        for key, usual in (("name", None), ("goal", "minimize"))
+    ):
+        why = "Where one number counts, such as for the ranking, it is the metric."
+        hint = f"put {metric.get('name')} first, as in metric:, or leave metric: out"
+        yield Finding((*here, "0"), "the first objective is not the sweep's metric", why, hint)
+
+
+def first_objective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Name and goal of the first objective, of a configuration in which nothing is wrong; or empty."""
+    objectives = config.get(BLOCK, {}).get("objectives")
+    return dict(objectives[0]) if objectives else {}
 
 
 def replicated(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -116,6 +159,7 @@ def unpacked(config: Mapping[str, Any]) -> dict[str, Any]:
 _ELSEWHERE = {
     "replicates": "here each configuration is trained once",
     "asha": "here every trial trains to its end",
+    "objectives": "here the search follows the first alone; compare marks time and memory",
 }
 """What becomes of an option on a server that does not know it."""
 

@@ -94,8 +94,7 @@ def _check_metric(metric: Any) -> Iterator[Finding]:
         yield Finding(("metric",), f"{show(metric)} is not a metric", hint=hint)
         return
     yield from unknown_keys(metric, _METRIC_KEYS, ("metric",), "metric")
-    yield from _check_metric_name(metric)
-    yield from _check_goal(metric)
+    yield from check_metric(metric, ("metric",))
     target = metric.get("target")
     if target is not None and not _is_number(target):
         yield Finding(("metric", "target"), f"{show(target)} is not a number")
@@ -105,29 +104,35 @@ def _check_metric(metric: Any) -> Iterator[Finding]:
             yield Finding(("metric", key), f"{show(value)} is not a way to impute", hint=", ".join(words))
 
 
-def _check_metric_name(metric: Mapping[str, Any]) -> Iterator[Finding]:
+def check_metric(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
+    """Everything wrong with name and goal of the metric that stands at `here`."""
+    yield from _check_metric_name(metric, here)
+    yield from _check_goal(metric, here)
+
+
+def _check_metric_name(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
     name = metric.get("name")
     if name is None:
-        yield Finding(("metric",), "no name", hint="name: eval/common_loss")
+        yield Finding(here, "no name", hint="name: eval/common_loss")
     elif show(name) in NOT_LOGGED:
         why = "It is written once, when a run ends, or is not a number: a search cannot follow it."
-        yield Finding(("metric", "name"), f"{name} cannot be searched by", why, "eval/common_loss")
+        yield Finding((*here, "name"), f"{name} cannot be searched by", why, "eval/common_loss")
     elif show(name) not in METRICS:
         searchable = [known for known in METRICS if known not in NOT_LOGGED]
         near = nearest(str(name), searchable) or nearest(f"eval/{name}", searchable)
         why = "The search would wait for a value that never comes."
         hint = near or ", ".join(searchable)
-        yield Finding(("metric", "name"), f"{show(name)} is not a metric that trials log", why, hint)
+        yield Finding((*here, "name"), f"{show(name)} is not a metric that trials log", why, hint)
 
 
-def _check_goal(metric: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_goal(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
     goal, known = metric.get("goal"), METRICS.get(str(metric.get("name")))
     if goal is None and known is not None and known.goal == "maximize":
         why = f"W&B minimizes when nothing is said, and {known.name} is better when it is higher."
-        yield Finding(("metric",), "no goal", why, "goal: maximize")
+        yield Finding(here, "no goal", why, "goal: maximize")
     elif goal not in (None, "minimize", "maximize"):
         hint = nearest(str(goal).lower(), ("minimize", "maximize")) or "minimize or maximize"
-        yield Finding(("metric", "goal"), f"{show(goal)} is not a goal", hint=hint)
+        yield Finding((*here, "goal"), f"{show(goal)} is not a goal", hint=hint)
 
 
 def _check_early_terminate(settings: Any) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from kto_sweep.metrics import DEFAULT_METRIC, METRICS
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.space import Space
 from kto_sweep.shipped_files import find_file, shipped_names
-from kto_sweep.spec.block import check_block, replicated, unpacked
+from kto_sweep.spec.block import check_block, first_objective, replicated, unpacked
 from kto_sweep.spec.checks import check_settings, convert_settings
 from kto_sweep.spec.data_files import DataFinder
 from kto_sweep.spec.numbers import convert_section
@@ -120,7 +120,8 @@ def examine_text(text: str, path: Path, finder: DataFinder | None = None) -> Exa
         return ExaminedSpec(path, source, findings, checked.uses, None)
     parameters, notices = convert_section(config["parameters"])
     notices += finder.notices(datasets) if finder else ()
-    metric = {"name": DEFAULT_METRIC, "goal": "minimize", **(config.get("metric") or {})}
+    usual = {"name": DEFAULT_METRIC, "goal": "minimize"}
+    metric = {**usual, **first_objective(written), **(config.get("metric") or {})}
     config = unpacked({"program": PROGRAM, **config, "metric": metric, "parameters": parameters})
     spec = SweepSpec(
         config=config,

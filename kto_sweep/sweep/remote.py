@@ -15,7 +15,7 @@ import yaml
 from kto_sweep.alerts import without_rules
 from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
-from kto_sweep.search.options import read_options
+from kto_sweep.search.options import Objective, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.spec.sweep_file import expected_trials
 from kto_sweep.sweep.ref import SweepRef
@@ -90,6 +90,8 @@ class SweepView:
     expected: int | None
     """How many trials it takes in all; None when it has no end of its own."""
     trials: tuple[TrialRecord, ...]
+    objectives: tuple[Objective, ...] = ()
+    """Two or three, the metric first; empty: it has that alone."""
     pauses: bool = False
     """Trials that are stopped may go on, by successive halving."""
 
@@ -167,8 +169,8 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         ) from error
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
     space, _ = parse_space(without_rules(config.get("parameters") or {}))
-    metric = config.get("metric") or {}
     options = read_options(config, [])
+    metric = metric_of(config, options.objectives) or {}
     pauses = options.asha is not None
     return SweepView(
         ref=ref,
@@ -181,6 +183,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         space=space or Space(()),
         expected=expected_trials(config, space) if space else config.get("run_cap"),
         trials=tuple(_trial(run, pauses=pauses) for run in runs),
+        objectives=options.objectives,
         pauses=pauses,
     )
 

@@ -7,6 +7,7 @@ from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
 from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
+from kto_sweep.search.options import Objective
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.remote import SweepView, TrialRecord
@@ -149,7 +150,32 @@ def test_the_front_holds_what_nothing_better_undercuts():
         LOSS,
         "minimize",
     )
-    assert front(ranked, {"best": 10.0, "beaten": 10.0, "cheap": 5.0, "failed": 1.0}) == {"best", "cheap"}
+    costs = {"best": 10.0, "beaten": 10.0, "cheap": 5.0, "failed": 1.0}
+    losses = {item.trial.run_id: [item.value, costs[item.trial.run_id]] for item in ranked}
+    assert front(ranked, losses) == {"best", "cheap"}
+
+
+def test_the_front_of_several_objectives_is_marked_and_told():
+    auc = "eval/auc"
+    trials = (
+        trial("a", 0.1, **{auc: 0.7}),
+        trial("b", 0.2, **{auc: 0.9}),
+        trial("c", 0.3, **{auc: 0.8}),
+        trial("d", 0.05, **{auc: 0.99}, state="killed"),
+        trial("e", 0.04),
+    )
+    view = SweepView(
+        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        parse_space({"learning_rate": {"values": RATES}})[0], 9, trials,
+        objectives=(Objective(LOSS), Objective(auc, maximize=True)),
+    )  # fmt: skip
+    found = compare(view)
+    assert {front.sign: front.runs for front in found.fronts}["p"] == {"a", "b"}
+    assert found.verdict.trade_off == (
+        "2 trials are on the Pareto front of eval/common_loss and eval/auc: a (0.1, 0.7), b (0.2, 0.9)."
+    )
+    assert found.metrics[:2] == (LOSS, auc)
+    assert verdict(*trials).trade_off == ""
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest():

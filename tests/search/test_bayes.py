@@ -162,7 +162,7 @@ def test_prior_trials_count_from_the_first_suggestion_on() -> None:
 
 
 def test_many_trials_are_thinned_and_the_best_ones_stay() -> None:
-    losses = [((number / 1000,), float(number)) for number in range(1000)]
+    losses = [((number / 1000,), (float(number),)) for number in range(1000)]
     chosen = bayes._most_telling(losses, random.Random(0))
     assert len(chosen) == len(set(chosen)) == bayes.MOST_OBSERVED
     assert set(losses[:100]) <= set(chosen)

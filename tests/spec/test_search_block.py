@@ -65,3 +65,41 @@ def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
     spec = examined({"asha": {"min_iter": 9}}).spec
     assert spec is not None
     assert any("asha compares trials from evaluation 9 on" in notice for notice in spec.notices)
+
+
+TWO = [{"name": "eval/common_loss"}, {"name": "trial/seconds", "goal": "minimize"}]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "problem"),
+    [
+        ("loss", "objectives: not a list of two or three metrics"),
+        (TWO[:1], "objectives: not a list of two or three metrics"),
+        ([TWO[0], "eval/auc"], "objectives.1: eval/auc is not a metric"),
+        ([TWO[0], {"goal": "minimize"}], "objectives.1: no name"),
+        ([TWO[0], {"name": "eval/acu"}], "objectives.1.name: eval/acu is not a metric that trials log"),
+        ([TWO[0], {"name": "failure/cause"}], "objectives.1.name: failure/cause cannot be searched by"),
+        ([TWO[0], {"name": "eval/auc"}], "objectives.1: no goal"),
+        ([TWO[0], {"name": "loss", "goal": "up"}], "objectives.1.goal: up is not a goal"),
+        (
+            [TWO[0], {"name": "loss", "impute": "best"}],
+            "objectives.1.impute: impute is not a key of an objective",
+        ),
+        ([TWO[0], TWO[0]], "objectives.1.name: eval/common_loss for the second time"),
+    ],
+)
+def test_objectives_that_cannot_be(objectives: Any, problem: str) -> None:
+    assert told({"objectives": objectives}) == [problem]
+
+
+def test_the_first_objective_is_the_metric() -> None:
+    first = "objectives.0: the first objective is not the sweep's metric"
+    assert told({"objectives": TWO}, metric={"name": "eval/loss", "goal": "minimize"}) == [first]
+    assert told({"objectives": TWO}, metric={"name": "eval/common_loss", "goal": "maximize"}) == [first]
+    other = [{"name": "eval/auc", "goal": "maximize"}, TWO[1]]
+    spec = examined({"objectives": other}).spec
+    assert spec is not None
+    assert spec.config["metric"] == other[0]
+    assert spec.config["kto_sweep"] == {"objectives": other}
+    (note,) = without_block(spec.config)[1]
+    assert note.endswith("here the search follows the first alone; compare marks time and memory")
