@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
@@ -138,7 +138,9 @@ class TrialRun:
         """
         goes_on = (folder / CHECKPOINT).exists()
         earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
-        resume = "must" if adopt else "allow" if goes_on and not _is_offline() else None
+        resume: Literal["must", "allow"] | None = (
+            "must" if adopt else "allow" if goes_on and not _is_offline() else None
+        )
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
         try:

@@ -10,7 +10,7 @@ from typing import IO, NoReturn, cast
 from rich.console import Console
 
 from kto_sweep.agent.device_locks import held
-from kto_sweep.agent.devices import find_devices, grouped
+from kto_sweep.agent.devices import Device, find_devices, grouped
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
@@ -79,13 +79,7 @@ def work_on(
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
         timekeeper = None
         if allowance is not None:
-            at = datetime.fromtimestamp(allowance.ends)
-            left = duration(allowance.ends - time.time())
-            console.print(f"Its time is over in {left}, at {at:%Y-%m-%d %H:%M:%S}")
-            gpu = find_gpu() if devices[0].visible else None
-            plan = by(planner(gpu, home, this_box=True, exact=False))
-            timekeeper = Timekeeper(allowance, Forecast(plan), home)
-            timekeeper.learn_earlier(view)
+            timekeeper = _timekeeper(console, home, devices, allowance, view)
         varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
         presence = Presence(home)
         lifeline = Lifeline(target.base_url, (lambda: ensure_server(home).url) if target.local else None)
@@ -110,15 +104,33 @@ def work_on(
             _say_unsent(console, home, target, tally)
             leave_at_once(1)
         after = read_sweep(api, target, ref)
-    if after.pauses and after.state in {"FINISHED", "CANCELED"}:
-        for trial in after.trials:
-            if trial.state == "killed":
-                forget_checkpoint(home.runs / trial.run_id)
+    _forget_paused(home, after)
     _say_end(console, tally, after)
     if tally.interrupted:
         return 128 + tally.interrupted
     as_told = (tally.time_is_up or tally.out_of_time) and not tally.failed
     return 0 if as_told or after.count("finished") else 1
+
+
+def _timekeeper(
+    console: Console, home: Home, devices: Sequence[Device], allowance: Allowance, view: SweepView
+) -> Timekeeper:
+    """What begins and ends trials within the time that the agent has, which is said."""
+    at = datetime.fromtimestamp(allowance.ends)
+    left = duration(allowance.ends - time.time())
+    console.print(f"Its time is over in {left}, at {at:%Y-%m-%d %H:%M:%S}")
+    gpu = find_gpu() if devices[0].visible else None
+    timekeeper = Timekeeper(allowance, Forecast(by(planner(gpu, home, this_box=True, exact=False))), home)
+    timekeeper.learn_earlier(view)
+    return timekeeper
+
+
+def _forget_paused(home: Home, view: SweepView) -> None:
+    """Of trials that successive halving has paused for good, keep no checkpoint to go on from."""
+    if view.pauses and view.state in {"FINISHED", "CANCELED"}:
+        for trial in view.trials:
+            if trial.state == "killed":
+                forget_checkpoint(home.runs / trial.run_id)
 
 
 def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> None:
