@@ -95,6 +95,7 @@ def names(bench: Bench, filters: Any = None, order: str | None = None) -> str:
         ({"$or": []}, ""),
         ({"$and": []}, "01234"),
         ({'config.quo"te': 1}, ""),
+        ({"config.ze\0ro": 1}, ""),
         ({"name": "'; DROP TABLE run; --"}, ""),
         ({"config.lr') OR 1=1 --": 1}, ""),
     ],

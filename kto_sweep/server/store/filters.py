@@ -5,6 +5,7 @@ Every name and value goes in as a parameter; nothing that a client wrote becomes
 
 import datetime as dt
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -154,8 +155,8 @@ def _summary_paths(name: str) -> list[str]:
 
 
 def _path(*keys: str) -> str:
-    # SQLite's JSON paths have no escape for a quote, so such a key matches nothing.
-    return "$" + "".join('."' + key.replace('"', "\N{REPLACEMENT CHARACTER}") + '"' for key in keys)
+    # SQLite's JSON paths have no escape for a quote and end at a zero, so such a key matches nothing.
+    return "$" + "".join('."' + re.sub('["\0]', "\N{REPLACEMENT CHARACTER}", key) + '"' for key in keys)
 
 
 class _Compiler:
