@@ -288,17 +288,34 @@ def _asset_version() -> str:
     return f"{version('plotly')}-{newest:x}"
 
 
+@lru_cache(maxsize=8)
+def _scripts(name: str) -> tuple[str, ...]:
+    """A page's script and all that it imports, so that a browser asks for all at once."""
+    found: dict[str, None] = {}
+    waiting = [name]
+    while waiting:
+        script = waiting.pop(0)
+        if script not in found:
+            found[script] = None
+            waiting += re.findall(r'from "\./([\w.]+)"', (STATIC / script).read_text(encoding="utf-8"))
+    return tuple(found)
+
+
 def _frame(kind: str, may_control: bool, message: str = "") -> str:
     """An empty page of this kind; its script fills it."""
     assets = f"/-/static/{_asset_version()}"
-    script = f'<script type="module" src="{assets}/{kind}_page.js"></script>'
+    page = f"{kind}_page.js"
     text = {
         "locked": f"Log in first. Type on the server's box: {HOW}",
         "gone": f"{message[:1].upper()}{message[1:]}.",
     }.get(kind)
     more = ' <a href="/">All sweeps</a>' if kind == "gone" else ""
-    if text is not None:
-        script = ""
+    script = ""
+    if text is None:
+        script = "".join(f'<link rel="modulepreload" href="{assets}/{name}">' for name in _scripts(page))
+        if "plot.js" in _scripts(page):
+            script += f'<link rel="preload" as="script" fetchpriority="low" href="{assets}/plotly.min.js">'
+        script += f'<script type="module" src="{assets}/{page}"></script>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -5,7 +5,7 @@ import re
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
-from seeds import FAILED, HOSTILE_RUN, Site
+from seeds import FAILED, HOSTILE_RUN, Site, row
 from watching import Watched
 
 from kto_sweep.home import Home
@@ -48,9 +48,53 @@ def test_runs_side_by_side_begin_with_what_differs(page: Page, site: Site) -> No
     expect(page.locator("#config table").first.locator("tbody tr")).to_have_count(
         page.locator("#config table").first.locator("tr.differs").count()
     )
-    expect(page.locator("#config summary")).to_have_text(re.compile("that are the same"))
+    expect(page.locator("#config summary")).to_have_text(re.compile("the same in all runs"))
     # What was logged stands behind each smoothed line.
     expect(page.locator('.curve[data-metric="loss"] .trace')).to_have_count(4)
+
+
+def test_runs_side_by_side_stay_still_while_one_goes_on(page: Page, site: Site) -> None:
+    sweep = site.register("aside", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    agent = site.agent("aside", sweep)
+    runs = [site.next_trial(agent)[0] for _ in range(2)]
+    for run in runs:
+        site.upsert("aside", run, host="box", jobProgram="x", sweep=sweep, config='{"lora_r": {"value": 16}}')
+        site.log("aside", run, 0, [row(step, 1.0, 4) for step in range(20)])
+    page.goto(f"/local/aside/compare?runs={','.join(runs)}")
+    fold = page.locator("#config details")
+    fold.locator("summary").click()
+    slider = page.get_by_label("Smoothing")
+    slider.focus()
+    site.log("aside", runs[0], 20, [row(step, 1.0, 4) for step in range(20, 60)])
+    expect(page.locator('.curve[data-metric="loss"] .summary')).to_contain_text("up to step 59")
+    expect(fold).to_have_attribute("open", "")
+    expect(slider).to_be_focused()
+
+
+def test_ten_runs_side_by_side_have_ten_colours_and_names_of_any_length(watched: Watched, site: Site) -> None:
+    names = site.grid.runs[6:16]
+    site.upsert("kto", names[0], displayName="x" * 120)
+    site.upsert("kto", names[1], displayName="שלום")
+    page = watched.page(viewport={"width": 390, "height": 844})
+    page.goto(f"/local/kto/compare?runs={','.join(names)}")
+    swatches = page.locator(".compared .swatch")
+    expect(swatches).to_have_count(10)
+    colours = swatches.evaluate_all("all => all.map((each) => getComputedStyle(each).backgroundColor)")
+    assert len(set(colours)) == len(names)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # A name from right to left leaves what follows it where it stands.
+    line = page.locator(".compared li").nth(1)
+    name, time = line.locator("a").bounding_box(), line.locator(".quiet").bounding_box()
+    assert name
+    assert time
+    assert name["x"] + name["width"] <= time["x"]
+
+
+def test_compare_with_a_run_that_is_gone_says_what_to_do(watched: Watched, site: Site) -> None:
+    page = watched.page()
+    page.goto(f"/local/kto/compare?runs={site.grid.runs[0]},nobody")
+    expect(page.locator(".empty")).to_contain_text("there is no run nobody. Select 2 to 10 runs")
+    watched.faults = [fault for fault in watched.faults if "404" not in fault]
 
 
 def test_compare_of_nothing_says_what_to_do(page: Page, site: Site) -> None:

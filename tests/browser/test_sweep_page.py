@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -78,6 +79,8 @@ def test_sorts_filters_hides_and_chooses_columns(page: Page, site: Site) -> None
     expect(panel(page, "loss").locator(".scatterlayer .trace")).to_have_count(6)
     page.get_by_role("button", name=re.compile("^show .* in the charts")).first.click()
     expect(panel(page, "loss").locator(".scatterlayer .trace")).to_have_count(5)
+    page.get_by_role("button", name="show 1 hidden").click()
+    expect(panel(page, "loss").locator(".scatterlayer .trace")).to_have_count(6)
     page.get_by_label("Filter runs").fill("nothing-has-this-name")
     expect(page.locator("#runs .empty")).to_contain_text("state=failed")
     page.get_by_label("Filter runs").fill("")
@@ -150,6 +153,29 @@ def test_axes_and_smoothing_change_the_charts(page: Page, site: Site) -> None:
     expect(chart.locator(".xtitle")).to_have_text("seconds")
     page.get_by_label("log y").check()
     page.wait_for_function("chart => chart.layout.yaxis.type === 'log'", arg=chart.element_handle())
+
+
+def test_values_that_are_not_numbers_come_last_whatever_the_order(page: Page, site: Site) -> None:
+    sweep = site.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
+    for name, loss in (("good", 0.3), ("broken", math.nan), ("better", 0.2)):
+        summary = json.dumps({"eval/common_loss": loss})
+        site.upsert("odd", name, displayName=name, sweep=sweep, state="finished", summaryMetrics=summary)
+    page.goto(f"/local/odd/sweeps/{sweep}")
+    expect(rows(page)).to_contain_text(["better", "good", "broken"])
+    page.get_by_role("button", name="eval/common_loss").click()
+    expect(rows(page)).to_contain_text(["good", "better", "broken"])
+
+
+def test_a_smoothed_constant_stays_what_it_is(page: Page, site: Site) -> None:
+    page.goto(site.grid.path)
+    smoothed = page.evaluate(
+        """async () => {
+            const script = document.querySelector("script[type=module]").src;
+            const { smooth } = await import(script.replace("sweep_page", "curves"));
+            return smooth(Array(50).fill(12), 0.6);
+        }"""
+    )
+    assert set(smoothed) == {12}
 
 
 def test_a_sweep_without_runs_says_what_to_type(page: Page, site: Site) -> None:

@@ -1,6 +1,6 @@
 // Two to ten runs side by side: what differs first, then the curves.
 
-import { follow, path, read, segments } from "./api.js";
+import { ApiError, follow, path, read, segments } from "./api.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
 import { empty, h, keepingFocus, put, section } from "./dom.js";
 import { duration } from "./format.js";
@@ -101,7 +101,8 @@ async function load() {
     const told = await Promise.all(names.map((name) => read([entity, project, "runs", name])));
     return told.map(({ run }) => run);
   } catch (problem) {
-    if (!page) put(main, h("h1", {}, "Compare"), empty(`Not compared: ${problem.message}. ${HOW}`));
+    if (!page && problem instanceof ApiError)
+      put(main, h("h1", {}, "Compare"), empty(`Not compared: ${problem.message}. ${HOW}`));
     throw problem;
   }
 }
