@@ -159,7 +159,8 @@ def test_values_that_are_not_numbers_come_last_whatever_the_order(page: Page, si
     sweep = site.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
     for name, loss in (("good", 0.3), ("broken", math.nan), ("better", 0.2)):
         summary = json.dumps({"eval/common_loss": loss})
-        site.upsert("odd", name, displayName=name, sweep=sweep, state="finished", summaryMetrics=summary)
+        told = {"host": "box", "displayName": name, "state": "finished", "summaryMetrics": summary}
+        site.upsert("odd", name, sweep=sweep, **told)
     page.goto(f"/local/odd/sweeps/{sweep}")
     expect(rows(page)).to_contain_text(["better", "good", "broken"])
     page.get_by_role("button", name="eval/common_loss").click()
