@@ -1,9 +1,6 @@
 """Runs and sweeps that `kto-sweep train` starts from: a configuration to take, a run to go on with."""
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.single.one_run import flat
 from kto_sweep.sweep.ref import SweepRef, recall
 from kto_sweep.sweep.remote import connect, read_sweep
-from kto_sweep.sweep.target import find_sweep
+from kto_sweep.sweep.target import find_sweep, other_server
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def find_earlier(home: Home, name: str, *, local: bool) -> Earlier:
     if folder is not None:
         return Earlier(config_of(folder), f"run {folder.name} of this box")
     local = local and recall(home, run_id) is None  # a sweep that is known is looked for where it is
-    with _other_server():
+    with other_server():
         return _find_there(home, name, local=local)
 
 
@@ -76,20 +73,6 @@ def _named_by_address(name: str) -> str:
     if "://" in name and len(parts) >= 4 and parts[2] == "runs":
         return "/".join((parts[0], parts[1], parts[3]))
     return name
-
-
-@contextmanager
-def _other_server() -> Iterator[None]:
-    """Undo what makes wandb use a server, which need not be that of the new run."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-        import wandb
-
-        wandb.teardown()
 
 
 def _find_there(home: Home, name: str, *, local: bool) -> Earlier:

@@ -1,7 +1,8 @@
 """Which server a command talks to: W&B where there is a key, else the embedded server of this box."""
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,6 +37,20 @@ class Target:
             environ["WANDB_API_KEY"] = self.key
             environ.pop("WANDB_IDENTITY_TOKEN_FILE", None)
             environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody but this box is to hear of its runs
+
+
+@contextmanager
+def other_server() -> Iterator[None]:
+    """Undo at the end of the block what makes wandb use a server, which need not be the next one."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        import wandb
+
+        wandb.teardown()
 
 
 def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:

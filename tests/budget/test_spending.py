@@ -11,7 +11,7 @@ PARAMETERS = {"batch_size": {"values": [4, 8]}, "learning_rate": {"values": [1e-
 
 def trial(batch_size, learning_rate, seconds, *, created=0.0, state="finished", place=""):
     config = {"batch_size": batch_size, "learning_rate": learning_rate}
-    return TrialRecord("r", "r", state, config, {}, seconds, created, place)
+    return TrialRecord("r", "r", state, config, {}, seconds, created, place=place)
 
 
 def view(*trials):

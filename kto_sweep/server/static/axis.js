@@ -1,5 +1,7 @@
 // Where a value stands on an axis of the parallel coordinates: numbers (also on a log scale) or names.
 
+import { compareNames } from "./format.js";
+
 const FEW = 5; // marks between the ends, about
 const CLEAR = 0.08; // of the axis between two marks
 
@@ -70,7 +72,7 @@ function between(low, high, log) {
 }
 
 function nameAxis(name, values) {
-  const names = [...new Set(values.map(String))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const names = [...new Set(values.map(String))].sort(compareNames);
   const at = (index) => (names.length > 1 ? index / (names.length - 1) : 0.5);
   const places = new Map(names.map((text, index) => [text, at(index)]));
   return {

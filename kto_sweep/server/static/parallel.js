@@ -30,7 +30,9 @@ export class ParallelPlot {
     this.clear = h("button", { type: "button", hidden: true, onclick: () => this.reset() }, "clear brush");
     this.frame = h("div", { class: "scroll" }, this.drawing);
     this.element = h("div", {}, this.frame, this.summary);
-    new ResizeObserver(() => this.render()).observe(this.frame);
+    this.width = 0;
+    const resized = () => this.frame.clientWidth !== this.width && this.render();
+    new ResizeObserver(resized).observe(this.frame);
   }
 
   /** @param {Dimension[]} dimensions @param {Run[]} runs the best first */
@@ -72,7 +74,7 @@ export class ParallelPlot {
   }
 
   render() {
-    const width = this.frame.clientWidth;
+    const width = (this.width = this.frame.clientWidth);
     if (!width || !this.axes?.length) return;
     const full = Math.max(width, NARROWEST * this.axes.length);
     this.length = HEIGHT - TOP - BOTTOM;

@@ -183,29 +183,32 @@ async function drawMap() {
 
 /** Everything that depends on which runs are shown. */
 function drawCharts() {
-  const dimensions = parameters();
-  page.parallelSection.hidden = !dimensions.length || !runs.size;
-  if (!page.parallelSection.hidden) {
-    const all = facts.metric ? [...dimensions, { name: facts.metric.name, log: false }] : dimensions;
-    const rows = order.map((run) => ({
-      name: run.name,
-      title: run.title,
-      colour: page.colours.get(run.name),
-      values: all.map((each, i) =>
-        facts.metric && i === all.length - 1 ? metricOf(run) : (run.config[each.name] ?? null),
-      ),
-    }));
-    page.parallel.update(all, rows);
-  }
+  page.parallelSection.hidden = !parameters().length || !runs.size;
   page.scatterSection.hidden = !facts.metric;
   page.importanceSection.hidden = !facts.metric;
   drawLater();
 }
 
+function drawParallel() {
+  if (page.parallelSection.hidden) return;
+  const searched = parameters();
+  const all = facts.metric ? [...searched, { name: facts.metric.name, log: false }] : searched;
+  const rows = order.map((run) => ({
+    name: run.name,
+    title: run.title,
+    colour: page.colours.get(run.name),
+    values: [
+      ...searched.map((each) => run.config[each.name] ?? null),
+      ...(facts.metric ? [metricOf(run)] : []),
+    ],
+  }));
+  page.parallel.update(all, rows);
+}
+
 let drawing = false;
 let again = false;
 
-/** Curves, scatter and map, one after the other; asked for again meanwhile, all of them once more. */
+/** The charts, one after the other, the curves first; asked for again meanwhile, all of them once more. */
 async function drawLater() {
   if (drawing) {
     again = true;
@@ -217,6 +220,7 @@ async function drawLater() {
     try {
       await breath();
       await drawCurves();
+      drawParallel();
       await drawScatter();
       await drawMap();
       await drawImportance();
