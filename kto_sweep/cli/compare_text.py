@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kto_sweep.cli.output import console, number
-from kto_sweep.cli.ranking_table import fill, ranking
+from kto_sweep.cli.ranking_table import fill, ranking, total_width
 from kto_sweep.compare.comparison import Comparison, Curves
 from kto_sweep.compare.ranking import Ranked, lookup
 from kto_sweep.compare.replicates import SEED
@@ -27,7 +27,9 @@ def print_comparison(
     out = console()
     drawn = out.encoding.lower().startswith("utf")  # other terminals have no such letters
     curves = {run: each for run, each in margins.items() if each and drawn}
-    columns, left_out = ranking(found, shown, parameters, curves, out.width)
+    columns, left_out = ranking(found, shown, parameters, curves, out.width if out.is_terminal else None)
+    if not out.is_terminal:
+        out.width = max(out.width, total_width(columns))  # nothing limits a file or a pipe
     title = f"{found.view.ref}: {len(found.ranked)} trials by {found.metric} ({found.goal})"
     out.print(fill(_table(title), columns, shown))
     if left_out:

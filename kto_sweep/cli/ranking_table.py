@@ -44,22 +44,24 @@ class Column:
 
 
 def ranking(
-    found: Comparison, shown: Sequence[Ranked], parameters: Sequence[str], margins: Curves, width: int
+    found: Comparison, shown: Sequence[Ranked], parameters: Sequence[str], margins: Curves, width: int | None
 ) -> tuple[list[Column], list[str]]:
-    """The columns that fit into `width` characters, and the headings of those that do not.
+    """The columns that fit into `width` characters (None: all do), and the headings of those that do not.
 
     Too wide a table has its headings folded, then failures without their causes, then fewer columns.
     """
     columns = _columns(found, shown, parameters, margins)
-    if _total(columns) > width:
+    if width is None:
+        return columns, []
+    if total_width(columns) > width:
         columns = [replace(each, head=_folded(each)) for each in columns]
-    if _total(columns) > width:
-        states = tuple(_plain_state(item.trial) for item in shown)
+    if total_width(columns) > width:
+        states = tuple(item.trial.state for item in shown)
         columns = [replace(each, cells=states) if each.head == "state" else each for each in columns]
     left_out = []
     for head in SPARE:
         spare = [each for each in columns if each.spare and each.head.replace("\n", "") == head]
-        if spare and _total(columns) > width:
+        if spare and total_width(columns) > width:
             columns.remove(spare[0])
             left_out.append(head)
     return columns, left_out
@@ -116,7 +118,8 @@ def _plain_state(trial: TrialRecord) -> str:
     return "paused" if trial.paused else trial.state
 
 
-def _total(columns: Sequence[Column]) -> int:
+def total_width(columns: Sequence[Column]) -> int:
+    """Characters of a table with these columns at most."""
     return sum(each.width + GAP for each in columns)
 
 

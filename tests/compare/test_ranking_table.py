@@ -52,6 +52,10 @@ def test_a_wide_terminal_shows_all_columns():
     assert shown[8].cells == ("finished", "failed (diverged)")
 
 
+def test_a_pipe_gets_all_of_it_however_wide():
+    assert columns(None) == columns(WIDE)
+
+
 def test_values_that_are_not_finite_are_told():
     shown, _ = columns(WIDE)
     assert shown[3].cells == ("0.1", "nan")
