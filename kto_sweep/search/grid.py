@@ -6,7 +6,7 @@ But for what trials must share to be trained together (SLOWEST): it varies slowe
 import json
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kto_sweep.search.distributions import Distribution, IntUniform
@@ -28,12 +28,6 @@ def can_list(space: Space) -> bool:
         and count <= (sys.maxsize if isinstance(parameter.distribution, IntUniform) else LONGEST_AXIS)
         for parameter in space.parameters
     )
-
-
-def next_config(space: Space, tried: Iterable[Mapping[str, Any]]) -> dict[str, Value] | None:
-    """The first combination that is not among `tried`, as a nested configuration; None when all are."""
-    found = next_cell(space, {cell_key(space, config) for config in tried})
-    return None if found is None else found[1]
 
 
 def next_cell(
