@@ -21,6 +21,9 @@ from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server
 from kto_sweep.server.lock import holder
 
+# What a shell starts in the background ignores Ctrl-C, and so would agents until they handle it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "examples" / "support_replies.jsonl"
 STEPS = 40
