@@ -30,7 +30,7 @@ from kto_sweep.train.checkpoint import (
 from kto_sweep.train.engine import LogRatios
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.keeper import Clock, Keeper
-from kto_sweep.train.lineage import Lineage
+from kto_sweep.train.lineage import Lineage, earlier_fingerprints
 from kto_sweep.train.logbook import Logbook
 from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.models import LoadedBase
@@ -86,14 +86,31 @@ class Seats(Protocol):
         """What the slot's adapters are, and their weights by layer."""
 
 
+def _refuse_others(request: Request, ground: Ground) -> None:
+    """Have no run whose first steps were trained on one thing and the others on another."""
+    before = earlier_fingerprints(request.folder / "lineage.json") if request.logged else {}
+    for what, now, words in (
+        ("rows", ground.rows_hash, f"the rows of {request.trial.dataset} have"),
+        ("model", ground.model_hash, f"the weights of {request.trial.base_model} have"),
+    ):
+        if before.get(what, now) != now:
+            raise TrialFailure(
+                FailureCause.BAD_DATA,
+                f"{words} changed since the first {request.logged} steps of this run",
+                hint="put back what was there, or delete the run: its trial is then handed out as a new one",
+            )
+
+
 class Course:
     """One trial on its way: it sits down in a slot, steps, may stand up and sit down again, and ends."""
 
     def __init__(self, request: Request, ground: Ground, clock: Clock) -> None:
         """Goes on from the checkpoint in the trial's folder, if there is one of it.
 
-        Raises OSError when the folder cannot be written.
+        Raises OSError when the folder cannot be written, TrialFailure when the data or the model are not
+        those of the steps that were logged before.
         """
+        _refuse_others(request, ground)
         self.request = request
         self.trial = request.trial
         self.report = request.report

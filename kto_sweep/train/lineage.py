@@ -73,6 +73,16 @@ class Lineage:
         new.replace(self._path)
 
 
+def earlier_fingerprints(path: Path) -> dict[str, str]:
+    """The fingerprints of `model` and `rows` in a lineage file, as far as there is one that can be read."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found = {"model": about["model"]["fingerprint"], "rows": about["data"]["fingerprint"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
 def _counts(rows: Sequence[TokenRow]) -> dict[str, int]:
     desirable = sum(row.label for row in rows)
     tokens = sum(len(row.prompt) + len(row.completion) for row in rows)

@@ -259,6 +259,26 @@ def test_a_checkpoint_that_is_not_the_trials_is_not_used(tmp_path: Path, change:
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 8
 
 
+@pytest.mark.parametrize("change", ["rows", "base"])
+def test_a_run_whose_data_or_model_has_changed_since_its_first_steps_fails(
+    tmp_path: Path, change: str
+) -> None:
+    crashed = Box(tmp_path)
+    crashed.start("run", trial(epochs=2))
+    crashed.steps(5)
+    crashed.crash()
+    more = {"rows": data(seed=4)} if change == "rows" else {"base": base(seed=4)}
+    changed = Box(tmp_path, **more)
+    changed.start("run", trial(epochs=2), logged=5)
+    outcome = changed.run().outcomes["run"]
+    assert isinstance(outcome, TrialFailure)
+    assert outcome.cause is FailureCause.BAD_DATA
+    assert "changed since the first 5 steps" in outcome.message
+    again = Box(tmp_path)
+    again.start("run", trial(epochs=2), logged=5)
+    assert again.run().result("run").steps == 8
+
+
 def test_a_trial_goes_on_beside_others(tmp_path: Path) -> None:
     crashed = Box(tmp_path)
     crashed.start("run", trial(epochs=3))
