@@ -70,16 +70,6 @@ class Closed:
 
 
 @dataclass(frozen=True)
-class Doubted:
-    """The server was asked for the run of a slot that it holds for free."""
-
-    slot: Slot
-    work: Work
-    deleted: bool
-    """It has no such run any more."""
-
-
-@dataclass(frozen=True)
 class ServiceGone:
     """The process that wandb does its work in has ended."""
 
@@ -98,5 +88,5 @@ class Signalled:
     number: int
 
 
-Event = Told | Lost | Said | Died | Opened | Closed | Doubted | ServiceGone | StopAsked | Signalled
+Event = Told | Lost | Said | Died | Opened | Closed | ServiceGone | StopAsked | Signalled
 Events = queue.SimpleQueue[Event]

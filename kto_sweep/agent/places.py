@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Doubted, Opened
+from kto_sweep.agent.events import Opened
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.link import Command
 from kto_sweep.agent.slots import Slot, Station, Work
@@ -68,9 +68,6 @@ class Places:
                     if free and self._affords(slot, command.run_id, command.config or {}):
                         self._trials.begin(slot, command)
                     self.retire_idle()  # a trial that is not begun here is handed out again by the server
-                case "run" | "resume" | "exit" if slot.work and slot.work.run and not slot.work.closing:
-                    self._trials.doubt(slot)  # why does the server hold the slot for free?
-                    return
                 case "stop":
                     self._trials.order_stop(slot.station, command.run_id)
                 case "exit" if slot.work is None:
@@ -78,16 +75,6 @@ class Places:
                     self._stations.dismiss(slot)
         if not slot.ended:
             self._stations.ask(slot, [slot.work.run_id] if slot.work else [])
-
-    def resolve(self, event: Doubted) -> None:
-        """End a trial whose run was deleted; its slot asks for another when that is done."""
-        slot = event.slot
-        if slot.work is not event.work or slot.ended:
-            return
-        if event.deleted and not slot.work.closing:
-            self._trials.abandon(slot)
-        else:
-            self._stations.ask(slot, [event.work.run_id])
 
     def _affords(self, slot: Slot, run_id: str, config: Mapping[str, Any]) -> bool:
         """Whether there is time for a trial; if not, none is begun any more."""

@@ -20,7 +20,6 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import (
     Closed,
     Died,
-    Doubted,
     Event,
     Events,
     Lost,
@@ -185,8 +184,6 @@ class Supervisor:
             case Closed():
                 self._trials.closed(event)
                 self._places.serve(event.slot, soon=True)
-            case Doubted():
-                self._places.resolve(event)
             case StopAsked(run_id):
                 for station in self._floor.stations:
                     self._trials.order_stop(station, run_id)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Closed, Doubted, Events, Opened, ServiceGone, StopAsked
+from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
 from kto_sweep.agent.presence import OPEN_STATES, Orphan, Presence, home_id, take_over
 from kto_sweep.agent.runs import Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
 from kto_sweep.alerts import AlertRule
-from kto_sweep.errors import KtoSweepError, ServerError
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.protocol import (
     Alert,
@@ -178,33 +178,6 @@ class Trials:
         """Have the worker end a trial after the step it is in."""
         if station.holder(run_id) is not None and station.worker is not None:
             station.worker.send(Stop(run_id))
-
-    def doubt(self, slot: Slot) -> None:
-        """Ask the server whether it still has the run in `slot`."""
-        work = slot.work
-        assert work is not None
-
-        def ask() -> None:
-            try:
-                deleted = read_run(self._api, self._ref, work.run_id) is None
-            except ServerError:
-                deleted = False
-            self._events.put(Doubted(slot, work, deleted))
-
-        self._background(ask)
-
-    def abandon(self, slot: Slot) -> None:
-        """End the trial whose run was deleted: the server hands it out anew, if at all, as another run."""
-        work = slot.work
-        assert work is not None
-        self._display.say(f"run {work.run_id} was deleted on the server: its training ends here")
-        if work.ordered:
-            self.order_stop(slot.station, work.run_id)
-        else:
-            self._tally.stopped += 1
-            self._close(
-                slot, lambda run: run.stop({}), lambda: self._display.ended(work.run_id, "stopped", {})
-            )
 
     def hear(self, slot: Slot, message: TrialMessage) -> None:
         """Take in what a worker says of the trial in `slot`. Raises ServiceGoneError."""

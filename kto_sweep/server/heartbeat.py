@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,13 +109,14 @@ def _take_in(
     now = backend.now()
     sweeps.agent_was_seen(connection, agent, now)
     reported = _note_reported(connection, agent, names, now)
+    gone = _deleted(connection, agent, names)
     _note_left(connection, agent, names)
     objective.settle(connection, agent.sweep_id)
     sweep = sweeps.get(connection, agent.sweep_id)
     if sweep is None:
         raise GoneError("the sweep was deleted")
     caller = _Caller(agent, sweep, read_rules(sweep.config))
-    decision = decide(_situation(connection, backend, caller, reported))
+    decision = decide(_situation(connection, backend, caller, reported, gone))
     if isinstance(decision, HandOut):
         _assign(connection, agent, decision.run, now)
     return caller, decision
@@ -136,6 +137,12 @@ def _note_reported(
     return found
 
 
+def _deleted(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> list[str]:
+    """Those of the reported runs that are no more: to be given another, their agent has to end them first."""
+    project_id = _project_of(connection, agent.sweep_id)
+    return sorted(name for name in names if runs.find(connection, project_id, name) is None)
+
+
 def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute("SELECT project_id FROM sweep WHERE id = ?", (sweep_id,)).fetchone()[0])
 
@@ -149,7 +156,11 @@ def _note_left(connection: sqlite3.Connection, agent: Agent, names: Collection[s
 
 
 def _situation(
-    connection: sqlite3.Connection, backend: Backend, caller: _Caller, reported: list[Run]
+    connection: sqlite3.Connection,
+    backend: Backend,
+    caller: _Caller,
+    reported: list[Run],
+    gone: Sequence[str] = (),
 ) -> Situation:
     agent, sweep = caller.agent, caller.sweep
     waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
@@ -174,6 +185,7 @@ def _situation(
         sweep=sweep.state,
         exhausted=sweep.exhausted,
         reported=reported,
+        gone=gone,
         lost=lost,
         free=preempted + orphaned + here,
         elsewhere=elsewhere,

@@ -25,6 +25,8 @@ class Situation:
     """The search has no further trial."""
     reported: Sequence[Run]
     """The runs that the agent says it has."""
+    gone: Sequence[str]
+    """Names of runs that it says it has as well, and that were deleted."""
     lost: Sequence[Run]
     """Runs that were handed to this agent, wait for their process, and are not reported by it."""
     free: Sequence[Run]
@@ -74,8 +76,8 @@ def decide(situation: Situation) -> Decision:
     """What to tell the agent."""
     canceled = situation.sweep is SweepState.CANCELED
     stops = [run.name for run in situation.reported if canceled or run.stop_requested]
-    if stops:
-        return Stop(tuple(stops))
+    if stops or situation.gone:
+        return Stop((*stops, *situation.gone))
     if situation.sweep in OVER and not situation.reported:
         return Exit()
     if situation.sweep is SweepState.PAUSED or situation.reported:

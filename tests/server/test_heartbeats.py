@@ -76,6 +76,19 @@ def test_cell_of_a_deleted_run_is_tried_again(bench: Bench) -> None:
     assert bench.beat(agent)[0]["args"] == first["args"]
 
 
+def test_agent_whose_run_was_deleted_is_told_to_end_it_before_it_gets_another(bench: Bench) -> None:
+    agent = bench.agent(bench.sweep(GRID))
+    first = bench.beat(agent)[0]
+    name = first["run_id"]
+    bench.start_run(name)
+    bench.mutate("deleteRun", "DeleteRunInput", "success", id=bench.run(name, "id")["id"])
+    for _ in range(2):
+        assert bench.beat(agent, name) == [{"type": "stop", "run_id": name}]
+    again = bench.beat(agent)[0]
+    assert (again["type"], again["args"]) == ("run", first["args"])
+    assert again["run_id"] != name
+
+
 def test_script_that_changes_its_config_does_not_change_its_cell(bench: Bench) -> None:
     agent = bench.agent(bench.sweep(GRID))
     first = bench.beat(agent)[0]
