@@ -298,13 +298,16 @@ def forget_checkpoint(folder: Path) -> None:
 
 
 def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[str, str, str]]) -> None:
-    """Add a table `samples` of prompts, base and tuned answers to a run that has ended."""
+    """Add a table `samples` of prompts, base and tuned answers to a run that has ended.
+
+    Offline it is a file of its own, which wandb sends after that of the run.
+    """
     run = wandb.init(
         entity=ref.entity or None,
         project=ref.project,
         id=run_id,
         dir=str(folder),
-        resume="must",
+        resume="allow" if _is_offline() else "must",
         reinit="create_new",
         settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
     )

@@ -164,15 +164,12 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
         lifeline.end()
         presence.end()
     if job.samples and tally.finished and not (tally.unsent or tally.cut_off):
-        _show_samples(console, home, job, ref, offline=offline)
+        _show_samples(console, home, job, ref)
     return _say_end(console, home, job, target, tally, offline=offline)
 
 
-def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef, *, offline: bool) -> None:
+def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None:
     """Log base and tuned answers to the run; what keeps them away is told, and is no failure of the run."""
-    if offline:  # a second file of the same run, of which wandb would send one
-        console.print(f"No answers are logged offline: kto-sweep chat {job.run_id}")
-        return
     from kto_sweep.train.chat import compare_answers
 
     console.print(f"Answers to {job.samples} held-out prompts, by the base and the tuned model")

@@ -25,6 +25,7 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
         console.print(text, markup=False, soft_wrap=True)
 
     trial = run.job.trial
+    run.folder()
     loaded = load_examples(trial.dataset)
     desirable = sum(example.label for example in loaded.examples)
     rows = f"{counted(len(loaded.examples), 'row')}, {desirable:,} desirable"

@@ -55,21 +55,33 @@ class Prepared:
     """Its W&B files are written and not sent."""
     output_dir: Path | None
 
-    def make_folder(self, home: Home) -> None:
-        """Have the run's files in the output folder, which the run's place in the home then points to.
-
-        Raises UsageError when something is in it already.
-        """
-        place = home.runs / self.job.run_id
-        if self.output_dir is None or place.exists():
-            return
+    def folder(self) -> Path | None:
+        """The output folder that was asked for. Raises UsageError when something is in it already."""
+        if self.output_dir is None:
+            return None
         folder = self.output_dir.expanduser().resolve()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
                 f"--output-dir {self.output_dir} is not empty",
                 hint=f"choose another, or go on with its run: --resume-from-checkpoint {self.output_dir}",
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def make_folder(self, home: Home) -> None:
+        """Have the run's files in the output folder, which the run's place in the home then points to.
+
+        Raises UsageError when something is in it already, or it cannot be made.
+        """
+        place = home.runs / self.job.run_id
+        folder = self.folder()
+        if folder is None or place.exists():
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"--output-dir {self.output_dir}: {error.strerror}", hint="choose another"
+            ) from error
         place.parent.mkdir(parents=True, exist_ok=True)
         for link in home.runs.iterdir():  # of a run that was removed, or cut off before it began
             if link.is_symlink() and link.resolve() == folder:
@@ -188,7 +200,8 @@ def _resumed(home: Home, asked: Asked, name: str, say: Callable[[str], None]) ->
     if record.local or asked.wandb is False:
         target, offline = local_target(home), False
     else:
-        os.environ.setdefault("WANDB_BASE_URL", record.base_url or "https://api.wandb.ai")
+        if record.base_url:
+            os.environ.setdefault("WANDB_BASE_URL", record.base_url)
         target, offline = _server(home, True)
     say(f"Going on with run {folder.name}")
     offline_name = run_name(before) if offline else ""

@@ -38,10 +38,12 @@ def on_server(box: Box, run_id: str) -> tuple[str, list[dict[str, object]]]:
     )
 
 
-def assert_whole(box: Box, run_id: str) -> None:
-    """The server has each of the log's values at its step, once."""
+def assert_whole(box: Box, run_id: str, answers: int = 0) -> None:
+    """The server has each of the log's values at its step, once, and then the table of answers."""
     state, history = on_server(box, run_id)
     assert state == "finished"
+    if answers:
+        assert history.pop()["samples"]["nrows"] == answers
     assert [row["_step"] for row in history] == list(range(1, 13))
     logged = rows(box.home.runs / run_id)
     assert [row["step"] for row in logged if "loss" in row] == list(range(1, 13))
@@ -64,12 +66,12 @@ def test_an_offline_run_that_was_cut_off_and_resumed_is_synced_once(box: Box, ho
         assert [row["_step"] for row in history] == [
             json.loads(line)["step"] for line in before if "loss" in line
         ]
-    told = box.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
+    told = box.run("train", "--resume-from-checkpoint", "--cpu", "--samples", "2", WANDB_MODE="offline")
     assert (cut / "log.jsonl").read_text().splitlines()[: len(before)] == before
     assert "7/12" in (cut / "console.log").read_text()
-    assert len(list((cut / "wandb").glob("offline-run-*"))) == 1
+    assert len(list((cut / "wandb").glob("offline-run-*"))) == 2  # the whole run's, and that of its answers
     sync(box, told)
-    assert_whole(box, cut.name)
+    assert_whole(box, cut.name, answers=2)
 
 
 def test_a_run_begun_offline_goes_on_with_a_server(box: Box) -> None:

@@ -27,9 +27,15 @@ def test_a_folder_that_was_removed_belongs_to_the_new_run_alone(tmp_path: Path) 
     (out / "trial.json").write_text("{}")
     assert find_run(home, str(out)) == home.runs / "first"
     with pytest.raises(UsageError, match="is not empty"):
-        prepared("second", out).make_folder(home)
+        prepared("second", out).folder()
     shutil.rmtree(out)
     prepared("second", out).make_folder(home)
     (out / "trial.json").write_text("{}")
     assert [link.name for link in home.runs.iterdir()] == ["second"]
     assert find_run(home, str(out)) == home.runs / "second"
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="Not a directory"):
+        prepared("first", tmp_path / "file" / "out").make_folder(Home(tmp_path / "home"))
