@@ -29,6 +29,10 @@ KEYS: Mapping[str, str] = {
         "first being the sweep's own: `compare` shows their Pareto front, and bayes on the embedded server "
         "searches it"
     ),
+    "warm_start": (
+        "`[SWEEP, ...]`, of the same project and for bayes: finished trials of these sweeps that the search "
+        "could have chosen itself are observations from the start, on W&B as well"
+    ),
 }
 """What may stand in the block, and what it does."""
 
@@ -45,6 +49,7 @@ def check_block(config: Mapping[str, Any]) -> Iterator[Finding]:
     yield from _check_replicates(config, block.get("replicates"))
     yield from _check_asha(config, block)
     yield from _check_objectives(config, block.get("objectives"))
+    yield from _check_warm_start(config, block.get("warm_start"))
     alerts = block.get("alerts")
     if alerts is not None and not isinstance(alerts, list):
         yield Finding((BLOCK, "alerts"), f"{show(alerts)} is not a list", hint='alerts: ["kl_raw > 10"]')
@@ -113,6 +118,29 @@ def _check_objectives(config: Mapping[str, Any], objectives: Any) -> Iterator[Fi
         why = "Where one number counts, such as for the ranking, it is the metric."
         hint = f"put {metric.get('name')} first, as in metric:, or leave metric: out"
         yield Finding((*here, "0"), "the first objective is not the sweep's metric", why, hint)
+
+
+def _check_warm_start(config: Mapping[str, Any], names: Any) -> Iterator[Finding]:
+    here = (BLOCK, "warm_start")
+    if names is None:
+        return
+    if not isinstance(names, list) or not names:
+        hint = f"warm_start: [{names}]" if isinstance(names, str) else "warm_start: [SWEEP]"
+        yield Finding(here, f"{show(names)} is not a list of sweeps", hint=hint)
+        return
+    for place, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            what = f"{show(name)} is not the name of a sweep"
+            why = (
+                "It is an id, ENTITY/PROJECT/ID, or the address of its page; digits alone have to be quoted."
+            )
+            yield Finding((*here, str(place)), what, why, f'"{show(name)}"')
+    if config.get("method") in ("grid", "random"):
+        what = f"warm_start with method {config['method']}"
+        hint = "method: bayes"
+        if config["method"] == "grid":
+            hint += ", or take over a grid's finished cells: kto-sweep create FILE --reuse SWEEP"
+        yield Finding(here, what, "It does not look at what earlier trials gave.", hint)
 
 
 def first_objective(config: Mapping[str, Any]) -> dict[str, Any]:

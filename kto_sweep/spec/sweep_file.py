@@ -45,6 +45,8 @@ class SweepSpec:
     """What its author should know, in sentences to be said once."""
     project: str | None
     name: str | None
+    warm_start: tuple[str, ...] = ()
+    """Sweeps whose runs its search learns from."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def examine_text(text: str, path: Path, finder: DataFinder | None = None) -> Exa
         notices=(*notices, *_deprecated(checked.space), *_notices(config, "eval_steps" in checked.uses)),
         project=config.get("project"),
         name=config.get("name"),
+        warm_start=tuple(written.get(BLOCK, {}).get("warm_start") or ()),
     )
     return ExaminedSpec(path, source, (), checked.uses, spec)
 

@@ -91,7 +91,8 @@ def read_ledger(view: SweepView) -> Ledger:
     over = view.state in {"FINISHED", "CANCELED"}
     size = view.space.grid_size() if view.method == "grid" and view.space.parameters else None
     if size is None or size > MOST_CELLS or not grid.can_list(view.space):
-        cells = (_cell(trial.config, [trial], over=over) for trial in view.trials)
+        own = filter(view.is_own, view.trials)
+        cells = (_cell(trial.config, [trial], over=over) for trial in own)
         return Ledger(tuple(cells), is_complete=False)
     by_key: dict[str, list[TrialRecord]] = {}
     for trial in view.trials:

@@ -14,8 +14,9 @@ from kto_sweep.server.login_token import login_link
 from kto_sweep.spec.block import without_block
 from kto_sweep.sweep.ref import SweepRef, remember
 from kto_sweep.sweep.remote import connect
-from kto_sweep.sweep.reuse import find_prior_runs
+from kto_sweep.sweep.reuse import find_observations, find_prior_runs
 from kto_sweep.sweep.target import DEFAULT_PROJECT, find_target
+from kto_sweep.wording import counted
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ def register(
         say(f"Note: {note}")
     new = {**config, "project": project, "entity": entity}
     reused = find_prior_runs(home, api, target, reuse, new) if reuse else ()
-    ref, warnings = create_sweep(api, config, project=project, entity=entity, prior_runs=reused)
+    observed: list[str] = []
+    for earlier, taken in find_observations(home, api, target, spec.warm_start, new):
+        many = counted(len(earlier.trials), "trial")
+        say(f"Warm start: {len(taken)} of {many} of {earlier.ref} are observations")
+        observed += taken
+    prior = list(dict.fromkeys([*reused, *observed]))
+    ref, warnings = create_sweep(api, config, project=project, entity=entity, prior_runs=prior)
     for warning in warnings:
         say(f"Note from the server: {warning}")
     remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))

@@ -50,10 +50,12 @@ class TrialRecord:
     """Time from start to the last sign of life."""
     created: float | None = None
     """Unix seconds."""
-    paused: bool = False
-    """By successive halving: it waits until it is among the best."""
     place: str = ""
     """The device that an agent of ours trained it on, and of which box: `<home> gpu 0`; else empty."""
+    borrowed: bool = False
+    """It is of another sweep, and this one counts it as its own."""
+    paused: bool = False
+    """By successive halving: it waits until it is among the best."""
 
     @property
     def failure(self) -> str:
@@ -96,8 +98,12 @@ class SweepView:
     """Trials that are stopped may go on, by successive halving."""
 
     def count(self, *states: str) -> int:
-        """How many runs are in one of these states."""
-        return sum(trial.state in states for trial in self.trials)
+        """How many runs are in one of these states; those of other sweeps fill the cells of a grid alone."""
+        return sum(trial.state in states for trial in self.trials if self.is_own(trial))
+
+    def is_own(self, trial: TrialRecord) -> bool:
+        """Whether the trial is one that this sweep has, or would have had, to train."""
+        return not trial.borrowed or self.method == "grid"
 
 
 def connect(target: Target) -> "wandb.Api":
@@ -182,13 +188,13 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         goal=metric.get("goal", "minimize"),
         space=space or Space(()),
         expected=expected_trials(config, space) if space else config.get("run_cap"),
-        trials=tuple(_trial(run, pauses=pauses) for run in runs),
+        trials=tuple(_trial(run, ref, pauses=pauses) for run in runs),
         objectives=options.objectives,
         pauses=pauses,
     )
 
 
-def _trial(run: Any, *, pauses: bool) -> TrialRecord:
+def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
     summary = dict(run.summary_metrics or {})
     put_back = summary.get("failure/cause") == FailureCause.PREEMPTED
     return TrialRecord(
@@ -199,6 +205,7 @@ def _trial(run: Any, *, pauses: bool) -> TrialRecord:
         summary=summary,
         seconds=_seconds(run, summary),
         created=_created(run),
+        borrowed=getattr(run, "sweep_name", None) not in {None, ref.id},
         paused=pauses and run.state == "preempted" and not put_back,
         place=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
     )

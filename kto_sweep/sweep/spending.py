@@ -25,12 +25,13 @@ class Spending:
 
 def spending(view: SweepView, ledger: Ledger) -> Spending:
     """What the sweep has taken, and will take."""
-    spent = spent_seconds(view.trials)
+    own = [trial for trial in view.trials if view.is_own(trial)]
+    spent = spent_seconds(own)
     done = [cell.trial for cell in ledger.of(CellState.DONE) if cell.trial and cell.trial.seconds]
     left = missing(view, ledger)
     if not done or left is None:
         return Spending(spent, None)
-    paid = [trial for trial in view.trials if trial.seconds]
+    paid = [trial for trial in own if trial.seconds]
     share = spent / sum(trial.seconds or 0.0 for trial in paid)
     alike: dict[object, list[float]] = {}
     for trial in done:

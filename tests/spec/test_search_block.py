@@ -103,3 +103,29 @@ def test_the_first_objective_is_the_metric() -> None:
     assert spec.config["kto_sweep"] == {"objectives": other}
     (note,) = without_block(spec.config)[1]
     assert note.endswith("here the search follows the first alone; compare marks time and memory")
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("abc", "warm_start: abc is not a list of sweeps"),
+        ([], "warm_start: [] is not a list of sweeps"),
+        (["abc", 12345678], "warm_start.1: 12345678 is not the name of a sweep"),
+    ],
+)
+def test_a_warm_start_that_cannot_be(names: Any, problem: str) -> None:
+    assert told({"warm_start": names}) == [problem]
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_only_bayes_learns_from_earlier_sweeps(method: str) -> None:
+    (finding,) = examined({"warm_start": ["abc"]}, method=method).findings
+    assert finding.what == f"warm_start with method {method}"
+    assert ("--reuse" in finding.hint) == (method == "grid")
+
+
+def test_a_warm_start_is_left_to_create() -> None:
+    spec = examined({"warm_start": ["abc", "me/kto/def"]}).spec
+    assert spec is not None
+    assert spec.warm_start == ("abc", "me/kto/def")
+    assert "kto_sweep" not in spec.config
