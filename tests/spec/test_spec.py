@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kto_sweep.errors import SpecError, UsageError
 from kto_sweep.search.space import parse_space
+from kto_sweep.server.sweep_rules import read_rules
 from kto_sweep.shipped_files import shipped_names, shipped_root
 from kto_sweep.spec.sweep_file import SweepSpec, load_spec
 from kto_sweep.trial import Trial
@@ -519,6 +520,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | WORDS
 NAMES = """
     method parameters metric name goal value values min max distribution q mu probabilities beta lora r
     dataset model_size batch_size early_terminate type min_iter max_iter s eta run_cap learning_rate _x 1
+    replicates asha objectives warm_start alerts seed
 """
 KEYS = st.sampled_from(NAMES.split()) | st.integers(0, 2) | st.booleans() | st.none()
 TREES = st.recursive(
@@ -527,13 +529,29 @@ TREES = st.recursive(
     max_leaves=25,
 )
 SECTIONS = st.dictionaries(KEYS, TREES, max_size=3)
+BLOCKS = TREES | st.fixed_dictionaries(
+    {},
+    optional={
+        "alerts": TREES,
+        "replicates": TREES,
+        "asha": st.fixed_dictionaries(
+            {}, optional=dict.fromkeys(["min_iter", "max_iter", "s", "eta"], TREES)
+        ),
+        "objectives": st.lists(st.fixed_dictionaries({"name": TREES}, optional={"goal": TREES}) | TREES),
+        "warm_start": TREES,
+    },
+)
 
 
-@given(tree=SECTIONS, parameters=SECTIONS)
+@given(tree=SECTIONS, parameters=SECTIONS, block=BLOCKS)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_that_yaml_can_say_is_a_traceback(tmp_path: Path, tree: Any, parameters: Any) -> None:
+def test_nothing_that_yaml_can_say_is_a_traceback(
+    tmp_path: Path, tree: Any, parameters: Any, block: Any
+) -> None:
     valid = yaml.safe_load(HEAD)
-    text = yaml.safe_dump({**valid, **tree, "parameters": {**valid["parameters"], **parameters}})
+    whole = {**valid, **tree, "parameters": {**valid["parameters"], **parameters}, "kto_sweep": block}
+    text = yaml.safe_dump(whole)
+    assert all(isinstance(problem, str) for problem in read_rules(text).problems)
     try:
         spec = load(tmp_path, text)
     except SpecError as error:
