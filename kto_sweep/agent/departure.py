@@ -49,7 +49,7 @@ class Departure:
         deadline = time.monotonic() + seconds
         self._floor.take_home()
         for slot in self._floor.slots:
-            self._stations.dismiss(slot)
+            self._stations.dismiss(slot, at_once=not seconds)
             if seconds and slot.work is not None and slot.work.run is not None and not slot.work.closing:
                 self._trials.put_back(slot)
         while any(slot.work for slot in self._floor.slots) and time.monotonic() < deadline:

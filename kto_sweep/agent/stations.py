@@ -60,15 +60,15 @@ class Stations:
         )
         slot.heart.start(running)
 
-    def dismiss(self, slot: Slot) -> None:
-        """End a slot, and with the last one of a station its worker."""
+    def dismiss(self, slot: Slot, *, at_once: bool = False) -> None:
+        """End a slot, and with the last one of a station its worker; `at_once`: without a last word."""
         slot.ended = True
         if slot.heart is not None:
             slot.heart.end()
         station = slot.station
         if station.ended and station.worker is not None:
             worker, station.worker = station.worker, None
-            worker.end(at_once=bool(station.aboard) or not station.ready)
+            worker.end(at_once=at_once or bool(station.aboard) or not station.ready)
 
     def bury(self, station: Station, worker: WorkerProcess, status: int) -> tuple[str, str]:
         """Take leave of a worker that died; how it did, and what it said last."""
