@@ -107,9 +107,10 @@ def _check_objectives(config: Mapping[str, Any], objectives: Any) -> Iterator[Fi
             return
         yield from unknown_keys(each, ("name", "goal"), at, "an objective")
         yield from check_metric(each, at)
-        if each.get("name") in names:
-            yield Finding((*at, "name"), f"{each['name']} for the second time")
-        names.append(each.get("name"))
+        name = each.get("name")
+        if name is not None and name in names:
+            yield Finding((*at, "name"), f"{show(name)} for the second time")
+        names.append(name)
     first, metric = objectives[0], config.get("metric")
     if isinstance(metric, Mapping) and any(
         metric.get(key, usual) != first.get(key, usual)

@@ -48,7 +48,7 @@ def trials(box, made):
     }
 
 
-@pytest.mark.timeout(900)  # five starts of a trainer
+@pytest.mark.timeout(1800)  # five starts of a trainer
 def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box):
     made = box.create(HALVING)
     agent = box.run("agent", "--trials-per-gpu", "1")
@@ -66,7 +66,8 @@ def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box):
     assert "paused" in agent
     assert "goes on after step" in agent
     assert "nothing is left to run" in box.run("resume")
-    assert not list(box.home.runs.glob("*/checkpoint/last*"))
+    kept = {path.parent.parent.name for path in box.home.runs.glob("*/checkpoint/last.safetensors")}
+    assert kept == {found[3e-3]["run_id"]}  # the mark of a trial that is finished
 
     alone = box.create(ALONE)
     box.run("agent", "--trials-per-gpu", "1")
