@@ -62,6 +62,7 @@ def _ledger(connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules:
                     config=run_writes.plain_config(run.config),
                     summary=lines.as_row(run.summary) or {},
                     seconds=None,
+                    paused=run.is_paused,
                 )
                 for run in [*runs.taken_over(connection, sweep.id), *runs.of_sweep(connection, sweep.id)]
             ),

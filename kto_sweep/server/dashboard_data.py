@@ -85,9 +85,10 @@ def _sweep_line(connection: sqlite3.Connection, each: Sweep) -> Row:
     seconds = 0.0
     mine = runs.in_sweep(each.id)
     for state, count, busy in connection.execute(
-        "SELECT state, COUNT(*), SUM(COALESCE(json_extract(COALESCE(strict_summary, summary), '$._runtime'),"
+        "SELECT CASE WHEN paused AND state = 'preempted' THEN 'paused' ELSE state END AS shown, COUNT(*),"
+        " SUM(COALESCE(json_extract(COALESCE(strict_summary, summary), '$._runtime'),"
         " heartbeat_at - created_at)) FROM run"
-        f" WHERE {mine.sql} GROUP BY state",
+        f" WHERE {mine.sql} GROUP BY shown",
         mine.parameters,
     ):
         counts[state] = count
@@ -169,7 +170,7 @@ def run_row(each: Run) -> Row:
     return {
         "name": each.name,
         "title": each.display_name,
-        "state": each.state.value,
+        "state": "paused" if each.is_paused else each.state.value,
         "stopping": each.stop_requested and each.state not in ENDED,
         "created": each.created_at,
         "heartbeat": each.heartbeat_at,

@@ -37,9 +37,9 @@ def judge(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_i
 def promotable(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep) -> list[Run]:
     """The paused runs that may go on, in the order in which they should."""
     rule, metric = rules.options.asha, rules.metric
-    paused = {run.id: run for run in runs.paused(connection, sweep.id)}
-    if rule is None or metric is None or not paused:
+    if rule is None or metric is None:
         return []
+    paused = {run.id: run for run in runs.paused(connection, sweep.id)}
     found = asha.promotable(
         rule,
         {run.id: run.rung for run in paused.values()},

@@ -1,12 +1,15 @@
 """Asynchronous successive halving on the server: who pauses, who goes on, where, and how a sweep ends."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
 import yaml
 from server_bench import Bench, Box
 
+from kto_sweep.server import dashboard_cells, dashboard_data
+from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.sweep_rules import read_rules
 
 GRID: dict[str, Any] = {
@@ -45,6 +48,19 @@ def train(bench: Bench, agent: str, name: str, loss: float, until: int = 18) -> 
     return False
 
 
+def shown(bench: Bench, name: str) -> tuple[list[str], Counter[str]]:
+    """States on the dashboard: of the runs, and how many cells of the grid have which."""
+    connection = bench.backend.database.reader()
+    owner = projects.find(connection, None, None)
+    assert owner
+    sweep = sweeps.find(connection, owner.id, name)
+    assert sweep
+    rows = [dashboard_data.run_row(run)["state"] for run in runs.of_sweep(connection, sweep.id)]
+    cells = dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))
+    assert cells
+    return rows, Counter(cell["state"] for cell in cells)
+
+
 def test_poor_runs_pause_and_the_best_goes_on_before_a_new_one_begins(bench: Bench) -> None:
     sweep = bench.sweep(GRID)
     one = agent(bench, sweep)
@@ -57,6 +73,7 @@ def test_poor_runs_pause_and_the_best_goes_on_before_a_new_one_begins(bench: Ben
         train(bench, one, name, float(rate))
         if len(order) == 2:
             assert bench.run(name, "state sweepName") == {"state": "preempted", "sweepName": sweep}
+            assert shown(bench, sweep) == (["paused", "paused"], {"paused": 2, "missing": 4})
     # Of 5, 3 and 4 the 3 goes on; 1 is one of the best as soon as it comes, 2 only with the 6 beside it. Then
     # nothing new is left, and the best of the two that got further goes to its end.
     assert order == [

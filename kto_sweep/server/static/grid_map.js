@@ -1,11 +1,11 @@
-// The cells of a grid as a map: done, running, failed with its cause, missing.
+// The cells of a grid as a map: done, running, paused, failed with its cause, missing.
 
 import { h, put } from "./dom.js";
 import { show } from "./format.js";
 
 /** @typedef {{values: Record<string, any>, state: string, cause: string | null, run: string | null, value: number | null}} Cell */
 
-const SIGNS = { done: "●", running: "▶", failed: "✕", missing: "·" };
+const SIGNS = { done: "●", running: "▶", paused: "‖", failed: "✕", missing: "·" };
 
 export class GridMap {
   /** @param {(run: string) => string} link */

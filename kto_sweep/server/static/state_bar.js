@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 
-const ORDER = ["finished", "running", "pending", "preempting", "preempted", "failed", "crashed", "killed"];
+const ORDER = ["finished", "running", "pending", "preempting", "preempted", "paused", "failed", "crashed", "killed"];
 
 /**
  * @param {Record<string, number>} counts runs by state

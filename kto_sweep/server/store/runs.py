@@ -67,6 +67,11 @@ class Run:
     summary: str
     """JSON; may hold the bare words NaN and Infinity, as clients send them."""
 
+    @property
+    def is_paused(self) -> bool:
+        """Successive halving has paused it, and it has stopped."""
+        return self.paused and self.state is RunState.PREEMPTED
+
 
 class Choice(NamedTuple):
     """Those parts of a run that say what its search chose."""
