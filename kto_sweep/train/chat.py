@@ -16,7 +16,7 @@ from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.train.device import pick_device
-from kto_sweep.train.merge import tuned
+from kto_sweep.train.merge import tuned, where_else
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.trial import Trial
 
@@ -43,7 +43,7 @@ def compare_answers(
         about = None
     whole, adapters = run / "model", run / ("best" if best else "adapter")
     if about is None or not (whole.is_dir() or adapters.is_dir()):
-        raise UsageError(f"run {run.name} has no trained weights", hint=f"look into {run}")
+        raise UsageError(f"run {run.name} has no trained weights", hint=where_else(run))
     trial = Trial.from_config(about["trial"])
     base = load_base(
         trial.base_model, quantization=trial.effective_quantization, device=pick_device(), home=home

@@ -23,6 +23,11 @@ def tuned(base: LoadedBase, adapters: Path) -> PeftModel:
         return PeftModel.from_pretrained(base.model, str(adapters))
 
 
+def where_else(run: Path) -> str:
+    """What to do about a run without the weights of its last step, such as one that was cut off."""
+    return "add --best: it was cut off" if (run / "best").is_dir() else f"look into {run}"
+
+
 def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callable[[str], None]) -> Path:
     """The folder with the merged model of a run, its tokenizer and its card, as safetensors.
 
@@ -36,7 +41,7 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
     if (run / "model").is_dir():
         raise UsageError(f"run {run.name} trained all weights", hint=f"they are merged: {run / 'model'}")
     if not (adapters / "adapter_config.json").is_file() or not lineage.is_file():
-        raise UsageError(f"run {run.name} has no trained adapters", hint=f"look into {run}")
+        raise UsageError(f"run {run.name} has no trained adapters", hint=where_else(run))
     folder = (run / "merged" if output is None else output.expanduser()).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already", hint="name another with --output, or remove it")
