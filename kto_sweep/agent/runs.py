@@ -138,9 +138,8 @@ class TrialRun:
         """
         goes_on = (folder / CHECKPOINT).exists()
         earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
-        resume: Literal["must", "allow"] | None = (
-            "must" if adopt else "allow" if goes_on and not _is_offline() else None
-        )
+        resume: Literal["must", "allow"] | None
+        resume = "must" if adopt else "allow" if goes_on and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
         try:
