@@ -15,6 +15,7 @@ from pathlib import Path
 
 from arena import Arena, processes
 
+from kto_sweep.run_record import read_record
 from kto_sweep.server.address import read_address
 from kto_sweep.server.launch import ensure_server
 
@@ -168,7 +169,7 @@ def _clear(pattern: str) -> Happen:
 
 
 def _damage(pattern: str, how: Callable[[Path, random.Random], None]) -> Happen:
-    """Damage a file of a trial while nobody runs, as a crash of the whole box would."""
+    """Damage a file of an unfinished trial while nobody runs, as a crash of the whole box would."""
 
     def happen(arena: Arena, rng: random.Random) -> None:
         agents = arena.alive
@@ -177,12 +178,18 @@ def _damage(pattern: str, how: Callable[[Path, random.Random], None]) -> Happen:
         for agent in agents:
             agent.wait()
         arena.wait(lambda: not arena.workers(), 30, "the workers' end")
-        if paths := sorted(arena.home.runs.glob(pattern)):
+        if paths := [path for path in sorted(arena.home.runs.glob(pattern)) if not _is_over(arena, path)]:
             how(rng.choice(paths), rng)
         for _ in agents:
             arena.start_agent()
 
     return happen
+
+
+def _is_over(arena: Arena, path: Path) -> bool:
+    """Whether the file is of a trial with which nobody goes on."""
+    record = read_record(arena.home.runs / path.relative_to(arena.home.runs).parts[0])
+    return record is not None and record.sent
 
 
 def _cut(path: Path, rng: random.Random) -> None:
