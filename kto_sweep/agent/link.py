@@ -167,9 +167,9 @@ def read_run(
         api.flush()
         run = api.run(f"{ref.entity}/{ref.project}/{run_id}")
         return str(run.state), dict(run.config), dict(run.summary_metrics or {})
-    except ValueError:
-        return None  # how wandb says that it was not found
     except Exception as error:
+        if isinstance(getattr(error, "exc", error), ValueError):
+            return None  # how wandb says that it was not found, within a CommError or not
         raise ServerError(f"run {run_id} cannot be read: {error}") from error
 
 
