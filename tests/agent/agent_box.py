@@ -38,7 +38,9 @@ class Box:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR") if name in os.environ
+        }
         bin_folder = str(Path(sys.executable).parent)
         return kept | {
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
