@@ -110,21 +110,25 @@ def _send_to(home: Home, target: Target, api: "wandb.Api", runs: list[Unsent]) -
 
 
 def _sync(target: Target, runs: list[Unsent]) -> str:
-    """The last words of wandb, which sends the runs, each with all its attempts in order."""
+    """The last words of wandb, which sends the runs, each with all its attempts in order.
+
+    One call for each attempt: wandb ends at a file that was cut off, as that of a killed agent is.
+    """
     environ = dict(os.environ)
     target.enter(environ)
-    folders = [str(folder) for run in runs for folder in sorted((run.folder / "wandb").glob("*run-*"))]
-    command = [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", *folders]
-    done = subprocess.run(
-        command,
-        env=environ | {"WANDB_SILENT": "false"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    return done.stdout.strip().rpartition("\n")[2]
+    words = ""
+    for folder in (folder for run in runs for folder in sorted((run.folder / "wandb").glob("*run-*"))):
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(folder)],
+            env=environ | {"WANDB_SILENT": "false"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+        words = done.stdout.strip().rpartition("\n")[2]
+    return words
 
 
 def _read(api: "wandb.Api", run: Unsent) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:

@@ -1,5 +1,6 @@
 """Runs that ended while their server was gone are sent later."""
 
+import pytest
 from ledger_box import Box
 
 from kto_sweep.run_record import RunRecord, read_record
@@ -22,7 +23,9 @@ stop_server(home)
 """
 
 
-def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box) -> None:
+@pytest.mark.parametrize("kept", [None, 7, -40])
+def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box, kept: int | None) -> None:
+    """Also where the file of the first attempt was cut off: its server has heard what it had to say."""
     sweep = box.create()
     box.work(sweep, 2)
     ((put_back, *_),) = box.work(sweep, 1, {"0.001 2": "put back"}, CHECKPOINT)
@@ -31,6 +34,8 @@ def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box) -> None
     record = read_record(box.home.runs / put_back)
     assert record is not None
     assert (record.ended, record.sent) == (True, False)
+    first = min((box.home.runs / put_back / "wandb").glob("run-*/*.wandb"))
+    first.write_bytes(first.read_bytes()[:kept])
 
     assert box.json("sync") == {"sent": [f"local/kto-sweep/{put_back}"], "failed": {}}
     runs = box.ask(RUNS)
