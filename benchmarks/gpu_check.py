@@ -86,12 +86,15 @@ def model(kind: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
 
 
 def rows(n: int = 8) -> list[PairedRow]:
+    """Every other prompt has a beginning in common, and two are the same."""
     rng = np.random.default_rng(0)
+    beginning = rng.integers(3, SIZES["vocab_size"], 60).tolist()
 
     def tokens() -> list[int]:
         return rng.integers(3, SIZES["vocab_size"], rng.integers(2, 120)).tolist()
 
-    made = [TokenRow(tokens(), tokens(), bool(at % 3), at) for at in range(n)]
+    prompts = [beginning * (at % 2) + tokens() for at in range(n - 1)]
+    made = [TokenRow(prompt, tokens(), bool(at % 3), at) for at, prompt in enumerate([*prompts, prompts[1]])]
     return pair_rows(made, [(at + 1) % n for at in range(n)], max_length=180)
 
 

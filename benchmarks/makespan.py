@@ -222,7 +222,8 @@ class Benchmark:
         finally:
             stop_server(home)
         if status["finished"] != self.trials:
-            raise SystemExit(f"{status['finished']} of {self.trials} trials finished")
+            said = "\n".join((folder / "agent.log").read_text(errors="replace").splitlines()[-60:])
+            raise SystemExit(f"{said}\n{status['finished']} of {self.trials} trials finished")
         logs = [_read_log(path) for path in home.runs.glob("*/log.jsonl")]
         return self.summary(
             "ours", seconds, _step_seconds(logs),

@@ -163,10 +163,10 @@ def predict(case: Case, rows: list[Any]) -> dict[str, float]:
     train, held_out = rows[HELD_OUT:], rows[:HELD_OUT]
     model, stack = architecture(case.size), adapters(case.trial(0), case.together)
     orders = [list(all_batches(len(train), case.batch, STEPS, seed)) for seed in range(case.together)]
-    loads = [load_of([train[at] for order in orders for at in order[step][1]]) for step in range(STEPS)]
+    loads = [load_of([[train[at] for at in order[step][1]] for order in orders]) for step in range(STEPS)]
     peaks = [peak(model, case.quantization, stack, load, recompute=case.recompute) for load in loads]
     fullest = max(peaks, key=lambda found: found.total)
-    scored = load_of(held_out)
+    scored = load_of([held_out])
     return {
         "weights": fullest.weights / GIB,
         "adapters": fullest.adapters / GIB,
@@ -175,8 +175,15 @@ def predict(case: Case, rows: list[Any]) -> dict[str, float]:
     }
 
 
-def load_of(rows: list[Any]) -> Load:
-    fed = sum(len(row.prompt) + len(row.completion) - 1 for row in rows)
+def load_of(slots: list[list[Any]]) -> Load:
+    """Of one forward with these rows in each slot; what prompts of a slot begin with is fed once."""
+    import torch
+
+    from kto_sweep.train.pack import Item, pack
+
+    rows = [row for own in slots for row in own]
+    items = [Item(row, slot) for slot, own in enumerate(slots) for row in own]
+    fed = pack(items, len(slots), torch.device("cpu")).tokens
     return Load(fed, sum(len(row.completion) for row in rows), sum(len(row.mismatched) for row in rows))
 
 

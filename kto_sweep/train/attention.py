@@ -39,7 +39,7 @@ class Packing:
     """How the sequences of one forward lie in its row of tokens.
 
     A sequence has as many queries as it has tokens in the row. It has more keys than queries when the tokens
-    before its own come from `prefix`: the keys of the row are then gathered from [prefix; own].
+    before its own lie elsewhere, in the row or in `prefix`: the keys are then gathered from [prefix; row].
     """
 
     query_lengths: list[int]
@@ -51,7 +51,7 @@ class Packing:
     """Where to store keys and values. Set to None once they are used: a recomputed layer stores nothing."""
     prefix: PrefixStore | None = None
     gather: Tensor | None = None
-    """Index of every key in [prefix; own]: (keys,)."""
+    """Index of every key in [prefix; row]: (keys,)."""
     windows: set[int | None] = field(default_factory=set)
     """Sliding windows that layers asked for, in tokens; None for full attention."""
 
@@ -101,8 +101,8 @@ def attend(
     packing.windows.add(window)
     if packing.keep is not None:
         packing.keep.layers[_layer(module)] = (k.detach(), v.detach())
-    if packing.prefix is not None:
-        k, v = _with_prefix(packing, _layer(module), k, v)
+    if packing.gather is not None:
+        k, v = _gathered(packing, module, k, v)
     if _flash_can(q, v) and not softcap:
         return _flash(q, k, v, packing, scaling, window)
     return _by_sequence(q, k, v, packing, scaling, window, softcap)
@@ -124,14 +124,12 @@ def _layer(module: torch.nn.Module) -> int:
     return index
 
 
-def _with_prefix(packing: Packing, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    assert packing.prefix is not None
+def _gathered(packing: Packing, module: torch.nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     assert packing.gather is not None
-    kept_k, kept_v = packing.prefix.layers[layer]
-    return (
-        torch.cat([kept_k, k]).index_select(0, packing.gather),
-        torch.cat([kept_v, v]).index_select(0, packing.gather),
-    )
+    if packing.prefix is not None:
+        kept_k, kept_v = packing.prefix.layers[_layer(module)]
+        k, v = torch.cat([kept_k, k]), torch.cat([kept_v, v])
+    return k.index_select(0, packing.gather), v.index_select(0, packing.gather)
 
 
 def _flash(

@@ -12,8 +12,8 @@ The last token of a completion predicts nothing that is asked for, so it is neve
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,16 @@ from torch import Tensor
 
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.train.attention import Packing, PrefixStore
+from kto_sweep.train.prefixes import Piece, tree, whole
 
 Ids = NDArray[np.int64]
 
 ROUNDING = {"cuda": 128}
 """Tokens of a forward by kind of device: a multiple of this. Matmul libraries look for a kernel at each new
 size, which costs the host more than multiplying some tokens that nobody asks for."""
+
+WORTH = 16
+"""Beginnings are shared where more than 1 / WORTH of a slot's tokens are saved: collecting keys costs too."""
 
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
@@ -70,7 +74,7 @@ class Item:
     example: int = 0
     """Where its log-prob goes among those of the step."""
     noise: int = 0
-    """Seed of its dropout: depends on the trial's seed, step and place in the batch, on nothing else."""
+    """Seed of its dropout, 0 without: depends on the trial's seed, step and place in the batch only."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Pack:
     """(slot, first token, end) of the slots that have tokens."""
     noise: Tensor
     """Dropout key of each token: int64 (tokens,)"""
-    prompt_starts: list[int] = field(default_factory=list)
-    """Where each item's prompt begins in the row."""
+    prompts: list[Ids] = field(default_factory=list)
+    """Where each item's prompt is, its last token aside."""
 
     @property
     def tokens(self) -> int:
@@ -103,23 +107,20 @@ class Pack:
         return int(self.ids.shape[0])
 
 
-@dataclass
-class _Layout:
-    """What one sequence adds to the row: numpy pieces, put together once."""
+@dataclass(frozen=True)
+class _Sequence:
+    """Tokens that lie one after another in the row; token `predicting` of them predicts the first target."""
 
-    fed: list[Ids] = field(default_factory=list)
-    first_positions: list[int] = field(default_factory=list)
-    first_predicting: list[int] = field(default_factory=list)
-    targets: list[Ids] = field(default_factory=list)
-    prefix_lengths: list[int] = field(default_factory=list)
-
-    def add(self, fed: Ids, *, position: int, predicting: int, targets: Ids, prefix: int = 0) -> None:
-        """One sequence: `fed` from `position` on; token `predicting` of it predicts the first target."""
-        self.fed.append(fed)
-        self.first_positions.append(position)
-        self.first_predicting.append(predicting)
-        self.targets.append(targets)
-        self.prefix_lengths.append(prefix)
+    fed: Ids
+    position: int
+    """Of the first of them, in their prompt."""
+    slot: int
+    noise: Ids
+    before: Ids
+    """Where the tokens before them are: their attention reaches those first, then their own."""
+    targets: Ids
+    predicting: int = 0
+    example: int = 0
 
 
 def pack(
@@ -127,84 +128,105 @@ def pack(
 ) -> Pack:
     """Prompts and completions in full; with `keep`, the forward keeps keys and values for `pack_onto`.
 
-    `items` come sorted by slot.
+    What several prompts of a slot begin with is fed once. `items` come sorted by slot.
     """
-    layout = _Layout()
-    for item in items:
-        completion = item.row.mismatched if mismatched else item.row.completion
-        prompt = item.row.prompt
-        fed = np.concatenate([prompt, completion[:-1]])
-        layout.add(fed, position=0, predicting=len(prompt) - 1, targets=completion)
+    sequences: list[_Sequence] = []
+    prompts: dict[int, Ids] = {}
+    at = 0
+    for slot, group in groupby(range(len(items)), key=lambda at: items[at].slot):
+        places: list[Ids] = []
+        own = list(group)
+        for piece in _pieces([items[each] for each in own], mismatched):
+            item = items[own[piece.row]]
+            completion = item.row.mismatched if mismatched else item.row.completion
+            targets = completion if piece.last else _NO_IDS
+            fed = np.concatenate([item.row.prompt[piece.begin : piece.end], targets[:-1]])
+            before = _NO_IDS if piece.after is None else places[piece.after]
+            places.append(np.concatenate([before, np.arange(at, at + len(fed))]))
+            at += len(fed)
+            predicting = len(item.row.prompt) - 1 - piece.begin
+            noise = _noise_keys(item, piece.begin, len(fed), mismatched)
+            sequences.append(
+                _Sequence(fed, piece.begin, slot, noise, before, targets, predicting, item.example)
+            )
+            if piece.last:
+                prompts[own[piece.row]] = places[-1][: len(item.row.prompt) - 1]
     store = PrefixStore() if keep else None
-    return _assemble(items, layout, slots, device, keep=store, mismatched=mismatched)
+    made = _assemble(sequences, slots, device, keep=store)
+    return replace(made, prompts=[prompts[each] for each in range(len(items))])
+
+
+def _pieces(items: Sequence[Item], mismatched: bool) -> list[Piece]:
+    """How the prompts of one slot are fed: shared beginnings once, where that saves enough."""
+    prompts = [item.row.prompt for item in items]
+    if any(item.noise for item in items):
+        return whole(prompts)  # each example has a dropout of its own, from its first token on
+    pieces = tree(prompts)
+    fed = sum(piece.end - piece.begin for piece in pieces)
+    saved = sum(map(len, prompts)) - fed
+    fed += sum(len(item.row.mismatched if mismatched else item.row.completion) - 1 for item in items)
+    return pieces if saved * WORTH > fed else whole(prompts)
 
 
 def pack_onto(
     base: Pack, base_items: Sequence[Item], items: Sequence[Item], slots: int, device: torch.device
 ) -> Pack:
     """The mismatched completions of `items`, some of `base_items`, continuing their prompts in `base`."""
-    starts = dict(zip((item.example for item in base_items), base.prompt_starts, strict=True))
-    layout = _Layout()
-    pieces: list[Ids] = []
-    own = base.tokens
+    prompts = dict(zip((item.example for item in base_items), base.prompts, strict=True))
+    sequences = []
     for item in items:
         prompt, completion = item.row.prompt, item.row.mismatched
         # The last prompt token is fed again, with its key and value: the prefix ends before it.
-        prefix = len(prompt) - 1
-        layout.add(
-            np.concatenate([prompt[-1:], completion[:-1]]),
-            position=prefix, predicting=0, targets=completion, prefix=prefix,
-        )  # fmt: skip
-        start = starts[item.example]
-        pieces += [np.arange(start, start + prefix), np.arange(own, own + len(completion))]
-        own += len(completion)
-    gather = np.concatenate(pieces)
-    return _assemble(items, layout, slots, device, prefix=base.attention.keep, gather=gather, mismatched=True)
+        before = len(prompt) - 1
+        fed = np.concatenate([prompt[-1:], completion[:-1]])
+        noise = _noise_keys(item, before, len(fed), mismatched=True)
+        sequences.append(
+            _Sequence(fed, before, item.slot, noise, prompts[item.example], completion, example=item.example)
+        )
+    return _assemble(sequences, slots, device, base=base)
 
 
 def _assemble(
-    items: Sequence[Item],
-    layout: _Layout,
+    sequences: list[_Sequence],
     slots: int,
     device: torch.device,
     *,
-    mismatched: bool,
     keep: PrefixStore | None = None,
-    prefix: PrefixStore | None = None,
-    gather: Ids | None = None,
+    base: Pack | None = None,
 ) -> Pack:
-    lengths = [len(fed) for fed in layout.fed]
-    filling = -sum(lengths) % ROUNDING.get(device.type, 1)
+    filling = -sum(len(each.fed) for each in sequences) % ROUNDING.get(device.type, 1)
     if filling:
         # A sequence of its own, which predicts nothing: it has no effect and no gradient.
-        layout.add(np.zeros(filling, dtype=np.int64), position=0, predicting=0, targets=_NO_IDS)
-        if gather is not None:
-            last = int(gather.max()) + 1
-            gather = np.concatenate([gather, np.arange(last, last + filling)])
-    lengths = [len(fed) for fed in layout.fed]
+        nothing = np.zeros(filling, dtype=np.int64)
+        sequences = [*sequences, _Sequence(nothing, 0, sequences[-1].slot, nothing, _NO_IDS, _NO_IDS)]
+    lengths = [len(each.fed) for each in sequences]
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    counts = [len(targets) for targets in layout.targets]
-    places = [np.arange(n) for n in lengths]
-    key_lengths = [n + before for n, before in zip(lengths, layout.prefix_lengths, strict=True)]
-    slots_of = [item.slot for item in items]
-    spans = _slot_spans([*slots_of, slots_of[-1]] if filling else slots_of, starts)
+    key_lengths = [len(each.before) + n for each, n in zip(sequences, lengths, strict=True)]
+    spans = _slot_spans([each.slot for each in sequences], starts)
+    gather = None
+    if base is not None or any(len(each.before) for each in sequences):
+        own = starts + (base.tokens if base is not None else 0)
+        keys = zip(sequences, own[:-1], own[1:], strict=True)
+        gather = np.concatenate(
+            [piece for each, start, end in keys for piece in (each.before, np.arange(start, end))]
+        )
     long = ship(
         {
-            "ids": np.concatenate(layout.fed),
+            "ids": np.concatenate([each.fed for each in sequences]),
             "positions": np.concatenate(
-                [place + at for place, at in zip(places, layout.first_positions, strict=True)]
+                [each.position + np.arange(n) for each, n in zip(sequences, lengths, strict=True)]
             ),
             "predicting": np.concatenate(
                 [
-                    start + first + np.arange(n)
-                    for start, first, n in zip(starts[:-1], layout.first_predicting, counts, strict=True)
+                    start + each.predicting + np.arange(len(each.targets))
+                    for start, each in zip(starts[:-1], sequences, strict=True)
                 ]
             ),
-            "targets": np.concatenate(layout.targets),
-            "examples": np.repeat([item.example for item in items], counts[: len(items)]),
-            "noise": np.concatenate(
-                [_noise_keys(items, layout, lengths, mismatched), np.zeros(filling, dtype=np.int64)]
+            "targets": np.concatenate([each.targets for each in sequences]),
+            "examples": np.repeat(
+                [each.example for each in sequences], [len(each.targets) for each in sequences]
             ),
+            "noise": np.concatenate([each.noise for each in sequences]),
             "gather": gather if gather is not None else _NO_IDS,
         },
         device,
@@ -223,12 +245,13 @@ def _assemble(
     )
     attention = Packing(
         query_lengths=lengths, key_lengths=key_lengths, query_ends=short["queries"], key_ends=short["keys"],
-        keep=keep, prefix=prefix, gather=long["gather"] if gather is not None else None,
+        keep=keep, prefix=base.attention.keep if base is not None else None,
+        gather=long["gather"] if gather is not None else None,
     )  # fmt: skip
     return Pack(
         ids=long["ids"], positions=long["positions"], attention=attention, predicting=long["predicting"],
         targets=long["targets"], examples=long["examples"], slot_ends=short["slots"], slot_spans=spans,
-        noise=long["noise"], prompt_starts=[int(start) for start in starts[: len(items)]],
+        noise=long["noise"],
     )  # fmt: skip
 
 
@@ -242,19 +265,15 @@ def _slot_spans(slots: Sequence[int], starts: Ids) -> list[tuple[int, int, int]]
     return spans
 
 
-def _noise_keys(items: Sequence[Item], layout: _Layout, lengths: Sequence[int], mismatched: bool) -> Ids:
-    """A key per token from its item's noise, its position, and whether it is a token of the mismatched pass.
+def _noise_keys(item: Item, first: int, tokens: int, mismatched: bool) -> Ids:
+    """A key for each token from `first` on: its item's noise, its position, whether it is a mismatched one.
 
     The prompt before its last token is the same in both passes, and so has the same key: whether the
     mismatched pass shares its keys and values or computes them again changes nothing.
     """
-    keys = []
-    # What fills the row up comes last and is no item's.
-    for item, at, n in zip(items, layout.first_positions, lengths, strict=False):
-        position = np.arange(at, at + n, dtype=np.int64)
-        own = (position >= len(item.row.prompt) - 1) if mismatched else np.zeros(n, dtype=bool)
-        keys.append(mix(np.int64(item.noise) ^ mix(position * 2 + own)))
-    return np.concatenate(keys)
+    position = np.arange(first, first + tokens, dtype=np.int64)
+    own = (position >= len(item.row.prompt) - 1) & mismatched
+    return mix(np.int64(item.noise) ^ mix(position * 2 + own))
 
 
 def mix(values: NDArray[np.int64] | np.int64) -> NDArray[np.int64]:

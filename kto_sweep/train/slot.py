@@ -97,8 +97,11 @@ class Slot:
             beta=self.trial.beta,
             weights=self.weights,
             loss_type=self.trial.loss_type,
-            noise=int(mix(np.int64(self.trial.seed) ^ mix(np.int64(self.step)))[0]),
+            noise=self._noise() if self.trial.lora_dropout else 0,
         )
+
+    def _noise(self) -> int:
+        return int(mix(np.int64(self.trial.seed) ^ mix(np.int64(self.step)))[0])
 
     def advance(self, batch: SlotBatch, rows: int) -> Known:
         """Count the step that `batch` took; `rows` is the size of the training set."""

@@ -36,7 +36,7 @@ class SlotBatch:
     """(lambda_D, lambda_U)"""
     loss_type: str
     noise: int = 0
-    """Seed of this step's dropout."""
+    """Seed of this step's dropout; 0 without."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def step_items(batches: Sequence[SlotBatch]) -> list[Item]:
     items: list[Item] = []
     for batch in batches:
         for place, row in enumerate(batch.rows):
-            noise = int(mix(np.int64(batch.noise) ^ mix(np.int64(place)))[0])
+            noise = int(mix(np.int64(batch.noise) ^ mix(np.int64(place)))[0]) if batch.noise else 0
             items.append(Item(row, batch.slot, len(items), noise))
     return items
 

@@ -93,16 +93,18 @@ def _check_structure(model: PreTrainedModel) -> None:
 
 
 def _probe_rows(model: PreTrainedModel) -> list[PairedRow]:
-    """Two rows of random tokens, each with a mismatched completion."""
+    """Three rows of random tokens, each with a mismatched completion; two prompts begin alike."""
     rng = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
 
     def tokens(n: int) -> Ids:
         return rng.integers(0, vocabulary, n)
 
+    beginning = tokens(9)
     return [
-        PairedRow(tokens(11), tokens(6), tokens(4), True),
+        PairedRow(np.concatenate([beginning, tokens(2)]), tokens(6), tokens(4), True),
         PairedRow(tokens(5), tokens(3), tokens(7), False),
+        PairedRow(np.concatenate([beginning, tokens(4)]), tokens(2), tokens(3), True),
     ]
 
 

@@ -52,13 +52,14 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def token_rows(n: int, seed: int = 0, longest: int = 14) -> list[TokenRow]:
-    """Random rows with different prompts, of different lengths, both labels."""
+    """Random rows with different prompts, of different lengths, both labels; every other begins alike."""
     rng = np.random.default_rng(seed)
+    beginning = rng.integers(3, VOCABULARY, 9).tolist()
 
     def some(low: int) -> list[int]:
         return rng.integers(3, VOCABULARY, rng.integers(low, longest + 1)).tolist()
 
-    return [TokenRow(some(1), some(1), bool(at % 3), at) for at in range(n)]
+    return [TokenRow(beginning * (at % 2) + some(1), some(1), bool(at % 3), at) for at in range(n)]
 
 
 def next_partners(n: int) -> list[int]:

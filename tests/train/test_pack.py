@@ -1,10 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from packed_cases import token_rows
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train.pack import Item, PairedRow, mix, pack, pack_onto, pair_rows
+from kto_sweep.train.pack import Item, Pack, PairedRow, mix, pack, pack_onto, pair_rows
+from kto_sweep.train.prefixes import tree
 
 CPU = torch.device("cpu")
 
@@ -47,6 +52,86 @@ def test_worked_example_of_mismatched_completions_on_kept_prompts() -> None:
     assert found.attention.gather.tolist() == [0, 1, 9, 10, 11, 5, 12, 13]
     assert found.attention.prefix is base.attention.keep
     assert found.slot_ends.tolist() == [3, 3, 5, 5]
+
+
+BEGINNING = [*range(40, 50)]
+ALIKE = [
+    Item(row([*BEGINNING, 1, 2], [20, 21], [30, 31]), slot=0, example=0),
+    Item(row([9], [22, 23], [32]), slot=0, example=1),
+    Item(row([*BEGINNING, 1, 2], [24], [33, 34]), slot=0, example=2),
+    Item(row([*BEGINNING, 3], [25, 26], [35]), slot=1, example=3),
+]
+
+
+def seen(found: Pack, base: Pack | None = None) -> dict[int, list[int]]:
+    """For each example the tokens that its last prediction is made from, itself included."""
+    ids = torch.cat([base.ids, found.ids]) if base else found.ids
+    gather = found.attention.gather
+    keys = (torch.arange(found.tokens) if gather is None else gather).split(found.attention.key_lengths)
+    ends = found.attention.query_ends.tolist()
+    return {
+        int(example): ids[keys[next(i for i, end in enumerate(ends[1:]) if at < end)]].tolist()
+        for at, example in zip(found.predicting.tolist(), found.examples.tolist(), strict=True)
+    }
+
+
+def test_what_prompts_of_a_slot_begin_with_is_fed_once() -> None:
+    base = pack(ALIKE, 2, CPU, keep=True)
+    in_full = sum(len(item.row.prompt) + len(item.row.completion) - 1 for item in ALIKE)
+    assert base.tokens == in_full - 11  # all but the last token of a prompt that is there twice
+    assert seen(base) == {
+        0: [*BEGINNING, 1, 2, 20], 1: [9, 22], 2: [*BEGINNING, 1, 2], 3: [*BEGINNING, 3, 25]
+    }  # fmt: skip
+    assert base.positions[base.predicting].tolist() == [0, 1, 11, 12, 11, 10, 11]
+    onto = pack_onto(base, ALIKE, ALIKE, 2, CPU)
+    assert seen(onto, base) == {
+        0: [*BEGINNING, 1, 2, 30], 1: [9], 2: [*BEGINNING, 1, 2, 33], 3: [*BEGINNING, 3]
+    }  # fmt: skip
+
+
+def test_with_dropout_each_example_has_its_own_prompt() -> None:
+    items = [replace(item, noise=1 + item.example) for item in ALIKE]
+    found = pack(items, 2, CPU)
+    assert found.attention.gather is None
+    assert found.attention.query_lengths == [13, 2, 12, 12]
+
+
+def test_beginnings_that_save_little_are_not_shared() -> None:
+    long = [*range(300, 600)]
+    items = [Item(row([*BEGINNING, at], long, [1]), example=at) for at in range(2)]
+    assert pack(items, 1, CPU).attention.gather is None
+
+
+prompts = st.lists(
+    st.lists(st.integers(0, 1), min_size=1, max_size=30).map(lambda ids: np.array(ids, dtype=np.int64)),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(prompts)
+def test_the_pieces_of_a_tree_put_every_prompt_together(rows: list[np.ndarray]) -> None:
+    pieces = tree(rows)
+    assert sorted(piece.row for piece in pieces if piece.last) == list(range(len(rows)))
+
+    def read(at: int) -> list[int]:
+        piece = pieces[at]
+        before = [] if piece.after is None else read(piece.after)
+        assert piece.after is None or (piece.after < at and not pieces[piece.after].last)
+        assert len(before) == piece.begin < piece.end
+        return before + rows[piece.row][piece.begin : piece.end].tolist()
+
+    for at, piece in enumerate(pieces):
+        if piece.last:
+            assert read(at) == rows[piece.row].tolist()
+    assert sum(piece.end - piece.begin for piece in pieces) <= sum(map(len, rows))
+
+
+def test_a_prompt_within_a_prompt_and_a_prompt_thrice() -> None:
+    long = np.arange(40)
+    pieces = tree([long, long[:20], long, long, np.array([7])])
+    fed = sum(piece.end - piece.begin for piece in pieces)
+    assert fed == 39 + 4 + 1  # the long one once, the last token of each that is in it, the other
 
 
 def test_items_must_come_by_slot() -> None:
