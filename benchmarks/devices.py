@@ -11,6 +11,7 @@ Without a GPU the devices are processes on the CPU, which shows that it works an
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,9 @@ def child(options: argparse.Namespace, kind: str, devices: int) -> dict[str, Any
     """What one trial measured, in a process of its own, which leaves no memory behind."""
     shared = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in _SHARED]
     command = [sys.executable, __file__, *shared, f"--kind={kind}", f"--devices={devices}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    # As the supervisor does it: a process sees the devices that are its own, and no others.
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(devices)))}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | visible)
     if done.returncode:
         return {"error": f"exit status {done.returncode}"}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

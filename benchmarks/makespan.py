@@ -149,6 +149,7 @@ class Benchmark:
             "--steps", str(steps), "--max-length", str(options.max_length), "--out", str(out),
             *(["--tuned"] if mode == "tuned" else []),
         ]  # fmt: skip
+        os.sync()  # whose turn it is does not pay for what others have left to write, such as the model
         # What datasets and TRL keep on disk, trials may share; other benchmarks may not.
         environment = self.environment | {"HF_DATASETS_CACHE": str(folder / mode), "TQDM_DISABLE": "1"}
         began, cpu_began, load = time.time(), _cpu_seconds(), os.getloadavg()[0]
@@ -202,6 +203,7 @@ class Benchmark:
         sweep = folder / "sweep.yaml"
         sweep.write_text(yaml.safe_dump(self.sweep_file()))
         tool = [sys.executable, "-m", "kto_sweep"]
+        os.sync()
         began, cpu_began, load = time.time(), _cpu_seconds(), os.getloadavg()[0]
         try:
             created = _run(
@@ -340,7 +342,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="for --size: a folder or .gguf file with a chat template")
     parser.add_argument("--model", help="in place of --size: a folder or .gguf file")
     parser.add_argument("--modes", default="trl,tuned,ours", help="empty: only the table and plot of --json")
-    parser.add_argument("--learning-rates", type=numbers(float), default=[1e-6, 5e-6, 2e-5, 1e-4])
+    parser.add_argument("--learning-rates", type=numbers(float), default=[1e-6, 5e-6, 1e-5, 2e-5])
     parser.add_argument("--batch-sizes", type=numbers(int), default=[4, 8])
     parser.add_argument("--trial-steps", type=int, default=100)
     parser.add_argument("--baseline-steps", type=int, default=sys.maxsize, help="fewer: extrapolated")

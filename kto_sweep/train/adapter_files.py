@@ -17,8 +17,8 @@ def save_adapters(
 ) -> None:
     """Write `folder` in PEFT's format, in place of what was there; half-written folders are never seen.
 
-    `tensors` as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT will load.
-    Raises OSError when the disk is full.
+    `tensors`, on the host, as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT
+    will load. Raises OSError when the disk is full.
     """
     layers = {name.rpartition(".")[0] for name in tensors}
     config = LoraConfig(
@@ -33,7 +33,7 @@ def save_adapters(
     )
     with replaced(folder) as new:
         config.save_pretrained(str(new))
-        weights = {f"base_model.model.{name}.weight": tensor.cpu() for name, tensor in tensors.items()}
+        weights = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
         write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
 
 

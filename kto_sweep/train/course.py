@@ -11,6 +11,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,7 @@ from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.slot import ReferencedRows, SlotState
 from kto_sweep.train.watch import Watch
+from kto_sweep.train.writer import Writer
 from kto_sweep.trial import Trial
 
 
@@ -102,10 +104,13 @@ def _refuse_others(request: Request, ground: Ground) -> None:
 
 
 class Course:
-    """One trial on its way: it sits down in a slot, steps, may stand up and sit down again, and ends."""
+    """One trial on its way: it sits down in a slot, steps, may stand up and sit down again, and ends.
 
-    def __init__(self, request: Request, ground: Ground, clock: Clock) -> None:
-        """Goes on from the checkpoint in the trial's folder, if there is one of it.
+    What goes on the disk is copied and written by a Writer; what ends the trial is a Future of its result.
+    """
+
+    def __init__(self, request: Request, ground: Ground, clock: Clock, *, inline: bool = False) -> None:
+        """Goes on from the checkpoint in the trial's folder, if there is one of it. `inline`: see Writer.
 
         Raises OSError when the folder cannot be written, TrialFailure when the data or the model are not
         those of the steps that were logged before.
@@ -133,7 +138,10 @@ class Course:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "last.safetensors"
         self._logbook = Logbook(folder / "rows.jsonl", Watch(self.report, self.trial, ground.data.counts))
-        self._keeper = Keeper(self._path, self._logbook, self.report.note, clock)
+        self._keeper = Keeper(self._path, self.report.note, clock)
+        self._writer = Writer(inline=inline)
+        self._keeping: Future[None] | None = None
+        """The last checkpoint, perhaps still being written."""
         self._lineage = Lineage(
             request.folder / "lineage.json",
             self.trial,
@@ -179,8 +187,8 @@ class Course:
     def stand_up(self, engine: Seats) -> None:
         """Leave the slot, to go on in another one later."""
         self.state = engine.state(self._place)
-        self._keeper.keep(self._checkpoint(self.state))
-        self._leave()
+        self._keeping = self._writer.put(self._checkpointing(self.state))
+        self.leave()
 
     def evaluates(self, step: int) -> bool:
         """Whether the trial is evaluated after `step`."""
@@ -201,61 +209,89 @@ class Course:
 
     def write(self, step: int, values: Mapping[str, float], engine: Seats) -> None:
         """Report a step; save the adapters if they are the best. Raises TrialFailure when it has diverged."""
+        self._writer.check()
         self.steps = step
         self._logbook.write(step, values)
         found = values.get("eval/common_loss", math.nan)
         if math.isfinite(found) and (self._best is None or found < self._best):
-            self._save(engine, "best")
+            self._writer.put(self._saving(engine, "best"))
             self._best = found
 
     def is_due(self, step: int) -> bool:
         """Whether more is to be done after `step` than to write its row."""
-        return step == self._total or self.evaluates(step) or self._keeper.is_due(early=False)
+        return step == self._total or self.evaluates(step) or self._is_keeping_due(early=False)
 
     def keep(self, engine: Seats) -> None:
         """Write a checkpoint if it is time for one."""
-        if self._keeper.is_due(early=self.evaluates(self.steps)):
-            self._keep(engine)
+        if self._is_keeping_due(early=self.evaluates(self.steps)):
+            self._keeping = self._writer.put(self._checkpointing(engine.state(self._place)))
 
-    def _keep(self, engine: Seats) -> None:
-        self._keeper.keep(self._checkpoint(engine.state(self._place)))
+    def _is_keeping_due(self, *, early: bool) -> bool:
+        busy = self._keeping is not None and not self._keeping.done()
+        return not busy and self._keeper.is_due(early=early)
 
-    def finish(self, engine: Seats) -> TrainResult:
+    def _checkpointing(self, state: SlotState) -> Callable[[], None]:
+        """What writes a checkpoint of now."""
+        rows, checkpoint = self._logbook.syncing(), self._checkpoint(state)
+        return lambda: self._keeper.keep(checkpoint, rows)
+
+    def finish(self, engine: Seats) -> Future[TrainResult]:
         """Save the adapters of a trial that has taken all its steps."""
-        self._save(engine, self._product)
-        self._logbook.sync()
+        save, rows = self._saving(engine, self._product), self._logbook.syncing()
         state = SlotState(self.steps, engine.examples(self._place), {}, 0.0)
-        save_checkpoint(self._path, self._checkpoint(state, finished=True))
-        return self._result(state.examples, stopped=False)
+        checkpoint = self._checkpoint(state, finished=True)
+        result = self._result(state.examples, stopped=False)
 
-    def finish_again(self) -> TrainResult:
+        def write() -> TrainResult:
+            save()
+            rows()
+            save_checkpoint(self._path, checkpoint)
+            return self._told(result)
+
+        return self._writer.put(write)
+
+    def finish_again(self) -> Future[TrainResult]:
         """The result of a trial that an earlier process has finished."""
         assert self.state is not None
         self._logbook.go_on(self.steps, self.steps, self.request.logged)
-        return self._result(self.state.examples, stopped=False)
+        result = self._result(self.state.examples, stopped=False)
+        return self._writer.put(lambda: self._told(result))
 
-    def stop(self, engine: Seats) -> TrainResult:
+    def stop(self, engine: Seats) -> Future[TrainResult]:
         """Save a trial that is told to end, so that it can go on another time."""
         if self.slot is None:
-            return self._result(self.state.examples if self.state else 0, stopped=True)
-        self._keep(engine)
-        self._save(engine, self._product)
-        return self._result(engine.examples(self._place), stopped=True)
+            result = self._result(self.state.examples if self.state else 0, stopped=True)
+            return self._writer.put(lambda: self._told(result))
+        keep, save = self._checkpointing(engine.state(self._place)), self._saving(engine, self._product)
+        result = self._result(engine.examples(self._place), stopped=True)
 
-    def fail(self, error: Exception) -> None:
+        def write() -> TrainResult:
+            keep()
+            save()
+            return self._told(result)
+
+        return self._writer.put(write)
+
+    def fail(self, error: Exception) -> Future[None]:
         """Put down why the trial cannot go on; one that has diverged needs no checkpoint."""
-        with contextlib.suppress(OSError):
-            self._lineage.write(error)
-        if isinstance(error, TrialFailure) and error.cause is FailureCause.DIVERGED:
-            self._path.unlink(missing_ok=True)
+
+        def write() -> None:
+            with contextlib.suppress(OSError):
+                self._lineage.write(error)
+            if isinstance(error, TrialFailure) and error.cause is FailureCause.DIVERGED:
+                self._path.unlink(missing_ok=True)
+
+        return self._writer.put_last(write)
+
+    def leave(self) -> None:
+        """Have no slot any more; the time in it has been counted."""
+        self._seconds, self.slot = self._taken, None
 
     def close(self) -> None:
-        """Leave the slot and close the files."""
-        self._leave()
+        """Leave the slot and close the files, once they are written."""
+        self.leave()
+        self._writer.close()
         self._logbook.close()
-
-    def _leave(self) -> None:
-        self._seconds, self.slot = self._taken, None
 
     @property
     def _taken(self) -> float:
@@ -264,7 +300,9 @@ class Course:
 
     def _result(self, examples: int, *, stopped: bool) -> TrainResult:
         taken = {"trial/seconds": self._taken, "trial/examples": examples}
-        result = TrainResult({**self._logbook.summary, **taken}, self.steps, stopped)
+        return TrainResult({**self._logbook.summary, **taken}, self.steps, stopped)
+
+    def _told(self, result: TrainResult) -> TrainResult:
         self._lineage.write(result)
         return result
 
@@ -280,9 +318,12 @@ class Course:
         """Name of the folder that the trained weights end up in."""
         return "model" if self.trial.full_finetune else "adapter"
 
-    def _save(self, engine: Seats, name: str) -> None:
-        adapters = engine.adapters(self._place)
-        save_adapters(self.request.folder / name, *adapters, self._ground.base.model.name_or_path)
+    def _saving(self, engine: Seats, name: str) -> Callable[[], None]:
+        """What writes the weights of now to the folder `name`."""
+        spec, tensors = engine.adapters(self._place)
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        base = self._ground.base.model.name_or_path
+        return lambda: save_adapters(self.request.folder / name, spec, copies, base)
 
     @property
     def _place(self) -> int:

@@ -186,7 +186,7 @@ class Engine:
             f"{kind}/{name}": tensor
             for kind, row in rows.items()
             for name, tensor in self._stack.layout.take(
-                row.cpu(), self._stack.names(held.spec), held.spec.rank
+                row.to("cpu", copy=True), self._stack.names(held.spec), held.spec.rank
             ).items()
         }
         return SlotState(held.step, held.examples, tensors, optimizer.updates)

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kto_sweep.train.checkpoint import Checkpoint, save_checkpoint
-from kto_sweep.train.logbook import Logbook
 
 SECONDS = 60.0
 """Training that a crash may cost."""
 
 SHARE = 50.0
-"""A checkpoint waits this many times what the last one took: at most 2 % of the time goes into them."""
+"""A checkpoint waits this many times what the last one took: at most 2 % of a disk's time goes into them."""
 
 Clock = Callable[[], float]
 
@@ -18,9 +17,8 @@ Clock = Callable[[], float]
 class Keeper:
     """Writes one trial's checkpoints to `path`."""
 
-    def __init__(self, path: Path, logbook: Logbook, note: Callable[[str], None], clock: Clock) -> None:
+    def __init__(self, path: Path, note: Callable[[str], None], clock: Clock) -> None:
         self._path = path
-        self._logbook = logbook
         self._note = note
         self._clock = clock
         self._last = clock()
@@ -31,11 +29,11 @@ class Keeper:
         """Whether it is time for one; `early`: after an evaluation, which would be a pity to lose."""
         return self._clock() - self._last >= max(0.0 if early else SECONDS, SHARE * self._cost)
 
-    def keep(self, checkpoint: Checkpoint) -> None:
+    def keep(self, checkpoint: Checkpoint, sync_rows: Callable[[], None]) -> None:
         """Write one. When that fails the trial goes on, with a warning: there may be room again later."""
         began = self._clock()
         try:
-            self._logbook.sync()  # first: a checkpoint without its rows is of no use
+            sync_rows()  # first: a checkpoint without its rows is of no use
             save_checkpoint(self._path, checkpoint)
         except OSError as error:
             if not self._failing:

@@ -6,7 +6,7 @@ The file has a line a step, {"step": 1, "loss": 0.5, ...}. A trial that goes on 
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -53,15 +53,26 @@ class Logbook:
         else:
             self._watch.recall(step, values)
 
-    def sync(self) -> None:
-        """Have the rows on disk whatever happens to the machine, or to the file. Raises OSError."""
+    def syncing(self) -> Callable[[], None]:
+        """What has the rows of now on disk whatever happens to the machine, or to the file; on any thread.
+
+        It is called once and raises OSError.
+        """
         if not self._path.exists():  # somebody has removed it; what is open still has them
             self._file.seek(0)
             rows, file = self._file.read(), _opened(self._path)
             file.write(rows)
             self._file.close()
             self._file = file
-        os.fsync(self._file.fileno())
+        own = os.dup(self._file.fileno())
+
+        def sync() -> None:
+            try:
+                os.fsync(own)
+            finally:
+                os.close(own)
+
+        return sync
 
     def close(self) -> None:
         """Close the file."""

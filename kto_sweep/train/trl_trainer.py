@@ -11,8 +11,9 @@ import gc
 import inspect
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def train_trl(
         work = _Work(request, base, data, ranks)
         if not ranks.leads:
             return work.follow()
-        course = _TrlCourse(request, work.ground, clock)
+        course = _TrlCourse(request, work.ground, clock, inline=True)  # all ranks take part in saving
         try:
             return work.lead(course, reference_dir)
         except Exception as error:
@@ -102,12 +103,13 @@ class _TrlCourse(Course):
         own = super()._identity
         return Identity({**own.config, "trainer": "trl"}, own.rows, own.base)
 
-    def _save(self, engine: Seats, name: str) -> None:
+    def _saving(self, engine: Seats, name: str) -> Callable[[], None]:
         if not self.trial.full_finetune:
-            super()._save(engine, name)
-        elif name != "best":  # all weights are too much to be written after each evaluation
-            assert isinstance(engine, _TrlSeat)
-            engine.save_model(self.request.folder / name)
+            return super()._saving(engine, name)
+        if name == "best":  # all weights are too much to be written after each evaluation
+            return lambda: None
+        assert isinstance(engine, _TrlSeat)
+        return partial(engine.save_model, self.request.folder / name)
 
 
 class _TrlSeat:
@@ -184,7 +186,7 @@ class _Work:
         """Train as the first rank."""
         done = self._ranks.tell(None if course.finished else course.steps)
         if done is None:
-            return course.finish_again()
+            return course.finish_again().result()
 
         def on_step(step: int, values: dict[str, float]) -> bool:
             values["epoch"] = seat.examples(0) / len(self.train.rows)
@@ -205,12 +207,12 @@ class _Work:
             self._refer(trainer, reference_dir)
         except _ToldToStopError:
             trainer.lead("release", False)
-            return course.stop(seat)
+            return course.stop(seat).result()
         trainer.lead("release", True)
         course.sit_down(seat, 0)
         trainer.train()
         finished = course.steps == len(self.batches)
-        result = course.finish(seat) if finished else course.stop(seat)
+        result = (course.finish(seat) if finished else course.stop(seat)).result()
         trainer.lead("release")
         return result
 

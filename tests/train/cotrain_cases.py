@@ -119,7 +119,14 @@ class Box:
             for ending in self.trainer.step():
                 assert ending.run_id not in self.outcomes
                 self.outcomes[ending.run_id] = ending.outcome
+            self.settle()
             self.clock.now += 1
+
+    def settle(self) -> None:
+        """Wait until what the last step gave to be written is on the disk."""
+        for course in self.trainer._seated:
+            if course._keeping is not None:
+                course._keeping.exception()
 
     def crash(self) -> None:
         """End where the last checkpoint is."""

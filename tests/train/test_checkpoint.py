@@ -213,7 +213,7 @@ def test_a_crash_between_the_last_step_and_the_end_costs_nothing(tmp_path: Path)
     engine, course = other.trainer._engine, other.trainer._seated[0]
     engine_state = engine.step()
     course.write(8, dict(engine_state.read()[0].values), engine)
-    course._keep(engine)
+    course._writer.put(course._checkpointing(engine.state(0)))
     other.crash()
     again = Box(tmp_path / "other")
     again.start("run", chosen)

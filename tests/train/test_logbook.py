@@ -22,7 +22,7 @@ def written(path: Path, steps: int) -> None:
     book.go_on(9, 0, None)
     for step in range(1, steps + 1):
         book.write(step, {"loss": 0.1 * step, "kl_raw": -1.0 / step, "rewards/chosen": float("inf")})
-    book.sync()
+    book.syncing()()
     book.close()
 
 
@@ -65,7 +65,7 @@ def test_rows_that_somebody_removes_are_on_disk_again_with_the_next_checkpoint(t
     book.write(1, {"loss": 1.0})
     shutil.rmtree(path.parent)
     book.write(2, {"loss": 2.0})
-    book.sync()
+    book.syncing()()
     book.write(3, {"loss": 3.0})
     assert book.has(3)
     book.close()

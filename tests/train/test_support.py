@@ -85,7 +85,7 @@ def test_rows_that_change_the_position_encoding_of_others_are_refused() -> None:
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=torch.float32)
     short, long = (pair_rows(token_rows(4, longest=n), [1, 2, 3, 0], 40) for n in (8, 20))
     check_lengths(model, short)
-    with pytest.raises(NotPackableError, match="changes beyond 32 tokens, and a row has [34]") as caught:
+    with pytest.raises(NotPackableError, match=r"changes beyond 32 tokens, and a row has [34]") as caught:
         check_lengths(model, long)
     assert caught.value.hint == "use max_length: 32, or train it with the trl trainer"
     check_lengths(tiny_model(), long)
