@@ -26,11 +26,12 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
     from dataclasses import asdict
 
     from kto_sweep.home import Home
-    from kto_sweep.single.earlier_runs import known_run
+    from kto_sweep.single.earlier_runs import go_where_it_began, known_run
     from kto_sweep.train.chat import compare_answers
 
     home = Home.from_environment()
     folder = known_run(home, run)
+    go_where_it_began(folder)
     found = compare_answers(home, folder, prompts, count=count, max_tokens=max_tokens, best=best)
     if as_json:
         print_json({"run": folder.name, "answers": [asdict(answers) for answers in found]})

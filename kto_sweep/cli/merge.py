@@ -24,11 +24,13 @@ def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
     kto-sweep merge runs/7b --best --output my-model
     """
     from kto_sweep.home import Home
-    from kto_sweep.single.earlier_runs import known_run
+    from kto_sweep.single.earlier_runs import go_where_it_began, known_run
     from kto_sweep.train.merge import merge as write
 
-    home = Home.from_environment()
-    folder = write(home, known_run(home, run), output, best=best, say=lambda line: say(line, as_json=as_json))
+    home, output = Home.from_environment(), output and output.expanduser().resolve()
+    trained = known_run(home, run)
+    go_where_it_began(trained)
+    folder = write(home, trained, output, best=best, say=lambda line: say(line, as_json=as_json))
     if as_json:
         print_json({"folder": str(folder)})
         return

@@ -1,6 +1,7 @@
 """Runs and sweeps that `kto-sweep train` starts from: a configuration to take, a run to go on with."""
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,27 @@ def unfinished(home: Home) -> list[Path]:
     return sorted(ours, key=lambda folder: (folder / "trial.json").stat().st_mtime, reverse=True)
 
 
-def _result(folder: Path) -> dict[str, Any]:
-    """How the run's last attempt ended, by its lineage; empty when that is not known."""
+def go_where_it_began(folder: Path) -> None:
+    """Change to the directory that a run was begun in: relative names of its data and model mean files there.
+
+    Where it is gone, or not known, nothing changes.
+    """
+    directory = _lineage(folder).get("working_directory")
+    if isinstance(directory, str) and Path(directory).is_dir():
+        os.chdir(directory)
+
+
+def _lineage(folder: Path) -> dict[str, Any]:
+    """What the run's lineage file holds; empty when there is none that can be read."""
     try:
-        about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         return {}
-    return dict(about.get("result", {}))
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    """How the run's last attempt ended; empty when that is not known."""
+    return dict(_lineage(folder).get("result", {}))
 
 
 def resumable(home: Home, name: str) -> tuple[Path, RunRecord]:

@@ -11,7 +11,13 @@ from kto_sweep.agent.single import Job
 from kto_sweep.data.formats import load_examples
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.single.earlier_runs import config_of, find_earlier, resumable, unfinished
+from kto_sweep.single.earlier_runs import (
+    config_of,
+    find_earlier,
+    go_where_it_began,
+    resumable,
+    unfinished,
+)
 from kto_sweep.single.one_run import WHOLE_DATA, difference, flat, over, read_config, run_name, with_preset
 from kto_sweep.sweep.target import (
     DEFAULT_PROJECT,
@@ -203,6 +209,7 @@ def _resumed(home: Home, asked: Asked, name: str, say: Callable[[str], None]) ->
         if record.base_url:
             os.environ.setdefault("WANDB_BASE_URL", record.base_url)
         target, offline = _server(home, True)
+    go_where_it_began(folder)
     say(f"Going on with run {folder.name}")
     offline_name = run_name(before) if offline else ""
     job = Job(folder.name, before, asked.name or offline_name, record.project, record.entity or None)

@@ -40,6 +40,7 @@ class Lineage:
         self._about: dict[str, Any] = {
             "format": "kto-sweep lineage 1",
             "started": _now(),
+            "working_directory": str(Path.cwd()),
             "model": {
                 "name": base.name,
                 "fingerprint": fingerprints.get("model"),

@@ -1,10 +1,15 @@
 """`kto-sweep train` with real workers, a real embedded server and the tiny model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from safetensors.numpy import load_file
 from train_box import Box, rows
+
+from kto_sweep.shipped_files import find_file
+
+EXAMPLE = find_file("examples/support_replies.jsonl")
 
 RUN_OF = (
     "(lambda r: [r.name, r.state, r.config['batch_size'], r.sweep is None, {}])(api.run('local/mine/{}'))"
@@ -69,7 +74,10 @@ def test_chat_answers_a_typed_prompt_twice(box, trained):
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same_rows(box):
-    steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
+    (box.folder / "own.jsonl").write_text(EXAMPLE.read_text())
+    steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6", "--local-file", "own.jsonl")
+    (box.folder / "elsewhere").mkdir()
+    elsewhere = replace(box, directory=box.folder / "elsewhere")
     told = box.interrupted(*steps, after=" 3/12")
     cut = box.folders()[0]
     assert f"kto-sweep train --resume-from-checkpoint {cut.name}" in told
@@ -77,8 +85,10 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_rows(box):
     assert "cannot go on with beta 0.3 (was 0.1)" in box.run(
         "train", "--resume-from-checkpoint", cut.name, "--beta", "0.3", code=2
     )
-    told = box.run("train", "--resume-from-checkpoint", "--cpu")
+    told = elsewhere.run("train", "--resume-from-checkpoint", "--cpu")  # with its data all the same
     assert f"Going on with run {cut.name}" in told
+    text = elsewhere.run("chat", cut.name, "--count", "1", "--max-tokens", "4", "--json")
+    assert len(json.loads(text)["answers"]) == 1
     assert "is finished" in box.run("train", "--resume-from-checkpoint", cut.name, code=2)
     box.train(*steps)
     whole = box.folders()[0]

@@ -24,7 +24,8 @@ class Box:
     """One machine of a user, with no W&B key."""
 
     folder: Path
-    """Current directory of every command; HOME and KTO_SWEEP_HOME lie in it."""
+    """HOME and KTO_SWEEP_HOME lie in it; the current directory of commands, unless there is another."""
+    directory: Path | None = None
 
     @property
     def home(self) -> Home:
@@ -41,7 +42,7 @@ class Box:
     def command(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "kto_sweep", *args],
-            cwd=self.folder,
+            cwd=self.directory or self.folder,
             env=self.environment | env,
             text=True,
             capture_output=True,
