@@ -1,13 +1,12 @@
 """The sizes of a base model that memory and time depend on, from its configuration alone."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 from kto_sweep.errors import UsageError
+from kto_sweep.plan.hub import as_object, read_config
 from kto_sweep.presets import PRESETS
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -15,8 +14,6 @@ FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 TIED_UNLESS_TOLD = ("gemma", "cohere")
 """`model_type`s whose output layer is the embedding when config.json says nothing; elsewhere it is not."""
-HUB_SECONDS = 5.0
-"""For the hub's answer."""
 
 
 @dataclass(frozen=True)
@@ -163,24 +160,19 @@ def find_architecture(model: str) -> Architecture | None:
             return Architecture.from_config(_read_folder(path))
         if path.is_absolute() or model.count("/") > 1 or model.startswith((".", "~")):
             raise UsageError(f"{model}: no such model folder", hint="check the path, or give a hub id")
-        return Architecture.from_config(_ask_hub(model))
+        return Architecture.from_config(read_config(model))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
 
 
 def _read_folder(folder: Path) -> Mapping[str, Any]:
     try:
-        return _object((folder / "config.json").read_bytes())
+        return as_object((folder / "config.json").read_bytes())
     except OSError as error:
         raise UsageError(
             f"{folder}: no model in this folder (it has no config.json)",
             hint="give the folder that save_pretrained wrote, or a .gguf file",
         ) from error
-
-
-def _object(text: bytes) -> Mapping[str, Any]:
-    config = json.loads(text)
-    return config if isinstance(config, Mapping) else {}
 
 
 def _read_gguf(file: Path) -> Mapping[str, Any]:
@@ -208,23 +200,3 @@ def _read_gguf(file: Path) -> Mapping[str, Any]:
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config["vocab_size"] = int(tensors["token_embd.weight"].shape[1])
     return {**config, "model_type": family, "tie_word_embeddings": "output.weight" not in tensors}
-
-
-def _ask_hub(model: str) -> Mapping[str, Any]:
-    """config.json of a model on the hub, from the cache or by one quick question; empty when it has none."""
-    import huggingface_hub as hub
-
-    cached = hub.try_to_load_from_cache(model, "config.json")
-    if isinstance(cached, str):
-        return _object(Path(cached).read_bytes())
-    if hub.constants.HF_HUB_OFFLINE:
-        return {}
-    # The hub's own client tries again for half a minute where there is no network.
-    token = hub.get_token()
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    question = Request(f"{hub.constants.ENDPOINT}/{model}/resolve/main/config.json", headers=headers)
-    try:
-        with urlopen(question, timeout=HUB_SECONDS) as answer:
-            return _object(answer.read())
-    except (OSError, ValueError):
-        return {}

@@ -1,14 +1,19 @@
 """What can be known of a run before it begins, with nothing on a GPU."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kto_sweep.agent.single import choose_devices, open_server
 from kto_sweep.data.formats import describe_bad, load_examples
+from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.cells import Cell
+from kto_sweep.plan.hub import bytes_to_download
 from kto_sweep.plan.plan import Planner
 from kto_sweep.plan.preflight import pick_gpu, planner
+from kto_sweep.presets import PRESETS
 from kto_sweep.single.single_run import Prepared
+from kto_sweep.trial import Trial
 from kto_sweep.wording import counted, duration
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
         f"data      {loaded.path}: {rows}" + (f"; left out: {describe_bad(loaded.bad)}" if loaded.bad else "")
     )
     held = trial.effective_quantization
-    say(f"model     {trial.base_model}, {'16 or 32 bit' if held == 'none' else held}")
+    say(f"model     {trial.base_model}, {'16 or 32 bit' if held == 'none' else held}{_weights(trial)}")
     devices = choose_devices(gpus=gpus, cpu=cpu)
     say(f"device    {', '.join(device.name for device in devices)}")
     plan: Planner = planner(None if cpu else pick_gpu(None), home, this_box=True)
@@ -53,3 +58,22 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
         say(f"  {name}: {value}")
     say("Dry run: nothing was trained." + ("" if outlook.fits is not False else " It cannot run here."))
     return outlook.fits is not False
+
+
+def _weights(trial: Trial) -> str:
+    """Where the base model's weights come from. Raises UsageError when they cannot be had."""
+    name = trial.base_model
+    path = Path(name).expanduser()
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        raise UsageError(
+            f"{name}: no weights as safetensors in this folder",
+            hint="give the folder that save_pretrained wrote, or a .gguf file",
+        )
+    if path.exists() or name == PRESETS["tiny"].model:
+        return ""
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UsageError(f"{name}: no such model folder", hint="check the path, or give a hub id")
+    missing = bytes_to_download(name)
+    if missing is None:
+        return "; its weights come from the hub"
+    return f"; {missing / 2**30:.1f} GiB of weights to download" if missing else "; its weights are here"

@@ -1,0 +1,42 @@
+"""A hub of our own with one model, served on this machine."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+CONFIG = {
+    "model_type": "qwen3", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 500,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+FILES = [{"rfilename": f"model-0000{n}-of-00002.safetensors", "size": n * 10**9} for n in (1, 2)]
+ANSWERS = {
+    "/org/model/resolve/main/config.json": CONFIG,
+    "/api/models/org/model?blobs=true": {"siblings": [*FILES, {"rfilename": "README.md", "size": 5}]},
+    "/api/models/org/pickled?blobs=true": {"siblings": [{"rfilename": "pytorch_model.bin", "size": 5}]},
+}
+
+
+@contextmanager
+def serving(asked: list[str]) -> Iterator[str]:
+    """The address of the hub; what it is asked for goes to `asked`."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            found = ANSWERS.get(self.path)
+            self.send_response(404 if found is None else 200)
+            self.end_headers()
+            if found is not None:
+                self.wfile.write(json.dumps(found).encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
