@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from typing import TypeGuard
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -17,7 +18,17 @@ def number_from_text(text: str) -> int | float | None:
         return None
     whole = "." not in match[1] and match[3] is None
     number = int(stripped) if whole else float(stripped)
-    return number if math.isfinite(number) else None
+    return number if is_number(number) else None
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number to compute with: finite, and if a whole one, not beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def show(value: object) -> str:

@@ -9,7 +9,10 @@ Formulas: W&B's `sweeps` package, whose behaviour they follow.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
+
+from kto_sweep.wording import is_number
 
 LARGEST_BAND = 2**31
 """No run logs more rows than this; the list of bands ends here."""
@@ -40,7 +43,7 @@ def parse_rule(section: Mapping[str, Any]) -> Rule:
 def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], float]:
     """Bands and eta of a section of that name. Raises ValueError, saying which key is wrong."""
     eta = section.get("eta", 3)
-    if not _is_number(eta) or eta <= 1:
+    if not is_number(eta) or eta <= 1:
         raise ValueError(f"{name}.eta is {eta!r}; it must be above 1")
     bands = _bands(section, eta, name)
     if not bands:
@@ -51,23 +54,19 @@ def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...],
 def _bands(section: Mapping[str, Any], eta: float, name: str) -> tuple[int, ...]:
     if "max_iter" in section:
         largest, brackets = section["max_iter"], section.get("s")
-        if not _is_number(largest) or largest < 1:
-            raise ValueError(f"{name}.max_iter is {largest!r}; it must be 1 or more")
+        if not is_number(largest) or not 1 <= largest <= LARGEST_BAND:
+            raise ValueError(f"{name}.max_iter is {largest!r}; it must be 1 to {LARGEST_BAND}")
         if not isinstance(brackets, int) or isinstance(brackets, bool) or brackets < 1:
             raise ValueError(f"{name}.max_iter needs s, the number of bands (1 or more)")
         bands = (int(largest / eta**k) for k in range(1, min(brackets, 64) + 1))
-        return tuple(sorted({band for band in bands if band >= 1}))
+        return tuple(sorted(set(takewhile(lambda band: band >= 1, bands))))
     if "min_iter" in section:
         smallest = section["min_iter"]
-        if not _is_number(smallest) or smallest < 1:
+        if not is_number(smallest) or smallest < 1:
             raise ValueError(f"{name}.min_iter is {smallest!r}; it must be 1 or more")
         powers = (smallest * eta**k for k in range(100))
-        return tuple(sorted({int(band) for band in powers if band < LARGEST_BAND}))
+        return tuple(sorted({int(band) for band in takewhile(lambda band: band < LARGEST_BAND, powers)}))
     raise ValueError(f"{name} needs min_iter, or max_iter with s")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def band_reached(rule: Rule, iterations: int) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kto_sweep.search.distribution_forms import FORMS, NUMBER_KEYS
 from kto_sweep.search.distributions import Continuous, Distribution, value_key
-from kto_sweep.wording import listed, nearest, number_from_text, show, show_number
+from kto_sweep.wording import is_number, listed, nearest, number_from_text, show, show_number
 
 Path = tuple[str, ...]
 
@@ -152,10 +152,6 @@ def _as_number(value: object) -> object:
     return value if number is None else number
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Violation:
     """The distribution that is named, or that W&B infers from the keys."""
     if "distribution" in keys:
@@ -195,7 +191,7 @@ def _missing_hint(keys: Mapping[str, Any]) -> str:
 
 def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Violation:
     """int_uniform of two whole numbers, uniform of two fractions; W&B refuses one of each."""
-    if not _is_number(low) or not _is_number(high):
+    if not is_number(low) or not is_number(high):
         return "uniform"  # what is wrong with the number is said where numbers are checked
     if has_step:
         return Violation((*path, "q"), "q without a distribution", hint="add distribution: q_uniform")
@@ -230,7 +226,7 @@ def _value_violations(keys: Mapping[str, Any], path: Path) -> Iterator[Violation
     """Each key's value by itself."""
     for key, value in keys.items():
         here = (*path, str(key))
-        if key in NUMBER_KEYS and not _is_number(value):
+        if key in NUMBER_KEYS and not is_number(value):
             yield Violation(here, f"{show(value)} is not a number")
         elif key in ("values", "probabilities") and (not isinstance(value, list) or not value):
             hint = "" if isinstance(value, list | Mapping) else f"{key}: [{show(value)}]"
@@ -285,7 +281,7 @@ def _relation_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iter
 def _probability_violations(
     values: Sequence[Any], probabilities: Sequence[Any], path: Path
 ) -> Iterator[Violation]:
-    if not all(_is_number(share) and share >= 0 for share in probabilities):
+    if not all(is_number(share) and share >= 0 for share in probabilities):
         yield Violation(path, f"{listed(probabilities)} are not all numbers of 0 or more")
     elif len(probabilities) != len(values):
         what = f"{len(probabilities)} probabilities for {len(values)} values"

@@ -111,8 +111,8 @@ class _Dashboard:
     async def static(self, request: Request) -> Response:
         """A script or a style sheet; its address names its version, so that browsers may keep it."""
         name = request.path_params["name"]
-        path = _plotly() if name == "plotly.min.js" else STATIC / name
-        if not path.is_file() or (path.parent != STATIC and name != "plotly.min.js"):
+        path = _static_files().get(name)
+        if path is None:
             raise GoneError(f"there is no {name}")
         headers = {
             "x-content-type-options": "nosniff",
@@ -269,6 +269,12 @@ def _json(body: Mapping[str, Any], status: int = 200) -> Response:
 def _plotly() -> Path:
     """plotly's own bundle, as its Python package brings it."""
     return Path(str(package_files("plotly") / "package_data" / "plotly.min.js"))
+
+
+@lru_cache(maxsize=1)
+def _static_files() -> Mapping[str, Path]:
+    """All that may be asked for, by name: no name that a client sends becomes part of a path."""
+    return {path.name: path for path in (*STATIC.iterdir(), _plotly())}
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
+from kto_sweep.wording import is_number
 
 MOST_LISTED = 500
 """Sweeps, and runs of no sweep, in one list at most."""
@@ -30,6 +31,8 @@ LONGEST_TEXT = 300
 """Characters of a value in a table at most; the run's own page has all of it."""
 MOST_ENTRIES = 500
 """Entries of one configuration or summary in a table at most."""
+LONGEST_RUN = 1e9
+"""Seconds, 32 years: what a run tells of its age counts up to here, and else what the server saw of it."""
 REMEMBERED = 64
 """States of sweeps that pages may still refer to."""
 
@@ -86,13 +89,14 @@ def _sweep_line(connection: sqlite3.Connection, each: Sweep) -> Row:
     mine = runs.in_sweep(each.id)
     for state, count, busy in connection.execute(
         "SELECT CASE WHEN paused AND state = 'preempted' THEN 'paused' ELSE state END AS shown, COUNT(*),"
-        " SUM(COALESCE(json_extract(COALESCE(strict_summary, summary), '$._runtime'),"
-        " heartbeat_at - created_at)) FROM run"
+        " SUM(CASE WHEN json_extract(COALESCE(strict_summary, summary), '$._runtime') BETWEEN 0 AND ?"
+        " THEN json_extract(COALESCE(strict_summary, summary), '$._runtime')"
+        " ELSE heartbeat_at - created_at END) FROM run"
         f" WHERE {mine.sql} GROUP BY shown",
-        mine.parameters,
+        (LONGEST_RUN, *mine.parameters),
     ):
         counts[state] = count
-        seconds += busy if isinstance(busy, int | float) else 0.0
+        seconds += busy
     return {
         "entity": owner.entity,
         "project": owner.name,
@@ -187,7 +191,7 @@ def run_row(each: Run) -> Row:
 def _seconds(each: Run, summary: Mapping[str, Any]) -> float:
     """Seconds that the run was at work, as far as it has told."""
     told = summary.get("_runtime")
-    if isinstance(told, int | float) and math.isfinite(told):
+    if is_number(told) and 0 <= told <= LONGEST_RUN:
         return float(told)
     return max(0.0, each.heartbeat_at - (each.assigned_at or each.created_at))
 

@@ -15,6 +15,7 @@ import yaml
 from kto_sweep.search import grid, hyperband
 from kto_sweep.search.options import Options, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
+from kto_sweep.wording import is_number
 
 LONGEST_CONFIG = 1_000_000
 """Characters of a sweep's YAML at most."""
@@ -162,7 +163,7 @@ def _metric(section: object, problems: list[str]) -> Metric | None:
     goal, target = section.get("goal", "minimize"), section.get("target")
     if goal not in ("minimize", "maximize"):
         problems.append(f"metric.goal: {goal!r} is neither minimize nor maximize; taken as minimize")
-    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
+    if target is not None and not is_number(target):
         problems.append(f"metric.target: {target!r} is not a number; ignored")
         target = None
     return Metric(

@@ -6,7 +6,7 @@ from typing import Any
 from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.search.options import BLOCK
 from kto_sweep.spec.yaml_source import Finding, Path
-from kto_sweep.wording import nearest, number_from_text, show
+from kto_sweep.wording import is_number, nearest, number_from_text, show
 
 TOP_LEVEL = (
     "method", "parameters", "metric", "metrics", "early_terminate", "run_cap", "program", "command", "name",
@@ -96,7 +96,7 @@ def _check_metric(metric: Any) -> Iterator[Finding]:
     yield from unknown_keys(metric, _METRIC_KEYS, ("metric",), "metric")
     yield from check_metric(metric, ("metric",))
     target = metric.get("target")
-    if target is not None and not _is_number(target):
+    if target is not None and not is_number(target):
         yield Finding(("metric", "target"), f"{show(target)} is not a number")
     for key, words in (("impute", _IMPUTE), ("impute_while_running", (*_IMPUTE, "false"))):
         value = metric.get(key)
@@ -168,7 +168,7 @@ def check_bands(settings: Mapping[str, Any], here: Path) -> Iterator[Finding]:
             what = f"{show(settings[key])} is not a whole number of at least 1"
             yield Finding((*here, key), what, hint="min_iter: 1" if key == "min_iter" else "")
     eta = settings.get("eta", 3)
-    if not _is_number(eta) or eta <= 1:
+    if not is_number(eta) or eta <= 1:
         yield Finding(
             (*here, "eta"), f"{show(eta)} is not a number above 1", "One trial in eta goes on.", "eta: 3"
         )
@@ -186,10 +186,6 @@ def unknown_keys(group: Mapping[Any, Any], known: Iterable[str], path: Path, of:
 def _as_number(value: Any) -> Any:
     number = number_from_text(value) if isinstance(value, str) else None
     return value if number is None else number
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_count(value: Any) -> bool:

@@ -136,6 +136,22 @@ def test_values_of_any_kind_become_cells(bench: Bench) -> None:
     json.dumps(cells, allow_nan=False)
 
 
+@pytest.mark.parametrize("told", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
+def test_a_run_that_tells_a_senseless_runtime_leaves_the_list_readable(bench: Bench, told: str) -> None:
+    """Two of them, whose sum is no number either; what the server saw of them counts instead."""
+    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
+    for _ in range(2):
+        [command] = bench.beat(bench.agent(sweep))
+        bench.start_run(command["run_id"], sweep=sweep)
+        content = [f'{{"_runtime": {told}}}']
+        bench.clock.time += 10
+        bench.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
+    reader = bench.backend.database.reader()
+    (line,) = dashboard_data.sweep_list(reader, None)["sweeps"]
+    assert line["seconds"] == 20
+    assert [run["seconds"] for run in look(bench, Changes(), sweep)["runs"]] == [10, 10]
+
+
 @pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])
 def test_an_unknown_control_is_refused(bench: Bench, wanted: dict[str, Any]) -> None:
     bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
@@ -202,7 +218,9 @@ def test_a_login_link_leads_nowhere_else(box: Box, target: str) -> None:
     assert 'content="0; url=/"' in httpx.get(link).text
 
 
-@pytest.mark.parametrize("name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", ".."])
+@pytest.mark.parametrize(
+    "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
+)
 def test_static_gives_nothing_but_its_own_files(box: Box, name: str) -> None:
     assert httpx.get(f"{box.address.url}/-/static/x/{name}").status_code == 404
 

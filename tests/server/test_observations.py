@@ -127,3 +127,6 @@ def test_rules_of_imputation_are_read_from_the_metric() -> None:
     found, problems = metric(", impute: median")
     assert found == Metric("loss")
     assert "metric.impute: 'median'" in problems[0]
+    found, problems = metric(f", target: {10**400}")
+    assert found == Metric("loss")
+    assert "is not a number" in problems[0]

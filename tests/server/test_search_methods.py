@@ -143,6 +143,7 @@ def test_random_draws_are_repeated_by_the_same_seed() -> None:
         ({"max_iter": 27, "s": 2}, (3, 9)),
         ({"max_iter": 27, "s": 9}, (1, 3, 9)),
         ({"max_iter": 100, "s": 3, "eta": 2}, (12, 25, 50)),
+        ({"max_iter": 100, "s": 64, "eta": 50}, (2,)),
     ],
 )
 def test_bands_of_the_max_iter_form(section: dict[str, int], bands: tuple[int, ...]) -> None:
@@ -151,6 +152,7 @@ def test_bands_of_the_max_iter_form(section: dict[str, int], bands: tuple[int, .
 
 def test_bands_of_the_min_iter_form_grow_by_eta() -> None:
     assert hyperband.parse_rule({"type": "hyperband", "min_iter": 3}).bands[:4] == (3, 9, 27, 81)
+    assert hyperband.parse_rule({"type": "hyperband", "min_iter": 3, "eta": 1e200}).bands == (3,)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +166,8 @@ def test_bands_of_the_min_iter_form_grow_by_eta() -> None:
         {"type": "hyperband", "min_iter": 3, "eta": 1},
         {"type": "hyperband", "min_iter": 3, "strict": "yes"},
         {"type": "hyperband", "min_iter": float("nan")},
+        {"type": "hyperband", "min_iter": 10**400},
+        {"type": "hyperband", "max_iter": 10**300, "s": 2, "eta": 1e200},
     ],
 )
 def test_rules_that_cannot_be(section: dict[str, object]) -> None:

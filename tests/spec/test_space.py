@@ -223,6 +223,7 @@ def test_the_distribution_is_inferred_as_by_wandb(entry: dict[str, object], name
         ("8.", 8.0),
         ("+3", 3),
         ("1e999", None),
+        ("9" * 400, None),
         ("0x10", None),
         ("1_000", None),
         ("nan", None),
@@ -287,6 +288,11 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
 def test_a_violation_says_what_to_type(entry: object, said: str) -> None:
     (violation,) = violations_of(x=entry)
     assert said in violation
+
+
+def test_a_whole_number_beyond_all_floats_is_not_a_number() -> None:
+    (violation,) = violations_of(x={"min": 1, "max": 10**400})
+    assert violation.endswith("is not a number")
 
 
 def test_all_violations_come_at_once_with_their_paths() -> None:
