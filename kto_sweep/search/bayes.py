@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kto_sweep.search import pareto
 from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
-from kto_sweep.search.space import Space, Value
+from kto_sweep.search.space import Space, Value, parse_space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -72,6 +72,16 @@ def next_config(
     else:
         wanted = _improving_point(cube, losses, pending, rng)
     return cube.config(_untried(cube, wanted, [point for point, _ in placed], rng))
+
+
+def load() -> None:
+    """Import all that the search needs, which takes seconds, by asking it two small questions."""
+    axes = {"x": {"min": 0.0, "max": 1.0}, "n": {"values": [1, 2, 3]}}
+    space, _ = parse_space(axes)
+    assert space is not None
+    seen = [Observation({"x": place / 8, "n": 1}, place) for place in range(START)]
+    for known in ([], [*seen, Observation({"x": 0.9, "n": 2}, None, pending=True)]):
+        next_config(space, known, seed=0)
 
 
 def _start_point(dimensions: int, number: int, seed: int) -> Point:

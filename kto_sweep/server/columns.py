@@ -15,6 +15,7 @@ import numpy as np
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.thinning import Numbers, rounded, thin
+from kto_sweep.wording import is_number
 
 MOST_VALUES = 8_000_000
 """Numbers kept in memory at most, 16 bytes each; the runs longest not looked at go first."""
@@ -22,6 +23,8 @@ MOST_KEYS = 2000
 """Keys of one run at most."""
 DEEPEST = 5
 """Levels of nested objects that are read."""
+LONGEST_RUN = 1e9
+"""Seconds, 32 years: no age of a run beyond this is believed."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class Columns:
         self.steps.append(place if step is None else step)
         if runtime is None and stamp is not None:
             runtime = stamp - began
-        self.seconds.append(max(0.0, runtime) if runtime is not None else place)
+        self.seconds.append(min(max(0.0, runtime), LONGEST_RUN) if runtime is not None else place)
         for key, value in row.items():
             # W&B's own entries are no metrics.
             if not key.startswith("_"):
@@ -117,13 +120,7 @@ def _digest(text: str) -> bytes:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if isfinite(number) else None
+    return float(value) if is_number(value) else None
 
 
 class ColumnCache:

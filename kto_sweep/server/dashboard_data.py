@@ -13,6 +13,7 @@ from typing import Any
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.backend import Backend
+from kto_sweep.server.columns import LONGEST_RUN
 from kto_sweep.server.errors import GoneError
 from kto_sweep.server.objective import LIVE
 from kto_sweep.server.resolvers.sweep import AGENT_IS_GONE
@@ -31,8 +32,6 @@ LONGEST_TEXT = 300
 """Characters of a value in a table at most; the run's own page has all of it."""
 MOST_ENTRIES = 500
 """Entries of one configuration or summary in a table at most."""
-LONGEST_RUN = 1e9
-"""Seconds, 32 years: what a run tells of its age counts up to here, and else what the server saw of it."""
 REMEMBERED = 64
 """States of sweeps that pages may still refer to."""
 

@@ -14,7 +14,7 @@ from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Agent, Sweep
-from kto_sweep.server.suggest import Suggestion, suggest
+from kto_sweep.server.suggest import Suggestion, prepare, suggest
 from kto_sweep.server.sweep_machine import (
     AskSearch,
     Decision,
@@ -73,6 +73,7 @@ def beat(backend: Backend, opaque_agent: str, run_state: str | None) -> tuple[Ag
     caller, decision = backend.database.write(lambda c: _take_in(c, backend, agent, reported))
     if isinstance(decision, AskSearch):
         caller, decision = _search(backend, caller, reported)
+    prepare(caller.rules)  # for a sweep from before the server's start, when no agent was free so far
     return agent, _commands(caller, decision)
 
 

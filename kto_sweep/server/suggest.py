@@ -3,9 +3,11 @@
 import logging
 import random
 import sqlite3
+import threading
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from kto_sweep.search import bayes, grid, replicates
@@ -34,6 +36,17 @@ class Suggestion:
     """The search has nothing after it."""
     cell_keys: Mapping[int, str] = field(default_factory=dict)
     """Keys that were found missing on the way, by run row: to be kept, for they take long to work out."""
+
+
+def prepare(rules: SweepRules) -> None:
+    """Let what the sweep's search needs be loaded beside all other work, before an agent waits for it."""
+    if rules.method == "bayes":
+        _load_bayes()
+
+
+@cache
+def _load_bayes() -> None:
+    threading.Thread(target=bayes.load, name="load-bayes", daemon=True).start()
 
 
 def suggest(

@@ -14,6 +14,7 @@ from kto_sweep.server.store.filters import FilterError, compile_filter
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.suggest import prepare
 from kto_sweep.server.sweep_rules import SweepConfigError, SweepRules, read_rules
 
 MOST_PRIOR_RUNS = 10_000
@@ -24,6 +25,8 @@ def upsert(
 ) -> tuple[Sweep, tuple[str, ...]]:
     """The sweep, created or changed, and what is wrong with its configuration. Raises RequestError."""
     rules = _rules(wanted.get("config"))
+    if rules is not None:
+        prepare(rules)
     if wanted.get("id"):
         sweep = by_opaque_id(connection, wanted["id"])
     elif rules is None:

@@ -190,3 +190,19 @@ next_config(space, [Observation({"x": x / 10}, x) for x in range(8)], seed=0)
 assert heavy <= set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_load_leaves_nothing_to_import_to_the_questions_after_it() -> None:
+    code = """
+import sys
+from kto_sweep.search import bayes
+from kto_sweep.search.space import parse_space
+bayes.load()
+before = set(sys.modules)
+space, _ = parse_space({"lr": {"min": 0.0, "max": 1.0}, "kind": {"values": ["a", "b"]}})
+seen = [bayes.Observation({"lr": x / 10, "kind": "a"}, x) for x in range(8)]
+bayes.next_config(space, [], seed=0)
+bayes.next_config(space, seen, seed=0)
+assert not set(sys.modules) - before, set(sys.modules) - before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

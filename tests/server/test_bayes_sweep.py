@@ -2,8 +2,10 @@
 
 import json
 import logging
+import queue
 import threading
 import zlib
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from server_bench import Bench, Box
 
 from kto_sweep.search import bayes
 from kto_sweep.search.space import parse_space
+from kto_sweep.server import suggest
 
 BAYES: dict[str, Any] = {
     "method": "bayes",
@@ -114,3 +117,29 @@ def test_other_requests_are_answered_while_a_search_thinks(
     enough.set()
     asking.join(30)
     assert commands[0][0]["args"]["lr"] == {"value": 0.5}
+
+
+def test_a_bayesian_sweep_has_its_libraries_loaded_before_an_agent_asks_and_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading: queue.Queue[threading.Thread] = queue.Queue()
+    monkeypatch.setattr(bayes, "load", lambda: loading.put(threading.current_thread()))
+    monkeypatch.setattr(suggest, "_load_bayes", cache(suggest._load_bayes.__wrapped__))
+    bench.beat(bench.agent(bench.sweep({**BAYES, "method": "random"})))
+    assert loading.empty()
+    for _ in range(2):
+        bench.sweep(BAYES)
+    assert loading.get(timeout=30) is not threading.current_thread()
+    assert loading.empty()
+
+
+def test_a_heartbeat_has_them_loaded_for_a_sweep_from_before_the_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = bench.agent(bench.sweep(BAYES))
+    name = bench.beat(agent)[0]["run_id"]
+    loading = threading.Event()
+    monkeypatch.setattr(bayes, "load", loading.set)
+    monkeypatch.setattr(suggest, "_load_bayes", cache(suggest._load_bayes.__wrapped__))
+    bench.beat(agent, name)
+    assert loading.wait(30)

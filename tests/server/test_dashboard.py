@@ -72,6 +72,8 @@ def test_columns_follow_a_run_and_skip_what_is_no_number(bench: Bench) -> None:
     assert curve(bench, cache, "r", "loss") == {"step": [0.0, 3.0], "time": [0.0, 7.5], "value": [1.0, 0.5]}
     assert curve(bench, cache, "r", "x.y")["value"] == [2.0]
     assert curve(bench, cache, "r", "text") is None
+    bench.log("r", 4, {"late": 1.7e308, "_runtime": 1.7e308})
+    assert curve(bench, cache, "r", "late") == {"step": [4.0], "time": [1e9], "value": [1.7e308]}
 
 
 def test_columns_forget_a_run_that_was_started_anew(bench: Bench) -> None:
