@@ -30,6 +30,10 @@ from kto_sweep.server.store.filters import FilterError
 
 LONGEST_QUERY = 100_000
 MOST_TOKENS = 5_000
+ABILITIES = (
+    "this server has projects, sweeps, runs and their files, but neither artifacts, reports nor queues"
+)
+"""What a request for anything else is told, before the names that the server does not know."""
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +110,7 @@ def _checked(query: str) -> DocumentNode:
         raise RequestError(f"the query has more than {LONGEST_QUERY} characters")
     document = parse(query, max_tokens=MOST_TOKENS)
     if errors := validate(schema(), document):
-        raise RequestError("; ".join(error.message for error in errors[:5]))
+        raise RequestError("; ".join([ABILITIES, *(error.message for error in errors[:5])]))
     check_size(document)
     return document
 

@@ -101,10 +101,16 @@ def keys_index(connection: sqlite3.Connection, run_id: int) -> dict[str, Any]:
 
 
 def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """All values of each key; those inside an object under dotted names, but for the SDK's own objects."""
     found: dict[str, list[Any]] = {}
     for row in rows:
-        for key, value in row.items():
-            found.setdefault(key, []).append(value)
+        waiting = list(row.items())
+        while waiting:
+            key, value = waiting.pop()
+            if isinstance(value, dict) and value and "_type" not in value:
+                waiting += [(f"{key}.{name}", item) for name, item in value.items()]
+            else:
+                found.setdefault(key, []).append(value)
     return found
 
 

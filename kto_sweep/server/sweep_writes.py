@@ -24,6 +24,10 @@ def upsert(
     connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]
 ) -> tuple[Sweep, tuple[str, ...]]:
     """The sweep, created or changed, and what is wrong with its configuration. Raises RequestError."""
+    if wanted.get("launch_scheduler"):
+        raise RequestError(
+            "this server has no launch queues: use `wandb sweep`, and `wandb agent` on each box"
+        )
     rules = _rules(wanted.get("config"))
     if rules is not None:
         prepare(rules)

@@ -86,6 +86,18 @@ def test_steps_that_repeat_and_jump_are_all_read(bench: Bench) -> None:
     assert bench.run("r", "historyKeys")["historyKeys"]["lastStep"] == 1000
 
 
+def test_index_of_keys_names_what_lies_in_objects_but_not_in_those_of_the_sdk(bench: Bench) -> None:
+    bench.start_run("r")
+    bench.log("r", 0, {"a": {"b": {"c": 1.5}, "e": {}}, "image": {"_type": "image-file", "size": 3}})
+    keys = bench.run("r", "historyKeys")["historyKeys"]["keys"]
+    assert set(keys) == {"_step", "a.b.c", "a.e", "image"}
+    assert keys["a.b.c"] == {
+        "typeCounts": [{"type": "number", "count": 1}],
+        "monotonic": True,
+        "previousValue": 1.5,
+    }
+
+
 @pytest.mark.parametrize("step", [10**30, -(10**30), 1.5, "7", None, True, [1]])
 def test_strange_steps_do_no_harm(bench: Bench, step: object) -> None:
     bench.start_run("r")

@@ -1,9 +1,12 @@
 """The unmodified wandb SDK logs runs to a real server process and reads them back."""
 
 import signal
+import subprocess
+import sys
 import time
 
 import httpx
+import yaml
 from server_bench import Box
 
 from kto_sweep.server.launch import ensure_server, running_server
@@ -150,6 +153,7 @@ with wandb.init(id="files") as run:
     run.save("here.txt")
 path = "acme/tests/files"
 told = [wandb.restore("here.txt", run_path=path, root="back").read()]
+told.append(wandb.Api().run(path).file("./here.txt").size)
 told.append(wandb.Api().run(path).file("gone.txt").size)
 try:
     wandb.restore("gone.txt", run_path=path, root="back")
@@ -157,9 +161,46 @@ except ValueError as error:
     told.append(str(error))
 tell(told)
 """
-    restored, size, refused = box.run(code)
-    assert (restored, size) == ("here", 0)
+    restored, size, none, refused = box.run(code)
+    assert (restored, size, none) == ("here", 4, 0)
     assert "gone.txt not found" in refused
+
+
+def test_the_command_line_restores_a_configuration_without_git(box: Box) -> None:
+    box.run('wandb.init(id="settled", config={"lr": 0.25}).finish()')
+    command = [sys.executable, "-m", "wandb", "restore", "acme/tests/settled"]
+    subprocess.run(command, cwd=box.folder, env=box.environment, check=True)
+    restored = yaml.safe_load((box.folder / "wandb" / "config.yaml").read_text())
+    assert restored["lr"] == {"value": 0.25}
+
+
+def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(box: Box) -> None:
+    code = """
+told = []
+def refused(call):
+    try:
+        call()
+    except Exception as error:
+        told.append(str(error))
+with wandb.init(id="keeper") as run:
+    with open("weights.txt", "w") as file:
+        file.write("weights")
+    artifact = wandb.Artifact("weights", type="model")
+    artifact.add_file("weights.txt")
+    run.log_artifact(artifact)
+    refused(lambda: artifact.wait(timeout=30))
+    refused(lambda: run.use_artifact("weights:latest"))
+    refused(lambda: run.link_artifact(artifact, "acme/tests/collection"))
+    run.log_code(".", include_fn=lambda path: path.endswith("weights.txt"))
+    run.log({"table": wandb.Table(columns=["a"], data=[[1]]), "loss": 0.5})
+run = wandb.Api().run("acme/tests/keeper")
+refused(lambda: list(run.logged_artifacts()))
+tell([told, run.state, run.summary["loss"]])
+"""
+    told, state, loss = box.run(code)
+    assert len(told) == 4
+    assert all("neither artifacts" in each for each in told), told
+    assert (state, loss) == ("finished", 0.5)
 
 
 def test_resume_continues_and_a_new_start_overwrites(box: Box) -> None:

@@ -89,6 +89,22 @@ tell([sweep, shown.getvalue()])
     assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
 
 
+def test_a_launch_sweep_is_refused_for_nobody_would_start_its_scheduler(box: Box) -> None:
+    path = box.folder / "launch.yaml"
+    path.write_text(yaml.safe_dump({**GRID, "image_uri": "a/b:1"}))
+    command = [sys.executable, "-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests"]
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=box.folder,
+        env=box.environment | {"WANDB_SILENT": "false"},
+        text=True,
+        capture_output=True,
+    )
+    assert "no launch queues" in done.stdout + done.stderr
+    assert "Scheduler added" not in done.stdout + done.stderr
+
+
 STATE = """query($name: String!) { project(entityName: "acme", name: "tests") {
     sweep(sweepName: $name) { state runs { edges { node { name state config historyLineCount } } } } } }"""
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from posixpath import normpath
 from typing import Any
 
 from kto_sweep.server import history, restart, uploads
@@ -223,10 +224,15 @@ def _files(
     part = window(first, after)
     arrived = files.of_run(request.reader, run.id)
     if names:
-        # wandb asks for a file by its name and takes what comes; a digest of "0" tells it that there is none.
+        # wandb asks for a file by its name and takes what comes; that there is none, its library sees by a
+        # digest of "0", its command line by the missing time.
         known = {file.name: file for file in arrived}
-        missing = File(0, run.id, "", None, "0", run.created_at)
-        found = [known.get(name) or replace(missing, name=name) for name in names if name]
+        missing = File(0, run.id, "", None, "0", None)
+        found = [
+            known.get(name) or known.get(normpath(name)) or replace(missing, name=name)
+            for name in names
+            if name
+        ]
     else:
         found = [file for file in arrived if not pattern or uploads.like(file.name, pattern)]
     return connection(found[part.offset : part.offset + part.first + 1], part)

@@ -16,7 +16,8 @@ class File:
     """Bytes; None until the upload has arrived."""
     md5: str | None
     """Base64, as W&B writes it."""
-    updated_at: float
+    updated_at: float | None
+    """Seconds since the epoch; None for a file that is only asked for."""
 
 
 @dataclass(frozen=True)
