@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 START = 4
-"""Trials of the quasi-random start."""
+"""Trials of the quasi-random start. Several agents go on with it until there are as many losses as axes, or
+so many: the process learns a length for each axis, and with fewer losses it seeks the corners."""
 EDGE = 0.5
 """Of n trials the process chooses, none lies nearer to an end of a scale than this share of one nth: it knows
 least of the ends, which seldom hold the best value, and would spend its first trials there. Where the best
@@ -67,7 +68,8 @@ def next_config(
     ]
     pending = [point for point, o in placed if o.pending and o.value is None]
     rng = random.Random(f"{seed} {len(observations)}")
-    if len(losses) < 2 or len(losses) + len(pending) < START:
+    enough = min(max(len(cube.axes), 2), START)
+    if len(losses) < enough or len(losses) + len(pending) < START:
         wanted = _start_point(len(cube.axes), len(observations), seed)
     else:
         wanted = _improving_point(cube, losses, pending, rng)

@@ -132,6 +132,18 @@ def test_four_agents_at_the_start_get_points_that_spread() -> None:
     assert len({(config["x"] < 0.5, config["y"] < 0.5) for config in asked}) >= 3
 
 
+def test_more_agents_than_known_losses_go_on_with_the_start() -> None:
+    """The ninth of the sequence, as if nothing was known; with a loss for each axis the process is asked."""
+    searched = space({name: {"min": 0.0, "max": 1.0} for name in "abc"})
+    configs: list[dict[str, Any]] = []
+    for _ in range(9):
+        configs.append(next_config(searched, [Observation(c, None, pending=True) for c in configs], seed=5))
+    for known in (2, 3):
+        losses = [0.3, 0.1, 0.2][:known] + [None] * (8 - known)
+        seen = [Observation(c, loss, pending=loss is None) for c, loss in zip(configs, losses, strict=False)]
+        assert (next_config(searched, seen, seed=5) == configs[8]) == (known < 3)
+
+
 def test_finite_space_is_walked_without_repetition_and_goes_on_afterwards() -> None:
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}}
     seen = search(parameters, lambda config: config["a"] + (config["b"] == "x"), 7, seed=0)
