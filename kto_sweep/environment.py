@@ -9,7 +9,8 @@ VARIABLES: Mapping[str, str] = {
     "WANDB_MODE": "`offline` or `disabled`: nothing leaves the box, commands talk to its embedded server; "
     "with `offline`, `train` writes its run for `wandb sync`",
     "WANDB_IDENTITY_TOKEN_FILE": "W&B's login by identity token, in place of a key",
-    "WANDB_LOG_MODEL": "`end`: upload each trial's final adapters as an artifact",
+    "WANDB_LOG_MODEL": "`end`: upload each trial's final adapters as an artifact to W&B; "
+    "the embedded server keeps none",
     "HF_TOKEN": "token of the Hugging Face hub, for gated models and private data",
     "HF_HUB_OFFLINE": "`1`: take models and data from the hub's cache on this box alone",
     "HF_HOME": "where that cache lies; by default `~/.cache/huggingface`",
