@@ -22,9 +22,9 @@ START = 4
 """Trials of the quasi-random start. Several agents go on with it until there are as many losses as axes, or
 so many: the process learns a length for each axis, and with fewer losses it seeks the corners."""
 EDGE = 0.5
-"""Of n trials the process chooses, none lies nearer to an end of a scale than this share of one nth: it knows
-least of the ends, which seldom hold the best value, and would spend its first trials there. Where the best
-trial so far lies near an end, the others may go half way from it to that end."""
+"""With n losses known, no trial that the process chooses lies nearer to an end of a scale than this share of
+1 / (n + 1): it knows least of the ends, which seldom hold the best value, and would spend its first trials
+there. Where the best trial so far lies near an end, the others may go half way from it to that end."""
 MOST_LISTED = 10_000
 """Configurations of a space that is listed to find those not tried; a larger one is sampled."""
 MOST_OBSERVED = 300
@@ -113,14 +113,14 @@ def _improving_point(
         study.add_trial(create_trial(params=_params(cube, point), distributions=space, values=values))
     best = [chosen[place][0] for place in pareto.front([loss for _, loss in chosen])]
     reach = [(min(axis), max(axis)) for axis in zip(*best, strict=True)]
+    margin = EDGE / (len(chosen) + 1)
     for point in pending:
         # One that was kept off an end stands for the end, which would be asked for again and again otherwise.
-        shown = _at_ends(cube, point, reach, EDGE / (len(chosen) + 1))
+        shown = _at_ends(cube, point, reach, margin)
         study.add_trial(
             create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
         )
     found = study.ask(space).params
-    margin = EDGE / (len(chosen) + len(pending) + 1)
     return tuple(
         _coordinate(axis, found[str(number)], _inside(*reach[number], margin))
         for number, axis in enumerate(cube.axes)
