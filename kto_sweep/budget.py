@@ -60,37 +60,54 @@ def read_moment(text: str, now: datetime) -> datetime:
     return moment
 
 
+Clock = Callable[[], float]
+
+
 @dataclass(frozen=True)
 class Allowance:
-    """The time that an agent has. Moments are Unix seconds."""
+    """The time that an agent has, in seconds of its clock."""
 
     began: float
     ends: float
+    clock: Clock
+    """Unix seconds for a moment; for GPU-hours one that nobody sets."""
+    gpus: int = 0
+    """GPUs that share these hours; 0: it is a moment."""
 
     @classmethod
-    def of(
-        cls, now: float, devices: int, gpu_seconds: float | None, until: float | None
-    ) -> "Allowance | None":
-        """What is over first, `gpu_seconds` shared by all devices or the moment `until`; None: no end."""
-        ends = [until] if until is not None else []
-        ends += [now + gpu_seconds / devices] if gpu_seconds is not None else []
-        return cls(now, min(ends)) if ends else None
+    def until(cls, moment: float, clock: Clock) -> "Allowance":
+        """All of the time up to a moment."""
+        return cls(clock(), moment, clock)
+
+    @classmethod
+    def of_gpus(cls, gpus: int, gpu_seconds: float, clock: Clock) -> "Allowance":
+        """So many seconds of all GPUs together, from now on."""
+        now = clock()
+        return cls(now, now + gpu_seconds / gpus, clock, gpus)
 
     @property
-    def closes(self) -> float:
-        """When trials that still run are put away, for the agent to be gone at the end."""
-        return self.ends - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
+    def rest(self) -> float:
+        """Seconds to its end."""
+        return self.ends - self.clock()
 
-    def left(self, now: float) -> float:
-        """Seconds in which trials may run."""
-        return max(0.0, self.closes - now)
+    @property
+    def left(self) -> float:
+        """Seconds in which trials may run: they are put away in time for the agent to be gone at the end."""
+        return self.rest - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
 
-    def permits(self, seconds: float | None, now: float) -> bool:
+    def permits(self, seconds: float | None) -> bool:
         """Whether a trial that takes so long can end in time.
 
         One of which nothing is known (None) may begin: it is put back, not lost, when the time is over.
         """
-        return now < self.closes if seconds is None else now + seconds <= self.closes
+        return self.left > 0 if seconds is None else seconds <= self.left
+
+    @property
+    def option(self) -> tuple[str, str]:
+        """What to type for another agent that is to have the rest of it."""
+        if self.gpus:
+            return "--budget", f"{max(1.0, self.rest * self.gpus):.0f}s"
+        return "--until", datetime.fromtimestamp(self.ends).astimezone().isoformat()
 
 
 Plan = Callable[[Mapping[str, Any], int, int], tuple[int, float | None]]

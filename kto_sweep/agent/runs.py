@@ -39,8 +39,8 @@ class ServiceGoneError(KtoSweepError):
 
     count: int | None = None
     """Trials that the agent was still to begin or to end; None: any number."""
-    until: float | None = None
-    """Unix seconds at which its time is over; None: never."""
+    time_left: Sequence[str] = ()
+    """The options that give another agent the rest of its time."""
 
     def __init__(self, why: str = "wandb's service process (wandb-core) has ended") -> None:
         super().__init__(

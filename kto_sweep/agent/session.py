@@ -62,7 +62,9 @@ def work_on(
     """
     console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
     devices = find_devices(os.environ, gpus=gpus, cpu=cpu)
-    allowance = Allowance.of(time.time(), len(devices), gpu_seconds, until)
+    allowances = [Allowance.until(until, time.time)] if until is not None else []
+    if gpu_seconds is not None:
+        allowances.append(Allowance.of_gpus(len(devices), gpu_seconds, time.monotonic))
     stations = devices if gpus_per_trial == 1 else grouped(devices, gpus_per_trial)
     require_space(home.root)
     with held([] if share_gpus else devices):
@@ -77,9 +79,7 @@ def work_on(
         restore_damaged(console, target, home, view)
         orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
-        timekeeper = None
-        if allowance is not None:
-            timekeeper = _timekeeper(console, home, devices, allowance, view)
+        timekeeper = _timekeeper(console, home, devices, allowances, view) if allowances else None
         varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
         presence = Presence(home)
         lifeline = Lifeline(target.base_url, (lambda: ensure_server(home).url) if target.local else None)
@@ -113,14 +113,14 @@ def work_on(
 
 
 def _timekeeper(
-    console: Console, home: Home, devices: Sequence[Device], allowance: Allowance, view: SweepView
+    console: Console, home: Home, devices: Sequence[Device], allowances: Sequence[Allowance], view: SweepView
 ) -> Timekeeper:
     """What begins and ends trials within the time that the agent has, which is said."""
-    at = datetime.fromtimestamp(allowance.ends)
-    left = duration(allowance.ends - time.time())
-    console.print(f"Its time is over in {left}, at {at:%Y-%m-%d %H:%M:%S}")
+    rest = min(allowance.rest for allowance in allowances)
+    at = datetime.fromtimestamp(time.time() + rest)
+    console.print(f"Its time is over in {duration(rest)}, at {at:%Y-%m-%d %H:%M:%S}")
     gpu = find_gpu() if devices[0].visible else None
-    timekeeper = Timekeeper(allowance, Forecast(by(planner(gpu, home, this_box=True, exact=False))), home)
+    timekeeper = Timekeeper(allowances, Forecast(by(planner(gpu, home, this_box=True, exact=False))), home)
     timekeeper.learn_earlier(view)
     return timekeeper
 

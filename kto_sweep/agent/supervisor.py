@@ -131,7 +131,7 @@ class Supervisor:
             # Nothing can be put back; the workers see that nobody is left, and put their trials away.
             self._floor.take_home()
             error.count = self.tally.left(sum(slot.work is not None for slot in self._floor.slots))
-            error.until = self._timekeeper.ends if self._timekeeper else None
+            error.time_left = self._timekeeper.options if self._timekeeper else []
             raise
         except KeyboardInterrupt:
             self._departure.leave(0.0, self._next_event)

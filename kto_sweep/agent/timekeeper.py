@@ -1,7 +1,6 @@
 """An agent's time: which trials may still begin, and when those that run are put back."""
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kto_sweep.agent.runs import CHECKPOINT
@@ -17,39 +16,31 @@ from kto_sweep.wording import duration
 
 
 class Timekeeper:
-    """Keeps an agent within its allowance."""
+    """Keeps an agent within its allowances."""
 
-    def __init__(
-        self,
-        allowance: Allowance,
-        forecast: Forecast,
-        home: Home,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`clock` gives Unix seconds."""
-        self._allowance = allowance
+    def __init__(self, allowances: Sequence[Allowance], forecast: Forecast, home: Home) -> None:
+        self._allowances = allowances
         self._forecast = forecast
         self._home = home
-        self._clock = clock
 
     @property
-    def ends(self) -> float:
-        """Unix seconds at which the agent is to be gone."""
-        return self._allowance.ends
+    def options(self) -> list[str]:
+        """What gives another agent the rest of the time."""
+        return [word for allowance in self._allowances for word in allowance.option]
 
     @property
     def is_up(self) -> bool:
         """Whether the trials that run have to be put back."""
-        return self._clock() >= self._allowance.closes
+        return any(allowance.left <= 0 for allowance in self._allowances)
 
     def refusal(self, run_id: str, config: Mapping[str, Any], together: int) -> str:
         """Why a trial must not begin, beside as many others as make `together`; empty when it may."""
         folder = self._home.runs / run_id
         done = last_step(folder) if (folder / CHECKPOINT).exists() else 0
-        seconds, now = self._forecast.seconds(config, done, together), self._clock()
-        if self._allowance.permits(seconds, now):
+        seconds = self._forecast.seconds(config, done, together)
+        if all(allowance.permits(seconds) for allowance in self._allowances):
             return ""
-        left = duration(self._allowance.left(now))
+        left = duration(max(0.0, min(allowance.left for allowance in self._allowances)))
         return f"{left} are left" + ("" if seconds is None else f" and it takes {duration(seconds)}")
 
     def learn(self, config: Mapping[str, Any], message: Done) -> None:

@@ -142,6 +142,5 @@ def agent(
         say(f"{error.message}: starting again")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
-        if error.until is not None:
-            rest += ["--until", datetime.fromtimestamp(error.until).astimezone().isoformat()]
-        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *sys.argv[1:], *rest], environ)
+        words = [*sys.argv[1:], *rest, *error.time_left]
+        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *words], environ)

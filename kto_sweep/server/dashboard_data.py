@@ -135,7 +135,6 @@ def _sweep_head(each: Sweep, rules: SweepRules) -> Row:
 def sweep_facts(connection: sqlite3.Connection, backend: Backend, each: Sweep) -> Row:
     """All of a sweep but its runs."""
     rules = read_rules(each.config)
-    now = backend.now()
     return {
         **_sweep_head(each, rules),
         "description": each.description,
@@ -151,7 +150,7 @@ def sweep_facts(connection: sqlite3.Connection, backend: Backend, each: Sweep) -
                 "host": agent.host,
                 "created": agent.created_at,
                 "heartbeat": agent.heartbeat_at,
-                "alive": now - agent.heartbeat_at < AGENT_IS_GONE,
+                "alive": backend.uptime.silence(agent.heartbeat_at) < AGENT_IS_GONE,
                 "runs": [held.name for held in runs.of_agent(connection, agent.id, LIVE)],
             }
             for agent in sweeps.agents(connection, each.id)

@@ -205,8 +205,11 @@ def _promotable(
     may_go_on = rungs.promotable(connection, caller.rules, caller.sweep)
     if not may_go_on:
         return [], []
-    since = backend.now() - AGENT_SILENCE
-    alive = {_host(each) for each in sweeps.agents(connection, caller.sweep.id) if each.heartbeat_at > since}
+    alive = {
+        _host(each)
+        for each in sweeps.agents(connection, caller.sweep.id)
+        if backend.uptime.silence(each.heartbeat_at) < AGENT_SILENCE
+    }
     mine = [run for run in may_go_on if run.host == _host(caller.agent)]
     nobodys = [run for run in may_go_on if run.host not in alive | {_host(caller.agent)}]
     return mine + nobodys, [run for run in may_go_on if run not in mine + nobodys]
@@ -222,8 +225,7 @@ def _is_orphan(connection: sqlite3.Connection, backend: Backend, run: Run) -> bo
     holder = sweeps.get_agent(connection, run.agent_id) if run.agent_id is not None else None
     if holder is None or run.assigned_at is None:
         return True
-    last_sign = max(holder.heartbeat_at, run.assigned_at, backend.uptime.awake_since)
-    return backend.now() - last_sign > AGENT_SILENCE
+    return backend.uptime.silence(holder.heartbeat_at, run.assigned_at) > AGENT_SILENCE
 
 
 def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) -> None:

@@ -3,9 +3,10 @@
 import logging
 import sqlite3
 import threading
+import time
 
 from kto_sweep.server import objective, rungs
-from kto_sweep.server.backend import Backend
+from kto_sweep.server.backend import JUMP_SECONDS, Backend
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import StoreUnavailable
@@ -38,11 +39,11 @@ class Janitor:
         self._thread.join()
 
     def _work(self) -> None:
-        last = self._backend.now()
+        last = time.monotonic()
         while not self._stopped.wait(ROUND_SECONDS):
-            now = self._backend.now()
+            now = time.monotonic()
             if now - last > SLEPT_SECONDS:
-                self._backend.uptime.awake_since = now
+                self._backend.uptime.wake()
             last = now
             try:
                 self._backend.database.write(lambda c: make_round(c, self._backend))
@@ -53,8 +54,8 @@ class Janitor:
 def make_round(connection: sqlite3.Connection, backend: Backend) -> None:
     """Close silent runs and finished sweeps. Silence counts from when the server was last able to hear."""
     now = backend.now()
-    if now - backend.uptime.awake_since > RUN_SILENCE:
-        for run in runs.silent_since(connection, now - RUN_SILENCE):
+    if backend.uptime.silence() > RUN_SILENCE:
+        for run in runs.silent_since(connection, now - RUN_SILENCE, now + JUMP_SECONDS):
             runs.update(connection, run.id, state=_state_of_silent(run))
     for sweep in sweeps.open_ones(connection):
         objective.settle(connection, sweep.id)

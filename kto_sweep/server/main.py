@@ -107,8 +107,7 @@ def _backend(home: Home) -> Iterator[Backend]:
     migrate(path)
     key = ensure_key(home)
     database = Database(path)
-    now = time.time()
-    backend = Backend(database, files, key, time.time, random.Random(), Uptime(awake_since=now))
+    backend = Backend(database, files, key, Uptime(time.time), random.Random())
     janitor = Janitor(backend)
     janitor.start()
     try:

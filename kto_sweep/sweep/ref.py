@@ -84,9 +84,10 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
 
 def remember(home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "") -> None:
     """Note that this sweep was used now."""
-    known = recall(home, ref.id)
+    known, last = recall(home, ref.id), recall(home)
+    used = max(time.time(), last.used + 1e-3 if last else 0.0)  # also by a clock that was set back
     record = SweepRecord(
-        ref.entity, ref.project, ref.id, local, base_url, file or (known.file if known else ""), time.time()
+        ref.entity, ref.project, ref.id, local, base_url, file or (known.file if known else ""), used
     )
     home.sweeps.mkdir(parents=True, exist_ok=True)
     write_record(home.sweeps / f"{ref.id}.json", record)

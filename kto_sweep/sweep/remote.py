@@ -227,4 +227,4 @@ def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:
         start, end = (datetime.fromisoformat(text) for text in (run.created_at, run.heartbeat_at))
     except (AttributeError, TypeError, ValueError):
         return None
-    return (end - start).total_seconds()
+    return max(0.0, (end - start).total_seconds())  # a clock may have been set back

@@ -4,8 +4,10 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
+from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.budget import Allowance, Forecast, read_moment, read_span
 from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
 
 NOW = datetime(2026, 11, 24, 22, 30, tzinfo=timezone(timedelta(hours=1)))
 
@@ -47,20 +49,43 @@ def test_moments_that_are_none_or_past_are_refused(text):
         read_moment(text, NOW)
 
 
-def test_devices_share_a_budget_and_the_earlier_end_holds():
-    assert Allowance.of(1000, 4, 4000, None) == Allowance(1000, 2000)
-    assert Allowance.of(1000, 1, 4000, 1500) == Allowance(1000, 1500)
-    assert Allowance.of(1000, 1, None, None) is None
+def test_devices_share_a_budget_and_the_earlier_end_holds(tmp_path):
+    """Four GPUs spend 4000 s in 1000 s; 400 s later 2400 s of theirs are left."""
+    clock = iter([0.0, 400.0, 400.0])
+    four = Allowance.of_gpus(4, 4000, lambda: next(clock))
+    assert four.ends == 1000
+    assert four.rest == 600
+    assert four.option == ("--budget", "2400s")
+    moment = Allowance(0, 3600, lambda: 100)
+    keeper = Timekeeper(
+        [moment, Allowance(0, 300, lambda: 100)], Forecast(lambda *_: (1, 240.0)), Home(tmp_path)
+    )
+    assert keeper.refusal("run", {}, 1).startswith("3 min")
+    assert not keeper.is_up
+    assert Timekeeper(
+        [moment, Allowance(0, 100, lambda: 100)], Forecast(lambda *_: (1, 1.0)), Home(tmp_path)
+    ).is_up
+
+
+def test_an_agent_that_takes_anothers_place_gets_what_is_left_of_its_time():
+    moment = read_moment("07:00", NOW)
+    name, text = Allowance.until(moment.timestamp(), NOW.timestamp).option
+    assert name == "--until"
+    assert read_moment(text, NOW) == moment
+    spent = Allowance(0, 100, lambda: 100.5, gpus=2)
+    assert spent.option == ("--budget", "1s"), "no budget is no time"
 
 
 def test_a_trial_begins_when_it_ends_before_the_others_are_put_away():
-    hour = Allowance(0, 3600)
-    assert hour.closes == 3590
-    assert hour.permits(590, 3000)
-    assert not hour.permits(591, 3000)
-    assert hour.permits(None, 3589)
-    assert not hour.permits(None, 3590)
-    assert Allowance(0, 20).closes == 19
+    def hour(now):
+        return Allowance(0, 3600, lambda: now)
+
+    assert hour(0).left == 3590
+    assert hour(3000).permits(590)
+    assert not hour(3000).permits(591)
+    assert hour(3589).permits(None)
+    assert not hour(3590).permits(None)
+    assert Allowance(0, 20, lambda: 0).left == 19
 
 
 def test_a_forecast_goes_by_what_ran_before_the_plan():

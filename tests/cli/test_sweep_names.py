@@ -1,5 +1,7 @@
 """The forms in which people name a sweep, and what a box remembers."""
 
+import time
+
 import pytest
 
 from kto_sweep.errors import UsageError
@@ -35,6 +37,14 @@ def test_the_sweep_used_last_is_recalled(tmp_path):
     remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
     assert recall(home).id == "first"
     assert recall(home).file == "a.yaml"
+
+
+def test_the_sweep_used_last_is_recalled_when_the_clock_was_set_back(tmp_path, monkeypatch):
+    home = Home(tmp_path)
+    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
+    monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
+    remember(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
+    assert recall(home).id == "second"
 
 
 def test_a_damaged_record_is_passed_over(tmp_path):

@@ -29,6 +29,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     path = tmp_path / "runs.sqlite3"
     migrate(path)
     database, clock = Database(path), Clock()
-    backend = Backend(database, tmp_path / "files", KEY, clock, random.Random(7), Uptime(clock.time))
+    uptime = Uptime(clock, clock.steady)
+    backend = Backend(database, tmp_path / "files", KEY, uptime, random.Random(7))
     yield Bench(backend, clock)
     database.close()

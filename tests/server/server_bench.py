@@ -104,13 +104,20 @@ class Box:
 
 
 class Clock:
-    """Stands still until it is turned."""
+    """Stands still until it is turned, or set to another time."""
 
     def __init__(self) -> None:
         self.time = 1_700_000_000.0
+        self._set = 0.0
 
     def __call__(self) -> float:
+        return self.time + self._set
+
+    def steady(self) -> float:
         return self.time
+
+    def set(self, seconds: float) -> None:
+        self._set += seconds
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,36 @@ def test_silence_before_the_server_woke_up_does_not_count(bench: Bench) -> None:
     assert bench.run("patient")["state"] == "running"
 
 
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 86400.0])
+def test_a_clock_that_is_set_makes_nobody_silent_and_hides_nobody_who_is(bench: Bench, jump: float) -> None:
+    sweep = bench.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
+    gone, here = bench.agent(sweep), bench.agent(sweep)
+    waiting = bench.beat(gone)[0]
+    bench.start_run("silent")
+    bench.clock.time += 100
+    bench.clock.set(jump)
+    assert bench.beat(here) == []
+    bench.round()
+    assert bench.run("silent")["state"] == "running"
+    bench.clock.time += 190
+    assert bench.beat(here) == [waiting]
+    bench.clock.time += 190
+    bench.round()
+    assert bench.run("silent")["state"] == "crashed"
+
+
+def test_a_clock_that_is_set_back_a_little_makes_nobody_silent(bench: Bench) -> None:
+    sweep = bench.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
+    gone, here = bench.agent(sweep), bench.agent(sweep)
+    bench.clock.time += 10_000
+    bench.beat(gone)
+    bench.start_run("heard")
+    bench.clock.set(-20)
+    assert bench.beat(here) == []
+    bench.round()
+    assert bench.run("heard")["state"] == "running"
+
+
 def test_run_whose_agent_still_reports_it_has_not_crashed(bench: Bench) -> None:
     agent = bench.agent(bench.sweep(RANDOM))
     name = bench.beat(agent)[0]["run_id"]

@@ -110,7 +110,7 @@ def _agent_id(agent: Agent, request: Request) -> str:
 
 @fields.of("Agent", "state")
 def _agent_state(agent: Agent, request: Request) -> str:
-    silence = request.backend.now() - max(agent.heartbeat_at, request.backend.uptime.awake_since)
+    silence = request.backend.uptime.silence(agent.heartbeat_at)
     return "running" if silence < AGENT_IS_GONE else "gone"
 
 

@@ -332,7 +332,13 @@ def forget_cell_keys(connection: sqlite3.Connection, sweep_id: int) -> None:
     connection.execute("UPDATE run SET cell_key = NULL WHERE sweep_id = ?", (sweep_id,))
 
 
-def silent_since(connection: sqlite3.Connection, moment: float) -> list[Run]:
-    """Runs whose process should be alive and was last heard of before `moment`."""
-    query = f"SELECT {_COLUMNS} FROM run WHERE state IN ('running', 'preempting') AND heartbeat_at < ?"
-    return [_record(row) for row in connection.execute(query, (moment,))]
+def silent_since(connection: sqlite3.Connection, moment: float, latest: float) -> list[Run]:
+    """Runs whose process should be alive and was last heard of before `moment`.
+
+    Or after `latest`, which is yet to come: it was before the clock was set back.
+    """
+    query = (
+        f"SELECT {_COLUMNS} FROM run WHERE state IN ('running', 'preempting')"
+        " AND heartbeat_at NOT BETWEEN ? AND ?"
+    )
+    return [_record(row) for row in connection.execute(query, (moment, latest))]
