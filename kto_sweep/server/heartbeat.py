@@ -139,9 +139,13 @@ def _note_reported(
 
 
 def _deleted(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> list[str]:
-    """Those of the reported runs that are no more: to be given another, their agent has to end them first."""
+    """Those of the reported runs that are no more: to be given another, their agent has to end them first.
+
+    The process of a deleted run may have made it anew, as one of no sweep, by telling its configuration.
+    """
     project_id = _project_of(connection, agent.sweep_id)
-    return sorted(name for name in names if runs.find(connection, project_id, name) is None)
+    found = {name: runs.find(connection, project_id, name) for name in names}
+    return sorted(name for name, run in found.items() if run is None or run.sweep_id != agent.sweep_id)
 
 
 def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:

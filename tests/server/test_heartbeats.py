@@ -82,6 +82,10 @@ def test_agent_whose_run_was_deleted_is_told_to_end_it_before_it_gets_another(be
     name = first["run_id"]
     bench.start_run(name)
     bench.mutate("deleteRun", "DeleteRunInput", "success", id=bench.run(name, "id")["id"])
+    assert bench.beat(agent, name) == [{"type": "stop", "run_id": name}]
+    bench.mutate(
+        "upsertBucket", "UpsertBucketInput", "inserted", name=name, config="{}"
+    )  # so does its process
     for _ in range(2):
         assert bench.beat(agent, name) == [{"type": "stop", "run_id": name}]
     again = bench.beat(agent)[0]
