@@ -133,7 +133,10 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
     try:
         raw = sweeps_api._agent_heartbeat(api, agent_id, {}, dict.fromkeys(running, True))
     except SweepNotFoundError as error:
-        raise ServerError("the sweep was deleted on the server") from error
+        raise ServerError(
+            "the sweep was deleted on the server",
+            hint="kto-sweep create FILE makes it anew; what was trained stays in the runs of KTO_SWEEP_HOME",
+        ) from error
     return [_command(item) for item in raw]
 
 
@@ -260,4 +263,6 @@ def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:
     try:
         sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)
     except Exception as error:  # wandb raises a bare Exception for a refused change of state
-        raise ServerError(f"{ref}: {error}") from error
+        full = "cannot be written" in str(error)  # the embedded server's words
+        hint = "free some space on the server's disk, then type it again" if full else ""
+        raise ServerError(f"{ref}: {str(error).strip()}", hint=hint) from error

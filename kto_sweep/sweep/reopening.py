@@ -70,7 +70,7 @@ def reopen(
     try:
         set_sweep_state(api, ref, "RUNNING")
     except ServerError as error:
-        raise ServerError(error.message, hint=f"a sweep of what is left: {way}") from error
+        raise ServerError(error.message, hint=error.hint or f"a sweep of what is left: {way}") from error
     after = read_sweep(api, target, ref)
     if after.state != "RUNNING":
         raise ServerError(

@@ -1,11 +1,15 @@
 """Mutations: each is one write transaction."""
 
 import json
-from typing import Any
+import sqlite3
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from kto_sweep.server import heartbeat, run_writes, sweep_writes, uploads
+from kto_sweep.server.errors import RequestError
 from kto_sweep.server.resolvers.registry import Fields, Request, snake_keys
 from kto_sweep.server.store import files, projects
+from kto_sweep.server.store.database import StoreUnavailable
 from kto_sweep.server.store.ids import from_global, to_global
 
 fields = Fields()
@@ -14,6 +18,16 @@ Input = dict[str, Any]
 Payload = dict[str, Any]
 
 DONE: Payload = {"success": True, "client_mutation_id": None}
+
+T = TypeVar("T")
+
+
+def _write_now(request: Request, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Write what a person waits for: a full disk is told at once, where a run's process tries again."""
+    try:
+        return request.backend.database.write(work)
+    except StoreUnavailable as problem:
+        raise RequestError(f"{problem}; nothing was changed") from problem
 
 
 @fields.of("Mutation", "upsertBucket")
@@ -36,7 +50,7 @@ def _upsert_model(source: object, request: Request, input: Input) -> Payload:
 @fields.of("Mutation", "upsertSweep")
 def _upsert_sweep(source: object, request: Request, input: Input) -> Payload:
     backend = request.backend
-    sweep, warnings = backend.database.write(lambda c: sweep_writes.upsert(c, backend, snake_keys(input)))
+    sweep, warnings = _write_now(request, lambda c: sweep_writes.upsert(c, backend, snake_keys(input)))
     return {"sweep": sweep, "config_validation_warnings": list(warnings)}
 
 
@@ -77,19 +91,19 @@ def _delete_files(source: object, request: Request, input: Input) -> Payload:
 
 @fields.of("Mutation", "stopRun")
 def _stop_run(source: object, request: Request, input: Input) -> Payload:
-    request.backend.database.write(lambda c: run_writes.request_stop(c, input["id"]))
+    _write_now(request, lambda c: run_writes.request_stop(c, input["id"]))
     return DONE
 
 
 @fields.of("Mutation", "deleteRun")
 def _delete_run(source: object, request: Request, input: Input) -> Payload:
-    request.backend.database.write(lambda c: run_writes.delete(c, request.backend, input["id"]))
+    _write_now(request, lambda c: run_writes.delete(c, request.backend, input["id"]))
     return DONE
 
 
 @fields.of("Mutation", "updateRunState")
 def _update_run_state(source: object, request: Request, input: Input) -> Payload:
-    request.backend.database.write(lambda c: run_writes.set_state(c, input["id"], input["state"]))
+    _write_now(request, lambda c: run_writes.set_state(c, input["id"], input["state"]))
     return DONE
 
 
