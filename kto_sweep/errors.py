@@ -79,6 +79,18 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
+_GPU_WORDS = (
+    *("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuDNN error", "cuBLAS error"),
+    *("CUBLAS_STATUS_", "CUDNN_STATUS_", "NVML_SUCCESS", "No CUDA GPUs are available"),
+)
+"""What torch, its libraries and Triton say when the GPU or its driver has not done what it was told."""
+
+
+def is_gpu_trouble(text: str) -> bool:
+    """Whether an error's text says that a process cannot use its GPU, or not any more."""
+    return any(words in text for words in _GPU_WORDS)
+
+
 class UsageError(KtoSweepError):
     """What was typed or written cannot be right."""
 

@@ -6,12 +6,21 @@ from pathlib import Path
 
 import torch
 
-from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.errors import FailureCause, TrialFailure, is_gpu_trouble
 from kto_sweep.train.room import Memory
 
 
 class LostProcessError(Exception):
     """A process that trained a trial beside this one is gone, or its device is."""
+
+
+def require_gpus(visible: str) -> None:
+    """Raise RuntimeError when a torch that is made for GPUs finds none of those that it is given.
+
+    One that has fallen off the bus would otherwise be replaced by the CPU, in silence.
+    """
+    if visible and torch.version.cuda is not None and not torch.cuda.is_available():
+        raise RuntimeError(f"No CUDA GPUs are available: torch {torch.__version__} cannot use GPU {visible}")
 
 
 def pick_device() -> torch.device:
@@ -74,7 +83,7 @@ def is_broken(error: BaseException) -> bool:
     """Whether `error` came from a device that this process cannot use any more."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError | LostProcessError) or "CUDA error" in str(error)
+    return isinstance(error, torch.AcceleratorError | LostProcessError) or is_gpu_trouble(str(error))
 
 
 def out_of_memory(error: str) -> TrialFailure:

@@ -14,10 +14,11 @@ from kto_sweep.train.mailbox import Mailbox
 
 def work(mailbox: Mailbox, home: Home) -> None:
     """Train every trial that is ordered until the supervisor is gone."""
-    from kto_sweep.train.device import describe_device
+    from kto_sweep.train.device import describe_device, require_gpus
     from kto_sweep.train.dispatch import Dispatcher
     from kto_sweep.train.session import Session
 
+    require_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     devices = int(os.environ.get(DEVICES, "1"))
     session = Session(home, devices=devices)
     mailbox.send(Ready(f"{devices} x {describe_device()}" if devices > 1 else describe_device()))
