@@ -64,6 +64,8 @@ _TABLE = (
     Metric("failure/cause", "text", None, "why the trial failed"),
     Metric("trial/seconds", "s", "minimize", "seconds from the trial's start to its end"),
     Metric("trial/examples", "examples", None, "examples trained on"),
+    Metric("trial/data", "text", None, "fingerprint of the rows, trained on and held out"),
+    Metric("trial/model", "text", None, "precision and fingerprint of the base model's weights"),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
@@ -71,7 +73,7 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 DEFAULT_METRIC = "eval/common_loss"
 """What a sweep minimizes when its file names no metric."""
 
-NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause"})
+NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause", "trial/data", "trial/model"})
 """Written once at a run's end or not numbers: a search cannot follow them."""
 
 

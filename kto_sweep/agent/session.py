@@ -90,7 +90,7 @@ def work_on(
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
                 grace=grace, patience=patience, orphans=orphans, alerts=alerts, timekeeper=timekeeper,
-                pauses=view.pauses,
+                pauses=view.pauses, earlier=view.trained(),
             )  # fmt: skip
             try:
                 tally = supervisor.run()

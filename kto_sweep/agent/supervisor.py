@@ -48,6 +48,7 @@ from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.alerts import AlertRule
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
+from kto_sweep.sameness import Trained, Witness
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -83,15 +84,18 @@ class Supervisor:
         only: Command | None = None,
         pauses: bool = False,
         timekeeper: Timekeeper | None = None,
+        earlier: Sequence[Trained] = (),
     ) -> None:
         """`only`: train this trial, which is of no sweep, and ask no server for others.
 
         `trials_per_device`: None: workers say how many slots they want.
         `pauses`: trials that the server stops may be handed out again, by successive halving.
         `timekeeper`: begin and end trials as it says; None: there is time without end.
+        `earlier`: the sweep's trials of which is known what they were trained on.
         """
         self._display = display
         self._timekeeper = timekeeper
+        self._witness = Witness(earlier, display.say)
         self._grows = trials_per_device is None
         self._events: Events = queue.SimpleQueue()
         self.tally = Tally(count)
@@ -212,8 +216,10 @@ class Supervisor:
             case _:
                 holder = station.holder(message.run_id)
                 if holder is not None:  # else a last word of a trial that was closed already
-                    if self._timekeeper and isinstance(message, Done) and holder.work:
-                        self._timekeeper.learn(holder.work.config, message)
+                    if isinstance(message, Done) and holder.work:
+                        self._witness.see(Trained(message.run_id, holder.work.config, message.summary))
+                        if self._timekeeper:
+                            self._timekeeper.learn(holder.work.config, message)
                     self._trials.hear(holder, message)
                     if self.tally.is_leaving:
                         self._departure.clear(holder)

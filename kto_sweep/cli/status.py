@@ -29,6 +29,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep status ab12cd34 --json
     """
     from kto_sweep.home import Home
+    from kto_sweep.sameness import differences
     from kto_sweep.sweep.ledger import read_ledger
     from kto_sweep.sweep.remote import connect, read_sweep
     from kto_sweep.sweep.spending import spending
@@ -47,6 +48,8 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     if spent.spent:
         rest = "" if spent.rest is None else f", about {_hours(spent.rest)} to come"
         say(f"  GPU-hours: {_hours(spent.spent)} spent{rest}")
+    for difference in differences(view.trained()):
+        say(f"  Beware: {difference}")
     say(f"Next: kto-sweep {_next(view, ledger)} {ref.id}")
 
 
@@ -57,6 +60,7 @@ def _hours(seconds: float) -> str:
 
 
 def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
+    from kto_sweep.sameness import differences
     from kto_sweep.sweep.ledger import CellState, missing
     from kto_sweep.sweep.spending import spending
 
@@ -80,6 +84,7 @@ def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
             "rest": None if spent.rest is None else spent.rest / 3600,
         },
         "strays": [trial.run_id for trial in ledger.strays],
+        "differences": differences(view.trained()),
     }
 
 

@@ -13,6 +13,7 @@ from kto_sweep.compare.ranking import Ranked, lookup
 from kto_sweep.compare.replicates import SEED, Replicates, noise
 from kto_sweep.errors import FailureCause
 from kto_sweep.metrics import METRICS
+from kto_sweep.sameness import differences
 from kto_sweep.search.distributions import Categorical
 from kto_sweep.search.space import Parameter
 from kto_sweep.sweep.remote import RUNNING, SweepView, TrialRecord
@@ -41,6 +42,8 @@ class Verdict:
     """Which trials no other beats in all of the sweep's objectives."""
     sure: str
     """How sure it is that the best trial is the best."""
+    beware: tuple[str, ...]
+    """Why the trials cannot be ranked with each other."""
     mattered: str
     """Which parameter mattered."""
     broke: tuple[str, ...]
@@ -54,6 +57,7 @@ class Verdict:
             ("Best", (self.best,)),
             ("Trade-off", (self.trade_off,)),
             ("How sure", (self.sure,)),
+            ("Beware", self.beware),
             ("What mattered", (self.mattered,)),
             ("What broke", self.broke),
             ("Next", self.next),
@@ -75,6 +79,7 @@ def judge(
         best=_best(view, ranked, groups, metric, goal),
         trade_off=_trade_off(view, ranked, front),
         sure=_sure(groups),
+        beware=tuple(differences(view.trained())),
         mattered=_mattered(importance, metric),
         broke=tuple(_broke(view)),
         next=tuple(_next(view, ranked, groups, importance, metric)),

@@ -15,6 +15,7 @@ import yaml
 from kto_sweep.alerts import without_rules
 from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.sameness import Trained
 from kto_sweep.search.options import Objective, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.spec.sweep_file import expected_trials
@@ -100,6 +101,10 @@ class SweepView:
     def count(self, *states: str) -> int:
         """How many runs are in one of these states; those of other sweeps fill the cells of a grid alone."""
         return sum(trial.state in states for trial in self.trials if self.is_own(trial))
+
+    def trained(self) -> list[Trained]:
+        """What each trial was trained on."""
+        return [Trained(trial.run_id, trial.config, trial.summary) for trial in self.trials]
 
     def is_own(self, trial: TrialRecord) -> bool:
         """Whether the trial is one that this sweep has, or would have had, to train."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure
+from kto_sweep.sameness import DATA, MODEL
 from kto_sweep.train.adapter_files import save_adapters
 from kto_sweep.train.checkpoint import (
     Checkpoint,
@@ -40,6 +41,9 @@ from kto_sweep.train.slot import ReferencedRows, SlotState
 from kto_sweep.train.watch import Watch
 from kto_sweep.train.writer import Writer
 from kto_sweep.trial import Trial
+
+DIGITS = 16
+"""Of a fingerprint in a run's summary."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,12 @@ class Ground:
     data: TrainingData
     model_hash: str
     rows_hash: str
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """What tells the trials of one sweep that were trained on something else from the others."""
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        return {DATA: self.rows_hash[:DIGITS], MODEL: f"{dtype}:{self.model_hash[:DIGITS]}"}
 
 
 class Seats(Protocol):
@@ -300,7 +310,7 @@ class Course:
 
     def _result(self, examples: int, *, stopped: bool) -> TrainResult:
         taken = {"trial/seconds": self._taken, "trial/examples": examples}
-        return TrainResult({**self._logbook.summary, **taken}, self.steps, stopped)
+        return TrainResult({**self._logbook.summary, **taken, **self._ground.summary}, self.steps, stopped)
 
     def _told(self, result: TrainResult) -> TrainResult:
         self._lineage.write(result)

@@ -7,6 +7,7 @@ from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
 from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
+from kto_sweep.sameness import Trained, Witness
 from kto_sweep.search.options import Objective
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
@@ -51,6 +52,33 @@ def test_with_one_run_of_each_configuration_it_cannot_be_told_how_sure():
     assert "Run b (learning_rate 1e-05)" in told.best
     assert told.sure.startswith("It cannot be told: each configuration has run once. It leads by 0.1")
     assert any("other seeds" in text for text in told.next)
+
+
+def test_trials_of_changed_files_are_not_ranked_in_silence():
+    """Three had the same rows, d had others; e asked for other rows, f has a model of another precision."""
+    same = {"dataset": "d.jsonl", "model_size": "tiny"}
+
+    def ran(run_id, data, model="float32:m", **config):
+        summary = {LOSS: 0.1, "trial/data": data, "trial/model": model}
+        return TrialRecord(run_id, run_id, "finished", same | config, summary, 60.0)
+
+    alike = [ran(run_id, "r1") for run_id in "abc"]
+    others = [ran("e", "r3", max_length=64), ran("f", "r1", "bfloat16:n"), trial("g", 0.1)]
+    assert verdict(*alike, *others).beware == ()
+    (told,) = verdict(*alike, ran("d", "r2"), *others).beware
+    assert told.startswith("the rows of d.jsonl changed during this sweep: not the same for d as for a, b, c")
+    (told,) = verdict(*alike, ran("d", "r1", "float32:n")).beware
+    assert told.startswith("the weights of tiny changed")
+
+
+def test_an_agent_says_once_that_a_file_has_changed():
+    said = []
+    config = {"dataset": "d.jsonl", "model_size": "tiny"}
+    witness = Witness([Trained("a", config, {"trial/data": "r1"})], said.append)
+    for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
+        witness.see(Trained(run_id, config, {"trial/data": rows}))
+    assert len(said) == 1
+    assert "the rows of d.jsonl changed during this sweep: run c had others" in said[0]
 
 
 def test_a_name_cannot_command_the_terminal():

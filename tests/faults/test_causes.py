@@ -41,6 +41,23 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
         assert cause == ("bad data" if dataset in bad else "finished"), arena.said()
 
 
+def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
+    shutil.copy(ROWS, tmp_path / "rows.jsonl")
+    arena = Arena(tmp_path, {"seed": [1, 2]}, options=("--trials-per-gpu", "1"))
+    try:
+        arena.create(dataset="rows.jsonl", max_steps=3)
+        assert arena.start_agent("--count", "1").wait(120) == 0
+        rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / "rows.jsonl").write_text("".join(rows[:-40]))
+        arena.finish()
+        assert arena.said().count("BEWARE: the rows of rows.jsonl changed during this sweep") == 1
+        (told,) = json.loads(arena.command("status", "--json"))["differences"]
+        assert all(run.name in told for run in arena.runs())
+        assert "Beware" in arena.command("compare")
+    finally:
+        arena.close()
+
+
 def poison(arena: Arena, run_id: str, step: int) -> int:
     """The worker that trains this run and has come to this step, else 0."""
     rows = arena.home.runs / run_id / "checkpoint" / "rows.jsonl"
