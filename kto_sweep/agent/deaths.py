@@ -35,12 +35,14 @@ class Deaths:
         if station.device.visible:
             names = frozenset(work.run_id for work in to_blame)
             self._deaths.append(Death(station.device.name, names, is_hardware(words)))
-        others = any(other is not station and not other.ended for other in self._floor.stations)
+        others = any(other is not station and not other.retired for other in self._floor.stations)
         sick = is_sick(station.device.name, self._deaths, self._culprits, others=others)
         if sick or station.idle_deaths >= IDLE_DEATHS:
             self._retire(station, f"the worker on {station.device.name} ended with {how}:\n{words}", worker)
             return
-        self._display.say(f"{station.device.name}: the worker ended with {how}; starting another")
+        why = station.last_words.partition("\n")[0]
+        told = f"{how} ({why})" if why else how
+        self._display.say(f"{station.device.name}: the worker ended with {told}; starting another")
         cause = cause_of_death(words)
         if len(to_blame) == 1 and not is_retried(cause, to_blame[0].failures):
             self._convict(station, to_blame[0], cause, f"the last with {how}; log: {worker.log}")
@@ -67,14 +69,7 @@ class Deaths:
         station.retired = True
         look = f"nvidia-smi -i {station.device.visible}   (its whole log: {worker.log})"
         hint = look if station.device.visible else f"its whole log: {worker.log}"
-        if all(other.retired or other.ended for other in self._floor.stations):
+        if all(other.retired for other in self._floor.stations):
             raise KtoSweepError(why, hint=hint)
         self._display.say(f"{station.device.name} is used no more: {why}\n  Look: {hint}")
-        for slot in station.slots:
-            work = slot.work
-            if work is not None and work.run is not None and not work.closing:
-                slot.work, work.suspect = None, True
-                self._floor.homeless.append(work)
-            self._stations.dismiss(slot)
-        for slot in self._floor.slots:
-            self._places.serve(slot)
+        self._places.rehouse(station)

@@ -97,6 +97,24 @@ class Places:
             self.serve(event.slot)
         elif self._tally.is_leaving:
             self._trials.put_back(event.slot)
+        elif event.slot.station.retired:
+            self.rehouse(event.slot.station)
+
+    def rehouse(self, retired: Station) -> None:
+        """Have the open trials of a device that is used no more go on elsewhere."""
+        for slot in retired.slots:
+            work = slot.work
+            if work is not None and work.run is not None and not work.closing:
+                slot.work, work.suspect = None, True
+                self._floor.homeless.append(work)
+            self._stations.dismiss(slot)
+        waiting = sum(isinstance(each, Work) for each in self._floor.homeless)
+        healthy = [station for station in self._floor.stations if not station.retired]
+        if waiting and all(station.ended for station in healthy):  # they had nothing left to do
+            healthy[0].reopen(min(waiting, len(healthy[0].slots)))
+            self._stations.employ(healthy[0])
+        for slot in self._floor.slots:
+            self.serve(slot)
 
     def order_ready(self) -> None:
         """Give the workers the trials that they can be given."""

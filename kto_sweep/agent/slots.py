@@ -103,6 +103,11 @@ class Station:
         self.slots += added
         return added
 
+    def reopen(self, slots: int) -> None:
+        """Take trials again, so many at once, after there had been none left."""
+        self.exhausted = False
+        self.slots += [Slot(self) for _ in range(slots)]
+
     @property
     def aboard(self) -> list[Work]:
         """The trials that the worker has."""

@@ -4,10 +4,12 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from kto_sweep.errors import KtoSweepError
+from kto_sweep.errors import KtoSweepError, is_disk_full
 
 ENOUGH = 200 << 20
 """Bytes that a trial finds free before it is begun or goes on: its adapters, checkpoint and logs."""
+PROBE = 4 << 20
+"""Bytes that are written to see whether they can be."""
 
 
 def free_bytes(folder: Path) -> int:
@@ -24,6 +26,23 @@ def needed_bytes(folder: Path) -> int:
         with suppress(OSError):  # removed meanwhile
             sizes.append(path.stat().st_size)
     return ENOUGH + max(sizes)
+
+
+def shortage(folder: Path) -> str:
+    """Why the trial in `folder` cannot be begun or go on now; empty when there is room."""
+    free, needed = free_bytes(folder), needed_bytes(folder)
+    if free < needed:
+        return f"has {free >> 20} MiB free, {needed >> 20} MiB are needed"
+    probe = folder / "room.probe"  # nothing else tells of a quota
+    try:
+        probe.write_bytes(bytes(PROBE))
+    except OSError as error:
+        if is_disk_full(error):
+            return f"takes no more: {error.strerror}"
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return ""
 
 
 def require_space(folder: Path) -> None:

@@ -11,7 +11,7 @@ from kto_sweep.agent.events import Died, Events, Lost, Said, Told
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.link import heartbeat, register_agent
 from kto_sweep.agent.slots import Slot, Station, Work
-from kto_sweep.agent.space import free_bytes, needed_bytes
+from kto_sweep.agent.space import shortage
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
@@ -90,14 +90,10 @@ class Stations:
         return self._has_space(work)
 
     def _has_space(self, work: Work) -> bool:
-        folder = self._home.runs / work.run_id
-        if free_bytes(folder) >= needed_bytes(folder):
+        why = shortage(self._home.runs / work.run_id)
+        if not why:
             self._short_of_space.discard(work.run_id)
-            return True
-        if work.run_id not in self._short_of_space:
+        elif work.run_id not in self._short_of_space:
             self._short_of_space.add(work.run_id)
-            self._display.say(
-                f"run {work.run_id} waits for room: the disk of {self._home.root} has "
-                f"{free_bytes(folder) >> 20} MiB free, {needed_bytes(folder) >> 20} MiB are needed"
-            )
-        return False
+            self._display.say(f"run {work.run_id} waits for room: the disk of {self._home.root} {why}")
+        return not why

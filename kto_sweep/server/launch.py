@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import ssl
 import sys
@@ -22,6 +23,8 @@ from kto_sweep.server.login_token import login_link
 START_SECONDS = 60.0
 """How long a new server may take; a large database is checked first."""
 STOP_SECONDS = 20.0
+ROOM = 1 << 20
+"""Bytes without which it cannot start, nor say why."""
 LOG_LINES = 10
 """Lines of the server's log shown when it does not start."""
 
@@ -152,9 +155,10 @@ def _did_not_start(home: Home, how: str) -> ServerError:
         lines = log_path(home).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
     except OSError:
         lines = []
-    return ServerError(
-        "\n".join([f"the embedded server did not start ({how})", *lines]), hint=f"its log: {log_path(home)}"
-    )
+    hint = f"its log: {log_path(home)}"
+    if shutil.disk_usage(home.root).free < ROOM:
+        hint = f"no room is left on the disk of {home.root}: free some"
+    return ServerError("\n".join([f"the embedded server did not start ({how})", *lines]), hint=hint)
 
 
 def serve(

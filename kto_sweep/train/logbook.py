@@ -4,6 +4,7 @@ The file has a line a step, {"step": 1, "loss": 0.5, ...}. A trial that goes on 
 40 rows there: its summary, the signs that its health is judged by, and what its reader has not got yet.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -75,8 +76,9 @@ class Logbook:
         return sync
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a row that a full disk did not take comes again when the trial goes on."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
     def _kept(self, steps: int) -> tuple[list[tuple[int, dict[str, float]]], int]:
         """The rows of the first `steps` steps as far as they are whole, and where they end in the file."""

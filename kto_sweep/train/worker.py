@@ -3,9 +3,11 @@
 `python -m kto_sweep.train.worker` is started by the supervisor only (see protocol.py).
 """
 
+import contextlib
 import os
 import signal
 import sys
+import traceback
 
 from kto_sweep.home import Home
 from kto_sweep.protocol import DEVICES, MESSAGE_FD, Broken, Ready
@@ -36,7 +38,9 @@ def main() -> None:
         work(mailbox, Home.from_environment())
     except Exception as error:
         mailbox.send(Broken(f"{type(error).__name__}: {error}"))
-        raise
+        with contextlib.suppress(OSError):  # its log's disk may be full
+            traceback.print_exc()
+        os._exit(1)  # at an ordinary end Python would abort over the thread that waits for orders
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -127,6 +129,13 @@ def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
                 file.write(b"x" * (1 << 20))
         arena.wait(lambda: "disk full" in arena.said() or "for room" in arena.said(), 120, "a full disk")
         time.sleep(3)
+        refused = subprocess.run(
+            [sys.executable, "-m", "kto_sweep", "pause", arena.sweep[2]],
+            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert refused.returncode == 1
+        assert "disk is full; nothing was changed" in refused.stderr
+        assert "running" in arena.command("status")
         filler.unlink()
         arena.finish()
         arena.check(undisturbed)

@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from arena import TWO_BY_TWO, Arena, Losses
 
 
@@ -58,6 +59,44 @@ def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undistur
         arena.finish()
         arena.check(undisturbed)
         assert len(arena.agents) == 1
+    finally:
+        arena.close()
+
+
+BREAKING = """
+import os, sys, time
+
+working = any("kto_sweep.train.worker" in word for word in sys.orig_argv)
+if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+    import torch
+    from kto_sweep.train.engine import Engine
+
+    def step(self):
+        while not os.path.exists(os.environ["BREAK"]):
+            time.sleep(0.05)
+        raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+
+    Engine.step = step
+"""
+
+
+@pytest.mark.slow
+def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(tmp_path):
+    arena = gpu_arena(tmp_path, 2)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BREAKING)
+    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    arena.environ |= {"PYTHONPATH": path, "BREAK": str(tmp_path / "break")}
+    try:
+        arena.create(max_steps=4)
+        agent = arena.start_agent()
+        arena.wait(lambda: arena.said().count(" finished ") == 2, what="the end of gpu 1's trials")
+        arena.wait(lambda: not workers_on(arena, "1"), what="the end of gpu 1's worker")
+        (tmp_path / "break").touch()
+        assert agent.wait(120) == 0, arena.said()
+        assert "gpu 0 is used no more" in arena.said()
+        assert {run.state for run in arena.runs()} == {"finished"}
+        assert [len(run.rows) for run in arena.runs()] == [4] * 4
     finally:
         arena.close()
 
