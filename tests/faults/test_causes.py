@@ -131,7 +131,8 @@ def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
         time.sleep(3)
         refused = subprocess.run(
             [sys.executable, "-m", "kto_sweep", "pause", arena.sweep[2]],
-            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, timeout=60, check=False,
+            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, timeout=60,
+            check=False,
         )  # fmt: skip
         assert refused.returncode == 1
         assert "disk is full; nothing was changed" in refused.stderr
