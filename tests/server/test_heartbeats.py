@@ -8,6 +8,7 @@ import pytest
 from server_bench import Bench
 
 from kto_sweep.server import heartbeat, suggest
+from kto_sweep.server.store.database import StoreUnavailable
 
 GRID = {
     "method": "grid",
@@ -42,6 +43,19 @@ def test_grid_gives_every_cell_once_in_order_then_exit(bench: Bench) -> None:
     assert cells == [{"b": 1, "lr": 0.1}, {"b": 1, "lr": 0.2}, {"b": 2, "lr": 0.1}, {"b": 2, "lr": 0.2}]
     assert bench.sweep_field(sweep) == "FINISHED"
     assert bench.sweep_field(sweep, "runCountExpected") == 4
+
+
+def test_a_person_hears_of_a_full_disk_at_once_where_a_run_tries_again(bench: Bench) -> None:
+    bench.sweep(GRID)
+    database = bench.backend.database
+    pages = database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
+    database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+    long = {"description": "x" * 100_000}
+    query = "mutation M($input: UpsertSweepInput!) { upsertSweep(input: $input) { sweep { id } } }"
+    status, body = bench.answer(query, input={"config": json.dumps(GRID), **long})
+    assert (status, "disk is full; nothing was changed" in body["errors"][0]["message"]) == (200, True)
+    with pytest.raises(StoreUnavailable, match="full"):
+        bench.start_run("new", config=json.dumps(long))
 
 
 def test_three_agents_share_a_grid_without_doing_a_cell_twice(bench: Bench) -> None:
