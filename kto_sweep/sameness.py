@@ -66,13 +66,18 @@ def _grounds(trial: Trained) -> Iterator[Ground]:
     model = (wanted.base_model, str(wanted.effective_quantization), str(wanted.full_finetune))
     split = (str(wanted.max_length), str(wanted.eval_fraction))
     for name, asked in (
-        (DATA, (f"the rows of {wanted.dataset}", *split, *model)),
-        (MODEL, (f"the weights of {wanted.base_model}", *model)),
+        (DATA, (f"the rows of {_printable(wanted.dataset)}", *split, *model)),
+        (MODEL, (f"the weights of {_printable(wanted.base_model)}", *model)),
     ):
         found = trial.summary.get(name)
         if isinstance(found, str):
             kind, _, fingerprint = found.rpartition(":")  # weights of another precision have another one
             yield (*asked, kind), fingerprint
+
+
+def _printable(name: str) -> str:
+    """Without what would command a terminal: the name came from a run."""
+    return "".join(char for char in name if char.isprintable())
 
 
 def _told(what: str, groups: list[list[str]]) -> str:

@@ -48,7 +48,8 @@ class Uptime:
         Signs that are yet to come are from before the clock was set back, and tell nothing.
         """
         now = self.now()
-        return now - max(sign for sign in (*signs, self.awake_since) if sign <= now + JUMP_SECONDS)
+        heard = (sign for sign in (*signs, self.awake_since) if sign <= now + JUMP_SECONDS)
+        return now - max(heard, default=now)
 
 
 class SweepLocks:
