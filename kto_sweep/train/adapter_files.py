@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from peft import LoraConfig
 from torch import Tensor
 
 from kto_sweep.train.lora import AdapterSpec
@@ -20,6 +19,8 @@ def save_adapters(
     `tensors`, on the host, as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT
     will load. Raises OSError when the disk is full.
     """
+    from peft import LoraConfig  # takes two seconds to import: a worker can train meanwhile
+
     layers = {name.rpartition(".")[0] for name in tensors}
     config = LoraConfig(
         task_type="CAUSAL_LM",

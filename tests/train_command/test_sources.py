@@ -8,6 +8,7 @@ import pytest
 from train_box import Box, rows
 
 from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.single.earlier_runs import find_run
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +102,15 @@ def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
         stop_server(there.home)
 
 
-@pytest.mark.parametrize("part", ["", "checkpoint"])
-def test_a_killed_run_goes_on_by_its_folder(box: Box, part: str) -> None:
-    out = f"out-{part}"
+def test_a_killed_run_goes_on_by_its_folder(box: Box) -> None:
+    out = "out-killed"
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
     box.interrupted(*steps, "--output-dir", out, after=" 7/12", how=signal.SIGKILL)
     told = box.train("--output-dir", out, code=2)
     assert f"go on with its run: --resume-from-checkpoint {out}" in told
-    told = box.run("train", "--resume-from-checkpoint", f"{out}/{part}".rstrip("/"), "--cpu")
+    names = (box.folder / out, box.folder / out / "checkpoint")
+    assert {find_run(box.home, str(name)) for name in names} == {box.folders()[0]}
+    told = box.run("train", "--resume-from-checkpoint", f"{out}/checkpoint", "--cpu")
     assert "Going on with run" in told
     steps_logged = [row["step"] for row in rows(box.folder / out) if "loss" in row]
     assert steps_logged == list(range(1, 13))
