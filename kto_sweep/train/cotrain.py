@@ -9,11 +9,10 @@ layers are recomputed, then the trial that joined last waits in line; all with t
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from kto_sweep.train.checkpoint import fingerprint_rows
 from kto_sweep.train.course import Course, Ground, Request
 from kto_sweep.train.device import gpu_memory, is_broken, is_out_of_memory, out_of_memory, read_memory
 from kto_sweep.train.engine import UNSPLIT, Engine
+from kto_sweep.train.farewell import Ending, Farewells
 from kto_sweep.train.keeper import Clock
 from kto_sweep.train.limit import Limit
 from kto_sweep.train.measured import StepResult
@@ -36,28 +36,6 @@ from kto_sweep.trial import Trial
 
 PATIENCE = 20
 """Steps that an empty slot waits for the next trial before it is given up."""
-
-ORDERS_SECONDS = 0.5
-"""How long a step that has only files to wait for may last: then there may be new trials."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a trial ended."""
-
-    run_id: str
-    outcome: TrainResult | Exception
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """A trial that has no slot any more and whose last files are being written."""
-
-    course: Course
-    written: Future[Any]
-    """Of its result, if it has one."""
-    error: Exception | None = None
-    """Why it could not go on."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +94,7 @@ class CoTrainer:
         self._line: deque[Request | Course] = deque()
         self._seated: list[Course] = []
         """In the order in which they joined."""
-        self._leaving: list[Leaving] = []
+        self._leaving = Farewells()
         self._ahead: Launched | None = None
         """The step whose numbers nobody has read yet."""
         self._mark = 0.0
@@ -166,13 +144,13 @@ class CoTrainer:
         if launched is not None and (not self._overlap or self._is_due(launched)):
             self._collect()
             self._attend()
-        self._see_off()
-        endings, self._endings = self._endings, []
+        endings = self._endings + self._leaving.ended(waits=not self._seated and not self._line)
+        self._endings = []
         return endings
 
     def close(self) -> None:
         """Leave the base model as it was before; trials that are here end where their last checkpoint is."""
-        for course in (*self._seated, *self._line, *(each.course for each in self._leaving)):
+        for course in (*self._seated, *self._line, *self._leaving):
             if isinstance(course, Course):
                 course.close()
         self._engine.close()
@@ -251,23 +229,7 @@ class CoTrainer:
             self._engine.leave(course.slot)
             self._seated.remove(course)
             course.leave()
-        if isinstance(outcome, Exception):
-            self._leaving.append(Leaving(course, course.fail(outcome), outcome))
-        else:
-            self._leaving.append(Leaving(course, outcome))
-
-    def _see_off(self) -> None:
-        """End those whose files are written; wait for one when there is nothing else to do."""
-        if self._leaving and not self._seated and not self._line:
-            wait([each.written for each in self._leaving], ORDERS_SECONDS, return_when=FIRST_COMPLETED)
-        for each in [each for each in self._leaving if each.written.done()]:
-            self._leaving.remove(each)
-            problem = each.written.exception()
-            if isinstance(problem, Exception) and each.error is None:
-                self._end(each.course, problem)
-                continue
-            each.course.close()
-            self._endings.append(Ending(each.course.request.run_id, each.error or each.written.result()))
+        self._leaving.add(course, outcome)
 
     @contextmanager
     def _alone(self, course: Course) -> Iterator[None]:

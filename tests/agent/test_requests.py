@@ -28,10 +28,12 @@ parameters:
 STOCK = """
 import time, wandb
 with wandb.init() as run:
+    time.sleep({seconds})
     for step in range(3):
-        time.sleep({seconds} / 3)
         run.log({{"loss": 0.5}})
 """
+"""A model takes most of a short trial to load. What wandb has to tell of the first row, it sends along with
+the configuration if that was sent within seconds, else by itself."""
 
 
 @pytest.fixture
