@@ -81,7 +81,7 @@ def test_two_slots_ask_no_more_than_two_stock_agents(box: Box, proxy: Proxy) -> 
         # may fall into one such message more.
         most = stock[kind] + 2 * (kind == "UpsertBucket")
         assert 0 < ours[kind] <= most, (kind, ours, stock)
-    assert ours.total() <= stock.total(), (ours, stock)
+    assert ours.total() <= stock.total() + 2, (ours, stock)
     assert not ours["CreateArtifact"]
 
 
