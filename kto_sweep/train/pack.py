@@ -5,9 +5,10 @@ A row takes part in two ways:
     matched     log pi(y|x): the row's own completion after its prompt
     mismatched  log pi(y'|x): its partner's completion after the same prompt, for z0
 
-`pack` lays out either in full. `pack_onto` lays out the mismatched completions alone, as a continuation of
-the prompts of an earlier pack: its tokens are each prompt's last token and the partner's completion, and
-their attention reaches the prompt through the keys and values that the earlier forward kept.
+`pack` lays out either in full, what prompts of a slot begin with once (see prefixes.py). `pack_onto` lays out
+the mismatched completions alone, as a continuation of the prompts of an earlier pack: its tokens are each
+prompt's last token and the partner's completion, and their attention reaches the prompt through the keys and
+values that the earlier forward kept.
 The last token of a completion predicts nothing that is asked for, so it is never fed.
 """
 
