@@ -62,12 +62,17 @@ def bytes_to_download(model: str) -> int | None:
         file for file in answer.get("siblings", ()) if str(file.get("rfilename")).endswith(".safetensors")
     ]
     if not files:
-        raise UsageError(
-            f"{model}: has no weights as safetensors",
-            hint="convert them with save_pretrained; formats that can hold code are not read",
-        )
+        raise without_safetensors(model)
     sizes = [file.get("size") for file in files]
     return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
+
+
+def without_safetensors(model: str) -> UsageError:
+    """The error for a folder or hub id whose weights are in another format."""
+    return UsageError(
+        f"{model}: has no weights as safetensors",
+        hint="convert them with save_pretrained; formats that can hold code are not read",
+    )
 
 
 def _are_cached(model: str) -> bool:

@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.agent.single import choose_devices, open_server
 from kto_sweep.data.formats import describe_bad, load_examples
-from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.cells import Cell
-from kto_sweep.plan.hub import bytes_to_download
+from kto_sweep.plan.hub import bytes_to_download, without_safetensors
 from kto_sweep.plan.plan import Planner
 from kto_sweep.plan.preflight import pick_gpu, planner
 from kto_sweep.presets import PRESETS
@@ -37,12 +36,12 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
     say(
         f"data      {loaded.path}: {rows}" + (f"; left out: {describe_bad(loaded.bad)}" if loaded.bad else "")
     )
+    plan: Planner = planner(None if cpu else pick_gpu(None), home, this_box=True)
+    outlook = plan.outlook(Cell(trial, 1, {}))
     held = trial.effective_quantization
     say(f"model     {trial.base_model}, {'16 or 32 bit' if held == 'none' else held}{_weights(trial)}")
     devices = choose_devices(gpus=gpus, cpu=cpu)
     say(f"device    {', '.join(device.name for device in devices)}")
-    plan: Planner = planner(None if cpu else pick_gpu(None), home, this_box=True)
-    outlook = plan.outlook(Cell(trial, 1, {}))
     say(f"steps     {outlook.steps:,} of {counted(trial.batch_size, 'example')}")
     if outlook.peak_gib is None or outlook.least_gib is None:
         say("memory    not known: the model's sizes are not on this box, and the hub does not tell them")
@@ -65,14 +64,9 @@ def _weights(trial: Trial) -> str:
     name = trial.base_model
     path = Path(name).expanduser()
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise UsageError(
-            f"{name}: no weights as safetensors in this folder",
-            hint="give the folder that save_pretrained wrote, or a .gguf file",
-        )
+        raise without_safetensors(name)
     if path.exists() or name == PRESETS["tiny"].model:
         return ""
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"{name}: no such model folder", hint="check the path, or give a hub id")
     missing = bytes_to_download(name)
     if missing is None:
         return "; its weights come from the hub"

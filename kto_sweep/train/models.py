@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
 from kto_sweep.home import Home
+from kto_sweep.plan.hub import without_safetensors
 from kto_sweep.presets import Quantization
 from kto_sweep.train.tiny import tiny_model
 
@@ -261,10 +262,7 @@ def _explained(name: str, error: Exception) -> KtoSweepError:
             hint="choose a model of an architecture that transformers knows",
         )
     if "safetensors" in first_line and isinstance(error, OSError):
-        return UsageError(
-            f"{name}: has no weights as safetensors",
-            hint="convert them with save_pretrained; formats that can hold code are not read",
-        )
+        return without_safetensors(name)
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     return UsageError(
         f"{name}: cannot be loaded: {kind}{first_line}",
