@@ -82,7 +82,7 @@ class Box:
 
     def folders(self) -> list[Path]:
         """Of the runs, the last one begun first."""
-        return sorted(self.home.runs.iterdir(), key=lambda path: path.lstat().st_ctime, reverse=True)
+        return sorted(self.home.runs.glob("*"), key=lambda path: path.lstat().st_ctime, reverse=True)
 
     def python(self, code: str) -> Any:
         """The JSON that a script prints which talks to the embedded server through wandb."""
