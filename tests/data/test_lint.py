@@ -48,6 +48,12 @@ def write(path: Path, rows: Sequence[Row]) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all the examples of a property."""
+    return tmp_path_factory.mktemp("lint")
+
+
 @pytest.fixture
 def report(tmp_path: Path) -> Callable[..., LintReport]:
     """Lint rows: with a tokenizer where one is given, else in characters."""
@@ -114,12 +120,12 @@ some_rows = st.one_of(
 )
 def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
     make_tokenizer: MakeTokenizer,
-    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
     rows: list[Row],
     max_length: int,
     eval_fraction: float,
 ) -> None:
-    path = write(tmp_path_factory.getbasetemp() / "agree.jsonl", rows)
+    path = write(folder / "agree.jsonl", rows)
     tokenizer = make_tokenizer(REFUSING)
     refusal = None
     try:
@@ -150,9 +156,9 @@ def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
 @settings(max_examples=100, deadline=None)
 @given(some_rows)
 def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decides(
-    make_tokenizer: MakeTokenizer, tmp_path_factory: pytest.TempPathFactory, rows: list[Row]
+    make_tokenizer: MakeTokenizer, folder: Path, rows: list[Row]
 ) -> None:
-    read = read_data(write(tmp_path_factory.getbasetemp() / "characters.jsonl", rows))
+    read = read_data(write(folder / "characters.jsonl", rows))
     characters = lint(read, measure_characters(read.loaded.examples), max_length=None, eval_fraction=0.1)
     tokens = lint(
         read,

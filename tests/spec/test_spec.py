@@ -423,10 +423,11 @@ def test_data_files_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_data_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ends_with: str | None
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "rows.csv").touch()
-    file = tmp_path / "s.yaml"
+    here = tmp_path / "here"
+    (here / "folder").mkdir(parents=True)
+    (here / "folder" / "rows.csv").touch()
+    monkeypatch.chdir(here)
+    file = here / "s.yaml"
     file.write_text(HEAD.replace("data.jsonl", name), encoding="utf-8")
     if ends_with is None:
         load_spec(file)
