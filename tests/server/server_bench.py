@@ -16,6 +16,18 @@ from kto_sweep.server.backend import Backend
 from kto_sweep.server.launch import ServerAddress
 from kto_sweep.server.resolvers.registry import Request
 
+GRID = {
+    "method": "grid",
+    "program": "train.py",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"lr": {"values": [0.1, 0.2]}, "b": {"values": [1, 2]}},
+}
+RANDOM = {
+    "method": "random",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"lr": {"min": 0.0, "max": 1.0}},
+}
+
 QUICK = """
 import json, os, queue, sys, time, types
 import wandb
@@ -182,6 +194,13 @@ class Bench:
         """History rows of a run from line `offset` on."""
         content = [json.dumps({"_step": number, **row}) for number, row in enumerate(rows, offset)]
         return self.stream(name, files={"wandb-history.jsonl": {"offset": offset, "content": content}})
+
+    def work(self, agent: str, command: dict[str, Any], exitcode: int = 0) -> None:
+        """A trial from its start to its end, as its process and its agent tell it."""
+        name = command["run_id"]
+        self.start_run(name)
+        assert self.beat(agent, name) == []
+        self.stream(name, complete=True, exitcode=exitcode)
 
     def round(self) -> None:
         """One round of the janitor."""

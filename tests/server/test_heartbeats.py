@@ -1,34 +1,14 @@
-"""Sweeps, agents and runs over time: who is told what, and what becomes of runs that fall silent."""
+"""Sweeps, agents and runs over time: who is told what."""
 
 import json
 from collections import Counter
 from typing import Any
 
 import pytest
-from server_bench import Bench
+from server_bench import GRID, RANDOM, Bench
 
 from kto_sweep.server import heartbeat, suggest
 from kto_sweep.server.store.database import StoreUnavailable
-
-GRID = {
-    "method": "grid",
-    "program": "train.py",
-    "metric": {"name": "loss", "goal": "minimize"},
-    "parameters": {"lr": {"values": [0.1, 0.2]}, "b": {"values": [1, 2]}},
-}
-RANDOM = {
-    "method": "random",
-    "metric": {"name": "loss", "goal": "minimize"},
-    "parameters": {"lr": {"min": 0.0, "max": 1.0}},
-}
-
-
-def work(bench: Bench, agent: str, command: dict[str, Any], exitcode: int = 0) -> None:
-    """A trial from its start to its end, as its process and its agent tell it."""
-    name = command["run_id"]
-    bench.start_run(name)
-    assert bench.beat(agent, name) == []
-    bench.stream(name, complete=True, exitcode=exitcode)
 
 
 def test_grid_gives_every_cell_once_in_order_then_exit(bench: Bench) -> None:
@@ -38,7 +18,7 @@ def test_grid_gives_every_cell_once_in_order_then_exit(bench: Bench) -> None:
     while (commands := bench.beat(agent))[0]["type"] == "run":
         assert commands[0]["program"] == "train.py"
         cells.append({name: entry["value"] for name, entry in commands[0]["args"].items()})
-        work(bench, agent, commands[0])
+        bench.work(agent, commands[0])
     assert commands == [{"type": "exit"}]
     assert cells == [{"b": 1, "lr": 0.1}, {"b": 1, "lr": 0.2}, {"b": 2, "lr": 0.1}, {"b": 2, "lr": 0.2}]
     assert bench.sweep_field(sweep) == "FINISHED"
@@ -69,7 +49,7 @@ def test_three_agents_share_a_grid_without_doing_a_cell_twice(bench: Bench) -> N
                 agents.remove(agent)
             elif commands:
                 done[str(commands[0]["args"])] += 1
-                work(bench, agent, commands[0])
+                bench.work(agent, commands[0])
     assert len(done) == 4
     assert set(done.values()) == {1}
 
@@ -77,7 +57,7 @@ def test_three_agents_share_a_grid_without_doing_a_cell_twice(bench: Bench) -> N
 def test_failed_cell_is_not_tried_again(bench: Bench) -> None:
     agent = bench.agent(bench.sweep(GRID))
     first = bench.beat(agent)[0]
-    work(bench, agent, first, exitcode=1)
+    bench.work(agent, first, exitcode=1)
     assert bench.run(first["run_id"])["state"] == "failed"
     assert bench.beat(agent)[0]["args"] != first["args"]
 
@@ -85,7 +65,7 @@ def test_failed_cell_is_not_tried_again(bench: Bench) -> None:
 def test_cell_of_a_deleted_run_is_tried_again(bench: Bench) -> None:
     agent = bench.agent(bench.sweep(GRID))
     first = bench.beat(agent)[0]
-    work(bench, agent, first)
+    bench.work(agent, first)
     bench.mutate("deleteRun", "DeleteRunInput", "success", id=bench.run(first["run_id"], "id")["id"])
     assert bench.beat(agent)[0]["args"] == first["args"]
 
@@ -156,7 +136,7 @@ def test_run_cap_counts_failed_runs_and_those_of_all_agents(bench: Bench) -> Non
     sweep = bench.sweep({**RANDOM, "run_cap": 3})
     one, two = bench.agent(sweep), bench.agent(sweep)
     for agent, exitcode in ((one, 0), (two, 1), (one, 0)):
-        work(bench, agent, bench.beat(agent)[0], exitcode)
+        bench.work(agent, bench.beat(agent)[0], exitcode)
     assert bench.sweep_field(sweep) == "FINISHED"
     assert bench.beat(one) == bench.beat(two) == [{"type": "exit"}]
     assert bench.sweep_field(sweep, "runCount") == 3
@@ -219,7 +199,7 @@ def test_paused_sweep_lets_runs_end_and_hands_out_none_until_resumed(bench: Benc
     agent = bench.agent(sweep)
     first = bench.beat(agent)[0]
     set_state(bench, sweep, "PAUSED")
-    work(bench, agent, first)
+    bench.work(agent, first)
     assert bench.beat(agent) == []
     set_state(bench, sweep, "RUNNING")
     assert bench.beat(agent)[0]["type"] == "run"
@@ -270,102 +250,6 @@ def test_stopped_sweep_lets_runs_end(bench: Bench) -> None:
     assert bench.beat(agent) == [{"type": "exit"}]
 
 
-def test_waiting_run_of_a_vanished_agent_goes_to_another_and_is_not_lost(bench: Bench) -> None:
-    sweep = bench.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = bench.agent(sweep), bench.agent(sweep)
-    lost = bench.beat(gone)[0]
-    bench.clock.time += 100
-    assert bench.beat(here) == []  # not exit: the only cell may come back
-    bench.clock.time += 100
-    assert bench.beat(here) == [lost]
-    work(bench, here, lost)
-    assert bench.sweep_field(sweep) == "FINISHED"
-
-
-def test_preempted_run_is_handed_out_first_as_resume(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    one, two = bench.agent(sweep), bench.agent(sweep)
-    first = bench.beat(one)[0]
-    bench.start_run(first["run_id"])
-    bench.beat(one, first["run_id"])
-    bench.stream(first["run_id"], preempting=True)
-    assert bench.run(first["run_id"])["state"] == "preempting"
-    bench.stream(first["run_id"], preempting=True, complete=True, exitcode=143)
-    assert bench.run(first["run_id"])["state"] == "preempted"
-    assert bench.beat(two) == [{**first, "type": "resume"}]
-
-
-def test_silent_run_crashes_after_five_minutes_and_comes_back_when_heard(bench: Bench) -> None:
-    bench.start_run("silent")
-    bench.clock.time += 290
-    bench.round()
-    assert bench.run("silent")["state"] == "running"
-    bench.clock.time += 20
-    bench.round()
-    assert bench.run("silent")["state"] == "crashed"
-    bench.stream("silent")
-    assert bench.run("silent")["state"] == "running"
-
-
-def test_silence_before_the_server_woke_up_does_not_count(bench: Bench) -> None:
-    bench.start_run("patient")
-    bench.clock.time += 10_000
-    bench.backend.uptime.awake_since = bench.clock.time
-    bench.clock.time += 290
-    bench.round()
-    assert bench.run("patient")["state"] == "running"
-
-
-@pytest.mark.parametrize("jump", [3600.0, -3600.0, 86400.0])
-def test_a_clock_that_is_set_makes_nobody_silent_and_hides_nobody_who_is(bench: Bench, jump: float) -> None:
-    sweep = bench.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = bench.agent(sweep), bench.agent(sweep)
-    waiting = bench.beat(gone)[0]
-    bench.start_run("silent")
-    bench.clock.time += 100
-    bench.clock.set(jump)
-    assert bench.beat(here) == []
-    bench.round()
-    assert bench.run("silent")["state"] == "running"
-    bench.clock.time += 190
-    assert bench.beat(here) == [waiting]
-    bench.clock.time += 190
-    bench.round()
-    assert bench.run("silent")["state"] == "crashed"
-
-
-def test_a_clock_that_is_set_back_a_little_makes_nobody_silent(bench: Bench) -> None:
-    sweep = bench.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = bench.agent(sweep), bench.agent(sweep)
-    bench.clock.time += 10_000
-    bench.beat(gone)
-    bench.start_run("heard")
-    bench.clock.set(-20)
-    assert bench.beat(here) == []
-    bench.round()
-    assert bench.run("heard")["state"] == "running"
-
-
-def test_run_whose_agent_still_reports_it_has_not_crashed(bench: Bench) -> None:
-    agent = bench.agent(bench.sweep(RANDOM))
-    name = bench.beat(agent)[0]["run_id"]
-    bench.start_run(name)
-    for _ in range(5):
-        bench.clock.time += 200
-        bench.beat(agent, name)
-        bench.round()
-    assert bench.run(name)["state"] == "running"
-
-
-def test_crashed_last_run_ends_the_sweep(bench: Bench) -> None:
-    sweep = bench.sweep({**RANDOM, "run_cap": 1})
-    agent = bench.agent(sweep)
-    bench.start_run(bench.beat(agent)[0]["run_id"])
-    bench.clock.time += 400
-    bench.round()
-    assert bench.sweep_field(sweep) == "FINISHED"
-
-
 def test_heartbeat_of_an_unknown_agent_is_not_found(bench: Bench) -> None:
     query = 'mutation { agentHeartbeat(input: {id: "QWdlbnQ6djE6OTk="}) { commands } }'
     assert bench.answer(query)[0] == 404
@@ -393,7 +277,7 @@ def test_scheduler_queue_is_handed_out_in_order_up_to_the_cap(bench: Bench) -> N
     for value in (1, 2):
         command = bench.beat(agent)[0]
         assert command["args"] == {"x": {"value": value}}
-        work(bench, agent, command)
+        bench.work(agent, command)
     assert bench.beat(agent) == []
     set_state(bench, sweep, "FINISHED")
     assert bench.beat(agent) == [{"type": "exit"}]
@@ -447,14 +331,14 @@ def test_changed_grid_goes_on_with_the_cells_that_no_run_has_had(bench: Bench) -
     sweep = bench.sweep(GRID)
     agent = bench.agent(sweep)
     for _ in range(3):
-        work(bench, agent, bench.beat(agent)[0])
+        bench.work(agent, bench.beat(agent)[0])
     larger = {**GRID, "parameters": {"lr": {"values": [0.1, 0.2]}, "b": {"values": [0, 1, 2]}}}
     opaque = bench.sweep_field(sweep, "id")
     bench.mutate("upsertSweep", "UpsertSweepInput", "sweep { id }", id=opaque, config=json.dumps(larger))
     cells = []
     while (command := bench.beat(agent)[0])["type"] == "run":
         cells.append({name: entry["value"] for name, entry in command["args"].items()})
-        work(bench, agent, command)
+        bench.work(agent, command)
     assert cells == [{"b": 0, "lr": 0.1}, {"b": 0, "lr": 0.2}, {"b": 2, "lr": 0.2}]
     assert bench.sweep_field(sweep) == "FINISHED"
 
@@ -488,7 +372,7 @@ def test_ended_run_made_pending_is_handed_out_again_and_begins_anew(bench: Bench
     bench.start_run(failed["run_id"])
     bench.log(failed["run_id"], 0, {"loss": 1.0, "_timestamp": 1.0}, {"loss": 2.0, "_timestamp": 2.0})
     bench.stream(failed["run_id"], complete=True, exitcode=1)
-    work(bench, agent, bench.beat(agent)[0])
+    bench.work(agent, bench.beat(agent)[0])
     assert bench.beat(agent) == [{"type": "exit"}]
     assert bench.sweep_field(sweep) == "FINISHED"
 
@@ -515,7 +399,7 @@ def test_runs_of_another_sweep_can_count_for_this_one_as_well(bench: Bench) -> N
     first = bench.sweep(GRID)
     agent = bench.agent(first)
     done = bench.beat(agent)[0]
-    work(bench, agent, done)
+    bench.work(agent, done)
     running = bench.beat(agent)[0]["run_id"]
     prior = json.dumps({"$or": [{"name": done["run_id"]}, {"name": running}]})
     second = bench.mutate(
@@ -530,6 +414,6 @@ def test_runs_of_another_sweep_can_count_for_this_one_as_well(bench: Bench) -> N
     cells = []
     while (command := bench.beat(other)[0])["type"] == "run":
         cells.append(command["args"])
-        work(bench, other, command)
+        bench.work(other, command)
     assert len(cells) == 3
     assert done["args"] not in cells
