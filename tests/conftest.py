@@ -1,10 +1,33 @@
-"""The order of all tests: folders whose tests start whole boxes come first, so that no process is left alone
-with a long one at the end."""
+"""What all tests have: their order, and the base model of boxes that train."""
+
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 
+from kto_sweep.home import Home
+
 FIRST = ("agent", "faults", "train_command", "ledger")
+"""Folders whose tests start whole boxes: they come first, that no process is left alone with a long one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.parent.name not in FIRST)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base model, made once for all processes of a run: each box would take seconds for its own."""
+    from kto_sweep.train.tiny import tiny_model
+
+    root = tmp_path_factory.getbasetemp()
+    return tiny_model((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "models")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Home:
+    """One for a module, with the tiny base model in it."""
+    home = Home(tmp_path_factory.mktemp("home"))
+    shutil.copytree(tiny_base, home.models / tiny_base.name)
+    return home

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server, stop_server
@@ -65,6 +65,9 @@ class Run:
 class Arena:
     """One box. `axes` are those of its grid."""
 
+    base_model: ClassVar[Path | None] = None
+    """The tiny one, if it was made before. Otherwise each box makes its own."""
+
     folder: Path
     axes: Mapping[str, list[Any]]
     environ: dict[str, str] = field(default_factory=dict)
@@ -97,6 +100,8 @@ class Arena:
 
     def create(self, **fixed: Any) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.base_model is not None:
+            shutil.copytree(self.base_model, self.home.models / self.base_model.name, dirs_exist_ok=True)
         (self.folder / "sweep.yaml").write_text(grid(self.axes, **fixed))
         path = json.loads(self.command("create", "sweep.yaml", "--json"))["path"]
         entity, project, name = path.split("/")

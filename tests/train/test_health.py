@@ -212,8 +212,8 @@ def test_findings_become_notes_and_alerts_and_what_was_told_is_not_told_again() 
 
 
 @pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
-    return Session(Home(tmp_path_factory.mktemp("home")), torch.device("cpu"))
+def session(home: Home) -> Session:
+    return Session(home, torch.device("cpu"))
 
 
 def real_trial(**more: float) -> Trial:

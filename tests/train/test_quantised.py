@@ -18,11 +18,6 @@ from kto_sweep.train.step import SlotBatch, add_gradients
 from kto_sweep.train.support import packed_decoder
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("home"))
-
-
 def base(home: Home, quantization: Quantization = "none") -> LoadedBase:
     return load_base("tiny", quantization=quantization, device=torch.device("cpu"), home=home)
 

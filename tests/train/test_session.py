@@ -20,11 +20,6 @@ ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
 def session(home: Home) -> Session:
     return Session(home, torch.device("cpu"))
 

@@ -49,11 +49,6 @@ class Found:
     grads: dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("home"))
-
-
 def conversations(n: int) -> list[dict[str, Any]]:
     """The first `n` rows with different prompts, as TRL reads them."""
     found: dict[str, dict[str, Any]] = {}

@@ -30,11 +30,6 @@ ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """21 to train on: in batches of 4, the last of an epoch has one, and one process none."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"

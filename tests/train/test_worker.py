@@ -97,11 +97,6 @@ class Worker:
         return self.status
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    return Home(tmp_path_factory.mktemp("home"))
-
-
 @pytest.fixture
 def hire(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
     """Begins workers that end with the test."""
