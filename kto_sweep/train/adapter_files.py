@@ -1,5 +1,6 @@
 """A slot's adapters as files that `PeftModel.from_pretrained` loads."""
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,21 +20,21 @@ def save_adapters(
     `tensors`, on the host, as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT
     will load. Raises OSError when the disk is full.
     """
-    from peft import LoraConfig  # takes two seconds to import: a worker can train meanwhile
-
     layers = {name.rpartition(".")[0] for name in tensors}
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=spec.rank,
-        lora_alpha=spec.alpha,  # type: ignore[arg-type] # PEFT divides by it: it need not be whole
-        lora_dropout=spec.dropout,
+    # Not by peft's own LoraConfig, whose import would hold up the other trials for two seconds.
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": spec.rank,
+        "lora_alpha": spec.alpha,
+        "lora_dropout": spec.dropout,
         # Last parts of names, as people write them; every layer of such a name has adapters.
-        target_modules=sorted({layer.rpartition(".")[2] for layer in layers}),
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    )
+        "target_modules": sorted({layer.rpartition(".")[2] for layer in layers}),
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+    }
     with replaced(folder) as new:
-        config.save_pretrained(str(new))
+        (new / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         weights = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
         write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
 
