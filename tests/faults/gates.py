@@ -20,7 +20,7 @@ def build() -> None:
     import sys
 
     if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-        from kto_sweep.train import session
+        from kto_sweep.train import adapter_files, session
         from kto_sweep.train.course import Course
         from kto_sweep.train.referenced import References
 
@@ -29,6 +29,7 @@ def build() -> None:
         _before(Course, "evaluation", "evaluation")
         _before(Course, "write", "last step", lambda course, step, *rest: step == course._total)
         _before(Course, "finish", "saving")
+        _before(adapter_files, "write_tensors", "writing")  # on the trial's own thread, the others go on
     elif "agent" in sys.orig_argv:
         from kto_sweep.agent.runs import TrialRun
 

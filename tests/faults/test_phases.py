@@ -62,13 +62,13 @@ def test_a_sweep_outlives_what_comes_at_the_worst_moment(tmp_path, undisturbed):
     accidents = [
         ("evaluation", "terminal is closed"),
         ("last step", "SIGTERM"),
-        ("saving", "worker is killed"),
+        ("writing", "worker is killed"),
         ("closing", "Ctrl-C twice"),
     ]
     go_through(tmp_path, accidents, undisturbed)
 
 
-PHASES = ("load", "reference", "evaluation", "last step", "saving", "closing")
+PHASES = ("load", "reference", "evaluation", "last step", "saving", "writing", "closing")
 ACCIDENTS = (
     *("Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGTERM twice"),
     *("terminal is closed", "worker is killed", "agent is killed"),
