@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kto_sweep.records import write_whole
 from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.tensor_file import write_tensors
 
@@ -34,7 +35,7 @@ def save_adapters(
         "inference_mode": True,
     }
     with replaced(folder) as new:
-        (new / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(new / "adapter_config.json", json.dumps(config, indent=2) + "\n")
         weights = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
         write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
 
@@ -45,7 +46,11 @@ def replaced(folder: Path) -> Iterator[Path]:
     new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
-    yield new
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the room
+        raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         folder.replace(old)

@@ -163,7 +163,8 @@ class CoTrainer:
             if request.should_stop():
                 self._line.remove(waiting)
                 if isinstance(waiting, Course):
-                    self._end(waiting, waiting.stop(self._engine))
+                    with self._alone(waiting):
+                        self._end(waiting, waiting.stop(self._engine))
                 else:
                     self._endings.append(Ending(request.run_id, TrainResult({}, 0, stopped=True)))
         stopped = [course for course in self._seated if course.request.should_stop()]
@@ -358,10 +359,11 @@ class CoTrainer:
     def _stand_up(self, course: Course) -> None:
         slot = course.slot
         assert slot is not None
-        course.stand_up(self._engine)
-        self._engine.leave(slot)
-        self._seated.remove(course)
-        self._wait_for_room(course)
+        with self._alone(course):
+            course.stand_up(self._engine)
+            self._engine.leave(slot)
+            self._seated.remove(course)
+            self._wait_for_room(course)
         self._close_gaps()
 
     def _wait_for_room(self, course: Course) -> None:

@@ -95,7 +95,7 @@ class Seats(Protocol):
         """Everything that the slot's trial needs to go on elsewhere, on the host."""
 
     def adapters(self, slot: int) -> tuple[AdapterSpec, Mapping[str, Tensor]]:
-        """What the slot's adapters are, and their weights by layer."""
+        """What the slot's adapters are, and their weights by layer, copied to the host."""
 
 
 def _refuse_others(request: Request, ground: Ground) -> None:
@@ -139,6 +139,8 @@ class Course:
         """An earlier process has done it all."""
         self.state: SlotState | None = None
         """What it goes on from when it sits down."""
+        self._stood_up: Callable[[], None] | None = None
+        """What writes the weights of a trial that waits to sit down again, if it ends waiting."""
         self._ground = ground
         self._clock = clock
         self._total = 0
@@ -187,7 +189,7 @@ class Course:
 
     def sit_down(self, engine: Seats, slot: int) -> None:
         """Begin, or go on, in `slot`, which the trial has just joined."""
-        self.slot, self.state = slot, None
+        self.slot, self.state, self._stood_up = slot, None, None
         self._since = self._clock()
         if not self._total:
             self._total = engine.total_steps(slot)
@@ -196,7 +198,7 @@ class Course:
 
     def stand_up(self, engine: Seats) -> None:
         """Leave the slot, to go on in another one later."""
-        self.state = engine.state(self._place)
+        self.state, self._stood_up = engine.state(self._place), self._saving(engine, self._product)
         self._keeping = self._writer.put(self._checkpointing(self.state))
         self.leave()
 
@@ -269,15 +271,17 @@ class Course:
 
     def stop(self, engine: Seats) -> Future[TrainResult]:
         """Save a trial that is told to end, so that it can go on another time."""
+        jobs: list[Callable[[], None]]
         if self.slot is None:
+            jobs = [self._stood_up] if self._stood_up else []
             result = self._result(self.state.examples if self.state else 0, stopped=True)
-            return self._writer.put(lambda: self._told(result))
-        keep, save = self._checkpointing(engine.state(self._place)), self._saving(engine, self._product)
-        result = self._result(engine.examples(self._place), stopped=True)
+        else:
+            jobs = [self._checkpointing(engine.state(self._place)), self._saving(engine, self._product)]
+            result = self._result(engine.examples(self._place), stopped=True)
 
         def write() -> TrainResult:
-            keep()
-            save()
+            for job in jobs:
+                job()
             return self._told(result)
 
         return self._writer.put(write)
@@ -331,9 +335,8 @@ class Course:
     def _saving(self, engine: Seats, name: str) -> Callable[[], None]:
         """What writes the weights of now to the folder `name`."""
         spec, tensors = engine.adapters(self._place)
-        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
         base = self._ground.base.model.name_or_path
-        return lambda: save_adapters(self.request.folder / name, spec, copies, base)
+        return lambda: save_adapters(self.request.folder / name, spec, tensors, base)
 
     @property
     def _place(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kto_sweep.train.decoder import Decoder
 from kto_sweep.train.limit import Limit, until_it_fits
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.lora import AdapterSpec, AdapterStack, find_targets
 from kto_sweep.train.measured import StepResult
 from kto_sweep.train.optim import Knobs, OptimizerState, Outcome, SlotAdamW
 from kto_sweep.train.pack import Item, ship
@@ -72,6 +72,7 @@ class Engine:
         if self._slots[slot] is not None:
             raise ValueError(f"slot {slot} has a trial already")
         joined = Slot(trial, self.train)
+        find_targets(self.decoder.model, joined.spec.targets)  # before anything of the others is taken apart
         if self._adapters is None or not self._adapters.fits(joined.spec):
             self._rebuild(len(self._slots), joined.spec)
         if state is None:
@@ -174,7 +175,7 @@ class Engine:
         return LogRatios(ratios[:, 0], ratios[:, 1])
 
     def adapters(self, slot: int) -> tuple[AdapterSpec, dict[str, Tensor]]:
-        """What the slot's adapters are, and their weights by layer."""
+        """What the slot's adapters are, and their weights by layer, copied to the host."""
         return self._held(slot).spec, self._stack.tensors(slot)
 
     def state(self, slot: int) -> SlotState:

@@ -57,7 +57,7 @@ class Logbook:
     def syncing(self) -> Callable[[], None]:
         """What has the rows of now on disk whatever happens to the machine, or to the file; on any thread.
 
-        It is called once and raises OSError.
+        It raises OSError. Of a file that is removed meanwhile the next one takes care.
         """
         if not self._path.exists():  # somebody has removed it; what is open still has them
             self._file.seek(0)
@@ -65,13 +65,10 @@ class Logbook:
             file.write(rows)
             self._file.close()
             self._file = file
-        own = os.dup(self._file.fileno())
 
         def sync() -> None:
-            try:
-                os.fsync(own)
-            finally:
-                os.close(own)
+            with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+                os.fsync(file.fileno())
 
         return sync
 

@@ -277,11 +277,11 @@ class AdapterStack:
         self._scales[slot] = 0
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot's adapters, copied, as `start` takes them. Raises ValueError when it is empty."""
+        """The slot's adapters as `start` takes them, copied to the host. Raises ValueError if it is empty."""
         spec = self.specs[slot]
         if spec is None:
             raise ValueError(f"slot {slot} is empty")
-        return self.layout.take(self.weights[slot], self.names(spec), spec.rank)
+        return self.layout.take(self.weights[slot].to("cpu", copy=True), self.names(spec), spec.rank)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -44,6 +44,8 @@ class Pace:
         if self._since <= SETTLING:
             return
         steps = self._steps[trials]
+        if len(steps) == max(WRITTEN_AT):
+            return
         steps.append((tokens, seconds))
         if len(steps) in WRITTEN_AT:
             # Medians: a step beside an evaluation or a checkpoint is no measure of the others.

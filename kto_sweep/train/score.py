@@ -38,4 +38,5 @@ def score(
         mismatched = pack_onto(matched, part, part, slots, decoder.device)
         with routed(mismatched):
             scores[:, 1] += decoder.log_probs(mismatched, len(rows))
+        del matched, mismatched  # with their keys and values, before the next part has its own
     return scores

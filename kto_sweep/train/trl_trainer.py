@@ -141,7 +141,7 @@ class _TrlSeat:
         return SlotState(step, self.examples(slot), self._trainer.lead("take_state"), float(step))
 
     def adapters(self, slot: int) -> tuple[AdapterSpec, dict[str, Tensor]]:
-        """The adapters' weights by layer."""
+        """The adapters' weights by layer, copied to the host."""
         tensors = {
             name.removeprefix("base_model.model.").removesuffix(".default.weight"): tensor
             for name, tensor in self._trainer.lead("weights").items()

@@ -167,9 +167,10 @@ def test_a_diverging_trial_ends_with_its_cause_and_reaches_no_other(tmp_path: Pa
 def test_what_one_trial_cannot_be_ends_it_alone(tmp_path: Path) -> None:
     box = Box(tmp_path)
     (tmp_path / "file").write_text("in the way")
-    box.start("targets", trial(lora_targets=("no_such_proj",)))
-    box.start("file", trial())
     box.start("good", trial())
+    box.steps(1)
+    box.start("targets", trial(lora_targets=("no_such_proj",), lora_r=64))  # a rank that needs another layout
+    box.start("file", trial())
     box.run()
     assert isinstance(box.outcomes["targets"], UsageError)
     assert isinstance(box.outcomes["file"], OSError)
@@ -247,6 +248,23 @@ def test_the_last_to_join_waits_when_memory_runs_out_and_then_goes_on(tmp_path: 
     for name, each in chosen.items():
         assert box.result(name).steps == each.max_steps
         expect_same(box.reports[name], alone(each, tmp_path).reports["only"])
+
+
+def test_a_trial_that_is_stopped_while_it_waits_leaves_its_adapters(tmp_path: Path) -> None:
+    box = Box(tmp_path)
+    box.start("a", trial(max_steps=6))
+    box.start("b", trial(max_steps=6))
+    box.steps(2)
+    with memory(box.trainer, lambda tokens: len(box.trainer.running) == 1):
+        box.steps(1)
+        assert box.trainer.running == ["a"]
+        box.stop("b")
+        box.run()
+    assert box.result("b").stopped
+    assert {path.name for path in (tmp_path / "b" / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
 
 
 def test_a_trial_that_does_not_fit_alone_fails_and_the_next_one_has_all_the_memory(tmp_path: Path) -> None:

@@ -70,3 +70,13 @@ def test_rows_that_somebody_removes_are_on_disk_again_with_the_next_checkpoint(t
     assert book.has(3)
     book.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0, 3.0]
+
+
+def test_a_checkpoint_that_is_never_written_leaves_nothing_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    book, _ = logbook(tmp_path / "rows.jsonl")
+    book.go_on(9, 0, None)
+    book.write(1, {"loss": 1.0})
+    book.syncing()
+    book.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -2,7 +2,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cotrain_cases import Box, trial
+from cotrain_cases import Box, memory, trial
 
 from kto_sweep.train.adapter_files import save_adapters
 from kto_sweep.train.writer import MOST, Writer
@@ -78,19 +78,34 @@ def test_a_trial_whose_files_take_long_holds_nobody_up(
         assert (tmp_path / folder / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("then", ["steps on", "stands up", "is stopped while it waits"])
 def test_a_full_disk_under_the_best_adapters_ends_their_trial_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
 ) -> None:
+    gate = threading.Event()
+
     def full(folder: Path, *more: object) -> None:
         if folder.parent.name == "unlucky":
+            assert gate.wait(PATIENCE)
             raise OSError(28, "No space left on device")
         save_adapters(folder, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("kto_sweep.train.course.save_adapters", full)
     box = Box(tmp_path)
-    box.start("unlucky", trial(max_steps=6, eval_steps=2))
     box.start("other", trial(max_steps=6, eval_steps=2))
-    box.run()
+    box.start("unlucky", trial(max_steps=6, eval_steps=2))
+    for _ in range(2):
+        box.trainer.step()
+    writer = box.trainer._seated[1]._writer
+    with memory(box.trainer, lambda tokens: then == "steps on" or box.trainer.running == ["other"]):
+        if then == "is stopped while it waits":
+            threading.Timer(0.5, gate.set).start()  # it stands up once there is room among its files
+            box.trainer.step()
+            assert box.trainer.running == ["other"]
+            box.stop("unlucky")
+        gate.set()
+        writer.put_last(lambda: None).result(PATIENCE)
+        box.run()
     assert isinstance(box.outcomes["unlucky"], OSError)
     assert box.result("other").steps == 6
     assert '"end": "failed"' in (tmp_path / "unlucky/lineage.json").read_text()
