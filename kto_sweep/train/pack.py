@@ -125,11 +125,17 @@ class _Sequence:
 
 
 def pack(
-    items: Sequence[Item], slots: int, device: torch.device, *, mismatched: bool = False, keep: bool = False
+    items: Sequence[Item],
+    slots: int,
+    device: torch.device,
+    *,
+    mismatched: bool = False,
+    keep: bool = False,
+    share: bool = True,
 ) -> Pack:
     """Prompts and completions in full; with `keep`, the forward keeps keys and values for `pack_onto`.
 
-    What several prompts of a slot begin with is fed once. `items` come sorted by slot.
+    With `share`, what several prompts of a slot begin with is fed once. `items` come sorted by slot.
     """
     sequences: list[_Sequence] = []
     prompts: dict[int, Ids] = {}
@@ -137,7 +143,7 @@ def pack(
     for slot, group in groupby(range(len(items)), key=lambda at: items[at].slot):
         places: list[Ids] = []
         own = list(group)
-        for piece in _pieces([items[each] for each in own], mismatched):
+        for piece in _pieces([items[each] for each in own], mismatched, share):
             item = items[own[piece.row]]
             completion = item.row.mismatched if mismatched else item.row.completion
             targets = completion if piece.last else _NO_IDS
@@ -157,10 +163,10 @@ def pack(
     return replace(made, prompts=[prompts[each] for each in range(len(items))])
 
 
-def _pieces(items: Sequence[Item], mismatched: bool) -> list[Piece]:
-    """How the prompts of one slot are fed: shared beginnings once, where that saves enough."""
+def _pieces(items: Sequence[Item], mismatched: bool, share: bool) -> list[Piece]:
+    """How the prompts of one slot are fed: with `share`, shared beginnings once where that saves enough."""
     prompts = [item.row.prompt for item in items]
-    if any(item.noise for item in items):
+    if not share or any(item.noise for item in items):
         return whole(prompts)  # each example has a dropout of its own, from its first token on
     pieces = tree(prompts)
     fed = sum(piece.end - piece.begin for piece in pieces)

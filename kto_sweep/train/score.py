@@ -23,7 +23,10 @@ def score(
     """(rows, 2) log-probs of matched and mismatched completions, nats, float64 on the device.
 
     With `adapters`, those of `slot` take part, without dropout; else it is the base model that answers.
+    On a CPU a row's log-probs do not depend on the rows it comes with, as far as torch's products do not.
     """
+    # Where a shared beginning ends depends on the other rows, and with it how sums over keys are rounded.
+    share = decoder.device.type != "cpu"
 
     def routed(forward: Pack) -> AbstractContextManager[None]:
         return adapters.routed(forward, training=False) if adapters else nullcontext()
@@ -32,7 +35,7 @@ def score(
     items = [Item(row, slot, example) for example, row in enumerate(rows)]
     scores = torch.zeros(len(rows), 2, dtype=torch.float64, device=decoder.device)
     for part in limit.split(items):
-        matched = pack(part, slots, decoder.device, keep=True)
+        matched = pack(part, slots, decoder.device, keep=True, share=share)
         with routed(matched):
             scores[:, 0] += decoder.log_probs(matched, len(rows))
         mismatched = pack_onto(matched, part, part, slots, decoder.device)
