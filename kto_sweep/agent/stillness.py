@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.slots import Station
-from kto_sweep.protocol import Done, Failed, Message, Metrics, Preparing, Ready
+from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.protocol import Done, Failed, Message, Metrics, Preparing
 from kto_sweep.wording import duration
 
 SPOKEN_SECONDS = 600.0
-"""A worker with trials that says nothing for so long is spoken of."""
+"""A worker that has something to do and says nothing for so long is spoken of."""
+UNREADY_SECONDS = 1800.0
+"""One that is not ready after so long is ended: to load its libraries takes a minute on a slow disk."""
 KILLED_SECONDS = 3600.0
 """One that takes steps and then says nothing for so long hangs, unless it was nearly as still before."""
 TIMES = 20.0
@@ -24,6 +27,7 @@ MOST_AT_ONCE = 5.0
 class _Pause:
     """How long a worker has said nothing, in seconds."""
 
+    worker: WorkerProcess | None
     now: float = 0.0
     longest: float = 0.0
     """Before."""
@@ -44,13 +48,11 @@ class Stillness:
 
     def heard(self, station: Station, message: Message) -> None:
         """Take note of a sign of life."""
-        pause = self._pauses.setdefault(station.device.name, _Pause())
+        pause = self._pause(station)
         if pause.stepping:
             pause.longest = max(pause.longest, pause.now)
         pause.now, pause.spoken_of = 0.0, False
         match message:
-            case Ready():
-                self._pauses[station.device.name] = _Pause()
             case Metrics():
                 pause.stepping = True
             case Preparing() | Done() | Failed():
@@ -61,26 +63,34 @@ class Stillness:
         now = self._clock()
         since, self._looked = min(now - self._looked, MOST_AT_ONCE), now
         for station in self._floor.stations:
-            pause = self._pauses.setdefault(station.device.name, _Pause())
-            if not station.aboard or station.worker is None:
+            pause = self._pause(station)
+            if station.worker is None or (station.ready and not station.aboard):
                 pause.now = 0.0
                 continue
             pause.now += since
             self._judge(station, pause)
+
+    def _pause(self, station: Station) -> _Pause:
+        """Of the present worker: each begins anew."""
+        pause = self._pauses.get(station.device.name)
+        if pause is None or pause.worker is not station.worker:
+            pause = self._pauses[station.device.name] = _Pause(station.worker)
+        return pause
 
     def _judge(self, station: Station, pause: _Pause) -> None:
         worker = station.worker
         assert worker is not None
         if pause.now > SPOKEN_SECONDS and not pause.spoken_of:
             pause.spoken_of = True
+            runs = ", ".join(work.run_id for work in station.aboard)
+            whose = f"the worker of {runs}" if runs else "the worker, which is not ready yet,"
             state = (
                 "was stopped by a signal" if worker.is_held else f"has said nothing for {duration(pause.now)}"
             )
-            runs = ", ".join(work.run_id for work in station.aboard)
-            self._display.say(f"{station.device.name}: the worker of {runs} {state}; its log: {worker.log}")
-        if pause.stepping and pause.now > max(KILLED_SECONDS, TIMES * pause.longest) and not worker.is_held:
-            self._display.say(
-                f"{station.device.name}: the worker hangs since {duration(pause.now)}: it is ended"
-            )
+            self._display.say(f"{station.device.name}: {whose} {state}; its log: {worker.log}")
+        hangs = pause.stepping and pause.now > max(KILLED_SECONDS, TIMES * pause.longest)
+        if (hangs or (not station.ready and pause.now > UNREADY_SECONDS)) and not worker.is_held:
+            how = f"hangs since {duration(pause.now)}" if station.ready else "does not get ready"
+            self._display.say(f"{station.device.name}: the worker {how}: it is ended")
             pause.now = 0.0
             worker.kill()

@@ -12,14 +12,21 @@ from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.slots import Work
-from kto_sweep.agent.stillness import KILLED_SECONDS, MOST_AT_ONCE, SPOKEN_SECONDS, TIMES, Stillness
+from kto_sweep.agent.stillness import (
+    KILLED_SECONDS,
+    MOST_AT_ONCE,
+    SPOKEN_SECONDS,
+    TIMES,
+    UNREADY_SECONDS,
+    Stillness,
+)
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.protocol import Metrics, Preparing, Ready
+from kto_sweep.protocol import Metrics, Preparing
 
 
 class Night:
-    """A floor with one worker, which never gets to say anything by itself, and a clock."""
+    """A floor with one worker, which counts as ready and never says anything by itself, and a clock."""
 
     def __init__(self, folder: Path) -> None:
         self.deaths: list[int] = []
@@ -31,7 +38,7 @@ class Night:
         self.worker = WorkerProcess(
             CPU, Home(folder / "home"), folder / "log", lambda message: None, self.deaths.append
         )
-        self.station.worker = self.worker
+        self.station.worker, self.station.ready = self.worker, True
         self.station.slots[0].work = Work("run1", {}, ordered=True)
         self.stillness = Stillness(self.floor, display, lambda: self.now)
 
@@ -60,7 +67,6 @@ def night(tmp_path):
 
 
 def test_a_worker_that_hangs_in_a_step_is_spoken_of_and_then_ended(night):
-    night.stillness.heard(night.station, Ready("CPU"))
     night.step(1)
     night.pass_by(SPOKEN_SECONDS - 2)
     assert not night.lines()
@@ -96,6 +102,28 @@ def test_a_worker_without_trials_and_one_that_was_stopped_by_a_person_are_left_a
     (said,) = night.lines()
     assert "stopped by a signal" in said
     assert night.worker._process.poll() is None
+
+
+def test_a_worker_that_never_gets_ready_is_spoken_of_and_then_ended(night):
+    night.station.ready, night.station.slots[0].work = False, None
+    night.pass_by(SPOKEN_SECONDS + 10)
+    (said,) = night.lines()
+    assert "the worker, which is not ready yet, has said nothing for 10 min" in said
+    night.pass_by(UNREADY_SECONDS)
+    assert "does not get ready" in night.lines()[1]
+    assert night.worker._process.wait(30) == -signal.SIGKILL
+
+
+def test_a_new_worker_is_not_taken_for_the_one_before(night, tmp_path):
+    night.step(1)
+    night.pass_by(KILLED_SECONDS - 10)
+    second = WorkerProcess(CPU, Home(tmp_path), tmp_path / "log", lambda message: None, night.deaths.append)
+    night.station.worker = second
+    try:
+        night.pass_by(20)
+        assert second._process.poll() is None
+    finally:
+        second.end(at_once=True)
 
 
 def test_time_in_which_the_agent_itself_stood_still_does_not_count(night):
