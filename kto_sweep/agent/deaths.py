@@ -51,6 +51,14 @@ class Deaths:
         if not station.ended:
             self._stations.employ(station)
 
+    def give_up(self, station: Station, why: str) -> None:
+        """Use a device no more whose worker does not end. Raises KtoSweepError when none is left."""
+        worker, station.worker, station.ready = station.worker, None, False
+        assert worker is not None
+        for work in station.aboard:
+            work.fail_here()
+        self._retire(station, why, worker)
+
     def bury_last(self, station: Station, worker: WorkerProcess, status: int) -> None:
         """Replace nobody: the agent is leaving."""
         self._stations.bury(station, worker, status)

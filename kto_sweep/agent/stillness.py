@@ -17,6 +17,8 @@ UNREADY_SECONDS = 1800.0
 """One that is not ready after so long is ended: to load its libraries takes a minute on a slow disk."""
 KILLED_SECONDS = 3600.0
 """One that takes steps and then says nothing for so long hangs, unless it was nearly as still before."""
+DEATH_SECONDS = 60.0
+"""One that was ended for it and is still there after so long will not go."""
 TIMES = 20.0
 """It hangs only in a pause so many times as long as the longest before."""
 MOST_AT_ONCE = 5.0
@@ -34,14 +36,23 @@ class _Pause:
     stepping: bool = False
     """It takes steps; what comes before, such as loading a model, may take any time."""
     spoken_of: bool = False
+    killed: bool = False
 
 
 class Stillness:
     """Watches the workers of a floor."""
 
-    def __init__(self, floor: Floor, display: Display, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        floor: Floor,
+        display: Display,
+        give_up: Callable[[Station, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`give_up` is called with a station whose worker cannot even be killed, and with the reason."""
         self._floor = floor
         self._display = display
+        self._give_up = give_up
         self._clock = clock
         self._looked = clock()
         self._pauses: dict[str, _Pause] = {}
@@ -59,12 +70,13 @@ class Stillness:
                 pause.stepping = False
 
     def watch(self) -> None:
-        """Look at all workers."""
+        """Look at all workers. Raises what `give_up` does."""
         now = self._clock()
         since, self._looked = min(now - self._looked, MOST_AT_ONCE), now
         for station in self._floor.stations:
             pause = self._pause(station)
-            if station.worker is None or (station.ready and not station.aboard):
+            waited_for = pause.killed or not station.ready or station.aboard
+            if station.worker is None or not waited_for:
                 pause.now = 0.0
                 continue
             pause.now += since
@@ -80,6 +92,11 @@ class Stillness:
     def _judge(self, station: Station, pause: _Pause) -> None:
         worker = station.worker
         assert worker is not None
+        if pause.killed:
+            if pause.now > DEATH_SECONDS:
+                name = station.device.name
+                self._give_up(station, f"the worker on {name} does not end, though it was killed")
+            return
         if pause.now > SPOKEN_SECONDS and not pause.spoken_of:
             pause.spoken_of = True
             runs = ", ".join(work.run_id for work in station.aboard)
@@ -92,5 +109,5 @@ class Stillness:
         if (hangs or (not station.ready and pause.now > UNREADY_SECONDS)) and not worker.is_held:
             how = f"hangs since {duration(pause.now)}" if station.ready else "does not get ready"
             self._display.say(f"{station.device.name}: the worker {how}: it is ended")
-            pause.now = 0.0
+            pause.now, pause.killed = 0.0, True
             worker.kill()

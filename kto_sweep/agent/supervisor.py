@@ -113,7 +113,7 @@ class Supervisor:
         self._deaths = Deaths(self._floor, self._stations, self._trials, self._places, display)
         self._departure = Departure(self._floor, self._stations, self._trials, grace)
         self._silence = Silence(lifeline, display, patience)
-        self._stillness = Stillness(self._floor, display)
+        self._stillness = Stillness(self._floor, display, self._deaths.give_up)
         self._lifeline = lifeline
 
     def run(self) -> Tally:
@@ -160,7 +160,8 @@ class Supervisor:
             end_service()  # it knows the old address only
             raise ServiceGoneError(f"the server is at {self._lifeline.moved_to} now")
         self._places.order_ready()
-        self._stillness.watch()
+        if not self.tally.is_leaving:
+            self._stillness.watch()
         if self._silence.is_too_long():
             self.tally.cut_off = True
             self._places.retire_idle()

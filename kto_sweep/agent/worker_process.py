@@ -13,6 +13,7 @@ from kto_sweep.home import Home
 from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, decode, encode
 
 EXIT_SECONDS = 10.0
+"""For a worker to end once it is told to, and once more when it is killed."""
 
 
 class WorkerProcess:
@@ -68,7 +69,10 @@ class WorkerProcess:
             self._process.stdin.flush()
 
     def end(self, *, at_once: bool = False) -> None:
-        """Let the worker go; kill it when it does not, or at once."""
+        """Let the worker go; kill it when it does not, or at once.
+
+        One that a lost GPU holds in the kernel does not end even so, and is left.
+        """
         if at_once:
             self._process.kill()
         assert self._process.stdin is not None
@@ -78,7 +82,8 @@ class WorkerProcess:
             self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(EXIT_SECONDS)
 
     def kill(self) -> None:
         """End it as if it had crashed."""

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.slots import Work
 from kto_sweep.agent.stillness import (
+    DEATH_SECONDS,
     KILLED_SECONDS,
     MOST_AT_ONCE,
     SPOKEN_SECONDS,
@@ -30,6 +32,7 @@ class Night:
 
     def __init__(self, folder: Path) -> None:
         self.deaths: list[int] = []
+        self.given_up: list[str] = []
         self.now = 0.0
         self.said = io.StringIO()
         display = Display(Console(file=self.said, width=300), (), "eval/common_loss", None)
@@ -40,7 +43,9 @@ class Night:
         )
         self.station.worker, self.station.ready = self.worker, True
         self.station.slots[0].work = Work("run1", {}, ordered=True)
-        self.stillness = Stillness(self.floor, display, lambda: self.now)
+        self.stillness = Stillness(
+            self.floor, display, lambda station, why: self.given_up.append(why), lambda: self.now
+        )
 
     @property
     def pid(self) -> int:
@@ -112,6 +117,24 @@ def test_a_worker_that_never_gets_ready_is_spoken_of_and_then_ended(night):
     night.pass_by(UNREADY_SECONDS)
     assert "does not get ready" in night.lines()[1]
     assert night.worker._process.wait(30) == -signal.SIGKILL
+
+
+def test_a_worker_that_cannot_be_killed_is_given_up_and_not_waited_for(night, monkeypatch):
+    def wait(timeout=None):
+        assert timeout is not None, "it would never come back"
+        raise subprocess.TimeoutExpired("worker", timeout)
+
+    night.step(1)
+    with monkeypatch.context() as held:
+        held.setattr(night.worker._process, "kill", lambda: None)
+        held.setattr(night.worker._process, "wait", wait)
+        night.pass_by(KILLED_SECONDS + 1)
+        night.station.slots[0].work = None
+        night.pass_by(DEATH_SECONDS - 2)
+        assert not night.given_up
+        night.pass_by(3)
+        assert "does not end, though it was killed" in night.given_up[0]
+        night.worker.end()
 
 
 def test_a_new_worker_is_not_taken_for_the_one_before(night, tmp_path):
