@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
+from kto_sweep.agent.looks import Looks
 from kto_sweep.agent.slots import Station
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.protocol import Done, Failed, Message, Metrics, Preparing
@@ -21,8 +22,6 @@ DEATH_SECONDS = 60.0
 """One that was ended for it and is still there after so long will not go."""
 TIMES = 20.0
 """It hangs only in a pause so many times as long as the longest before."""
-MOST_AT_ONCE = 5.0
-"""Seconds between two looks that count: while this process stood still itself it could hear nobody."""
 
 
 @dataclass
@@ -53,8 +52,7 @@ class Stillness:
         self._floor = floor
         self._display = display
         self._give_up = give_up
-        self._clock = clock
-        self._looked = clock()
+        self._looks = Looks(clock)
         self._pauses: dict[str, _Pause] = {}
 
     def heard(self, station: Station, message: Message) -> None:
@@ -71,8 +69,7 @@ class Stillness:
 
     def watch(self) -> None:
         """Look at all workers. Raises what `give_up` does."""
-        now = self._clock()
-        since, self._looked = min(now - self._looked, MOST_AT_ONCE), now
+        since = self._looks.since()
         for station in self._floor.stations:
             pause = self._pause(station)
             waited_for = pause.killed or not station.ready or station.aboard

@@ -12,11 +12,11 @@ from rich.console import Console
 from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
+from kto_sweep.agent.looks import MOST_AT_ONCE
 from kto_sweep.agent.slots import Work
 from kto_sweep.agent.stillness import (
     DEATH_SECONDS,
     KILLED_SECONDS,
-    MOST_AT_ONCE,
     SPOKEN_SECONDS,
     TIMES,
     UNREADY_SECONDS,
