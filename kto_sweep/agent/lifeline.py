@@ -3,9 +3,9 @@
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 
+from kto_sweep.calls import opener
 from kto_sweep.errors import KtoSweepError
 
 ROUND_SECONDS = 10.0
@@ -56,7 +56,7 @@ class Lifeline:
 
     def _answers(self) -> bool:
         try:
-            urllib.request.urlopen(self._url, timeout=self._interval).close()
+            opener(self._url).open(self._url, timeout=self._interval).close()
         except urllib.error.HTTPError as error:
             return error.code < 500  # any answer of the server itself will do
         except (OSError, ValueError):

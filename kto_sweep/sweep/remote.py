@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kto_sweep.alerts import without_rules
+from kto_sweep.calls import opener
 from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.sameness import Trained
@@ -120,7 +120,7 @@ def connect(target: Target) -> "wandb.Api":
     """
     target.enter()
     try:
-        urllib.request.urlopen(target.base_url, timeout=CONNECT_SECONDS).close()
+        opener(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # any answer will do
     except (OSError, ValueError) as error:

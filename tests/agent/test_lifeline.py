@@ -1,12 +1,17 @@
 """A server that does not answer: how that is found out, and when nothing more is started."""
 
 import io
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
 from kto_sweep.agent.display import Display
+from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.silence import Silence
 
 PATIENCE = 100.0
@@ -44,3 +49,41 @@ def test_time_in_which_the_agent_stood_still_is_no_silence_of_the_server():
     watch.heard = watch.now
     assert not any(watch.look(after=1) for _ in range(int(PATIENCE)))
     assert watch.look(after=1)
+
+
+@contextmanager
+def program(answer: bytes) -> Iterator[str]:
+    """The address of a program that says `answer` to whoever calls."""
+
+    def serve() -> None:
+        while True:
+            try:
+                caller, _ = listening.accept()
+            except OSError:
+                return
+            with caller:
+                caller.recv(10_000)
+                caller.sendall(answer)
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join()
+
+
+def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        program(b"HTTP/1.0 503 no\r\n\r\n") as proxy,
+        program(b"HTTP/1.0 200 yes\r\nContent-Length: 0\r\n\r\n") as here,
+    ):
+        monkeypatch.setenv("http_proxy", proxy)
+        assert Lifeline(here, None)._answers()
+        assert Lifeline(here.replace("127.0.0.1", "localhost"), None)._answers()
+        assert not Lifeline("http://wandb.example.com", None)._answers()

@@ -1,0 +1,18 @@
+"""Plain calls of a server, to see whether it answers."""
+
+import ipaddress
+import urllib.request
+from urllib.parse import urlsplit
+
+
+def opener(url: str) -> urllib.request.OpenerDirector:
+    """What calls `url`: a server of this box without a proxy, as wandb's own service does."""
+    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * _is_here(url))
+
+
+def _is_here(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
