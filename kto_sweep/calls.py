@@ -1,8 +1,12 @@
 """Plain calls of a server, to see whether it answers."""
 
+import http.client
 import ipaddress
 import urllib.request
 from urllib.parse import urlsplit
+
+NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
+"""What a call raises when nobody is there, the address is none, or another program has the port."""
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:

@@ -5,7 +5,7 @@ import time
 import urllib.error
 from collections.abc import Callable
 
-from kto_sweep.calls import opener
+from kto_sweep.calls import NO_ANSWER, opener
 from kto_sweep.errors import KtoSweepError
 
 ROUND_SECONDS = 10.0
@@ -59,6 +59,6 @@ class Lifeline:
             opener(self._url).open(self._url, timeout=self._interval).close()
         except urllib.error.HTTPError as error:
             return error.code < 500  # any answer of the server itself will do
-        except (OSError, ValueError):
+        except NO_ANSWER:
             return False
         return True

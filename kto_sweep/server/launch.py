@@ -7,12 +7,12 @@ import signal
 import ssl
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kto_sweep.calls import NO_ANSWER
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.server import lock
@@ -119,7 +119,7 @@ def _answers(url: str, identity: str) -> bool:
     try:
         with opener.open(f"{url}/ready", timeout=5) as response:
             told = json.loads(response.read(10_000))
-    except (OSError, ValueError, urllib.error.URLError):
+    except NO_ANSWER:
         return False
     return isinstance(told, dict) and told.get("home_id") == identity
 

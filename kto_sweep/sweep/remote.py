@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from kto_sweep.alerts import without_rules
-from kto_sweep.calls import opener
+from kto_sweep.calls import NO_ANSWER, opener
 from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.sameness import Trained
@@ -123,7 +123,7 @@ def connect(target: Target) -> "wandb.Api":
         opener(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # any answer will do
-    except (OSError, ValueError) as error:
+    except NO_ANSWER as error:
         reason = getattr(error, "reason", error)
         raise ServerError(
             f"no answer from {target}: {reason}",

@@ -8,11 +8,16 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.silence import Silence
+from kto_sweep.errors import ServerError
+from kto_sweep.server import launch
+from kto_sweep.sweep.remote import connect
+from kto_sweep.sweep.target import Target, other_server
 
 PATIENCE = 100.0
 
@@ -87,3 +92,11 @@ def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
         assert Lifeline(here, None)._answers()
         assert Lifeline(here.replace("127.0.0.1", "localhost"), None)._answers()
         assert not Lifeline("http://wandb.example.com", None)._answers()
+
+
+def test_another_program_on_the_port_is_no_server():
+    with program(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
+        assert not Lifeline(url, None)._answers()
+        assert not launch._answers(url, "some home")
+        with other_server(), pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"):
+            connect(Target(url, url, local=False))
