@@ -12,6 +12,8 @@ from kto_sweep.agent.devices import Device
 from kto_sweep.home import Home
 from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, decode, encode
 
+LAST_BYTES = 1 << 16
+"""Of a worker's log, in which its last words are looked for."""
 EXIT_SECONDS = 10.0
 """For a worker to end once it is told to, and once more when it is killed."""
 
@@ -19,6 +21,7 @@ EXIT_SECONDS = 10.0
 class WorkerProcess:
     """One worker process on one device.
 
+    Raises OSError when it cannot be started.
     `on_message` gets every message, `on_death` the exit status (negative: the signal), both on a thread that
     belongs to the worker.
     """
@@ -33,18 +36,24 @@ class WorkerProcess:
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
-        receive, send = os.pipe()
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "kto_sweep.train.worker"],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(send,),
-                process_group=0,  # Ctrl-C in the terminal is the supervisor's to handle
-                env=_environment(device, home, send),
-            )
-        os.close(send)
+            self._log_start = output.tell()  # earlier workers have written to it
+            receive, send = os.pipe()
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "kto_sweep.train.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(send,),
+                    process_group=0,  # Ctrl-C in the terminal is the supervisor's to handle
+                    env=_environment(device, home, send),
+                )
+            except BaseException:
+                os.close(receive)
+                raise
+            finally:
+                os.close(send)
         threading.Thread(
             target=self._listen,
             args=(receive, on_message, on_death),
@@ -97,9 +106,12 @@ class WorkerProcess:
         return False
 
     def last_words(self, lines: int = 12) -> str:
-        """The end of what the worker printed; nothing when its log is gone."""
-        with contextlib.suppress(OSError):
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+        """The end of what this worker printed; nothing when its log is gone."""
+        with contextlib.suppress(OSError), self.log.open("rb") as log:
+            end = log.seek(0, os.SEEK_END)
+            start = self._log_start if self._log_start <= end else 0  # else somebody has emptied it
+            log.seek(max(start, end - LAST_BYTES))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
         return ""
 
 

@@ -1,0 +1,76 @@
+"""A worker's process as its supervisor sees it. What would train is a small script."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_sweep.agent import worker_process
+from kto_sweep.agent.devices import CPU
+from kto_sweep.agent.worker_process import LAST_BYTES, WorkerProcess
+from kto_sweep.home import Home
+from kto_sweep.protocol import Message
+
+Start = Callable[[str], "Started"]
+
+
+class Started:
+    """A worker and what it did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.messages: list[Message] = []
+        self.statuses: list[int] = []
+        self._dead = threading.Event()
+        self.log = folder / "workers" / "gpu-0.log"
+        self.process = WorkerProcess(
+            CPU, Home(folder), self.log, on_message=self.messages.append, on_death=self._die
+        )
+
+    def _die(self, status: int) -> None:
+        self.statuses.append(status)
+        self._dead.set()
+
+    def wait(self) -> int:
+        """Its exit status."""
+        assert self._dead.wait(60)
+        self.process.end()
+        return self.statuses[0]
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch) -> Start:
+    def made(code: str) -> Started:
+        real = subprocess.Popen
+
+        def instead(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+            return real([sys.executable, "-c", code], **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(worker_process.subprocess, "Popen", instead)
+            return Started(tmp_path)
+
+    return made
+
+
+def test_last_words_are_those_of_this_worker_and_no_earlier_one(start):
+    first = start("print('uncorrectable ECC error')")
+    assert first.wait() == 0
+    assert first.process.last_words() == "uncorrectable ECC error"
+    second = start("print('mine')")
+    assert second.wait() == 0
+    assert second.process.last_words() == "mine"
+    silent = start("")
+    assert silent.wait() == 0
+    assert silent.process.last_words() == ""
+    silent.log.write_text("emptied since")
+    assert silent.process.last_words() == "emptied since"
+
+
+def test_of_a_long_log_only_the_end_is_read(start):
+    worker = start(f"print('x' * {LAST_BYTES} + 'y')")
+    worker.wait()
+    assert len(worker.process.last_words()) == LAST_BYTES - 1  # and the line's end
