@@ -88,7 +88,10 @@ def child(options: argparse.Namespace, kind: str, devices: int) -> dict[str, Any
     shared = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in _SHARED]
     command = [sys.executable, __file__, *shared, f"--kind={kind}", f"--devices={devices}"]
     # As the supervisor does it: a process sees the devices that are its own, and no others.
-    visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(devices)))}
+    visible = {
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(devices))),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | visible)
     if done.returncode:
         return {"error": f"exit status {done.returncode}"}

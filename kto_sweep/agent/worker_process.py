@@ -123,6 +123,7 @@ def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
         "KTO_SWEEP_HOME": str(home.root),
         DEVICES: str(device.count),
         "CUDA_VISIBLE_DEVICES": device.visible,
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts; CUDA itself puts the fastest first
         "PYTORCH_ALLOC_CONF": _allocator(os.environ),
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",  # its log is no terminal

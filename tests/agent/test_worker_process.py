@@ -70,6 +70,13 @@ def test_last_words_are_those_of_this_worker_and_no_earlier_one(start):
     assert silent.process.last_words() == "emptied since"
 
 
+def test_a_worker_counts_gpus_as_nvidia_smi_does(start, monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    worker = start("import os; print(os.environ['CUDA_DEVICE_ORDER'])")
+    worker.wait()
+    assert worker.process.last_words() == "PCI_BUS_ID"
+
+
 def test_of_a_long_log_only_the_end_is_read(start):
     worker = start(f"print('x' * {LAST_BYTES} + 'y')")
     worker.wait()
