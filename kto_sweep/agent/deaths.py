@@ -5,7 +5,7 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.places import Places
 from kto_sweep.agent.slots import Station, Work
-from kto_sweep.agent.stations import IDLE_DEATHS, Stations
+from kto_sweep.agent.stations import IDLE_DEATHS, PAUSE_SECONDS, Stations
 from kto_sweep.agent.trials import Trials
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import KtoSweepError
@@ -27,12 +27,13 @@ class Deaths:
 
     def bury(self, station: Station, worker: WorkerProcess, status: int) -> None:
         """Replace a dead worker, or give up its device or a trial. Raises KtoSweepError when none is left."""
+        started = station.ready or status < 0
         how, words = self._stations.bury(station, worker, status)
         aboard = station.aboard
         for work in aboard:
             work.fail_here()
         to_blame = [work for work in aboard if work.suspect] or aboard
-        if station.device.visible:
+        if station.device.visible and started:  # the others have tries of their own
             names = frozenset(work.run_id for work in to_blame)
             self._deaths.append(Death(station.device.name, names, is_hardware(words)))
         others = any(other is not station and not other.retired for other in self._floor.stations)
@@ -42,14 +43,22 @@ class Deaths:
             return
         why = station.last_words.partition("\n")[0]
         told = f"{how} ({why})" if why else how
-        self._display.say(f"{station.device.name}: the worker ended with {told}; starting another")
+        when = "" if started else f" in {PAUSE_SECONDS:.0f} s"
+        self._display.say(f"{station.device.name}: the worker ended with {told}; starting another{when}")
         cause = cause_of_death(words)
         if len(to_blame) == 1 and not is_retried(cause, to_blame[0].failures):
             self._convict(station, to_blame[0], cause, f"the last with {how}; log: {worker.log}")
         for work in aboard:
             work.suspect = len(aboard) > 1 and work.failures >= SUSPICIOUS
-        if not station.ended:
+        if not station.ended and started:
             self._stations.employ(station)
+        elif not station.ended:
+            self._stations.employ_later(station)
+
+    def worked(self, station: Station) -> None:
+        """Take note that a trial has ended as it should: what died on the device before is forgotten."""
+        station.idle_deaths = 0
+        self._deaths = [death for death in self._deaths if death.device != station.device.name]
 
     def give_up(self, station: Station, why: str) -> None:
         """Use a device no more whose worker does not end. Raises KtoSweepError when none is left."""

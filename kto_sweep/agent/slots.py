@@ -72,8 +72,12 @@ class Station:
     worker: WorkerProcess | None = None
     ready: bool = False
     """The present worker takes orders."""
+    was_ready: bool = False
+    """Some worker of it has been: that another does not start may pass."""
+    employ_at: float | None = None
+    """Monotonic time at which another worker is started; None: it has one, or is to have none."""
     idle_deaths: int = 0
-    """Workers that ended one after another without a trial."""
+    """Workers that ended one after another without a trial, since the last that did its work."""
     last_words: str = ""
     """What the present worker said was the end of it."""
     retired: bool = False

@@ -19,6 +19,8 @@ from kto_sweep.sweep.ref import SweepRef
 if TYPE_CHECKING:
     import wandb
 
+PAUSE_SECONDS = 30.0
+"""Before another worker is started where one could not start: a driver resets its GPU, a disk is full."""
 IDLE_DEATHS = 3
 """So many deaths of a worker that has no trial mean that it cannot work here."""
 
@@ -33,9 +35,36 @@ class Stations:
         self._display = display
         self._events = events
         self._short_of_space: set[str] = set()
+        self._without_worker: set[str] = set()
 
     def employ(self, station: Station) -> None:
-        """Start a worker; it says when it is ready."""
+        """Start a worker, which says when it is ready; where the box does not let us, later."""
+        try:
+            self._employ(station)
+        except OSError as error:  # no room for its log, no memory or no process left
+            self.employ_later(station)
+            if station.device.name not in self._without_worker:
+                self._without_worker.add(station.device.name)
+                self._display.say(
+                    f"{station.device.name}: no worker can be started ({error}); "
+                    f"tried again every {PAUSE_SECONDS:.0f} s"
+                )
+        else:
+            station.employ_at = None
+            self._without_worker.discard(station.device.name)
+
+    def employ_later(self, station: Station) -> None:
+        """Start a worker after a pause."""
+        station.employ_at = time.monotonic() + PAUSE_SECONDS
+
+    def employ_due(self, stations: Sequence[Station]) -> None:
+        """Start the workers that were put off until now."""
+        for station in stations:
+            due = station.employ_at is not None and time.monotonic() >= station.employ_at
+            if due and not station.ended:
+                self.employ(station)
+
+    def _employ(self, station: Station) -> None:
         log = self._home.root / "workers" / f"{station.device.name.replace(' ', '-')}.log"
         worker = WorkerProcess(
             station.device,
@@ -72,11 +101,11 @@ class Stations:
 
     def bury(self, station: Station, worker: WorkerProcess, status: int) -> tuple[str, str]:
         """Take leave of a worker that died; how it did, and what it said last."""
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        how = f"signal {_name(-status)}" if status < 0 else f"exit status {status}"
         words = station.last_words or worker.last_words()
         station.worker = None
-        # One that never was ready and ended by itself would do so again.
-        hopeless = not station.ready and status >= 0
+        # One that ended by itself before it was ready would do so again, unless that went well before.
+        hopeless = not station.was_ready and status >= 0
         station.idle_deaths = 0 if station.aboard else IDLE_DEATHS if hopeless else station.idle_deaths + 1
         station.ready = False
         return how, words
@@ -97,3 +126,10 @@ class Stations:
             self._short_of_space.add(work.run_id)
             self._display.say(f"run {work.run_id} waits for room: the disk of {self._home.root} {why}")
         return not why
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals
+        return str(number)

@@ -161,6 +161,7 @@ class Supervisor:
             raise ServiceGoneError(f"the server is at {self._lifeline.moved_to} now")
         self._places.order_ready()
         if not self.tally.is_leaving:
+            self._stations.employ_due(self._floor.stations)
             self._stillness.watch()
         if self._silence.is_too_long():
             self.tally.cut_off = True
@@ -203,7 +204,7 @@ class Supervisor:
         self._stillness.heard(station, message)
         match message:
             case Ready(device):
-                station.ready = True
+                station.ready = station.was_ready = True
                 self._display.say(f"{station.device.name}: ready ({device})")
                 for slot in station.slots:
                     if slot.work is None:
@@ -218,6 +219,7 @@ class Supervisor:
                 holder = station.holder(message.run_id)
                 if holder is not None:  # else a last word of a trial that was closed already
                     if isinstance(message, Done) and holder.work:
+                        self._deaths.worked(station)
                         self._witness.see(Trained(message.run_id, holder.work.config, message.summary))
                         if self._timekeeper:
                             self._timekeeper.learn(holder.work.config, message)
