@@ -6,6 +6,7 @@ console.log    the table and everything else that was said
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -82,11 +83,12 @@ def clock_time(seconds: float) -> str:
 class WholeLines:
     """A text file that grows by whole lines only: what a full disk does not take waits for the next line.
 
-    It begins with `kept`; None: with what it has.
+    It begins with `kept`; None: with what it has. Any thread may write.
     """
 
     def __init__(self, path: Path, kept: Sequence[str] | None) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._waiting: list[str] = []
         if kept is not None:
             scratch = path.with_name(f"{path.name}.new")
@@ -101,18 +103,21 @@ class WholeLines:
 
     def write(self, line: str) -> None:
         """Add a line."""
-        self._waiting.append(line + "\n")
-        data = "".join(self._waiting).encode()
-        with contextlib.suppress(OSError):
-            if self._file.write(data) == len(data):
-                self._end += len(data)
-                self._waiting.clear()
-                return
-        self._file.truncate(self._end)
+        with self._lock:
+            self._waiting.append(line + "\n")
+            data = "".join(self._waiting).encode()
+            with contextlib.suppress(OSError):
+                if self._file.write(data) == len(data):
+                    self._end += len(data)
+                    self._waiting.clear()
+                    return
+            with contextlib.suppress(OSError):
+                self._file.truncate(self._end)
 
     def close(self) -> None:
         """Close the file; what it never took is lost."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a network's disk may tell only now that it is full
+            self._file.close()
 
 
 class RunLog:

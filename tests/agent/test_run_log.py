@@ -1,11 +1,15 @@
 """A trial's own files."""
 
+import errno
+import io
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, clock_time, last_step
+from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, WholeLines, clock_time, last_step
 
 TRAIN = {
     "loss": 0.4987,
@@ -72,6 +76,48 @@ def test_rows_from_a_damaged_one_on_are_left_out_to_come_again(tmp_path, damage)
     assert [row["step"] for row in again.kept] == [1]
     again.close()
     assert path.read_bytes() == first
+
+
+class Gone(io.RawIOBase):
+    """A file whose server is gone."""
+
+    def _fail(self, *_: object) -> int:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    write = truncate = _fail
+
+    def close(self) -> None:
+        self.close = lambda: None  # it closes itself at its end
+        self._fail()
+
+
+def test_a_disk_that_takes_nothing_any_more_disturbs_nobody(tmp_path):
+    lines = WholeLines(tmp_path / "log", None)
+    lines.write("first")
+    taken, lines._file = lines._file, Gone()
+    lines.write("second")
+    stale, lines._file = lines._file, taken
+    lines.write("third")
+    lines.close()
+    assert (tmp_path / "log").read_text() == "first\nsecond\nthird\n"
+    lines._file = stale
+    lines.close()
+
+
+def test_lines_of_several_threads_stay_whole_and_come_once(tmp_path):
+    class Slow(io.FileIO):
+        def write(self, data):
+            time.sleep(0.0005)  # the others' turn
+            return super().write(data)
+
+    lines = WholeLines(tmp_path / "log", None)
+    lines.close()
+    lines._file = Slow(tmp_path / "log", "ab")
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda number: lines.write(f"line {number}"), range(200)))
+    lines.close()
+    found = (tmp_path / "log").read_text().splitlines()
+    assert sorted(found) == sorted(f"line {number}" for number in range(200))
 
 
 def test_times():
