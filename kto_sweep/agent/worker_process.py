@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.home import Home
-from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, decode, encode
+from kto_sweep.protocol import DEVICES, MESSAGE_FD, Broken, Message, Order, decode, encode
 
 LAST_BYTES = 1 << 16
 """Of a worker's log, in which its last words are looked for."""
@@ -65,9 +65,13 @@ class WorkerProcess:
         self, descriptor: int, on_message: Callable[[Message], None], on_death: Callable[[int], None]
     ) -> None:
         with os.fdopen(descriptor, "rb") as messages:
-            for line in messages:
-                if line.endswith(b"\n"):  # a worker that is killed in mid-line leaves half of one
-                    on_message(decode(line))
+            try:
+                for line in messages:
+                    if line.endswith(b"\n"):  # a worker that is killed in mid-line leaves half of one
+                        on_message(decode(line))
+            except ValueError as error:
+                on_message(Broken(str(error)))
+                self._process.kill()
         on_death(self._process.wait())
 
     def send(self, order: Order) -> None:

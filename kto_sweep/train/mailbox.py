@@ -23,10 +23,10 @@ from kto_sweep.protocol import (
     Message,
     Metrics,
     Note,
+    Order,
     Planned,
     Preparing,
     Start,
-    Stop,
     decode,
     encode,
 )
@@ -51,15 +51,20 @@ class Mailbox:
         threading.Thread(target=self._read, daemon=True, name="orders").start()
 
     def _read(self) -> None:
-        for line in self._orders:
-            order = decode(line)
-            if isinstance(order, Start):
-                self._to_stop.discard(order.run_id)  # of an earlier attempt
-                self._claim(order)
-                self._starts.put(order)
-            elif isinstance(order, Stop):
-                self._to_stop.add(order.run_id)
-        self._close()
+        try:
+            for line in self._orders:
+                if line.endswith(b"\n"):  # a supervisor that is killed in mid-line leaves half of one
+                    self._take(decode(line))
+        finally:
+            self._close()
+
+    def _take(self, order: Order) -> None:
+        if isinstance(order, Start):
+            self._to_stop.discard(order.run_id)  # of an earlier attempt
+            self._claim(order)
+            self._starts.put(order)
+        else:
+            self._to_stop.add(order.run_id)
 
     def _claim(self, start: Start) -> None:
         """Say that this process writes to the trial's folder, even when its supervisor is gone."""

@@ -1,5 +1,6 @@
 """A worker's process as its supervisor sees it. What would train is a small script."""
 
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from kto_sweep.agent import worker_process
 from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.worker_process import LAST_BYTES, WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.protocol import Message
+from kto_sweep.protocol import Broken, Message
 
 Start = Callable[[str], "Started"]
 
@@ -81,3 +82,19 @@ def test_of_a_long_log_only_the_end_is_read(start):
     worker = start(f"print('x' * {LAST_BYTES} + 'y')")
     worker.wait()
     assert len(worker.process.last_words()) == LAST_BYTES - 1  # and the line's end
+
+
+def test_a_worker_that_sends_what_is_no_message_is_ended(start):
+    """Its death is told, and why."""
+    worker = start(
+        "import os, time; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'nonsense\\n'); time.sleep(600)"
+    )
+    assert worker.wait() == -signal.SIGKILL
+    (told,) = worker.messages
+    assert isinstance(told, Broken)
+
+
+def test_half_a_message_of_a_worker_that_was_killed_is_none(start):
+    worker = start("import os; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'{')")
+    assert worker.wait() == 0
+    assert not worker.messages
