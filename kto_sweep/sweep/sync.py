@@ -17,7 +17,7 @@ from kto_sweep.run_log import last_step
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.remote import OWNER, connect
-from kto_sweep.sweep.target import Target, find_remote, local_target
+from kto_sweep.sweep.target import Target, find_remote, local_target, other_server
 
 if TYPE_CHECKING:
     import wandb
@@ -78,13 +78,14 @@ def send(home: Home, runs: list[Unsent]) -> Iterator[Outcome]:
         place = (True, "") if run.record.local else (False, run.record.base_url)
         servers.setdefault(place, []).append(run)
     for (local, base_url), theirs in servers.items():
-        try:
-            target = local_target(home) if local else find_remote(base_url)
-            api = connect(target)
-        except KtoSweepError as error:
-            yield from (_outcome(run, error.message) for run in theirs)
-        else:
-            yield from _send_to(home, target, api, theirs)
+        with other_server():  # the key of one is not for the next
+            try:
+                target = local_target(home) if local else find_remote(base_url)
+                api = connect(target)
+            except KtoSweepError as error:
+                yield from (_outcome(run, error.message) for run in theirs)
+            else:
+                yield from _send_to(home, target, api, theirs)
 
 
 def _send_to(home: Home, target: Target, api: "wandb.Api", runs: list[Unsent]) -> Iterator[Outcome]:

@@ -4,6 +4,7 @@ import pytest
 from ledger_box import Box
 
 from kto_sweep.run_record import RunRecord, read_record
+from kto_sweep.server.launch import ensure_server
 
 RUNS = """{run.id: [
     run.state,
@@ -52,3 +53,17 @@ def test_a_server_that_is_still_gone_is_told(box: Box) -> None:
     RunRecord("me", "kto", "s", local=False, base_url="http://127.0.0.1:9", ended=True).write(folder)
     told = box.run("sync", code=1, WANDB_API_KEY="local-" + "0" * 40)
     assert "run me/kto/ab12cd34: no answer from W&B at http://127.0.0.1:9" in told
+
+
+def test_each_server_gets_its_own_key(box: Box) -> None:
+    """And one after another can be talked to."""
+    address = ensure_server(box.home)
+    for run_id, local, base_url in (("run1", True, ""), ("run2", False, address.url)):
+        folder = box.home.runs / run_id
+        folder.mkdir(parents=True)
+        RunRecord("local", "kto", "s", local=local, base_url=base_url, ended=True).write(folder)
+    told = box.run("sync", code=1)
+    assert "run local/kto/run1: wandb could not send it" in told
+    assert f"run local/kto/run2: there is no key for W&B at {address.url}" in told
+    told = box.run("sync", code=1, WANDB_API_KEY=address.key)
+    assert told.count("wandb could not send it") == 2
