@@ -41,20 +41,23 @@ def read_span(text: str) -> float:
 def read_moment(text: str, now: datetime) -> datetime:
     """The moment that `07:00` (the next time clocks show it) or an ISO date and time mean, with its zone.
 
-    `now` has the local zone, in which both are read. Raises UsageError for another form or a past moment.
+    Both are read in the zone of this box, which `now` has as well. Raises UsageError for another form or a
+    past moment.
     """
     plain = text.strip()
     try:
         if re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", plain, re.ASCII):
             hour, minute, second = (int(part) for part in f"{plain}:0".split(":")[:3])
-            moment = now.replace(hour=hour, minute=minute, second=second, microsecond=0)
-            return moment if moment > now else moment + timedelta(days=1)
+            # Without a zone, which has another offset on the day when clocks are changed.
+            shown = now.replace(hour=hour, minute=minute, second=second, microsecond=0, tzinfo=None)
+            today = shown.astimezone()
+            return today if today > now else (shown + timedelta(days=1)).astimezone()
         moment = datetime.fromisoformat(plain)
     except ValueError as error:
         raise UsageError(
             f"--until {text}: not a time", hint="--until 07:00, or --until 2027-01-31T07:00"
         ) from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+    moment = moment if moment.tzinfo else moment.astimezone()
     if moment <= now:
         raise UsageError(f"--until {text}: it is {now:%Y-%m-%d %H:%M} already", hint="name a later time")
     return moment

@@ -1,5 +1,7 @@
 """What the options mean, and which trials may begin."""
 
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -10,6 +12,16 @@ from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 
 NOW = datetime(2026, 11, 24, 22, 30, tzinfo=timezone(timedelta(hours=1)))
+
+
+@pytest.fixture(autouse=True)
+def zone(monkeypatch) -> Iterator[None]:
+    """Clocks are changed on the last Sundays of March and October."""
+    with monkeypatch.context() as patched:
+        patched.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.mark.parametrize(
@@ -41,6 +53,19 @@ def test_what_is_no_span_is_refused_with_one_that_is(text, hint):
 )
 def test_moments(text, moment):
     assert read_moment(text, NOW) == moment
+
+
+@pytest.mark.parametrize(
+    ("now", "text", "moment"),
+    [
+        ("2027-03-27T22:30+01:00", "07:00", "2027-03-28T07:00+02:00"),
+        ("2027-10-30T22:30+02:00", "07:00", "2027-10-31T07:00+01:00"),
+        ("2027-10-31T01:00+02:00", "07:00", "2027-10-31T07:00+01:00"),
+        ("2027-01-15T09:00+01:00", "2027-07-01T07:00", "2027-07-01T07:00+02:00"),
+    ],
+)
+def test_a_moment_is_what_clocks_show_then_also_after_they_were_changed(now, text, moment):
+    assert read_moment(text, datetime.fromisoformat(now)) == datetime.fromisoformat(moment)
 
 
 @pytest.mark.parametrize("text", ["25:00", "tomorrow", "2026-11-24", "2026-13-01"])
