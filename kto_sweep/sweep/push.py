@@ -18,7 +18,7 @@ from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.spec.block import without_block
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import RUNNING, SweepView, connect, read_sweep
+from kto_sweep.sweep.remote import RUNNING, SweepView, connect, is_deleted, is_unknown, read_sweep, trouble
 from kto_sweep.sweep.target import Target
 
 PATIENCE = 600.0
@@ -114,12 +114,19 @@ class _Note:
 
 
 def _runs_there(api: wandb.Api, place: str, run_ids: list[str]) -> dict[str, Any]:
-    """Those of the runs that the project has; none when there is no such project yet."""
+    """Those of the runs that the project has; none when there is no such project yet.
+
+    Raises ServerError when it cannot be asked.
+    """
     try:
         found = api.runs(place, filters={"name": {"$in": run_ids}}, lazy=False)
         return {run.id: run for run in found}
-    except (wandb.Error, ValueError):
-        return {}
+    except Exception as error:  # wandb has no one class for what can go wrong
+        if is_unknown(error):
+            return {}
+        raise ServerError(
+            f"{place} cannot be looked at: {trouble(error)}", hint="type the same again later"
+        ) from error
 
 
 def _find_sweep(
@@ -130,7 +137,10 @@ def _find_sweep(
     runs: list[Any],
     there: Mapping[str, Any],
 ) -> SweepRef | None:
-    """The sweep that an earlier push has made, by what was noted or else by its runs."""
+    """The sweep that an earlier push has made, by what was noted or else by its runs.
+
+    Raises ServerError when it cannot be asked.
+    """
     own = {run.id for run in runs if run.sweep_name == ref.id}
     names = [noted.id, *(run.sweep_name for run in there.values() if run.id in own)]
     for name in dict.fromkeys(name for name in names if name):
@@ -138,7 +148,9 @@ def _find_sweep(
         try:
             read_sweep(api, destination, found)
         except ServerError:
-            continue  # it was deleted there
+            if is_deleted(api, found):
+                continue
+            raise
         return found
     return None
 

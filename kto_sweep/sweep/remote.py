@@ -156,24 +156,39 @@ def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
     try:
         api.sweep(str(ref))
     except Exception as error:  # wandb has no one class for what can go wrong
-        return isinstance(getattr(error, "exc", None), ValueError)  # how it says that it was not found
+        return is_unknown(error)
     return False
+
+
+def is_unknown(error: Exception) -> bool:
+    """Whether what wandb raised says that something was not found; the rest is trouble with the server."""
+    return type(getattr(error, "exc", error)) is ValueError  # those of other kinds say that it was not read
+
+
+def trouble(error: Exception) -> str:
+    """What the server said, as far as wandb tells it."""
+    response = getattr(getattr(error, "exc", error), "response", None)
+    status = getattr(response, "http_status", 0)
+    return f"{error} (HTTP {status})" if status else str(error)
 
 
 def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """The sweep with all its trials, in order of creation.
 
-    Raises ServerError when the server does not know it.
+    Raises ServerError when the server does not know it, or cannot be asked.
     """
-    from wandb.errors import CommError
-
     api.flush()  # wandb.Api remembers what it read before: this makes it forget its runs, `force` the sweep
     try:
         sweep = api.sweep(str(ref))
         sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
         runs = list(runs)
-    except (CommError, ValueError) as error:
+    except Exception as error:  # wandb has no one class for what can go wrong
+        if not is_unknown(error):
+            raise ServerError(
+                f"{target} does not tell of the sweep {ref}: {trouble(error)}",
+                hint=f"try again later, or with another key: wandb login --host {target.base_url} --relogin",
+            ) from error
         raise ServerError(
             f"{target} does not know the sweep {ref}",
             hint="kto-sweep status   (without a name: the sweep used last on this box)",
