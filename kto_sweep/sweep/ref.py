@@ -4,13 +4,15 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.records import read_record_of, write_record
 
 _NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
+_PROJECT = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
+"""As W&B has it."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class SweepRef:
 
     def url(self, app_url: str) -> str:
         """The sweep's page."""
-        return f"{app_url}/{self.entity}/{self.project}/sweeps/{self.id}"
+        return f"{app_url}/{self.entity}/{quote(self.project)}/sweeps/{self.id}"
 
     def run_url(self, app_url: str, run_id: str) -> str:
         """The page of one of its runs."""
-        return f"{app_url}/{self.entity}/{self.project}/runs/{run_id}"
+        return f"{app_url}/{self.entity}/{quote(self.project)}/runs/{run_id}"
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
             parts = [parts[0], parts[1], parts[3]]
     else:
         parts = path.split("/")
-    if not 1 <= len(parts) <= 3 or not all(_NAME.fullmatch(part) for part in parts):
+    forms = (_NAME, _PROJECT, _NAME)[-len(parts) :]
+    fit = all(form.fullmatch(part) for form, part in zip(forms, parts, strict=False))
+    if not fit or not 1 <= len(parts) <= 3:
         raise UsageError(
             f"{text!r} is not the name of a sweep",
             hint="give its id, ENTITY/PROJECT/ID, or the address of its page (default: the sweep used last)",

@@ -16,6 +16,10 @@ from kto_sweep.sweep.ref import SweepRef, parse_ref, recall, remember
         ("kto/ab12cd34", (None, "kto", "ab12cd34")),
         ("me/kto/ab12cd34", ("me", "kto", "ab12cd34")),
         ("https://wandb.ai/me/kto/sweeps/ab12cd34", ("me", "kto", "ab12cd34")),
+        ("team/kto (v2)/ab12cd34", ("team", "kto (v2)", "ab12cd34")),
+        ("höhe+1/ab12cd34", (None, "höhe+1", "ab12cd34")),
+        ("https://wandb.ai/me/kto%20%28v2%29/sweeps/ab12cd34", ("me", "kto (v2)", "ab12cd34")),
+        ("https://wandb.ai/me/h%C3%B6he+1/sweeps/ab12cd34", ("me", "höhe+1", "ab12cd34")),
         ("http://127.0.0.1:8642/local/my%20kto/sweeps/ab12cd34?nw=x", ("local", "my kto", "ab12cd34")),
     ],
 )
@@ -23,10 +27,19 @@ def test_a_sweep_has_several_names(text, parts):
     assert parse_ref(text) == parts
 
 
-@pytest.mark.parametrize("text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb"])
+@pytest.mark.parametrize(
+    "text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb", "a\nb/c", "k:1/c"]
+)
 def test_what_cannot_be_a_sweep_is_refused(text):
     with pytest.raises(UsageError, match="is not the name of a sweep"):
         parse_ref(text if text != "../../etc" else "..//etc")
+
+
+@pytest.mark.parametrize("project", ["kto", "kto (v2)", "höhe+1"])
+def test_the_address_of_a_sweep_is_a_name_of_it(project):
+    address = SweepRef("me", project, "ab12cd34").url("https://wandb.ai")
+    assert parse_ref(address) == ("me", project, "ab12cd34")
+    assert not set(address) & set(" ()ö")
 
 
 def test_the_sweep_used_last_is_recalled(tmp_path):
