@@ -60,6 +60,10 @@ def write_rates(root: Path, fresh: Iterable[Rate]) -> None:
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=root, prefix=FILE)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).replace(root / FILE)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).replace(root / FILE)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise

@@ -1,5 +1,7 @@
 """Measured rates: kept on the box by training, used by plans."""
 
+import resource
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,6 +39,20 @@ def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) ->
     assert read_rates(tmp_path) == []
     write_rates(tmp_path, [rate(1, 1, 1)])
     assert len(read_rates(tmp_path)) == 1
+
+
+def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: Path) -> None:
+    write_rates(tmp_path, [rate(1, 2000, 0.2)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        write_rates(tmp_path, [rate(2, 4000, 0.3)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert read_rates(tmp_path) == [rate(1, 2000, 0.2)]
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_measured_rate_goes_before_the_data_sheet() -> None:
