@@ -157,8 +157,8 @@ class RunLog:
         self._echo(text)
 
     def echo_again(self) -> None:
-        """Echo the console log's lines of earlier attempts."""
-        for line in self._console_path.read_text(encoding="utf-8").splitlines():
+        """Echo the console log's lines of earlier attempts; also what a power cut has left of them."""
+        for line in self._console_path.read_text(encoding="utf-8", errors="replace").splitlines():
             self._echo(line)
 
     def close(self) -> None:

@@ -78,6 +78,16 @@ def test_rows_from_a_damaged_one_on_are_left_out_to_come_again(tmp_path, damage)
     assert path.read_bytes() == first
 
 
+def test_a_damaged_console_log_is_echoed_as_far_as_it_can_be_read(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / "console.log").write_bytes(b"first\n\xff\x80\x00\nlast\n")
+    said = []
+    log = RunLog(tmp_path, keep=1, echo=said.append)
+    log.echo_again()
+    log.close()
+    assert (said[0], said[-1]) == ("first", "last")
+
+
 class Gone(io.RawIOBase):
     """A file whose server is gone."""
 
