@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.records import write_whole
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
@@ -32,11 +33,16 @@ class Presence:
     """This agent, known to others of its home by a token that was never used before."""
 
     def __init__(self, home: Home) -> None:
+        """Raises UsageError where files cannot be locked."""
         self.token = secrets.token_hex(6)
         self._path = _folder(home) / self.token
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            _flock(self._lock, home)
+        except UsageError:
+            self.end()
+            raise
 
     def end(self) -> None:
         """Be gone."""
@@ -45,18 +51,31 @@ class Presence:
 
 
 def is_alive(home: Home, token: str) -> bool:
-    """Whether the agent of this token still runs."""
+    """Whether the agent of this token still runs. Raises UsageError where files cannot be locked."""
     try:
-        descriptor = os.open(_folder(home) / token, os.O_RDONLY)
+        descriptor = os.open(_folder(home) / token, os.O_RDWR)  # what NFS wants for such a lock
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _flock(descriptor, home, fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
         os.close(descriptor)
     return False
+
+
+def _flock(descriptor: int, home: Home, options: int = 0) -> None:
+    """Lock a file of an agent. Raises BlockingIOError, or UsageError where files cannot be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | options)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some network file systems have no locks, or no server for them
+        raise UsageError(
+            f"files in {_folder(home)} cannot be locked: {error.strerror}",
+            hint="set KTO_SWEEP_HOME to a folder on a disk of this box",
+        ) from error
 
 
 def forget_dead(home: Home) -> None:

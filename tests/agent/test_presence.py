@@ -1,5 +1,7 @@
 """Dead agents, the trials that they leave, and who may take them."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.agent import device_locks
+from kto_sweep.agent import presence as presence_module
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.presence import (
     DEAD,
@@ -71,6 +74,40 @@ def test_an_agent_is_alive_until_its_process_ends_however_that_ends(home):
     assert not is_alive(home, token)
     forget_dead(home)
     assert not list((home.root / "agents").iterdir())
+
+
+def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
+    """There a file that is locked for oneself alone must be open for writing."""
+    real = fcntl.flock
+
+    def flock(descriptor, operation):
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(presence_module.fcntl, "flock", flock)
+    presence = Presence(home)
+    assert is_alive(home, presence.token)
+    presence.end()
+    (home.root / "agents" / "dead").touch()
+    forget_dead(home)
+    assert not list((home.root / "agents").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_told(home, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(presence_module.fcntl, "flock", flock)
+    with pytest.raises(UsageError, match=r"agents cannot be locked") as refused:
+        Presence(home)
+    assert "KTO_SWEEP_HOME" in refused.value.hint
+    assert not list((home.root / "agents").iterdir())
+    (home.root / "agents" / "dead").touch()
+    with pytest.raises(UsageError, match="cannot be locked"):
+        forget_dead(home)
 
 
 def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(home):
