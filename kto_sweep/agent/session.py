@@ -12,6 +12,7 @@ from rich.console import Console
 from kto_sweep.agent.device_locks import held
 from kto_sweep.agent.devices import Device, find_devices, grouped
 from kto_sweep.agent.display import Display
+from kto_sweep.agent.hearing import find_missed
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
@@ -29,7 +30,7 @@ from kto_sweep.plan.preflight import planner
 from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep.ref import remember
 from kto_sweep.sweep.remote import SweepView, connect, read_sweep
-from kto_sweep.sweep.target import Target, find_sweep
+from kto_sweep.sweep.target import find_sweep
 from kto_sweep.wording import counted, duration
 
 GRACE_SECONDS = 60.0
@@ -101,11 +102,18 @@ def work_on(
         lifeline.end()
         presence.end()
         if tally.cut_off or tally.unsent:
-            _say_unsent(console, home, target, tally)
+            console.print(f"{target} does not answer.")
+            _say_unsent(console, home, tally.unsent)
+            console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
             leave_at_once(1)
-        after = read_sweep(api, target, ref)
+        after, missed = find_missed(home, presence.token, lambda: read_sweep(api, target, ref))
     _forget_paused(home, after)
     _say_end(console, tally, after)
+    if missed:
+        console.print(f"{target} has not heard all of {counted(len(missed), 'run')} that ended here.")
+        _say_unsent(console, home, missed)
+        console.print("Send it: kto-sweep sync, then kto-sweep agent")
+        return 128 + tally.interrupted if tally.interrupted else 1
     if tally.interrupted:
         return 128 + tally.interrupted
     as_told = (tally.time_is_up or tally.out_of_time) and not tally.failed
@@ -133,11 +141,9 @@ def _forget_paused(home: Home, view: SweepView) -> None:
                 forget_checkpoint(home.runs / trial.run_id)
 
 
-def _say_unsent(console: Console, home: Home, target: Target, tally: Tally) -> None:
-    console.print(f"{target} does not answer.")
-    for run_id in tally.unsent:
+def _say_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:
+    for run_id in runs:
         console.print(f"  run {run_id} is complete in {home.runs / run_id}, and was not sent", soft_wrap=True)
-    console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
 
 
 def leave_at_once(code: int) -> NoReturn:

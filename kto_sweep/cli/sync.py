@@ -11,8 +11,9 @@ from kto_sweep.cli.output import json_option, print_json, say
 def sync(run: str | None, as_json: bool) -> int:
     """Send the runs of this box that ended while their server was gone, or RUN alone.
 
-    Each goes to the server that it belongs to. What a server has already is not sent again. A RUN whose agent
-    died goes as far as it came; without its name it is left to `kto-sweep agent`, which goes on with it.
+    Each goes to the server that it belongs to. What a server has already is not sent again; of a RUN that is
+    named it is asked. One whose agent died goes as far as it came; without its name it is left to `kto-sweep
+    agent`, which goes on with it.
 
     \b
     kto-sweep sync

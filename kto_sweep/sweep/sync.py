@@ -49,7 +49,7 @@ class Outcome:
 
 
 def find_unsent(home: Home, run_id: str | None) -> list[Unsent]:
-    """The runs that ended without word from their server; with `run_id` that run, ended or not.
+    """The runs that ended without word from their server; with `run_id` that run, whatever is known of it.
 
     Raises UsageError when this box has no such run.
     """
@@ -59,7 +59,7 @@ def find_unsent(home: Home, run_id: str | None) -> list[Unsent]:
             raise UsageError(
                 f"this box has no run {run_id!r}", hint=f"its runs are the folders in {home.runs}"
             )
-        return [] if record.sent else [Unsent(run_id, home.runs / run_id, record)]
+        return [Unsent(run_id, home.runs / run_id, record)]
     found = ((folder, read_record(folder)) for folder in sorted(home.runs.glob("*")))
     return [
         Unsent(folder.name, folder, record)

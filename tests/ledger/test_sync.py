@@ -43,6 +43,7 @@ def test_what_ended_without_its_server_is_sent_when_it_is_back(box: Box, kept: i
     assert runs[put_back] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert box.json("status")["finished"] == 3
     assert "Nothing to send" in box.run("sync")
+    assert "was there already" in box.run("sync", put_back)
     assert box.ask(RUNS) == runs
     assert "this box has no run 'nosuch'" in box.run("sync", "nosuch", code=2)
 

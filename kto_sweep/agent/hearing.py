@@ -1,0 +1,61 @@
+"""What the server has heard of the runs that an agent has ended.
+
+wandb gives a run's stream up for good at one answer of 4xx, such as that of a gateway whose W&B is being
+replaced, and its `finish` says nothing of that: only the server can tell.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from kto_sweep.agent.presence import home_id
+from kto_sweep.home import Home
+from kto_sweep.run_log import last_step
+from kto_sweep.run_record import read_record
+from kto_sweep.sweep.remote import SweepView, TrialRecord
+
+LOOKS = 3
+"""Times that the sweep is read while something is missing: a server may need a moment to take it in."""
+SETTLE_SECONDS = 5.0
+"""Between two of them."""
+NOT_ENDED = frozenset({"running", "crashed"})
+"""States of a run whose end its server has not heard."""
+
+
+def find_missed(
+    home: Home, token: str, read: Callable[[], SweepView], sleep: Callable[[float], object] = time.sleep
+) -> tuple[SweepView, list[str]]:
+    """The sweep, and the runs that this agent has ended and the server lacks something of.
+
+    Those are recorded as unsent. Raises what `read` does.
+    """
+    view = read()
+    for _ in range(LOOKS - 1):
+        if not _missed(home, token, view):
+            break
+        sleep(SETTLE_SECONDS)
+        view = read()
+    missed = _missed(home, token, view)
+    for run_id in missed:
+        folder = home.runs / run_id
+        record = read_record(folder)
+        if record is not None:
+            with contextlib.suppress(OSError):  # on a full disk it is spoken of, at least
+                replace(record, sent=False).write(folder)
+    return view, missed
+
+
+def _missed(home: Home, token: str, view: SweepView) -> list[str]:
+    own = home_id(home)
+    return [trial.run_id for trial in view.trials if _is_missed(home, token, own, trial)]
+
+
+def _is_missed(home: Home, token: str, own: str, trial: TrialRecord) -> bool:
+    folder = home.runs / trial.run_id
+    record = read_record(folder)
+    if record is None or record.agent != token or not record.sent:
+        return False
+    if trial.place and trial.place.split()[0] != own:
+        return False  # put back, and another box goes on with it
+    return trial.state in NOT_ENDED or int(trial.summary.get("_step") or 0) < last_step(folder)

@@ -1,0 +1,81 @@
+"""Runs whose stream wandb gave up without a word: the server's own account of them counts."""
+
+from dataclasses import replace
+
+import pytest
+
+from kto_sweep.agent.hearing import LOOKS, find_missed
+from kto_sweep.agent.presence import home_id
+from kto_sweep.home import Home
+from kto_sweep.run_record import RunRecord, read_record
+from kto_sweep.search.space import Space
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.sync import find_unsent
+
+REF = SweepRef("local", "kto-sweep", "ab12cd34")
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+def ended(home: Home, run_id: str, steps: int = 10, agent: str = "me") -> None:
+    folder = home.runs / run_id
+    folder.mkdir(parents=True)
+    (folder / "log.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(1, steps + 1)))
+    RunRecord(
+        REF.entity, REF.project, REF.id, True, "", ended=True, sent=True, agent=agent, home=home_id(home)
+    ).write(folder)
+
+
+def on_server(home: Home, run_id: str, state: str, step: int | None, owner: str = "") -> TrialRecord:
+    summary = {} if step is None else {"_step": step}
+    return TrialRecord(run_id, run_id, state, {}, summary, None, place=f"{owner or home_id(home)} gpu 0")
+
+
+def sweep(*trials: TrialRecord) -> SweepView:
+    return SweepView(REF, "", "", "RUNNING", "grid", "loss", "minimize", Space(()), None, trials)
+
+
+@pytest.mark.parametrize(
+    ("state", "step"), [("running", 2), ("running", 10), ("crashed", 10), ("finished", 9), ("failed", None)]
+)
+def test_what_the_server_lacks_of_an_ended_run_makes_it_unsent(home, state, step):
+    ended(home, "run1")
+    waits: list[float] = []
+    view = sweep(on_server(home, "run1", state, step))
+    assert find_missed(home, "me", lambda: view, waits.append) == (view, ["run1"])
+    assert len(waits) == LOOKS - 1
+    record = read_record(home.runs / "run1")
+    assert record is not None
+    assert (record.ended, record.sent) == (True, False)
+    assert [unsent.run_id for unsent in find_unsent(home, None)] == ["run1"]
+
+
+def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
+    for run_id in ("finished", "put-back", "elsewhere"):
+        ended(home, run_id)
+    ended(home, "anothers", agent="another")
+    view = sweep(
+        on_server(home, "finished", "finished", 10),
+        on_server(home, "put-back", "preempting", 10),
+        on_server(home, "elsewhere", "running", 3, owner="0123456789abcdef"),
+        on_server(home, "anothers", "running", 3),
+        on_server(home, "not-of-this-box", "running", 3, owner="0123456789abcdef"),
+    )
+    assert find_missed(home, "me", lambda: view, pytest.fail) == (view, [])
+    assert not find_unsent(home, None)
+
+
+def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
+    ended(home, "run1")
+    late = on_server(home, "run1", "running", 9)
+    views = [sweep(late), sweep(replace(late, state="finished", summary={"_step": 10}))]
+    assert find_missed(home, "me", lambda: views.pop(0), lambda seconds: None)[1] == []
+
+
+def test_a_run_that_is_named_is_asked_of_its_server_whatever_is_known_here(home):
+    ended(home, "run1")
+    assert [unsent.run_id for unsent in find_unsent(home, "run1")] == ["run1"]
