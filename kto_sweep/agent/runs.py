@@ -142,6 +142,7 @@ class TrialRun:
         resume = "must" if adopt else "allow" if goes_on and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder)
+        run: wandb.Run | None = None
         try:
             write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
@@ -184,6 +185,8 @@ class TrialRun:
             opened._tell_again()
             return opened
         except BaseException:
+            if run is not None:
+                _hand_back(run)
             claim.drop()
             raise
 
@@ -289,6 +292,16 @@ class TrialRun:
     def _keep(self, record: RunRecord) -> None:
         with contextlib.suppress(OSError):  # a full disk must not keep the run from ending
             record.write(self._folder)
+
+
+def _hand_back(run: wandb.Run) -> None:
+    """End a run that could not be begun, so that its trial is handed out again.
+
+    Otherwise wandb would end it as finished when this process ends.
+    """
+    with contextlib.suppress(Exception):  # why it could not be begun is what counts
+        run.mark_preempting()
+        run.finish(exit_code=1)
 
 
 def forget_checkpoint(folder: Path) -> None:
