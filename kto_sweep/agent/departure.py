@@ -41,7 +41,7 @@ class Departure:
         work = slot.work
         if work is not None and work.run is not None and not work.ordered and not work.closing:
             self._trials.put_back(slot)
-        elif work is None:
+        elif work is None or self._trials.drop_unopened(slot):
             self._stations.dismiss(slot)
 
     def leave(self, seconds: float, next_event: Callable[[], Event | None]) -> None:
@@ -50,6 +50,7 @@ class Departure:
         self._floor.take_home()
         for slot in self._floor.slots:
             self._stations.dismiss(slot, at_once=not seconds)
+            self._trials.drop_unopened(slot)
             if seconds and slot.work is not None and slot.work.run is not None and not slot.work.closing:
                 self._trials.put_back(slot)
         while any(slot.work for slot in self._floor.slots) and time.monotonic() < deadline:
@@ -58,5 +59,5 @@ class Departure:
                     self._trials.closed(event)
                 case Opened(slot) as event:
                     self._trials.opened(event)
-                    if slot.work is not None:
+                    if slot.work is not None and not self._trials.drop_unopened(slot):
                         self._trials.put_back(slot)

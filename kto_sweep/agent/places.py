@@ -1,6 +1,5 @@
 """Who trains where: a slot without a trial gets one that has lost its place, or asks the server, or ends."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
 from kto_sweep.protocol import MakeRoom
 
-ADOPTIONS = 5
-"""Times that it is tried to take over a trial, when the server cannot be asked."""
+GIVEN_UP = 2
+"""A slot in which the runs of so many trials could not be opened, one after another, takes no more."""
 
 
 class Places:
@@ -37,7 +36,6 @@ class Places:
         self._tally = tally
         self._display = display
         self._timekeeper = timekeeper
-        self._tries: Counter[str] = Counter()
 
     def serve(self, slot: Slot, *, soon: bool = False) -> None:
         """Have a free slot filled, or dismiss it."""
@@ -89,16 +87,30 @@ class Places:
 
     def take_in(self, event: Opened) -> None:
         """Go on with a trial whose run is open, or find another for its slot."""
-        again, orphan = self._trials.opened(event), event.work.orphan
-        if again and orphan is not None and self._tries[orphan.run_id] < ADOPTIONS:
-            self._tries[orphan.run_id] += 1
-            self._floor.homeless.append(orphan)
-        if event.slot.work is None:
-            self.serve(event.slot)
+        slot = event.slot
+        self._trials.opened(event)
+        if self._tally.is_leaving:
+            self._trials.drop_unopened(slot)
+        work = slot.work
+        if work is None:
+            self._fill_again(slot)
+        elif work.run is None:
+            pass  # it is tried again
         elif self._tally.is_leaving:
-            self._trials.put_back(event.slot)
-        elif event.slot.station.retired:
-            self.rehouse(event.slot.station)
+            self._trials.put_back(slot)
+        elif slot.station.retired:
+            self.rehouse(slot.station)
+
+    def _fill_again(self, slot: Slot) -> None:
+        """Find another trial for a slot whose last one was let go, unless no run can be opened in it."""
+        if slot.given_up < GIVEN_UP:
+            self.serve(slot)
+            return
+        self._display.say(
+            f"{slot.station.device.name}: a slot in which the runs of {GIVEN_UP} trials could not be opened "
+            "takes no more"
+        )
+        self._stations.dismiss(slot)
 
     def rehouse(self, retired: Station) -> None:
         """Have the open trials of a device that is used no more go on elsewhere."""
@@ -122,10 +134,19 @@ class Places:
             if self._trials.give_up(slot):
                 self.serve(slot)
             work, station = slot.work, slot.station
+            if work is not None and work.is_unopened:
+                self._open_again(slot, work)
             if not station.ready or work is None or work.run is None or work.ordered or work.closing:
                 continue
             if self._stations.may_start(station, work):
                 self._trials.order(slot)
+
+    def _open_again(self, slot: Slot, work: Work) -> None:
+        if self._tally.cut_off:
+            self._trials.drop_unopened(slot)
+            self.serve(slot)
+        elif self._stations.may_start(slot.station, work):
+            self._trials.open(slot)
 
     def make_room(self, station: Station, message: MakeRoom) -> None:
         """Have as many slots as the worker wants; one that is too many ends with its trial."""

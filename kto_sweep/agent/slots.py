@@ -18,7 +18,11 @@ class Work:
     run_id: str
     config: Mapping[str, Any]
     run: TrialRun | None = None
-    """Its W&B run; None while that is being opened."""
+    """Its W&B run; None until that is open."""
+    opening: bool = False
+    """Its run is being opened."""
+    failed_openings: int = 0
+    """Times that its run could not be opened."""
     ordered: bool = False
     """Its worker has it."""
     closing: bool = False
@@ -35,6 +39,11 @@ class Work:
     """It may be what ends the workers: see blame.py."""
     not_before: float = 0.0
     """Monotonic time of the next attempt."""
+
+    @property
+    def is_unopened(self) -> bool:
+        """Its run could not be opened; that is tried again."""
+        return self.run is None and not self.opening
 
     def fail_here(self) -> int:
         """Count one more failure; how many there were at this place."""
@@ -59,6 +68,8 @@ class Slot:
     """None until its worker is ready for the first time."""
     work: Work | None = None
     ended: bool = False
+    given_up: int = 0
+    """Trials whose runs could not be opened, one after another."""
 
 
 @dataclass(eq=False)

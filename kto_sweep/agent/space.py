@@ -1,5 +1,6 @@
 """Whether there is room on the disk."""
 
+import errno
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +15,14 @@ PROBE = 4 << 20
 
 def free_bytes(folder: Path) -> int:
     """What is free where `folder` is, or will be."""
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the one in which it will be."""
     while not folder.exists():
         folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return folder
 
 
 def needed_bytes(folder: Path) -> int:
@@ -33,11 +39,11 @@ def shortage(folder: Path) -> str:
     free, needed = free_bytes(folder), needed_bytes(folder)
     if free < needed:
         return f"has {free >> 20} MiB free, {needed >> 20} MiB are needed"
-    probe = folder / "room.probe"  # nothing else tells of a quota
+    probe = _nearest(folder) / "room.probe"  # nothing else tells of a quota
     try:
         probe.write_bytes(bytes(PROBE))
     except OSError as error:
-        if is_disk_full(error):
+        if is_disk_full(error) or error.errno == errno.EROFS:
             return f"takes no more: {error.strerror}"
     finally:
         with suppress(OSError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Died, Events, Lost, Said, Told
 from kto_sweep.agent.heart import Heart
-from kto_sweep.agent.link import heartbeat, register_agent
+from kto_sweep.agent.link import Command, heartbeat, register_agent
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.space import shortage
 from kto_sweep.agent.worker_process import WorkerProcess
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PAUSE_SECONDS = 30.0
 """Before another worker is started where one could not start: a driver resets its GPU, a disk is full."""
+SHORT_SECONDS = 10.0
+"""While a trial was found to wait for room so recently, the server is asked for no other."""
 IDLE_DEATHS = 3
 """So many deaths of a worker that has no trial mean that it cannot work here."""
 
@@ -36,6 +38,8 @@ class Stations:
         self._events = events
         self._short_of_space: set[str] = set()
         self._without_worker: set[str] = set()
+        self._found_short = float("-inf")
+        """Monotonic time."""
 
     def employ(self, station: Station) -> None:
         """Start a worker, which says when it is ready; where the box does not let us, later."""
@@ -83,11 +87,17 @@ class Stations:
         host = f"{socket.gethostname()} {slot.station.device.name}"
         slot.heart = Heart(
             register=lambda: register_agent(self._api, self._ref, host),
-            beat=lambda agent_id, runs: heartbeat(self._api, agent_id, runs),
+            beat=self._beat,
             on_commands=lambda commands: self._events.put(Told(slot, commands)),
             on_loss=lambda error: self._events.put(Lost(error)),
         )
         slot.heart.start(running)
+
+    def _beat(self, agent_id: str, runs: Sequence[str]) -> list[Command]:
+        """What the server wants done; a slot without a trial asks for none that would have no room."""
+        if not runs and time.monotonic() - self._found_short < SHORT_SECONDS:
+            return []
+        return heartbeat(self._api, agent_id, runs)
 
     def dismiss(self, slot: Slot, *, at_once: bool = False) -> None:
         """End a slot, and with the last one of a station its worker; `at_once`: without a last word."""
@@ -122,7 +132,9 @@ class Stations:
         why = shortage(self._home.runs / work.run_id)
         if not why:
             self._short_of_space.discard(work.run_id)
-        elif work.run_id not in self._short_of_space:
+            return True
+        self._found_short = time.monotonic()
+        if work.run_id not in self._short_of_space:
             self._short_of_space.add(work.run_id)
             self._display.say(f"run {work.run_id} waits for room: the disk of {self._home.root} {why}")
         return not why
@@ -133,3 +145,4 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # one of the real-time signals
         return str(number)
+        return False

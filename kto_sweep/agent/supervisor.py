@@ -43,7 +43,7 @@ from kto_sweep.agent.stations import Stations
 from kto_sweep.agent.stillness import Stillness
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper
-from kto_sweep.agent.trials import Trials
+from kto_sweep.agent.trials import OPENINGS, Trials
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.alerts import AlertRule
 from kto_sweep.home import Home
@@ -107,7 +107,7 @@ class Supervisor:
         self._trials = Trials(
             api, ref, home, display, self._events, self.tally, presence,
             objective=lambda: Objective(metric, goal), alerts=alerts, local=local, patience=patience,
-            pauses=pauses,
+            pauses=pauses, openings=OPENINGS if only is None else 1,
         )  # fmt: skip
         self._places = Places(self._floor, self._stations, self._trials, self.tally, display, timekeeper)
         self._deaths = Deaths(self._floor, self._stations, self._trials, self._places, display)

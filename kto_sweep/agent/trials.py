@@ -40,6 +40,10 @@ from kto_sweep.sweep.remote import OWNER
 if TYPE_CHECKING:
     import wandb
 
+OPENINGS = 8
+"""Times that it is tried to open a trial's run."""
+OPENING_SECONDS = (10.0, 30.0, 60.0, 300.0)
+"""Before the second, third and fourth time, and before each later one."""
 CLOSE_SECONDS = 10.0
 """How much longer than the server is waited for a run may take to be closed."""
 
@@ -66,8 +70,12 @@ class Trials:
         local: bool,
         patience: float,
         pauses: bool = False,
+        openings: int = OPENINGS,
     ) -> None:
-        """`pauses`: a trial that the server stops may be handed out again, by successive halving."""
+        """`pauses`: a trial that the server stops may be handed out again, by successive halving.
+
+        `openings`: times that it is tried to open a trial's run.
+        """
         self._api = api
         self._ref = ref
         self._home = home
@@ -81,6 +89,7 @@ class Trials:
         self._local = local
         self._patience = patience
         self._pauses = pauses
+        self._openings = openings
         self._closing: dict[str, threading.Thread] = {}
         """The last closing of each run."""
 
@@ -92,19 +101,28 @@ class Trials:
 
     def begin(self, slot: Slot, command: Command) -> None:
         """Open the run of the trial that the server chose for `slot`."""
-        work = slot.work = Work(command.run_id, command.config or {})
+        slot.work = Work(command.run_id, command.config or {})
         self._tally.started += 1
-        self._background(lambda: self._opened(slot, work, lambda: self._open(slot, work)))
+        self.open(slot)
 
     def adopt(self, slot: Slot, orphan: Orphan) -> None:
         """Go on with a dead agent's trial in `slot`."""
-        work = slot.work = Work(orphan.run_id, orphan.config, orphan=orphan)
+        slot.work = Work(orphan.run_id, orphan.config, orphan=orphan)
         self._tally.started += 1
-        self._background(lambda: self._opened(slot, work, lambda: self._take_over(slot, work, orphan)))
+        self.open(slot)
 
-    def _opened(self, slot: Slot, work: Work, open_run: Callable[[], TrialRun]) -> None:
+    def open(self, slot: Slot) -> None:
+        """Open the run of the trial in `slot`, for the first time or again."""
+        work = slot.work
+        assert work is not None
+        work.opening = True
+        self._background(lambda: self._try_to_open(slot, work))
+
+    def _try_to_open(self, slot: Slot, work: Work) -> None:
+        orphan = work.orphan
         try:
-            self._events.put(Opened(slot, work, open_run()))
+            run = self._open(slot, work) if orphan is None else self._take_over(slot, work, orphan)
+            self._events.put(Opened(slot, work, run))
         except Exception as error:  # wandb has no one class for what can go wrong
             self._events.put(ServiceGone() if is_service_gone(error) else Opened(slot, work, error))
 
@@ -145,22 +163,41 @@ class Trials:
             return f"the server has it as {state}"
         return "" if config.get(OWNER) == self._home_id else "another box has begun it since"
 
-    def opened(self, event: Opened) -> bool:
-        """Take in how that went; a slot whose trial could not be opened is free again.
+    def opened(self, event: Opened) -> None:
+        """Take in how that went; a trial whose run could not be opened stays in its slot for a while.
 
-        Whether the same may go well another time.
+        One that was dropped would be handed out again, and another time, until the server gives it up.
         """
         slot, work = event.slot, event.work
+        work.opening = False
         if isinstance(event.outcome, TrialRun):
             work.run = event.outcome
+            slot.given_up = 0
             self._display.started(work.run_id, work.run.name, work.config, slot.station.device.name)
+        elif isinstance(event.outcome, LetGoError):
+            self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
+            self.drop_unopened(slot)
+        else:
+            self._not_opened(slot, work, event.outcome)
+
+    def _not_opened(self, slot: Slot, work: Work, error: Exception) -> None:
+        work.failed_openings += 1
+        told = f"run {work.run_id} was not begun: {error}"
+        if work.failed_openings >= self._openings:
+            self._display.say(told)
+            self.drop_unopened(slot)
+            slot.given_up += 1
+            return
+        wait = OPENING_SECONDS[min(work.failed_openings, len(OPENING_SECONDS)) - 1]
+        work.not_before = time.monotonic() + wait
+        self._display.say(f"{told}; it is tried again in {wait:.0f} s")
+
+    def drop_unopened(self, slot: Slot) -> bool:
+        """Let go of a trial in `slot` whose run could not be opened, if there is one; whether there was."""
+        if slot.work is None or not slot.work.is_unopened:
             return False
         slot.work = None
         self._tally.started -= 1
-        if isinstance(event.outcome, LetGoError):
-            self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
-            return False
-        self._display.say(f"run {work.run_id} was not begun: {event.outcome}")
         return True
 
     # Ordered.

@@ -40,6 +40,8 @@ except OSError as error:
     print("not begun:", error.strerror)
 print("open:", still_open())
 """
+
+
 def python(code: str, folder: Path) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
