@@ -139,17 +139,18 @@ def of_sweep(orphan: Orphan, ref: SweepRef) -> bool:
 
 
 def take_over(orphan: Orphan, token: str) -> bool:
-    """Make the trial that of the agent `token`; False when somebody else has it now.
+    """Make the trial that of the agent `token`, if it is not yet; False when somebody else has it now.
 
     Waits for a worker that has it still: one whose supervisor is gone first puts its trials away.
     """
     deadline = time.monotonic() + WORKER_SECONDS
     while time.monotonic() < deadline:
         with unclaimed(orphan.folder) as free:
-            if read_record(orphan.folder) != orphan.record:
+            known = read_record(orphan.folder)
+            if known is None or (known != orphan.record and known.agent != token):
                 return False
             if free:
-                replace(orphan.record, agent=token).write(orphan.folder)
+                replace(known, agent=token).write(orphan.folder)
                 return True
         time.sleep(0.2)
     return False

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,18 @@ def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
     assert record is not None
     assert record.agent == presence.token
     presence.end()
+
+
+def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
+    folder = leave(home, "run", "dead")
+    (orphan,) = find_orphans(home)
+    assert take_over(orphan, "new")
+    record = read_record(folder)
+    assert record is not None
+    replace(record, attempt=2, device="gpu 0").write(folder)  # as the opening does before it fails
+    assert take_over(orphan, "new")
+    assert read_record(folder) == replace(record, attempt=2, device="gpu 0")
+    assert not take_over(orphan, "another")
 
 
 def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
