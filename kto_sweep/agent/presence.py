@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kto_sweep.errors import UsageError
+from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.records import write_whole
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
 from kto_sweep.sweep.ref import SweepRef
 
-WORKER_SECONDS = 90.0
-"""How long a worker whose supervisor is gone may take to put its trials away."""
+WORKER_SECONDS = 15.0
+"""How long it is waited for a worker whose supervisor is gone to put its trials away, before that is told."""
 OPEN_STATES = frozenset({"running", "crashed", "preempting"})
 """In which the server gives a run to nobody, and the box that has begun it may go on with it."""
 DEAD = "unknown"
@@ -138,10 +138,15 @@ def of_sweep(orphan: Orphan, ref: SweepRef) -> bool:
     return (record.entity, record.project, record.sweep) == (ref.entity, ref.project, ref.id)
 
 
+class ClaimedError(KtoSweepError):
+    """A worker whose supervisor is gone has the trial still; it puts it away at its next step."""
+
+
 def take_over(orphan: Orphan, token: str) -> bool:
     """Make the trial that of the agent `token`, if it is not yet; False when somebody else has it now.
 
-    Waits for a worker that has it still: one whose supervisor is gone first puts its trials away.
+    Waits for a worker that has it still: one whose supervisor is gone first puts its trials away. Raises
+    ClaimedError when it does not for long, as one that loads a model.
     """
     deadline = time.monotonic() + WORKER_SECONDS
     while time.monotonic() < deadline:
@@ -153,7 +158,7 @@ def take_over(orphan: Orphan, token: str) -> bool:
                 replace(known, agent=token).write(orphan.folder)
                 return True
         time.sleep(0.2)
-    return False
+    raise ClaimedError("a worker of a dead agent has it still")
 
 
 def home_id(home: Home) -> str:

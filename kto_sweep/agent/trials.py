@@ -15,7 +15,7 @@ from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
-from kto_sweep.agent.presence import OPEN_STATES, Orphan, Presence, home_id, take_over
+from kto_sweep.agent.presence import OPEN_STATES, ClaimedError, Orphan, Presence, home_id, take_over
 from kto_sweep.agent.runs import Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
@@ -92,6 +92,8 @@ class Trials:
         self._openings = openings
         self._closing: dict[str, threading.Thread] = {}
         """The last closing of each run."""
+        self._claimed: set[str] = set()
+        """Runs that were said to wait for a dead agent's worker."""
 
     def folder(self, run_id: str) -> Path:
         """Where the trial's files are."""
@@ -177,6 +179,10 @@ class Trials:
         elif isinstance(event.outcome, LetGoError):
             self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
             self.drop_unopened(slot)
+        elif isinstance(event.outcome, ClaimedError):  # that passes: it is tried again at once
+            if work.run_id not in self._claimed:
+                self._claimed.add(work.run_id)
+                self._display.say(f"run {work.run_id} waits: {event.outcome.message}")
         else:
             self._not_opened(slot, work, event.outcome)
 

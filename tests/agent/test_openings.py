@@ -5,13 +5,16 @@ import threading
 from pathlib import Path
 
 import pytest
-from stage import Grid, Stage, Worker, later
+from stage import REF, Grid, Stage, Worker, later
 
-from kto_sweep.agent import stations, trials
+from kto_sweep.agent import presence, stations, trials
 from kto_sweep.agent.link import Command
 from kto_sweep.agent.places import GIVEN_UP
+from kto_sweep.agent.presence import Orphan, find_orphans, home_id
 from kto_sweep.agent.space import shortage
 from kto_sweep.protocol import Done, Order, Start
+from kto_sweep.run_record import Claim, RunRecord
+from kto_sweep.sweep.remote import OWNER
 
 
 def finish_at_once(grid: Grid):
@@ -97,3 +100,27 @@ def test_a_disk_that_takes_nothing_is_found_before_there_is_a_folder(tmp_path, m
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "write_bytes", refuse)
     assert shortage(tmp_path / "runs" / "run1") == "takes no more: no"
+
+
+def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, folder = Grid(1), stage.home.runs / "cell0"
+    monkeypatch.setattr(presence, "WORKER_SECONDS", 0.02)
+    found = ("running", {OWNER: home_id(stage.home)}, {})
+    monkeypatch.setattr(trials, "read_run", lambda api, ref, run_id: found)
+    folder.mkdir()
+    (folder / "trial.json").write_text("{}")
+    RunRecord(REF.entity, REF.project, REF.id, True, "", agent="dead").write(folder)
+    stage.beat, stage.on_order = grid.beat, finish_at_once(grid)
+    claim, took = Claim(folder), []
+
+    def take_over(orphan: Orphan, token: str) -> bool:
+        took.append(token)
+        return presence.take_over(orphan, token)
+
+    monkeypatch.setattr(trials, "take_over", take_over)
+    later(lambda: len(took) > 2 * trials.OPENINGS, claim.drop)
+    assert stage.perform(find_orphans(stage.home)).finished == 1
+    assert stage.said().count("run cell0 waits: a worker of a dead agent has it still") == 1
+    assert grid.handed_out == {"cell0": 0}

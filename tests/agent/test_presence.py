@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from kto_sweep.agent import device_locks
-from kto_sweep.agent import presence as presence_module
+from kto_sweep.agent import device_locks, presence
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.presence import (
     DEAD,
+    ClaimedError,
     Presence,
     find_orphans,
     forget_dead,
@@ -87,10 +87,10 @@ def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(descriptor, operation)
 
-    monkeypatch.setattr(presence_module.fcntl, "flock", flock)
-    presence = Presence(home)
-    assert is_alive(home, presence.token)
-    presence.end()
+    monkeypatch.setattr(presence.fcntl, "flock", flock)
+    present = Presence(home)
+    assert is_alive(home, present.token)
+    present.end()
     (home.root / "agents" / "dead").touch()
     forget_dead(home)
     assert not list((home.root / "agents").iterdir())
@@ -101,7 +101,7 @@ def test_a_disk_without_locks_is_told(home, monkeypatch, number):
     def flock(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(presence_module.fcntl, "flock", flock)
+    monkeypatch.setattr(presence.fcntl, "flock", flock)
     with pytest.raises(UsageError, match=r"agents cannot be locked") as refused:
         Presence(home)
     assert "KTO_SWEEP_HOME" in refused.value.hint
@@ -128,13 +128,13 @@ def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(hom
 def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
     folder = leave(home, "run", "dead")
     first, second = find_orphans(home), find_orphans(home)
-    presence = Presence(home)
-    assert take_over(first[0], presence.token)
+    present = Presence(home)
+    assert take_over(first[0], present.token)
     assert not take_over(second[0], "another")
     record = read_record(folder)
     assert record is not None
-    assert record.agent == presence.token
-    presence.end()
+    assert record.agent == present.token
+    present.end()
 
 
 def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
@@ -161,6 +161,18 @@ def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     assert worker.poll() is not None or not Path(f"/proc/{worker.pid}/fd").exists()
     worker.communicate()
     Claim(folder).drop()
+
+
+def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, monkeypatch):
+    monkeypatch.setattr(presence, "WORKER_SECONDS", 0.3)
+    folder = leave(home, "run", "dead")
+    (orphan,) = find_orphans(home)
+    claim = Claim(folder)
+    with pytest.raises(ClaimedError):
+        take_over(orphan, "new")
+    assert read_record(folder) == orphan.record
+    claim.drop()
+    assert take_over(orphan, "new")
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"[1]", b"{}", b'{"entity": 1}', b"null"])
