@@ -6,7 +6,7 @@ other trials.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -218,9 +218,17 @@ class Trials:
         worker.send(Start(work.run_id, work.config, str(self.folder(work.run_id)), work.run.logged_steps))
 
     def order_stop(self, station: Station, run_id: str) -> None:
-        """Have the worker end a trial after the step it is in."""
-        if station.holder(run_id) is not None and station.worker is not None:
-            station.worker.send(Stop(run_id))
+        """Have the worker end a trial after the step it is in; one that waits for a worker ends at once."""
+        slot = station.holder(run_id)
+        if slot is None or slot.work is None:
+            return
+        if slot.work.ordered:
+            if station.worker is not None:
+                station.worker.send(Stop(run_id))
+        elif slot.work.run is not None and not slot.work.closing:
+            self._stop(slot, {})
+        elif self.drop_unopened(slot):
+            self._display.say(f"run {run_id} is stopped")
 
     def hear(self, slot: Slot, message: TrialMessage) -> None:
         """Take in what a worker says of the trial in `slot`. Raises ServiceGoneError."""
@@ -272,13 +280,19 @@ class Trials:
         elif self._tally.is_leaving:
             self.put_back(slot)
         else:
-            self._tally.stopped += 1
-            how = "paused" if self._pauses else "stopped"
-            self._close(
-                slot,
-                lambda run: run.stop(summary, for_good=not self._pauses),
-                lambda: display.ended(message.run_id, how, summary),
-            )
+            self._stop(slot, summary)
+
+    def _stop(self, slot: Slot, summary: Mapping[str, float | int | str]) -> None:
+        """Close the trial in `slot` that the server asked to stop."""
+        assert slot.work is not None
+        run_id = slot.work.run_id
+        self._tally.stopped += 1
+        how = "paused" if self._pauses else "stopped"
+        self._close(
+            slot,
+            lambda run: run.stop(summary, for_good=not self._pauses),
+            lambda: self._display.ended(run_id, how, summary),
+        )
 
     def failed(self, slot: Slot, cause: str, text: str) -> None:
         """Have the trial in `slot` tried again, or close it as failed when that is of no use."""

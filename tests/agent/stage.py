@@ -16,7 +16,7 @@ from rich.console import Console
 from kto_sweep.agent import stations, supervisor, trials
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.events import Signalled
+from kto_sweep.agent.events import Event, Signalled
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command
@@ -130,10 +130,14 @@ class Stage:
         finally:
             presence.end()
 
+    def happens(self, event: Event) -> None:
+        """Let the agent hear of this."""
+        assert self.agent is not None
+        self.agent._events.put(event)
+
     def interrupt(self) -> None:
         """As a first Ctrl-C does."""
-        assert self.agent is not None
-        self.agent._events.put(Signalled(2))
+        self.happens(Signalled(2))
 
     def started(self) -> list[str]:
         """The trials that a worker was given."""
