@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
-from kto_sweep.agent.events import Closed, Event, Opened
+from kto_sweep.agent.events import Closed, Died, Event, Opened, Said, Signalled
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.slots import Slot
 from kto_sweep.agent.stations import Stations
 from kto_sweep.agent.trials import Trials
+from kto_sweep.protocol import Done, Failed
 
 
 class Departure:
@@ -43,6 +44,28 @@ class Departure:
             self._trials.put_back(slot)
         elif work is None or self._trials.drop_unopened(slot):
             self._stations.dismiss(slot)
+
+    def wait_for_workers(self, next_event: Callable[[], Event | None]) -> None:
+        """Let the workers put their trials away, of which nothing can be told to the server any more.
+
+        Until the grace time is over or another signal comes.
+        """
+        while any(station.aboard for station in self._floor.stations) and not self.is_overdue:
+            event = next_event()
+            if isinstance(event, Signalled):
+                return
+            self.hear_last(event)
+
+    def hear_last(self, event: Event | None) -> None:
+        """Take in which trials the workers have no more."""
+        match event:
+            case Said(station, Done() | Failed() as message):
+                holder = station.holder(message.run_id)
+                if holder is not None and holder.work is not None:
+                    holder.work.ordered = False
+            case Died(station):
+                for work in station.aboard:
+                    work.ordered = False
 
     def leave(self, seconds: float, next_event: Callable[[], Event | None]) -> None:
         """End the workers now; trials are put back as far as that can be done in this time."""

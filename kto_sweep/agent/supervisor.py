@@ -9,6 +9,7 @@ import atexit
 import os
 import queue
 import signal
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     import wandb
 
 TICK_SECONDS = 1.0
+SIGNAL_SECONDS = 2.0
+"""How long after the end of wandb's service a signal may come that was meant for both."""
 LAST_SECONDS = 20.0
 """How long runs may take to be closed when the agent ends for a reason of its own."""
 
@@ -132,6 +135,9 @@ class Supervisor:
             while not self._floor.is_empty:
                 self._step()
         except ServiceGoneError as error:
+            if self._is_to_end():
+                self._departure.wait_for_workers(self._next_event)
+                raise KeyboardInterrupt from error
             # Nothing can be put back; the workers see that nobody is left, and put their trials away.
             self._floor.take_home()
             error.count = self.tally.left(sum(slot.work is not None for slot in self._floor.slots))
@@ -148,6 +154,20 @@ class Supervisor:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return self.tally
+
+    def _is_to_end(self) -> bool:
+        """Whether this agent was leaving when its service ended, or the same signal has reached both.
+
+        Whoever ends a job or shuts a box down signals all its processes at once.
+        """
+        deadline = time.monotonic() + SIGNAL_SECONDS
+        while not self.tally.is_leaving and time.monotonic() < deadline:
+            event = self._next_event()
+            self._departure.hear_last(event)
+            if isinstance(event, Signalled):
+                self._interrupt(event.number)
+            self._watch_the_time()
+        return self.tally.is_leaving
 
     def _step(self) -> None:
         """Handle the next thing that happens, then look after what happens by itself."""
@@ -166,6 +186,9 @@ class Supervisor:
         if self._silence.is_too_long():
             self.tally.cut_off = True
             self._places.retire_idle()
+        self._watch_the_time()
+
+    def _watch_the_time(self) -> None:
         if self._timekeeper is not None and self._timekeeper.is_up and not self.tally.is_leaving:
             self.tally.time_is_up = True
             self._display.say("the time is over: ending the trials after the step they are in")

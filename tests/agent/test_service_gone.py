@@ -1,0 +1,65 @@
+"""wandb's service process ends: the agent starts again, unless it was to end itself."""
+
+import pytest
+from stage import Grid, Stage, Worker, later
+
+from kto_sweep.agent import supervisor
+from kto_sweep.agent.events import ServiceGone
+from kto_sweep.agent.runs import ServiceGoneError
+from kto_sweep.protocol import Done, Order, Start, Stop
+
+
+def put_away(stopped: list[str]):
+    """A worker that puts away what it is told to stop."""
+
+    def on_order(worker: Worker, order: Order) -> None:
+        if isinstance(order, Stop):
+            stopped.append(order.run_id)
+            worker.say(Done(order.run_id, {}, steps=3, stopped=True))
+
+    return on_order
+
+
+def test_a_signal_that_reaches_the_service_as_well_ends_the_agent_when_the_trials_are_put_away(
+    stage: Stage,
+) -> None:
+    stopped: list[str] = []
+
+    def signal_all() -> None:
+        stage.happens(ServiceGone())
+        stage.interrupt()
+
+    stage.beat, stage.on_order = Grid(2).beat, put_away(stopped)
+    later(lambda: len(stage.started()) == 2, signal_all)
+    with pytest.raises(KeyboardInterrupt):
+        stage.perform(trials_per_device=2)
+    assert sorted(stopped) == ["cell0", "cell1"]
+    assert stage.agent is not None
+    assert stage.agent.tally.interrupted == 2
+    assert not stage.ends, "nothing can be told to the server"
+
+
+def test_a_service_that_ends_while_the_agent_leaves_does_not_start_it_again(stage: Stage) -> None:
+    def on_order(worker: Worker, order: Order) -> None:
+        if isinstance(order, Stop):
+            stage.happens(ServiceGone())
+            worker.say(Done(order.run_id, {}, steps=3, stopped=True))
+
+    stage.beat, stage.on_order = Grid(1).beat, on_order
+    later(stage.started, stage.interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stage.perform()
+    assert stage.agent is not None
+    assert stage.agent.tally.interrupted == 2
+
+
+def test_a_service_that_ends_alone_is_replaced_by_starting_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "SIGNAL_SECONDS", 0.1)
+    stage.beat = Grid(1).beat
+    later(stage.started, lambda: stage.happens(ServiceGone()))
+    with pytest.raises(ServiceGoneError) as gone:
+        stage.perform(count=3)
+    assert gone.value.count == 3
+    assert all(isinstance(order, Start) for order in stage.orders)
