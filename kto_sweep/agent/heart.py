@@ -9,6 +9,8 @@ from kto_sweep.errors import ServerError
 
 BEAT_SECONDS = 5.0
 """wandb's own interval."""
+MOST_SECONDS = 60.0
+"""Between two attempts to register."""
 
 
 class Heart:
@@ -19,6 +21,10 @@ class Heart:
     commands the heart stands still until `resume`: a heartbeat that does not name the new run yet would be
     given another. After one that took longer than the interval it rests for as long: the server, or wandb's
     client as the server's 429 told it, has held it up, and nothing is `soon` then.
+
+    `register` and `beat` raise ServerError when the server does not take or know the agent. If `is_lost` says
+    that this is for good, that is the end of the heart; else it registers anew, after a pause, which becomes
+    longer. What else goes wrong is one answer lost. `on_trouble` is told of both, once while it is the same.
     """
 
     def __init__(
@@ -27,12 +33,17 @@ class Heart:
         beat: Callable[[str, Sequence[str]], list[Command]],
         on_commands: Callable[[list[Command]], None],
         on_loss: Callable[[ServerError], None],
+        is_lost: Callable[[], bool],
+        on_trouble: Callable[[str], None],
         interval: float = BEAT_SECONDS,
     ) -> None:
         self._register = register
         self._beat = beat
         self._on_commands = on_commands
         self._on_loss = on_loss
+        self._is_lost = is_lost
+        self._on_trouble = on_trouble
+        self._told = ""
         self._interval = interval
         self._running: tuple[str, ...] = ()
         self._wake = threading.Event()
@@ -60,26 +71,40 @@ class Heart:
         self._wake.set()
 
     def _loop(self) -> None:
-        try:
-            agent_id = self._register()
-        except ServerError as error:
-            self._on_loss(error)
-            return
+        agent_id, pause = "", self._interval
         while not self._ended.is_set():
-            self._wake.wait(self._interval)
-            self._wake.clear()
-            if self._ended.is_set():
-                return
+            if agent_id:
+                self._wake.wait(self._interval)
+                self._wake.clear()
+                if self._ended.is_set():
+                    return
             self._handled.clear()
             began = time.monotonic()
+            commands: list[Command] = []
             try:
+                if not agent_id:
+                    agent_id = self._register()
+                    continue
                 commands = self._beat(agent_id, self._running)
+                pause, self._told = self._interval, ""
             except ServerError as error:
-                self._on_loss(error)
-                return
+                if self._is_lost():
+                    self._on_loss(error)
+                    return
+                agent_id = ""
+                self._tell(f"{error.message}; it is asked again")
+                self._ended.wait(pause)
+                pause = min(2 * pause, MOST_SECONDS)
+            except Exception as error:  # such as an answer that cannot be read
+                self._tell(f"an answer of the server was not understood: {error!r}")
             taken = time.monotonic() - began
             if commands:
                 self._on_commands(commands)
                 self._handled.wait()
             if taken > self._interval:
                 self._ended.wait(taken)
+
+    def _tell(self, trouble: str) -> None:
+        if trouble != self._told:
+            self._told = trouble
+            self._on_trouble(trouble)

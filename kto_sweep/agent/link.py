@@ -128,7 +128,7 @@ def register_agent(api: wandb.Api, ref: SweepRef, host: str) -> str:
 def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Command]:
     """What the server wants done, given the runs that are alive; empty too when it could not be reached.
 
-    Raises ServerError when the sweep was deleted.
+    Raises ServerError when the server answers 404: the sweep was deleted, or a gateway does not reach it.
     """
     try:
         raw = sweeps_api._agent_heartbeat(api, agent_id, {}, dict.fromkeys(running, True))

@@ -15,6 +15,7 @@ from kto_sweep.agent.space import shortage
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.remote import is_deleted
 
 if TYPE_CHECKING:
     import wandb
@@ -40,6 +41,8 @@ class Stations:
         self._without_worker: set[str] = set()
         self._found_short = float("-inf")
         """Monotonic time."""
+        self._is_known = False
+        """The server has taken one of the slots as an agent."""
 
     def employ(self, station: Station) -> None:
         """Start a worker, which says when it is ready; where the box does not let us, later."""
@@ -86,12 +89,26 @@ class Stations:
             return
         host = f"{socket.gethostname()} {slot.station.device.name}"
         slot.heart = Heart(
-            register=lambda: register_agent(self._api, self._ref, host),
+            register=lambda: self._register(host),
             beat=self._beat,
             on_commands=lambda commands: self._events.put(Told(slot, commands)),
             on_loss=lambda error: self._events.put(Lost(error)),
+            is_lost=self._is_lost,
+            on_trouble=self._display.say,
         )
         slot.heart.start(running)
+
+    def _register(self, host: str) -> str:
+        agent_id = register_agent(self._api, self._ref, host)
+        self._is_known = True
+        return agent_id
+
+    def _is_lost(self) -> bool:
+        """Whether there is no use in asking again: the sweep is gone, or has taken none of these slots yet.
+
+        A gateway whose W&B is being replaced answers 404 and 403 as well.
+        """
+        return not self._is_known or is_deleted(self._api, self._ref)
 
     def _beat(self, agent_id: str, runs: Sequence[str]) -> list[Command]:
         """What the server wants done; a slot without a trial asks for none that would have no room."""

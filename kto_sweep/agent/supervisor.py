@@ -219,6 +219,8 @@ class Supervisor:
             case Signalled(number):
                 self._interrupt(number)
             case Lost(error):
+                if service_has_ended():
+                    raise ServiceGoneError
                 raise error
             case ServiceGone():
                 raise ServiceGoneError

@@ -154,7 +154,7 @@ def connect(target: Target) -> "wandb.Api":
 def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
     """Whether the server says that there is no such sweep; False as well when it says nothing."""
     try:
-        api.sweep(str(ref))
+        api.sweep(str(ref)).load(force=True)  # wandb.Api remembers a sweep that it has read before
     except Exception as error:  # wandb has no one class for what can go wrong
         return is_unknown(error)
     return False

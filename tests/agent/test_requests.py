@@ -113,7 +113,9 @@ def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None
         ended.append(time.monotonic())
         return []
 
-    heart = Heart(lambda: "agent", beat, lambda commands: None, lambda error: None, interval=0.01)
+    heart = Heart(
+        lambda: "agent", beat, lambda commands: None, lambda error: None, lambda: True, pytest.fail, 0.01
+    )
     heart.start()
     deadline = time.monotonic() + 60
     while len(began) < 3 and time.monotonic() < deadline:
