@@ -41,6 +41,8 @@ class ServiceGoneError(KtoSweepError):
     """Trials that the agent was still to begin or to end; None: any number."""
     time_left: Sequence[str] = ()
     """The options that give another agent the rest of its time."""
+    sweep: str = ""
+    """ENTITY/PROJECT/ID of what it worked on."""
 
     def __init__(self, why: str = "wandb's service process (wandb-core) has ended") -> None:
         super().__init__(

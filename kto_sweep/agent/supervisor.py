@@ -96,6 +96,7 @@ class Supervisor:
         `timekeeper`: begin and end trials as it says; None: there is time without end.
         `earlier`: the sweep's trials of which is known what they were trained on.
         """
+        self._sweep = str(ref)
         self._display = display
         self._timekeeper = timekeeper
         self._witness = Witness(earlier, display.say)
@@ -141,6 +142,7 @@ class Supervisor:
             # Nothing can be put back; the workers see that nobody is left, and put their trials away.
             self._floor.take_home()
             error.count = self.tally.left(sum(slot.work is not None for slot in self._floor.slots))
+            error.sweep = self._sweep
             error.time_left = self._timekeeper.options if self._timekeeper else []
             raise
         except KeyboardInterrupt:

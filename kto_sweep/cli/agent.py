@@ -4,11 +4,15 @@ import os
 import sys
 import time
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from kto_sweep.cli.output import local_option, say, sweep_argument
 from kto_sweep.errors import UsageError
+
+if TYPE_CHECKING:
+    from kto_sweep.agent.runs import ServiceGoneError
 
 MOST_TRIALS = 64
 RESTART_SECONDS = 5.0
@@ -141,6 +145,14 @@ def agent(
             raise  # it would end again
         say(f"{error.message}: starting again")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-        rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
-        words = [*sys.argv[1:], *rest, *error.time_left]
+        words = _words_again(sys.argv[1:], error, named=sweep is not None)
         os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *words], environ)
+
+
+def _words_again(words: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
+    """The words of an agent that goes on where this one ended.
+
+    It is of the same sweep: by now another may be the one that was used last here.
+    """
+    rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
+    return [*words, *rest, *error.time_left, *([] if named else [error.sweep])]

@@ -1,11 +1,12 @@
 """wandb's service process ends: the agent starts again, unless it was to end itself."""
 
 import pytest
-from stage import Grid, Stage, Worker, later
+from stage import REF, Grid, Stage, Worker, later
 
 from kto_sweep.agent import supervisor
 from kto_sweep.agent.events import ServiceGone
 from kto_sweep.agent.runs import ServiceGoneError
+from kto_sweep.cli import run
 from kto_sweep.protocol import Done, Order, Start, Stop
 
 
@@ -61,5 +62,27 @@ def test_a_service_that_ends_alone_is_replaced_by_starting_again(
     later(stage.started, lambda: stage.happens(ServiceGone()))
     with pytest.raises(ServiceGoneError) as gone:
         stage.perform(count=3)
-    assert gone.value.count == 3
+    assert (gone.value.count, gone.value.sweep) == (3, str(REF))
     assert all(isinstance(order, Start) for order in stage.orders)
+
+
+@pytest.mark.parametrize("named", ["", "ab12cd34"])
+def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
+    monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    def work_on(*args: object, **options: object) -> int:
+        error = ServiceGoneError()
+        error.count, error.time_left, error.sweep = 2, ["--budget", "30s"], str(REF)
+        raise error
+
+    def execve(path: str, words: list[str], environ: dict[str, str]) -> None:
+        executed.append(words[3:])
+
+    executed: list[list[str]] = []
+    words = ["agent", "--cpu", "--count", "3", *named.split()]
+    monkeypatch.setattr("kto_sweep.agent.session.work_on", work_on)
+    monkeypatch.setattr("kto_sweep.cli.agent.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("os.execve", execve)
+    monkeypatch.setattr("sys.argv", ["kto-sweep", *words])
+    run(words)
+    assert executed == [[*words, "--count", "2", "--budget", "30s", *([] if named else [str(REF)])]]
