@@ -19,8 +19,26 @@ LOOKS = 3
 """Times that the sweep is read while something is missing: a server may need a moment to take it in."""
 SETTLE_SECONDS = 5.0
 """Between two of them."""
+REVIVAL_SECONDS = 15.0
+"""Until a server that has ended is looked at again: a lifeline has revived its own by then."""
 NOT_ENDED = frozenset({"running", "crashed"})
 """States of a run whose end its server has not heard."""
+
+
+def last_look(
+    home: Home,
+    token: str,
+    read: Callable[[], SweepView],
+    looks: int,
+    sleep: Callable[[float], object] = time.sleep,
+) -> tuple[SweepView, list[str]] | None:
+    """What `find_missed` finds; None when the server could not be asked in so many looks."""
+    for look in range(looks):
+        if look:
+            sleep(REVIVAL_SECONDS)
+        with contextlib.suppress(Exception):  # wandb has no one class for what can go wrong
+            return find_missed(home, token, read, sleep)
+    return None
 
 
 def find_missed(

@@ -12,7 +12,7 @@ from rich.console import Console
 from kto_sweep.agent.device_locks import held
 from kto_sweep.agent.devices import Device, find_devices, grouped
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.hearing import find_missed
+from kto_sweep.agent.hearing import LOOKS, last_look
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
@@ -30,7 +30,7 @@ from kto_sweep.plan.preflight import planner
 from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep.ref import remember
 from kto_sweep.sweep.remote import SweepView, connect, read_sweep
-from kto_sweep.sweep.target import find_sweep
+from kto_sweep.sweep.target import Target, find_sweep
 from kto_sweep.wording import counted, duration
 
 GRACE_SECONDS = 60.0
@@ -99,25 +99,48 @@ def work_on(
                 tally = supervisor.tally
                 console.print("Next: kto-sweep agent   (goes on from the trials' last checkpoints)")
                 leave_at_once(128 + tally.interrupted if tally.interrupted else 1)
-        lifeline.end()
+        gone = tally.cut_off or bool(tally.unsent)
+        looks = 0 if gone else 1 if tally.interrupted else LOOKS
+        last = last_look(home, presence.token, lambda: read_sweep(api, target, ref), looks)
+        lifeline.end()  # not before: it revives a server that ends now
         presence.end()
-        if tally.cut_off or tally.unsent:
+        if gone:
             console.print(f"{target} does not answer.")
             _say_unsent(console, home, tally.unsent)
             console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
             leave_at_once(1)
-        after, missed = find_missed(home, presence.token, lambda: read_sweep(api, target, ref))
+    if last is None:
+        _end_unseen(console, target, tally, view)
+    return _end(console, home, target, tally, *last)
+
+
+def _end_unseen(console: Console, target: Target, tally: Tally, view: SweepView) -> NoReturn:
+    """End without a server that could say how the sweep, last seen as `view`, stands."""
+    console.print(f"{_told(tally, view)}. {target} does not answer: how the sweep stands is not known.")
+    console.print(f"When the server is back: kto-sweep status {view.ref.id}")
+    leave_at_once(_exit_code(tally, tally.finished + view.count("finished")))
+
+
+def _end(
+    console: Console, home: Home, target: Target, tally: Tally, after: SweepView, missed: Sequence[str]
+) -> int:
+    """Say how it ended; the exit code."""
     _forget_paused(home, after)
     _say_end(console, tally, after)
-    if missed:
-        console.print(f"{target} has not heard all of {counted(len(missed), 'run')} that ended here.")
-        _say_unsent(console, home, missed)
-        console.print("Send it: kto-sweep sync, then kto-sweep agent")
-        return 128 + tally.interrupted if tally.interrupted else 1
+    if not missed:
+        return _exit_code(tally, after.count("finished"))
+    console.print(f"{target} has not heard all of {counted(len(missed), 'run')} that ended here.")
+    _say_unsent(console, home, missed)
+    console.print("Send it: kto-sweep sync, then kto-sweep agent")
+    return 128 + tally.interrupted if tally.interrupted else 1
+
+
+def _exit_code(tally: Tally, finished: int) -> int:
+    """For an agent of a sweep with so many finished trials."""
     if tally.interrupted:
         return 128 + tally.interrupted
     as_told = (tally.time_is_up or tally.out_of_time) and not tally.failed
-    return 0 if as_told or after.count("finished") else 1
+    return 0 if as_told or finished else 1
 
 
 def _timekeeper(
@@ -152,13 +175,17 @@ def leave_at_once(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
+def _told(tally: Tally, view: SweepView) -> str:
     told = [f"{tally.finished} finished"]
     stopped = counted(tally.stopped, "pause") if view.pauses else f"{tally.stopped} stopped early"
     told += [stopped] if tally.stopped else []
     told += [f"{tally.failed} failed"] if tally.failed else []
+    return f"Trials of this agent: {', '.join(told)}"
+
+
+def _say_end(console: Console, tally: Tally, view: SweepView) -> None:
     of = f" of {view.expected}" if view.expected is not None else ""
-    console.print(f"Trials of this agent: {', '.join(told)}. Sweep: {view.count('finished')}{of} finished.")
+    console.print(f"{_told(tally, view)}. Sweep: {view.count('finished')}{of} finished.")
     if not tally.started and view.state in {"FINISHED", "CANCELED"}:
         console.print(f"The sweep is {view.state.lower()}: there was nothing left to run.")
     if tally.is_leaving or tally.out_of_time:

@@ -1,17 +1,22 @@
 """Runs whose stream wandb gave up without a word: the server's own account of them counts."""
 
 from dataclasses import replace
+from functools import partial
+from typing import NoReturn
 
 import pytest
 
-from kto_sweep.agent.hearing import LOOKS, find_missed
+from kto_sweep.agent import session
+from kto_sweep.agent.hearing import LOOKS, REVIVAL_SECONDS, find_missed, last_look
 from kto_sweep.agent.presence import home_id
+from kto_sweep.agent.tally import Tally
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.remote import SweepView, TrialRecord
 from kto_sweep.sweep.sync import find_unsent
+from kto_sweep.sweep.target import Target
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
 
@@ -79,3 +84,61 @@ def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
 def test_a_run_that_is_named_is_asked_of_its_server_whatever_is_known_here(home):
     ended(home, "run1")
     assert [unsent.run_id for unsent in find_unsent(home, "run1")] == ["run1"]
+
+
+def test_a_server_that_ends_as_the_sweep_does_is_asked_again(home):
+    view = sweep()
+    answers = [None, None, view]
+
+    def read() -> SweepView:
+        if (answer := answers.pop(0)) is None:
+            raise ConnectionError("nobody there")
+        return answer
+
+    waits: list[float] = []
+    assert last_look(home, "me", read, 3, waits.append) == (view, [])
+    assert waits == [REVIVAL_SECONDS] * 2
+    answers += [None, None]
+    assert last_look(home, "me", read, 2, waits.append) is None
+    assert last_look(home, "me", read, 0, pytest.fail) is None
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_sweep_is_read_for_the_last_time_while_the_server_is_looked_after(
+    home, monkeypatch, capsys, answers
+):
+    did: list[str] = []
+
+    class Watch:
+        def __init__(self, *args: object) -> None:
+            self.start = lambda: did.append("watched")
+            self.end = lambda: did.append("unwatched")
+
+    class Trained:
+        def __init__(self, *args: object, **options: object) -> None:
+            self.run = lambda: Tally(started=1, finished=1)
+
+    def read(*args: object) -> SweepView:
+        did.append("read")
+        if len(did) > 1 and not answers:
+            raise ConnectionError("nobody there")
+        return sweep()
+
+    def leave(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    target = Target("http://127.0.0.1:9", "http://127.0.0.1:9", local=True)
+    for name, stand_in in {
+        "find_sweep": lambda home, name, *, local: (target, REF),
+        "connect": lambda target: None, "read_sweep": read, "Lifeline": Watch, "Supervisor": Trained,
+        "LOOKS": 1, "leave_at_once": leave,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(session, name, stand_in)
+    call = partial(session.work_on, home, None, count=None, gpus=None, cpu=True, local=True)
+    if answers:
+        call()
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            call()
+        assert "how the sweep stands is not known" in capsys.readouterr().out
+    assert did == ["read", "watched", "read", "unwatched"]
