@@ -276,20 +276,28 @@ class TrialRun:
         return self._close(exit_code=1)
 
     def _close(self, exit_code: int) -> bool:
-        self._run.summary.update(self._objective.summary())
-        self._keep(replace(self._record, ended=True))
-        sent = True
         try:
+            self._run.summary.update(self._objective.summary())
+            self._keep(replace(self._record, ended=True))
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
-            sent = False
+            return False
+        except Exception as error:
+            with contextlib.suppress(Exception):  # wandb gets it as well
+                self.note(f"its end was not sent: {error}")
+            raise
         else:
             self._keep(replace(self._record, ended=True, sent=True))
             for folder in self._superseded:
                 shutil.rmtree(folder, ignore_errors=True)
+            return True
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let others have its folder; a second time changes nothing."""
         self._files.close()
         self._claim.drop()
-        return sent
 
     def _keep(self, record: RunRecord) -> None:
         with contextlib.suppress(OSError):  # a full disk must not keep the run from ending

@@ -336,10 +336,10 @@ class Trials:
             try:
                 sent = how(run)
             except Exception as error:
+                run.let_go()
                 if is_service_gone(error):
                     self._events.put(ServiceGone())
                     return
-                run.note(f"its end was not sent: {error}")
                 sent = False
             self._events.put(Closed(slot, work, sent, tell))
 

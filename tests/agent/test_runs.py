@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kto_sweep.run_record import unclaimed
+from kto_sweep.run_record import read_record, unclaimed
 
 OPENED = """
 import os, sys
@@ -13,8 +13,10 @@ os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_SIL
 import wandb
 from wandb.sdk import wandb_setup
 from kto_sweep.agent.runs import Objective, TrialRun
+from kto_sweep.run_record import unclaimed
 from kto_sweep.sweep.ref import SweepRef
 
+sys.stdout.reconfigure(line_buffering=True)
 folder = Path(sys.argv[1])
 
 def opened():
@@ -40,6 +42,22 @@ except OSError as error:
     print("not begun:", error.strerror)
 print("open:", still_open())
 """
+NOT_ENDED = """
+def broken(self, exit_code=None):
+    raise RuntimeError("not today")
+
+run = opened()
+run.metrics(1, {"loss": 0.5})
+wandb.Run.finish = broken
+try:
+    run.succeed({})
+except RuntimeError as error:
+    print(error)
+with unclaimed(folder) as free:
+    print("free:", free)
+run.let_go()
+os._exit(0)
+"""
 
 
 def python(code: str, folder: Path) -> list[str]:
@@ -56,3 +74,12 @@ def test_a_run_that_cannot_be_begun_is_handed_back_and_not_finished(tmp_path):
     assert said == ["preempting", "ends with 1", "not begun: Is a directory", "open: []"]
     with unclaimed(folder) as free:
         assert free
+
+
+def test_a_run_whose_end_cannot_be_sent_leaves_its_folder_to_others(tmp_path):
+    folder = tmp_path / "run1"
+    assert python(OPENED + NOT_ENDED, folder) == ["not today", "free: True"]
+    assert (folder / "console.log").read_text().splitlines()[-1] == "its end was not sent: not today"
+    record = read_record(folder)
+    assert record is not None
+    assert (record.ended, record.sent) == (True, False)
