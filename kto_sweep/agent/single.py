@@ -16,7 +16,7 @@ from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.link import Command
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
-from kto_sweep.agent.runs import log_answers
+from kto_sweep.agent.runs import ServiceGoneError, log_answers
 from kto_sweep.agent.session import GRACE_SECONDS, PATIENCE_SECONDS, leave_at_once
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
@@ -161,6 +161,9 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             except KeyboardInterrupt:
                 console.print(_how_to_go_on(home, job), soft_wrap=True)
                 leave_at_once(128 + supervisor.tally.interrupted)
+            except ServiceGoneError as error:
+                error.hint = _how_to_go_on(home, job).removeprefix("Next: ")
+                raise
         lifeline.end()
         presence.end()
     if job.samples and tally.finished and not (tally.unsent or tally.cut_off):

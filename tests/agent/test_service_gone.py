@@ -1,13 +1,17 @@
 """wandb's service process ends: the agent starts again, unless it was to end itself."""
 
+from typing import NoReturn
+
 import pytest
 from stage import REF, Grid, Stage, Worker, later
 
-from kto_sweep.agent import supervisor
+from kto_sweep.agent import single, supervisor
 from kto_sweep.agent.events import ServiceGone
 from kto_sweep.agent.runs import ServiceGoneError
 from kto_sweep.cli import run
 from kto_sweep.protocol import Done, Order, Start, Stop
+from kto_sweep.sweep.target import Target
+from kto_sweep.trial import Trial
 
 
 def put_away(stopped: list[str]):
@@ -86,3 +90,30 @@ def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
     monkeypatch.setattr("sys.argv", ["kto-sweep", *words])
     run(words)
     assert executed == [[*words, "--count", "2", "--budget", "30s", *([] if named else [str(REF)])]]
+
+
+@pytest.mark.parametrize(
+    ("begun", "hint"), [(True, "--resume-from-checkpoint run1"), (False, "the same command")]
+)
+def test_a_run_of_no_sweep_says_how_it_goes_on_without_the_service(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, begun: bool, hint: str
+) -> None:
+    class Ending:
+        def __init__(self, *args: object, **options: object) -> None:
+            pass
+
+        def run(self) -> NoReturn:
+            raise ServiceGoneError
+
+    monkeypatch.setattr(single, "Supervisor", Ending)
+    trial = Trial.from_config({"model_size": "tiny", "dataset": "data.jsonl"})
+    if begun:
+        (stage.home.runs / "run1").mkdir()
+        (stage.home.runs / "run1" / "trial.json").touch()
+    with pytest.raises(ServiceGoneError) as gone:
+        single.train_one(
+            stage.home, single.Job("run1", trial, "", "kto", None),
+            Target("http://127.0.0.1:9", "http://127.0.0.1:9", local=True), offline=True, gpus=1, cpu=True,
+        )  # fmt: skip
+    assert hint in gone.value.hint
+    assert "kto-sweep agent" not in gone.value.hint
