@@ -14,9 +14,6 @@ from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
 from kto_sweep.protocol import MakeRoom
 
-GIVEN_UP = 2
-"""A slot in which the runs of so many trials could not be opened, one after another, takes no more."""
-
 
 class Places:
     """Fills the slots of a floor."""
@@ -103,12 +100,12 @@ class Places:
 
     def _fill_again(self, slot: Slot) -> None:
         """Find another trial for a slot whose last one was let go, unless no run can be opened in it."""
-        if slot.given_up < GIVEN_UP:
+        if self._trials.can_open(slot):
             self.serve(slot)
             return
         self._display.say(
-            f"{slot.station.device.name}: a slot in which the runs of {GIVEN_UP} trials could not be opened "
-            "takes no more"
+            f"{slot.station.device.name}: a slot takes no more trials: "
+            f"{slot.failed_openings} times, one after another, a run could not be opened in it"
         )
         self._stations.dismiss(slot)
 

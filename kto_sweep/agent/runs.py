@@ -51,6 +51,10 @@ class ServiceGoneError(KtoSweepError):
         )
 
 
+class HandedBackError(KtoSweepError):
+    """A run could not be begun, and its trial was given back to the server."""
+
+
 def is_service_gone(error: BaseException) -> bool:
     """Whether wandb raised `error` because its service process has ended."""
     return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
@@ -136,7 +140,8 @@ class TrialRun:
         `ref` has no id when the trial is of no sweep.
         `on_stop` is called when the server asks for the run's end. `patience`: seconds that its end may wait
         for the server. With `adopt` the run must be on the server, with what this box has sent of it.
-        Raises wandb.Error when the server cannot be reached or has no such run.
+        Raises wandb.Error when the server cannot be reached or has no such run, HandedBackError when the run
+        was open and something else went wrong.
         """
         goes_on = (folder / CHECKPOINT).exists()
         earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
@@ -186,11 +191,13 @@ class TrialRun:
             opened = cls(run, folder, record, claim, objective, watched, keep, earlier)
             opened._tell_again()
             return opened
-        except BaseException:
+        except BaseException as error:
             if run is not None:
                 _hand_back(run)
             claim.drop()
-            raise
+            if run is None or is_service_gone(error):
+                raise
+            raise HandedBackError(str(error)) from error
 
     @property
     def name(self) -> str:

@@ -21,8 +21,6 @@ class Work:
     """Its W&B run; None until that is open."""
     opening: bool = False
     """Its run is being opened."""
-    failed_openings: int = 0
-    """Times that its run could not be opened."""
     ordered: bool = False
     """Its worker has it."""
     closing: bool = False
@@ -68,8 +66,10 @@ class Slot:
     """None until its worker is ready for the first time."""
     work: Work | None = None
     ended: bool = False
-    given_up: int = 0
-    """Trials whose runs could not be opened, one after another."""
+    failed_openings: int = 0
+    """Times, one after another, that a run could not be opened."""
+    not_before: float = 0.0
+    """Monotonic time before which it asks for no trial."""
 
 
 @dataclass(eq=False)

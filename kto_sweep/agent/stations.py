@@ -90,7 +90,7 @@ class Stations:
         host = f"{socket.gethostname()} {slot.station.device.name}"
         slot.heart = Heart(
             register=lambda: self._register(host),
-            beat=self._beat,
+            beat=lambda agent_id, runs: self._beat(slot, agent_id, runs),
             on_commands=lambda commands: self._events.put(Told(slot, commands)),
             on_loss=lambda error: self._events.put(Lost(error)),
             is_lost=self._is_lost,
@@ -110,9 +110,10 @@ class Stations:
         """
         return not self._is_known or is_deleted(self._api, self._ref)
 
-    def _beat(self, agent_id: str, runs: Sequence[str]) -> list[Command]:
-        """What the server wants done; a slot without a trial asks for none that would have no room."""
-        if not runs and time.monotonic() - self._found_short < SHORT_SECONDS:
+    def _beat(self, slot: Slot, agent_id: str, runs: Sequence[str]) -> list[Command]:
+        """What the server wants done; a slot without a trial asks for none that could not be begun now."""
+        now = time.monotonic()
+        if not runs and (now < slot.not_before or now - self._found_short < SHORT_SECONDS):
             return []
         return heartbeat(self._api, agent_id, runs)
 

@@ -16,7 +16,7 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
 from kto_sweep.agent.link import Command, read_run
 from kto_sweep.agent.presence import OPEN_STATES, ClaimedError, Orphan, Presence, home_id, take_over
-from kto_sweep.agent.runs import Objective, ServiceGoneError, TrialRun, is_service_gone
+from kto_sweep.agent.runs import HandedBackError, Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
 from kto_sweep.alerts import AlertRule
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 OPENINGS = 8
 """Times that it is tried to open a trial's run."""
+GIVEN_UP = 2
+"""A slot in which so many times that failed, one after another, takes no more trials."""
 OPENING_SECONDS = (10.0, 30.0, 60.0, 300.0)
 """Before the second, third and fourth time, and before each later one."""
 CLOSE_SECONDS = 10.0
@@ -174,7 +176,7 @@ class Trials:
         work.opening = False
         if isinstance(event.outcome, TrialRun):
             work.run = event.outcome
-            slot.given_up = 0
+            slot.failed_openings = 0
             self._display.started(work.run_id, work.run.name, work.config, slot.station.device.name)
         elif isinstance(event.outcome, LetGoError):
             self._display.say(f"run {work.run_id} is left alone: {event.outcome.message}")
@@ -187,16 +189,19 @@ class Trials:
             self._not_opened(slot, work, event.outcome)
 
     def _not_opened(self, slot: Slot, work: Work, error: Exception) -> None:
-        work.failed_openings += 1
+        slot.failed_openings += 1
+        wait = OPENING_SECONDS[min(slot.failed_openings, len(OPENING_SECONDS)) - 1]
+        slot.not_before = work.not_before = time.monotonic() + wait
         told = f"run {work.run_id} was not begun: {error}"
-        if work.failed_openings >= self._openings:
+        if isinstance(error, HandedBackError) or slot.failed_openings % self._openings == 0:
             self._display.say(told)
             self.drop_unopened(slot)
-            slot.given_up += 1
-            return
-        wait = OPENING_SECONDS[min(work.failed_openings, len(OPENING_SECONDS)) - 1]
-        work.not_before = time.monotonic() + wait
-        self._display.say(f"{told}; it is tried again in {wait:.0f} s")
+        else:
+            self._display.say(f"{told}; it is tried again in {wait:.0f} s")
+
+    def can_open(self, slot: Slot) -> bool:
+        """Whether it is of use to try another trial in `slot`."""
+        return slot.failed_openings < GIVEN_UP * self._openings
 
     def drop_unopened(self, slot: Slot) -> bool:
         """Let go of a trial in `slot` whose run could not be opened, if there is one; whether there was."""

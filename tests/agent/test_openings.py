@@ -9,8 +9,8 @@ from stage import REF, Grid, Stage, Worker, later
 
 from kto_sweep.agent import presence, stations, trials
 from kto_sweep.agent.link import Command
-from kto_sweep.agent.places import GIVEN_UP
 from kto_sweep.agent.presence import Orphan, find_orphans, home_id
+from kto_sweep.agent.runs import HandedBackError
 from kto_sweep.agent.space import shortage
 from kto_sweep.protocol import Done, Order, Start
 from kto_sweep.run_record import Claim, RunRecord
@@ -52,10 +52,25 @@ def test_a_slot_that_can_open_nothing_ends_and_says_so(stage: Stage) -> None:
 
     stage.beat, stage.open_run = grid.beat, refuse
     tally = stage.perform()
-    assert len(tried) == GIVEN_UP * trials.OPENINGS
+    assert len(tried) == trials.GIVEN_UP * trials.OPENINGS
     assert (tally.started, tally.finished) == (0, 0)
-    assert sum(grid.handed_out.values()) == GIVEN_UP
-    assert "cpu: a slot in which the runs of 2 trials could not be opened takes no more" in stage.said()
+    assert sum(grid.handed_out.values()) == trials.GIVEN_UP
+    assert "cpu: a slot takes no more trials: 16 times, one after another" in stage.said()
+
+
+def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(stage: Stage) -> None:
+    """By then another agent may have it."""
+    grid, refused = Grid(2), []
+
+    def refuse(run_id: str) -> None:
+        if not refused:
+            refused.append(run_id)
+            grid.over.add(run_id)  # another agent has it
+            raise HandedBackError("No space left on device")
+
+    stage.beat, stage.open_run, stage.on_order = grid.beat, refuse, finish_at_once(grid)
+    assert stage.perform().started == 1
+    assert stage.started() == ["cell1"]
 
 
 def test_on_a_full_disk_a_trial_waits_and_no_other_is_asked_for(

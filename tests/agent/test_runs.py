@@ -12,7 +12,7 @@ from pathlib import Path
 os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
 import wandb
 from wandb.sdk import wandb_setup
-from kto_sweep.agent.runs import Objective, TrialRun
+from kto_sweep.agent.runs import HandedBackError, Objective, TrialRun
 from kto_sweep.run_record import unclaimed
 from kto_sweep.sweep.ref import SweepRef
 
@@ -38,8 +38,8 @@ NOT_BEGUN = """
 (folder / "log.jsonl.new").mkdir(parents=True)  # nothing can be written there, as on a full disk
 try:
     opened()
-except OSError as error:
-    print("not begun:", error.strerror)
+except HandedBackError as error:
+    print("not begun:", error.__cause__.strerror)
 print("open:", still_open())
 """
 NOT_ENDED = """
