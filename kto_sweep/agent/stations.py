@@ -155,7 +155,7 @@ class Stations:
         if work.run_id not in self._short_of_space:
             self._short_of_space.add(work.run_id)
             self._display.say(f"run {work.run_id} waits for room: the disk of {self._home.root} {why}")
-        return not why
+        return False
 
 
 def _name(number: int) -> str:

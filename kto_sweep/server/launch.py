@@ -76,6 +76,8 @@ def ensure_server(home: Home) -> ServerAddress:
         if time.monotonic() > deadline:
             raise _did_not_start(home, f"no answer within {START_SECONDS:.0f} s")
         time.sleep(0.05)
+    if child is not None and lock.holder(home) != child and not _has_ended(child):
+        os.kill(child, signal.SIGTERM)  # another one was faster; ours would serve once that is told to end
     return found
 
 

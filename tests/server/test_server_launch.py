@@ -19,6 +19,13 @@ from kto_sweep.server import launch, lock
 from kto_sweep.server.address import read_address
 from kto_sweep.server.launch import ensure_server, running_server, stop_server
 
+ENSURE = """
+import pathlib, sys
+from kto_sweep.home import Home
+from kto_sweep.server.launch import ensure_server
+print(ensure_server(Home(pathlib.Path(sys.argv[1]))).url)
+"""
+
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
@@ -28,14 +35,8 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 
 def test_many_that_want_a_server_at_once_get_the_same_one(home: Home) -> None:
-    code = """
-import pathlib, sys
-from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server
-print(ensure_server(Home(pathlib.Path(sys.argv[1]))).url)
-"""
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(home.root)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", ENSURE, str(home.root)], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     urls = {process.communicate()[0].strip() for process in processes}
@@ -43,6 +44,22 @@ print(ensure_server(Home(pathlib.Path(sys.argv[1]))).url)
     found = running_server(home)
     assert found is not None
     assert urls == {found.url}
+
+
+def test_a_server_that_came_too_late_does_not_serve_once_the_other_is_stopped(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two start one at once, and this one loads its libraries while the other is up already."""
+    started = []
+
+    def slow_to_start(home: Home) -> int:
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        subprocess.run([sys.executable, "-c", ENSURE, str(home.root)], check=True, stdout=subprocess.DEVNULL)
+        return started[0].pid
+
+    monkeypatch.setattr(launch, "_start", slow_to_start)
+    assert ensure_server(home) == running_server(home)
+    assert started[0].wait(10) == -signal.SIGTERM
 
 
 def test_stopped_server_is_gone_and_the_next_one_takes_its_port_and_key(home: Home) -> None:
