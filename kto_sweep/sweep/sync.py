@@ -78,14 +78,15 @@ def send(home: Home, runs: list[Unsent]) -> Iterator[Outcome]:
         place = (True, "") if run.record.local else (False, run.record.base_url)
         servers.setdefault(place, []).append(run)
     for (local, base_url), theirs in servers.items():
+        told = set()
         with other_server():  # the key of one is not for the next
             try:
                 target = local_target(home) if local else find_remote(base_url)
-                api = connect(target)
+                for outcome in _send_to(home, target, connect(target), theirs):
+                    told.add(outcome.run_id)
+                    yield outcome
             except KtoSweepError as error:
-                yield from (_outcome(run, error.message) for run in theirs)
-            else:
-                yield from _send_to(home, target, api, theirs)
+                yield from (_outcome(run, error.message) for run in theirs if run.run_id not in told)
 
 
 def _send_to(home: Home, target: Target, api: "wandb.Api", runs: list[Unsent]) -> Iterator[Outcome]:

@@ -3,8 +3,11 @@
 import pytest
 from ledger_box import Box
 
+from kto_sweep.errors import ServerError
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.server.launch import ensure_server
+from kto_sweep.sweep import sync
+from kto_sweep.sweep.target import Target
 
 RUNS = """{run.id: [
     run.state,
@@ -68,3 +71,25 @@ def test_each_server_gets_its_own_key(box: Box) -> None:
     assert f"run local/kto/run2: there is no key for W&B at {address.url}" in told
     told = box.run("sync", code=1, WANDB_API_KEY=address.key)
     assert told.count("wandb could not send it") == 2
+
+
+def test_a_server_that_goes_away_meanwhile_is_the_trouble_of_its_runs_alone(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [("run1", "https://one"), ("run2", "https://one"), ("run3", "https://two")]
+    runs = []
+    for run_id, base_url in places:
+        (box.home.runs / run_id).mkdir(parents=True)
+        record = RunRecord("me", "kto", "s", local=False, base_url=base_url, ended=True)
+        runs.append(sync.Unsent(run_id, box.home.runs / run_id, record))
+
+    def read_run(api: str, ref: object, run_id: str) -> tuple[str, dict[str, str], dict[str, int]]:
+        if run_id == "run2":
+            raise ServerError("no answer", hint="later")
+        return "finished", {}, {"_step": 0}
+
+    monkeypatch.setattr(sync, "find_remote", lambda base_url: Target(base_url, base_url, local=False))
+    monkeypatch.setattr(sync, "connect", lambda target: target)
+    monkeypatch.setattr(sync, "read_run", read_run)
+    told = [(outcome.run_id, outcome.trouble) for outcome in sync.send(box.home, runs)]
+    assert told == [("run1", ""), ("run2", "no answer"), ("run3", "")]
