@@ -1,15 +1,31 @@
-"""What all tests have: their order, and the base model of boxes that train."""
+"""What all tests have: a port for each server, their order, and the base model of boxes that train."""
 
+import contextlib
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
 from kto_sweep.home import Home
+from kto_sweep.server.listening import FIRST_PORT
 
 FIRST = ("agent", "faults", "train_command", "ledger")
 """Folders whose tests start whole boxes: they come first, that no process is left alone with a long one."""
+PORT = pytest.StashKey[socket.socket]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the usual port taken: each server then has one of its own, and finds it free after its death."""
+    if not hasattr(config, "workerinput"):
+        with contextlib.suppress(OSError):
+            config.stash[PORT] = socket.create_server(("127.0.0.1", FIRST_PORT))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if PORT in config.stash:
+        config.stash[PORT].close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
