@@ -10,17 +10,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kto_sweep.agent.presence import home_id
+from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_log import last_step
 from kto_sweep.run_record import read_record
 from kto_sweep.sweep.remote import SweepView, TrialRecord
 
 LOOKS = 3
-"""Times that the sweep is read while something is missing: a server may need a moment to take it in."""
-SETTLE_SECONDS = 5.0
-"""Between two of them."""
-REVIVAL_SECONDS = 15.0
-"""Until a server that has ended is looked at again: a lifeline has revived its own by then."""
+"""Times that the sweep is read while something is missing, or while its server does not answer."""
+PAUSE_SECONDS = 15.0
+"""Between two of them: a server may need a moment to take it in, or be revived by its lifeline meanwhile."""
 NOT_ENDED = frozenset({"running", "crashed"})
 """States of a run whose end its server has not heard."""
 
@@ -32,36 +31,26 @@ def last_look(
     looks: int,
     sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[SweepView, list[str]] | None:
-    """What `find_missed` finds; None when the server could not be asked in so many looks."""
-    for look in range(looks):
-        if look:
-            sleep(REVIVAL_SECONDS)
-        with contextlib.suppress(Exception):  # wandb has no one class for what can go wrong
-            return find_missed(home, token, read, sleep)
-    return None
-
-
-def find_missed(
-    home: Home, token: str, read: Callable[[], SweepView], sleep: Callable[[float], object] = time.sleep
-) -> tuple[SweepView, list[str]]:
     """The sweep, and the runs that this agent has ended and the server lacks something of.
 
-    Those are recorded as unsent. Raises what `read` does.
+    Those are recorded as unsent. `read` raises ServerError; None when it did so in all looks.
     """
-    view = read()
-    for _ in range(LOOKS - 1):
-        if not _missed(home, token, view):
-            break
-        sleep(SETTLE_SECONDS)
-        view = read()
-    missed = _missed(home, token, view)
-    for run_id in missed:
+    found: tuple[SweepView, list[str]] | None = None
+    for look in range(looks):
+        if look:
+            sleep(PAUSE_SECONDS)
+        with contextlib.suppress(ServerError):
+            view = read()
+            found = view, _missed(home, token, view)
+            if not found[1]:
+                return found
+    for run_id in found[1] if found else ():
         folder = home.runs / run_id
         record = read_record(folder)
         if record is not None:
             with contextlib.suppress(OSError):  # on a full disk it is spoken of, at least
                 replace(record, sent=False).write(folder)
-    return view, missed
+    return found
 
 
 def _missed(home: Home, token: str, view: SweepView) -> list[str]:

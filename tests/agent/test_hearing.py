@@ -7,9 +7,10 @@ from typing import NoReturn
 import pytest
 
 from kto_sweep.agent import session
-from kto_sweep.agent.hearing import LOOKS, REVIVAL_SECONDS, find_missed, last_look
+from kto_sweep.agent.hearing import LOOKS, PAUSE_SECONDS, last_look
 from kto_sweep.agent.presence import home_id
 from kto_sweep.agent.tally import Tally
+from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.search.space import Space
@@ -51,7 +52,7 @@ def test_what_the_server_lacks_of_an_ended_run_makes_it_unsent(home, state, step
     ended(home, "run1")
     waits: list[float] = []
     view = sweep(on_server(home, "run1", state, step))
-    assert find_missed(home, "me", lambda: view, waits.append) == (view, ["run1"])
+    assert last_look(home, "me", lambda: view, LOOKS, waits.append) == (view, ["run1"])
     assert len(waits) == LOOKS - 1
     record = read_record(home.runs / "run1")
     assert record is not None
@@ -70,7 +71,7 @@ def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
         on_server(home, "anothers", "running", 3),
         on_server(home, "not-of-this-box", "running", 3, owner="0123456789abcdef"),
     )
-    assert find_missed(home, "me", lambda: view, pytest.fail) == (view, [])
+    assert last_look(home, "me", lambda: view, LOOKS, pytest.fail) == (view, [])
     assert not find_unsent(home, None)
 
 
@@ -78,7 +79,8 @@ def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
     ended(home, "run1")
     late = on_server(home, "run1", "running", 9)
     views = [sweep(late), sweep(replace(late, state="finished", summary={"_step": 10}))]
-    assert find_missed(home, "me", lambda: views.pop(0), lambda seconds: None)[1] == []
+    last = views[-1]
+    assert last_look(home, "me", lambda: views.pop(0), LOOKS, lambda seconds: None) == (last, [])
 
 
 def test_a_run_that_is_named_is_asked_of_its_server_whatever_is_known_here(home):
@@ -92,12 +94,12 @@ def test_a_server_that_ends_as_the_sweep_does_is_asked_again(home):
 
     def read() -> SweepView:
         if (answer := answers.pop(0)) is None:
-            raise ConnectionError("nobody there")
+            raise ServerError("nobody there", hint="later")
         return answer
 
     waits: list[float] = []
     assert last_look(home, "me", read, 3, waits.append) == (view, [])
-    assert waits == [REVIVAL_SECONDS] * 2
+    assert waits == [PAUSE_SECONDS] * 2
     answers += [None, None]
     assert last_look(home, "me", read, 2, waits.append) is None
     assert last_look(home, "me", read, 0, pytest.fail) is None
@@ -121,7 +123,7 @@ def test_the_sweep_is_read_for_the_last_time_while_the_server_is_looked_after(
     def read(*args: object) -> SweepView:
         did.append("read")
         if len(did) > 1 and not answers:
-            raise ConnectionError("nobody there")
+            raise ServerError("nobody there", hint="later")
         return sweep()
 
     def leave(code: int) -> NoReturn:
