@@ -229,7 +229,8 @@ class Benchmark:
         logs = [_read_log(path) for path in home.runs.glob("*/log.jsonl")]
         return self.summary(
             "ours", seconds, _step_seconds(logs),
-            start_s=min(log[0]["at"] for log in logs) - began, cpu_s=cpu_s,
+            start_s=min(log[0]["at"] for log in logs) - began,
+            end_s=began + seconds - max(log[-1]["at"] for log in logs), cpu_s=cpu_s,
             peak_gib=max(row.get("gpu/memory_peak_gb", 0.0) for log in logs for row in log) or None,
             load=load,
         )  # fmt: skip

@@ -16,6 +16,9 @@ LAST_BYTES = 1 << 16
 """Of a worker's log, in which its last words are looked for."""
 EXIT_SECONDS = 10.0
 """For a worker to end once it is told to, and once more when it is killed."""
+THREADS = 4
+"""Of a worker with a GPU, whose work on the host is small. torch would take as many as there are cores; those
+wait for each other in busy loops, and those of several workers hold each other up."""
 
 
 class WorkerProcess:
@@ -122,6 +125,8 @@ class WorkerProcess:
 def _environment(device: Device, home: Home, message_fd: int) -> dict[str, str]:
     ours = ("WANDB_", "PYTORCH_CUDA_ALLOC_CONF")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    if device.visible:
+        inherited.setdefault("OMP_NUM_THREADS", str(min(THREADS, len(os.sched_getaffinity(0)))))
     return inherited | {
         MESSAGE_FD: str(message_fd),
         "KTO_SWEEP_HOME": str(home.root),

@@ -1,0 +1,155 @@
+"""Accidents on real GPUs: does a grid end as if nothing had happened?
+
+    PYTHONPATH=. python benchmarks/gpu_accidents.py             # both, as root, with two GPUs: 5 minutes
+    PYTHONPATH=. python benchmarks/gpu_accidents.py --only assert
+
+assert   a kernel in the worker on GPU 1 indexes out of bounds: nothing on the device works in that process
+         any more, and the trials go on in another one
+gone     the device file of GPU 1 cannot be opened any more, as after a GPU has fallen off the bus, and its
+         worker is killed: the trials move to GPU 0
+
+An undisturbed grid is trained on GPU 0 beside the first. Ends with 1, and keeps its files, if anything was
+lost or done twice, or if a loss differs by more than bf16 explains. No setting of a GPU is changed: the
+device file is closed in a mount namespace of this program's own.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
+
+from arena import Arena, Losses
+
+STEPS = 300
+AXES = {"learning_rate": [0.001, 0.003], "seed": [1, 2]}
+NOISE = 0.05
+"""Relative difference of a loss, of 300 steps in bf16 with other neighbours."""
+ASSERTING = """
+import os, sys, threading, time
+
+def work():
+    while not os.path.exists(os.environ["TRIGGER"]):
+        time.sleep(0.1)
+    os.remove(os.environ["TRIGGER"])
+    import torch
+    torch.zeros(4, device="cuda")[torch.full((4,), 1 << 20, device="cuda")]
+    torch.cuda.synchronize()
+
+if "kto_sweep.train.worker" in sys.orig_argv:
+    threading.Thread(target=work, daemon=True).start()
+"""
+"""Imported by every Python of a box, as sitecustomize."""
+
+
+def box(folder: Path, gpus: str) -> Arena:
+    """A box with these GPUs whose workers trip over the file `trigger`."""
+    hook = folder / "hook"
+    hook.mkdir(parents=True)
+    (hook / "sitecustomize.py").write_text(ASSERTING)
+    environ = {
+        "PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")]),
+        "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
+        "TRIGGER": str(folder / "trigger"),
+    }
+    arena = Arena(folder, AXES, environ, ("--trials-per-gpu", "2", "--gpus", gpus))
+    arena.create(max_steps=STEPS, eval_steps=50)
+    return arena
+
+
+def trip(arena: Arena) -> None:
+    """Have a worker's next kernel assert."""
+    trigger = arena.folder / "trigger"
+    trigger.touch()
+    arena.wait(lambda: not trigger.exists(), what="the assertion")
+
+
+def take_away(arena: Arena) -> None:
+    """Let nobody open GPU 1 any more, and kill its worker."""
+    file = "/dev/nvidia1"
+    subprocess.run(["mount", "--bind", file, file], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,nodev", file], check=True)
+    for pid in arena.workers():
+        if b"CUDA_VISIBLE_DEVICES=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def problems(arena: Arena, expected: Losses) -> list[str]:
+    """What is not as in a grid without accidents."""
+    found = []
+    runs = arena.runs()
+    if sorted(map(arena.cell, runs)) != sorted(arena.expected_cells().elements()):
+        found.append(f"cells: {sorted(map(arena.cell, runs))}")
+    for run in runs:
+        losses = [row["loss"] for row in run.rows]
+        if run.state != "finished" or "failure/cause" in run.summary:
+            found.append(f"{arena.cell(run)} is {run.state} {run.summary.get('failure/message', '')}")
+        elif [row["_step"] for row in run.rows] != list(range(1, STEPS + 1)):
+            found.append(f"{arena.cell(run)} has {len(losses)} rows")
+        else:
+            pairs = zip(losses, expected[arena.cell(run)], strict=True)
+            most = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
+            print(f"  {arena.cell(run)}: {len(losses)} rows, losses differ by {most:.1e} at most")
+            if most > NOISE:
+                found.append(f"{arena.cell(run)}: losses differ by {most:.1e}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=["assert", "gone"])
+    options = parser.parse_args()
+    wanted: dict[str, tuple[str, Callable[[Arena], None]]] = {
+        "assert": ("1", trip),
+        "gone": ("0,1", take_away),
+    }
+    if options.only:
+        wanted = {options.only: wanted[options.only]}
+    if "gone" in wanted and "KTO_SWEEP_OWN_MOUNTS" not in os.environ:
+        os.environ["KTO_SWEEP_OWN_MOUNTS"] = "1"
+        os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
+    folder = Path(tempfile.mkdtemp(prefix="gpu-accidents-"))
+    arenas = [box(folder / "undisturbed", "0")]
+    harm: list[str] = []
+    try:
+        arenas[0].start_agent()
+        for name, (gpus, accident) in wanted.items():
+            if gpus != "1":
+                arenas[0].finish()  # it has GPU 0
+            arenas.append(box(folder / name, gpus))
+            harm += happen(arenas[-1], accident, arenas[0])
+    finally:
+        for arena in arenas:
+            arena.close()
+    if not harm:
+        shutil.rmtree(folder, ignore_errors=True)
+    print("\n".join(harm) or "nothing was lost, done twice or changed")
+    return int(bool(harm))
+
+
+def happen(arena: Arena, accident: Callable[[Arena], None], undisturbed: Arena) -> Sequence[str]:
+    """What an accident in the middle of a grid did to it."""
+    began = time.monotonic()
+    arena.start_agent()
+    arena.wait_for_progress(STEPS)
+    accident(arena)
+    arena.finish()
+    undisturbed.finish()
+    print(f"{accident.__name__}: {time.monotonic() - began:.0f} s", flush=True)
+    with suppress(OSError):
+        print(arena.said(), flush=True)
+    return problems(arena, undisturbed.losses())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
