@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kto_sweep.agent import worker_process
-from kto_sweep.agent.devices import CPU
+from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.worker_process import LAST_BYTES, WorkerProcess
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, Message
@@ -98,3 +98,17 @@ def test_half_a_message_of_a_worker_that_was_killed_is_none(start):
     worker = start("import os; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'{')")
     assert worker.wait() == 0
     assert not worker.messages
+
+
+def test_a_gpus_worker_takes_few_threads_on_the_host_unless_told_otherwise(tmp_path, monkeypatch):
+    def threads(device: Device) -> str | None:
+        return worker_process._environment(device, Home(tmp_path), 3).get("OMP_NUM_THREADS")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads(CPU) is None
+    monkeypatch.setattr(worker_process.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert threads(Device("gpu 0", "0")) == "4"
+    monkeypatch.setattr(worker_process.os, "sched_getaffinity", lambda pid: {0, 1})
+    assert threads(Device("gpu 0", "0")) == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert threads(Device("gpu 0", "0")) == "8"
