@@ -6,7 +6,7 @@ replaced, and its `finish` says nothing of that: only the server can tell.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from kto_sweep.agent.presence import home_id
@@ -44,13 +44,18 @@ def last_look(
             found = view, _missed(home, token, view)
             if not found[1]:
                 return found
-    for run_id in found[1] if found else ():
+    note_unsent(home, found[1] if found else ())
+    return found
+
+
+def note_unsent(home: Home, run_ids: Iterable[str]) -> None:
+    """Have `kto-sweep sync` see to these runs, which asks their server first."""
+    for run_id in run_ids:
         folder = home.runs / run_id
         record = read_record(folder)
         if record is not None:
             with contextlib.suppress(OSError):  # on a full disk it is spoken of, at least
                 replace(record, sent=False).write(folder)
-    return found
 
 
 def _missed(home: Home, token: str, view: SweepView) -> list[str]:

@@ -22,6 +22,8 @@ class Lifeline:
     ) -> None:
         self.moved_to = ""
         """Where the server is now, when another program has taken its place."""
+        self.refused = False
+        """It answers, but takes the key no more: those are no answers."""
         self._url = base_url
         self._revive = revive
         self._interval = interval
@@ -43,10 +45,15 @@ class Lifeline:
         """Seconds since the last answer."""
         return time.monotonic() - self._heard
 
+    @property
+    def trouble(self) -> str:
+        """What is the matter while there is silence."""
+        return "the server has refused the key" if self.refused else "no answer from the server"
+
     def _loop(self) -> None:
         while not self._ended.wait(self._interval):
             if self._answers():
-                self._heard = time.monotonic()
+                self._heard = self._heard if self.refused else time.monotonic()
             elif self._revive is not None:
                 try:
                     found = self._revive()

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Literal
 
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
-from wandb.sdk.sweeps import SweepNotFoundError
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.search.options import BLOCK
@@ -25,6 +26,7 @@ from kto_sweep.sweep.ref import SweepRef
 __all__ = [
     "Command",
     "Login",
+    "RefusedError",
     "create_sweep",
     "end_service",
     "find_login",
@@ -125,19 +127,41 @@ def register_agent(api: wandb.Api, ref: SweepRef, host: str) -> str:
     return str(agent["id"])
 
 
+class RefusedError(ServerError):
+    """The server does not take the key any more."""
+
+
+_HEARTBEAT = """
+mutation Heartbeat($id: ID!, $metrics: JSONString, $runState: JSONString) {
+    agentHeartbeat(input: {id: $id, metrics: $metrics, runState: $runState}) { agent { id } commands }
+}
+"""
+_HEARTBEAT_SECONDS = 60.0
+
+
 def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Command]:
     """What the server wants done, given the runs that are alive; empty too when it could not be reached.
 
-    Raises ServerError when the server answers 404: the sweep was deleted, or a gateway does not reach it.
+    Raises ServerError when the server answers 404: the sweep was deleted, or a gateway does not reach it;
+    RefusedError at 401 and 403. wandb's own function takes those two for an answer without commands.
     """
+    states = json.dumps(dict.fromkeys(running, True))
+    variables = {"id": agent_id, "metrics": "{}", "runState": states}
     try:
-        raw = sweeps_api._agent_heartbeat(api, agent_id, {}, dict.fromkeys(running, True))
-    except SweepNotFoundError as error:
-        raise ServerError(
-            "the sweep was deleted on the server",
-            hint="kto-sweep create FILE makes it anew; what was trained stays in the runs of KTO_SWEEP_HOME",
-        ) from error
-    return [_command(item) for item in raw]
+        answer: Any = api._service_api.execute_graphql(_HEARTBEAT, variables, timeout=_HEARTBEAT_SECONDS)
+    except WandbApiFailedError as error:
+        status = error.response.http_status if error.response is not None else 0
+        if status == HTTPStatus.NOT_FOUND:
+            raise ServerError(
+                "the sweep was deleted on the server",
+                hint="kto-sweep create FILE makes it anew; what was trained stays in KTO_SWEEP_HOME/runs",
+            ) from error
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            raise RefusedError(f"the server refuses the key (HTTP {status})") from error
+        return []
+    except Exception:  # wandb has no one class for what can go wrong on the way
+        return []
+    return [_command(item) for item in json.loads(answer["agentHeartbeat"]["commands"])]
 
 
 def service_has_ended() -> bool:

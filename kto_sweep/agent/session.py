@@ -12,7 +12,7 @@ from rich.console import Console
 from kto_sweep.agent.device_locks import held
 from kto_sweep.agent.devices import Device, find_devices, grouped
 from kto_sweep.agent.display import Display
-from kto_sweep.agent.hearing import LOOKS, last_look
+from kto_sweep.agent.hearing import LOOKS, last_look, note_unsent
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
@@ -37,6 +37,9 @@ GRACE_SECONDS = 60.0
 """How long trials may take to end their step and be put away after a first signal."""
 PATIENCE_SECONDS = 900.0
 """How long a server may be silent before no more trials are started, and a run's end may wait for it."""
+
+DOUBT_SECONDS = 60.0
+"""Before a server fell silent, or refused the key: it may have dropped what was sent to it then."""
 
 
 def work_on(
@@ -105,9 +108,14 @@ def work_on(
         lifeline.end()  # not before: it revives a server that ends now
         presence.end()
         if gone:
-            console.print(f"{target} does not answer.")
+            since = time.monotonic() - lifeline.silence - DOUBT_SECONDS
+            tally.unsent += [run_id for at, run_id in tally.sent if at > since]
+            note_unsent(home, tally.unsent)
+            console.print(f"{target} refuses the key." if lifeline.refused else f"{target} does not answer.")
             _say_unsent(console, home, tally.unsent)
-            console.print("When the server is back: kto-sweep sync, then kto-sweep agent")
+            login = f"Next: wandb login --host {target.base_url} --relogin, then"
+            first = login if lifeline.refused else "When the server is back:"
+            console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
             leave_at_once(1)
     if last is None:
         _end_unseen(console, target, tally, view)

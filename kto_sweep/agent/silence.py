@@ -37,7 +37,7 @@ class Silence:
         if silence > SILENCE_SECONDS and not self._spoken_of and not self._ended:
             self._spoken_of = True
             self._display.say(
-                f"no answer from the server for {silence:.0f} s: training goes on, what it logs is sent later"
+                f"{self._lifeline.trouble} for {silence:.0f} s: training goes on, what it logs is sent later"
             )
         elif silence < SILENCE_SECONDS and self._spoken_of:
             self._spoken_of = False
@@ -45,5 +45,5 @@ class Silence:
         if silence <= self._patience or self._ended:
             return False
         self._ended = True
-        self._display.say(f"no answer from the server for {silence:.0f} s: no more trials are started")
+        self._display.say(f"{self._lifeline.trouble} for {silence:.0f} s: no more trials are started")
         return True

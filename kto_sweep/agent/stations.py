@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Died, Events, Lost, Said, Told
 from kto_sweep.agent.heart import Heart
-from kto_sweep.agent.link import Command, heartbeat, register_agent
+from kto_sweep.agent.link import Command, RefusedError, heartbeat, register_agent
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.space import shortage
 from kto_sweep.agent.worker_process import WorkerProcess
@@ -37,6 +37,8 @@ class Stations:
         self._home = home
         self._display = display
         self._events = events
+        self.refused = False
+        """The server does not take the key any more."""
         self._short_of_space: set[str] = set()
         self._without_worker: set[str] = set()
         self._found_short = float("-inf")
@@ -115,7 +117,13 @@ class Stations:
         now = time.monotonic()
         if not runs and (now < slot.not_before or now - self._found_short < SHORT_SECONDS):
             return []
-        return heartbeat(self._api, agent_id, runs)
+        try:
+            commands = heartbeat(self._api, agent_id, runs)
+        except RefusedError:
+            self.refused = True
+            raise
+        self.refused = False
+        return commands
 
     def dismiss(self, slot: Slot, *, at_once: bool = False) -> None:
         """End a slot, and with the last one of a station its worker; `at_once`: without a last word."""

@@ -185,6 +185,7 @@ class Supervisor:
         if not self.tally.is_leaving:
             self._stations.employ_due(self._floor.stations)
             self._stillness.watch()
+        self._lifeline.refused = self._stations.refused
         if self._silence.is_too_long():
             self.tally.cut_off = True
             self._places.retire_idle()

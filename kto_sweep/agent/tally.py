@@ -28,6 +28,8 @@ class Tally:
     """The server did not answer for so long that no more trials are started."""
     unsent: list[str] = field(default_factory=list)
     """Runs whose end the server has not heard of."""
+    sent: list[tuple[float, str]] = field(default_factory=list)
+    """Monotonic time of the end of each other run: what was sent to a server in trouble is in doubt."""
 
     @property
     def hopeless(self) -> bool:

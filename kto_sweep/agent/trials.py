@@ -356,7 +356,9 @@ class Trials:
             return  # it was given up
         event.slot.work = None
         event.tell()
-        if not event.sent:
+        if event.sent:
+            self._tally.sent.append((time.monotonic(), event.work.run_id))
+        else:
             self._tally.unsent.append(event.work.run_id)
 
     def give_up(self, slot: Slot) -> bool:

@@ -38,6 +38,8 @@ class Proxy:
     refused: list[tuple[float, str]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     """Put on every answer."""
+    key_is_good: bool = True
+    """Otherwise the answer to every request is 401."""
     _refusals: list[Refusal] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -84,6 +86,9 @@ def proxy_to(target: str) -> Iterator[Proxy]:
 
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if not proxy.key_is_good:
+                self._answer(401, {}, b"user is not logged in")
+                return
             refusal = proxy.refusal(kind_of(self.path, body))
             if refusal:
                 self._answer(429, {"Retry-After": str(refusal.retry_after)}, b"slow down")

@@ -6,7 +6,7 @@ import pytest
 from stage import Stage, later
 
 from kto_sweep.agent import heart, stations
-from kto_sweep.agent.link import Command, _command
+from kto_sweep.agent.link import Command, RefusedError, _command
 from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Done, MakeRoom, Order, Start
 from kto_sweep.sweep.ref import SweepRef
@@ -125,3 +125,24 @@ def test_a_sweep_is_deleted_when_the_server_says_so_now(monkeypatch: pytest.Monk
 
     ref = SweepRef("local", "kto-sweep", "ab12cd34")
     assert [is_deleted(Api(), ref) for _ in range(3)] == [False, False, True]
+
+
+def test_a_server_that_refuses_the_key_counts_as_silent_until_it_takes_it_again(stage: Stage) -> None:
+    seen: set[str] = set()
+    agents = one_trial(lambda stage: seen and not stage.agent._lifeline.refused, stage, lambda: None)
+    beat = stage.beat
+
+    def refuse(agent: str, runs: list[str]) -> list[Command]:
+        lifeline = stage.agent._lifeline
+        if runs and lifeline.refused:
+            seen.add(lifeline.trouble)
+        elif runs and not seen:
+            raise RefusedError("the server refuses the key (HTTP 401)")
+        return beat(agent, runs)
+
+    stage.beat = refuse
+    assert stage.perform(trials_per_device=None).finished == 1
+    assert seen == {"the server has refused the key"}
+    assert len(agents) >= 2
+    assert stage.agent._lifeline.trouble == "no answer from the server"
+    assert stage.said().count("the server refuses the key (HTTP 401); it is asked again") == 1

@@ -3,6 +3,7 @@
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ class Watch:
         self.heard = 0.0
         self.said = io.StringIO()
         display = Display(Console(file=self.said, width=300), (), "eval/common_loss", None)
-        self.lifeline: Any = SimpleNamespace(silence=0.0)
+        self.lifeline: Any = SimpleNamespace(silence=0.0, trouble="no answer from the server")
         self.silence = Silence(self.lifeline, display, PATIENCE, lambda: self.now)
 
     def look(self, *, after: float) -> bool:
@@ -100,3 +101,16 @@ def test_another_program_on_the_port_is_no_server():
         assert not launch._answers(url, "some home")
         with other_server(), pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"):
             connect(Target(url, url, local=False))
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_answers_of_a_server_that_refuses_the_key_are_none(refused):
+    with program(b"HTTP/1.0 200 yes\r\nContent-Length: 0\r\n\r\n") as url:
+        lifeline = Lifeline(url, None, interval=0.02)
+        lifeline.refused = refused
+        lifeline.start()
+        began = time.monotonic()
+        while time.monotonic() < began + 0.5 and lifeline.silence < 0.4:
+            time.sleep(0.01)
+        assert (lifeline.silence >= 0.4) is refused
+        lifeline.end()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from agent_box import Box
 from proxy import Proxy, proxy_to
+from stage import wait
 
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.link import Command
@@ -101,6 +102,29 @@ def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_tr
     for moment, kind in proxy.refused:
         after = [seen - moment for seen, other in proxy.seen if other == kind and seen > moment]
         assert min(after) > 2.9, kind
+
+
+@pytest.mark.slow
+def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_later(
+    box: Box, proxy: Proxy
+) -> None:
+    path = create(box, proxy, GRID.replace("max_steps: {value: 3}", "max_steps: {value: 200}"))
+    agent = box.popen(
+        "agent", path, "--cpu", "--trials-per-gpu", "1", "--patience", "20", **through(box, proxy)
+    )
+    wait(lambda: any(path.read_text().count("\n") > 20 for path in box.home.runs.glob("*/log.jsonl")))
+    proxy.key_is_good = False
+    said, _ = agent.communicate(timeout=200)
+    assert agent.returncode == 1, said
+    assert said.count("the server refuses the key (HTTP 401); it is asked again") == 1
+    assert "the server has refused the key for" in said
+    assert "refuses the key.\n" in said
+    assert "--relogin, then kto-sweep sync, then kto-sweep agent" in said
+    proxy.key_is_good = True
+    box.run("sync", **through(box, proxy))
+    assert "2 of 2 finished" in box.run("agent", path, "--cpu", **through(box, proxy))
+    rows = [line for log in box.home.runs.glob("*/log.jsonl") for line in log.read_text().splitlines()]
+    assert len(rows) == 400
 
 
 def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None:
