@@ -8,9 +8,10 @@ assert   a kernel in the worker on GPU 1 indexes out of bounds: nothing on the d
 gone     the device file of GPU 1 cannot be opened any more, as after a GPU has fallen off the bus, and its
          worker is killed: the trials move to GPU 0
 
-An undisturbed grid is trained on GPU 0 beside the first. Ends with 1, and keeps its files, if anything was
-lost or done twice, or if a loss differs by more than bf16 explains. No setting of a GPU is changed: the
-device file is closed in a mount namespace of this program's own.
+Ends with 1, and keeps its files, if anything was lost or done twice. How far losses are from those of an
+undisturbed grid, trained on GPU 0 beside the first, is printed and not judged: in bf16 a trial's neighbours
+change its last bits, and what becomes of those depends on the learning rate. On a CPU chaos.py judges it. No
+setting of a GPU is changed: the device file is closed in a mount namespace of this program's own.
 """
 
 import argparse
@@ -30,9 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 from arena import Arena, Losses
 
 STEPS = 300
-AXES = {"learning_rate": [0.001, 0.003], "seed": [1, 2]}
-NOISE = 0.05
-"""Relative difference of a loss, of 300 steps in bf16 with other neighbours."""
+AXES = {"learning_rate": [0.0001, 0.0003], "seed": [1, 2]}
 ASSERTING = """
 import os, sys, threading, time
 
@@ -96,10 +95,8 @@ def problems(arena: Arena, expected: Losses) -> list[str]:
             found.append(f"{arena.cell(run)} has {len(losses)} rows")
         else:
             pairs = zip(losses, expected[arena.cell(run)], strict=True)
-            most = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
+            most = max(abs(ours - theirs) for ours, theirs in pairs)
             print(f"  {arena.cell(run)}: {len(losses)} rows, losses differ by {most:.1e} at most")
-            if most > NOISE:
-                found.append(f"{arena.cell(run)}: losses differ by {most:.1e}")
     return found
 
 
@@ -133,7 +130,7 @@ def main() -> int:
             arena.close()
     if not harm:
         shutil.rmtree(folder, ignore_errors=True)
-    print("\n".join(harm) or "nothing was lost, done twice or changed")
+    print("\n".join(harm) or "nothing was lost or done twice")
     return int(bool(harm))
 
 
