@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from typing import IO, NoReturn, cast
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 from rich.console import Console
 
@@ -17,6 +17,7 @@ from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
 from kto_sweep.agent.runs import forget_checkpoint
+from kto_sweep.agent.sources import require_sources
 from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
@@ -28,10 +29,13 @@ from kto_sweep.home import Home
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.preflight import planner
 from kto_sweep.server.launch import ensure_server
-from kto_sweep.sweep.ref import remember
+from kto_sweep.sweep.ref import recall, remember
 from kto_sweep.sweep.remote import SweepView, connect, read_sweep
 from kto_sweep.sweep.target import Target, find_sweep
 from kto_sweep.wording import counted, duration
+
+if TYPE_CHECKING:
+    import wandb
 
 GRACE_SECONDS = 60.0
 """How long trials may take to end their step and be put away after a first signal."""
@@ -72,14 +76,8 @@ def work_on(
     stations = devices if gpus_per_trial == 1 else grouped(devices, gpus_per_trial)
     require_space(home.root)
     with held([] if share_gpus else devices):
-        target, ref = find_sweep(home, sweep, local=local)
-        console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
-        api = connect(target)
-        view = read_sweep(api, target, ref)
-        remember(home, ref, local=target.local, base_url=target.base_url)
-        console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-        if view.state == "PAUSED":
-            console.print(f"It is paused: its trials begin after   kto-sweep resume {ref.id}")
+        api, target, view = _open_sweep(console, home, sweep, local=local)
+        ref = view.ref
         restore_damaged(console, target, home, view)
         orphans = find_work_left(console, api, target, home, ref)
         console.print(f"Starting a worker on {', '.join(device.name for device in stations)}")
@@ -120,6 +118,23 @@ def work_on(
     if last is None:
         _end_unseen(console, target, tally, view)
     return _end(console, home, target, tally, *last)
+
+
+def _open_sweep(
+    console: Console, home: Home, sweep: str | None, *, local: bool
+) -> tuple["wandb.Api", Target, SweepView]:
+    """The sweep that is meant, on its server. Raises KtoSweepError when no trial of it could be begun."""
+    target, ref = find_sweep(home, sweep, local=local)
+    console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
+    api = connect(target)
+    view = read_sweep(api, target, ref)
+    remember(home, ref, local=target.local, base_url=target.base_url)
+    console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
+    record = recall(home, ref.id)
+    require_sources(view.space, record.folder if record else "")
+    if view.state == "PAUSED":
+        console.print(f"It is paused: its trials begin after   kto-sweep resume {ref.id}")
+    return api, target, view
 
 
 def _end_unseen(console: Console, target: Target, tally: Tally, view: SweepView) -> NoReturn:

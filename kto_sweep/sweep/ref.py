@@ -50,6 +50,8 @@ class SweepRecord:
     """The sweep file it was created from, or empty."""
     used: float
     """When it was last created or run here, Unix seconds."""
+    folder: str = ""
+    """Where it was created, or empty."""
 
     @property
     def ref(self) -> SweepRef:
@@ -86,13 +88,16 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     return entity, project, sweep_id
 
 
-def remember(home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "") -> None:
-    """Note that this sweep was used now."""
+def remember(
+    home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "", folder: str = ""
+) -> None:
+    """Note that this sweep was used now; `file` and `folder` when it was created."""
     known, last = recall(home, ref.id), recall(home)
     used = max(time.time(), last.used + 1e-3 if last else 0.0)  # also by a clock that was set back
     record = SweepRecord(
-        ref.entity, ref.project, ref.id, local, base_url, file or (known.file if known else ""), used
-    )
+        ref.entity, ref.project, ref.id, local, base_url,
+        file or (known.file if known else ""), used, folder or (known.folder if known else ""),
+    )  # fmt: skip
     home.sweeps.mkdir(parents=True, exist_ok=True)
     write_record(home.sweeps / f"{ref.id}.json", record)
 

@@ -84,7 +84,7 @@ def register(
     ref, warnings = create_sweep(api, config, project=project, entity=entity, prior_runs=prior)
     for warning in warnings:
         say(f"Note from the server: {warning}")
-    remember(home, ref, local=target.local, base_url=target.base_url, file=str(file))
+    remember(home, ref, local=target.local, base_url=target.base_url, file=str(file), folder=str(Path.cwd()))
     url = ref.url(target.app_url)
     page = url.removeprefix(target.app_url)
     login = login_link(target.app_url, target.key, time.time(), page) if target.local else ""

@@ -1,0 +1,39 @@
+"""The data and models that a sweep names, looked for on this box before the first of its trials is begun."""
+
+from pathlib import Path
+
+from kto_sweep.errors import UsageError
+from kto_sweep.search.space import Space
+from kto_sweep.shipped_files import find_file
+from kto_sweep.spec.data_files import looks_like_file
+from kto_sweep.trial import parameter_name
+
+
+def require_sources(space: Space, folder: str) -> None:
+    """Raise UsageError for a data file or model that is not here: every trial that names it would fail.
+
+    `folder`: where the sweep was registered on this box, or empty. What may be on the hub is not judged.
+    """
+    here = Path.cwd()
+    for parameter in space.parameters:
+        kind = parameter_name(parameter.path)
+        for value in parameter.distribution.extremes() if kind in ("dataset", "model") else ():
+            name = str(value)
+            if _is_there(str(kind), name, here):
+                continue
+            what = "data file" if kind == "dataset" else "model"
+            where = "on this box" if Path(name).expanduser().is_absolute() else f"below {here}"
+            elsewhere = folder and _is_there(str(kind), name, Path(folder))
+            raise UsageError(
+                f"{name}: no such {what} {where}; no trial was begun",
+                hint=f"cd {folder}, then type it again"
+                if elsewhere
+                else "copy it here, or start in its folder",
+            )
+
+
+def _is_there(kind: str, name: str, folder: Path) -> bool:
+    if kind == "dataset":
+        return not looks_like_file(name) or find_file(name, folder) is not None
+    is_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    return not is_path or (folder / Path(name).expanduser()).exists()
