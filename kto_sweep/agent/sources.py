@@ -10,26 +10,23 @@ from kto_sweep.trial import parameter_name
 
 
 def require_sources(space: Space, folder: str) -> None:
-    """Raise UsageError for a data file or model that is not here: every trial that names it would fail.
+    """Raise UsageError when no data file, or no model, that the sweep names is here: every trial would fail.
 
     `folder`: where the sweep was registered on this box, or empty. What may be on the hub is not judged.
     """
     here = Path.cwd()
     for parameter in space.parameters:
         kind = parameter_name(parameter.path)
-        for value in parameter.distribution.extremes() if kind in ("dataset", "model") else ():
-            name = str(value)
-            if _is_there(str(kind), name, here):
-                continue
-            what = "data file" if kind == "dataset" else "model"
-            where = "on this box" if Path(name).expanduser().is_absolute() else f"below {here}"
-            elsewhere = folder and _is_there(str(kind), name, Path(folder))
-            raise UsageError(
-                f"{name}: no such {what} {where}; no trial was begun",
-                hint=f"cd {folder}, then type it again"
-                if elsewhere
-                else "copy it here, or start in its folder",
-            )
+        named = [str(value) for value in parameter.distribution.extremes()]
+        if kind not in ("dataset", "model") or any(_is_there(kind, name, here) for name in named):
+            continue
+        what = "data file" if kind == "dataset" else "model"
+        where = "on this box" if Path(named[0]).expanduser().is_absolute() else f"below {here}"
+        elsewhere = folder and _is_there(kind, named[0], Path(folder))
+        raise UsageError(
+            f"{named[0]}: no such {what} {where}; no trial was begun",
+            hint=f"cd {folder}, then type it again" if elsewhere else "copy it here, or start in its folder",
+        )
 
 
 def _is_there(kind: str, name: str, folder: Path) -> bool:

@@ -53,6 +53,13 @@ def test_what_is_not_here_is_named(name, value, words, tmp_path, monkeypatch):
     assert raised.value.hint == "copy it here, or start in its folder"
 
 
+def test_a_sweep_that_has_some_of_its_models_here_begins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found, _ = parse_space({"model": {"values": ["./absent", "tiny"]}})
+    assert found is not None
+    require_sources(found, "")
+
+
 def test_a_model_beside_the_sweep_is_there(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
