@@ -29,7 +29,7 @@ from kto_sweep.train.loss import losses, needs_reference_point, reference_point
 from kto_sweep.train.pack import PairedRow, mix
 from kto_sweep.train.reference import Scores
 from kto_sweep.train.trl_ranks import Ranks
-from kto_sweep.train.trl_state import put_state, take_state, take_weights
+from kto_sweep.train.trl_state import is_sharded, put_state, take_state, take_weights
 
 OnStep = Callable[[int, dict[str, float]], bool]
 """Told the optimizer steps done and what the last one measured; False ends the training."""
@@ -182,6 +182,13 @@ class OurKTOTrainer(KTOTrainer):
         return found
 
     def _prepare_for_training(self, *args: Any) -> Any:
+        if is_sharded(self.model):
+            # An older transformers has DDP around it as well, which cannot bear sharded weights.
+            accelerator: Any = self.accelerator
+            prepare = accelerator.prepare_model
+            accelerator.prepare_model = lambda model, **_: prepare(
+                model, device_placement=False, evaluation_mode=True
+            )
         prepared = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
         if self._state is not None:
             model: Any = self.model

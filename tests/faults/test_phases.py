@@ -16,6 +16,7 @@ def hit(arena: Arena, gates: Gates, phase: str, what: str) -> None:
     """Have `what` happen in `phase`, to the agent that is there or a new one."""
     gates.close(phase)
     if phase == "load" and arena.alive:  # the next model is loaded by the next worker
+        arena.wait(arena.workers, what="a worker")  # the last one may have been killed just now
         os.kill(arena.workers()[0], signal.SIGKILL)
     agent = arena.alive[0] if arena.alive else arena.start_agent()
     gates.wait(arena)

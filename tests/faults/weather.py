@@ -29,8 +29,9 @@ class Proxy:
 
     def __init__(self, port: int) -> None:
         self._target = port
-        self._listener = self._listen(0)
-        self.port = int(self._listener.getsockname()[1])
+        self._held = self._bound(0)  # nobody else gets the port while nobody listens on it
+        self.port = int(self._held.getsockname()[1])
+        self._listener = self._listen()
         self.weather = Weather.FINE
         self._open: set[socket.socket] = set()
         self._ended = False
@@ -46,7 +47,7 @@ class Proxy:
         if weather is Weather.REFUSED:
             self._listener.close()
         elif self._listener.fileno() < 0:
-            self._listener = self._listen(self.port)
+            self._listener = self._listen()
         if weather is not Weather.FINE:
             for connection in list(self._open):
                 with suppress(OSError):
@@ -55,11 +56,16 @@ class Proxy:
     def close(self) -> None:
         self._ended = True
         self.turn(Weather.REFUSED)
+        self._held.close()
 
-    def _listen(self, port: int) -> socket.socket:
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+    def _bound(self, port: int) -> socket.socket:
+        bound = socket.socket()
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", port))
+        return bound
+
+    def _listen(self) -> socket.socket:
+        listener = self._bound(self.port)
         listener.listen(64)
         listener.settimeout(0.2)
         return listener
