@@ -182,7 +182,8 @@ class OurKTOTrainer(KTOTrainer):
         return found
 
     def _prepare_for_training(self, *args: Any) -> Any:
-        if is_sharded(self.model):
+        model: Any = self.model
+        if is_sharded(model):
             # An older transformers has DDP around it as well, which cannot bear sharded weights.
             accelerator: Any = self.accelerator
             prepare = accelerator.prepare_model
@@ -191,7 +192,6 @@ class OurKTOTrainer(KTOTrainer):
             )
         prepared = super()._prepare_for_training(*args)  # type: ignore[no-untyped-call]
         if self._state is not None:
-            model: Any = self.model
             optimizer: Any = self.optimizer
             put_state(model, optimizer.optimizer, self._state)
             self._state = None
