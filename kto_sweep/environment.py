@@ -16,6 +16,6 @@ VARIABLES: Mapping[str, str] = {
     "HF_HOME": "where that cache lies; by default `~/.cache/huggingface`",
     "CUDA_VISIBLE_DEVICES": "the GPUs that an agent uses where `--gpus` names none; by default all",
     "PYTORCH_ALLOC_CONF": "torch's memory settings; `expandable_segments:True` is added where it is not set",
-    "OMP_NUM_THREADS": "a worker's threads on the host; by default 4 with a GPU, else as many as there are cores",
+    "OMP_NUM_THREADS": "a worker's threads on the host; by default 4 with a GPU, else one per core",
     "NO_COLOR": "anything: no colours",
 }
