@@ -47,3 +47,8 @@ _TABLE = (
 )
 
 PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _TABLE}
+
+
+def names_a_path(model: str) -> bool:
+    """Whether a model's name can only be that of a file or folder, and not a hub id."""
+    return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kto_sweep.errors import UsageError
+from kto_sweep.presets import names_a_path
 from kto_sweep.search.space import Space
 from kto_sweep.shipped_files import find_file
 from kto_sweep.spec.data_files import looks_like_file
@@ -32,5 +33,4 @@ def require_sources(space: Space, folder: str) -> None:
 def _is_there(kind: str, name: str, folder: Path) -> bool:
     if kind == "dataset":
         return not looks_like_file(name) or find_file(name, folder) is not None
-    is_path = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
-    return not is_path or (folder / Path(name).expanduser()).exists()
+    return not names_a_path(name) or (folder / Path(name).expanduser()).exists()

@@ -7,7 +7,7 @@ from typing import Any
 
 from kto_sweep.errors import UsageError
 from kto_sweep.plan.hub import as_object, read_config
-from kto_sweep.presets import PRESETS
+from kto_sweep.presets import PRESETS, names_a_path
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type` of the models whose layers train/fused.py rewrites."""
@@ -158,7 +158,7 @@ def find_architecture(model: str) -> Architecture | None:
             return Architecture.from_config(_read_gguf(path))
         if path.is_dir():
             return Architecture.from_config(_read_folder(path))
-        if path.is_absolute() or model.count("/") > 1 or model.startswith((".", "~")):
+        if names_a_path(model):
             raise UsageError(f"{model}: no such model folder", hint="check the path, or give a hub id")
         return Architecture.from_config(read_config(model))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):

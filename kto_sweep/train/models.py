@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
 from kto_sweep.home import Home
 from kto_sweep.plan.hub import without_safetensors
-from kto_sweep.presets import Quantization
+from kto_sweep.presets import Quantization, names_a_path
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -156,7 +156,7 @@ def _find(name: str, home: Home) -> _Source:
         return _Source(str(path))
     if path.is_file():
         raise UsageError(f"{name}: not a model folder or .gguf file", hint="give the model's folder")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+    if names_a_path(name):
         raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
     return _Source(name)
 
