@@ -1,17 +1,18 @@
 """Accidents on real GPUs: does a grid end as if nothing had happened?
 
-    PYTHONPATH=. python benchmarks/gpu_accidents.py             # both, as root, with two GPUs: 5 minutes
+    PYTHONPATH=. python benchmarks/gpu_accidents.py             # both, as root: 5 minutes
     PYTHONPATH=. python benchmarks/gpu_accidents.py --only assert
 
-assert   a kernel in the worker on GPU 1 indexes out of bounds: nothing on the device works in that process
-         any more, and the trials go on in another one
-gone     the device file of GPU 1 cannot be opened any more, as after a GPU has fallen off the bus, and its
-         worker is killed: the trials move to GPU 0
+assert   a kernel in the worker on the last GPU indexes out of bounds: nothing on the device works in that
+         process any more, and the trials go on in another one
+gone     the device file of the last GPU cannot be opened any more, as after a GPU has fallen off the bus, and
+         its worker is killed: the trials move to GPU 0. On a box with one GPU its agent ends, and another one
+         has the trials go on when the GPU is back
 
 Ends with 1, and keeps its files, if anything was lost or done twice. How far losses are from those of an
-undisturbed grid, trained on GPU 0 beside the first, is printed and not judged: in bf16 a trial's neighbours
-change its last bits, and what becomes of those depends on the learning rate. On a CPU chaos.py judges it. No
-setting of a GPU is changed: the device file is closed in a mount namespace of this program's own.
+undisturbed grid, trained on GPU 0 before, is printed and not judged: in bf16 a trial's neighbours change its
+last bits, and what becomes of those depends on the learning rate. On a CPU chaos.py judges it. No setting of
+a GPU is changed: the device file is closed in a mount namespace of this program's own.
 """
 
 import argparse
@@ -23,7 +24,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
@@ -64,21 +64,31 @@ def box(folder: Path, gpus: str) -> Arena:
     return arena
 
 
-def trip(arena: Arena) -> None:
+def names_of_gpus() -> list[str]:
+    """As nvidia-smi has them."""
+    asked = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    return subprocess.run(asked, check=True, capture_output=True, text=True).stdout.split()
+
+
+def trip(arena: Arena, _gpus: Sequence[str]) -> None:
     """Have a worker's next kernel assert."""
     trigger = arena.folder / "trigger"
     trigger.touch()
     arena.wait(lambda: not trigger.exists(), what="the assertion")
 
 
-def take_away(arena: Arena) -> None:
-    """Let nobody open GPU 1 any more, and kill its worker."""
-    file = "/dev/nvidia1"
+def take_away(arena: Arena, gpus: Sequence[str]) -> None:
+    """Let nobody open the last GPU any more, and kill its worker."""
+    file = f"/dev/nvidia{gpus[-1]}"
     subprocess.run(["mount", "--bind", file, file], check=True)
     subprocess.run(["mount", "-o", "remount,bind,nodev", file], check=True)
+    mine = f"CUDA_VISIBLE_DEVICES={gpus[-1]}".encode()
     for pid in arena.workers():
-        if b"CUDA_VISIBLE_DEVICES=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+        if mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             os.kill(pid, signal.SIGKILL)
+    status = arena.agents[-1].wait(timeout=400)
+    print(f"the agent ended with {status}")
+    subprocess.run(["umount", file], check=True)
 
 
 def problems(arena: Arena, expected: Losses) -> list[str]:
@@ -106,25 +116,25 @@ def main() -> int:
     )
     parser.add_argument("--only", choices=["assert", "gone"])
     options = parser.parse_args()
-    wanted: dict[str, tuple[str, Callable[[Arena], None]]] = {
-        "assert": ("1", trip),
-        "gone": ("0,1", take_away),
-    }
+    accidents = {"assert": trip, "gone": take_away}
     if options.only:
-        wanted = {options.only: wanted[options.only]}
-    if "gone" in wanted and "KTO_SWEEP_OWN_MOUNTS" not in os.environ:
+        accidents = {options.only: accidents[options.only]}
+    if "gone" in accidents and "KTO_SWEEP_OWN_MOUNTS" not in os.environ:
         os.environ["KTO_SWEEP_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
+    gpus = names_of_gpus()
     folder = Path(tempfile.mkdtemp(prefix="gpu-accidents-"))
     arenas = [box(folder / "undisturbed", "0")]
     harm: list[str] = []
     try:
         arenas[0].start_agent()
-        for name, (gpus, accident) in wanted.items():
-            if gpus != "1":
-                arenas[0].finish()  # it has GPU 0
-            arenas.append(box(folder / name, gpus))
-            harm += happen(arenas[-1], accident, arenas[0])
+        arenas[0].finish()
+        expected = arenas[0].losses()
+        for name, accident in accidents.items():
+            used = gpus if name == "gone" else gpus[-1:]
+            arenas.append(box(folder / name, ",".join(used)))
+            happen(arenas[-1], accident, used)
+            harm += problems(arenas[-1], expected)
     finally:
         for arena in arenas:
             arena.close()
@@ -134,18 +144,15 @@ def main() -> int:
     return int(bool(harm))
 
 
-def happen(arena: Arena, accident: Callable[[Arena], None], undisturbed: Arena) -> Sequence[str]:
-    """What an accident in the middle of a grid did to it."""
+def happen(arena: Arena, accident: Callable[[Arena, Sequence[str]], None], gpus: Sequence[str]) -> None:
+    """Have an accident in the middle of a grid."""
     began = time.monotonic()
     arena.start_agent()
     arena.wait_for_progress(STEPS)
-    accident(arena)
+    accident(arena, gpus)
     arena.finish()
-    undisturbed.finish()
     print(f"{accident.__name__}: {time.monotonic() - began:.0f} s", flush=True)
-    with suppress(OSError):
-        print(arena.said(), flush=True)
-    return problems(arena, undisturbed.losses())
+    print(arena.said(), flush=True)
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def train_in_ranks(request: Request, home: Home, devices: int) -> TrainResult:
 @contextmanager
 def _started(task: Task) -> Iterator[list[_Rank]]:
     """One process for each device; in the end all are gone."""
-    # Forked from a process that has imported all that a rank needs, once for all trials, and no more.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([run_rank.__module__, "kto_sweep.train.trl_trainer"])
+    # Not forked from one that has imported all that a rank needs: what bitsandbytes asks of CUDA when it is
+    # imported leaves CUDA of no use to forked processes.
+    context = multiprocessing.get_context("spawn")
     ranks: list[_Rank] = []
     try:
         for number in range(task.size):
