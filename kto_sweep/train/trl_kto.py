@@ -29,7 +29,7 @@ from kto_sweep.train.loss import losses, needs_reference_point, reference_point
 from kto_sweep.train.pack import PairedRow, mix
 from kto_sweep.train.reference import Scores
 from kto_sweep.train.trl_ranks import Ranks
-from kto_sweep.train.trl_state import is_sharded, put_state, take_state, take_weights
+from kto_sweep.train.trl_state import is_sharded, put_state, run_head_too, take_state, take_weights
 
 OnStep = Callable[[int, dict[str, float]], bool]
 """Told the optimizer steps done and what the last one measured; False ends the training."""
@@ -67,6 +67,8 @@ class OurKTOTrainer(KTOTrainer):
             peft_config=peft_config,
         )
         self.remove_callback(PrinterCallback)
+        if is_sharded(model):
+            run_head_too(model)
         self._rows = rows
         self._reference: Scores = np.full((len(rows), 2), np.nan)
         self._batches = batches

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from cotrain_cases import Recorder, expect_same
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
@@ -19,6 +19,7 @@ from kto_sweep.train.course import Request
 from kto_sweep.train.device import LostProcessError
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.session import Session
+from kto_sweep.train.tiny import tiny_model
 from kto_sweep.trial import Trial
 
 # PEFT and TRL call what transformers has renamed.
@@ -113,11 +114,25 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_at_once(home: Home, tmp_pa
     assert raised.value.hint == "batch_size: 4 or 8, or another --gpus-per-trial"
 
 
+def with_a_head_of_its_own(home: Home, folder: Path) -> str:
+    """The tiny model, its output layer not tied to its input layer: such models are sharded another way."""
+    tiny = tiny_model(home.models)
+    config = AutoConfig.from_pretrained(tiny, tie_word_embeddings=False)
+    model = AutoModelForCausalLM.from_pretrained(tiny, config=config)
+    model.lm_head.weight = torch.nn.Parameter(model.model.embed_tokens.weight.detach().clone())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
 def test_sharded_weights_give_the_numbers_of_whole_ones_and_go_on_in_one_process(
-    home: Home, rows: Path, tmp_path: Path
+    home: Home, rows: Path, tmp_path: Path, tied: bool
 ) -> None:
     # Evaluated after each step: a forward without a backward leaves some of the weights whole.
     more = {"full_finetune": True, "max_steps": 12, "eval_steps": 1, "warmup_ratio": 0}
+    if not tied:
+        more["model"] = with_a_head_of_its_own(home, tmp_path / "untied")
     trial = make_trial(rows, learning_rate=1e-4, **more)
     _, alone = train(trial, home, tmp_path / "1", 1)
     result, both = train(trial, home, tmp_path / "2", 2, stop_after=2)
