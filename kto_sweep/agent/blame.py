@@ -3,8 +3,8 @@
 A trial's own fault ends it. What is not is tried again, RETRIES times at the same place: a trial that gets
 further than it did before starts counting anew, so a night with many accidents is not the end of it.
 
-Several trials die with one worker. After the second time they are suspects and go on one at a time, until
-each has got past the place where it died; who is alone when the next worker dies is the culprit.
+Several trials die with one worker. After the second time they are suspects and go on first, one at a time,
+each until it has got past the place where it died; who is alone when the next worker dies is the culprit.
 """
 
 from collections.abc import Collection, Sequence

@@ -46,8 +46,8 @@ class Deaths:
         when = "" if started else f" in {PAUSE_SECONDS:.0f} s"
         self._display.say(f"{station.device.name}: the worker ended with {told}; starting another{when}")
         cause = cause_of_death(words)
-        if len(to_blame) == 1 and not is_retried(cause, to_blame[0].failures):
-            self._convict(station, to_blame[0], cause, f"the last with {how}; log: {worker.log}")
+        if len(aboard) == 1 and not is_retried(cause, aboard[0].failures):
+            self._convict(station, aboard[0], cause, f"the last with {how}; log: {worker.log}")
         for work in aboard:
             work.suspect = len(aboard) > 1 and work.failures >= SUSPICIOUS
         if not station.ended and started:

@@ -150,7 +150,7 @@ class Stations:
         """Whether the worker can be given the trial now."""
         if time.monotonic() < work.not_before:
             return False
-        if work.suspect and any(other.suspect for other in station.aboard):
+        if any(other.suspect for other in station.aboard):
             return False
         return self._has_space(work)
 

@@ -83,7 +83,7 @@ class Worker:
         on_message: Callable[[Message], None],
         on_death: Callable[[int], None],
     ) -> None:
-        self._stage, self.log, self.say = stage, log, on_message
+        self._stage, self.log, self.say, self.die = stage, log, on_message, on_death
         on_message(Ready(device.name))
 
     def send(self, order: Order) -> None:

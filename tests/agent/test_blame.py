@@ -1,10 +1,15 @@
 """Whose fault it is: what is tried again, which GPU is used no more."""
 
+import time
+
 import pytest
+from stage import Grid, Stage, later
+from stage import Worker as StandIn
 
 from kto_sweep.agent.blame import Death, cause_of_death, is_hardware, is_retried, is_sick, pause
 from kto_sweep.agent.slots import Work
 from kto_sweep.errors import FailureCause
+from kto_sweep.protocol import Done, Metrics, Order, Start
 
 
 @pytest.mark.parametrize("cause", list(FailureCause))
@@ -67,3 +72,51 @@ def test_the_last_gpu_is_given_up_for_its_own_words_or_when_trial_after_trial_di
     assert is_sick("gpu 0", deaths("a", "a", "a", "b", "b"), {"a"}, others=False)
     assert not is_sick("gpu 0", deaths("a b", hardware=True), (), others=False)
     assert is_sick("gpu 0", deaths("a b", "a b", hardware=True), (), others=False)
+
+
+class Deadly:
+    """Has the worker die whenever it has the trial `cell1`; another trial gets on only without that one."""
+
+    def __init__(self, *, progress: bool) -> None:
+        self._progress = progress
+        self._lives = 0
+        self._aboard: dict[StandIn, set[str]] = {}
+
+    def on_order(self, worker: StandIn, order: Order) -> None:
+        if not isinstance(order, Start):
+            return
+        aboard = self._aboard.setdefault(worker, set())
+        aboard.add(order.run_id)
+        if order.run_id != "cell1":
+            due = time.monotonic() + 0.2
+            later(lambda: time.monotonic() > due, lambda: self._get_on(worker, order.run_id))
+        elif self._progress and self._lives == 6:
+            worker.say(Done("cell1", {}, steps=7, stopped=False))
+            aboard.remove("cell1")
+        else:
+            self._lives += 1
+            if self._progress:
+                worker.say(Metrics("cell1", self._lives, {"loss": 0.5}))
+            worker.die(-9)
+
+    def _get_on(self, worker: StandIn, run_id: str) -> None:
+        if "cell1" not in self._aboard[worker]:
+            worker.say(Metrics(run_id, 1, {"loss": 0.5}))
+            due = time.monotonic() + 0.2
+            later(lambda: time.monotonic() > due, lambda: self._end(worker, run_id))
+
+    def _end(self, worker: StandIn, run_id: str) -> None:
+        if "cell1" not in self._aboard[worker]:
+            worker.say(Done(run_id, {}, steps=1, stopped=False))
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_trial_fails_only_if_it_was_alone_when_the_worker_died(stage: Stage, progress: bool):
+    stage.on_order = Deadly(progress=progress).on_order
+    grid = Grid(3)
+    grid.handed_out = dict.fromkeys(grid.handed_out, 2)  # each is handed out once more
+    stage.beat = grid.beat
+    stage.perform(trials_per_device=3)
+    expected = {"cell0": "finished", "cell1": "finished" if progress else "failed", "cell2": "finished"}
+    assert dict(stage.ends) == expected, stage.said()
+    assert len(stage.ends) == 3

@@ -89,6 +89,14 @@ class Arena:
         own = {"HOME": str(self.folder), "KTO_SWEEP_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
         return kept | own | self.environ
 
+    def patch(self, code: str) -> None:
+        """Have each Python process of this box run this as it starts."""
+        site = self.folder / "site"
+        site.mkdir(parents=True)
+        (site / "sitecustomize.py").write_text(code)
+        before = self.environ.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+        self.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
+
     def command(self, *args: str) -> str:
         """Standard output of a command that must succeed."""
         done = subprocess.run(

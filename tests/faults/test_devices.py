@@ -32,31 +32,43 @@ def workers_on(arena: Arena, gpu: str) -> list[int]:
     return found
 
 
+DYING = """
+import os, signal, sys
+
+working = any("kto_sweep.train.worker" in word for word in sys.orig_argv)
+if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+    from kto_sweep.train.course import Course
+
+    write = Course.write
+
+    def write_or_die(self, step, *rest):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, step, *rest)
+
+    Course.write = write_or_die
+"""
+
+
 def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undisturbed: Losses):
     arena = gpu_arena(tmp_path, 2)
+    arena.patch(DYING)
     try:
         arena.create()
         arena.start_agent()
-        arena.wait(lambda: arena.said().count("trial") >= 4, what="four trials")
+        arena.wait(lambda: workers_on(arena, "1"), what="a worker on gpu 1")
+        (worker,) = workers_on(arena, "1")
+        os.kill(worker, signal.SIGSTOP)
         refused = subprocess.run(
             [sys.executable, "-m", "kto_sweep", "agent", arena.sweep[2], "--gpus", "1"],
             cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, check=False,
         )  # fmt: skip
+        os.kill(worker, signal.SIGCONT)
         assert refused.returncode == 2, refused.stdout
         assert "gpu 1 is taken" in refused.stderr
-        killed: set[int] = set()
-
-        def retired() -> bool:
-            for pid in workers_on(arena, "0"):
-                if pid not in killed and arena.said().count("gpu 0: ready") > len(killed):
-                    killed.add(pid)
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-            return "gpu 0 is used no more" in arena.said()
-
-        arena.wait(retired, what="the end of gpu 0")
-        assert "nvidia-smi -i 0" in arena.said()
         arena.finish()
+        assert "gpu 0 is used no more" in arena.said()
+        assert "nvidia-smi -i 0" in arena.said()
         arena.check(undisturbed)
         assert len(arena.agents) == 1
     finally:
@@ -65,15 +77,25 @@ def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undistur
 
 BREAKING = """
 import os, sys, time
+from pathlib import Path
 
-working = any("kto_sweep.train.worker" in word for word in sys.orig_argv)
-if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+def wait(file):
+    while not file.exists():
+        time.sleep(0.05)
+
+if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
     import torch
     from kto_sweep.train.engine import Engine
 
+    take = Engine.step
+    folder = Path(os.environ["PHASES"])
+
     def step(self):
-        while not os.path.exists(os.environ["BREAK"]):
-            time.sleep(0.05)
+        if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+            wait(folder / "begun")
+            return take(self)
+        (folder / "begun").touch()
+        wait(folder / "break")
         raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
 
     Engine.step = step
@@ -83,10 +105,8 @@ if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
 @pytest.mark.slow
 def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(tmp_path):
     arena = gpu_arena(tmp_path, 2)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BREAKING)
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    arena.environ |= {"PYTHONPATH": path, "BREAK": str(tmp_path / "break")}
+    arena.patch(BREAKING)
+    arena.environ["PHASES"] = str(tmp_path)
     try:
         arena.create(max_steps=4)
         agent = arena.start_agent()

@@ -1,6 +1,5 @@
 """A sweep goes through accidents at random moments and ends as if nothing had happened."""
 
-import os
 import subprocess
 import sys
 import time
@@ -128,11 +127,9 @@ else:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_that_hangs_in_a_step_is_ended_and_another_goes_on(tmp_path, undisturbed):
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(HANGING)
-    path = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    environ = {"PYTHONPATH": path, "HUNG": str(tmp_path / "hung")}
+    environ = {"HUNG": str(tmp_path / "hung")}
     arena = Arena(tmp_path / "box", TWO_BY_TWO, environ, ("--trials-per-gpu", "2"))
+    arena.patch(HANGING)
     try:
         arena.create()
         arena.start_agent()

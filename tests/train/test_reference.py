@@ -101,15 +101,16 @@ def test_rows_of_the_same_tokens_are_computed_once(tmp_path: Path) -> None:
     assert once.rows == 5
 
 
-def test_a_row_has_the_same_bits_whatever_rows_it_comes_with() -> None:
+def test_a_row_has_the_same_log_probs_whatever_rows_it_comes_with() -> None:
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, 97, (12, 30))
-    many = [PairedRow(prompt, *rng.integers(3, 97, (2, 6)), True) for prompt in [*prompts, *prompts]]
+    many = [PairedRow(prompt, *rng.integers(3, 97, (2, 12)), True) for prompt in [*prompts, *prompts]]
     decoder = packed_decoder(tiny_model())
     together = score(decoder, many, Limit())
     for n in (1, 4, 7):  # in such parts no prompt comes twice
         apart = [score(decoder, many[at : at + n], Limit()) for at in range(0, len(many), n)]
-        assert torch.equal(torch.cat(apart), together)
+        # Most CPUs give the same bits; on some the last of a float32 depends on how much is multiplied.
+        torch.testing.assert_close(torch.cat(apart), together, rtol=2e-7, atol=0)
 
 
 def test_no_rows_need_no_cache(tmp_path: Path) -> None:
