@@ -255,7 +255,7 @@ def test_a_checkpoint_that_is_not_the_trials_is_not_used(tmp_path: Path, change:
     box.run()
     assert any("is not used" in note and words in note for note in report.notes)
     assert list(report.rows) == [1, 2, 3, 4, 5, 6, 7, 8]
-    # Some reference values are still there: on some CPUs the others' last bits depend on how many are computed.
+    # Some reference values are still there: on some CPUs the last bits depend on how many are computed.
     for step, row in alone(chosen, tmp_path, **more).reports["only"].values.items():
         assert report.values[step] == pytest.approx(row, rel=1e-5, abs=1e-6), step
     assert len((folder / "rows.jsonl").read_text().splitlines()) == 8
