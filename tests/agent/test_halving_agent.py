@@ -1,6 +1,7 @@
 """Successive halving with real training: who trains how far, and that a pause leaves no trace in a curve."""
 
 import json
+import os
 
 import pytest
 
@@ -25,6 +26,20 @@ method: grid
 parameters:
   learning_rate: {{values: [3.0e-3]}}
 {FIXED}"""
+SLOW = """
+import sys, time
+
+if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+    from kto_sweep.train.engine import Engine
+
+    take = Engine.step
+
+    def step(self):
+        time.sleep(0.03)  # a trial that is too fast has ended before it is told to pause
+        return take(self)
+
+    Engine.step = step
+"""
 CURVES = ("loss", "rewards/margins", "kl_raw", "grad_norm", "learning_rate", "eval/common_loss")
 
 
@@ -48,11 +63,13 @@ def trials(box, made):
     }
 
 
-@pytest.mark.slow  # long trials: a short one has ended before it is told to pause
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box):
+def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     made = box.create(HALVING)
-    agent = box.run("agent", "--trials-per-gpu", "1")
+    agent = box.run("agent", "--trials-per-gpu", "1", PYTHONPATH=path)
     status, found = box.json("status"), trials(box, made)
     steps = {
         rate: json.loads((box.home.runs / each["run_id"] / "log.jsonl").read_text().splitlines()[-1])["step"]

@@ -123,8 +123,8 @@ def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_la
     proxy.key_is_good = True
     box.run("sync", **through(box, proxy))
     assert "2 of 2 finished" in box.run("agent", path, "--cpu", **through(box, proxy))
-    rows = [line for log in box.home.runs.glob("*/log.jsonl") for line in log.read_text().splitlines()]
-    assert len(rows) == 400
+    lengths = [log.read_text().count("\n") for log in box.home.runs.glob("*/log.jsonl")]
+    assert lengths.count(200) == 2  # of other tests' trials each has 3
 
 
 def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None:
