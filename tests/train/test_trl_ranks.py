@@ -125,7 +125,7 @@ def with_a_head_of_its_own(home: Home, folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_sharded_weights_give_the_numbers_of_whole_ones_and_go_on_in_one_process(
     home: Home, rows: Path, tmp_path: Path, tied: bool
 ) -> None:
