@@ -15,7 +15,6 @@ from pathlib import Path
 
 from arena import Arena, processes
 
-from kto_sweep.run_record import read_record
 from kto_sweep.server.address import read_address
 from kto_sweep.server.launch import ensure_server
 
@@ -178,18 +177,13 @@ def _damage(pattern: str, how: Callable[[Path, random.Random], None]) -> Happen:
         for agent in agents:
             agent.wait()
         arena.wait(lambda: not arena.workers(), 30, "the workers' end")
-        if paths := [path for path in sorted(arena.home.runs.glob(pattern)) if not _is_over(arena, path)]:
+        over = {run.name for run in arena.runs() if run.state == "finished"}  # nobody goes on with them
+        if paths := [path for path in sorted(arena.home.runs.glob(pattern)) if over.isdisjoint(path.parts)]:
             how(rng.choice(paths), rng)
         for _ in agents:
             arena.start_agent()
 
     return happen
-
-
-def _is_over(arena: Arena, path: Path) -> bool:
-    """Whether the file is of a trial with which nobody goes on."""
-    record = read_record(arena.home.runs / path.relative_to(arena.home.runs).parts[0])
-    return record is not None and record.sent
 
 
 def _cut(path: Path, rng: random.Random) -> None:
