@@ -31,7 +31,8 @@ SIZES: dict[str, Any] = {
 }
 MORE: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
-    "gemma2": {"sliding_window": 5},
+    # Older transformers pick sdpa by themselves, which leaves out its soft cap.
+    "gemma2": {"sliding_window": 5, "attn_implementation": "eager"},
     "gemma3_text": {"sliding_window": 5},
     "cohere": {"logit_scale": 0.5},
     "granite": {"logits_scaling": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.5},

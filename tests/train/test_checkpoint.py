@@ -373,7 +373,7 @@ def test_the_lineage_says_where_adapters_come_from(tmp_path: Path) -> None:
     assert found["data"]["path"] == "data.jsonl"
     assert found["data"]["train"]["rows"] == 14
     assert found["data"]["train"]["desirable"] + found["data"]["train"]["undesirable"] == 14
-    assert found["software"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["software"]["torch"])  # the package's may lack "+cu130"
     assert found["hardware"]["device"].startswith("CPU")
     assert found["result"]["end"] == "finished"
     assert found["result"]["summary"]["eval/common_loss"] == box.result("run").summary["eval/common_loss"]
