@@ -67,8 +67,7 @@ class OurKTOTrainer(KTOTrainer):
             peft_config=peft_config,
         )
         self.remove_callback(PrinterCallback)
-        if is_sharded(model):
-            run_head_too(model)
+        run_head_too(model)
         self._rows = rows
         self._reference: Scores = np.full((len(rows), 2), np.nan)
         self._batches = batches

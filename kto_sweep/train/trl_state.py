@@ -52,7 +52,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def run_head_too(model: PreTrainedModel) -> None:
-    """Have the output layer run in each forward of a sharded model, on nothing.
+    """Have the output layer run in each forward, on nothing, if it is sharded.
 
     TRL uses its weights without calling it. Sharded in one group with the last norm, it would leave the group
     in the middle of a forward (torch before 2.13): not to be sharded again, or not to be whole again.
