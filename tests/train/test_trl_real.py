@@ -3,16 +3,17 @@
 import importlib.util
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from cotrain_cases import Recorder
 
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.home import Home
+from kto_sweep.train.course import Request
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.trl_trainer import train_trl
 from kto_sweep.trial import Trial
@@ -32,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     )
 
 
-def real_data(name: str, base: LoadedBase, rows: int | None = None) -> TrainingData:
+def real_data(name: str, base: LoadedBase) -> TrainingData:
     folder = os.environ.get("KTO_SWEEP_REAL_DATA")
     if not folder or not (path := Path(folder) / name).is_file():
         pytest.skip(f"KTO_SWEEP_REAL_DATA names no folder with {name}")
@@ -42,26 +43,8 @@ def real_data(name: str, base: LoadedBase, rows: int | None = None) -> TrainingD
     )
 
 
-class Losses:
-    def __init__(self) -> None:
-        self.steps: list[float] = []
-        self.evaluations: list[float] = []
-
-    def plan(self, total_steps: int) -> None:
-        pass
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        assert all(math.isfinite(value) for value in values.values())
-        self.steps += [values["loss"]] if "loss" in values else []
-        self.evaluations += [values["eval/common_loss"]] if "eval/common_loss" in values else []
-
-    def note(self, text: str) -> None:
-        pass
-
-
 def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
-    data = real_data("small_100.jsonl", base, rows=16)  # each has to be read by the reference first
-    losses = Losses()
+    data, report = real_data("small_100.jsonl", base), Recorder()
     trial = Trial.from_config(
         {
             "model": base.name,
@@ -73,9 +56,11 @@ def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
             "warmup_ratio": 0.0,
         }
     )
-    train_trl(trial, base, data, tmp_path, losses, lambda: False, reference_dir=tmp_path / "reference")
-    assert losses.steps[0] == pytest.approx(0.5, abs=1e-3)
-    assert losses.evaluations[-1] < 0.5
+    request = Request("run", trial, tmp_path, report, lambda: False, None)
+    train_trl(request, base, data, reference_dir=tmp_path / "reference")
+    assert all(math.isfinite(value) for row in report.rows.values() for value in row.values())
+    assert report.rows[1]["loss"] == pytest.approx(0.5, abs=1e-3)
+    assert report.rows[4]["eval/common_loss"] < 0.5
 
 
 def test_every_row_of_a_real_file_is_used_or_named(base: LoadedBase) -> None:
