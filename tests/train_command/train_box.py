@@ -88,8 +88,12 @@ class Box:
         """The JSON that a script prints which talks to the embedded server through wandb."""
         address = ensure_server(self.home)
         server = {"WANDB_BASE_URL": address.url, "WANDB_API_KEY": address.key, "WANDB_SILENT": "true"}
+        told = (
+            "import faulthandler\nfaulthandler.dump_traceback_later(100, exit=True)\n"  # says where it hangs
+        )
+        told += f"import json, wandb\napi = wandb.Api()\nprint(json.dumps({code}))"
         done = subprocess.run(
-            [sys.executable, "-c", f"import json, wandb\napi = wandb.Api()\nprint(json.dumps({code}))"],
+            [sys.executable, "-c", told],
             cwd=self.folder,
             env=self.environment | server,
             text=True,
