@@ -88,10 +88,9 @@ class Box:
         """The JSON that a script prints which talks to the embedded server through wandb."""
         address = ensure_server(self.home)
         server = {"WANDB_BASE_URL": address.url, "WANDB_API_KEY": address.key, "WANDB_SILENT": "true"}
-        told = (
-            "import faulthandler\nfaulthandler.dump_traceback_later(100, exit=True)\n"  # says where it hangs
-        )
-        told += f"import json, wandb\napi = wandb.Api()\nprint(json.dumps({code}))"
+        # A script that hangs says where.
+        lines = ("import faulthandler, json, wandb", "faulthandler.dump_traceback_later(100, exit=True)")
+        told = "\n".join([*lines, "api = wandb.Api()", f"print(json.dumps({code}))"])
         done = subprocess.run(
             [sys.executable, "-c", told],
             cwd=self.folder,
