@@ -51,15 +51,12 @@ if "kto_sweep.train.worker" in sys.orig_argv:
 
 def box(folder: Path, gpus: str) -> Arena:
     """A box with these GPUs whose workers trip over the file `trigger`."""
-    hook = folder / "hook"
-    hook.mkdir(parents=True)
-    (hook / "sitecustomize.py").write_text(ASSERTING)
     environ = {
-        "PYTHONPATH": os.pathsep.join([str(hook), os.environ.get("PYTHONPATH", "")]),
         "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
         "TRIGGER": str(folder / "trigger"),
     }
     arena = Arena(folder, AXES, environ, ("--trials-per-gpu", "2", "--gpus", gpus))
+    arena.patch(ASSERTING)
     arena.create(max_steps=STEPS, eval_steps=50)
     return arena
 

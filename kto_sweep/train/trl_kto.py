@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
@@ -29,7 +30,7 @@ from kto_sweep.train.loss import losses, needs_reference_point, reference_point
 from kto_sweep.train.pack import PairedRow, mix
 from kto_sweep.train.reference import Scores
 from kto_sweep.train.trl_ranks import Ranks
-from kto_sweep.train.trl_state import is_sharded, put_state, run_head_too, take_state, take_weights
+from kto_sweep.train.trl_state import is_sharded, put_state, take_state, take_weights
 
 OnStep = Callable[[int, dict[str, float]], bool]
 """Told the optimizer steps done and what the last one measured; False ends the training."""
@@ -67,7 +68,7 @@ class OurKTOTrainer(KTOTrainer):
             peft_config=peft_config,
         )
         self.remove_callback(PrinterCallback)
-        run_head_too(model)
+        _run_head_too(model)
         self._rows = rows
         self._reference: Scores = np.full((len(rows), 2), np.nan)
         self._batches = batches
@@ -275,6 +276,22 @@ class OurKTOTrainer(KTOTrainer):
         values["tokens_per_second"] = sums["tokens"] / (time.perf_counter() - self._began)
         if not self._on_step(self.state.global_step, values):
             self.control.should_training_stop = True
+
+
+def _run_head_too(model: PreTrainedModel) -> None:
+    """Have the output layer run in each forward, on nothing, if it is sharded.
+
+    TRL uses its weights without calling it. Sharded in one group with the last norm, it would leave the group
+    in the middle of a forward (torch before 2.13): not to be sharded again, or not to be whole again.
+    """
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def run(module: nn.Module, args: Any, output: Any) -> None:
+        head(output[0][:, :0])
+
+    if isinstance(head, FSDPModule):
+        model.base_model.register_forward_hook(run)
 
 
 def _outputs(model: Any, inputs: Mapping[str, Tensor], prefix: str, **more: Any) -> Any:

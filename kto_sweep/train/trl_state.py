@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
 
 
 def take_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -49,22 +48,6 @@ def put_state(model: nn.Module, optimizer: Optimizer, tensors: Mapping[str, Tens
 def is_sharded(model: nn.Module) -> bool:
     """Whether each rank holds a part of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def run_head_too(model: PreTrainedModel) -> None:
-    """Have the output layer run in each forward, on nothing, if it is sharded.
-
-    TRL uses its weights without calling it. Sharded in one group with the last norm, it would leave the group
-    in the middle of a forward (torch before 2.13): not to be sharded again, or not to be whole again.
-    """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-
-    @torch.no_grad()
-    def run(module: nn.Module, args: Any, output: Any) -> None:
-        head(output[0][:, :0])
-
-    if isinstance(head, FSDPModule):
-        model.base_model.register_forward_hook(run)
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
