@@ -19,7 +19,14 @@ import torch
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.checkpoint import fingerprint_rows
 from kto_sweep.train.course import Course, Ground, Request
-from kto_sweep.train.device import gpu_memory, is_broken, is_out_of_memory, out_of_memory, read_memory
+from kto_sweep.train.device import (
+    Moment,
+    gpu_memory,
+    is_broken,
+    is_out_of_memory,
+    out_of_memory,
+    read_memory,
+)
 from kto_sweep.train.engine import UNSPLIT, Engine
 from kto_sweep.train.farewell import Ending, Farewells
 from kto_sweep.train.keeper import Clock
@@ -44,6 +51,7 @@ class Launched:
 
     result: StepResult
     courses: Mapping[int, Course]
+    done: Moment
 
 
 class _ToldToStopError(Exception):
@@ -97,7 +105,8 @@ class CoTrainer:
         self._leaving = Farewells()
         self._ahead: Launched | None = None
         """The step whose numbers nobody has read yet."""
-        self._mark = 0.0
+        self._mark = self._moment()
+        """When the step whose numbers are read next began, as far as the device could begin it."""
         self._gaps = 0
         """Steps since every slot had a trial."""
         self._endings: list[Ending] = []
@@ -247,7 +256,7 @@ class CoTrainer:
     def _launch(self) -> Launched | None:
         """Have the engine begin a step; None when no trial is left to take one."""
         if self._ahead is None:
-            self._mark = self._clock()
+            self._mark = self._moment()
         while self._seated:
             limit = self._engine.limit
             try:
@@ -275,7 +284,10 @@ class CoTrainer:
         courses = {course.slot: course for course in self._seated if course.slot is not None}
         for course in courses.values():
             course.launched += 1
-        return Launched(result, courses)
+        return Launched(result, courses, self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(self._decoder.device, self._clock)
 
     def _is_due(self, launched: Launched) -> bool:
         return any(course.is_due(course.launched) for course in launched.courses.values())
@@ -286,8 +298,8 @@ class CoTrainer:
         if launched is None:
             return
         measured = launched.result.read()
-        now = self._clock()
-        seconds, self._mark = now - self._mark, now
+        seconds = launched.done.seconds_since(self._mark)
+        self._mark = launched.done
         memory = gpu_memory(self._decoder.device)
         self._measure(launched, seconds)
         found = [(course, measured[slot]) for slot, course in launched.courses.items() if course.slot == slot]

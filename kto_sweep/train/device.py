@@ -2,6 +2,7 @@
 
 import os
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,6 +13,27 @@ from kto_sweep.train.room import Memory
 
 class LostProcessError(Exception):
     """A process that trained a trial beside this one is gone, or its device is."""
+
+
+class Moment:
+    """When a device has done all that it was told before this was made."""
+
+    def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
+        """`clock`: of the host, in seconds, for a CPU, which has done it by now."""
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(enable_timing=True)
+            self._event.record(torch.cuda.current_stream(device))
+        else:
+            self._time = clock()
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Seconds of the device's time from an earlier moment to this one, once it has come."""
+        if self._event is None or earlier._event is None:
+            return self._time - earlier._time
+        self._event.synchronize()
+        seconds: float = earlier._event.elapsed_time(self._event) / 1000
+        return seconds
 
 
 def require_gpus(visible: str) -> None:

@@ -328,10 +328,14 @@ def _lora(trial: Trial) -> LoraConfig:
 
 
 def _identity(base: LoadedBase) -> Base:
-    """What the reference values depend on, the precision that TRL computes in included."""
-    weights = str(base.model.dtype).removeprefix("torch.")
-    computed_in = "bfloat16" if base.model.device.type == "cuda" else weights
-    dtype = weights if computed_in == weights else f"{weights} computed in {computed_in}"
+    """What the reference values depend on: below float32 also on how rows are fed, padded here.
+
+    The packed trainer's bfloat16 values would move every reward before the first step.
+    """
+    dtype = str(base.model.dtype).removeprefix("torch.")
+    computed_in = "bfloat16" if base.model.device.type == "cuda" else dtype
+    if computed_in != "float32":
+        dtype += f" computed in {computed_in} by TRL"
     return Base(fingerprint_model(base.model), base.quantization, dtype, base.name)
 
 

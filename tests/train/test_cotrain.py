@@ -13,6 +13,7 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.metrics import METRICS
 from kto_sweep.train.engine import Engine
+from kto_sweep.train.measured import StepResult
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.room import SETTLING, WINDOW, Room
 
@@ -294,6 +295,28 @@ def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -
     assert first == ["2 trials at once, to see what is gained", *second]
     assert second[0].startswith("4 trials at once: 2 in place of 1 added ")
     box.crash()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_each_step_has_its_own_time(tmp_path: Path, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the host reads its numbers: before an evaluation two steps are read at once."""
+    box = Box(tmp_path, overlap=overlap)
+    tokens: list[int] = []
+    step = Engine.step
+
+    def second_long(self: Engine) -> StepResult:
+        box.clock.now += 1
+        result = step(self)
+        tokens.append(result.known[0].tokens)
+        return result
+
+    monkeypatch.setattr(Engine, "step", second_long)
+    report = box.start("a", trial(max_steps=8, eval_steps=4))
+    while not box.trainer.idle:
+        box.trainer.step()
+    told = [row["tokens_per_second"] for row in report.rows.values()]
+    assert told == pytest.approx(tokens, rel=1e-3)
+    assert len(set(tokens)) > 1
 
 
 def test_an_evaluation_that_does_not_fit_has_others_wait(tmp_path: Path) -> None:

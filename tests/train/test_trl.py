@@ -103,6 +103,20 @@ def data() -> TrainingData:
     return TrainingData("rows.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ())
 
 
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Rows whose reference values TRL's trainer computes, of each call."""
+    found: list[int] = []
+    score = OurKTOTrainer.score
+
+    def counted(self: OurKTOTrainer, rows: Any, reference: bool = False) -> Any:
+        found.append(len(rows) if reference else 0)
+        return score(self, rows, reference)
+
+    monkeypatch.setattr(OurKTOTrainer, "score", counted)
+    return found
+
+
 def make_trial(**config: Any) -> Trial:
     return Trial.from_config(
         {
@@ -266,16 +280,8 @@ def test_base_is_given_back_after_a_failure(base: LoadedBase, data: TrainingData
 
 
 def test_reference_is_computed_once_and_only_where_needed(
-    base: LoadedBase, data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LoadedBase, data: TrainingData, tmp_path: Path, computed: list[int]
 ) -> None:
-    computed: list[int] = []
-    score = OurKTOTrainer.score
-
-    def counted(self: OurKTOTrainer, rows: Any, reference: bool = False) -> Any:
-        computed.append(len(rows) if reference else 0)
-        return score(self, rows, reference)
-
-    monkeypatch.setattr(OurKTOTrainer, "score", counted)
     train(make_trial(max_steps=1, loss_type="apo_zero_unpaired"), base, data, tmp_path)
     assert sum(computed) == 4 + len(data.eval)
     train(make_trial(), base, data, tmp_path)
@@ -283,6 +289,20 @@ def test_reference_is_computed_once_and_only_where_needed(
     other = {"learning_rate": 0.1, "batch_size": 7, "seed": 3, "lora_r": 2, "beta": 1, "epochs": 2}
     train(make_trial(**other), base, data, tmp_path)
     assert sum(computed) == 29 + len(data.eval)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_packed_trainers_reference_is_taken_over_where_it_is_the_same(
+    dtype: torch.dtype, data: TrainingData, tmp_path: Path, computed: list[int]
+) -> None:
+    base, trial = make_base(dtype), make_trial(max_steps=8)
+    with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
+        packed.start(Request("run", trial, tmp_path / "packed", Notebook(), lambda: False))
+        while not packed.step():
+            pass
+    _, notebook = train(trial, base, data, tmp_path)
+    assert sum(computed) == (0 if dtype == torch.float32 else 29 + len(data.eval))
+    assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_batch_of_one(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
