@@ -17,7 +17,12 @@ PORT = pytest.StashKey[socket.socket]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the usual port taken: each server then has one of its own, and finds it free after its death."""
+    """Hide GPUs, and keep the usual port taken.
+
+    Boxes of several tests train at once, all on the CPU: `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` is for tests of
+    a GPU. And each server has a port of its own, and finds it free after its death.
+    """
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     if not hasattr(config, "workerinput"):
         with contextlib.suppress(OSError):
             config.stash[PORT] = socket.create_server(("127.0.0.1", FIRST_PORT))

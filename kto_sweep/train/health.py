@@ -276,7 +276,7 @@ _RULES = (
     _Rule("margin negative", _margin_negative, "see that the labels are the right way round"),
     _Rule("margin falling", _margin_falling, _LOWER),
     _Rule("margin flat", _margin_flat, _HIGHER),
-    _Rule("gradient norm", _gradient_large, "set max_grad_norm, or a longer warmup_ratio"),
+    _Rule("gradient norm", _gradient_large, "a longer warmup_ratio helps, and max_grad_norm above 0"),
     _Rule("loss above its start", _loss_rising, _LOWER),
     _Rule("no better than untrained", _nothing_learned, "the sweep's other trials may do better"),
 )

@@ -39,7 +39,9 @@ class Box:
     @property
     def environment(self) -> dict[str, str]:
         kept = {
-            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR") if name in os.environ
+            name: os.environ[name]
+            for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+            if name in os.environ
         }
         bin_folder = str(Path(sys.executable).parent)
         return kept | {

@@ -85,7 +85,8 @@ class Arena:
         return Home(self.folder / "home")
 
     def environment(self) -> dict[str, str]:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
+        names = ("PATH", "LANG", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+        kept = {name: os.environ[name] for name in names if name in os.environ}
         own = {"HOME": str(self.folder), "KTO_SWEEP_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
         return kept | own | self.environ
 

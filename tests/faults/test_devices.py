@@ -17,7 +17,11 @@ def gpu_arena(folder: Path, gpus: int) -> Arena:
     listed = [f'echo "{index}, GPU-{os.getpid()}-{index}"\n' for index in range(gpus)]
     (tools / "nvidia-smi").write_text("".join(["#!/bin/sh\n", *listed]))
     (tools / "nvidia-smi").chmod(0o755)
-    environ = {"PATH": f"{tools}:{os.environ['PATH']}", "TMPDIR": str(folder)}
+    environ = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "TMPDIR": str(folder),
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
+    }
     return Arena(folder, TWO_BY_TWO, environ, ("--trials-per-gpu", "2"))
 
 

@@ -73,7 +73,9 @@ class Box:
     @property
     def environment(self) -> dict[str, str]:
         kept = {
-            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR") if name in os.environ
+            name: os.environ[name]
+            for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+            if name in os.environ
         }
         return kept | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

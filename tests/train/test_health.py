@@ -204,7 +204,7 @@ def test_findings_become_notes_and_alerts_and_what_was_told_is_not_told_again() 
         watch.plan(100)
         (watch.recall if report is reports[1] else watch.metrics)(1, {"grad_norm": 1e6, "loss": 0.5})
         watch.metrics(2, {"grad_norm": 1e6, "loss": 0.5})
-    told = "the gradient norm is 1e+06; set max_grad_norm, or a longer warmup_ratio"
+    told = "the gradient norm is 1e+06; a longer warmup_ratio helps, and max_grad_norm above 0"
     assert reports[0].notes == [f"WARNING: step 1: gradient norm: {told}"]
     assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {told}")]
     assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])

@@ -34,7 +34,9 @@ class Box:
     @property
     def environment(self) -> dict[str, str]:
         kept = {
-            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR") if name in os.environ
+            name: os.environ[name]
+            for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+            if name in os.environ
         }
         own = {"HOME": str(self.folder), "KTO_SWEEP_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
         return kept | own
