@@ -25,8 +25,8 @@ import torch
 from common import ARCHITECTURES, describe_machine, matmul_ceiling, print_table, random_model, scratch_folder
 
 from kto_sweep.home import Home
-from kto_sweep.train.course import Request
 from kto_sweep.train.device import pick_device
+from kto_sweep.train.request import Request
 from kto_sweep.train.session import Session
 from kto_sweep.trial import Trial
 

@@ -20,8 +20,8 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners
 from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.course import Request
 from kto_sweep.train.models import LoadedBase
+from kto_sweep.train.request import Request
 from kto_sweep.trial import Trial
 
 ROWS = 400

@@ -19,8 +19,8 @@ PORT = pytest.StashKey[socket.socket]()
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, and keep the usual port taken.
 
-    Boxes of several tests train at once, all on the CPU: `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` is for tests of
-    a GPU. And each server has a port of its own, and finds it free after its death.
+    Boxes of several tests train at once, all on the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` is for the
+    tests of a GPU. And each server has a port of its own, and finds it free after its death.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     if not hasattr(config, "workerinput"):

@@ -18,7 +18,7 @@ import torch
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.checkpoint import fingerprint_rows
-from kto_sweep.train.course import Course, Ground, Request
+from kto_sweep.train.course import Course, Ground, ground_of
 from kto_sweep.train.device import (
     Moment,
     gpu_memory,
@@ -34,8 +34,8 @@ from kto_sweep.train.limit import Limit
 from kto_sweep.train.measured import StepResult
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pace import Pace
-from kto_sweep.train.reference import Progress
 from kto_sweep.train.referenced import References
+from kto_sweep.train.request import Request, ToldToStopError
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.room import Growth, Room
 from kto_sweep.train.support import packed_decoder
@@ -52,10 +52,6 @@ class Launched:
     result: StepResult
     courses: Mapping[int, Course]
     done: Moment
-
-
-class _ToldToStopError(Exception):
-    """A trial was told to stop before its first step."""
 
 
 class CoTrainer:
@@ -207,10 +203,10 @@ class CoTrainer:
                 self._end(course, course.finish_again())
                 return
             try:
-                self._references.fill(course.trial, _progress(course.request), course.report.note)
+                self._references.fill(course.trial, course.request.reference_progress, course.report.note)
                 slot = self._free_slot()
                 self._engine.join(slot, course.trial, course.state)
-            except _ToldToStopError:
+            except ToldToStopError:
                 self._end(course, course.stop(self._engine))
                 return
             except torch.OutOfMemoryError:
@@ -417,20 +413,3 @@ class CoTrainer:
     def _say(self, text: str) -> None:
         for course in self._seated:
             course.report.note(f"step {course.launched + 1}: {text}; the numbers stay the same")
-
-
-def ground_of(trial: Trial) -> tuple[object, ...]:
-    """What trials that are trained together have in common."""
-    model = (trial.base_model, trial.effective_quantization)
-    return (*model, trial.dataset, trial.max_length, trial.eval_fraction)
-
-
-def _progress(request: Request) -> Progress:
-    """Reports how far the reference pass is. It raises _ToldToStopError when the trial need not go on."""
-
-    def tell(done: int, total: int) -> None:
-        request.report.preparing("reference log-probs", done, total)
-        if request.should_stop():
-            raise _ToldToStopError
-
-    return tell

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -36,7 +35,8 @@ from kto_sweep.train.lineage import Lineage, earlier_fingerprints
 from kto_sweep.train.logbook import Logbook
 from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.result import Report, TrainResult
+from kto_sweep.train.request import Request
+from kto_sweep.train.result import TrainResult
 from kto_sweep.train.slot import ReferencedRows, SlotState
 from kto_sweep.train.watch import Watch
 from kto_sweep.train.writer import Writer
@@ -44,20 +44,6 @@ from kto_sweep.trial import Trial
 
 DIGITS = 16
 """Of a fingerprint in a run's summary."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A trial to train."""
-
-    run_id: str
-    trial: Trial
-    folder: Path
-    """Where its files go; if they hold the trial's checkpoint, it goes on from there."""
-    report: Report
-    should_stop: Callable[[], bool] = lambda: False
-    logged: int | None = None
-    """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +60,12 @@ class Ground:
         """What tells the trials of one sweep that were trained on something else from the others."""
         dtype = str(self.base.dtype).removeprefix("torch.")
         return {DATA: self.rows_hash[:DIGITS], MODEL: f"{dtype}:{self.model_hash[:DIGITS]}"}
+
+
+def ground_of(trial: Trial) -> tuple[object, ...]:
+    """What trials that are trained together have in common."""
+    model = (trial.base_model, trial.effective_quantization)
+    return (*model, trial.dataset, trial.max_length, trial.eval_fraction)
 
 
 class Seats(Protocol):

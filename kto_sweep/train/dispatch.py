@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.protocol import Done, MakeRoom, Start
-from kto_sweep.train.cotrain import CoTrainer, ground_of
-from kto_sweep.train.course import Request
+from kto_sweep.train.cotrain import CoTrainer
+from kto_sweep.train.course import ground_of
 from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
 from kto_sweep.train.line import Line
 from kto_sweep.train.mailbox import Mailbox, MailReport, failure
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.room import Growth, Room
 from kto_sweep.train.session import Session

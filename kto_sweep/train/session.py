@@ -15,10 +15,10 @@ from kto_sweep.data.formats import LoadedData, load_examples
 from kto_sweep.data.tokenise import TokenisedData, tokenise
 from kto_sweep.home import Home
 from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.course import Request
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.pace import Pace
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError

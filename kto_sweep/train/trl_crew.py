@@ -19,8 +19,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.protocol import Failed
-from kto_sweep.train.course import Request
 from kto_sweep.train.device import LostProcessError
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.trl_rank import Ended, Task, run_rank
 from kto_sweep.trial import Trial

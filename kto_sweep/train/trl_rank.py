@@ -107,8 +107,8 @@ def _train(rank: int, task: Task, connection: Connection) -> TrainResult:
     }
     import torch
 
-    from kto_sweep.train.course import Request
     from kto_sweep.train.models import TINY
+    from kto_sweep.train.request import Request
     from kto_sweep.train.session import Session
     from kto_sweep.train.tiny import tiny_model
     from kto_sweep.train.trl_ranks import Ranks

@@ -29,7 +29,7 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.train.adapter_files import replaced
 from kto_sweep.train.checkpoint import Checkpoint, Identity, fingerprint_rows, load_checkpoint
-from kto_sweep.train.course import Course, Ground, Request, Seats
+from kto_sweep.train.course import Course, Ground, Seats
 from kto_sweep.train.device import gpu_memory
 from kto_sweep.train.engine import LogRatios
 from kto_sweep.train.fingerprint import fingerprint_model
@@ -39,6 +39,7 @@ from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.pack import PairedRow, pair_rows
 from kto_sweep.train.reference import Base, Scores, reference_scores
 from kto_sweep.train.referenced import trained_rows
+from kto_sweep.train.request import Request, ToldToStopError
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.schedule import lr_factor, warmup_steps
 from kto_sweep.train.slot import ReferencedRows, SlotState, adapter_spec
@@ -89,10 +90,6 @@ def train_trl(
             raise
         finally:
             course.close()
-
-
-class _ToldToStopError(Exception):
-    """The trial was told to stop before its first step."""
 
 
 class _TrlCourse(Course):
@@ -205,7 +202,7 @@ class _Work:
             trainer.go_on(done, course.state.tensors)
         try:
             self._refer(trainer, reference_dir)
-        except _ToldToStopError:
+        except ToldToStopError:
             trainer.lead("release", False)
             return course.stop(seat).result()
         trainer.lead("release", True)
@@ -238,13 +235,8 @@ class _Work:
         return found
 
     def _refer(self, trainer: OurKTOTrainer, folder: Path) -> None:
-        """Have the reference values, from the cache or computed into it. Raises _ToldToStopError."""
-        report, should_stop = self._request.report, self._request.should_stop
-
-        def progress(done: int, total: int) -> None:
-            report.preparing("reference log-probs", done, total)
-            if should_stop():
-                raise _ToldToStopError
+        """Have the reference values, from the cache or computed into it. Raises ToldToStopError."""
+        request = self._request
 
         def compute(rows: Sequence[PairedRow]) -> Scores:
             scores: Scores = trainer.lead("score", rows, True)
@@ -252,7 +244,9 @@ class _Work:
 
         used = trained_rows(self.trial, len(self.train.rows))
         wanted = [self.train.rows[at] for at in used] + list(self.held_out.rows)
-        scores = reference_scores(self._identity, wanted, folder, compute, progress, report.note)
+        scores = reference_scores(
+            self._identity, wanted, folder, compute, request.reference_progress, request.report.note
+        )
         self.train.reference[used] = scores[: len(used)]
         self.held_out.reference[:] = scores[len(used) :]
         trainer.lead("set_reference", self.train.reference)

@@ -13,8 +13,8 @@ from packed_cases import tiny_model, token_rows
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import partners
 from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.course import Request
 from kto_sweep.train.models import LoadedBase
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.trial import Trial
 

@@ -19,10 +19,10 @@ from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.presets import Quantization
 from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.course import Request
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.pack import PairedRow, pair_rows
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.tiny import Recipe, make_tokenizer
 from kto_sweep.train.trl_kto import OurKTOTrainer

@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
-from kto_sweep.train.course import Request
 from kto_sweep.train.device import LostProcessError
+from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.session import Session
 from kto_sweep.train.tiny import tiny_model

@@ -13,8 +13,8 @@ from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.home import Home
-from kto_sweep.train.course import Request
 from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.request import Request
 from kto_sweep.train.trl_trainer import train_trl
 from kto_sweep.trial import Trial
 
