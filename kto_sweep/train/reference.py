@@ -44,7 +44,7 @@ class Base:
     quantization: str
     """none, 4bit or 8bit."""
     dtype: str
-    """What it computes in: bfloat16, float32."""
+    """What it computes in: bfloat16, float32; and by whom, if that makes a difference."""
     name: str = ""
     """What people call it: the values do not depend on it."""
 

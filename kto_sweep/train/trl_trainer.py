@@ -326,10 +326,10 @@ def _identity(base: LoadedBase) -> Base:
 
     The packed trainer's bfloat16 values would move every reward before the first step.
     """
-    dtype = str(base.model.dtype).removeprefix("torch.")
-    computed_in = "bfloat16" if base.model.device.type == "cuda" else dtype
-    if computed_in != "float32":
-        dtype += f" computed in {computed_in} by TRL"
+    weights = str(base.model.dtype).removeprefix("torch.")
+    dtype = "bfloat16" if base.model.device.type == "cuda" else weights
+    if dtype != "float32":
+        dtype += " by TRL" if weights == dtype else f" by TRL, weights in {weights}"
     return Base(fingerprint_model(base.model), base.quantization, dtype, base.name)
 
 
