@@ -191,7 +191,7 @@ def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
 
 
 def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tally, *, offline: bool) -> int:
-    folder = home.runs / job.run_id
+    folder = (home.runs / job.run_id).resolve()  # that of --output-dir, if one was named
     if (folder / "lineage.json").exists():
         write_card(folder)
     if tally.unsent or tally.cut_off:

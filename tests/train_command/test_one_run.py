@@ -31,7 +31,9 @@ def test_one_run_has_its_table_files_and_a_run_without_a_sweep(box, trained):
     assert "6/6" in trained
     assert "360 rows, 176 desirable" in trained
     (folder,) = box.folders()
-    assert folder.resolve() == (box.folder / "out").resolve()
+    out = (box.folder / "out").resolve()
+    assert folder.resolve() == out
+    assert f"Trained weights, log, lineage and model card: {out}\n" in trained
     assert len(rows(folder)) == 6
     assert json.loads((folder / "lineage.json").read_text())["result"]["end"] == "finished"
     name, state, batch, alone, samples = box.python(
