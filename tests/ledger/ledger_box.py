@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kept_environment import kept_environment
+
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server
 
@@ -72,12 +74,7 @@ class Box:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {
-            name: os.environ[name]
-            for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
-            if name in os.environ
-        }
-        return kept | {
+        return kept_environment() | {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(self.folder),
             "KTO_SWEEP_HOME": str(self.home.root),

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from cotrain_cases import Recorder
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl_cases import Notebook, make_base, make_data, make_trial, train
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.split import all_batches, partners, split_by_prompt
+from kto_sweep.data.split import all_batches
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.presets import Quantization
@@ -23,13 +21,9 @@ from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.train.pack import PairedRow, pair_rows
 from kto_sweep.train.request import Request
-from kto_sweep.train.result import TrainResult
-from kto_sweep.train.tiny import Recipe, make_tokenizer
 from kto_sweep.train.trl_kto import OurKTOTrainer
 from kto_sweep.train.trl_trainer import train_trl
-from kto_sweep.trial import Trial
 
-CHECKPOINT = "checkpoint/last.safetensors"
 STEP_METRICS = {
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "kl_raw"),
     *("logps/chosen", "logps/rejected", "grad_norm", "learning_rate", "epoch", "tokens_per_second"),
@@ -41,48 +35,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class Notebook(Recorder):
-    """A Report that keeps what it is told."""
-
-    @property
-    def steps(self) -> list[dict[str, float]]:
-        """What training measured, step by step."""
-        return [
-            {name: value for name, value in row.items() if not name.startswith("eval/")}
-            for row in self.rows.values()
-        ]
-
-    @property
-    def evaluations(self) -> dict[int, dict[str, float]]:
-        """What evaluations measured, by step."""
-        found = {
-            step: {name: value for name, value in row.items() if name.startswith("eval/")}
-            for step, row in self.rows.items()
-        }
-        return {step: row for step, row in found.items() if row}
-
-
-def make_base(dtype: torch.dtype = torch.float32, device: str = "cpu", **config: Any) -> LoadedBase:
-    tokenizer = make_tokenizer(Recipe(vocabulary=300, tokenizer_texts=20))
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            initializer_range=0.2,
-            **{"hidden_size": 32, **config},
-        )
-    )
-    model.requires_grad_(False).train(False).to(device, dtype)
-    return LoadedBase("random", model, tokenizer, dtype, "none")
-
-
 @pytest.fixture(scope="module")
 def base() -> LoadedBase:
     return make_base()
@@ -90,17 +42,7 @@ def base() -> LoadedBase:
 
 @pytest.fixture(scope="module")
 def data() -> TrainingData:
-    """29 rows to train on, the last batch of 4 has one; desirable completions are of small numbers."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for at in range(40):
-        label, group = at % 3 > 0, at // 2
-        prompt = [10 + group, *np.random.default_rng(group).integers(10, 290, group % 7).tolist()]
-        low, high = (10, 20) if label else (280, 290)
-        rows.append(TokenRow(prompt, rng.integers(low, high, rng.integers(2, 9)).tolist(), label, group))
-    _, held_out = split_by_prompt(rows, 0.2, seed=0)
-    train = [row for row in rows if row not in held_out][:29]
-    return TrainingData("rows.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ())
+    return make_data()
 
 
 @pytest.fixture
@@ -115,38 +57,6 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(OurKTOTrainer, "score", counted)
     return found
-
-
-def make_trial(**config: Any) -> Trial:
-    return Trial.from_config(
-        {
-            "model": "random",
-            "dataset": "rows.jsonl",
-            "batch_size": 4,
-            "max_length": 16,
-            "learning_rate": 0.01,
-            "warmup_ratio": 0.0,
-            "lora_r": 4,
-            **config,
-        }
-    )
-
-
-def train(
-    trial: Trial,
-    base: LoadedBase,
-    data: TrainingData,
-    folder: Path,
-    stop_after: int | None = None,
-    logged: int | None = None,
-) -> tuple[TrainResult, Notebook]:
-    notebook = Notebook()
-
-    def should_stop() -> bool:
-        return stop_after is not None and max(notebook.rows, default=0) >= stop_after
-
-    request = Request("run", trial, folder / "out", notebook, should_stop, logged)
-    return train_trl(request, base, data, reference_dir=folder / "reference"), notebook
 
 
 def parameter_names(base: LoadedBase) -> set[str]:
@@ -415,75 +325,3 @@ def test_full_finetuning_of_half_precision_weights_moves_them(data: TrainingData
     assert notebook.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert abs(notebook.evaluations[8]["eval/margins"]) > 1e-5
     assert base.model.dtype == torch.float32
-
-
-@pytest.mark.parametrize("full_finetune", [False, True])
-def test_a_trial_that_was_stopped_goes_on_as_if_it_had_not_been(
-    data: TrainingData, tmp_path: Path, full_finetune: bool
-) -> None:
-    more = {"learning_rate": 0.003} if full_finetune else {"lora_dropout": 0.2, "learning_rate": 0.05}
-    trial = make_trial(max_steps=12, eval_steps=4, full_finetune=full_finetune, **more)
-    whole = train(trial, make_base(), data, tmp_path / "whole")[1]
-    begun, first = train(trial, make_base(), data, tmp_path / "parts", stop_after=5)
-    assert (begun.steps, begun.stopped) == (5, True)
-    assert (tmp_path / "parts" / "out" / CHECKPOINT).is_file()
-    ended, second = train(trial, make_base(), data, tmp_path / "parts")
-    assert second.planned == [(12, 5)]
-    assert {**first.values, **second.values} == whole.values
-    assert ended.summary["trial/examples"] == 12 * 4 - 3  # one batch has one row
-    product = "model/model" if full_finetune else "adapter/adapter_model"
-    parts, expected = (
-        (tmp_path / which / "out" / f"{product}.safetensors").read_bytes() for which in ("parts", "whole")
-    )
-    assert parts == expected
-    _, again = train(trial, make_base(), data, tmp_path / "parts", logged=11)
-    assert again.values == {12: whole.values[12]}
-
-
-def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: Path) -> None:
-    trial = make_trial(max_steps=10, eval_steps=4)
-
-    class Crashing(Notebook):
-        def metrics(self, step: int, values: Mapping[str, float]) -> None:
-            super().metrics(step, values)
-            if step == 7:
-                raise KeyboardInterrupt
-
-    crashed = Crashing()
-    with pytest.raises(KeyboardInterrupt):
-        train_trl(Request("run", trial, tmp_path / "out", crashed), make_base(), data, reference_dir=tmp_path)
-    _, after = train(trial, make_base(), data, tmp_path, logged=7)
-    assert "going on after step 4" in after.notes  # there is a checkpoint after each evaluation
-    assert list(crashed.rows) == [1, 2, 3, 4, 5, 6, 7]
-    assert list(after.rows) == [8, 9, 10]
-    assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [
-        "last.safetensors",
-        "rows.jsonl",
-    ]
-
-
-def test_the_best_adapters_are_kept(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
-    trial = make_trial(max_steps=6, eval_steps=1, learning_rate=0.3, lr_scheduler="constant")
-    _, notebook = train(trial, base, data, tmp_path)
-    losses = {step: row["eval/common_loss"] for step, row in notebook.evaluations.items()}
-    best = min(losses, key=lambda step: losses[step])
-    assert best < 6
-    kept = safetensors.torch.load_file(tmp_path / "out" / "best" / "adapter_model.safetensors")
-    train(trial, base, data, tmp_path / "cut", stop_after=best)
-    expected = safetensors.torch.load_file(tmp_path / "cut" / "out" / "adapter" / "adapter_model.safetensors")
-    assert kept.keys() == expected.keys()
-    assert all(torch.equal(kept[name], expected[name]) for name in kept)
-
-
-def test_what_the_packed_trainer_has_put_away_is_not_used(
-    base: LoadedBase, data: TrainingData, tmp_path: Path
-) -> None:
-    trial = make_trial(max_steps=6)
-    with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
-        notebook = Notebook()
-        packed.start(Request("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
-        while not packed.step():
-            pass
-    _, after = train(trial, base, data, tmp_path)
-    assert any("trainer None (now trl)" in note for note in after.notes)
-    assert list(after.rows) == [1, 2, 3, 4, 5, 6]

@@ -1,13 +1,14 @@
 """A box of its own, with its home and embedded server; commands run as a user's do."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from kept_environment import kept_environment
 
 from kto_sweep.home import Home
 from kto_sweep.server.launch import ensure_server
@@ -33,13 +34,8 @@ class Box:
 
     @property
     def environment(self) -> dict[str, str]:
-        kept = {
-            name: os.environ[name]
-            for name in ("PATH", "PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
-            if name in os.environ
-        }
         own = {"HOME": str(self.folder), "KTO_SWEEP_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
-        return kept | own
+        return kept_environment() | own
 
     def command(self, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
