@@ -6,7 +6,7 @@
 `kto-sweep agent` does the same and more: it loads the model once, and survives what a trial does.
 """
 
-from kto_sweep.agent.stock import main
+from kto_sweep.agent.wandb_agent import main
 
 if __name__ == "__main__":
     main()

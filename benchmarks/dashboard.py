@@ -21,7 +21,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import lines, projects, runs, sweeps
 from kto_sweep.server.store.database import Database

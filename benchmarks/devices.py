@@ -28,6 +28,7 @@ from kto_sweep.home import Home
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.request import Request
 from kto_sweep.train.session import Session
+from kto_sweep.train.trl_crew import train_in_ranks
 from kto_sweep.trial import Trial
 
 
@@ -65,12 +66,15 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         max_length=options.max_length, max_steps=options.steps, learning_rate=1e-5, eval_fraction=0.02,
         eval_steps=options.steps, full_finetune=options.kind == "full",
     )  # fmt: skip
-    session = Session(Home(options.scratch), pick_device(), int(options.devices))
+    home, devices = Home(options.scratch), int(options.devices)
+    session = Session(home, pick_device())
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         request = Request("run", trial, Path(folder), told, lambda: False, None)
         began = time.monotonic()
         if options.kind == "packed":
             session.train(trial, Path(folder), told, lambda: False)
+        elif devices > 1:
+            train_in_ranks(request, home, devices)
         else:
             session.train_with_trl(request)
     gaps = [after - before for before, after in itertools.pairwise(told.at)]

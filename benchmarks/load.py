@@ -29,11 +29,11 @@ import httpx
 import yaml
 
 from kto_sweep.home import Home
+from kto_sweep.local_server.start import ServerAddress, ensure_server, stop_server
 from kto_sweep.search import grid
 from kto_sweep.search.space import Space
 from kto_sweep.server import file_stream, run_writes, sweep_writes
 from kto_sweep.server.backend import Backend, Uptime
-from kto_sweep.server.launch import ServerAddress, ensure_server, stop_server
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import Database

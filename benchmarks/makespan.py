@@ -56,7 +56,7 @@ from common import (
 from makespan_report import MODES, plot, same_setting, table
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import stop_server
+from kto_sweep.local_server.start import stop_server
 
 CAP_PROBE = """
 import sys, torch

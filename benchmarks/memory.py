@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kto_sweep.plan.architecture import Architecture
+from kto_sweep.models.architecture import Architecture
 from kto_sweep.plan.memory import GIB, Load, peak, scoring_peak
 from kto_sweep.plan.seconds import adapters
 from kto_sweep.trial import Trial
@@ -249,8 +249,8 @@ def main() -> None:
     from kto_sweep.data.formats import load_examples
     from kto_sweep.data.split import partners
     from kto_sweep.data.tokenise import tokenise
+    from kto_sweep.models.tokenizer import load_tokenizer
     from kto_sweep.train.pack import pair_rows
-    from kto_sweep.train.tokenizer import load_tokenizer
 
     tokens = tokenise(load_examples(options.data).examples, load_tokenizer(options.tokenizer), MAX_LENGTH)
     rows = pair_rows(tokens.rows, partners(tokens.rows, 0), MAX_LENGTH)

@@ -6,13 +6,13 @@ from pathlib import Path
 import click
 
 from kto_sweep.cli import COMMANDS, cli
-from kto_sweep.environment import VARIABLES
+from kto_sweep.env_vars import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
-from kto_sweep.presets import PRESETS
-from kto_sweep.spec.block import BLOCK, KEYS
+from kto_sweep.models.presets import PRESETS
+from kto_sweep.sweep_file.block import BLOCK, KEYS
+from kto_sweep.text import show
 from kto_sweep.trial import PARAMETERS
-from kto_sweep.wording import show
 
 PAGE = Path(__file__).with_name("reference.md")
 WIDTH = 100

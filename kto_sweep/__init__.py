@@ -1,20 +1,20 @@
 """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
 
 sweeps/lr_grid.yaml
-     | spec/: read and check, all problems at once; plan/: memory, time and disk of each trial
+     | sweep_file/: read and check, all problems at once     plan/, models/: memory, time and disk of a trial
      v
-a registered sweep            (sweep/: on W&B, or on server/: embedded, W&B-compatible)
+a registered sweep            sweep/: on W&B, or on server/: embedded, W&B-compatible (local_server/ starts it)
      | search/: the next trial of the space
      v
 agent/   one supervisor per box: the W&B runs of the trials; no torch
-     | trial configuration  ^ metrics
+     | trial configuration  ^ metrics                        protocol: what the two say to each other
      v                      |
 train/   one worker per device: data/ -> KTO step -> evaluation -> adapters; no wandb
      |
      v
-compare/ which trial won, read through wandb.Api from either server
+compare/ ranking and verdict, pure, of a sweep read by wandb_client/ from either server; report/ draws it
 
-single/  one run without a sweep: the same agent and trainer. cli/  one file per command.
+train_command/  one trial without a sweep: the same agent and trainer.      cli/  one file per command.
 """
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from typing import Any
 
 from kto_sweep.errors import UsageError
 from kto_sweep.metrics import METRICS, NOT_LOGGED
-from kto_sweep.wording import nearest, number_from_text
+from kto_sweep.text import nearest, number_from_text
 
 PARAMETER = "_alerts"
 """The parameter of a registered sweep that holds its file's rules, as one text with `;` between them.

@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kto_sweep.errors import UsageError
-from kto_sweep.plan.cells import FREE
-from kto_sweep.trial import leaves, parameter_name
+from kto_sweep.plan.cells import cost_key
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "min": 60.0, "s": 1.0}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", re.ASCII)
@@ -20,10 +19,6 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", re.ASCII)
 CLOSING_SECONDS = 10.0
 CLOSING_SHARE = 0.05
 """Trials are put away this long before the end, or this share of the whole time where that is less."""
-
-LENGTHS = frozenset({"epochs", "max_steps"})
-"""Parameters that only say how many steps a trial has; its time grows in proportion."""
-_TIMELESS = FREE | LENGTHS
 
 
 def read_span(text: str) -> float:
@@ -129,7 +124,7 @@ class Forecast:
     def learn(self, config: Mapping[str, Any], steps: int, seconds: float | None) -> None:
         """Take note of a trial that has run to its end."""
         if steps > 0 and seconds is not None:
-            self._paces.setdefault(kind(config), []).append(seconds / steps)
+            self._paces.setdefault(cost_key(config), []).append(seconds / steps)
 
     def seconds(self, config: Mapping[str, Any], done_steps: int = 0, together: int = 1) -> float | None:
         """How long a trial takes from step `done_steps` to its end.
@@ -139,18 +134,9 @@ class Forecast:
         """
         steps, planned = self.plan(config, done_steps, together)
         left = max(0, steps - done_steps)
-        paces = self._paces.get(kind(config))
+        paces = self._paces.get(cost_key(config))
         if paces is not None:
             return left * statistics.median(paces)
         if planned is not None or not self._paces:
             return planned
         return left * max(map(statistics.median, self._paces.values()))
-
-
-def kind(config: Mapping[str, Any]) -> object:
-    """What trials have in common whose steps take the same time."""
-    return frozenset(
-        (".".join(path), repr(value))
-        for path, value in leaves(config)
-        if parameter_name(path) not in _TIMELESS
-    )

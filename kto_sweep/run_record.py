@@ -1,14 +1,15 @@
 """What a trial's folder says of its W&B run: where it belongs, whether it has ended, who works on it."""
 
-import contextlib
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kto_sweep.records import read_record_of, write_record
+from kto_sweep.home import Home
+from kto_sweep.json_file import read_record_of, write_record
 
 _FILE = "run.json"
 
@@ -71,9 +72,38 @@ def unclaimed(folder: Path) -> Iterator[bool]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         free = False
-        with contextlib.suppress(BlockingIOError):
+        with suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = True
         yield free
     finally:
         os.close(descriptor)
+
+
+def home_id(home: Home) -> str:
+    """A name that only this home has: what tells its runs from those that another box has taken over."""
+    path = home.root / "home-id"
+    known = _read_id(path)
+    if not known:
+        path.unlink(missing_ok=True)  # it is damaged; the runs know it
+        home.root.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(f"home-id.{os.getpid()}")
+        scratch.write_text(_id_of_runs(home) or secrets.token_hex(8))
+        with suppress(FileExistsError):
+            os.link(scratch, path)
+        scratch.unlink()
+        known = _read_id(path)
+    return known
+
+
+def _read_id(path: Path) -> str:
+    try:
+        found = path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+    return found if len(found) == 16 and found.isalnum() else ""
+
+
+def _id_of_runs(home: Home) -> str:
+    records = (read_record(folder) for folder in home.runs.glob("*"))
+    return next((record.home for record in records if record is not None and record.home), "")

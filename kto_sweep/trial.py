@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from kto_sweep.errors import Problem, TrialConfigError
-from kto_sweep.presets import PRESETS, Quantization
-from kto_sweep.rules import Choice, Flag, Kind, ParameterRule, Real, Targets, Text, WholeNumber
-from kto_sweep.wording import nearest
+from kto_sweep.models.presets import PRESETS, Quantization
+from kto_sweep.parameter_types import Choice, Flag, Kind, ParameterRule, Real, Targets, Text, WholeNumber
+from kto_sweep.text import nearest
 
 Path = tuple[str, ...]
 
@@ -264,3 +264,13 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
             Problem("full_finetune", f"true with quantization {quantised[0]}", why, "quantization: none")
         )
     return problems
+
+
+def lookup(config: Mapping[str, Any], dotted: str) -> Any:
+    """The value of a nested parameter; None when it is not there."""
+    value: Any = config
+    for part in dotted.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return None
+        value = value[part]
+    return value

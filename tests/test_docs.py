@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.cli import COMMANDS
-from kto_sweep.environment import VARIABLES
+from kto_sweep.env_vars import VARIABLES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -1,76 +1,167 @@
-"""The dependency direction: what each part may import."""
+"""The dependency direction: who may import whom, directly or through others."""
 
 import ast
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-import pytest
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    ("errors", "text", "metrics", "protocol", "auc", "home", "http", "json_file", "env_vars"),
+    ("models", "disk", "rates", "run_log", "shipped_files", "model_card"),
+    ("alerts", "parameter_types", "run_record"),
+    ("trial",),
+    ("search", "fingerprints", "data"),
+    ("sweep_file",),
+    ("plan",),
+    ("budget", "sweep.ref", "sweep.view", "sweep.grid_status", "sweep.gpu_hours"),
+    ("compare", "local_server"),
+    ("wandb_client",),
+    ("sweep",),
+    ("server", "train"),
+    ("agent",),
+    ("report", "train_command"),
+    ("cli",),
+    ("__main__",),
+)
+"""From the bottom up; a module belongs to the longest name that it begins with.
 
-PACKAGE = Path(__file__).parents[1] / "kto_sweep"
-MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+It may import from lower layers, from its own part, and, where its layer's parts are single modules, from the
+others of its layer. `models` is below `trial`: a trial names its base model by a preset.
+"""
+TORCH = ("torch", "trl", "peft", "accelerate", "bitsandbytes", "triton")
+OUT_OF_REACH = {
+    "kto_sweep.server": (*TORCH, "wandb", "kto_sweep.train", "kto_sweep.agent"),
+    "kto_sweep.compare": (*TORCH, "wandb", "kto_sweep.train", "kto_sweep.agent", "kto_sweep.server"),
+    "kto_sweep.plan": (*TORCH, "wandb", "kto_sweep.train"),
+    "kto_sweep.train": ("wandb", "kto_sweep.server", "kto_sweep.agent", "kto_sweep.wandb_client"),
+    "kto_sweep.agent": (*TORCH, "kto_sweep.train"),
+}
+"""What a package must not reach through anybody, not even when a function is called."""
+BOTH_SIDES = {"kto_sweep.agent.wandb_agent"}
+"""Under wandb's own agents one process both logs and trains."""
+WANDB = ("kto_sweep.wandb_client", "kto_sweep.agent", "kto_sweep.sweep.push")
+"""Parts that may import wandb."""
+
+Graph = dict[str, set[str]]
 
 
-def imports(module: Path) -> set[str]:
-    """Every module that `module` names in an import, at the top or inside a function; type checking aside."""
-    tree = ast.parse((PACKAGE / module).read_text())
-    only_types = {
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "kto_sweep").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every name that a file imports: at the top, inside a function, or for types alone."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def graph() -> Graph:
+    """Of each module the modules of the project, and the top names of packages, that it imports."""
+    known = modules()
+    found: Graph = {}
+    for name, path in known.items():
+        found[name] = set()
+        for imported in imports(path):
+            if imported.startswith("kto_sweep"):
+                target = imported if imported in known else imported.rpartition(".")[0]
+                if target not in ("kto_sweep", name):
+                    found[name].add(target)
+            else:
+                found[name].add(imported.partition(".")[0])
+    return found
+
+
+def is_in(name: str, parts: Collection[str]) -> bool:
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
+
+
+def layer_of(module: str) -> tuple[int, str]:
+    """The layer's number and the part of it that the module belongs to."""
+    inside = module.removeprefix("kto_sweep.")
+    fitting = [
+        (len(part), number, part)
+        for number, parts in enumerate(LAYERS)
+        for part in parts
+        if is_in(inside, [part])
+    ]
+    assert fitting, f"{module} is in no layer"
+    _, number, part = max(fitting)
+    return number, part
+
+
+def test_modules_import_from_lower_layers_alone() -> None:
+    packages = {path.parent.name for path in (ROOT / "kto_sweep").glob("*/__init__.py")}
+    offenders = []
+    for module, imported in graph().items():
+        if module == "kto_sweep":
+            continue
+        number, part = layer_of(module)
+        for other in sorted(name for name in imported if name.startswith("kto_sweep.")):
+            theirs, other_part = layer_of(other)
+            same_layer = theirs == number and part not in packages and other_part not in packages
+            if theirs >= number and part != other_part and not same_layer:
+                offenders.append(f"{module} -> {other}")
+    assert not offenders, "\n".join(offenders)
+
+
+def test_there_is_no_circle() -> None:
+    links = {
+        name: {other for other in found if other.startswith("kto_sweep.")} for name, found in graph().items()
+    }
+    left = dict(links)
+    while free := {name for name, found in left.items() if not found & left.keys()}:
+        left = {name: found for name, found in left.items() if name not in free}
+    circles = {name: found & left.keys() for name, found in left.items()}
+    assert not circles, "\n".join(f"{name} -> {', '.join(sorted(found))}" for name, found in circles.items())
+
+
+def test_nothing_is_reached_that_is_out_of_reach() -> None:
+    links = graph()
+    offenders = []
+    for package, forbidden in OUT_OF_REACH.items():
+        for start in (name for name in links if is_in(name, [package]) and name not in BOTH_SIDES):
+            ways = {start: start}
+            queue = [start]
+            while queue:
+                here = queue.pop()
+                for other in links.get(here, set()) - ways.keys():
+                    ways[other] = f"{ways[here]} -> {other}"
+                    queue.append(other)
+            offenders += [way for name, way in ways.items() if is_in(name, forbidden)]
+    assert not offenders, "\n".join(sorted(offenders))
+
+
+def test_torch_and_wandb_are_known_to_few() -> None:
+    offenders = []
+    for module, imported in graph().items():
+        if imported & set(TORCH) and not is_in(module, ["kto_sweep.train"]):
+            offenders.append(f"{module} -> torch")
+        if "wandb" in imported and not is_in(module, WANDB) and not only_for_types(module, "wandb"):
+            offenders.append(f"{module} -> wandb")
+    assert not offenders, "\n".join(offenders)
+
+
+def only_for_types(module: str, package: str) -> bool:
+    """Whether every import of the package stands below `if TYPE_CHECKING`."""
+    tree = ast.parse(modules()[module].read_text())
+    typed = {
         node
         for branch in ast.walk(tree)
         if isinstance(branch, ast.If) and ast.unparse(branch.test) == "TYPE_CHECKING"
         for node in ast.walk(branch)
     }
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if node in only_types:
-            continue
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return names
-
-
-def uses(module: Path, *packages: str) -> set[str]:
-    return {name for name in imports(module) for package in packages if f"{name}.".startswith(f"{package}.")}
-
-
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_wandb_is_known_to_few(module):
-    if str(module) in {
-        "agent/link.py",
-        "agent/runs.py",
-        "agent/stock.py",
-        "sweep/push.py",
-        "sweep/remote.py",
-        "sweep/target.py",
-    }:
-        return
-    assert not uses(module, "wandb")
-
-
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_torch_is_known_to_training_alone(module):
-    if module.parts[0] == "train":
-        return
-    assert not uses(module, "torch", "trl", "peft", "accelerate")
-
-
-@pytest.mark.parametrize("module", MODULES, ids=str)
-def test_nothing_imports_the_command_line(module):
-    if module.parts[0] in {"cli", "__main__.py"}:
-        return
-    assert not uses(module, "kto_sweep.cli")
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in {"server", "search"}], ids=str)
-def test_the_server_knows_no_trainer_and_no_agent(module):
-    assert not uses(module, "kto_sweep.train", "kto_sweep.data", "kto_sweep.agent", "kto_sweep.trial")
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m.parts[0] in {"train", "data"}], ids=str)
-def test_training_knows_no_server_and_no_agent(module):
-    assert not uses(
-        module, "kto_sweep.server", "kto_sweep.search", "kto_sweep.agent", "kto_sweep.sweep.remote"
+    return not any(
+        alias.name.partition(".")[0] == package
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and node not in typed
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
     )
 
 

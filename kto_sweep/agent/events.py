@@ -8,12 +8,12 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kto_sweep.agent.link import Command
 from kto_sweep.agent.runs import TrialRun
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Message
+from kto_sweep.wandb_client.private_api import Command
 
 
 @dataclass(frozen=True)

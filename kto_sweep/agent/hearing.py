@@ -9,12 +9,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from kto_sweep.agent.presence import home_id
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_log import last_step
-from kto_sweep.run_record import read_record
-from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.run_record import home_id, read_record
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 LOOKS = 3
 """Times that the sweep is read while something is missing, or while its server does not answer."""

@@ -4,8 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from kto_sweep.agent.link import Command
 from kto_sweep.errors import ServerError
+from kto_sweep.wandb_client.private_api import Command
 
 BEAT_SECONDS = 5.0
 """wandb's own interval."""

@@ -5,8 +5,8 @@ import time
 import urllib.error
 from collections.abc import Callable
 
-from kto_sweep.calls import NO_ANSWER, opener
 from kto_sweep.errors import KtoSweepError
+from kto_sweep.http import NO_ANSWER, opener
 
 ROUND_SECONDS = 10.0
 

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Events, Lost, Told
-from kto_sweep.agent.link import Command
 from kto_sweep.agent.slots import Slot
 from kto_sweep.agent.stations import Stations
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.wandb_client.private_api import Command
 
 if TYPE_CHECKING:
     import wandb

@@ -6,13 +6,13 @@ from typing import Any
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Opened
 from kto_sweep.agent.floor import Floor
-from kto_sweep.agent.link import Command
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.stations import Stations
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
 from kto_sweep.protocol import MakeRoom
+from kto_sweep.wandb_client.private_api import Command
 
 
 class Places:

@@ -10,14 +10,13 @@ import os
 import secrets
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.records import write_whole
+from kto_sweep.json_file import write_whole
 from kto_sweep.run_record import RunRecord, read_record, unclaimed
 from kto_sweep.sweep.ref import SweepRef
 
@@ -159,35 +158,6 @@ def take_over(orphan: Orphan, token: str) -> bool:
                 return True
         time.sleep(0.2)
     raise ClaimedError("a worker of a dead agent has it still")
-
-
-def home_id(home: Home) -> str:
-    """A name that only this home has: what tells its runs from those that another box has taken over."""
-    path = home.root / "home-id"
-    known = _read_id(path)
-    if not known:
-        path.unlink(missing_ok=True)  # it is damaged; the runs know it
-        home.root.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(f"home-id.{os.getpid()}")
-        scratch.write_text(_id_of_runs(home) or secrets.token_hex(8))
-        with suppress(FileExistsError):
-            os.link(scratch, path)
-        scratch.unlink()
-        known = _read_id(path)
-    return known
-
-
-def _read_id(path: Path) -> str:
-    try:
-        found = path.read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return ""
-    return found if len(found) == 16 and found.isalnum() else ""
-
-
-def _id_of_runs(home: Home) -> str:
-    records = (read_record(folder) for folder in home.runs.glob("*"))
-    return next((record.home for record in records if record is not None and record.home), "")
 
 
 def _folder(home: Home) -> Path:

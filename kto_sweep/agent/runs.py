@@ -16,11 +16,11 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.alerts import AlertRule, Alerts, carried_by
 from kto_sweep.errors import FailureCause, KtoSweepError
-from kto_sweep.records import write_whole
+from kto_sweep.json_file import write_whole
 from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import Claim, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import DEVICE, OWNER
+from kto_sweep.sweep.view import DEVICE, OWNER
 
 LOCAL_TRANSMIT_SECONDS = 2
 """How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""

@@ -18,21 +18,23 @@ from kto_sweep.agent.output import SturdyOutput
 from kto_sweep.agent.presence import Presence
 from kto_sweep.agent.runs import forget_checkpoint
 from kto_sweep.agent.sources import require_sources
-from kto_sweep.agent.space import require_space
 from kto_sweep.agent.supervisor import Supervisor
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper, by
 from kto_sweep.agent.work_left import find_work_left, restore_damaged
 from kto_sweep.alerts import AlertRule
 from kto_sweep.budget import Allowance, Forecast
+from kto_sweep.disk import require_space
 from kto_sweep.home import Home
+from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.preflight import planner
-from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep.ref import recall, remember
-from kto_sweep.sweep.remote import SweepView, connect, read_sweep
-from kto_sweep.sweep.target import Target, find_sweep
-from kto_sweep.wording import counted, duration
+from kto_sweep.sweep.server_choice import find_sweep
+from kto_sweep.sweep.view import SweepView
+from kto_sweep.text import counted, duration
+from kto_sweep.wandb_client.connection import Target, connect
+from kto_sweep.wandb_client.reader import read_sweep
 
 if TYPE_CHECKING:
     import wandb

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from kto_sweep.errors import UsageError
-from kto_sweep.presets import names_a_path
+from kto_sweep.models.presets import names_a_path
 from kto_sweep.search.space import Space
 from kto_sweep.shipped_files import find_file
-from kto_sweep.spec.data_files import looks_like_file
+from kto_sweep.sweep_file.data_files import looks_like_file
 from kto_sweep.trial import parameter_name
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Died, Events, Lost, Said, Told
 from kto_sweep.agent.heart import Heart
-from kto_sweep.agent.link import Command, RefusedError, heartbeat, register_agent
 from kto_sweep.agent.slots import Slot, Station, Work
-from kto_sweep.agent.space import shortage
 from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.disk import shortage
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import is_deleted
+from kto_sweep.wandb_client.connection import is_deleted
+from kto_sweep.wandb_client.private_api import Command, RefusedError, heartbeat, register_agent
 
 if TYPE_CHECKING:
     import wandb

@@ -10,7 +10,7 @@ from kto_sweep.agent.looks import Looks
 from kto_sweep.agent.slots import Station
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.protocol import Done, Failed, Message, Metrics, Preparing
-from kto_sweep.wording import duration
+from kto_sweep.text import duration
 
 SPOKEN_SECONDS = 600.0
 """A worker that has something to do and says nothing for so long is spoken of."""

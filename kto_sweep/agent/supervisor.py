@@ -33,7 +33,6 @@ from kto_sweep.agent.events import (
 )
 from kto_sweep.agent.floor import Floor
 from kto_sweep.agent.lifeline import Lifeline
-from kto_sweep.agent.link import Command, end_service, service_has_ended
 from kto_sweep.agent.one_trial import OneTrial
 from kto_sweep.agent.places import Places
 from kto_sweep.agent.presence import Orphan, Presence
@@ -47,10 +46,11 @@ from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import OPENINGS, Trials
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.alerts import AlertRule
+from kto_sweep.fingerprints import Trained, Witness
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
-from kto_sweep.sameness import Trained, Witness
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.wandb_client.private_api import Command, end_service, service_has_ended
 
 if TYPE_CHECKING:
     import wandb

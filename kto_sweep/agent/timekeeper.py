@@ -10,9 +10,9 @@ from kto_sweep.home import Home
 from kto_sweep.plan.plan import Planner
 from kto_sweep.protocol import Done
 from kto_sweep.run_log import last_step
-from kto_sweep.sweep.remote import SweepView
+from kto_sweep.sweep.view import SweepView
+from kto_sweep.text import duration
 from kto_sweep.trial import Trial
-from kto_sweep.wording import duration
 
 
 class Timekeeper:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from kto_sweep.agent.blame import is_retried, pause
 from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Closed, Events, Opened, ServiceGone, StopAsked
-from kto_sweep.agent.link import Command, read_run
-from kto_sweep.agent.presence import OPEN_STATES, ClaimedError, Orphan, Presence, home_id, take_over
+from kto_sweep.agent.presence import OPEN_STATES, ClaimedError, Orphan, Presence, take_over
 from kto_sweep.agent.runs import HandedBackError, Objective, ServiceGoneError, TrialRun, is_service_gone
 from kto_sweep.agent.slots import Slot, Station, Work
 from kto_sweep.agent.tally import FAILURES_IN_A_ROW, Tally
@@ -34,8 +33,10 @@ from kto_sweep.protocol import (
     Stop,
     TrialMessage,
 )
+from kto_sweep.run_record import home_id
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import OWNER
+from kto_sweep.sweep.view import OWNER
+from kto_sweep.wandb_client.private_api import Command, read_run
 
 if TYPE_CHECKING:
     import wandb

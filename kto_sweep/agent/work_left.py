@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kto_sweep.agent.presence import (
-    DEAD,
-    OPEN_STATES,
-    Orphan,
-    find_orphans,
-    forget_dead,
-    home_id,
-    of_sweep,
-    restore,
-)
+from kto_sweep.agent.presence import DEAD, OPEN_STATES, Orphan, find_orphans, forget_dead, of_sweep, restore
 from kto_sweep.home import Home
-from kto_sweep.run_record import RunRecord
+from kto_sweep.run_record import RunRecord, home_id
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, is_deleted
-from kto_sweep.sweep.target import Target
+from kto_sweep.sweep.view import SweepView
+from kto_sweep.wandb_client.connection import Target, is_deleted
 
 if TYPE_CHECKING:
     import wandb

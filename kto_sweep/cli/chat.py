@@ -26,8 +26,8 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
     from dataclasses import asdict
 
     from kto_sweep.home import Home
-    from kto_sweep.single.earlier_runs import go_where_it_began, known_run
     from kto_sweep.train.chat import compare_answers
+    from kto_sweep.train_command.resume import go_where_it_began, known_run
 
     home = Home.from_environment()
     folder = known_run(home, run)

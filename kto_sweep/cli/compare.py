@@ -55,13 +55,14 @@ def compare(
     kto-sweep compare --html report.html --png report.png
     kto-sweep compare --csv > trials.csv
     """
-    from kto_sweep.agent.link import read_curves
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.compare.comparison import compare as compare_trials
     from kto_sweep.compare.ranking import csv_rows
     from kto_sweep.home import Home
-    from kto_sweep.sweep.remote import connect, read_sweep
-    from kto_sweep.sweep.target import find_sweep
+    from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.wandb_client.connection import connect
+    from kto_sweep.wandb_client.private_api import read_curves
+    from kto_sweep.wandb_client.reader import read_sweep
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
@@ -84,9 +85,9 @@ def compare(
 
 def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
     """Print the comparison for people, with the margins' courses as the server has them now."""
-    from kto_sweep.agent.link import read_curves
     from kto_sweep.cli.compare_text import print_comparison
     from kto_sweep.compare.comparison import CURVES
+    from kto_sweep.wandb_client.private_api import read_curves
 
     shown = found.ranked[:top]
     runs = [item.trial.run_id for item in shown][:MOST_CURVES]
@@ -95,8 +96,8 @@ def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff:
 
 
 def _write(found: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool) -> None:
-    from kto_sweep.compare.picture import save_picture
-    from kto_sweep.compare.report import report
+    from kto_sweep.report.html import report
+    from kto_sweep.report.picture import save_picture
 
     for path in (html, png):
         if path is None:

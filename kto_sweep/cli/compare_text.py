@@ -10,8 +10,9 @@ from rich.table import Table
 from kto_sweep.cli.output import console, number
 from kto_sweep.cli.ranking_table import fill, ranking, total_width
 from kto_sweep.compare.comparison import Comparison, Curves
-from kto_sweep.compare.ranking import Ranked, lookup
+from kto_sweep.compare.ranking import Ranked
 from kto_sweep.compare.replicates import SEED
+from kto_sweep.trial import lookup
 
 if TYPE_CHECKING:
     from rich.console import Console

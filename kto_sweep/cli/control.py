@@ -7,14 +7,15 @@ import click
 from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.agent.link import SweepState
+    from kto_sweep.wandb_client.private_api import SweepState
 
 
 def _move(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
-    from kto_sweep.agent.link import set_sweep_state
     from kto_sweep.home import Home
-    from kto_sweep.sweep.remote import connect, read_sweep
-    from kto_sweep.sweep.target import find_sweep
+    from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.wandb_client.connection import connect
+    from kto_sweep.wandb_client.private_api import set_sweep_state
+    from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     api = connect(target)
@@ -73,9 +74,9 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
     kto-sweep resume ab12cd34 --failed
     """
     from kto_sweep.home import Home
-    from kto_sweep.sweep.remote import connect
-    from kto_sweep.sweep.reopening import reopen
-    from kto_sweep.sweep.target import find_sweep
+    from kto_sweep.sweep.resume import reopen
+    from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.wandb_client.connection import connect
 
     home = Home.from_environment()
     target, ref = find_sweep(home, sweep, local=local)

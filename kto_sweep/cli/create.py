@@ -39,7 +39,7 @@ def create(
     kto-sweep create sweeps/demo.yaml --local --json
     """
     from kto_sweep.home import Home
-    from kto_sweep.sweep.registration import register
+    from kto_sweep.sweep.create import register
 
     registered = register(
         Home.from_environment(),

@@ -20,9 +20,10 @@ def demo() -> int:
     from kto_sweep.cli.compare import show
     from kto_sweep.compare.comparison import compare
     from kto_sweep.home import Home
-    from kto_sweep.sweep.registration import register
-    from kto_sweep.sweep.remote import connect, read_sweep
-    from kto_sweep.sweep.target import local_target
+    from kto_sweep.sweep.create import register
+    from kto_sweep.sweep.server_choice import local_target
+    from kto_sweep.wandb_client.connection import connect
+    from kto_sweep.wandb_client.reader import read_sweep
 
     home = Home.from_environment()
     say("$ kto-sweep create sweeps/demo.yaml --local")

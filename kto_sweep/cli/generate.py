@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from kto_sweep.cli.output import json_option, print_json, say
-from kto_sweep.spec.generate_reasons import PRESET_NAMES
+from kto_sweep.sweep_file.generate_reasons import PRESET_NAMES
 from kto_sweep.trial import PARAMETERS
 
 METHODS = ("grid", "bayes", "random")
@@ -41,9 +41,9 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     kto-sweep generate bayes my.yaml --data rows.jsonl --model-size 0.5b --lr 5e-7..1e-4 --beta 0.02..0.5
     """
     from kto_sweep.errors import SpecError, UsageError
-    from kto_sweep.presets import PRESETS
-    from kto_sweep.spec.generate import Fixed, complete, look, parse_flag, preset_settings, write
-    from kto_sweep.spec.sweep_file import examine_text
+    from kto_sweep.models.presets import PRESETS
+    from kto_sweep.sweep_file.generate import Fixed, complete, look, parse_flag, preset_settings, write
+    from kto_sweep.sweep_file.spec import examine_text
 
     if out.exists():
         raise UsageError(f"{out} is there already", hint="choose another name, or remove it")

@@ -30,7 +30,7 @@ def lint(
     from kto_sweep.data.lint import lint as check
     from kto_sweep.data.lint_findings import Level
     from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
-    from kto_sweep.train.tokenizer import load_tokenizer
+    from kto_sweep.models.tokenizer import load_tokenizer
     from kto_sweep.trial import Trial
 
     length = Trial.max_length if max_length is None else max_length

@@ -24,8 +24,8 @@ def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
     kto-sweep merge runs/7b --best --output my-model
     """
     from kto_sweep.home import Home
-    from kto_sweep.single.earlier_runs import go_where_it_began, known_run
     from kto_sweep.train.merge import merge as write
+    from kto_sweep.train_command.resume import go_where_it_began, known_run
 
     home, output = Home.from_environment(), output and output.expanduser().resolve()
     trained = known_run(home, run)

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from kto_sweep.cli.output import console, json_option, print_json
+from kto_sweep.cli.plan import pick_gpu
 
 ROWS = 8
 """Of one length each, in the step whose memory is shown."""
@@ -25,10 +26,9 @@ def models(gpu: str | None, as_json: bool) -> None:
     kto-sweep models
     kto-sweep models --gpu 24GB --json
     """
-    from kto_sweep.plan.architecture import find_architecture
+    from kto_sweep.models.architecture import find_architecture
+    from kto_sweep.models.presets import PRESETS
     from kto_sweep.plan.memory import Load, Stack, peak
-    from kto_sweep.plan.preflight import pick_gpu
-    from kto_sweep.presets import PRESETS
 
     found = pick_gpu(gpu)
     rows: list[dict[str, Any]] = []

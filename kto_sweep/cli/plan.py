@@ -1,10 +1,14 @@
 """kto-sweep plan: memory, time and disk of a sweep before it runs."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kto_sweep.cli.output import console, json_option, print_json
+
+if TYPE_CHECKING:
+    from kto_sweep.plan.gpus import Gpu
 
 
 @click.command()
@@ -26,8 +30,8 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     """
     from kto_sweep.cli.plan_text import as_object, print_plan
     from kto_sweep.home import Home
-    from kto_sweep.plan.preflight import pick_gpu, planner
-    from kto_sweep.spec.validate import validate
+    from kto_sweep.plan.preflight import planner
+    from kto_sweep.sweep_file.validate import validate
 
     spec = validate(file).checked()
     made = planner(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(spec)
@@ -36,3 +40,25 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     else:
         print_plan(console(), made, spec.method, str(file))
     return 1 if made.impossible else 0
+
+
+def pick_gpu(named: str | None) -> "Gpu | None":
+    """The GPU that `--gpu` names; without it, the smallest of this box, or None when it has none.
+
+    Raises UsageError for an unknown name, and for `this` on a box without a GPU.
+    """
+    from kto_sweep.errors import UsageError
+    from kto_sweep.plan.gpus import find_gpu, named_gpu, present_gpu
+
+    if named is None:
+        return find_gpu()
+    if named.lower() != "this":
+        return named_gpu(named)
+    from kto_sweep.train.device import this_gpu  # torch takes seconds to import
+
+    found = this_gpu()
+    if found is None:
+        raise UsageError(
+            "--gpu this: torch finds no GPU on this box", hint="name one: --gpu h200, or a size: --gpu 24GB"
+        )
+    return present_gpu(*found)

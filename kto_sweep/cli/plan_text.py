@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from kto_sweep.cli.output import number
 from kto_sweep.plan.plan import Outlook, Plan
 from kto_sweep.plan.seconds import Estimate
-from kto_sweep.wording import duration
+from kto_sweep.text import duration
 
 if TYPE_CHECKING:
     from rich.console import Console

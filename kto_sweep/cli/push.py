@@ -27,7 +27,7 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.sweep.push import push as push_sweep
-    from kto_sweep.sweep.target import find_remote, find_sweep
+    from kto_sweep.sweep.server_choice import find_remote, find_sweep
 
     home = Home.from_environment()
     destination = find_remote(url)

@@ -12,8 +12,9 @@ from rich.table import Table
 
 from kto_sweep.cli.output import number
 from kto_sweep.compare.comparison import CURVES, MEMORY, Comparison, Curves
-from kto_sweep.compare.ranking import Ranked, lookup
-from kto_sweep.sweep.remote import TrialRecord
+from kto_sweep.compare.ranking import Ranked
+from kto_sweep.sweep.view import TrialRecord
+from kto_sweep.trial import lookup
 
 SHORT = {MEMORY: "GPU GiB", "rewards/margins": "margins"}
 SPARK = "margins by step"

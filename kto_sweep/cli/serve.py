@@ -39,8 +39,8 @@ def serve(
     """
     from kto_sweep.cli.output import say
     from kto_sweep.home import Home
-    from kto_sweep.server.launch import ensure_server, stop_server
-    from kto_sweep.server.launch import serve as run_server
+    from kto_sweep.local_server.start import ensure_server, stop_server
+    from kto_sweep.server.main import serve as run_server
 
     if login:
         say(ensure_server(Home.from_environment()).login_link())

@@ -8,8 +8,8 @@ import click
 from kto_sweep.cli.output import json_option, local_option, number, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.sweep.ledger import Cell, Ledger
-    from kto_sweep.sweep.remote import SweepView
+    from kto_sweep.sweep.grid_status import Cell, Ledger
+    from kto_sweep.sweep.view import SweepView
 
 MOST_LINES = 20
 """Cells of one kind that are listed; the rest is counted."""
@@ -28,12 +28,13 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep status
     kto-sweep status ab12cd34 --json
     """
+    from kto_sweep.fingerprints import differences
     from kto_sweep.home import Home
-    from kto_sweep.sameness import differences
-    from kto_sweep.sweep.ledger import read_ledger
-    from kto_sweep.sweep.remote import connect, read_sweep
-    from kto_sweep.sweep.spending import spending
-    from kto_sweep.sweep.target import find_sweep
+    from kto_sweep.sweep.gpu_hours import spending
+    from kto_sweep.sweep.grid_status import read_ledger
+    from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.wandb_client.connection import connect
+    from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     view = read_sweep(connect(target), target, ref)
@@ -60,9 +61,9 @@ def _hours(seconds: float) -> str:
 
 
 def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
-    from kto_sweep.sameness import differences
-    from kto_sweep.sweep.ledger import CellState, missing
-    from kto_sweep.sweep.spending import spending
+    from kto_sweep.fingerprints import differences
+    from kto_sweep.sweep.gpu_hours import spending
+    from kto_sweep.sweep.grid_status import CellState, missing
 
     spent = spending(view, ledger)
     return {
@@ -103,13 +104,14 @@ def _cell_as_json(view: "SweepView", cell: "Cell") -> dict[str, Any]:
 
 def _parameters(view: "SweepView", cell: "Cell") -> dict[str, Any]:
     """What the sweep varies, by dotted name."""
-    from kto_sweep.compare.ranking import lookup, varied
+    from kto_sweep.compare.ranking import varied
+    from kto_sweep.trial import lookup
 
     return {name: lookup(cell.config, name) for name in varied(view)}
 
 
 def _say_ledger(view: "SweepView", ledger: "Ledger") -> None:
-    from kto_sweep.sweep.ledger import CellState, missing
+    from kto_sweep.sweep.grid_status import CellState, missing
 
     done, failed = ledger.of(CellState.DONE), ledger.of(CellState.FAILED)
     of = "" if view.expected is None else f" of {view.expected}"
@@ -149,7 +151,7 @@ def _about(cell: "Cell") -> str:
 
 def _next(view: "SweepView", ledger: "Ledger") -> str:
     """The command that brings the sweep on."""
-    from kto_sweep.sweep.ledger import missing
+    from kto_sweep.sweep.grid_status import missing
 
     if view.state == "PAUSED" or ledger.retryable:
         return "resume"

@@ -20,7 +20,7 @@ OTHER_FLAGS = {
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for each parameter of a trial; values are checked as those of a sweep file are."""
-    from kto_sweep.rules import Choice, Flag
+    from kto_sweep.parameter_types import Choice, Flag
     from kto_sweep.trial import PARAMETERS
 
     for name, rule in reversed(list(PARAMETERS.items())):
@@ -122,7 +122,7 @@ def train(
 
     from kto_sweep.data.files import within
     from kto_sweep.home import Home
-    from kto_sweep.single.single_run import Asked, prepare
+    from kto_sweep.train_command.prepare import Asked, prepare
 
     typed = {key: value for key, value in parameters.items() if value is not None}
     if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
@@ -150,10 +150,10 @@ def train(
         say,
     )
     if dry_run:
-        from kto_sweep.single.dry_run import check
+        from kto_sweep.train_command.dry_run import check
 
         return 0 if check(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
-    from kto_sweep.agent.single import train_one
+    from kto_sweep.train_command.run import train_one
 
     prepared.make_folder(home)
     job = replace(prepared.job, samples=samples)

@@ -22,8 +22,8 @@ def validate(file: Path, as_json: bool) -> int:
     """
     from dataclasses import asdict
 
-    from kto_sweep.spec.validate import validate as check
-    from kto_sweep.wording import counted
+    from kto_sweep.sweep_file.validate import validate as check
+    from kto_sweep.text import counted
 
     found = check(file)
     if as_json:

@@ -19,10 +19,11 @@ def view(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep view
     kto-sweep view my-team/kto/ab12cd34
     """
-    from kto_sweep.compare.views import save_workspace
     from kto_sweep.home import Home
-    from kto_sweep.sweep.remote import connect, read_sweep
-    from kto_sweep.sweep.target import find_sweep
+    from kto_sweep.report.wandb_views import save_workspace
+    from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.wandb_client.connection import connect
+    from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     say(f"Talking to {'the ' if target.local else ''}{target}", as_json=as_json)

@@ -1,1 +1,1 @@
-"""Which trial won, how sure that is, and how people see it."""
+"""Which trial won and how sure that is: pure functions of a sweep and its runs."""

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kto_sweep.compare.importance import Importances, importances
-from kto_sweep.compare.ranking import Ranked, columns, lookup, rank, varied
+from kto_sweep.compare.ranking import Ranked, columns, rank, varied
 from kto_sweep.compare.replicates import SEED, Replicates, group
 from kto_sweep.compare.verdict import Verdict, judge
 from kto_sweep.errors import UsageError
 from kto_sweep.metrics import METRICS, direction
 from kto_sweep.search import pareto
-from kto_sweep.sweep.remote import RUNNING, SweepView
-from kto_sweep.wording import nearest
+from kto_sweep.sweep.view import RUNNING, SweepView
+from kto_sweep.text import nearest
+from kto_sweep.trial import lookup
 
 MEMORY = "gpu/memory_peak_gb"
 CURVES = ("rewards/margins", "loss", "kl", MEMORY)

@@ -1,11 +1,12 @@
 """Which trial won: the trials of a sweep in order of its metric."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.trial import lookup
 
 FIXED_COLUMNS = ("rewards/margins", "kl", "gpu/memory_peak_gb")
 """Metrics that a comparison always shows beside the ranking one."""
@@ -44,16 +45,6 @@ def varied(view: SweepView) -> tuple[str, ...]:
     return tuple(
         name for name in names if len({repr(lookup(trial.config, name)) for trial in view.trials}) > 1
     )
-
-
-def lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a nested parameter; None when it is not there."""
-    value: Any = config
-    for part in dotted.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
-    return value
 
 
 def columns(view: SweepView, metric: str) -> list[str]:

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.compare.importance import Importances
-from kto_sweep.compare.ranking import Ranked, lookup
+from kto_sweep.compare.ranking import Ranked
 from kto_sweep.compare.replicates import SEED, Replicates, noise
 from kto_sweep.errors import FailureCause
+from kto_sweep.fingerprints import differences
 from kto_sweep.metrics import METRICS
-from kto_sweep.sameness import differences
 from kto_sweep.search.distributions import Categorical
 from kto_sweep.search.space import Parameter
-from kto_sweep.sweep.remote import RUNNING, SweepView, TrialRecord
-from kto_sweep.wording import counted, show
+from kto_sweep.sweep.view import RUNNING, SweepView, TrialRecord
+from kto_sweep.text import counted, show
+from kto_sweep.trial import lookup
 
 DOUBT = 0.05
 """Differences that chance makes this often, or oftener, are not told apart."""

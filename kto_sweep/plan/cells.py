@@ -5,12 +5,13 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
+from typing import Any
 
 from kto_sweep.errors import TrialConfigError
 from kto_sweep.search.grid import can_list
 from kto_sweep.search.random import next_config
 from kto_sweep.search.space import Parameter, Space, Value
-from kto_sweep.trial import PARAMETERS, Trial, parameter_name
+from kto_sweep.trial import PARAMETERS, Trial, leaves, parameter_name
 
 FREE = frozenset(
     {
@@ -19,6 +20,9 @@ FREE = frozenset(
     }
 )  # fmt: skip
 """Parameters that change neither memory nor time."""
+
+LENGTHS = frozenset({"epochs", "max_steps"})
+"""Parameters that only say how many steps a trial has; its time grows in proportion."""
 
 MOST_CELLS = 200
 """Cells that a plan looks at; of more, evenly many are left out."""
@@ -97,3 +101,12 @@ def _distinct(values: tuple[Value, ...]) -> list[Value]:
         if not any(value == other and type(value) is type(other) for other in kept):
             kept.append(value)
     return kept
+
+
+def cost_key(config: Mapping[str, Any]) -> object:
+    """What trials have in common whose steps take the same time."""
+    return frozenset(
+        (".".join(path), repr(value))
+        for path, value in leaves(config)
+        if parameter_name(path) not in FREE | LENGTHS
+    )

@@ -6,7 +6,7 @@ import subprocess
 from dataclasses import dataclass
 
 from kto_sweep.errors import UsageError
-from kto_sweep.wording import nearest
+from kto_sweep.text import nearest
 
 CONTEXT_GIB = 0.8
 """CUDA's context and compiled kernels, which no tensor holds."""

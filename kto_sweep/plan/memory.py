@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from kto_sweep.plan.architecture import Architecture
+from kto_sweep.models.architecture import Architecture
 
 GIB = 2**30
 ROUNDING = 128

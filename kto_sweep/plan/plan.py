@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kto_sweep.plan.architecture import Architecture, find_architecture
+from kto_sweep.models.architecture import Architecture, find_architecture
 from kto_sweep.plan.cells import SAMPLE, Cell, corner_cells, grid_cells, is_grid, sample_trials
 from kto_sweep.plan.gpus import Gpu
 from kto_sweep.plan.memory import (
@@ -23,9 +23,9 @@ from kto_sweep.plan.memory import (
 from kto_sweep.plan.seconds import START_SECONDS, Clockwork, Estimate, adapters, estimate
 from kto_sweep.plan.workload import Measurer, Workload
 from kto_sweep.rates import Rate
-from kto_sweep.spec.sweep_file import SweepSpec, bands
+from kto_sweep.sweep_file.spec import SweepSpec, bands
+from kto_sweep.text import counted, duration
 from kto_sweep.trial import Trial
-from kto_sweep.wording import counted, duration
 
 MOST_TOGETHER = 16
 """Trials together beyond which measurements show no gain."""

@@ -6,35 +6,16 @@ from pathlib import Path
 from kto_sweep.data.files import find_data
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.plan.gpus import Gpu, find_gpu, named_gpu, present_gpu
+from kto_sweep.plan.gpus import Gpu, find_gpu
 from kto_sweep.plan.plan import Planner
 from kto_sweep.rates import read_rates
-from kto_sweep.spec.sweep_file import SweepSpec
-from kto_sweep.spec.validate import validate
+from kto_sweep.sweep_file.spec import SweepSpec
+from kto_sweep.sweep_file.validate import validate
+from kto_sweep.text import counted
 from kto_sweep.trial import parameter_name
-from kto_sweep.wording import counted
 
 CPU = "cpu"
 """What rates call a box without a GPU."""
-
-
-def pick_gpu(named: str | None) -> Gpu | None:
-    """The GPU that `--gpu` names; without it, this box's, or None when it has none.
-
-    Raises UsageError for a name that is not known, and for `this` on a box without a GPU.
-    """
-    if named is None:
-        return find_gpu()
-    if named.lower() != "this":
-        return named_gpu(named)
-    from kto_sweep.train.device import this_gpu  # torch takes seconds to import
-
-    found = this_gpu()
-    if found is None:
-        raise UsageError(
-            "--gpu this: torch finds no GPU on this box", hint="name one: --gpu h200, or a size: --gpu 24GB"
-        )
-    return present_gpu(*found)
 
 
 def planner(gpu: Gpu | None, home: Home, *, this_box: bool, exact: bool = True) -> Planner:

@@ -13,7 +13,7 @@ trials together), all within 20 %; elsewhere a factor of two is a fair guess.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from kto_sweep.plan.architecture import Architecture
+from kto_sweep.models.architecture import Architecture
 from kto_sweep.plan.gpus import Gpu
 from kto_sweep.plan.memory import Load, Stack, kept_per_token, weight_bytes
 from kto_sweep.plan.workload import Workload

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,19 +15,17 @@ from numpy.typing import NDArray
 
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import LoadedData, load_examples
-from kto_sweep.data.lint_rows import measure_characters
+from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters
 from kto_sweep.data.rows import Example, TokenRow
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.data.tokenise import TokenisedData, tokenise, truncate
-from kto_sweep.errors import UsageError
+from kto_sweep.models.tokenizer import find_tokenizer
 from kto_sweep.plan.memory import Load
 from kto_sweep.trial import Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CHARACTERS_PER_TOKEN = 3.3
-"""English with some code or JSON in it, with tokenizers of 50,000 words and more."""
 TEMPLATE_TOKENS = 5
 """Around each turn, where a chat template is."""
 SEEN_STEPS = 2000
@@ -135,21 +132,6 @@ class Measurer:
         if model not in self._tokenizers:
             self._tokenizers[model] = find_tokenizer(model) if self._exact else None
         return self._tokenizers[model]
-
-
-def find_tokenizer(model: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of `model` where this box has it; nothing is downloaded."""
-    from kto_sweep.train.tokenizer import TOKENIZER_FILES, load_tokenizer
-
-    if model.count("/") == 1 and not Path(model).exists():
-        from huggingface_hub import try_to_load_from_cache  # transformers takes seconds to import
-
-        if not any(isinstance(try_to_load_from_cache(model, file), str) for file in TOKENIZER_FILES):
-            return None
-    try:
-        return load_tokenizer(model, download=False)
-    except UsageError:
-        return None
 
 
 def _estimated(examples: Sequence[Example]) -> TokenisedData:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from kto_sweep.wording import is_number
+from kto_sweep.text import is_number
 
 LARGEST_BAND = 2**31
 """No run logs more rows than this; the list of bands ends here."""

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 
 from kto_sweep.search import asha as halving
 from kto_sweep.search.replicates import FIRST_SEED, SEED
-from kto_sweep.wording import number_from_text
+from kto_sweep.text import number_from_text
 
 BLOCK = "kto_sweep"
 MOST_REPLICATES = 100

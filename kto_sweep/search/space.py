@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from kto_sweep.search.distributions import Distribution, Value, value_key
 from kto_sweep.search.space_parser import Parameter, Violation, parse_parameters
-from kto_sweep.wording import number_from_text
+from kto_sweep.text import number_from_text
 
 __all__ = [
     "Distribution",

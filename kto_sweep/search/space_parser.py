@@ -8,7 +8,7 @@ from typing import Any
 
 from kto_sweep.search.distribution_forms import FORMS, NUMBER_KEYS
 from kto_sweep.search.distributions import Continuous, Distribution, value_key
-from kto_sweep.wording import is_number, listed, nearest, number_from_text, show, show_number
+from kto_sweep.text import is_number, listed, nearest, number_from_text, show, show_number
 
 Path = tuple[str, ...]
 

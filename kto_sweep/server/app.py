@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kto_sweep.server import bodies, dashboard, file_stream, graphql_api, uploads
+from kto_sweep.server import dashboard, file_stream, graphql_api, request_body, uploads
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.resolvers.registry import Request as GraphQLRequest
@@ -94,7 +94,7 @@ class _Api:
         """One GraphQL request."""
         if not self._has_key(request):
             return _no_key()
-        payload = _parse_json(await bodies.read(request, LARGEST_QUERY))
+        payload = _parse_json(await request_body.read(request, LARGEST_QUERY))
         context = GraphQLRequest(self._backend, f"{request.url.scheme}://{request.url.netloc}")
         answer = await run_in_threadpool(graphql_api.answer, context, payload)
         return _json(answer.body, answer.status)
@@ -103,7 +103,7 @@ class _Api:
         """One message of a run's process."""
         if not self._has_key(request):
             return _no_key()
-        message = file_stream.parse(await bodies.read(request, LARGEST_MESSAGE))
+        message = file_stream.parse(await request_body.read(request, LARGEST_MESSAGE))
         entity, project, run = (request.path_params[name] for name in ("entity", "project", "run"))
         backend = self._backend
         answer = await run_in_threadpool(

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from kto_sweep.server.downsample import Numbers, rounded, thin
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
-from kto_sweep.server.thinning import Numbers, rounded, thin
-from kto_sweep.wording import is_number
+from kto_sweep.text import is_number
 
 MOST_VALUES = 8_000_000
 """Numbers kept in memory at most, 16 bytes each; the runs longest not looked at go first."""

@@ -20,19 +20,19 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 
 from kto_sweep.server import (
-    bodies,
     dashboard_actions,
     dashboard_cells,
     dashboard_data,
     dashboard_run,
+    request_body,
     uploads,
 )
+from kto_sweep.server.auth import HOW, Gate
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import Changes, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
 from kto_sweep.server.errors import GoneError, RequestError
-from kto_sweep.server.login import HOW, Gate
 from kto_sweep.server.store import files
 from kto_sweep.server.sweep_rules import read_rules
 
@@ -241,7 +241,7 @@ class _Dashboard:
         if not self._gate.allows_change(request):
             return _json({"errors": [{"message": f"log in to change anything: {HOW}"}]}, 403)
         try:
-            wanted = json.loads(await bodies.read(request, LARGEST_CHANGE))
+            wanted = json.loads(await request_body.read(request, LARGEST_CHANGE))
         except (ValueError, RecursionError) as problem:
             raise RequestError(f"the body is not JSON: {problem}") from problem
         if not isinstance(wanted, dict):

@@ -8,9 +8,9 @@ from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules
-from kto_sweep.sweep.ledger import Ledger, read_ledger
+from kto_sweep.sweep.grid_status import Ledger, read_ledger
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 MOST_CELLS = 1500
 """A larger grid is no picture any more; its table tells it."""

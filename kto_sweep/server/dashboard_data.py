@@ -24,7 +24,7 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
-from kto_sweep.wording import is_number
+from kto_sweep.text import is_number
 
 MOST_LISTED = 500
 """Sweeps, and runs of no sweep, in one list at most."""

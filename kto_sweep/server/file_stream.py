@@ -5,7 +5,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, restart, run_writes, rungs
+from kto_sweep.server import objective, overwritten_runs, run_writes, rungs
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import GoneError, RequestError
 from kto_sweep.server.states import ENDED, RunState
@@ -102,7 +102,7 @@ def _write_lines(connection: sqlite3.Connection, run: Run, message: Message) -> 
     for chunk in message.chunks:
         stream = _STREAMS.get(chunk.name)
         if stream is not None and chunk.content:
-            run = restart.before_chunk(connection, run, stream, chunk.offset, chunk.content[0])
+            run = overwritten_runs.before_chunk(connection, run, stream, chunk.offset, chunk.content[0])
             lines.write(connection, run.id, stream, chunk.offset, chunk.content)
     return run
 
@@ -144,7 +144,7 @@ def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
     else:
         state = RunState.FAILED
     if run.restart:
-        restart.finish(connection, run)
+        overwritten_runs.finish(connection, run)
     paused = run.paused and state is RunState.PREEMPTED
     runs.update(connection, run.id, state=state, exitcode=message.exitcode, paused=paused)
     if run.sweep_id is not None and (state in ENDED or paused):

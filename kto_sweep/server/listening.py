@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.server.address import read_address
+from kto_sweep.local_server.process import read_address
 
 FIRST_PORT = 8642
 

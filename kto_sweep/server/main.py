@@ -19,12 +19,13 @@ import uvicorn
 from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, ServerError
 from kto_sweep.home import Home
-from kto_sweep.server import listening, lock
-from kto_sweep.server.address import Address, read_address, write_address
+from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
+from kto_sweep.local_server.process import Address, hold_lock, read_address, write_address
+from kto_sweep.local_server.start import ServerAddress
+from kto_sweep.server import listening
 from kto_sweep.server.app import build_app
 from kto_sweep.server.backend import Backend, Uptime
 from kto_sweep.server.janitor import Janitor
-from kto_sweep.server.keys import ensure_key, home_id
 from kto_sweep.server.listening import FIRST_PORT, Place, Tls
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
@@ -73,7 +74,7 @@ def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: N
     has a server already, the port is taken, or the database is damaged.
     """
     listening.check(place)
-    with lock.held(home) as is_mine:
+    with hold_lock(home) as is_mine:
         if not is_mine:
             known = read_address(home)
             raise ServerError(
@@ -87,6 +88,33 @@ def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: N
                 _serve(home, bound, backend, place.tls, started)
         except _Ended:
             pass
+
+
+def serve(
+    home: Home,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    exposed: bool = False,
+    certificate: Path | None = None,
+    certificate_key: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Run the server of this home in the foreground until SIGINT or SIGTERM; `say` gets lines for a person.
+
+    `exposed` allows a host that other machines can reach; with a certificate the server speaks https.
+    Raises UsageError for a host that is not allowed, ServerError when this home has a server already or the
+    port is taken.
+    """
+
+    def started(url: str) -> None:
+        link = ServerAddress(url, read_key(home), key_path(home)).login_link()
+        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
+        say(f"Dashboard: {url}\nTo control sweeps there, log in once, within the hour: {link}")
+        say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
+
+    tls = Tls(certificate, certificate_key or certificate) if certificate else None
+    run(home, Place(host, port, exposed, tls), started)
 
 
 class _Ended(BaseException):

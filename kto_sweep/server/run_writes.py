@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import objective, restart
+from kto_sweep.server import objective, overwritten_runs
 from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.states import ENDED, RunState
@@ -96,7 +96,7 @@ def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -
     # A run that waits may have had a process before: it was put back, or is to be tried again.
     if overwrite and (run.state is not RunState.PENDING or run.host is not None):
         runs.update(connection, run.id, summary="{}")
-        restart.begin(connection, run)
+        overwritten_runs.begin(connection, run)
     elif run.restart:
         runs.update(connection, run.id, restart={})
 

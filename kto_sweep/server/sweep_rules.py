@@ -15,7 +15,7 @@ import yaml
 from kto_sweep.search import grid, hyperband
 from kto_sweep.search.options import Options, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
-from kto_sweep.wording import is_number
+from kto_sweep.text import is_number
 
 LONGEST_CONFIG = 1_000_000
 """Characters of a sweep's YAML at most."""

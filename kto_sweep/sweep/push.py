@@ -13,13 +13,14 @@ from typing import Any
 
 import wandb
 
-from kto_sweep.agent.link import create_sweep, set_run_state, set_sweep_state
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.spec.block import without_block
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import RUNNING, SweepView, connect, is_deleted, is_unknown, read_sweep, trouble
-from kto_sweep.sweep.target import Target
+from kto_sweep.sweep.view import RUNNING, SweepView
+from kto_sweep.sweep_file.block import without_block
+from kto_sweep.wandb_client.connection import Target, connect, is_deleted, is_unknown, trouble
+from kto_sweep.wandb_client.private_api import create_sweep, set_run_state, set_sweep_state
+from kto_sweep.wandb_client.reader import read_sweep
 
 PATIENCE = 600.0
 """Seconds that a run's last rows may take to arrive."""

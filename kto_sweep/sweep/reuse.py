@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.alerts import without_rules
-from kto_sweep.compare.ranking import lookup
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.search import grid
@@ -14,9 +13,11 @@ from kto_sweep.search.distributions import value_key
 from kto_sweep.search.options import read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord, read_sweep
-from kto_sweep.sweep.target import Target, find_sweep
-from kto_sweep.trial import Trial
+from kto_sweep.sweep.server_choice import find_sweep
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.trial import Trial, lookup
+from kto_sweep.wandb_client.connection import Target
+from kto_sweep.wandb_client.reader import read_sweep
 
 if TYPE_CHECKING:
     import wandb

@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kto_sweep.agent.link import read_run
-from kto_sweep.agent.presence import home_id
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_log import last_step
-from kto_sweep.run_record import RunRecord, read_record, unclaimed
+from kto_sweep.run_record import RunRecord, home_id, read_record, unclaimed
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import OWNER, connect
-from kto_sweep.sweep.target import Target, find_remote, local_target, other_server
+from kto_sweep.sweep.server_choice import find_remote, local_target
+from kto_sweep.sweep.view import OWNER
+from kto_sweep.wandb_client.connection import Target, connect, other_server
+from kto_sweep.wandb_client.private_api import read_run
 
 if TYPE_CHECKING:
     import wandb

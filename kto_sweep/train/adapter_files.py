@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kto_sweep.records import write_whole
+from kto_sweep.json_file import write_whole
 from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.tensor_file import write_tensors
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure
-from kto_sweep.sameness import DATA, MODEL
+from kto_sweep.fingerprints import DATA, MODEL
 from kto_sweep.train.adapter_files import save_adapters
 from kto_sweep.train.checkpoint import (
     Checkpoint,

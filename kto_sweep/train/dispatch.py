@@ -7,6 +7,7 @@ import gc
 from dataclasses import dataclass
 from pathlib import Path
 
+from kto_sweep.home import Home
 from kto_sweep.protocol import Done, MakeRoom, Start
 from kto_sweep.train.cotrain import CoTrainer
 from kto_sweep.train.course import ground_of
@@ -18,6 +19,7 @@ from kto_sweep.train.result import TrainResult
 from kto_sweep.train.room import Growth, Room
 from kto_sweep.train.session import Session
 from kto_sweep.train.support import NotPackableError
+from kto_sweep.train.trl_crew import train_in_ranks
 from kto_sweep.trial import Trial
 
 
@@ -33,8 +35,11 @@ class _Order:
 class Dispatcher:
     """Trains what the mailbox orders until nobody is left to work for."""
 
-    def __init__(self, session: Session, mailbox: Mailbox) -> None:
-        self._session = session
+    def __init__(self, home: Home, mailbox: Mailbox, devices: int = 1) -> None:
+        """`devices`: that each trial is trained on; several mean one process each, and TRL's trainer."""
+        self._home = home
+        self._devices = devices
+        self._session = Session(home)
         self._mailbox = mailbox
         self._line: Line[_Order] = Line()
         self._trainer: CoTrainer | None = None
@@ -73,7 +78,7 @@ class Dispatcher:
             lambda: self._mailbox.should_stop(run_id),
             start.logged_steps,
         )
-        self._line.add(_Order(request, alone=trial.full_finetune or self._session.devices > 1))
+        self._line.add(_Order(request, alone=trial.full_finetune or self._devices > 1))
 
     def _turn(self) -> None:
         """Let in who fits, and take one step; when nobody is left, it is the turn of who waits longest."""
@@ -111,7 +116,10 @@ class Dispatcher:
 
     def _train_alone(self, request: Request) -> None:
         try:
-            result = self._session.train_with_trl(request)
+            if self._devices > 1:
+                result = train_in_ranks(request, self._home, self._devices)
+            else:
+                result = self._session.train_with_trl(request)
         except Exception as error:
             self._give_up(request, error)
         else:

@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
 from kto_sweep.home import Home
-from kto_sweep.plan.hub import without_safetensors
-from kto_sweep.presets import Quantization, names_a_path
+from kto_sweep.models.hub import without_safetensors
+from kto_sweep.models.presets import Quantization, names_a_path
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"

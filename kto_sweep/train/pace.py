@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from kto_sweep.plan.architecture import Architecture
+from kto_sweep.models.architecture import Architecture
 from kto_sweep.rates import Rate, write_rates
 from kto_sweep.train.device import this_gpu
 from kto_sweep.train.models import LoadedBase

@@ -22,7 +22,6 @@ from kto_sweep.train.request import Request
 from kto_sweep.train.result import Report, TrainResult
 from kto_sweep.train.room import Growth
 from kto_sweep.train.support import NotPackableError
-from kto_sweep.train.trl_crew import train_in_ranks
 from kto_sweep.train.trl_ranks import Ranks
 from kto_sweep.trial import Trial
 
@@ -30,9 +29,7 @@ from kto_sweep.trial import Trial
 class Session:
     """One process's model and data. One co-trainer at a time; close it before anything else is trained."""
 
-    def __init__(self, home: Home, device: torch.device | None = None, devices: int = 1) -> None:
-        """`devices`: that each trial is trained on; several mean processes of its own, and TRL's trainer."""
-        self.devices = devices
+    def __init__(self, home: Home, device: torch.device | None = None) -> None:
         self._home = home
         self._device = device or pick_device()
         self._base: LoadedBase | None = None
@@ -80,8 +77,6 @@ class Session:
 
         Raises as `train` does, torch.OutOfMemoryError, and LostProcessError.
         """
-        if self.devices > 1:
-            return train_in_ranks(request, self._home, self.devices)
         from kto_sweep.train.trl_trainer import train_trl  # seconds to import, for few trials
 
         trial = request.trial

@@ -4,55 +4,17 @@ It is made once per KTO_SWEEP_HOME, from a seed, in some seconds on a CPU: a dem
 network nor a licence. It has read a little small talk, so that training has likely and unlikely to move.
 """
 
-import hashlib
-import inspect
 import itertools
-import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from kto_sweep.train import tiny_corpus
-
-_TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
-_END, _PAD = "<|end|>", "<|pad|>"
-_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that the tiny model depends on, with the corpus."""
-
-    hidden: int = 96
-    layers: int = 2
-    heads: int = 4
-    key_value_heads: int = 2
-    vocabulary: int = 1200
-    tokenizer_texts: int = 2000
-    """Conversations that the tokenizer learns its words from."""
-    steps: int = 150
-    """Pre-training steps."""
-    batch: int = 8
-    """Sequences per pre-training step."""
-    length: int = 96
-    """Tokens per pre-training sequence."""
-    learning_rate: float = 3e-3
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """Folder of the model: another recipe or corpus gets another."""
-        content = json.dumps(asdict(self)) + inspect.getsource(tiny_corpus) + _TEMPLATE
-        return f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+from kto_sweep.models import tiny_corpus
+from kto_sweep.models.tiny import Recipe, make_tokenizer
 
 
 def tiny_model(folder: Path, recipe: Recipe | None = None) -> Path:
@@ -77,26 +39,6 @@ def tiny_model(folder: Path, recipe: Recipe | None = None) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final
-
-
-def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer, trained on the corpus, with a chat template."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=recipe.vocabulary,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[_PAD, _END, *_ROLES],
-        show_progress=False,
-    )
-    spoken = itertools.islice(tiny_corpus.conversations(recipe.seed), recipe.tokenizer_texts)
-    core.train_from_iterator((turn["content"] for turns in spoken for turn in turns), trainer)
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=core, pad_token=_PAD, eos_token=_END, extra_special_tokens=list(_ROLES)
-    )
-    tokenizer.chat_template = _TEMPLATE
-    return tokenizer
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:

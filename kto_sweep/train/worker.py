@@ -20,15 +20,14 @@ def work(mailbox: Mailbox, home: Home) -> None:
     gc.disable()
     from kto_sweep.train.device import describe_device, require_gpus
     from kto_sweep.train.dispatch import Dispatcher
-    from kto_sweep.train.session import Session
 
     gc.freeze()  # what was imported stays: walking it takes a quarter of a second, in the middle of a step
     gc.enable()
     require_gpus(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     devices = int(os.environ.get(DEVICES, "1"))
-    session = Session(home, devices=devices)
+    dispatcher = Dispatcher(home, mailbox, devices)
     mailbox.send(Ready(f"{devices} x {describe_device()}" if devices > 1 else describe_device()))
-    Dispatcher(session, mailbox).run()
+    dispatcher.run()
 
 
 def main() -> None:

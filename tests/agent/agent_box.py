@@ -11,7 +11,7 @@ from typing import Any
 from kept_environment import kept_environment
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.start import ensure_server
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """

@@ -9,7 +9,7 @@ import stage as stages
 from agent_box import ROOT, Box
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import stop_server
+from kto_sweep.local_server.start import stop_server
 
 
 @pytest.fixture(scope="module")

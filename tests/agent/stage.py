@@ -19,13 +19,13 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.events import Event, Signalled
 from kto_sweep.agent.heart import Heart
 from kto_sweep.agent.lifeline import Lifeline
-from kto_sweep.agent.link import Command
 from kto_sweep.agent.presence import Orphan, Presence
 from kto_sweep.agent.runs import TrialRun
 from kto_sweep.agent.tally import Tally
 from kto_sweep.home import Home
 from kto_sweep.protocol import Message, Order, Ready, Start
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.wandb_client.private_api import Command
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
 

@@ -8,16 +8,15 @@ import pytest
 
 from kto_sweep.agent import session
 from kto_sweep.agent.hearing import LOOKS, PAUSE_SECONDS, last_look
-from kto_sweep.agent.presence import home_id
 from kto_sweep.agent.tally import Tally
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.run_record import RunRecord, read_record
+from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
 from kto_sweep.sweep.sync import find_unsent
-from kto_sweep.sweep.target import Target
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.wandb_client.connection import Target
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
 

@@ -6,11 +6,11 @@ import pytest
 from stage import Stage, later
 
 from kto_sweep.agent import heart, stations
-from kto_sweep.agent.link import Command, RefusedError, _command
 from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Done, MakeRoom, Order, Start
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import is_deleted
+from kto_sweep.wandb_client.connection import is_deleted
+from kto_sweep.wandb_client.private_api import Command, RefusedError, _command
 
 
 @pytest.fixture(autouse=True)

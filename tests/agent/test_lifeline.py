@@ -16,9 +16,8 @@ from kto_sweep.agent.display import Display
 from kto_sweep.agent.lifeline import Lifeline
 from kto_sweep.agent.silence import Silence
 from kto_sweep.errors import ServerError
-from kto_sweep.server import launch
-from kto_sweep.sweep.remote import connect
-from kto_sweep.sweep.target import Target, other_server
+from kto_sweep.local_server import start
+from kto_sweep.wandb_client.connection import Target, connect, other_server
 
 PATIENCE = 100.0
 
@@ -98,7 +97,7 @@ def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
 def test_another_program_on_the_port_is_no_server():
     with program(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
         assert not Lifeline(url, None)._answers()
-        assert not launch._answers(url, "some home")
+        assert not start._answers(url, "some home")
         with other_server(), pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"):
             connect(Target(url, url, local=False))
 

@@ -8,13 +8,13 @@ import pytest
 from stage import REF, Grid, Stage, Worker, later
 
 from kto_sweep.agent import presence, stations, trials
-from kto_sweep.agent.link import Command
-from kto_sweep.agent.presence import Orphan, find_orphans, home_id
+from kto_sweep.agent.presence import Orphan, find_orphans
 from kto_sweep.agent.runs import HandedBackError
-from kto_sweep.agent.space import shortage
+from kto_sweep.disk import shortage
 from kto_sweep.protocol import Done, Order, Start
-from kto_sweep.run_record import Claim, RunRecord
-from kto_sweep.sweep.remote import OWNER
+from kto_sweep.run_record import Claim, RunRecord, home_id
+from kto_sweep.sweep.view import OWNER
+from kto_sweep.wandb_client.private_api import Command
 
 
 def finish_at_once(grid: Grid):

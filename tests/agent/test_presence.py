@@ -19,7 +19,6 @@ from kto_sweep.agent.presence import (
     Presence,
     find_orphans,
     forget_dead,
-    home_id,
     is_alive,
     of_sweep,
     restore,
@@ -27,7 +26,7 @@ from kto_sweep.agent.presence import (
 )
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.run_record import Claim, RunRecord, read_record
+from kto_sweep.run_record import Claim, RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")

@@ -12,8 +12,8 @@ from proxy import Proxy, proxy_to
 from stage import wait
 
 from kto_sweep.agent.heart import Heart
-from kto_sweep.agent.link import Command
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.start import ensure_server
+from kto_sweep.wandb_client.private_api import Command
 
 GRID = """
 method: grid

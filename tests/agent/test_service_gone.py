@@ -5,13 +5,14 @@ from typing import NoReturn
 import pytest
 from stage import REF, Grid, Stage, Worker, later
 
-from kto_sweep.agent import single, supervisor
+from kto_sweep.agent import supervisor
 from kto_sweep.agent.events import ServiceGone
 from kto_sweep.agent.runs import ServiceGoneError
 from kto_sweep.cli import run
 from kto_sweep.protocol import Done, Order, Start, Stop
-from kto_sweep.sweep.target import Target
+from kto_sweep.train_command import run as train_run
 from kto_sweep.trial import Trial
+from kto_sweep.wandb_client.connection import Target
 
 
 def put_away(stopped: list[str]):
@@ -105,14 +106,14 @@ def test_a_run_of_no_sweep_says_how_it_goes_on_without_the_service(
         def run(self) -> NoReturn:
             raise ServiceGoneError
 
-    monkeypatch.setattr(single, "Supervisor", Ending)
+    monkeypatch.setattr(train_run, "Supervisor", Ending)
     trial = Trial.from_config({"model_size": "tiny", "dataset": "data.jsonl"})
     if begun:
         (stage.home.runs / "run1").mkdir()
         (stage.home.runs / "run1" / "trial.json").touch()
     with pytest.raises(ServiceGoneError) as gone:
-        single.train_one(
-            stage.home, single.Job("run1", trial, "", "kto", None),
+        train_run.train_one(
+            stage.home, train_run.Job("run1", trial, "", "kto", None),
             Target("http://127.0.0.1:9", "http://127.0.0.1:9", local=True), offline=True, gpus=1, cpu=True,
         )  # fmt: skip
     assert hint in gone.value.hint

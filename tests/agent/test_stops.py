@@ -5,7 +5,7 @@ from stage import Stage, later
 
 from kto_sweep.agent import stations
 from kto_sweep.agent.events import StopAsked
-from kto_sweep.agent.link import Command
+from kto_sweep.wandb_client.private_api import Command
 
 
 def one_cell(stops: bool):

@@ -11,9 +11,9 @@ FIND = """
 from rich.console import Console
 from kto_sweep.agent.work_left import find_work_left
 from kto_sweep.home import Home
-from kto_sweep.sweep.remote import connect
+from kto_sweep.wandb_client.connection import connect
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.target import local_target
+from kto_sweep.sweep.server_choice import local_target
 
 home = Home.from_environment()
 target = local_target(home)

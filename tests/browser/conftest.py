@@ -10,7 +10,7 @@ from seeds import Site
 from watching import Watched
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 
 CHROMIUM = Path(os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium"))
 REQUIRED = os.environ.get("KTO_SWEEP_BROWSER_TESTS") == "required"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import yaml
 
-from kto_sweep.server.launch import ServerAddress
+from kto_sweep.local_server.start import ServerAddress
 
 HOSTILE = "<img src=x onerror=alert(1)>&<b>bold</b> %{y}"
 FEW = {"learning_rate": [1.0e-6, 1.0e-5, 1.0e-4], "batch_size": [4, 8], "beta": [0.05, 0.1, 0.2, 0.4]}

@@ -9,7 +9,7 @@ from seeds import FAILED, HOSTILE_RUN, Site, row
 from watching import Watched
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 
 
 def test_list_tells_each_sweep_in_a_line(page: Page, site: Site) -> None:

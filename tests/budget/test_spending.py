@@ -1,10 +1,10 @@
 """What a sweep has taken of its GPUs, by hand-made runs."""
 
 from kto_sweep.search.space import parse_space
-from kto_sweep.sweep.ledger import read_ledger
+from kto_sweep.sweep.gpu_hours import spending, spent_seconds
+from kto_sweep.sweep.grid_status import read_ledger
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
-from kto_sweep.sweep.spending import spending, spent_seconds
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 PARAMETERS = {"batch_size": {"values": [4, 8]}, "learning_rate": {"values": [1e-6, 1e-5]}}
 

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from kto_sweep.compare.ranking import columns, csv_rows, lookup, rank, varied
+from kto_sweep.compare.ranking import columns, csv_rows, rank, varied
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.trial import lookup
 
 LOSS = "eval/common_loss"
 

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "browser"))
 from seeds import Site
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

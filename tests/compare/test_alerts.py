@@ -6,7 +6,7 @@ import pytest
 
 from kto_sweep.alerts import PARAMETER, Alerts, carried_by, read_rule
 from kto_sweep.errors import SpecError, UsageError
-from kto_sweep.spec.sweep_file import load_spec
+from kto_sweep.sweep_file.spec import load_spec
 
 FILE = """
 method: grid

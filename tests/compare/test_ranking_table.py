@@ -9,7 +9,7 @@ from kto_sweep.cli.ranking_table import ranking
 from kto_sweep.compare.comparison import compare
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView
+from kto_sweep.sweep.view import SweepView
 
 WIDE, NARROW = 160, 60
 

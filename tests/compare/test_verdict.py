@@ -7,11 +7,11 @@ from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
 from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
-from kto_sweep.sameness import Trained, Witness
+from kto_sweep.fingerprints import Trained, Witness
 from kto_sweep.search.options import Objective
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 LOSS = "eval/common_loss"
 RATES = [1e-6, 1e-5, 1e-4]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from arena import Arena, processes
 
-from kto_sweep.server.address import read_address
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.process import read_address
+from kto_sweep.local_server.start import ensure_server
 
 Happen = Callable[[Arena, random.Random], None]
 

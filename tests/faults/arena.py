@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
-from kto_sweep.server.lock import holder
+from kto_sweep.local_server.process import server_pid
+from kto_sweep.local_server.start import ensure_server, stop_server
 
 # What a shell starts in the background ignores Ctrl-C, and so would agents until they handle it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -148,7 +148,7 @@ class Arena:
         return found
 
     def server_pid(self) -> int | None:
-        return holder(self.home)
+        return server_pid(self.home)
 
     def steps(self) -> int:
         """Rows that all trials have on disk."""

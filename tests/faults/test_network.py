@@ -10,7 +10,7 @@ from arena import TWO_BY_TWO, Arena, Losses, seeded
 from weather import Proxy, Weather
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 
 
 @contextmanager

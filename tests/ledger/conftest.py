@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ledger_box import Box
 
-from kto_sweep.server.launch import stop_server
+from kto_sweep.local_server.start import stop_server
 
 
 @pytest.fixture

@@ -12,17 +12,17 @@ from typing import Any
 from kept_environment import kept_environment
 
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.start import ensure_server
 
 WORK = """
 import json, os, sys
 import wandb
-from kto_sweep.agent.link import heartbeat, register_agent
-from kto_sweep.agent.presence import home_id
+from kto_sweep.wandb_client.private_api import heartbeat, register_agent
+from kto_sweep.run_record import home_id
 from kto_sweep.agent.runs import Objective, TrialRun
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.target import local_target
+from kto_sweep.sweep.server_choice import local_target
 
 sweep, most, outcomes, between = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 home, ref = Home.from_environment(), SweepRef("local", "kto-sweep", sweep)

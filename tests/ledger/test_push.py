@@ -7,9 +7,9 @@ import pytest
 from ledger_box import Box
 
 from kto_sweep.errors import UsageError
-from kto_sweep.server.launch import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.sweep.ref import SweepRef, remember
-from kto_sweep.sweep.target import find_remote
+from kto_sweep.sweep.server_choice import find_remote
 
 RUNS = """[{
     "id": run.id, "state": run.state, "config": {k: v for k, v in run.config.items() if k[0] != "_"},

@@ -12,8 +12,8 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from kto_sweep.errors import ServerError
 from kto_sweep.sweep import push
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import is_deleted, read_sweep, trouble
-from kto_sweep.sweep.target import Target
+from kto_sweep.wandb_client.connection import Target, is_deleted, trouble
+from kto_sweep.wandb_client.reader import read_sweep
 
 TARGET = Target("https://wandb.example.com", "https://wandb.example.com", local=False)
 REF = SweepRef("me", "kto", "ab12cd34")

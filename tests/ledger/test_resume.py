@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 from ledger_box import Box
 
-from kto_sweep.agent import link
 from kto_sweep.home import Home
 from kto_sweep.search.space import parse_space
-from kto_sweep.sweep import reopening
+from kto_sweep.sweep import resume
 from kto_sweep.sweep.ref import SweepRef, remember
-from kto_sweep.sweep.remote import SweepView, TrialRecord
-from kto_sweep.sweep.target import Target
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.wandb_client import private_api
+from kto_sweep.wandb_client.connection import Target
 
 RUNS = """{run.id: [[row["_step"] for row in run.scan_history()], dict(run.summary_metrics)]
     for run in api.runs("local/kto-sweep")}"""
@@ -68,10 +68,10 @@ def test_a_server_that_takes_no_run_back_is_told_with_another_way(
         TrialRecord("b", "b", "crashed", {"lr": 2}, {}, None),
     )
     view = SweepView(ref, "", "s", "FINISHED", "grid", "loss", "minimize", space, 2, trials)
-    monkeypatch.setattr(reopening, "read_sweep", lambda *_: view)
-    monkeypatch.setattr(link, "set_run_state", lambda *_: False)
+    monkeypatch.setattr(resume, "read_sweep", lambda *_: view)
+    monkeypatch.setattr(private_api, "set_run_state", lambda *_: False)
     home, target = Home(box.folder), Target("https://w", "https://w", local=False)
     remember(home, ref, local=False, base_url="https://w", file="lr.yaml")
-    done = reopening.reopen(home, None, target, ref, failed=False, stopped=False)
+    done = resume.reopen(home, None, target, ref, failed=False, stopped=False)
     assert (done.state, done.again, done.refused) == ("FINISHED", (), ("b",))
     assert "kto-sweep create lr.yaml --reuse me/kto/s" in done.advice[1]

@@ -6,8 +6,8 @@ from ledger_box import SWEEP, Box
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
 from kto_sweep.sweep.reuse import find_reusable
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 CONFIG = {
     "method": "grid",

@@ -4,10 +4,10 @@ import pytest
 from ledger_box import Box
 
 from kto_sweep.errors import ServerError
+from kto_sweep.local_server.start import ensure_server
 from kto_sweep.run_record import RunRecord, read_record
-from kto_sweep.server.launch import ensure_server
 from kto_sweep.sweep import sync
-from kto_sweep.sweep.target import Target
+from kto_sweep.wandb_client.connection import Target
 
 RUNS = """{run.id: [
     run.state,
@@ -21,7 +21,7 @@ CHECKPOINT = """
 (folder / "checkpoint" / "last.safetensors").touch()
 """
 GONE = """
-from kto_sweep.server.launch import stop_server
+from kto_sweep.local_server.start import stop_server
 run.metrics(4, {"loss": 0.5, "eval/common_loss": rate / 4})
 stop_server(home)
 """

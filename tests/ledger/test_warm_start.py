@@ -5,8 +5,8 @@ from ledger_box import SWEEP, Box
 
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.remote import SweepView, TrialRecord
 from kto_sweep.sweep.reuse import find_observed
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 CONFIG = {
     "method": "bayes",

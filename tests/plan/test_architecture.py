@@ -9,7 +9,7 @@ from gguf import GGUFWriter
 from hub_stub import CONFIG
 
 from kto_sweep.errors import UsageError
-from kto_sweep.plan.architecture import Architecture, find_architecture
+from kto_sweep.models.architecture import Architecture, find_architecture
 
 SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True)
 

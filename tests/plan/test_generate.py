@@ -12,10 +12,10 @@ import yaml
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ServerAddress, ensure_server, stop_server
-from kto_sweep.spec.generate import Fixed, Listed, Range, parse_flag
-from kto_sweep.spec.validate import validate
-from kto_sweep.sweep.registration import register
+from kto_sweep.local_server.start import ServerAddress, ensure_server, stop_server
+from kto_sweep.sweep.create import register
+from kto_sweep.sweep_file.generate import Fixed, Listed, Range, parse_flag
+from kto_sweep.sweep_file.validate import validate
 
 HERE = Path(__file__).parent
 DATA = "examples/support_replies.jsonl"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.errors import UsageError
-from kto_sweep.plan.hub import bytes_to_download
+from kto_sweep.models.hub import bytes_to_download
 
 COMMIT = "0" * 40
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from kto_sweep.plan.architecture import BY_MODEL, Architecture, find_architecture
+from kto_sweep.models.architecture import BY_MODEL, Architecture, find_architecture
+from kto_sweep.models.tiny import Recipe
 from kto_sweep.plan.gpus import GPUS
 from kto_sweep.plan.memory import Load, Stack, adapter_parameters, kept_per_token, peak, weight_bytes
 from kto_sweep.plan.seconds import Clockwork
 from kto_sweep.train.decoder import Decoder
 from kto_sweep.train.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.pack import Item, PairedRow, pack
-from kto_sweep.train.tiny import Recipe, tiny_model
+from kto_sweep.train.tiny import tiny_model
 
 QWEN = {
     size: dataclasses.replace(BY_MODEL[f"Qwen/Qwen2.5-{name}-Instruct"], vocabulary=151936)

@@ -12,7 +12,7 @@ from kto_sweep.home import Home
 from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
 from kto_sweep.plan.plan import Planner
 from kto_sweep.plan.preflight import check
-from kto_sweep.spec.sweep_file import load_spec
+from kto_sweep.sweep_file.spec import load_spec
 
 HERE = Path(__file__).parent
 HEAD = """\

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kto_sweep.home import Home
-from kto_sweep.plan.architecture import BY_MODEL
+from kto_sweep.models.architecture import BY_MODEL
 from kto_sweep.plan.gpus import GPUS, present_gpu
 from kto_sweep.plan.memory import Load, Stack
 from kto_sweep.plan.seconds import EXACT, SHEET, Clockwork, estimate

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.cli import run
-from kto_sweep.spec.validate import Validation, validate
+from kto_sweep.sweep_file.validate import Validation, validate
 
 GRID = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: rows.jsonl}\n"
 

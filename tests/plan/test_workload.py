@@ -10,9 +10,9 @@ from kto_sweep.data.dataset import prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.split import all_batches
 from kto_sweep.data.tokenise import tokenise
+from kto_sweep.models.tokenizer import load_tokenizer
 from kto_sweep.plan.workload import Measurer
 from kto_sweep.train.pack import pair_rows
-from kto_sweep.train.tokenizer import load_tokenizer
 from kto_sweep.trial import Trial
 
 torch.set_num_threads(1)

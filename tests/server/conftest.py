@@ -8,8 +8,8 @@ import pytest
 from server_bench import Bench, Box, Clock
 
 from kto_sweep.home import Home
+from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.server.backend import Backend, Uptime
-from kto_sweep.server.launch import ensure_server, stop_server
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 
 from kto_sweep.home import Home
+from kto_sweep.local_server.start import ServerAddress
 from kto_sweep.server import file_stream, graphql_api, janitor
 from kto_sweep.server.backend import Backend
-from kto_sweep.server.launch import ServerAddress
 from kto_sweep.server.resolvers.registry import Request
 
 GRID = {

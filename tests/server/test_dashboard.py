@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_bench import Bench, Box
 
-from kto_sweep.server import dashboard_actions, dashboard_data, login_token
+from kto_sweep.local_server import login_tokens
+from kto_sweep.local_server.login_tokens import Purpose
+from kto_sweep.server import dashboard_actions, dashboard_data
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import Changes, flat
+from kto_sweep.server.downsample import rounded, thin
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.login_token import Purpose
 from kto_sweep.server.store import projects, runs, sweeps
-from kto_sweep.server.thinning import rounded, thin
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -185,13 +186,13 @@ KEY = "local-" + "a" * 40
 
 
 def test_a_proof_holds_for_its_purpose_its_time_and_its_key() -> None:
-    link = login_token.make(KEY, Purpose.LINK, 1000.0)
-    assert login_token.read(KEY, Purpose.LINK, link, 1000.0 + 3599)
-    assert login_token.read(KEY, Purpose.LINK, link, 1000.0 + 3601) is None
-    assert login_token.read(KEY, Purpose.COOKIE, link, 1000.0) is None
-    assert login_token.read(KEY.replace("a", "b"), Purpose.LINK, link, 1000.0) is None
+    link = login_tokens.make(KEY, Purpose.LINK, 1000.0)
+    assert login_tokens.read(KEY, Purpose.LINK, link, 1000.0 + 3599)
+    assert login_tokens.read(KEY, Purpose.LINK, link, 1000.0 + 3601) is None
+    assert login_tokens.read(KEY, Purpose.COOKIE, link, 1000.0) is None
+    assert login_tokens.read(KEY.replace("a", "b"), Purpose.LINK, link, 1000.0) is None
     for forged in ("", ".", "link.9e9.00.00", link[:-1], link.replace("link", "cookie"), f"{link}é"):
-        assert login_token.read(KEY, Purpose.LINK, forged, 1000.0) is None
+        assert login_tokens.read(KEY, Purpose.LINK, forged, 1000.0) is None
 
 
 def cookie_of(box: Box) -> dict[str, str]:

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from server_bench import Bench, Box
 
-from kto_sweep.server import lock
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.process import server_pid
+from kto_sweep.local_server.start import ensure_server
 from kto_sweep.server.sweep_rules import read_rules
 
 SEARCH: dict[str, Any] = {
@@ -66,7 +66,7 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
     begun = threading.Event()
     while len(box.run(READ, sweep)) < 4:
         begun.wait(0.2)
-    server = lock.holder(box.home)
+    server = server_pid(box.home)
     assert server is not None
     os.kill(server, signal.SIGKILL)
     ensure_server(box.home)

@@ -10,8 +10,8 @@ from typing import Any
 
 from server_bench import Box
 
-from kto_sweep.server.launch import ensure_server
-from kto_sweep.server.lock import holder
+from kto_sweep.local_server.process import server_pid
+from kto_sweep.local_server.start import ensure_server
 
 ROWS = 12
 GRID = {
@@ -44,7 +44,7 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def kill_and_start_again(box: Box) -> None:
-    pid = holder(box.home)
+    pid = server_pid(box.home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     assert ensure_server(box.home) == box.address

@@ -9,8 +9,8 @@ import httpx
 import yaml
 from server_bench import Box
 
-from kto_sweep.server.launch import ensure_server, running_server
-from kto_sweep.server.lock import holder
+from kto_sweep.local_server.process import server_pid
+from kto_sweep.local_server.start import ensure_server, running_server
 
 
 def test_login_with_the_right_and_with_a_wrong_key(box: Box) -> None:
@@ -276,7 +276,7 @@ def wait_for_rows(box: Box, name: str) -> int:
 def test_server_killed_in_mid_run_and_started_again_loses_nothing(box: Box) -> None:
     process = box.start(LONG_RUN, "chaos", "60")
     rows = wait_for_rows(box, "chaos")
-    pid = holder(box.home)
+    pid = server_pid(box.home)
     assert pid is not None
     kill(pid)
     assert running_server(box.home) is None

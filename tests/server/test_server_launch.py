@@ -15,14 +15,14 @@ import pytest
 
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.server import launch, lock
-from kto_sweep.server.address import read_address
-from kto_sweep.server.launch import ensure_server, running_server, stop_server
+from kto_sweep.local_server import start
+from kto_sweep.local_server.process import read_address, server_pid
+from kto_sweep.local_server.start import ensure_server, running_server, stop_server
 
 ENSURE = """
 import pathlib, sys
 from kto_sweep.home import Home
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.start import ensure_server
 print(ensure_server(Home(pathlib.Path(sys.argv[1]))).url)
 """
 
@@ -57,7 +57,7 @@ def test_a_server_that_came_too_late_does_not_serve_once_the_other_is_stopped(
         subprocess.run([sys.executable, "-c", ENSURE, str(home.root)], check=True, stdout=subprocess.DEVNULL)
         return started[0].pid
 
-    monkeypatch.setattr(launch, "_start", slow_to_start)
+    monkeypatch.setattr(start, "_start", slow_to_start)
     assert ensure_server(home) == running_server(home)
     assert started[0].wait(10) == -signal.SIGTERM
 
@@ -75,7 +75,7 @@ def test_stopped_server_is_gone_and_the_next_one_takes_its_port_and_key(home: Ho
 
 def test_killed_server_leaves_an_address_that_fools_nobody(home: Home) -> None:
     first = ensure_server(home)
-    pid = lock.holder(home)
+    pid = server_pid(home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
@@ -180,7 +180,7 @@ def test_server_that_cannot_start_says_why(home: Home) -> None:
     (home.server / "runs.sqlite3").write_text("this is no database" * 1000)
     with pytest.raises(ServerError, match="is damaged") as caught:
         ensure_server(home)
-    assert str(launch.log_path(home)) in caught.value.hint
+    assert str(start.log_path(home)) in caught.value.hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -198,7 +198,7 @@ def test_signal_ends_the_server_cleanly(home: Home, number: signal.Signals) -> N
 
 def test_import_is_light() -> None:
     code = """
-import sys, kto_sweep.server.launch
+import sys, kto_sweep.local_server.start
 print([name for name in ("starlette", "graphql", "yaml", "torch", "wandb") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.home import Home
-from kto_sweep.presets import Quantization
+from kto_sweep.models.presets import Quantization
+from kto_sweep.models.tiny import Recipe, make_tokenizer
 from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.tiny import Recipe, make_tokenizer
 
 CPU = torch.device("cpu")
 SMALL = Recipe(vocabulary=400, tokenizer_texts=50)

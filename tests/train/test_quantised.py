@@ -7,7 +7,7 @@ from packed_cases import naive_loss, next_partners, token_rows
 from peft import LoraConfig, get_peft_model
 
 from kto_sweep.home import Home
-from kto_sweep.presets import Quantization
+from kto_sweep.models.presets import Quantization
 from kto_sweep.train import fused
 from kto_sweep.train.limit import Limit
 from kto_sweep.train.lora import AdapterSpec, AdapterStack

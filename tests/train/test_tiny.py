@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from kto_sweep.train.tiny import Recipe, make_model, make_tokenizer, tiny_model
+from kto_sweep.models.tiny import Recipe, make_tokenizer
+from kto_sweep.train.tiny import make_model, tiny_model
 
 SMALL = Recipe(hidden=16, vocabulary=400, tokenizer_texts=50, steps=3, batch=2, length=16)
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is my kettle?"}]

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from kto_sweep.errors import UsageError
-from kto_sweep.train.tiny import Recipe, make_tokenizer
-from kto_sweep.train.tokenizer import load_tokenizer
+from kto_sweep.models.tiny import Recipe, make_tokenizer
+from kto_sweep.models.tokenizer import load_tokenizer
 
 SMALL = Recipe(vocabulary=400, tokenizer_texts=50)
 TEXT = "Where is my parcel?"

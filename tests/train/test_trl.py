@@ -15,7 +15,7 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
-from kto_sweep.presets import Quantization
+from kto_sweep.models.presets import Quantization
 from kto_sweep.train.cotrain import CoTrainer
 from kto_sweep.train.evaluate import evaluate
 from kto_sweep.train.models import LoadedBase, load_base

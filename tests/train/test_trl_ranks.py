@@ -20,6 +20,7 @@ from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
 from kto_sweep.train.session import Session
 from kto_sweep.train.tiny import tiny_model
+from kto_sweep.train.trl_crew import train_in_ranks
 from kto_sweep.trial import Trial
 
 # PEFT and TRL call what transformers has renamed.
@@ -68,7 +69,9 @@ def train(
 ) -> tuple[TrainResult, Recorder]:
     report = report or Recorder()
     request = Request("run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged)
-    return Session(home, torch.device("cpu"), devices).train_with_trl(request), report
+    if devices > 1:
+        return train_in_ranks(request, home, devices), report
+    return Session(home, torch.device("cpu")).train_with_trl(request), report
 
 
 class Killing(Recorder):

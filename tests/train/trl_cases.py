@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners, split_by_prompt
+from kto_sweep.models.tiny import Recipe, make_tokenizer
 from kto_sweep.train.models import LoadedBase
 from kto_sweep.train.request import Request
 from kto_sweep.train.result import TrainResult
-from kto_sweep.train.tiny import Recipe, make_tokenizer
 from kto_sweep.train.trl_trainer import train_trl
 from kto_sweep.trial import Trial
 

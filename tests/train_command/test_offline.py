@@ -8,7 +8,7 @@ import sys
 import pytest
 from train_box import Box, rows
 
-from kto_sweep.server.launch import ensure_server
+from kto_sweep.local_server.start import ensure_server
 
 STEPS = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
 

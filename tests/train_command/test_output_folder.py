@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from kto_sweep.agent.single import Job
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.single.earlier_runs import find_run
-from kto_sweep.single.single_run import Prepared
-from kto_sweep.sweep.target import Target
+from kto_sweep.train_command.prepare import Prepared
+from kto_sweep.train_command.resume import find_run
+from kto_sweep.train_command.run import Job
 from kto_sweep.trial import Trial
+from kto_sweep.wandb_client.connection import Target
 
 TRIAL = Trial(model_size="tiny", dataset="rows.jsonl")
 

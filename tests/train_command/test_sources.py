@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from train_box import Box, rows
 
-from kto_sweep.server.launch import ensure_server, stop_server
-from kto_sweep.single.earlier_runs import find_run
+from kto_sweep.local_server.start import ensure_server, stop_server
+from kto_sweep.train_command.resume import find_run
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from posixpath import normpath
 from typing import Any
 
-from kto_sweep.server import history, restart, uploads
+from kto_sweep.server import history, overwritten_runs, uploads
 from kto_sweep.server.resolvers.registry import Fields, Request, Window, connection, window
 from kto_sweep.server.resolvers.viewer import local_user
 from kto_sweep.server.states import RunState
@@ -125,7 +125,7 @@ def _log_line_count(run: Run, request: Request) -> int:
 
 def _line_count(run: Run, request: Request, stream: Stream) -> int:
     """Where the run's process goes on writing: at the beginning after a start without resume."""
-    return 0 if restart.is_unseen(run, stream) else lines.count(request.reader, run.id, stream)
+    return 0 if overwritten_runs.is_unseen(run, stream) else lines.count(request.reader, run.id, stream)
 
 
 @fields.of("Run", "historyTail")

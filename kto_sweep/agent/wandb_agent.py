@@ -1,0 +1,85 @@
+"""Trials under wandb's own agents: one process that both trains and logs."""
+
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+import wandb
+
+from kto_sweep.alerts import Alerts, carried_by
+from kto_sweep.errors import FailureCause, KtoSweepError
+from kto_sweep.home import Home
+from kto_sweep.run_log import RunLog
+
+
+class StockReport:
+    """A training function's Report that logs to the run of this process and prints its table."""
+
+    def __init__(self, run: wandb.Run, folder: Path) -> None:
+        self._run = run
+        self._alerts = Alerts(carried_by(dict(run.config)))
+        self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Print how far the preparation is."""
+        print(f"{what} {done}/{total}", flush=True)
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Take note of the number of optimizer steps."""
+        self._files.plan(total_steps, done_steps)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log to the run and to the files."""
+        self._run.log(dict(values), step=step)
+        self._files.metrics(step, values)
+        for title, text in self._alerts.see(values):
+            self.alert(title, f"step {step}: {text}")
+
+    def note(self, text: str) -> None:
+        """Print one line; wandb takes it for the run's console log."""
+        self._files.note(text)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a W&B alert."""
+        self._run.alert(title, text)
+
+
+def train_one() -> None:
+    """Train the trial that wandb's agent chose, in its run.
+
+    Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
+    """
+    from kto_sweep.train.session import Session
+    from kto_sweep.trial import Trial
+
+    home = Home.from_environment()
+    with wandb.init() as run:
+        folder = home.runs / run.id
+        try:
+            trial = Trial.from_config(dict(run.config))
+            result = Session(home).train(trial, folder, StockReport(run, folder), lambda: False)
+        except KtoSweepError as error:
+            cause = getattr(error, "cause", FailureCause.BAD_CONFIG)
+            run.summary.update({"failure/cause": str(cause), "failure/message": error.message})
+            print(f"Error: {error.message}\nHint: {error.hint}" if error.hint else f"Error: {error.message}")
+            raise SystemExit(1) from error
+        run.summary.update(dict(result.summary))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # as an exception, so that wandb sends what it still has
+
+
+def main() -> None:
+    """Run one trial, or with the name of a sweep as the only argument, its trials one after another."""
+    from kto_sweep.sweep.server_choice import load_env_file
+
+    load_env_file(Path.cwd())
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+    if names:
+        wandb.agent(names[0], function=train_one)
+        return
+    signal.signal(signal.SIGTERM, _end)
+    train_one()

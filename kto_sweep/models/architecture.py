@@ -1,0 +1,202 @@
+"""The sizes of a base model that memory and time depend on, from its configuration alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.errors import UsageError
+from kto_sweep.models.hub import as_object, read_config
+from kto_sweep.models.presets import PRESETS, names_a_path
+
+FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""`model_type` of the models whose layers train/fused.py rewrites."""
+
+TIED_UNLESS_TOLD = ("gemma", "cohere")
+"""`model_type`s whose output layer is the embedding when config.json says nothing; elsewhere it is not."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of the usual kind: attention and a gated MLP in each layer."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_dim: int
+    vocabulary: int
+    tied: bool
+    """The output layer is the embedding."""
+    fused: bool = True
+    """train/fused.py knows its layers."""
+    plain_head: bool = True
+    """Logits are neither capped nor scaled."""
+    experts: int = 1
+    """MLPs in each layer."""
+    active_experts: int = 1
+    """Of these, how many each token passes through."""
+
+    @property
+    def queries(self) -> int:
+        """Features of all heads' queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Features of all heads' keys; as many are values."""
+        return self.key_value_heads * self.head_dim
+
+    @property
+    def linear(self) -> dict[str, tuple[int, int]]:
+        """(in, out) features of one layer's linear layers, by the last part of their names."""
+        h, i = self.hidden, self.intermediate
+        return {
+            "q_proj": (h, self.queries),
+            "k_proj": (h, self.keys),
+            "v_proj": (h, self.keys),
+            "o_proj": (self.queries, h),
+            "gate_proj": (h, i),
+            "up_proj": (h, i),
+            "down_proj": (i, h),
+        }
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights of all layers' matrices, the output layer aside."""
+        attention = 2 * self.hidden * (self.queries + self.keys)
+        mlp = 3 * self.hidden * self.intermediate * self.experts
+        return self.layers * (attention + mlp)
+
+    @property
+    def used_weights(self) -> int:
+        """Those of them that one token is multiplied with."""
+        attention = 2 * self.hidden * (self.queries + self.keys)
+        mlp = 3 * self.hidden * self.intermediate * self.active_experts
+        return self.layers * (attention + mlp)
+
+    @property
+    def other_weights(self) -> int:
+        """Embedding, output layer and norms: what quantisation leaves alone."""
+        tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
+        return tables + (2 * self.layers + 1) * self.hidden
+
+    @property
+    def weights(self) -> int:
+        """All of them."""
+        return self.linear_weights + self.other_weights
+
+    @property
+    def key(self) -> str:
+        """The same text for models of the same sizes: what measured rates are kept under."""
+        sizes = (self.layers, self.hidden, self.intermediate, self.heads, self.key_value_heads, self.head_dim)
+        experts = f"e{self.experts}/{self.active_experts}" if self.experts > 1 else ""
+        return f"{'x'.join(map(str, sizes))}v{self.vocabulary}{experts}"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
+        """From what config.json holds. Raises KeyError for one that names its sizes otherwise."""
+        text = config.get("text_config")
+        told: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
+        heads = int(told["num_attention_heads"])
+        hidden = int(told["hidden_size"])
+        experts = told.get("num_local_experts") or told.get("num_experts") or 1
+        family = str(told.get("model_type", ""))
+        scaled = told.get("logit_scale") or told.get("logits_scaling") or told.get("final_logit_softcapping")
+        silu = told.get("hidden_act", "silu") == "silu"
+        expert_size = told.get("moe_intermediate_size") if experts > 1 else None
+        return cls(
+            hidden=hidden,
+            intermediate=int(expert_size or told["intermediate_size"]),
+            layers=int(told["num_hidden_layers"]),
+            heads=heads,
+            key_value_heads=int(told.get("num_key_value_heads") or heads),
+            head_dim=int(told.get("head_dim") or hidden // heads),
+            vocabulary=int(told["vocab_size"]),
+            tied=bool(told.get("tie_word_embeddings", family.startswith(TIED_UNLESS_TOLD))),
+            fused=family in FUSED_FAMILIES and silu and experts == 1,
+            plain_head=not scaled,
+            experts=int(experts),
+            active_experts=int(told.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+        )
+
+
+# Sizes of the presets (their published config.json), so that a plan needs no network.
+_PRESETS = {
+    "tiny": Architecture(96, 288, 2, 4, 2, 24, 1200, tied=True),
+    "135m": Architecture(576, 1536, 30, 9, 3, 64, 49152, tied=True),
+    "360m": Architecture(960, 2560, 32, 15, 5, 64, 49152, tied=True),
+    "0.5b": Architecture(896, 4864, 24, 14, 2, 64, 151936, tied=True),
+    "1.5b": Architecture(1536, 8960, 28, 12, 2, 128, 151936, tied=True),
+    "3b": Architecture(2048, 11008, 36, 16, 2, 128, 151936, tied=True),
+    "7b": Architecture(3584, 18944, 28, 28, 4, 128, 152064, tied=False),
+    "8b": Architecture(4096, 14336, 32, 32, 8, 128, 128256, tied=False),
+    "13b": Architecture(5120, 13824, 40, 40, 40, 128, 32000, tied=False),
+    "14b": Architecture(5120, 13824, 48, 40, 8, 128, 152064, tied=False),
+    "20b": Architecture(
+        2880, 2880, 24, 64, 8, 64, 201088, tied=False, fused=False, experts=32, active_experts=4
+    ),
+}
+
+BY_MODEL = {PRESETS[name].model: sizes for name, sizes in _PRESETS.items()}
+"""Presets' sizes by their model's name."""
+
+
+def find_architecture(model: str) -> Architecture | None:
+    """The sizes of `model`: a preset's, those in a folder's config.json, a .gguf file's or the hub's.
+
+    None when the hub cannot be asked, or the configuration names its sizes in no way that is known.
+    Raises UsageError for a folder or file that is no model.
+    """
+    known = BY_MODEL.get(model)
+    if known is not None:
+        return known
+    path = Path(model).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return Architecture.from_config(_read_gguf(path))
+        if path.is_dir():
+            return Architecture.from_config(_read_folder(path))
+        if names_a_path(model):
+            raise UsageError(f"{model}: no such model folder", hint="check the path, or give a hub id")
+        return Architecture.from_config(read_config(model))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _read_folder(folder: Path) -> Mapping[str, Any]:
+    try:
+        return as_object((folder / "config.json").read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: no model in this folder (it has no config.json)",
+            hint="give the folder that save_pretrained wrote, or a .gguf file",
+        ) from error
+
+
+def _read_gguf(file: Path) -> Mapping[str, Any]:
+    """The header of a .gguf file in the words of a config.json."""
+    if not file.is_file():
+        raise UsageError(f"{file}: no such model file", hint="check the path")
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        return {}
+    reader = GGUFReader(file)
+    fields = {name: field.contents for name, field in reader.fields.items() if "ggml" not in name}
+    family = fields["general.architecture"]()
+    names = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+    }
+    config = {
+        ours: fields[f"{family}.{name}"]() for ours, name in names.items() if f"{family}.{name}" in fields
+    }
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    config["vocab_size"] = int(tensors["token_embd.weight"].shape[1])
+    return {**config, "model_type": family, "tie_word_embeddings": "output.weight" not in tensors}

@@ -1,0 +1,206 @@
+"""What a trial's parameters may be: the kinds of value, and one rule per parameter."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from kto_sweep.errors import Problem
+from kto_sweep.text import listed, nearest, number_from_text, show
+
+
+class Kind(Protocol):
+    """A kind of value."""
+
+    @property
+    def description(self) -> str:
+        """What fits, for a sentence: `a whole number of at least 1`."""
+
+    def convert(self, value: object) -> object:
+        """The value as the trial holds it. Raises ValueError when it does not fit."""
+
+    def suggest(self, value: object) -> str:
+        """What to type in place of a value that does not fit; empty when nothing is near."""
+
+
+@dataclass(frozen=True)
+class WholeNumber:
+    """Whole numbers; 8.0 and the text "8" are 8."""
+
+    least: int
+    most: int | None = None
+
+    @property
+    def description(self) -> str:
+        """What fits."""
+        span = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
+        return f"a whole number {span}"
+
+    def convert(self, value: object) -> int:
+        """The int. Raises ValueError."""
+        number = _number(value)
+        if number != int(number) or number < self.least or (self.most is not None and number > self.most):
+            raise ValueError
+        return int(number)
+
+    def suggest(self, value: object) -> str:
+        """Nothing: there is no nearest number that is meant."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Real:
+    """Finite numbers between two ends."""
+
+    low: float
+    high: float = math.inf
+    with_low: bool = False
+    """True: the low end itself fits too."""
+    with_high: bool = False
+
+    @property
+    def description(self) -> str:
+        """What fits."""
+        low = f"{'of at least' if self.with_low else 'above'} {self.low:g}"
+        if self.high == math.inf:
+            return f"a number {low}"
+        return f"a number {low} and {'at most' if self.with_high else 'below'} {self.high:g}"
+
+    def convert(self, value: object) -> float:
+        """The float. Raises ValueError."""
+        number = float(_number(value))
+        above = number > self.low or (self.with_low and number == self.low)
+        below = number < self.high or (self.with_high and number == self.high)
+        if not (above and below):
+            raise ValueError
+        return number
+
+    def suggest(self, value: object) -> str:
+        """Nothing: there is no nearest number that is meant."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words."""
+
+    options: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        """What fits."""
+        return f"one of {', '.join(self.options)}"
+
+    def convert(self, value: object) -> str:
+        """The word. Raises ValueError."""
+        if not isinstance(value, str) or value not in self.options:
+            raise ValueError
+        return value
+
+    def suggest(self, value: object) -> str:
+        """The nearest word; `none` for what YAML makes of an unquoted no or off."""
+        if value is False and "none" in self.options:
+            return "none"
+        return nearest(str(value).lower(), self.options) or ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any text but the empty one."""
+
+    description: str = "text"
+
+    def convert(self, value: object) -> str:
+        """The text. Raises ValueError."""
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError
+        return value
+
+    def suggest(self, value: object) -> str:
+        """A number in quotes, in case it is a name."""
+        return "" if isinstance(value, str) else f'"{show(value)}"'
+
+
+@dataclass(frozen=True)
+class Flag:
+    """true or false; also as text."""
+
+    description: str = "true or false"
+
+    def convert(self, value: object) -> bool:
+        """The bool. Raises ValueError."""
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def suggest(self, value: object) -> str:
+        """Nothing: the description says it."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Names of the layers that get adapters, or all-linear."""
+
+    description: str = "all-linear, or a list of layer names"
+
+    def convert(self, value: object) -> str | tuple[str, ...]:
+        """The word all-linear, or the names as a tuple. Raises ValueError."""
+        if value == "all-linear":
+            return "all-linear"
+        if not isinstance(value, list | tuple) or not value:
+            raise ValueError
+        return tuple(Text().convert(name) for name in value)
+
+    def suggest(self, value: object) -> str:
+        """A single name as a list."""
+        if not isinstance(value, str):
+            return ""
+        return nearest(value, ["all-linear"]) or listed([value])
+
+
+@dataclass(frozen=True)
+class ParameterRule:
+    """One parameter of a trial."""
+
+    name: str
+    kind: Kind
+    default: object
+    """None, too, where there is none: see `optional`."""
+    optional: bool
+    """True: null means the same as not given."""
+    doc: str
+    """What it is, with its unit; no full stop."""
+    noun: str
+    """For messages: `0 is not a batch size`."""
+
+    def apply(self, value: object) -> tuple[object, Problem | None]:
+        """The value as the trial holds it, and what is wrong with it if anything is."""
+        if value is None and self.optional:
+            return None, None
+        try:
+            return self.kind.convert(value), None
+        except ValueError:
+            return value, self._problem(value)
+
+    def check(self, value: object) -> Problem | None:
+        """What is wrong with a value; its `where` is the parameter's name."""
+        return self.apply(value)[1]
+
+    def _problem(self, value: object) -> Problem:
+        example = self.kind.suggest(value)
+        if not example and self.default is not None:
+            example = f"the default is {show(self.default)}"
+        return Problem(
+            self.name, f"{show(value)} is not {self.noun}", f"{self.doc}: {self.kind.description}.", example
+        )
+
+
+def _number(value: object) -> int | float:
+    """A number, also from text. Raises ValueError."""
+    if isinstance(value, str):
+        value = number_from_text(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError
+    return value

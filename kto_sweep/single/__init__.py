@@ -1,1 +1,0 @@
-"""One run without a sweep: what it trains and where it belongs."""

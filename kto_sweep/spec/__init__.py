@@ -1,1 +1,0 @@
-"""Sweep files: read, checked, generated."""

@@ -1,0 +1,104 @@
+"""Which server a command talks to: W&B where there is a key, else the embedded server of this box."""
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.sweep.ref import SweepRecord, SweepRef, parse_ref, recall
+from kto_sweep.wandb_client.connection import Target, default_entity
+
+DEFAULT_PROJECT = "kto-sweep"
+LOCAL_ENTITY = "local"
+
+
+def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Take over what a `.env` file in `directory` sets and the environment does not."""
+    from dotenv import dotenv_values
+
+    for name, value in dotenv_values(directory / ".env").items():
+        if value is not None:
+            environ.setdefault(name, value)
+
+
+def local_target(home: Home) -> Target:
+    """The embedded server, started in the background if it is not running."""
+    from kto_sweep.local_server.start import ensure_server
+
+    address = ensure_server(home)
+    return Target(address.url, address.url, local=True, key=address.key)
+
+
+def find_target(home: Home, *, local: bool) -> Target:
+    """The embedded server with `local` or without a W&B key, else W&B as wandb's own rules find it.
+
+    With W&B's mode offline or disabled, by which nothing leaves the box, it is the embedded server as well.
+    Raises UsageError when WANDB_BASE_URL names a server for which there is no key.
+    """
+    if local:
+        return local_target(home)
+    from kto_sweep.wandb_client.private_api import find_login
+
+    load_env_file(Path.cwd())
+    login = find_login()
+    if login.mode in {"offline", "disabled"}:
+        return local_target(home)
+    if login.has_key:
+        return Target(login.base_url, login.app_url, local=False)
+    if os.environ.get("WANDB_BASE_URL"):
+        raise UsageError(
+            f"WANDB_BASE_URL is {login.base_url}, but there is no key for it",
+            hint=f"set WANDB_API_KEY, or type: wandb login --host {login.base_url}   "
+            "(or add --local for the embedded server)",
+        )
+    return local_target(home)
+
+
+def find_remote(url: str | None) -> Target:
+    """The W&B server at `url`, by default the one that wandb is logged in to; never the embedded one.
+
+    Raises UsageError without a key for it.
+    """
+    from kto_sweep.wandb_client.private_api import find_login
+
+    load_env_file(Path.cwd())
+    if url is not None:
+        if not url.startswith(("https://", "http://")):
+            raise UsageError(f"{url!r} is not the address of a server", hint="https://wandb.example.com")
+        os.environ["WANDB_BASE_URL"] = url.rstrip("/")
+    login = find_login()
+    if not login.has_key:
+        raise UsageError(
+            f"there is no key for W&B at {login.base_url}",
+            hint=f"wandb login --host {login.base_url}   (or set WANDB_API_KEY)",
+        )
+    return Target(login.base_url, login.app_url, local=False)
+
+
+def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, SweepRef]:
+    """The sweep that `name` means and its server; without a name, the sweep created or run last on this box.
+
+    Raises UsageError when there is none, or the name cannot be one.
+    """
+    entity, project, sweep_id = parse_ref(name) if name else (None, None, None)
+    record = recall(home, sweep_id)
+    if record is None and sweep_id is None:
+        raise UsageError(
+            "no sweep was created on this box yet",
+            hint="kto-sweep create sweeps/lr_grid.yaml  (or kto-sweep demo, or name one: ENTITY/PROJECT/ID)",
+        )
+    if record is not None and (entity, project) in ((None, None), (None, record.project), record.ref_owner):
+        return _target_of(home, record, local=local), record.ref
+    assert sweep_id is not None
+    target = find_target(home, local=local)
+    if entity is None:
+        entity = LOCAL_ENTITY if target.local else default_entity(target)
+    return target, SweepRef(entity, project or DEFAULT_PROJECT, sweep_id)
+
+
+def _target_of(home: Home, record: SweepRecord, *, local: bool) -> Target:
+    if record.local or local:
+        return local_target(home)
+    os.environ.setdefault("WANDB_BASE_URL", record.base_url)
+    return find_target(home, local=False)

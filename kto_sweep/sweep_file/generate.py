@@ -1,0 +1,300 @@
+"""A sweep file from a few flags and the data: commented YAML, with a reason and its source beside each range.
+
+flags --parse_flag--> fixed values, lists, ranges
+data  --look-------> rho, max_length, eval_fraction
+                                     --write--> text that W&B's tools and ours read
+"""
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from kto_sweep.data.lint import balance
+from kto_sweep.data.lint_findings import ENOUGH_HELD_OUT
+from kto_sweep.data.lint_lengths import percentiles
+from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters, measure_tokens, read_data
+from kto_sweep.errors import DataError, UsageError
+from kto_sweep.models.presets import PRESETS
+from kto_sweep.models.tokenizer import find_tokenizer
+from kto_sweep.parameter_types import Real, WholeNumber
+from kto_sweep.sweep_file.generate_reasons import (
+    GRID_BATCHES,
+    REASONS,
+    SEARCH_BATCHES,
+    SEARCH_BETA,
+    SEARCH_RANKS,
+    grid_rates,
+    search_rates,
+)
+from kto_sweep.text import listed, number_from_text, show, show_number
+from kto_sweep.trial import PARAMETERS, check_value
+
+WIDTH = 108
+RUN_CAP = 30
+GUESS = 1.15
+"""Room for rows whose tokens were estimated from characters."""
+DECADE = 10
+"""A range whose ends are this far apart is searched by factors and not by differences."""
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """One value."""
+
+    value: object
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Several values."""
+
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """All values between two ends."""
+
+    low: float
+    high: float
+
+
+Setting = Fixed | Listed | Range
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the data says about a sweep's parameters."""
+
+    rows: int
+    desirable: int
+    undesirable: int
+    p99: int
+    """Tokens that 99 of 100 rows have at most."""
+    longest: int
+    exact: bool
+    """Measured with the model's tokenizer."""
+
+
+def parse_flag(name: str, text: str, method: str) -> Setting:
+    """What a flag means: `5e-7,1e-7` is a list, `5e-7..1e-4` a range, anything else one value.
+
+    Raises UsageError, naming the flag, for a value that no trial takes and for a range in a grid.
+    """
+    flag = f"--{name.replace('_', '-')} {text}"
+    rule = PARAMETERS[name]
+    ends = text.split("..")
+    numbers = [number_from_text(end) for end in ends]
+    if len(ends) == 2 and None not in numbers:
+        if not isinstance(rule.kind, WholeNumber | Real):
+            raise UsageError(f"{flag}: {name} has no ranges", hint=f"a list: {listed(['a', 'b'])[1:-1]}")
+        low, high = (_checked(name, flag, end) for end in ends)
+        assert isinstance(low, int | float)
+        assert isinstance(high, int | float)
+        if not low < high:
+            raise UsageError(f"{flag}: the range ends before it begins", hint=f"{ends[1]}..{ends[0]}")
+        if method == "grid":
+            middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
+            middle = round(middle) if isinstance(rule.kind, WholeNumber) else float(f"{middle:.2g}")
+            hint = ",".join(show(end) for end in (low, middle, high))
+            raise UsageError(
+                f"{flag}: a grid visits values and knows no ranges", hint=f"{hint}; or method bayes"
+            )
+        return Range(low, high)
+    if name == "lora_targets":  # a list is one value
+        return Fixed(_checked(name, flag, "all-linear" if text == "all-linear" else text.split(",")))
+    values = [_checked(name, flag, part.strip()) for part in text.split(",")]
+    return Fixed(values[0]) if len(values) == 1 else Listed(tuple(values))
+
+
+def _checked(name: str, flag: str, value: object) -> object:
+    if value == "null" and PARAMETERS[name].optional:
+        return None
+    found, problem = check_value(name, value)
+    if problem is not None:
+        raise UsageError(f"{flag}: {problem.what}\n  {problem.why}", hint=problem.hint)
+    return found
+
+
+def look(source: str, model: str | None) -> DataFacts:
+    """The facts of a data file, in tokens of `model` where its tokenizer is on this box.
+
+    Raises DataError for data that cannot be trained on.
+    """
+    read = read_data(source)
+    examples = read.loaded.examples
+    tokenizer = find_tokenizer(model) if model is not None else None
+    measured = (
+        measure_characters(examples) if tokenizer is None else measure_tokens(examples, tokenizer, 2**31)
+    )
+    lengths = percentiles(measured.prompts + measured.completions)
+    desirable = sum(row.label for row in measured.tokens.rows)
+    undesirable = len(measured.tokens.rows) - desirable
+    if lengths is None or not desirable or not undesirable:
+        what = "no usable row" if lengths is None else "its rows have one label only"
+        raise DataError(f"{source}: {what}", hint=f"kto-sweep lint {source} says more")
+    scale = 1.0 if tokenizer is not None else 1 / CHARACTERS_PER_TOKEN
+    return DataFacts(
+        rows=desirable + undesirable,
+        desirable=desirable,
+        undesirable=undesirable,
+        p99=math.ceil(lengths.p99 * scale),
+        longest=math.ceil(lengths.max * scale),
+        exact=tokenizer is not None,
+    )
+
+
+def complete(
+    method: str, given: Mapping[str, Setting], facts: DataFacts
+) -> tuple[dict[str, Setting], dict[str, str]]:
+    """All parameters of the file, in its order, and what the data has to do with some of them.
+
+    Where nothing given is searched, the method's usual parameters are.
+    """
+    settings = dict(given)
+    size = settings.get("model_size")
+    one_size = str(size.value) if isinstance(size, Fixed) else None
+    if not any(isinstance(setting, Listed | Range) for setting in given.values()):
+        for name, setting in _usual(method, one_size, facts).items():
+            settings.setdefault(name, setting)
+    because: dict[str, str] = {}
+    from_data = _from_data(facts, because)
+    if {"desirable_weight", "undesirable_weight"} & settings.keys():
+        from_data.pop("rho", None)
+    for name, setting in from_data.items():
+        if name not in settings:
+            settings[name] = setting
+        else:
+            because.pop(name, None)
+    searched = [name for name, setting in settings.items() if not isinstance(setting, Fixed)]
+    order = [*searched, *("model_size", "model", "dataset", *PARAMETERS)]
+    ordered = dict.fromkeys(name for name in order if name in settings)
+    return {name: settings[name] for name in ordered}, because
+
+
+def _usual(method: str, size: str | None, facts: DataFacts) -> dict[str, Setting]:
+    fitting = [batch for batch in SEARCH_BATCHES if batch * 8 <= facts.rows] or [4]
+    if method == "grid":
+        batches = [batch for batch in GRID_BATCHES if batch in fitting] or fitting
+        return {"learning_rate": Listed(grid_rates(size)), "batch_size": _some(batches)}
+    return {
+        "learning_rate": Range(*search_rates(size)),
+        "batch_size": _some(fitting),
+        "beta": Range(*SEARCH_BETA),
+        "lora_r": Listed(SEARCH_RANKS),
+    }
+
+
+def _some(values: Sequence[object]) -> Setting:
+    return Fixed(values[0]) if len(values) == 1 else Listed(tuple(values))
+
+
+def _from_data(facts: DataFacts, because: dict[str, str]) -> dict[str, Setting]:
+    """max_length, eval_fraction and, for data that needs it, rho."""
+    length = max(64, math.ceil(facts.p99 * (1 if facts.exact else GUESS) / 64) * 64)
+    measured = "" if facts.exact else ", estimated from characters"
+    because["max_length"] = (
+        f"99 of 100 rows have at most {facts.p99:,} tokens, the longest {facts.longest:,}{measured}."
+    )
+    fewest = min(facts.desirable, facts.undesirable)
+    fraction = min(0.3, max(0.1, math.ceil(20 * ENOUGH_HELD_OUT / fewest) / 20))
+    because["eval_fraction"] = (
+        f"Of {facts.rows:,} rows; {ENOUGH_HELD_OUT} held-out rows of each label are the least for eval/auc."
+    )
+    found: dict[str, Setting] = {"max_length": Fixed(length), "eval_fraction": Fixed(fraction)}
+    weighed = balance(facts.desirable, facts.undesirable)
+    if weighed is not None and weighed.rho != weighed.ratio:
+        found["rho"] = Fixed(weighed.rho)
+        because["rho"] = (
+            f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable rows; both weigh alike."
+        )
+    return found
+
+
+def write(
+    method: str, settings: Mapping[str, Setting], because: Mapping[str, str], facts: DataFacts, file: str
+) -> str:
+    """The file's text."""
+    lines = [*_head(method, settings, facts, file), "", "program: agent.py", f"method: {method}"]
+    if method != "grid":
+        lines.append(f"run_cap: {RUN_CAP}  # a {method} sweep never ends by itself")
+    lines += [
+        "metric:",
+        "  name: eval/common_loss  # at a fixed beta and rho: no diverging trial wins, and betas compare",
+        "  goal: minimize",
+    ]
+    if method != "grid":
+        lines += [
+            "early_terminate:",
+            "  type: hyperband",
+            "  min_iter: 1  # trials are compared after evaluations 1, 2 and 4, of the 4 that each makes",
+            "  eta: 2  # the better half goes on",
+        ]
+    lines += ["", "parameters:"]
+    for name, setting in settings.items():
+        searched = not isinstance(setting, Fixed)
+        told = (
+            [because[name]]
+            if name in because
+            else [str(REASONS[name])]
+            if searched and name in REASONS
+            else []
+        )
+        if searched and not told:
+            told = [f"{PARAMETERS[name].doc}."]
+        lines += [f"  # {line}" for text in told for line in textwrap.wrap(text, WIDTH - 4)]
+        lines.append(f"  {name}:")
+        lines += [f"    {line}" for line in _body(name, setting)]
+    return "\n".join(lines) + "\n"
+
+
+def _head(method: str, settings: Mapping[str, Setting], facts: DataFacts, file: str) -> Iterable[str]:
+    searched = [name for name, setting in settings.items() if not isinstance(setting, Fixed)]
+    cells = math.prod(len(s.values) for s in settings.values() if isinstance(s, Listed))
+    many = f"{cells} trials, every combination once" if method == "grid" else f"{RUN_CAP} trials at most"
+    yield f"# Searches: {', '.join(searched) or 'nothing'}: {many}."
+    labels = f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable"
+    yield f"# Data:     {facts.rows:,} rows, {labels}."
+    yield f"# Costs:    kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)"
+    yield f"# Start:    kto-sweep create {file}"
+    yield "#           kto-sweep agent"
+    yield f"#           (W&B's own tools: wandb sweep {file}, then the wandb agent that it names)"
+
+
+def _body(name: str, setting: Setting) -> list[str]:
+    if isinstance(setting, Fixed):
+        return [f"value: {_yaml(setting.value)}"]
+    if isinstance(setting, Listed):
+        return [f"values: [{', '.join(map(_yaml, setting.values))}]"]
+    ends = [f"min: {_yaml(setting.low)}", f"max: {_yaml(setting.high)}"]
+    if isinstance(PARAMETERS[name].kind, WholeNumber):
+        return ends
+    if setting.low > 0 and setting.high >= DECADE * setting.low:
+        return ["distribution: log_uniform_values  # every factor of ten is as likely", *ends]
+    return ["distribution: uniform", *ends]
+
+
+def _yaml(value: object) -> str:
+    """A value as YAML 1.1 reads it back."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, float):
+        return show_number(int(value) if value.is_integer() and value < 1e6 else value)
+    if isinstance(value, int):
+        return str(value)
+    text = str(value)
+    plain = re.fullmatch(r"[\w./-]+", text) is not None and yaml.safe_load(text) == text
+    return text if plain else "'" + text.replace("'", "''") + "'"
+
+
+def preset_settings(name: str) -> dict[str, Setting]:
+    """What `--preset` means: the size, and how its weights are held."""
+    kind, _, size = name.partition("-")
+    quantization = "4bit" if kind == "qlora" else PRESETS[size].quantization
+    return {"model_size": Fixed(size), "quantization": Fixed(quantization)}

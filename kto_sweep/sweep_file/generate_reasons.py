@@ -1,0 +1,98 @@
+"""Why a generated sweep file searches what it does: ranges, reasons and their sources, by parameter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kto_sweep.models.presets import PRESETS
+
+PAPER = "KTO, arXiv 2402.01306"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What to know when a parameter is searched."""
+
+    why: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.why} [{self.source}]"
+
+
+REASONS: Mapping[str, Reason] = {
+    "learning_rate": Reason(
+        "The parameter that decides most. The authors' code takes 5e-6, TRL's documentation 5e-7 to 5e-6, "
+        "published LoRA configurations go up to 2e-4, where some have diverged.",
+        f"{PAPER}; TRL's documentation of KTO",
+    ),
+    "batch_size": Reason(
+        "Each step estimates the KL term from its own batch: below 4 it is mostly noise. 8 to 128 are usual; "
+        "a smaller one makes more steps of one pass.",
+        f"{PAPER}; TRL's documentation of KTO",
+    ),
+    "beta": Reason(
+        "The pull to the reference model. 0.1 is the usual choice; published optima go from 0.01 to 0.3.",
+        f"{PAPER}; published KTO configurations",
+    ),
+    "rho": Reason(
+        "All desirable examples against all undesirable ones; 1 to 4/3 is what the authors recommend.",
+        f"{PAPER}, section 4",
+    ),
+    "epochs": Reason("One to three passes are usual.", "published KTO configurations"),
+    "warmup_ratio": Reason("0.05 to 0.15 are usual.", "published KTO configurations"),
+    "lora_r": Reason(
+        "Alpha follows at twice the rank. Preferences seldom need more than 64.",
+        "published KTO configurations take 8 to 64; LoRA, arXiv 2106.09685, section 7.2",
+    ),
+    "model_size": Reason(
+        "A factor of 2 to 3 from one to the next: closer sizes seldom differ by more than the seed does.",
+        "rule of thumb",
+    ),
+    "seed": Reason(
+        "The same trial with other random numbers: how much of a difference is luck.", "rule of thumb"
+    ),
+    "loss_type": Reason(
+        "apo_zero_unpaired has no KL term and pulls desirable answers up by themselves.",
+        "APO, arXiv 2408.06266",
+    ),
+    "lora_dropout": Reason(
+        "0 unless rows are learned by heart: with dropout a step takes more memory and time.",
+        "kto-sweep plan shows how much",
+    ),
+    "quantization": Reason(
+        "4bit needs a third of the memory for the base model and costs little quality.",
+        "QLoRA, arXiv 2305.14314",
+    ),
+}
+
+SMALL, MIDDLE, LARGE = (2e-6, 1e-5, 5e-5), (1e-6, 5e-6, 2e-5), (5e-7, 2e-6, 1e-5)
+"""Learning rates of a grid for models below 1B, up to 4B and above: smaller ones usually want higher."""
+
+_RATES = {
+    "tiny": (3e-4, 1e-3, 3e-3),
+    "135m": SMALL,
+    "360m": SMALL,
+    "0.5b": SMALL,
+    "1.5b": MIDDLE,
+    "3b": MIDDLE,
+}
+
+GRID_BATCHES = (8, 16, 32)
+SEARCH_BATCHES = (8, 16, 32, 64)
+SEARCH_RANKS = (8, 16, 32, 64)
+SEARCH_BETA = (0.02, 0.5)
+SEARCH_RATES = (5e-7, 1e-4)
+
+PRESET_NAMES = tuple(f"{kind}-{size}" for size in PRESETS for kind in ("lora", "qlora") if size != "tiny")
+"""`--preset`: LoRA as the size's preset holds the base model, or with 4 bit."""
+
+
+def grid_rates(size: str | None) -> tuple[float, ...]:
+    """Learning rates to try for a model of this size; None: not known."""
+    return MIDDLE if size is None else _RATES.get(size, LARGE)
+
+
+def search_rates(size: str | None) -> tuple[float, float]:
+    """Between which learning rates to search."""
+    rates = grid_rates(size)
+    return SEARCH_RATES if rates in (MIDDLE, LARGE, SMALL) else (rates[0] / 3, rates[-1] * 3)

@@ -1,0 +1,218 @@
+"""One call of `kto-sweep train`: a trial that no sweep has chosen, trained as an agent trains one."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, cast
+
+from rich.console import Console
+
+from kto_sweep.agent.device_locks import held
+from kto_sweep.agent.devices import CPU, Device, find_devices, grouped
+from kto_sweep.agent.display import Display
+from kto_sweep.agent.lifeline import Lifeline
+from kto_sweep.agent.output import SturdyOutput
+from kto_sweep.agent.presence import Presence
+from kto_sweep.agent.runs import ServiceGoneError, log_answers
+from kto_sweep.agent.session import GRACE_SECONDS, PATIENCE_SECONDS, leave_at_once
+from kto_sweep.agent.supervisor import Supervisor
+from kto_sweep.agent.tally import Tally
+from kto_sweep.disk import require_space
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.local_server.start import ensure_server
+from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.model_card import write_card
+from kto_sweep.run_log import StepTable
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.server_choice import LOCAL_ENTITY
+from kto_sweep.trial import Trial
+from kto_sweep.wandb_client.connection import Target, connect
+from kto_sweep.wandb_client.private_api import Command
+
+if TYPE_CHECKING:
+    import wandb
+
+FEW_STEPS = 50
+"""A run of at most so many shows each of them; a longer one every EVERYth."""
+EVERY = 5
+SAMPLE_TOKENS = 128
+"""Of each answer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to begin or to go on with."""
+
+    run_id: str
+    trial: Trial
+    name: str
+    """For people; empty: as it is on the server."""
+    project: str
+    entity: str | None
+    samples: int = 0
+    """Held-out prompts whose answers are shown in a table of the run at its end."""
+
+
+class RunDisplay(Display):
+    """The table of one run, and its bar on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console, (), DEFAULT_METRIC, None)
+        self._table = StepTable()
+        self._total = 0
+
+    def note(self, text: str) -> None:
+        """The run said something."""
+        self.say(text)
+
+    def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
+        """The run is open."""
+        self._names[run_id], self._latest[run_id] = "run", {}
+        self.say(f"Run {run_id} ({name}) on {device}")
+        self._bars[run_id] = self._progress.add_task("run", total=None, told="loading")
+
+    def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
+        """The run knows how many steps it takes."""
+        self._total = total_steps
+        self._table.plan(total_steps, done_steps)
+        super().planned(run_id, total_steps, done_steps)
+
+    def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
+        """The run logged a step."""
+        self._latest[run_id].update(values)
+        self._progress.update(self._bars[run_id], completed=step)
+        shown = self._total <= FEW_STEPS or step in (1, self._total) or step % EVERY == 0
+        if not shown:
+            values = {name: value for name, value in values.items() if name.startswith("eval/")}
+        for line in self._table.lines(step, values):
+            self.say(line)
+
+    def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
+        """The run ended."""
+        super().ended(run_id, "interrupted" if how == "put back" else how, summary)
+
+
+class _NoServer(Lifeline):
+    """Of a run that is sent later: there is nobody to listen to."""
+
+    def start(self) -> None:
+        """Nothing begins."""
+
+    @property
+    def silence(self) -> float:
+        """None."""
+        return 0.0
+
+
+def choose_devices(*, gpus: int, cpu: bool) -> list[Device]:
+    """The device to train on: `gpus` GPUs as one, or the CPU. Raises UsageError when there are fewer."""
+    devices = find_devices(os.environ, cpu=cpu)
+    if devices != [CPU]:
+        if len(devices) < gpus:
+            raise UsageError(f"--gpus {gpus}: this box has {len(devices)}", hint=f"--gpus {len(devices)}")
+        return devices[:gpus]
+    if gpus > 1 and not cpu:
+        raise UsageError(
+            f"--gpus {gpus}: this box has no NVIDIA GPU", hint="leave it out to train on the CPU"
+        )
+    return devices
+
+
+def open_server(target: Target, *, offline: bool) -> "wandb.Api | None":
+    """The server, which answers and takes the key; None when runs are sent later. Raises ServerError."""
+    return None if offline else connect(target)
+
+
+def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int, cpu: bool) -> int:
+    """The exit code: 0 finished, 1 failed or not sent, 128 + the signal when interrupted.
+
+    Raises KtoSweepError for anything that keeps it from beginning.
+    """
+    console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
+    devices = choose_devices(gpus=gpus, cpu=cpu)
+    station = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
+    require_space(home.root)
+    with held(devices):
+        if job.name:
+            os.environ["WANDB_NAME"] = job.name
+        api = open_server(target, offline=offline)
+        ref = SweepRef(_entity(job, target, api), job.project, "")
+        where = "no server: it is sent later" if offline else f"{'the ' if target.local else ''}{target}"
+        console.print(f"Talking to {where}", soft_wrap=True)
+        if not offline:
+            console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
+        revive = (lambda: ensure_server(home).url) if target.local else None
+        lifeline = (_NoServer if offline else Lifeline)(target.base_url, revive)
+        lifeline.start()
+        presence = Presence(home)
+        with RunDisplay(console) as display:
+            supervisor = Supervisor(
+                # Without a server nothing is asked of it: the only trial is known.
+                cast("wandb.Api", api), ref, home, [station], display, presence, lifeline,
+                metric=DEFAULT_METRIC, goal="minimize", local=target.local,
+                trials_per_device=1, count=1, grace=GRACE_SECONDS, patience=PATIENCE_SECONDS,
+                only=Command("run", job.run_id, job.trial.to_config()),
+            )  # fmt: skip
+            try:
+                tally = supervisor.run()
+            except KeyboardInterrupt:
+                console.print(_how_to_go_on(home, job), soft_wrap=True)
+                leave_at_once(128 + supervisor.tally.interrupted)
+            except ServiceGoneError as error:
+                error.hint = _how_to_go_on(home, job).removeprefix("Next: ")
+                raise
+        lifeline.end()
+        presence.end()
+    if job.samples and tally.finished and not (tally.unsent or tally.cut_off):
+        _show_samples(console, home, job, ref)
+    return _say_end(console, home, job, target, tally, offline=offline)
+
+
+def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None:
+    """Log base and tuned answers to the run; what keeps them away is told, and is no failure of the run."""
+    from kto_sweep.train.chat import compare_answers
+
+    console.print(f"Answers to {job.samples} held-out prompts, by the base and the tuned model")
+    folder = home.runs / job.run_id
+    try:
+        found = compare_answers(home, folder, (), count=job.samples, max_tokens=SAMPLE_TOKENS)
+        log_answers(ref, job.run_id, folder, [(each.prompt, each.base, each.tuned) for each in found])
+    except Exception as error:  # the run is over and its weights are safe
+        console.print(f"No answers were logged: {error}", markup=False, soft_wrap=True)
+
+
+def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
+    if job.entity or target.local:
+        return job.entity or LOCAL_ENTITY
+    return str(api.default_entity) if api is not None else ""
+
+
+def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tally, *, offline: bool) -> int:
+    folder = (home.runs / job.run_id).resolve()  # that of --output-dir, if one was named
+    if (folder / "lineage.json").exists():
+        write_card(folder)
+    if tally.unsent or tally.cut_off:
+        console.print(f"{target} does not answer; the run is complete in {folder}", soft_wrap=True)
+        console.print("When the server is back: kto-sweep sync")
+        leave_at_once(1)
+    if offline and (folder / "wandb").is_dir():
+        files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+        console.print(f"Sent later, by: wandb sync {files}", markup=False, soft_wrap=True)
+    if tally.interrupted:
+        console.print(_how_to_go_on(home, job), soft_wrap=True)
+        return 128 + tally.interrupted
+    if not tally.finished:
+        console.print(f"Its log: {folder / 'console.log'}", soft_wrap=True)
+        return 1
+    console.print(f"Trained weights, log, lineage and model card: {folder}", soft_wrap=True)
+    console.print(f"Next: kto-sweep chat {job.run_id}   or: kto-sweep merge {job.run_id}")
+    return 0
+
+
+def _how_to_go_on(home: Home, job: Job) -> str:
+    if not (home.runs / job.run_id / "trial.json").is_file():
+        return "It had not begun: the same command begins it"
+    return f"Next: kto-sweep train --resume-from-checkpoint {job.run_id}   (goes on from its last checkpoint)"

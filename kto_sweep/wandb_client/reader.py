@@ -1,0 +1,98 @@
+"""Sweeps and runs as plain data, read through wandb.Api from whichever server holds them."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from kto_sweep.alerts import without_rules
+from kto_sweep.errors import FailureCause, ServerError
+from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.search.options import metric_of, read_options
+from kto_sweep.search.space import Space, parse_space
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
+from kto_sweep.sweep_file.spec import expected_trials
+from kto_sweep.wandb_client.connection import Target, is_unknown, trouble
+
+if TYPE_CHECKING:
+    import wandb
+
+
+def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
+    """The sweep with all its trials, in order of creation.
+
+    Raises ServerError when the server does not know it, or cannot be asked.
+    """
+    api.flush()  # wandb.Api remembers what it read before: this makes it forget its runs, `force` the sweep
+    try:
+        sweep = api.sweep(str(ref))
+        sweep.load(force=True)
+        runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
+        runs = list(runs)
+    except Exception as error:  # wandb has no one class for what can go wrong
+        if not is_unknown(error):
+            raise ServerError(
+                f"{target} does not tell of the sweep {ref}: {trouble(error)}",
+                hint=f"try again later, or with another key: wandb login --host {target.base_url} --relogin",
+            ) from error
+        raise ServerError(
+            f"{target} does not know the sweep {ref}",
+            hint="kto-sweep status   (without a name: the sweep used last on this box)",
+        ) from error
+    config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
+    space, _ = parse_space(without_rules(config.get("parameters") or {}))
+    options = read_options(config, [])
+    metric = metric_of(config, options.objectives) or {}
+    pauses = options.asha is not None
+    return SweepView(
+        ref=ref,
+        url=ref.url(target.app_url),
+        name=str(config.get("name") or ref.id),
+        state=str(sweep.state).upper(),
+        method=str(config.get("method", "")),
+        metric=metric.get("name", DEFAULT_METRIC),
+        goal=metric.get("goal", "minimize"),
+        space=space or Space(()),
+        expected=expected_trials(config, space) if space else config.get("run_cap"),
+        trials=tuple(_trial(run, ref, pauses=pauses) for run in runs),
+        objectives=options.objectives,
+        pauses=pauses,
+    )
+
+
+def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
+    summary = dict(run.summary_metrics or {})
+    put_back = summary.get("failure/cause") == FailureCause.PREEMPTED
+    return TrialRecord(
+        run_id=run.id,
+        name=run.name,
+        state=run.state,
+        config={key: value for key, value in run.config.items() if not key.startswith("_")},
+        summary=summary,
+        seconds=_seconds(run, summary),
+        created=_created(run),
+        borrowed=getattr(run, "sweep_name", None) not in {None, ref.id},
+        paused=pauses and run.state == "preempted" and not put_back,
+        place=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
+    )
+
+
+def _created(run: Any) -> float | None:
+    try:
+        moment = datetime.fromisoformat(run.created_at)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:
+    known = summary.get("trial/seconds", summary.get("_runtime"))
+    if isinstance(known, int | float):
+        return float(known)
+    try:
+        start, end = (datetime.fromisoformat(text) for text in (run.created_at, run.heartbeat_at))
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return max(0.0, (end - start).total_seconds())  # a clock may have been set back

@@ -1,0 +1,26 @@
+"""The order of a grid on W&B, and what `create` says of it."""
+
+import pytest
+
+from kto_sweep.search.space import parse_space
+from kto_sweep.sweep.create import order_note
+
+RATES = {"values": [1.0e-6, 5.0e-6]}
+SIZES = {"values": ["0.5b", "7b"]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"learning_rate": RATES, "model_size": SIZES}, "model_size"),
+        ({"learning_rate": RATES, "max_length": {"values": [512, 1024]}}, "max_length"),
+        ({"learning_rate": RATES, "model_size": {"value": "7b"}}, None),
+        ({"model_size": SIZES, "seed": {"values": [1, 2]}}, None),
+        ({"learning_rate": RATES, "base": {"parameters": {"model_size": SIZES}}}, None),
+    ],
+)
+def test_a_model_that_changes_too_often_is_told_of(parameters: dict[str, object], name: str | None) -> None:
+    space, _ = parse_space(parameters)
+    assert space is not None
+    note = order_note(space)
+    assert (f"{name} changes before others" in note) if name else note == ""

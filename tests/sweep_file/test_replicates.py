@@ -1,0 +1,63 @@
+"""`replicates` in the `kto_sweep:` block: each configuration with several seeds."""
+
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.search.replicates import FIRST_SEED
+from kto_sweep.sweep_file.block import without_block
+from kto_sweep.sweep_file.spec import examine_text
+from kto_sweep.trial import Trial
+
+GRID = """
+method: {method}
+run_cap: 20
+parameters:
+  learning_rate: {{values: [1e-6, 1e-5]}}
+  model_size: {{value: tiny}}
+  dataset: {{value: rows.jsonl}}
+{seed}
+kto_sweep: {{replicates: {count}}}
+"""
+
+
+def examined(count, *, method="grid", seed=""):
+    return examine_text(GRID.format(method=method, count=count, seed=seed), Path("s.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "seeds"),
+    [("", [42, 43, 44]), ("  seed: {value: 7}", [7, 8, 9]), ("  seed: {value: '7'}", [7, 8, 9])],
+)
+def test_seeds_multiply_the_cells_and_the_block_is_not_registered(seed, seeds):
+    spec = examined(3, seed=seed).spec
+    assert spec.config["parameters"]["seed"] == {"values": seeds}
+    assert spec.expected_trials == 6
+    assert "kto_sweep" not in spec.config
+
+
+@pytest.mark.parametrize("count", ["1", "many", "2.5", "true", "101"])
+def test_what_is_no_number_of_seeds_is_refused(count):
+    (finding,) = examined(count).findings
+    assert finding.path == ("kto_sweep", "replicates")
+    assert finding.hint == "replicates: 3"
+
+
+@pytest.mark.parametrize("method", ["random", "bayes"])
+def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others(method):
+    spec = examined(3, method=method).spec
+    assert spec.config["kto_sweep"] == {"replicates": 3}
+    assert "seed" not in spec.config["parameters"]
+    assert "run_cap counts runs: 20 are 6 configurations with 3 seeds, and 2 runs of one more" in spec.notices
+    config, notes = without_block(spec.config)
+    assert config == {key: value for key, value in spec.config.items() if key != "kto_sweep"}
+    assert notes == ("replicates is of the embedded server: here each configuration is trained once",)
+
+
+def test_the_first_seed_is_a_trials_own():
+    assert Trial.seed == FIRST_SEED
+
+
+def test_seeds_that_are_searched_are_not_made_as_well():
+    (finding,) = examined(3, seed="  seed: {values: [1, 2]}").findings
+    assert "seed: {value: 42}" in finding.hint

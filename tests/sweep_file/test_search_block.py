@@ -1,0 +1,131 @@
+"""The search options of the `kto_sweep:` block: what is refused, what is registered where."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kto_sweep.sweep_file.block import without_block
+from kto_sweep.sweep_file.spec import ExaminedSpec, examine_text
+
+BAYES: dict[str, Any] = {
+    "method": "bayes",
+    "run_cap": 20,
+    "parameters": {
+        "learning_rate": {"values": [1.0e-6, 1.0e-5]},
+        "model_size": {"value": "tiny"},
+        "dataset": {"value": "rows.jsonl"},
+    },
+}
+
+
+def examined(block: Any, **top: Any) -> ExaminedSpec:
+    return examine_text(yaml.safe_dump({**BAYES, **top, "kto_sweep": block}), Path("s.yaml"))
+
+
+def told(block: Any, **top: Any) -> list[str]:
+    """Place and words of each finding."""
+    return [f"{'.'.join(each.path[1:])}: {each.what}" for each in examined(block, **top).findings]
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ({"ashaa": {}}, "ashaa: ashaa is not a key of kto_sweep"),
+        ({"asha": 3}, "asha: 3 is not a group of keys"),
+        ({"asha": {}}, "asha: neither min_iter nor max_iter"),
+        ({"asha": {"min_iter": 1, "max_iter": 9, "s": 1}}, "asha: both min_iter and max_iter"),
+        ({"asha": {"min_iter": 0}}, "asha.min_iter: 0 is not a whole number of at least 1"),
+        ({"asha": {"min_iter": 1, "eta": 1}}, "asha.eta: 1 is not a number above 1"),
+        ({"asha": {"min_iter": 1, "strict": True}}, "asha.strict: strict is not a key of asha"),
+        ({"asha": {"min_iter": 1}, "replicates": 2}, "asha: asha, and replicates"),
+    ],
+)
+def test_asha_that_cannot_be(block: Any, problem: str) -> None:
+    assert told(block) == [problem]
+
+
+def test_asha_and_hyperband_exclude_each_other() -> None:
+    hyperband = {"type": "hyperband", "min_iter": 1}
+    assert told({"asha": {"min_iter": 1}}, early_terminate=hyperband) == ["asha: asha, and early_terminate"]
+
+
+@pytest.mark.parametrize("method", ["grid", "random", "bayes"])
+def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
+    spec = examined({"asha": {"min_iter": "1", "eta": "3e0"}}, method=method).spec
+    assert spec is not None
+    assert spec.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
+    config, notes = without_block(spec.config)
+    assert "kto_sweep" not in config
+    assert notes == ("asha is of the embedded server: here every trial trains to its end",)
+
+
+def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
+    spec = examined({"asha": {"min_iter": 9}}).spec
+    assert spec is not None
+    assert any("asha compares trials from evaluation 9 on" in notice for notice in spec.notices)
+
+
+TWO = [{"name": "eval/common_loss"}, {"name": "trial/seconds", "goal": "minimize"}]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "problem"),
+    [
+        ("loss", "objectives: not a list of two or three metrics"),
+        (TWO[:1], "objectives: not a list of two or three metrics"),
+        ([TWO[0], "eval/auc"], "objectives.1: eval/auc is not a metric"),
+        ([TWO[0], {"goal": "minimize"}], "objectives.1: no name"),
+        ([TWO[0], {"name": "eval/acu"}], "objectives.1.name: eval/acu is not a metric that trials log"),
+        ([TWO[0], {"name": "failure/cause"}], "objectives.1.name: failure/cause cannot be searched by"),
+        ([TWO[0], {"name": "eval/auc"}], "objectives.1: no goal"),
+        ([TWO[0], {"name": "loss", "goal": "up"}], "objectives.1.goal: up is not a goal"),
+        (
+            [TWO[0], {"name": "loss", "impute": "best"}],
+            "objectives.1.impute: impute is not a key of an objective",
+        ),
+        ([TWO[0], TWO[0]], "objectives.1.name: eval/common_loss for the second time"),
+    ],
+)
+def test_objectives_that_cannot_be(objectives: Any, problem: str) -> None:
+    assert told({"objectives": objectives}) == [problem]
+
+
+def test_the_first_objective_is_the_metric() -> None:
+    first = "objectives.0: the first objective is not the sweep's metric"
+    assert told({"objectives": TWO}, metric={"name": "eval/loss", "goal": "minimize"}) == [first]
+    assert told({"objectives": TWO}, metric={"name": "eval/common_loss", "goal": "maximize"}) == [first]
+    other = [{"name": "eval/auc", "goal": "maximize"}, TWO[1]]
+    spec = examined({"objectives": other}).spec
+    assert spec is not None
+    assert spec.config["metric"] == other[0]
+    assert spec.config["kto_sweep"] == {"objectives": other}
+    (note,) = without_block(spec.config)[1]
+    assert note.endswith("here the search follows the first alone; compare marks time and memory")
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        ("abc", "warm_start: abc is not a list of sweeps"),
+        ([], "warm_start: [] is not a list of sweeps"),
+        (["abc", 12345678], "warm_start.1: 12345678 is not the name of a sweep"),
+    ],
+)
+def test_a_warm_start_that_cannot_be(names: Any, problem: str) -> None:
+    assert told({"warm_start": names}) == [problem]
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+def test_only_bayes_learns_from_earlier_sweeps(method: str) -> None:
+    (finding,) = examined({"warm_start": ["abc"]}, method=method).findings
+    assert finding.what == f"warm_start with method {method}"
+    assert ("--reuse" in finding.hint) == (method == "grid")
+
+
+def test_a_warm_start_is_left_to_create() -> None:
+    spec = examined({"warm_start": ["abc", "me/kto/def"]}).spec
+    assert spec is not None
+    assert spec.warm_start == ("abc", "me/kto/def")
+    assert "kto_sweep" not in spec.config
