@@ -1,9 +1,9 @@
 """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
 
 sweeps/lr_grid.yaml
-     | sweep_file/: read and check, all problems at once     plan/, models/: memory, time and disk of a trial
+     | sweep_file/: read and check, all problems at once   plan/, models/: memory, time, disk of a trial
      v
-a registered sweep            sweep/: on W&B, or on server/: embedded, W&B-compatible (local_server/ starts it)
+a registered sweep         sweep/: on W&B, or on server/: embedded, W&B-compatible (local_server/ starts it)
      | search/: the next trial of the space
      v
 agent/   one supervisor per box: the W&B runs of the trials; no torch
