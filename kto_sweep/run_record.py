@@ -30,13 +30,13 @@ class RunRecord:
     sent: bool = False
     """The server is known to have everything."""
     agent: str = ""
-    """The agent that has it: see presence.py."""
+    """The agent that has it: see agent/lease.py."""
     device: str = ""
     """What it was trained on last."""
     attempt: int = 1
     """How often this box has opened it."""
     home: str = ""
-    """The id of the home that it was opened in: see presence.py."""
+    """The id of the home that it was opened in: see `home_id`."""
 
     def write(self, folder: Path) -> None:
         """Keep it in the run's folder."""

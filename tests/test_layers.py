@@ -13,7 +13,7 @@ LAYERS = (
     ("search", "fingerprints", "data"),
     ("sweep_file",),
     ("plan",),
-    ("budget", "sweep.ref", "sweep.view", "sweep.grid_status", "sweep.gpu_hours"),
+    ("sweep.ref", "sweep.view", "sweep.grid_status", "sweep.gpu_hours"),
     ("compare", "local_server"),
     ("wandb_client",),
     ("sweep",),

@@ -1,10 +1,16 @@
-"""The devices of this box, found without loading torch."""
+"""The devices of this box, found without loading torch, and the locks that give each GPU to one agent."""
 
+import fcntl
+import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
+from typing import TextIO
 
 from kto_sweep.errors import UsageError
 
@@ -30,19 +36,19 @@ CPU = Device("cpu", "")
 
 
 def find_devices(environ: Mapping[str, str], *, gpus: str | None = None, cpu: bool = False) -> list[Device]:
-    """The GPUs that are asked for, or all that this process may use; the CPU when there is none.
+    """The GPUs that were asked for, or all that this process may use; the CPU when there is none.
 
     `gpus` lists indices or UUIDs, separated by commas, as CUDA_VISIBLE_DEVICES does.
 
-    Raises UsageError when a GPU is asked for that is not there, and when nvidia-smi cannot tell which are.
+    Raises UsageError when a GPU was asked for that is not there, and when nvidia-smi does not list them.
     """
     if cpu and gpus is not None:
         raise UsageError("--cpu and --gpus exclude each other", hint="give one of them")
     if cpu:
         return [CPU]
     limit = environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else None
-    told = limit if gpus is None else gpus
-    wanted = None if told is None else list(takewhile("-1".__ne__, _split(told)))
+    named = limit if gpus is None else gpus
+    wanted = None if named is None else list(takewhile("-1".__ne__, _split(named)))
     if limit is not None and not wanted:
         return [CPU]
     present = _gpus_of_box()
@@ -66,7 +72,7 @@ def grouped(devices: Sequence[Device], size: int) -> list[Device]:
     if len(devices) % size:
         wanted = next(wanted for wanted in range(size, 0, -1) if len(devices) % wanted == 0)
         raise UsageError(
-            f"--gpus-per-trial {size}: {len(devices)} GPU{'s' * (len(devices) > 1)} cannot be shared out so",
+            f"--gpus-per-trial {size}: cannot divide {len(devices)} GPU{'s' * (len(devices) > 1)} by {size}",
             hint=f"use --gpus-per-trial {wanted}, or choose GPUs with --gpus",
         )
     groups = [devices[at : at + size] for at in range(0, len(devices), size)]
@@ -87,28 +93,66 @@ def _gpus_of_box() -> dict[str, str]:
         return {}
     query = [tool, "--query-gpu=index,uuid", "--format=csv,noheader"]
     try:
-        asked = _run(query)
+        answer = _run(query)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _no_answer(str(error)) from error
-    told = f"{asked.stdout}{asked.stderr}".strip()
-    if "No devices were found" in told:
+    output = f"{answer.stdout}{answer.stderr}".strip()
+    if "No devices were found" in output:
         return {}
-    if asked.returncode:
-        raise _no_answer(told or f"exit status {asked.returncode}")
-    pairs = (line.split(", ") for line in asked.stdout.splitlines() if ", " in line)
+    if answer.returncode:
+        raise _no_answer(output or f"exit status {answer.returncode}")
+    pairs = (line.split(", ") for line in answer.stdout.splitlines() if ", " in line)
     return {index.strip(): uuid.strip() for index, uuid in pairs}
 
 
 def _run(query: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Once more when it takes too long: the driver may be loading."""
+    """Run the query, once more if it takes too long: the driver may be loading."""
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return subprocess.run(query, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
 
 
-def _no_answer(told: str) -> UsageError:
+def _no_answer(output: str) -> UsageError:
     return UsageError(
-        f"nvidia-smi cannot tell which GPUs this box has:\n{told}",
-        hint="mend the driver, or add --cpu to train without a GPU",
+        f"nvidia-smi does not list the GPUs of this box:\n{output}",
+        hint="repair the driver, or add --cpu to train without a GPU",
     )
+
+
+@contextmanager
+def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
+    """Lock the GPUs among `devices` until the end of the block, for all homes of a user.
+
+    The locks vanish with their process. Raises UsageError when another agent has one of the GPUs, or no lock
+    can be made.
+    """
+    with ExitStack() as stack:
+        for device in devices:
+            if device.uuid:
+                stream = stack.enter_context(_lock_file(device.uuid))
+                try:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    stream.seek(0)
+                    pid = stream.read().strip()
+                    raise UsageError(
+                        f"{device.name} is in use: the agent with process id {pid} trains on it",
+                        hint="wait for it, choose another with --gpus, or add --share-gpus",
+                    ) from None
+                stream.truncate(0)
+                stream.write(str(os.getpid()))
+                stream.flush()
+        yield
+
+
+def _lock_file(uuid: str) -> TextIO:
+    try:
+        folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return (folder / f"{uuid}.lock").open("a+", encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(
+            f"cannot lock the GPU {uuid}: {error}",
+            hint="set TMPDIR to a writable folder, or add --share-gpus",
+        ) from error

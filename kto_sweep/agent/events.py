@@ -1,92 +1,183 @@
-"""What can happen to a supervisor: everything arrives in one queue.
+"""What happens to an agent; the executor reports it, the scheduler reacts.
 
-heartbeat of a slot --> Told, Lost       worker --> Said, Died       W&B run --> StopAsked
-signals --> Signalled
+clock     Tick
+server    Commands, StopRequested, SweepGone, ServerMoved, ServiceGone
+worker    WorkerMessage, WorkerExited, WorkerNotStarted
+W&B run   RunOpened, RunNotOpened, RunClosed, DiskFull
+process   SignalReceived, Crashed
 """
 
-import queue
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
-from kto_sweep.agent.runs import TrialRun
-from kto_sweep.agent.slots import Slot, Station, Work
-from kto_sweep.agent.worker_process import WorkerProcess
-from kto_sweep.errors import ServerError
+from kto_sweep.agent.state import Assignment
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Message
-from kto_sweep.wandb_client.private_api import Command
 
 
 @dataclass(frozen=True)
-class Told:
-    """The server's commands for a slot."""
+class Tick:
+    """A second or so has passed."""
 
-    slot: Slot
-    commands: list[Command]
-
-
-@dataclass(frozen=True)
-class Lost:
-    """The server does not know the sweep any more."""
-
-    error: ServerError
-
-
-@dataclass(frozen=True)
-class Said:
-    """A message of a worker."""
-
-    station: Station
-    message: Message
+    time_left: float = float("inf")
+    """Seconds in which trials may run."""
+    server_silence: float = 0.0
+    """Seconds since the server's last answer."""
+    server_trouble: str = ""
+    """What is wrong with the server while it is silent, as the start of a sentence."""
+    held_workers: frozenset[str] = frozenset()
+    """Devices whose worker was stopped by a signal, to be continued later."""
 
 
 @dataclass(frozen=True)
-class Died:
-    """A worker ended, with this exit status."""
+class Commands:
+    """The server's answer to a slot's heartbeat."""
 
-    station: Station
-    worker: WorkerProcess
-    status: int
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A trial's run is open, or could not be opened."""
-
-    slot: Slot
-    work: Work
-    outcome: TrialRun | Exception
+    slot: int
+    run: Assignment | None = None
+    """A trial to train."""
+    stop: tuple[str, ...] = ()
+    """Runs to end."""
+    exit: bool = False
+    """There is no trial for this slot."""
 
 
 @dataclass(frozen=True)
-class Closed:
-    """A trial's run was closed."""
+class SweepGone:
+    """The server no longer knows the sweep, or has never taken an agent for it."""
 
-    slot: Slot
-    work: Work
-    sent: bool
-    """The server has everything."""
-    tell: Callable[[], None]
-    """Says how the trial ended."""
+    error: KtoSweepError
+
+
+@dataclass(frozen=True)
+class ServerMoved:
+    """The embedded server listens at another address."""
+
+    url: str
 
 
 @dataclass(frozen=True)
 class ServiceGone:
-    """The process that wandb does its work in has ended."""
+    """wandb's service process has ended."""
 
 
 @dataclass(frozen=True)
-class StopAsked:
-    """The server wants a run to stop (the way that bypasses the agent)."""
+class StopRequested:
+    """The server asks a run to stop, through the run's own connection."""
 
     run_id: str
 
 
 @dataclass(frozen=True)
-class Signalled:
-    """This process got a signal."""
+class WorkerMessage:
+    """A worker sent a message."""
+
+    device: str
+    worker: int
+    message: Message
+
+
+@dataclass(frozen=True)
+class WorkerExited:
+    """A worker process ended."""
+
+    device: str
+    worker: int
+    status: int
+    """Its exit status; negative: the signal."""
+    output: str = ""
+    """The end of what it printed."""
+
+
+@dataclass(frozen=True)
+class WorkerNotStarted:
+    """The system did not let a worker process start."""
+
+    device: str
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunOpened:
+    """A trial's W&B run is open."""
+
+    slot: int
+    run_id: str
+    name: str
+    logged_step: int
+    """The last step that it already has."""
+
+
+class OpeningFailure(StrEnum):
+    """Why a run was not opened."""
+
+    TAKEN = "taken"
+    """The trial is no longer ours: another agent has it, or the server has ended it."""
+    BUSY = "busy"
+    """A dead agent's worker still writes its files; that passes."""
+    GIVEN_BACK = "given back"
+    """It was open, something else failed, and the trial was given back to the server."""
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class RunNotOpened:
+    """A trial's W&B run could not be opened."""
+
+    slot: int
+    run_id: str
+    failure: OpeningFailure
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunClosed:
+    """A trial's W&B run is closed."""
+
+    slot: int
+    run_id: str
+    sent: bool
+    """The server has everything."""
+
+
+@dataclass(frozen=True)
+class DiskFull:
+    """There is no space to open a trial's run or to dispatch the trial."""
+
+    slot: int
+    run_id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class SignalReceived:
+    """This process got SIGINT or SIGTERM."""
 
     number: int
 
 
-Event = Told | Lost | Said | Died | Opened | Closed | ServiceGone | StopAsked | Signalled
-Events = queue.SimpleQueue[Event]
+@dataclass(frozen=True)
+class Crashed:
+    """The agent itself failed."""
+
+    error: Exception
+
+
+Event = (
+    Tick
+    | Commands
+    | SweepGone
+    | ServerMoved
+    | ServiceGone
+    | StopRequested
+    | WorkerMessage
+    | WorkerExited
+    | WorkerNotStarted
+    | RunOpened
+    | RunNotOpened
+    | RunClosed
+    | DiskFull
+    | SignalReceived
+    | Crashed
+)

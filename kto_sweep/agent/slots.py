@@ -1,133 +1,181 @@
-"""Where trials are put: a station is one device with its worker, a slot is room for one trial in it."""
+"""Who trains where: fills slots, opens and dispatches their trials, closes slots that get none. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from kto_sweep.agent import shutdown
+from kto_sweep.agent import trial_lifecycle as trials
+from kto_sweep.agent.events import Commands, RunNotOpened, RunOpened
+from kto_sweep.agent.state import Assignment, DeviceState, Phase, Slot, TrialStatus
+from kto_sweep.agent.transition import Transition
+from kto_sweep.protocol import MakeRoom
+from kto_sweep.text import duration
 
-from kto_sweep.agent.devices import Device
-from kto_sweep.agent.heart import Heart
-from kto_sweep.agent.presence import Orphan
-from kto_sweep.agent.runs import TrialRun
-from kto_sweep.agent.worker_process import WorkerProcess
-
-
-@dataclass(eq=False)
-class Work:
-    """A trial in a slot."""
-
-    run_id: str
-    config: Mapping[str, Any]
-    run: TrialRun | None = None
-    """Its W&B run; None until that is open."""
-    opening: bool = False
-    """Its run is being opened."""
-    ordered: bool = False
-    """Its worker has it."""
-    closing: bool = False
-    """It has ended; its run is being closed."""
-    close_by: float = float("inf")
-    """Monotonic time at which the closing is given up: wandb's own limit does not hold for several runs."""
-    orphan: Orphan | None = None
-    """What it is if a dead agent has left it."""
-    failures: int = 0
-    """Times that it failed at the same place through no fault of its own."""
-    failed_at: int = -1
-    """The last step logged before."""
-    suspect: bool = False
-    """It may be what ends the workers: see blame.py."""
-    not_before: float = 0.0
-    """Monotonic time of the next attempt."""
-
-    @property
-    def is_unopened(self) -> bool:
-        """Its run could not be opened; that is tried again."""
-        return self.run is None and not self.opening
-
-    def fail_here(self) -> int:
-        """Count one more failure; how many there were at this place."""
-        step = self.run.logged_steps if self.run is not None else 0
-        self.failures = self.failures + 1 if step <= self.failed_at else 1
-        self.failed_at = max(step, self.failed_at)
-        self.ordered = False
-        return self.failures
-
-    def passed(self, step: int) -> None:
-        """A step was logged: what happened at earlier ones is of no matter any more."""
-        if step > self.failed_at:
-            self.failures, self.suspect = 0, False
+MAX_FAILED_TRIALS = 2
+"""Trials in a row, each after all its attempts, whose runs could not be opened in a slot: it closes."""
 
 
-@dataclass(eq=False)
-class Slot:
-    """Room for one trial, with an agent of its own on the server."""
+def fill(t: Transition, number: int, *, soon: bool = False) -> None:
+    """Give a free slot a trial: a requeued one, else a new one from the server; else close it."""
+    slot = t.slots[number]
+    if slot.closed or slot.trial is not None:
+        return
+    if t.state.requeued and t.state.phase is Phase.WORKING:
+        first, *rest = t.state.requeued
+        if first.is_open:
+            t.update(requeued=tuple(rest))
+            t.set_slot(number, trial=first)
+        elif not t.state.is_draining and _within_budget(t, slot, first):
+            t.update(requeued=tuple(rest))
+            trials.assign(t, number, first)
+    device = t.devices[slot.device]
+    if t.slots[number].trial is not None:
+        t.heartbeat(number)
+    elif t.state.is_draining or t.over_capacity(slot.device):
+        t.close_slot(number)
+    elif device.ready:
+        t.heartbeat(number, soon=soon)
 
-    station: "Station"
-    heart: Heart | None = None
-    """None until its worker is ready for the first time."""
-    work: Work | None = None
-    ended: bool = False
-    failed_openings: int = 0
-    """Times, one after another, that a run could not be opened."""
-    not_before: float = 0.0
-    """Monotonic time before which it asks for no trial."""
+
+def close_idle(t: Transition) -> None:
+    """Close the slots without a trial once the agent is draining."""
+    if not t.state.is_draining:
+        return
+    if not any(trial.is_open for trial in t.state.requeued):
+        t.update(requeued=())  # the next agent finds the trials of dead agents again
+    for number in list(t.slots):
+        fill(t, number)
 
 
-@dataclass(eq=False)
-class Station:
-    """One device: its worker process and the slots in it."""
+def on_commands(t: Transition, event: Commands) -> None:
+    """Do what the server says."""
+    number = event.slot
+    if event.run is not None and t.slots[number].trial is None:
+        slot = t.slots[number]
+        wanted = not slot.closed and not t.state.is_draining and not t.has(event.run.run_id)
+        if wanted and _within_budget(t, slot, event.run):
+            trials.assign(t, number, event.run)
+        close_idle(t)  # a trial that is not started here is sent again by the server
+    for run_id in event.stop:
+        trials.request_stop(t, run_id, t.slots[number].device)
+    if event.exit and t.slots[number].trial is None and not t.slots[number].closed:
+        t.set_device(t.slots[number].device, no_trials_left=True)
+        t.close_slot(number)
+    if not t.slots[number].closed:
+        t.heartbeat(number)
 
-    device: Device
-    slots: list[Slot] = field(default_factory=list)
-    wanted: int = 64
-    """Slots that the worker can make use of, as far as is known."""
-    worker: WorkerProcess | None = None
-    ready: bool = False
-    """The present worker takes orders."""
-    was_ready: bool = False
-    """Some worker of it has been: that another does not start may pass."""
-    employ_at: float | None = None
-    """Monotonic time at which another worker is started; None: it has one, or is to have none."""
-    idle_deaths: int = 0
-    """Workers that ended one after another without a trial, since the last that did its work."""
-    last_words: str = ""
-    """What the present worker said was the end of it."""
-    retired: bool = False
-    """Not used any more: its device is broken, or workers do not start on it."""
-    exhausted: bool = False
-    """The sweep had no trial for one of its slots: more of them would get none either."""
 
-    @property
-    def ended(self) -> bool:
-        """No slot takes trials any more."""
-        return all(slot.ended for slot in self.slots)
+def _within_budget(t: Transition, slot: Slot, trial: Assignment) -> bool:
+    """Whether there is time for a trial; if not, the agent starts draining."""
+    forecast, left = t.state.forecast, t.state.time_left
+    if forecast is None:
+        return True
+    beside = sum(other.trial is not None for other in t.slots_of(slot.device))
+    seconds = forecast.seconds(trial.config, trial.trial, trial.done_steps, beside + 1)
+    # A trial of unknown length may start: it is put back, not lost, when time is up.
+    if left > 0 if seconds is None else seconds <= left:
+        return True
+    takes = "" if seconds is None else f" and it takes {duration(seconds)}"
+    t.update_stats(out_of_time=True)
+    t.say(f"run {trial.run_id} is left for later: {duration(max(0.0, left))} left{takes}; starting no more")
+    return False
 
-    @property
-    def open(self) -> list[Slot]:
-        """The slots that take trials."""
-        return [slot for slot in self.slots if not slot.ended]
 
-    @property
-    def crowded(self) -> bool:
-        """There are more slots than the worker wants."""
-        return len(self.open) > self.wanted
+def on_run_opened(t: Transition, event: RunOpened) -> None:
+    """Continue with a trial whose run is open."""
+    trials.on_opened(t, event)
+    slot = t.slots[event.slot]
+    assert slot.trial is not None
+    if slot.trial.problem:
+        trials.fail_unreadable(t, event.slot)
+    elif t.state.phase is Phase.SHUTTING_DOWN:
+        trials.preempt(t, event.slot)
+    elif t.devices[slot.device].quarantined:
+        requeue_from(t, slot.device)
 
-    def grow(self) -> list[Slot]:
-        """New slots, up to as many as are wanted; none on a broken device or when no trials are left."""
-        missing = 0 if self.exhausted or self.retired else self.wanted - len(self.open)
-        added = [Slot(self) for _ in range(missing)]
-        self.slots += added
-        return added
 
-    def reopen(self, slots: int) -> None:
-        """Take trials again, so many at once, after there had been none left."""
-        self.exhausted = False
-        self.slots += [Slot(self) for _ in range(slots)]
+def on_run_not_opened(t: Transition, event: RunNotOpened) -> None:
+    """Keep the trial for another attempt, or give its slot another one, unless none can be opened there."""
+    trials.on_not_opened(t, event)
+    slot = t.slots[event.slot]
+    if slot.trial is not None:
+        clear_if_shutting_down(t, event.slot)
+    elif slot.failed_openings < MAX_FAILED_TRIALS * t.state.settings.max_openings:
+        fill(t, event.slot)
+    else:
+        attempts = f"{slot.failed_openings} attempts in a row to open a run failed"
+        t.say(f"{slot.device}: {attempts}; closing the slot")
+        t.close_slot(event.slot)
 
-    @property
-    def aboard(self) -> list[Work]:
-        """The trials that the worker has."""
-        return [slot.work for slot in self.slots if slot.work and slot.work.ordered]
 
-    def holder(self, run_id: str) -> Slot | None:
-        """The slot that has this run."""
-        return next((slot for slot in self.slots if slot.work and slot.work.run_id == run_id), None)
+def clear_if_shutting_down(t: Transition, slot: int) -> None:
+    """While the agent shuts down, put back a trial that its worker no longer has."""
+    if t.state.phase is Phase.SHUTTING_DOWN:
+        shutdown.clear(t, slot)
+
+
+def dispatch_ready(t: Transition) -> None:
+    """Open the runs and start the trials whose turn it is, isolated ones first."""
+    for slot in sorted(t.slots.values(), key=_priority, reverse=True):
+        trial, number = slot.trial, slot.number
+        if trial is None:
+            continue
+        if trial.status is TrialStatus.CLOSING and t.now > trial.close_by:
+            trials.abandon(t, number)
+            fill(t, number)
+        elif trial.status is TrialStatus.QUEUED and t.state.stats.server_lost:
+            trials.drop(t, number)
+            fill(t, number)
+        elif _may_start(t, slot, trial):
+            if trial.status is TrialStatus.QUEUED and not t.is_closing(trial.run_id):
+                trials.open_run(t, number)
+            elif trial.status is TrialStatus.READY and t.devices[slot.device].ready:
+                trials.dispatch(t, number)
+
+
+def _priority(slot: Slot) -> tuple[bool, int]:
+    """Isolated trials first, the one with the most failures before the others."""
+    return (slot.trial.isolated, slot.trial.failures) if slot.trial is not None else (False, 0)
+
+
+def _may_start(t: Transition, slot: Slot, trial: Assignment) -> bool:
+    """Whether the trial's next attempt is due, and no isolated trial has the device to itself."""
+    alone = any(other.trial is not None and other.trial.isolated for other in t.running(slot.device))
+    return t.now >= trial.not_before and not alone
+
+
+def set_concurrency(t: Transition, name: str, message: MakeRoom) -> None:
+    """Have as many slots as the worker can make use of; one too many closes when its trial ends."""
+    if message.reason:
+        t.say(f"{name}: {message.reason}")
+    device = t.set_device(name, target_slots=message.slots)
+    if not (t.state.is_draining or device.no_trials_left or device.quarantined):
+        for _ in range(message.slots - len(t.open_slots(name))):
+            fill(t, t.add_slot(name).number)
+    for slot in t.open_slots(name):
+        if slot.trial is None and t.over_capacity(name):
+            t.close_slot(slot.number)
+
+
+def requeue_from(t: Transition, name: str) -> None:
+    """Have the open trials of a quarantined device continue on another one."""
+    for slot in t.slots_of(name):
+        if slot.trial is not None and slot.trial.is_open:
+            isolated = t.set_trial(slot.number, isolated=True)
+            # Before the trials of dead agents, which a draining agent leaves to the next one.
+            requeued = sorted((*t.state.requeued, isolated), key=lambda trial: not trial.is_open)
+            t.update(requeued=tuple(requeued))
+            t.set_slot(slot.number, trial=None)
+        if not slot.closed:
+            t.close_slot(slot.number)
+    waiting = sum(trial.is_open for trial in t.state.requeued)
+    healthy = [device for device in t.devices.values() if not device.quarantined]
+    if waiting and not any(t.open_slots(device.device.name) for device in healthy):
+        _reopen(t, healthy[0], waiting)  # it had nothing left to do
+    for number in list(t.slots):
+        fill(t, number)
+
+
+def _reopen(t: Transition, device: DeviceState, trials_waiting: int) -> None:
+    name = device.device.name
+    t.set_device(name, no_trials_left=False)
+    for _ in range(min(trials_waiting, len(t.slots_of(name)))):
+        t.add_slot(name)
+    t.start_worker(name)

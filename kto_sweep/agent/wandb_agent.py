@@ -14,7 +14,7 @@ from kto_sweep.home import Home
 from kto_sweep.run_log import RunLog
 
 
-class StockReport:
+class WandbAgentReport:
     """A training function's Report that logs to the run of this process and prints its table."""
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
@@ -59,7 +59,7 @@ def train_one() -> None:
         folder = home.runs / run.id
         try:
             trial = Trial.from_config(dict(run.config))
-            result = Session(home).train(trial, folder, StockReport(run, folder), lambda: False)
+            result = Session(home).train(trial, folder, WandbAgentReport(run, folder), lambda: False)
         except KtoSweepError as error:
             cause = getattr(error, "cause", FailureCause.BAD_CONFIG)
             run.summary.update({"failure/cause": str(cause), "failure/message": error.message})

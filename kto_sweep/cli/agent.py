@@ -12,7 +12,7 @@ from kto_sweep.cli.output import local_option, say, sweep_argument
 from kto_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from kto_sweep.agent.runs import ServiceGoneError
+    from kto_sweep.agent.wandb_run import ServiceGoneError
 
 MOST_TRIALS = 64
 RESTART_SECONDS = 5.0
@@ -116,15 +116,15 @@ def agent(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
             hint="leave out --trials-per-gpu: a trial on several GPUs has them to itself",
         )
-    from kto_sweep.agent.runs import ServiceGoneError
-    from kto_sweep.agent.session import work_on
+    from kto_sweep.agent.run_agent import run_agent
+    from kto_sweep.agent.time_budget import read_moment, read_span
+    from kto_sweep.agent.wandb_run import ServiceGoneError
     from kto_sweep.alerts import read_rule
-    from kto_sweep.budget import read_moment, read_span
     from kto_sweep.home import Home
 
     began = time.monotonic()
     try:
-        return work_on(
+        return run_agent(
             Home.from_environment(),
             sweep,
             count=count,

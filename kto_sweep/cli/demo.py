@@ -16,7 +16,7 @@ def demo() -> int:
     \b
     kto-sweep demo
     """
-    from kto_sweep.agent.session import work_on
+    from kto_sweep.agent.run_agent import run_agent
     from kto_sweep.cli.compare import show
     from kto_sweep.compare.comparison import compare
     from kto_sweep.home import Home
@@ -30,7 +30,7 @@ def demo() -> int:
     made = register(home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=say)
     say(made.summary())
     say(f"\n$ kto-sweep agent {made.ref.id} --cpu")
-    code = work_on(home, str(made.ref), count=None, gpus=None, cpu=True, local=True)
+    code = run_agent(home, str(made.ref), count=None, gpus=None, cpu=True, local=True)
     if code:
         return code
     target = local_target(home)

@@ -11,7 +11,7 @@ from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 
 OWNER, DEVICE = "_home", "_device"
-"""In a run's config, out of sight: the home (see presence.py) that has opened it last, and on what device."""
+"""In a run's config, out of sight: the home (agent/lease.py) that has opened it last, and on what device."""
 
 RUNNING = frozenset({"running", "pending", "preempting", "preempted"})
 """Run states of a trial that is not over; a preempted one is handed out again."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from kto_sweep.agent.presence import is_alive
+from kto_sweep.agent.lease import is_alive
 from kto_sweep.compare.ranking import rank
 from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home

@@ -1,4 +1,4 @@
-"""One call of `kto-sweep train`: a trial that no sweep has chosen, trained as an agent trains one."""
+"""One call of `kto-sweep train`: one trial of no sweep, trained as an agent trains those of a sweep."""
 
 import os
 import shlex
@@ -9,16 +9,17 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
 
-from kto_sweep.agent.device_locks import held
-from kto_sweep.agent.devices import CPU, Device, find_devices, grouped
-from kto_sweep.agent.display import Display
-from kto_sweep.agent.lifeline import Lifeline
-from kto_sweep.agent.output import SturdyOutput
-from kto_sweep.agent.presence import Presence
-from kto_sweep.agent.runs import ServiceGoneError, log_answers
-from kto_sweep.agent.session import GRACE_SECONDS, PATIENCE_SECONDS, leave_at_once
-from kto_sweep.agent.supervisor import Supervisor
-from kto_sweep.agent.tally import Tally
+from kto_sweep.agent.connectivity import Connectivity
+from kto_sweep.agent.devices import CPU, Device, find_devices, grouped, lock_devices
+from kto_sweep.agent.executor import Executor, RunOptions
+from kto_sweep.agent.lease import AgentLease
+from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
+from kto_sweep.agent.run_agent import PATIENCE_SECONDS, exit_at_once
+from kto_sweep.agent.state import AgentState, AgentStats, Outcome, Settings
+from kto_sweep.agent.supervisor import supervise
+from kto_sweep.agent.trial_source import SingleTrialSource
+from kto_sweep.agent.wandb_run import ServiceGoneError, log_answers
+from kto_sweep.agent.workers import log_path
 from kto_sweep.disk import require_space
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
@@ -30,7 +31,6 @@ from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import LOCAL_ENTITY
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target, connect
-from kto_sweep.wandb_client.private_api import Command
 
 if TYPE_CHECKING:
     import wandb
@@ -44,7 +44,7 @@ SAMPLE_TOKENS = 128
 
 @dataclass(frozen=True)
 class Job:
-    """A run to begin or to go on with."""
+    """A run to start or to continue."""
 
     run_id: str
     trial: Trial
@@ -53,10 +53,10 @@ class Job:
     project: str
     entity: str | None
     samples: int = 0
-    """Held-out prompts whose answers are shown in a table of the run at its end."""
+    """Held-out prompts whose answers are logged in a table at the run's end."""
 
 
-class RunDisplay(Display):
+class RunProgress(ProgressDisplay):
     """The table of one run, and its bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
@@ -65,14 +65,14 @@ class RunDisplay(Display):
         self._total = 0
 
     def note(self, text: str) -> None:
-        """The run said something."""
+        """The run wrote to its log."""
         self.say(text)
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
         """The run is open."""
         self._names[run_id], self._latest[run_id] = "run", {}
         self.say(f"Run {run_id} ({name}) on {device}")
-        self._bars[run_id] = self._progress.add_task("run", total=None, told="loading")
+        self._bars[run_id] = self._progress.add_task("run", total=None, status="loading")
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """The run knows how many steps it takes."""
@@ -95,20 +95,8 @@ class RunDisplay(Display):
         super().ended(run_id, "interrupted" if how == "put back" else how, summary)
 
 
-class _NoServer(Lifeline):
-    """Of a run that is sent later: there is nobody to listen to."""
-
-    def start(self) -> None:
-        """Nothing begins."""
-
-    @property
-    def silence(self) -> float:
-        """None."""
-        return 0.0
-
-
 def choose_devices(*, gpus: int, cpu: bool) -> list[Device]:
-    """The device to train on: `gpus` GPUs as one, or the CPU. Raises UsageError when there are fewer."""
+    """The devices to train on: `gpus` GPUs, or the CPU. Raises UsageError when there are fewer."""
     devices = find_devices(os.environ, cpu=cpu)
     if devices != [CPU]:
         if len(devices) < gpus:
@@ -129,13 +117,13 @@ def open_server(target: Target, *, offline: bool) -> "wandb.Api | None":
 def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int, cpu: bool) -> int:
     """The exit code: 0 finished, 1 failed or not sent, 128 + the signal when interrupted.
 
-    Raises KtoSweepError for anything that keeps it from beginning.
+    Raises KtoSweepError for anything that prevents it from starting.
     """
-    console = Console(file=cast(IO[str], SturdyOutput(sys.stdout)), highlight=False)
+    console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
     devices = choose_devices(gpus=gpus, cpu=cpu)
-    station = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
+    device = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
     require_space(home.root)
-    with held(devices):
+    with lock_devices(devices):
         if job.name:
             os.environ["WANDB_NAME"] = job.name
         api = open_server(target, offline=offline)
@@ -145,43 +133,44 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
         if not offline:
             console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
         revive = (lambda: ensure_server(home).url) if target.local else None
-        lifeline = (_NoServer if offline else Lifeline)(target.base_url, revive)
-        lifeline.start()
-        presence = Presence(home)
-        with RunDisplay(console) as display:
-            supervisor = Supervisor(
-                # Without a server nothing is asked of it: the only trial is known.
-                cast("wandb.Api", api), ref, home, [station], display, presence, lifeline,
-                metric=DEFAULT_METRIC, goal="minimize", local=target.local,
-                trials_per_device=1, count=1, grace=GRACE_SECONDS, patience=PATIENCE_SECONDS,
-                only=Command("run", job.run_id, job.trial.to_config()),
+        connectivity = None if offline else Connectivity(target.base_url, revive)
+        lease = AgentLease(home)
+        with RunProgress(console) as progress:
+            executor = Executor(
+                SingleTrialSource(ref, job.run_id, job.trial.to_config()), home, progress, lease,
+                RunOptions(DEFAULT_METRIC, "minimize", target.local, PATIENCE_SECONDS),
+                connectivity=connectivity,
             )  # fmt: skip
-            try:
-                tally = supervisor.run()
-            except KeyboardInterrupt:
-                console.print(_how_to_go_on(home, job), soft_wrap=True)
-                leave_at_once(128 + supervisor.tally.interrupted)
-            except ServiceGoneError as error:
-                error.hint = _how_to_go_on(home, job).removeprefix("Next: ")
-                raise
-        lifeline.end()
-        presence.end()
-    if job.samples and tally.finished and not (tally.unsent or tally.cut_off):
+            settings = Settings(count=1, max_openings=1)
+            state = supervise(AgentState.of({device: str(log_path(home, device))}, 1, settings), executor)
+        stats = state.stats
+        if state.outcome is Outcome.RESTART:
+            error = ServiceGoneError(str(state.error))
+            error.hint = _how_to_continue(home, job).removeprefix("Next: ")
+            raise error
+        if state.outcome is Outcome.KILLED:
+            console.print(_how_to_continue(home, job), soft_wrap=True)
+            exit_at_once(128 + stats.interrupted)
+        if connectivity is not None:
+            connectivity.end()
+        lease.end()
+    if job.samples and stats.finished and not (stats.unsent or stats.server_lost):
         _show_samples(console, home, job, ref)
-    return _say_end(console, home, job, target, tally, offline=offline)
+    return _print_end(console, home, job, target, stats, offline=offline)
 
 
 def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None:
-    """Log base and tuned answers to the run; what keeps them away is told, and is no failure of the run."""
+    """Log base and tuned answers to the run; if that fails, the run has not failed."""
     from kto_sweep.train.chat import compare_answers
 
     console.print(f"Answers to {job.samples} held-out prompts, by the base and the tuned model")
     folder = home.runs / job.run_id
     try:
-        found = compare_answers(home, folder, (), count=job.samples, max_tokens=SAMPLE_TOKENS)
-        log_answers(ref, job.run_id, folder, [(each.prompt, each.base, each.tuned) for each in found])
+        answers = compare_answers(home, folder, (), count=job.samples, max_tokens=SAMPLE_TOKENS)
+        rows = [(answer.prompt, answer.base, answer.tuned) for answer in answers]
+        log_answers(ref, job.run_id, folder, rows)
     except Exception as error:  # the run is over and its weights are safe
-        console.print(f"No answers were logged: {error}", markup=False, soft_wrap=True)
+        console.print(f"Could not log answers: {error}", markup=False, soft_wrap=True)
 
 
 def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
@@ -190,21 +179,23 @@ def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
     return str(api.default_entity) if api is not None else ""
 
 
-def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tally, *, offline: bool) -> int:
+def _print_end(
+    console: Console, home: Home, job: Job, target: Target, stats: AgentStats, *, offline: bool
+) -> int:
     folder = (home.runs / job.run_id).resolve()  # that of --output-dir, if one was named
     if (folder / "lineage.json").exists():
         write_card(folder)
-    if tally.unsent or tally.cut_off:
+    if stats.unsent or stats.server_lost:
         console.print(f"{target} does not answer; the run is complete in {folder}", soft_wrap=True)
         console.print("When the server is back: kto-sweep sync")
-        leave_at_once(1)
+        exit_at_once(1)
     if offline and (folder / "wandb").is_dir():
         files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
         console.print(f"Sent later, by: wandb sync {files}", markup=False, soft_wrap=True)
-    if tally.interrupted:
-        console.print(_how_to_go_on(home, job), soft_wrap=True)
-        return 128 + tally.interrupted
-    if not tally.finished:
+    if stats.interrupted:
+        console.print(_how_to_continue(home, job), soft_wrap=True)
+        return 128 + stats.interrupted
+    if not stats.finished:
         console.print(f"Its log: {folder / 'console.log'}", soft_wrap=True)
         return 1
     console.print(f"Trained weights, log, lineage and model card: {folder}", soft_wrap=True)
@@ -212,7 +203,7 @@ def _say_end(console: Console, home: Home, job: Job, target: Target, tally: Tall
     return 0
 
 
-def _how_to_go_on(home: Home, job: Job) -> str:
+def _how_to_continue(home: Home, job: Job) -> str:
     if not (home.runs / job.run_id / "trial.json").is_file():
-        return "It had not begun: the same command begins it"
-    return f"Next: kto-sweep train --resume-from-checkpoint {job.run_id}   (goes on from its last checkpoint)"
+        return "The run had not started: run the same command again"
+    return f"Next: kto-sweep train --resume-from-checkpoint {job.run_id}   (continues from its checkpoint)"

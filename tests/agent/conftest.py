@@ -1,13 +1,14 @@
-"""The box that each test module has to itself, and the stage that each test has."""
+"""The box that each test module has to itself, and the agent among stand-ins that each test has."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import stage as stages
 from agent_box import ROOT, Box
+from agent_harness import AgentHarness
 
+from kto_sweep.agent import trial_lifecycle
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import stop_server
 
@@ -22,5 +23,9 @@ def box(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[B
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stages.Stage:
-    return stages.set_up(Home(tmp_path / "home"), monkeypatch)
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentHarness:
+    home = Home(tmp_path / "home")
+    home.runs.mkdir(parents=True)
+    monkeypatch.setattr(trial_lifecycle, "OPENING_SECONDS", (0.05,))
+    monkeypatch.setattr(trial_lifecycle, "SPACE_SECONDS", 0.02)
+    return AgentHarness(home)

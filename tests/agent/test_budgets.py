@@ -20,8 +20,8 @@ def test_what_runs_when_the_time_is_over_is_put_back(box):
     for seconds in (20, 60, 180):  # on a busy machine an agent takes long to get to a trial
         ends = datetime.now().astimezone() + timedelta(seconds=seconds)
         said = box.run("agent", "--until", ends.isoformat())
-        assert "the time is over" in said
-        assert "goes on where this one ended" in said
+        assert "Time is up" in said
+        assert "continues where this one ended" in said
         if "put back" in said:
             break
     status = box.json("status")

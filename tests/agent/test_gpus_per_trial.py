@@ -82,6 +82,6 @@ def test_devices_are_grouped() -> None:
     gpus = [Device(f"gpu {at}", str(at)) for at in range(4)]
     assert grouped(gpus, 2) == [Device("gpus 0,1", "0,1", count=2), Device("gpus 2,3", "2,3", count=2)]
     assert grouped([CPU], 3) == [Device("cpu", "", count=3)]
-    with pytest.raises(UsageError, match="--gpus-per-trial 3: 4 GPUs cannot be shared out so") as raised:
+    with pytest.raises(UsageError, match="--gpus-per-trial 3: cannot divide 4 GPUs by 3") as raised:
         grouped(gpus, 3)
     assert raised.value.hint.startswith("use --gpus-per-trial 2")

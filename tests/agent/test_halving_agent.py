@@ -82,7 +82,7 @@ def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box, tmp
     counts = ("state", "finished", "stopped", "running", "paused", "failed", "missing")
     assert [status[name] for name in counts] == ["FINISHED", 1, 3, 0, 0, 0, 0]
     assert "paused" in agent
-    assert "goes on after step" in agent
+    assert "continues after step" in agent
     assert "nothing is left to run" in box.run("resume")
     kept = {path.parent.parent.name for path in box.home.runs.glob("*/checkpoint/last.safetensors")}
     assert kept == {found[3e-3]["run_id"]}  # the mark of a trial that is finished

@@ -126,7 +126,7 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(box, finished):
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(box, finished):
-    assert "there was nothing left to run" in box.run("agent")
+    assert "nothing was left to run" in box.run("agent")
 
 
 def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(box):
@@ -139,7 +139,7 @@ def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(box):
     assert "put back" in said
     assert box.json("status", made["id"])["failed"] == 0
     said = box.run("agent")
-    assert "goes on after step" in said
+    assert "continues after step" in said
     assert_every_step_once(box, made)
 
 

@@ -1,24 +1,24 @@
-"""Trials whose runs cannot be opened: they keep their slots, and no grid is burnt."""
+"""Trials whose runs cannot be opened: they keep their slots, and the grid is not used up."""
 
 import errno
 import threading
 from pathlib import Path
 
 import pytest
-from stage import REF, Grid, Stage, Worker, later
+from agent_harness import CONFIG, REF, AgentHarness, FakeWorker, Grid, later
 
-from kto_sweep.agent import presence, stations, trials
-from kto_sweep.agent.presence import Orphan, find_orphans
-from kto_sweep.agent.runs import HandedBackError
+from kto_sweep.agent import executor, lease, slots
+from kto_sweep.agent.lease import OrphanedTrial, find_orphaned_trials
+from kto_sweep.agent.state import MAX_OPENINGS, Assignment
+from kto_sweep.agent.wandb_run import GivenBackError
 from kto_sweep.disk import shortage
 from kto_sweep.protocol import Done, Order, Start
-from kto_sweep.run_record import Claim, RunRecord, home_id
-from kto_sweep.sweep.view import OWNER
+from kto_sweep.run_record import Claim, RunRecord
 from kto_sweep.wandb_client.private_api import Command
 
 
 def finish_at_once(grid: Grid):
-    def on_order(worker: Worker, order: Order) -> None:
+    def on_order(worker: FakeWorker, order: Order) -> None:
         if isinstance(order, Start):
             grid.over.add(order.run_id)
             worker.say(Done(order.run_id, {}, stopped=False, steps=1))
@@ -26,7 +26,7 @@ def finish_at_once(grid: Grid):
     return on_order
 
 
-def test_a_server_that_refuses_runs_for_a_while_costs_no_cell(stage: Stage) -> None:
+def test_a_server_that_refuses_runs_for_a_while_costs_no_cell(harness: AgentHarness) -> None:
     grid, refused = Grid(3), []
 
     def refuse(run_id: str) -> None:
@@ -34,31 +34,31 @@ def test_a_server_that_refuses_runs_for_a_while_costs_no_cell(stage: Stage) -> N
             refused.append(run_id)
             raise OSError("403 Forbidden")
 
-    stage.beat, stage.open_run, stage.on_order = grid.beat, refuse, finish_at_once(grid)
-    tally = stage.perform()
+    harness.beat, harness.open_run, harness.on_order = grid.beat, refuse, finish_at_once(grid)
+    stats = harness.perform().stats
     assert set(refused) == {"cell0"}
-    assert grid.handed_out == {"cell0": 1, "cell1": 1, "cell2": 1}
-    assert tally.finished == 3
-    assert "run cell0 was not begun: 403 Forbidden; it is tried again in 0 s" in stage.said()
-    assert ("cell0",) in stage.beats
+    assert grid.sent == {"cell0": 1, "cell1": 1, "cell2": 1}
+    assert stats.finished == 3
+    assert "run cell0 was not started: 403 Forbidden; next attempt in 0 s" in harness.said()
+    assert ("cell0",) in harness.beats
 
 
-def test_a_slot_that_can_open_nothing_ends_and_says_so(stage: Stage) -> None:
+def test_a_slot_that_can_open_nothing_ends_and_says_so(harness: AgentHarness) -> None:
     grid, tried = Grid(9), []
 
     def refuse(run_id: str) -> None:
         tried.append(run_id)
         raise OSError("401 Unauthorized")
 
-    stage.beat, stage.open_run = grid.beat, refuse
-    tally = stage.perform()
-    assert len(tried) == trials.GIVEN_UP * trials.OPENINGS
-    assert (tally.started, tally.finished) == (0, 0)
-    assert sum(grid.handed_out.values()) == trials.GIVEN_UP
-    assert "cpu: a slot takes no more trials: 16 times, one after another" in stage.said()
+    harness.beat, harness.open_run = grid.beat, refuse
+    stats = harness.perform().stats
+    assert len(tried) == slots.MAX_FAILED_TRIALS * MAX_OPENINGS
+    assert (stats.started, stats.finished) == (0, 0)
+    assert sum(grid.sent.values()) == slots.MAX_FAILED_TRIALS
+    assert "cpu: 16 attempts in a row to open a run failed; closing the slot" in harness.said()
 
 
-def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(stage: Stage) -> None:
+def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(harness: AgentHarness) -> None:
     """By then another agent may have it."""
     grid, refused = Grid(2), []
 
@@ -66,44 +66,44 @@ def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(stage: Stage) -
         if not refused:
             refused.append(run_id)
             grid.over.add(run_id)  # another agent has it
-            raise HandedBackError("No space left on device")
+            raise GivenBackError("No space left on device")
 
-    stage.beat, stage.open_run, stage.on_order = grid.beat, refuse, finish_at_once(grid)
-    assert stage.perform().started == 1
-    assert stage.started() == ["cell1"]
+    harness.beat, harness.open_run, harness.on_order = grid.beat, refuse, finish_at_once(grid)
+    assert harness.perform().stats.started == 1
+    assert harness.started() == ["cell1"]
 
 
 def test_on_a_full_disk_a_trial_waits_and_no_other_is_asked_for(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid, emptied = Grid(4), threading.Event()
-    monkeypatch.setattr(stations, "shortage", lambda folder: "" if emptied.is_set() else "takes no more")
-    monkeypatch.setattr(stations, "SHORT_SECONDS", 1.0)
+    monkeypatch.setattr(executor, "shortage", lambda folder: "" if emptied.is_set() else "takes no more")
+    monkeypatch.setattr(executor, "SHORT_SECONDS", 1.0)
 
     def open_run(run_id: str) -> None:
         if not emptied.is_set():
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    stage.beat, stage.open_run, stage.on_order = grid.beat, open_run, finish_at_once(grid)
-    later(lambda: len([beat for beat in stage.beats if beat == ("cell0",)]) > 50, emptied.set)
-    tally = stage.perform(trials_per_device=2)
-    assert set(grid.handed_out.values()) == {1}
-    assert tally.finished == 4
-    assert "run cell0 waits for room" in stage.said()
+    harness.beat, harness.open_run, harness.on_order = grid.beat, open_run, finish_at_once(grid)
+    later(lambda: len([beat for beat in harness.beats if beat == ("cell0",)]) > 50, emptied.set)
+    stats = harness.perform(slots=2).stats
+    assert set(grid.sent.values()) == {1}
+    assert stats.finished == 4
+    assert "run cell0 waits for disk space" in harness.said()
 
 
-def test_an_agent_that_is_interrupted_waits_for_no_run_that_cannot_be_opened(stage: Stage) -> None:
+def test_an_agent_that_is_interrupted_waits_for_no_run_that_cannot_be_opened(harness: AgentHarness) -> None:
     tried = []
 
     def refuse(run_id: str) -> None:
         tried.append(run_id)
         raise OSError("403 Forbidden")
 
-    stage.beat = lambda agent, runs: [] if runs else [Command("run", "cell0", {})]
-    stage.open_run = refuse
-    later(lambda: len(tried) == 2, stage.interrupt)
-    assert stage.perform().interrupted == 2
-    assert not stage.ends
+    harness.beat = lambda agent, runs: [] if runs else [Command("run", "cell0", CONFIG)]
+    harness.open_run = refuse
+    later(lambda: len(tried) == 2, harness.interrupt)
+    assert harness.perform().stats.interrupted == 2
+    assert not harness.ends
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
@@ -118,24 +118,24 @@ def test_a_disk_that_takes_nothing_is_found_before_there_is_a_folder(tmp_path, m
 
 
 def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid, folder = Grid(1), stage.home.runs / "cell0"
-    monkeypatch.setattr(presence, "WORKER_SECONDS", 0.02)
-    found = ("running", {OWNER: home_id(stage.home)}, {})
-    monkeypatch.setattr(trials, "read_run", lambda api, ref, run_id: found)
+    grid, folder = Grid(1), harness.home.runs / "cell0"
+    monkeypatch.setattr(lease, "WORKER_SECONDS", 0.02)
     folder.mkdir()
     (folder / "trial.json").write_text("{}")
     RunRecord(REF.entity, REF.project, REF.id, True, "", agent="dead").write(folder)
-    stage.beat, stage.on_order = grid.beat, finish_at_once(grid)
+    harness.beat, harness.on_order = grid.beat, finish_at_once(grid)
     claim, took = Claim(folder), []
 
-    def take_over(orphan: Orphan, token: str) -> bool:
+    def take_over(orphan: OrphanedTrial, token: str) -> bool:
         took.append(token)
-        return presence.take_over(orphan, token)
+        return lease.take_over(orphan, token)
 
-    monkeypatch.setattr(trials, "take_over", take_over)
-    later(lambda: len(took) > 2 * trials.OPENINGS, claim.drop)
-    assert stage.perform(find_orphans(stage.home)).finished == 1
-    assert stage.said().count("run cell0 waits: a worker of a dead agent has it still") == 1
-    assert grid.handed_out == {"cell0": 0}
+    monkeypatch.setattr(executor, "take_over", take_over)
+    later(lambda: len(took) > 2 * MAX_OPENINGS, claim.drop)
+    (orphan,) = find_orphaned_trials(harness.home)
+    left = Assignment.from_config(orphan.run_id, CONFIG, orphan=orphan)
+    assert harness.perform([left]).stats.finished == 1
+    assert harness.said().count("run cell0 waits: a worker of a dead agent still has it") == 1
+    assert grid.sent == {"cell0": 0}

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 from agent_box import Box
+from agent_harness import wait
 from proxy import Proxy, proxy_to
-from stage import wait
 
-from kto_sweep.agent.heart import Heart
+from kto_sweep.agent.heartbeat import HeartbeatLoop
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.wandb_client.private_api import Command
 
@@ -116,8 +117,8 @@ def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_la
     proxy.key_is_good = False
     said, _ = agent.communicate(timeout=200)
     assert agent.returncode == 1, said
-    assert said.count("the server refuses the key (HTTP 401); it is asked again") == 1
-    assert "the server has refused the key for" in said
+    assert said.count("the server refuses the key (HTTP 401); trying again") == 1
+    assert "The server refuses the key for" in said
     assert "refuses the key.\n" in said
     assert "--relogin, then kto-sweep sync, then kto-sweep agent" in said
     proxy.key_is_good = True
@@ -137,13 +138,13 @@ def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None
         ended.append(time.monotonic())
         return []
 
-    heart = Heart(
+    loop = HeartbeatLoop(
         lambda: "agent", beat, lambda commands: None, lambda error: None, lambda: True, pytest.fail, 0.01
     )
-    heart.start()
+    threading.Thread(target=loop.run, daemon=True).start()
     deadline = time.monotonic() + 60
     while len(began) < 3 and time.monotonic() < deadline:
-        heart.resume([], soon=True)
+        loop.resume([], soon=True)
         time.sleep(0.01)
-    heart.end()
+    loop.end()
     assert began[2] - ended[1] > 0.4

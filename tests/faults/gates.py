@@ -31,7 +31,7 @@ def build() -> None:
         _before(Course, "finish", "saving")
         _before(adapter_files, "write_tensors", "writing")  # on the trial's own thread, the others go on
     elif "agent" in sys.orig_argv:
-        from kto_sweep.agent.runs import TrialRun
+        from kto_sweep.agent.wandb_run import TrialRun
 
         _before(TrialRun, "_close", "closing")
 

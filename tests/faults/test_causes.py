@@ -125,7 +125,9 @@ def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
         with filler.open("wb") as file, suppress(OSError):
             while True:
                 file.write(b"x" * (1 << 20))
-        arena.wait(lambda: "disk full" in arena.said() or "for room" in arena.said(), 120, "a full disk")
+        arena.wait(
+            lambda: "disk full" in arena.said() or "for disk space" in arena.said(), 120, "a full disk"
+        )
         time.sleep(3)
         refused = subprocess.run(
             [sys.executable, "-m", "kto_sweep", "pause", arena.sweep[2]],

@@ -69,9 +69,9 @@ def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undistur
         )  # fmt: skip
         os.kill(worker, signal.SIGCONT)
         assert refused.returncode == 2, refused.stdout
-        assert "gpu 1 is taken" in refused.stderr
+        assert "gpu 1 is in use" in refused.stderr
         arena.finish()
-        assert "gpu 0 is used no more" in arena.said()
+        assert "gpu 0 is no longer used" in arena.said()
         assert "nvidia-smi -i 0" in arena.said()
         arena.check(undisturbed)
         assert len(arena.agents) == 1
@@ -118,7 +118,7 @@ def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(t
         arena.wait(lambda: not workers_on(arena, "1"), what="the end of gpu 1's worker")
         (tmp_path / "break").touch()
         assert agent.wait(120) == 0, arena.said()
-        assert "gpu 0 is used no more" in arena.said()
+        assert "gpu 0 is no longer used" in arena.said()
         assert {run.state for run in arena.runs()} == {"finished"}
         assert [len(run.rows) for run in arena.runs()] == [4] * 4
     finally:

@@ -71,16 +71,16 @@ def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count
 
 
 DEFECT = """
-import kto_sweep.agent.supervisor as supervisor
-from kto_sweep.agent.display import Display
+import kto_sweep.agent.shutdown as shutdown
+from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.cli import main
 
 def progress(self, run_id, step, values):
     if step >= 12:
         raise ValueError("a defect")
 
-Display.progress = progress
-supervisor.LAST_SECONDS = 0.0
+ProgressDisplay.progress = progress
+shutdown.ABORT_SECONDS = 0.0
 main()
 """
 
@@ -118,9 +118,9 @@ if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
 
     Course.write = write_or_hang
 else:
-    import kto_sweep.agent.stillness as stillness
+    import kto_sweep.agent.watchdog as watchdog
 
-    stillness.SPOKEN_SECONDS, stillness.KILLED_SECONDS, stillness.TIMES = 15.0, 30.0, 3.0
+    watchdog.WARN_SECONDS, watchdog.KILL_SECONDS, watchdog.LONGEST_FACTOR = 15.0, 30.0, 3.0
 """
 
 
@@ -134,8 +134,8 @@ def test_a_worker_that_hangs_in_a_step_is_ended_and_another_goes_on(tmp_path, un
         arena.create()
         arena.start_agent()
         arena.finish()
-        assert "has said nothing for" in arena.said()
-        assert "the worker hangs" in arena.said()
+        assert "has sent nothing for" in arena.said()
+        assert "the worker has hung for" in arena.said()
         arena.check(undisturbed)
     finally:
         arena.close()

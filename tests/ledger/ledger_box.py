@@ -19,7 +19,7 @@ import json, os, sys
 import wandb
 from kto_sweep.wandb_client.private_api import heartbeat, register_agent
 from kto_sweep.run_record import home_id
-from kto_sweep.agent.runs import Objective, TrialRun
+from kto_sweep.agent.wandb_run import ObjectiveTracker, TrialRun
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import local_target
@@ -34,7 +34,7 @@ while len(did) < most:
     if not commands or commands[0].kind == "exit":
         break
     config, run_id = commands[0].config, commands[0].run_id
-    objective, rate = Objective("eval/common_loss", "minimize"), config["learning_rate"]
+    objective, rate = ObjectiveTracker("eval/common_loss", "minimize"), config["learning_rate"]
     folder = home.runs / run_id
     run = TrialRun.open(ref, run_id, config, folder, objective=objective, local=True, on_stop=lambda: None,
                         home=home_id(home), agent="", device="cpu", patience=5.0)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kto_sweep.agent.devices import CPU
-from kto_sweep.agent.worker_process import WorkerProcess
+from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.home import Home
 from kto_sweep.protocol import Done, Failed, Message, Metrics, Note, Planned, Preparing, Ready, Start, Stop
 
@@ -59,7 +59,7 @@ class Worker:
             self.said.append(message)
             if seen(message):
                 return message
-        raise AssertionError(f"it never said so; {self.process.last_words()}\n{self.said[-20:]}")
+        raise AssertionError(f"it never said so; {self.process.last_output()}\n{self.said[-20:]}")
 
     def until_ended(self, *run_ids: str) -> dict[str, Done | Failed]:
         ended: dict[str, Done | Failed] = {}

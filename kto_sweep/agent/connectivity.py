@@ -1,0 +1,93 @@
+"""Whether the server answers: asked apart from everything that waits for its answers."""
+
+import threading
+import time
+import urllib.error
+from collections.abc import Callable
+
+from kto_sweep.agent.events import Tick
+from kto_sweep.agent.transition import Transition
+from kto_sweep.errors import KtoSweepError
+from kto_sweep.http import NO_ANSWER, opener
+
+PROBE_SECONDS = 10.0
+WARN_SECONDS = 45.0
+"""A server that does not answer for so long is reported."""
+
+
+class Connectivity:
+    """Calls the server every few seconds, on the thread that `run` is called on.
+
+    `revive` starts a server that is gone, where that is ours to do, and returns its address.
+    """
+
+    def __init__(
+        self, base_url: str, revive: Callable[[], str] | None, interval: float = PROBE_SECONDS
+    ) -> None:
+        self.moved_to = ""
+        """Where the server is now, when another program has taken its place."""
+        self.refused = False
+        """It answers, but no longer takes the key: that counts as silence."""
+        self._url = base_url
+        self._revive = revive
+        self._interval = interval
+        self._answered_at = time.monotonic()
+        self._ended = threading.Event()
+
+    def end(self) -> None:
+        """Stop calling."""
+        self._ended.set()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since the last answer."""
+        return time.monotonic() - self._answered_at
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong while there is silence."""
+        return "The server refuses the key" if self.refused else "No answer from the server"
+
+    def run(self) -> None:
+        """Call until `end`."""
+        self._answered_at = time.monotonic()
+        while not self._ended.wait(self._interval):
+            if self._answers():
+                self._answered_at = self._answered_at if self.refused else time.monotonic()
+            elif self._revive is not None:
+                try:
+                    url = self._revive()
+                except (KtoSweepError, OSError):
+                    continue  # the next round tries again
+                self.moved_to = url if url != self._url else ""
+
+    def _answers(self) -> bool:
+        try:
+            opener(self._url).open(self._url, timeout=self._interval).close()
+        except urllib.error.HTTPError as error:
+            return error.code < 500  # any answer of the server itself will do
+        except NO_ANSWER:
+            return False
+        return True
+
+
+def is_lost(t: Transition, tick: Tick, elapsed: float) -> bool:
+    """True once, when the server has been silent for longer than the agent's patience. Pure.
+
+    `elapsed`: seconds since the last tick that count. What is measured as silence may include time in which
+    this process stood still and asked nothing.
+    """
+    state = t.state
+    silence = min(state.server_silence + elapsed, tick.server_silence)
+    t.update(server_silence=silence)
+    lost = state.stats.server_lost
+    if silence > WARN_SECONDS and not state.server_warned and not lost:
+        t.update(server_warned=True)
+        t.say(f"{tick.server_trouble} for {silence:.0f} s: training continues, metrics are sent later")
+    elif silence < WARN_SECONDS and state.server_warned:
+        t.update(server_warned=False)
+        t.say("The server answers again")
+    if silence <= state.settings.patience or lost:
+        return False
+    t.say(f"{tick.server_trouble} for {silence:.0f} s: starting no more trials")
+    return True

@@ -1,0 +1,164 @@
+"""Which agents of a home are alive, and the trials that dead agents have left.
+
+<home>/agents/<token>          locked by its agent while that process lives, however it ends
+<home>/runs/<run>/run.json     names the agent that has the run (see run_record.py)
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.errors import KtoSweepError, UsageError
+from kto_sweep.home import Home
+from kto_sweep.json_file import write_whole
+from kto_sweep.run_record import RunRecord, read_record, unclaimed
+from kto_sweep.sweep.ref import SweepRef
+
+WORKER_SECONDS = 15.0
+"""How long to wait for a worker whose agent is gone to save its trials, before that is reported."""
+OPEN_STATES = frozenset({"running", "crashed", "preempting"})
+"""In which the server sends a run to no agent, and the box that has started it may continue it."""
+DEAD = "unknown"
+"""The token of an unknown agent that is dead."""
+
+
+class AgentLease:
+    """By which others of its home see that this agent is alive; its token is never used again."""
+
+    def __init__(self, home: Home) -> None:
+        """Raises UsageError where files cannot be locked."""
+        self.token = secrets.token_hex(6)
+        self._path = _folder(home) / self.token
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _flock(self._lock, home)
+        except UsageError:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Give it up."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._lock)
+
+
+def is_alive(home: Home, token: str) -> bool:
+    """Whether the agent of this token still runs. Raises UsageError where files cannot be locked."""
+    try:
+        descriptor = os.open(_folder(home) / token, os.O_RDWR)  # what NFS wants for such a lock
+    except OSError:
+        return False
+    try:
+        _flock(descriptor, home, fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _flock(descriptor: int, home: Home, options: int = 0) -> None:
+    """Lock a file of an agent. Raises BlockingIOError, or UsageError where files cannot be locked."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | options)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # some network file systems have no locks, or no server for them
+        raise UsageError(
+            f"files in {_folder(home)} cannot be locked: {error.strerror}",
+            hint="set KTO_SWEEP_HOME to a folder on a disk of this box",
+        ) from error
+
+
+def forget_dead(home: Home) -> None:
+    """Remove the leases of dead agents."""
+    for path in _folder(home).glob("*"):
+        if not is_alive(home, path.name):
+            path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class OrphanedTrial:
+    """A trial whose agent died before it was closed."""
+
+    run_id: str
+    config: Mapping[str, Any]
+    folder: Path
+    record: RunRecord
+
+
+def find_orphaned_trials(home: Home) -> list[OrphanedTrial]:
+    """The trials of dead agents of this home, of all sweeps."""
+    orphans = []
+    for folder in sorted(home.runs.glob("*")):
+        record = read_record(folder)
+        if record is None or record.sent or not record.agent or is_alive(home, record.agent):
+            continue
+        config = _read_config(folder)
+        if config is not None:  # else it can only be sent, not trained
+            orphans.append(OrphanedTrial(folder.name, config, folder, record))
+    return orphans
+
+
+def _read_config(folder: Path) -> Mapping[str, Any] | None:
+    """A trial's configuration as its folder has it; None when that cannot be read."""
+    try:
+        config = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def restore_files(home: Home, run_id: str, config: Mapping[str, Any], record: RunRecord) -> bool:
+    """Whether the files of a trial of this home were damaged and are now as given; unless it is in use."""
+    folder = home.runs / run_id
+    if not folder.is_dir():
+        return False
+    record_here = read_record(folder)
+    if record_here is not None and _read_config(folder) is not None:
+        return False
+    with unclaimed(folder) as free:
+        if free:
+            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            (record_here or record).write(folder)
+    return free
+
+
+def of_sweep(orphan: OrphanedTrial, ref: SweepRef) -> bool:
+    """Whether the orphan is a trial of this sweep."""
+    record = orphan.record
+    return (record.entity, record.project, record.sweep) == (ref.entity, ref.project, ref.id)
+
+
+class BusyError(KtoSweepError):
+    """A worker whose agent is gone still has the trial; it saves it at its next step."""
+
+
+def take_over(orphan: OrphanedTrial, token: str) -> bool:
+    """Make the trial that of the agent `token`; False when another agent has it by now.
+
+    Waits for a worker that still has it: one whose agent is gone saves its trials first. Raises BusyError
+    when that takes long, as while it loads a model.
+    """
+    deadline = time.monotonic() + WORKER_SECONDS
+    while time.monotonic() < deadline:
+        with unclaimed(orphan.folder) as free:
+            record = read_record(orphan.folder)
+            if record is None or (record != orphan.record and record.agent != token):
+                return False
+            if free:
+                replace(record, agent=token).write(orphan.folder)
+                return True
+        time.sleep(0.2)
+    raise BusyError("a worker of a dead agent still has it")
+
+
+def _folder(home: Home) -> Path:
+    return home.root / "agents"

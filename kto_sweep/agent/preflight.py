@@ -1,0 +1,36 @@
+"""Checks before the first trial starts: whether the data and models that a sweep names are on this box."""
+
+from pathlib import Path
+
+from kto_sweep.errors import UsageError
+from kto_sweep.models.presets import names_a_path
+from kto_sweep.search.space import Space
+from kto_sweep.shipped_files import find_file
+from kto_sweep.sweep_file.data_files import looks_like_file
+from kto_sweep.trial import parameter_name
+
+
+def require_sources(space: Space, folder: str) -> None:
+    """Raise UsageError when no data file, or no model, that the sweep names is here: every trial would fail.
+
+    `folder`: where the sweep was registered on this box, or empty. Names that may be on the hub pass.
+    """
+    here = Path.cwd()
+    for parameter in space.parameters:
+        kind = parameter_name(parameter.path)
+        named = [str(value) for value in parameter.distribution.extremes()]
+        if kind not in ("dataset", "model") or any(_is_here(kind, name, here) for name in named):
+            continue
+        what = "data file" if kind == "dataset" else "model"
+        where = "on this box" if Path(named[0]).expanduser().is_absolute() else f"below {here}"
+        elsewhere = folder and _is_here(kind, named[0], Path(folder))
+        raise UsageError(
+            f"{named[0]}: no such {what} {where}; no trial was started",
+            hint=f"cd {folder}, then run it again" if elsewhere else "copy it here, or start in its folder",
+        )
+
+
+def _is_here(kind: str, name: str, folder: Path) -> bool:
+    if kind == "dataset":
+        return not looks_like_file(name) or find_file(name, folder) is not None
+    return not names_a_path(name) or (folder / Path(name).expanduser()).exists()

@@ -1,0 +1,162 @@
+"""What a person sees while an agent works: a bar for each live trial on a terminal, plain lines elsewhere."""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+"""Without a terminal, a trial prints its progress this often."""
+
+
+class ProgressDisplay:
+    """Progress of an agent's trials on `console`."""
+
+    def __init__(self, console: Console, varied: tuple[str, ...], metric: str, expected: int | None) -> None:
+        self._console = console
+        self._varied = varied
+        self._metric = metric
+        self._of = f" of {expected}" if expected is not None else ""
+        self._numbers: dict[str, int] = {}
+        self._bars: dict[str, TaskID] = {}
+        self._names: dict[str, str] = {}
+        self._totals: dict[str, int] = {}
+        self._last_line: dict[str, float] = {}
+        self._latest: dict[str, dict[str, Any]] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A trial wrote to its log: with several at once, only their logs show it."""
+
+    def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
+        """A trial began."""
+        number = self._numbers.setdefault(
+            run_id, len(self._numbers) + 1
+        )  # a trial that was paused keeps its number
+        self._names[run_id] = f"trial {number}"
+        self._latest[run_id] = {}
+        chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
+        self.say(f"trial {number}{self._of} on {device}: {chosen}   run {run_id} ({name})")
+        self._bars[run_id] = self._progress.add_task(f"trial {number}", total=None, status="loading")
+
+    def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
+        """A trial prepares its first step."""
+        self._progress.update(self._bars[run_id], total=total, completed=done, status=what)
+        self._now_and_then(run_id, f"{what} {done}/{total}")
+
+    def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
+        """A trial knows how many steps it takes."""
+        self._totals[run_id] = total_steps
+        self._progress.update(self._bars[run_id], total=total_steps, completed=done_steps, status="")
+        if done_steps:
+            self.say(f"  {self._names[run_id]}: continues after step {done_steps}/{total_steps}")
+
+    def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
+        """A trial logged a step."""
+        self._latest[run_id].update(values)
+        status = _status(self._latest[run_id])
+        self._progress.update(self._bars[run_id], completed=step, status=status)
+        self._now_and_then(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
+
+    def _now_and_then(self, run_id: str, text: str) -> None:
+        """Without a terminal, a line every few seconds stands for the bar."""
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
+            self._last_line[run_id] = now
+            self.say(f"  {self._names[run_id]}: {text}")
+
+    def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
+        """A trial ended."""
+        values = self._latest[run_id] | dict(summary)
+        shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
+        results = "  ".join(f"{name} {_short(values[name])}" for name in shown if name in values)
+        self.say(f"  {self._forget(run_id)} {how}   {results}")
+
+    def failed(self, run_id: str, cause: str, text: str) -> None:
+        """A trial failed."""
+        self.say(f"  {self._forget(run_id)} FAILED ({cause}): {text}")
+
+    def _forget(self, run_id: str) -> str:
+        """The trial's name, for the last time."""
+        self._progress.remove_task(self._bars.pop(run_id))
+        del self._latest[run_id]
+        return self._names.pop(run_id)
+
+
+def _status(values: Mapping[str, float]) -> str:
+    shown = (("loss", "loss"), ("rewards/margins", "margin"), ("gpu/memory_peak_gb", "GB"))
+    return "  ".join(f"{label} {values[name]:.4g}" for name, label in shown if name in values)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+class SafeStdout(io.TextIOBase):
+    """Writes to `stream` until that fails, then nowhere: a closed terminal or pipe must not stop training."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """As of the stream."""
+        return self._stream.encoding
+
+    def write(self, text: str) -> int:
+        """Write, if the stream still takes it."""
+        try:
+            return self._stream.write(text)
+        except (OSError, ValueError):
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush likewise."""
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self._discard()
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """As of the stream."""
+        return self._stream.fileno()
+
+    def _discard(self) -> None:
+        """Send what is still in buffers nowhere: it must not fail at the end of the process either."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                os.dup2(nothing, stream.fileno())
+        os.close(nothing)

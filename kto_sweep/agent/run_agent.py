@@ -1,0 +1,247 @@
+"""One call of `kto-sweep agent`: from the sweep's name to the exit code."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import IO, TYPE_CHECKING, NoReturn, cast
+
+from rich.console import Console
+
+from kto_sweep.agent.connectivity import Connectivity
+from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
+from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
+from kto_sweep.agent.executor import Executor, RunOptions
+from kto_sweep.agent.lease import AgentLease
+from kto_sweep.agent.preflight import require_sources
+from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
+from kto_sweep.agent.recovery import find_trials_left, restore_damaged
+from kto_sweep.agent.state import AgentState, AgentStats, Outcome, Settings
+from kto_sweep.agent.supervisor import supervise
+from kto_sweep.agent.time_budget import Allowance, Forecast, learn_earlier, plan_by
+from kto_sweep.agent.trial_source import SweepSource
+from kto_sweep.agent.wandb_run import ServiceGoneError, forget_checkpoint
+from kto_sweep.agent.workers import log_path
+from kto_sweep.alerts import AlertRule
+from kto_sweep.disk import require_space
+from kto_sweep.fingerprints import Witness
+from kto_sweep.home import Home
+from kto_sweep.local_server.start import ensure_server
+from kto_sweep.plan.gpus import find_gpu
+from kto_sweep.plan.preflight import planner
+from kto_sweep.sweep.ref import recall, remember
+from kto_sweep.sweep.server_choice import find_sweep
+from kto_sweep.sweep.view import SweepView
+from kto_sweep.text import counted, duration
+from kto_sweep.wandb_client.connection import Target, connect
+from kto_sweep.wandb_client.reader import read_sweep
+
+if TYPE_CHECKING:
+    import wandb
+
+GRACE_SECONDS = 60.0
+"""How long trials may take to end their step and save their work after a first signal."""
+PATIENCE_SECONDS = 900.0
+"""How long a server may be silent before no more trials are started, and a run's end waits for it."""
+DOUBT_SECONDS = 60.0
+"""Before a server fell silent, or refused the key: it may have lost what was sent to it then."""
+
+
+def run_agent(
+    home: Home,
+    sweep: str | None,
+    *,
+    count: int | None,
+    gpus: str | None,
+    cpu: bool,
+    local: bool,
+    trials_per_device: int | None = None,
+    grace: float = GRACE_SECONDS,
+    patience: float = PATIENCE_SECONDS,
+    share_gpus: bool = False,
+    gpus_per_trial: int = 1,
+    alerts: Sequence[AlertRule] = (),
+    gpu_seconds: float | None = None,
+    until: float | None = None,
+) -> int:
+    """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
+
+    It takes `gpu_seconds` of all devices together at most, and has ended by `until` (Unix seconds).
+    Raises KtoSweepError for anything that keeps the box from working at all, ServiceGoneError when another
+    process must continue.
+    """
+    console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
+    gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
+    allowances = [Allowance.until(until, time.time)] if until is not None else []
+    if gpu_seconds is not None:
+        allowances.append(Allowance.of_gpus(len(gpus_of_box), gpu_seconds, time.monotonic))
+    devices = gpus_of_box if gpus_per_trial == 1 else grouped(gpus_of_box, gpus_per_trial)
+    require_space(home.root)
+    with lock_devices([] if share_gpus else gpus_of_box):
+        api, target, view = _open_sweep(console, home, sweep, local=local)
+        restore_damaged(console, target, home, view)
+        orphans = find_trials_left(console, api, target, home, view.ref)
+        console.print(f"Starting a worker on {', '.join(device.name for device in devices)}")
+        forecast = _forecast(console, home, gpus_of_box, allowances, view) if allowances else None
+        state = AgentState.of(
+            {device: str(log_path(home, device)) for device in devices},
+            trials_per_device or 1,
+            Settings(count, grace, patience, adjusts_slots=trials_per_device is None, pauses=view.pauses),
+            requeued=tuple(orphans),
+            forecast=forecast,
+        )
+        varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
+        lease = AgentLease(home)
+        connectivity = Connectivity(
+            target.base_url, (lambda: ensure_server(home).url) if target.local else None
+        )
+        with ProgressDisplay(console, varied, view.metric, view.expected) as progress:
+            executor = Executor(
+                SweepSource(api, view.ref, home), home, progress, lease,
+                RunOptions(view.metric, view.goal, target.local, patience, alerts),
+                connectivity=connectivity, allowances=allowances,
+                drift=Witness(view.trained(), progress.say),
+            )  # fmt: skip
+            state = supervise(state, executor)
+        stats = state.stats
+        if state.outcome is Outcome.RESTART:
+            raise _service_gone(state, view, allowances)
+        if state.outcome is Outcome.KILLED:
+            console.print("Next: kto-sweep agent   (continues from the trials' last checkpoints)")
+            exit_at_once(128 + stats.interrupted if stats.interrupted else 1)
+        attempts = 1 if stats.interrupted else ATTEMPTS
+        gone = stats.server_lost or bool(stats.unsent)
+        last = None
+        if not gone:  # the connection is kept up meanwhile: it starts a server that ends now again
+            last = check_delivery(home, lease.token, lambda: read_sweep(api, target, view.ref), attempts)
+        connectivity.end()
+        lease.end()
+        if gone:
+            _end_without_server(console, home, target, stats, connectivity)
+    if last is None:
+        _end_unknown(console, target, stats, view)
+    return _end(console, home, target, stats, *last)
+
+
+def _open_sweep(
+    console: Console, home: Home, sweep: str | None, *, local: bool
+) -> tuple["wandb.Api", Target, SweepView]:
+    """The named sweep, on its server. Raises KtoSweepError when none of its trials could be started."""
+    target, ref = find_sweep(home, sweep, local=local)
+    console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
+    api = connect(target)
+    view = read_sweep(api, target, ref)
+    remember(home, ref, local=target.local, base_url=target.base_url)
+    console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
+    record = recall(home, ref.id)
+    require_sources(view.space, record.folder if record else "")
+    if view.state == "PAUSED":
+        console.print(f"The sweep is paused: to start its trials, run   kto-sweep resume {ref.id}")
+    return api, target, view
+
+
+def _forecast(
+    console: Console, home: Home, devices: Sequence[Device], allowances: Sequence[Allowance], view: SweepView
+) -> Forecast:
+    """How long trials take here; until when the agent has time is printed."""
+    rest = min(allowance.rest for allowance in allowances)
+    at = datetime.fromtimestamp(time.time() + rest)
+    console.print(f"Time is up in {duration(rest)}, at {at:%Y-%m-%d %H:%M:%S}")
+    gpu = find_gpu() if devices[0].visible else None
+    forecast = Forecast(plan_by(planner(gpu, home, this_box=True, exact=False)))
+    return learn_earlier(forecast, home, view)
+
+
+def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allowance]) -> ServiceGoneError:
+    """What another process needs to continue where this one ended."""
+    error = ServiceGoneError(str(state.error))
+    error.count = state.trials_left
+    error.sweep = str(view.ref)
+    error.time_left = [word for allowance in allowances for word in allowance.option]
+    return error
+
+
+def _end_without_server(
+    console: Console, home: Home, target: Target, stats: AgentStats, connectivity: Connectivity
+) -> NoReturn:
+    """End while the server lacks some of the runs: they are sent later."""
+    since = time.monotonic() - connectivity.silence - DOUBT_SECONDS
+    unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
+    record_unsent(home, unsent)
+    refused = connectivity.refused
+    console.print(f"{target} refuses the key." if refused else f"{target} does not answer.")
+    _print_unsent(console, home, unsent)
+    login = f"Next: wandb login --host {target.base_url} --relogin, then"
+    first = login if refused else "When the server is back:"
+    console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
+    exit_at_once(1)
+
+
+def _end_unknown(console: Console, target: Target, stats: AgentStats, view: SweepView) -> NoReturn:
+    """End without a server that could report the sweep's status, which was last seen as `view`."""
+    console.print(f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown.")
+    console.print(f"When the server is back: kto-sweep status {view.ref.id}")
+    exit_at_once(_exit_code(stats, stats.finished + view.count("finished")))
+
+
+def _end(
+    console: Console, home: Home, target: Target, stats: AgentStats, after: SweepView, unsent: Sequence[str]
+) -> int:
+    """Print how it ended; the exit code."""
+    _forget_paused(home, after)
+    _print_end(console, stats, after)
+    if not unsent:
+        return _exit_code(stats, after.count("finished"))
+    console.print(f"{target} has not received all of {counted(len(unsent), 'run')} that ended here.")
+    _print_unsent(console, home, unsent)
+    console.print("Next: kto-sweep sync, then kto-sweep agent")
+    return 128 + stats.interrupted if stats.interrupted else 1
+
+
+def _exit_code(stats: AgentStats, finished: int) -> int:
+    """For an agent of a sweep with so many finished trials."""
+    if stats.interrupted:
+        return 128 + stats.interrupted
+    as_asked = (stats.time_is_up or stats.out_of_time) and not stats.failed
+    return 0 if as_asked or finished else 1
+
+
+def _forget_paused(home: Home, view: SweepView) -> None:
+    """Remove the checkpoints of trials that successive halving has paused for good."""
+    if view.pauses and view.state in {"FINISHED", "CANCELED"}:
+        for trial in view.trials:
+            if trial.state == "killed":
+                forget_checkpoint(home.runs / trial.run_id)
+
+
+def _print_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:
+    for run_id in runs:
+        console.print(f"  run {run_id} is complete in {home.runs / run_id}, and was not sent", soft_wrap=True)
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """End without the exit handlers of libraries: wandb's would wait for a server that is not there."""
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _counts(stats: AgentStats, view: SweepView) -> str:
+    counts = [f"{stats.finished} finished"]
+    stopped = counted(stats.stopped, "pause") if view.pauses else f"{stats.stopped} stopped early"
+    counts += [stopped] if stats.stopped else []
+    counts += [f"{stats.failed} failed"] if stats.failed else []
+    return f"Trials of this agent: {', '.join(counts)}"
+
+
+def _print_end(console: Console, stats: AgentStats, view: SweepView) -> None:
+    of = f" of {view.expected}" if view.expected is not None else ""
+    console.print(f"{_counts(stats, view)}. Sweep: {view.count('finished')}{of} finished.")
+    if not stats.started and view.state in {"FINISHED", "CANCELED"}:
+        console.print(f"The sweep is {view.state.lower()}: nothing was left to run.")
+    if stats.interrupted or stats.time_is_up or stats.out_of_time:
+        console.print("Next: kto-sweep agent   (continues where this one ended)")
+    elif not stats.started and view.count("finished") < (view.expected or 0):
+        console.print(f"Next: kto-sweep status {view.ref.id}   (shows what happened to the others)")
+    else:
+        console.print(f"Next: kto-sweep compare {view.ref.id}")

@@ -1,0 +1,244 @@
+"""A trial in its slot: assigned, opened, given to the worker, heard from, closed. Pure.
+
+QUEUED --open_run--> OPENING --on_opened--> READY --dispatch--> RUNNING --close--> CLOSING --on_closed-->
+   ^                    |                     ^                    |
+   '---on_not_opened----'                     '----- a failure ----'
+"""
+
+from collections.abc import Mapping
+
+from kto_sweep.agent.actions import (
+    CloseRun,
+    CompareInputs,
+    Dispatch,
+    Log,
+    OpenRun,
+    Record,
+    RequestStop,
+    ShowEnded,
+    ShowStarted,
+)
+from kto_sweep.agent.events import OpeningFailure, RunClosed, RunNotOpened, RunOpened
+from kto_sweep.agent.retry_policy import is_retried, retry_delay
+from kto_sweep.agent.state import (
+    MAX_CONSECUTIVE_FAILURES,
+    Assignment,
+    Ending,
+    EndKind,
+    Phase,
+    Slot,
+    TrialStatus,
+)
+from kto_sweep.agent.transition import Transition
+from kto_sweep.errors import FailureCause
+from kto_sweep.protocol import Done, Failed, Metrics, TrialMessage
+
+OPENING_SECONDS = (10.0, 30.0, 60.0, 300.0)
+"""Before the second, third and fourth attempt to open a run, and before each later one."""
+CLOSE_SECONDS = 10.0
+"""How much longer than the server's patience closing a run may take."""
+SPACE_SECONDS = 1.0
+"""Between two looks at a full disk."""
+
+
+def assign(t: Transition, slot: int, trial: Assignment) -> None:
+    """Take a trial into a slot and open its run."""
+    t.set_slot(slot, trial=trial)
+    t.update_stats(started=t.state.stats.started + 1)
+    if not t.is_closing(trial.run_id):  # the server may send a run again before wandb has let go of it
+        open_run(t, slot)
+
+
+def open_run(t: Transition, slot: int) -> None:
+    """Open the run of the trial in a slot, for the first time or again."""
+    trial = t.set_trial(slot, status=TrialStatus.OPENING)
+    t.do(OpenRun(slot, t.slots[slot].device, trial))
+
+
+def on_opened(t: Transition, event: RunOpened) -> None:
+    """The trial's run is open."""
+    slot = t.set_slot(event.slot, failed_openings=0)
+    trial = t.set_trial(event.slot, status=TrialStatus.READY, logged_step=event.logged_step)
+    t.do(ShowStarted(trial.run_id, event.name, trial.config, slot.device))
+
+
+def on_not_opened(t: Transition, event: RunNotOpened) -> None:
+    """Keep the trial in its slot and try again later, unless that cannot help.
+
+    A trial that were dropped at once would be sent again and again, until the server gives it up.
+    """
+    slot = event.slot
+    match event.failure:
+        case OpeningFailure.TAKEN:
+            t.say(f"run {event.run_id} is skipped: {event.reason}")
+            drop(t, slot)
+        case OpeningFailure.BUSY:
+            t.set_trial(slot, status=TrialStatus.QUEUED)
+            t.say(f"run {event.run_id} waits: {event.reason}", once=f"busy {event.run_id}")
+        case _:
+            failed = t.slots[slot].failed_openings + 1
+            wait = OPENING_SECONDS[min(failed, len(OPENING_SECONDS)) - 1]
+            t.set_slot(slot, failed_openings=failed, ask_after=t.now + wait)
+            t.set_trial(slot, status=TrialStatus.QUEUED, not_before=t.now + wait)
+            if event.failure is OpeningFailure.GIVEN_BACK or failed % t.state.settings.max_openings == 0:
+                t.say(f"run {event.run_id} was not started: {event.reason}")
+                drop(t, slot)
+            else:
+                t.say(f"run {event.run_id} was not started: {event.reason}; next attempt in {wait:.0f} s")
+
+
+def on_disk_full(t: Transition, slot: int, reason: str) -> None:
+    """Have the trial wait for space on the disk."""
+    trial = t.slots[slot].trial
+    assert trial is not None
+    if trial.status not in (TrialStatus.OPENING, TrialStatus.RUNNING):
+        return  # meanwhile its worker has exited
+    status = TrialStatus.QUEUED if trial.status is TrialStatus.OPENING else TrialStatus.READY
+    t.set_trial(slot, status=status, not_before=t.now + SPACE_SECONDS)
+    t.say(f"run {trial.run_id} waits for disk space: {reason}", once=f"disk {trial.run_id}")
+
+
+def drop(t: Transition, slot: int) -> None:
+    """Let go of a trial whose run is not open; the server sends it again, here or elsewhere."""
+    t.set_slot(slot, trial=None)
+    t.update_stats(started=t.state.stats.started - 1)
+
+
+def dispatch(t: Transition, slot: int) -> None:
+    """Give the trial in a slot to its worker."""
+    trial = t.set_trial(slot, status=TrialStatus.RUNNING)
+    t.do(Dispatch(slot, t.slots[slot].device, trial))
+
+
+def request_stop(t: Transition, run_id: str, device: str | None = None) -> None:
+    """End a trial because the server asks for it: after its present step, or at once if it waits."""
+    slot = t.slot_of(run_id, device)
+    if slot is None:
+        return
+    if slot.has(TrialStatus.RUNNING):
+        t.do(RequestStop(slot.device, run_id))
+    elif slot.has(TrialStatus.READY):
+        stop(t, slot.number, {})
+    elif slot.has(TrialStatus.QUEUED):
+        drop(t, slot.number)
+        t.say(f"run {run_id} is stopped")
+
+
+def on_message(t: Transition, slot: Slot, message: TrialMessage) -> None:
+    """A worker reports on the trial in a slot."""
+    trial, number = slot.trial, slot.number
+    if trial is None or not trial.is_open:
+        return  # the last word of a trial that is already being closed
+    match message:
+        case Done():
+            _on_done(t, slot, message)
+        case Failed(_, cause, text, hint, trace):
+            if trace:
+                t.do(Log(trial.run_id, trace))
+            retry_or_fail(t, number, cause, f"{text}\n  Hint: {hint}" if hint else text)
+        case _:
+            if isinstance(message, Metrics):
+                t.set_slot(number, trial=trial.record_progress(message.step))
+            t.forget(f"disk {trial.run_id}")
+            t.do(Record(trial.run_id, message))
+
+
+def _on_done(t: Transition, slot: Slot, message: Done) -> None:
+    trial = slot.trial
+    assert trial is not None
+    # A trial that ended as it should clears its device: what crashed there before no longer counts.
+    exits = tuple(earlier for earlier in t.state.worker_exits if earlier.device != slot.device)
+    t.set_device(slot.device, idle_exits=0)
+    t.update(worker_exits=exits)
+    t.do(CompareInputs(trial.config, message))
+    seconds = message.summary.get("trial/seconds")
+    if t.state.forecast is not None and not message.stopped and isinstance(seconds, int | float):
+        t.update(forecast=t.state.forecast.learned(trial.config, message.steps, float(seconds)))
+    if not message.stopped:
+        t.update_stats(finished=t.state.stats.finished + 1, consecutive_failures=0)
+        close(t, slot.number, Ending(EndKind.FINISHED, message.summary))
+    elif t.state.phase is Phase.WORKING:
+        stop(t, slot.number, message.summary)
+    else:
+        preempt(t, slot.number)
+
+
+def retry_or_fail(t: Transition, slot: int, cause: str, text: str) -> None:
+    """Try the trial again after a failure, or close it as failed."""
+    trial = t.slots[slot].trial
+    assert trial is not None
+    trial = trial.record_failure()
+    t.set_slot(slot, trial=trial)
+    if not is_retried(cause, trial.failures):
+        fail(t, slot, cause, text)
+        return
+    t.set_trial(slot, not_before=t.now + retry_delay(cause, trial.failures))
+    t.do(Log(trial.run_id, f"{cause}: {text}; trying again"))
+    t.say(f"  run {trial.run_id}: {cause}: {text}; trying again")
+
+
+# The ways to close a trial's run.
+
+
+def stop(t: Transition, slot: int, summary: Mapping[str, float | int | str]) -> None:
+    """Close the trial that the server asked to stop."""
+    t.update_stats(stopped=t.state.stats.stopped + 1)
+    close(t, slot, Ending(EndKind.PAUSED if t.state.settings.pauses else EndKind.STOPPED, summary))
+
+
+def fail(t: Transition, slot: int, cause: str, text: str) -> None:
+    """Close the trial as failed."""
+    stats = t.state.stats
+    in_a_row = stats.consecutive_failures + (not stats.finished)
+    t.update_stats(failed=stats.failed + 1, consecutive_failures=in_a_row)
+    close(t, slot, Ending(EndKind.FAILED, {}, cause, text))
+    if in_a_row == MAX_CONSECUTIVE_FAILURES > stats.consecutive_failures:
+        t.say(f"{MAX_CONSECUTIVE_FAILURES} trials failed and none succeeded: starting no more")
+
+
+def fail_unreadable(t: Transition, slot: int) -> None:
+    """Close a trial whose configuration cannot be trained."""
+    trial = t.slots[slot].trial
+    assert trial is not None
+    fail(t, slot, FailureCause.BAD_CONFIG, trial.problem)
+
+
+def preempt(t: Transition, slot: int) -> None:
+    """Close the trial so that the server sends it again."""
+    close(t, slot, Ending(EndKind.PREEMPTED))
+
+
+def close(t: Transition, slot: int, ending: Ending) -> None:
+    """Close the trial's run; its slot is free when that has happened."""
+    close_by = t.now + t.state.settings.patience + CLOSE_SECONDS
+    trial = t.set_trial(slot, status=TrialStatus.CLOSING, close_by=close_by, ending=ending)
+    t.do(CloseRun(slot, trial.run_id, ending))
+
+
+def on_closed(t: Transition, event: RunClosed) -> None:
+    """The trial's run is closed: its slot is free."""
+    trial = t.slots[event.slot].trial
+    if trial is None or trial.run_id != event.run_id or trial.status is not TrialStatus.CLOSING:
+        return  # its closing was abandoned
+    assert trial.ending is not None
+    t.do(ShowEnded(trial.run_id, trial.ending))
+    _free(t, event.slot, event.run_id, sent=event.sent)
+
+
+def abandon(t: Transition, slot: int) -> None:
+    """Stop waiting for a run that cannot be closed; what the server lacks stays on the disk."""
+    trial = t.slots[slot].trial
+    assert trial is not None
+    assert trial.ending is not None
+    t.do(ShowEnded(trial.run_id, trial.ending))
+    t.say(f"  run {trial.run_id} has ended; the server did not receive its end")
+    _free(t, slot, trial.run_id, sent=False)
+
+
+def _free(t: Transition, slot: int, run_id: str, *, sent: bool) -> None:
+    t.set_slot(slot, trial=None)
+    stats = t.state.stats
+    if sent:
+        t.update_stats(sent=(*stats.sent, (t.now, run_id)))
+    else:
+        t.update_stats(unsent=(*stats.unsent, run_id))

@@ -1,0 +1,354 @@
+"""A trial's W&B run, opened, logged to and closed by the agent, beside the trial's own files."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from wandb.sdk.mailbox import MailboxClosedError
+
+from kto_sweep.alerts import AlertRule, Alerts, carried_by
+from kto_sweep.errors import FailureCause, KtoSweepError
+from kto_sweep.json_file import write_whole
+from kto_sweep.run_log import RunLog, last_step
+from kto_sweep.run_record import Claim, RunRecord, read_record
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.view import DEVICE, OWNER
+
+LOCAL_TRANSMIT_SECONDS = 2
+"""How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
+
+
+CHECKPOINT = "checkpoint/last.safetensors"
+"""In a run's folder, while its trial can continue from there."""
+
+
+UPLOAD = "WANDB_LOG_MODEL"
+"""Environment variable that Hugging Face's trainers read as well: `end` uploads a trial's final weights."""
+
+
+class ServiceGoneError(KtoSweepError):
+    """wandb's service process, wandb-core, has lost the runs of this agent: another process must continue."""
+
+    count: int | None = None
+    """Trials that the agent had still to start or to end; None: any number."""
+    time_left: Sequence[str] = ()
+    """The options that give another agent the rest of its time."""
+    sweep: str = ""
+    """ENTITY/PROJECT/ID of what it worked on."""
+
+    def __init__(self, why: str = "wandb's service process (wandb-core) has ended") -> None:
+        super().__init__(
+            why,
+            hint="kto-sweep agent   (continues from the trials' last checkpoints)",
+        )
+
+
+class GivenBackError(KtoSweepError):
+    """A run could not be started, and its trial was given back to the server."""
+
+
+def is_service_gone(error: BaseException) -> bool:
+    """Whether wandb raised `error` because its service process has ended."""
+    return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
+
+
+class ObjectiveTracker:
+    """Best and last value of the sweep's metric over one trial."""
+
+    def __init__(self, metric: str, goal: str) -> None:
+        self._metric = metric
+        self._better = max if goal == "maximize" else min
+        self._best: float | None = None
+        self._last: float | None = None
+
+    def see(self, values: Mapping[str, float]) -> None:
+        """Update from `values`, if the metric is among them; a value that is not finite is never the best."""
+        value = values.get(self._metric)
+        if value is None:
+            return
+        self._last = value
+        if math.isfinite(value):
+            self._best = value if self._best is None else self._better(self._best, value)
+
+    def summary(self) -> dict[str, float]:
+        """`objective/best` and `objective/last`, where there is a value."""
+        summary = {"objective/best": self._best, "objective/last": self._last}
+        return {name: value for name, value in summary.items() if value is not None}
+
+
+class TrialRun:
+    """One open W&B run and its folder; a Report."""
+
+    def __init__(
+        self,
+        run: wandb.Run,
+        folder: Path,
+        record: RunRecord,
+        claim: Claim,
+        objective: ObjectiveTracker,
+        alerts: Alerts,
+        keep: int = 0,
+        superseded: Sequence[Path] = (),
+    ) -> None:
+        self._run = run
+        self._folder = folder
+        self._record = record
+        self._claim = claim
+        self._objective = objective
+        self._alerts = alerts
+        self._superseded = superseded
+        """Earlier attempts' W&B files, of which this one's have everything."""
+        self._files = RunLog(folder, keep=keep, echo=run.write_logs)
+        for row in self._files.kept:
+            objective.see(row)
+            alerts.see(row)  # an earlier attempt has sent them
+        self._sent_steps = keep
+        """The run has the metrics of the steps up to this one, from an earlier attempt."""
+        self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
+        """The last step whose metrics the run and the files have; after a power cut some may be missing."""
+        self._names: set[str] = set()
+        """What was logged at that step already."""
+
+    @classmethod
+    def open(
+        cls,
+        ref: SweepRef,
+        run_id: str,
+        config: Mapping[str, Any],
+        folder: Path,
+        *,
+        objective: ObjectiveTracker,
+        alerts: Sequence[AlertRule] = (),
+        local: bool,
+        on_stop: Callable[[], None],
+        home: str,
+        agent: str,
+        device: str,
+        patience: float,
+        adopt: bool = False,
+    ) -> "TrialRun":
+        """Start the run of one trial, or continue it where the folder has its checkpoint.
+
+        `ref` has no id when the trial is of no sweep.
+        `on_stop` is called when the server asks for the run's end. `patience`: seconds that its end may wait
+        for the server. With `adopt` the run must be on the server, with what this box has sent of it.
+        Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
+        was open and something else failed.
+        """
+        resumes = (folder / CHECKPOINT).exists()
+        earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+        resume: Literal["must", "allow"] | None
+        resume = "must" if adopt else "allow" if resumes and not _is_offline() else None
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder)
+        run: wandb.Run | None = None
+        try:
+            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            before = read_record(folder)
+            record = RunRecord(
+                ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
+                agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
+            )  # fmt: skip
+            record.write(folder)
+            settings = wandb.Settings(
+                sweep_id=ref.id or None,
+                stop_fn=on_stop,
+                console="off",  # the process serves several runs: each gets its lines through write_logs
+                silent=True,
+                disable_code=True,
+                disable_git=True,
+                x_disable_meta=False,
+                finish_timeout=patience,
+                finish_timeout_raises=True,
+            )
+            if local:
+                settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
+            run = wandb.init(
+                entity=ref.entity or None,
+                project=ref.project,
+                id=run_id,
+                config={**config, OWNER: home, DEVICE: device},
+                dir=str(folder),
+                reinit="create_new",
+                resume=resume,
+                settings=settings,
+            )
+            for name in ("failure/cause", "failure/message"):  # of an earlier attempt
+                if run.resumed and run.summary.get(name) is not None:
+                    del run.summary[name]
+            watched = Alerts((*alerts, *carried_by(config)))
+            if run.resumed:  # the server's rows count: it may miss the last seconds of a killed agent
+                return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
+            keep = checkpoint_step(folder)
+            opened = cls(run, folder, record, claim, objective, watched, keep, earlier)
+            opened._log_kept_rows()
+            return opened
+        except BaseException as error:
+            if run is not None:
+                _give_back(run)
+            claim.drop()
+            if run is None or is_service_gone(error):
+                raise
+            raise GivenBackError(str(error)) from error
+
+    @property
+    def name(self) -> str:
+        """The run's name for people."""
+        return self._run.name or self._run.id
+
+    def _log_kept_rows(self) -> None:
+        """Log the rows of earlier attempts, which the files have, to a run that has none of them.
+
+        wandb reads an attempt's own file alone when it syncs it, stops at one that a kill has cut off, and
+        logs rows twice that two files have. So each offline attempt's file has the whole run.
+        """
+        for row in self._files.kept:
+            at = datetime.fromisoformat(row["timestamp"]).timestamp()
+            values = {name: value for name, value in row.items() if name not in {"step", "timestamp"}}
+            self._run.log({**values, "_timestamp": at}, step=row["step"])
+        self._files.echo_again()
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Set the number of optimizer steps, and of those that an earlier attempt has logged."""
+        self._files.plan(total_steps, done_steps)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log to the run and to the files."""
+        if step < self.logged_steps:
+            return  # an earlier attempt has logged it, with the same values
+        if step > self.logged_steps:
+            self.logged_steps, self._names = step, set()
+        fresh = {name: value for name, value in values.items() if name not in self._names}
+        if fresh:
+            self._names.update(fresh)
+            self._objective.see(fresh)
+            if step > self._sent_steps:
+                self._run.log(fresh, step=step)
+            self._files.metrics(step, fresh)
+            for title, text in self._alerts.see(fresh):
+                self.alert(title, f"step {step}: {text}")
+
+    def note(self, text: str) -> None:
+        """Write one line to the run's console log and to the files."""
+        self._files.note(text)
+
+    def alert(self, title: str, text: str) -> None:
+        """Send a W&B alert."""
+        self._run.alert(title, text)
+
+    def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
+        """End the run as finished; as for the other ends, whether the server has everything."""
+        self._run.summary.update(dict(summary))
+        if os.environ.get(UPLOAD) == "end":
+            self._upload()
+        return self._close(exit_code=0)
+
+    def _upload(self) -> None:
+        """Send the trained weights, as they lie in the folder, along with the run."""
+        for name in ("adapter", "model"):
+            if (self._folder / name).is_dir():
+                artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
+                artifact.add_dir(str(self._folder / name))
+                self._run.log_artifact(artifact)
+
+    def stop(self, summary: Mapping[str, float | int | str], *, for_good: bool = True) -> bool:
+        """End the run that the server asked to stop; it shows as killed or paused, with what it measured.
+
+        With `for_good` it will not continue: its checkpoint, three times its adapters, is removed.
+        """
+        self._run.summary.update(dict(summary))
+        sent = self._close(exit_code=1)
+        if sent and for_good:
+            forget_checkpoint(self._folder)
+        return sent
+
+    def fail(self, cause: FailureCause | str, message: str) -> bool:
+        """End the run as failed, with its cause in the summary."""
+        self.note(f"FAILED ({cause}): {message}")
+        self._run.summary.update({"failure/cause": str(cause), "failure/message": message})
+        return self._close(exit_code=1)
+
+    def preempt(self) -> bool:
+        """End the run so that the server sends its trial again."""
+        self._run.summary.update({"failure/cause": str(FailureCause.PREEMPTED)})
+        self._run.mark_preempting()
+        return self._close(exit_code=1)
+
+    def _close(self, exit_code: int) -> bool:
+        try:
+            self._run.summary.update(self._objective.summary())
+            self._keep(replace(self._record, ended=True))
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            return False
+        except Exception as error:
+            with contextlib.suppress(Exception):  # wandb gets it as well
+                self.note(f"the end of the run was not sent: {error}")
+            raise
+        else:
+            self._keep(replace(self._record, ended=True, sent=True))
+            for folder in self._superseded:
+                shutil.rmtree(folder, ignore_errors=True)
+            return True
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Release its folder; a second time changes nothing."""
+        self._files.close()
+        self._claim.drop()
+
+    def _keep(self, record: RunRecord) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not prevent the run's end
+            record.write(self._folder)
+
+
+def _give_back(run: wandb.Run) -> None:
+    """End a run that could not be started, so that its trial is sent again.
+
+    Otherwise wandb would end it as finished when this process ends.
+    """
+    with contextlib.suppress(Exception):  # the first error is the one to report
+        run.mark_preempting()
+        run.finish(exit_code=1)
+
+
+def checkpoint_step(folder: Path) -> int:
+    """The optimizer steps that a trial's folder has to continue after; 0 without a checkpoint."""
+    return last_step(folder) if (folder / CHECKPOINT).exists() else 0
+
+
+def forget_checkpoint(folder: Path) -> None:
+    """Remove the checkpoint of a trial that will not continue."""
+    shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
+
+
+def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[str, str, str]]) -> None:
+    """Add a table `samples` of prompts, base and tuned answers to a run that has ended.
+
+    Offline it is a file of its own, which wandb sends after that of the run.
+    """
+    run = wandb.init(
+        entity=ref.entity or None,
+        project=ref.project,
+        id=run_id,
+        dir=str(folder),
+        resume="allow" if _is_offline() else "must",
+        reinit="create_new",
+        settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
+    )
+    run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
+    run.finish()
+
+
+def _is_offline() -> bool:
+    """Whether wandb only writes files."""
+    return os.environ.get("WANDB_MODE") == "offline"

@@ -1,0 +1,249 @@
+"""Dead agents, the trials that they leave, and who may take them."""
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kto_sweep.agent import lease
+from kto_sweep.agent.devices import CPU, Device, lock_devices
+from kto_sweep.agent.lease import (
+    DEAD,
+    AgentLease,
+    BusyError,
+    find_orphaned_trials,
+    forget_dead,
+    is_alive,
+    of_sweep,
+    restore_files,
+    take_over,
+)
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.run_record import Claim, RunRecord, home_id, read_record
+from kto_sweep.sweep.ref import SweepRef
+
+REF = SweepRef("local", "kto-sweep", "ab12cd34")
+PRESENT = """
+import sys, time
+from pathlib import Path
+from kto_sweep.agent.lease import AgentLease
+from kto_sweep.home import Home
+print(AgentLease(Home(Path(sys.argv[1]))).token, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    return Home(tmp_path / "home")
+
+
+def agent_of(home: Home) -> tuple[subprocess.Popen[str], str]:
+    """Another agent's process and its token."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRESENT, str(home.root)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()
+
+
+def leave(home: Home, run_id: str, token: str, **record: bool) -> Path:
+    folder = home.runs / run_id
+    folder.mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps({"learning_rate": 0.1}))
+    RunRecord(REF.entity, REF.project, REF.id, True, "", agent=token, **record).write(folder)
+    return folder
+
+
+def test_an_agent_is_alive_until_its_process_ends_however_that_ends(home):
+    process, token = agent_of(home)
+    assert is_alive(home, token)
+    end(process)
+    assert not is_alive(home, token)
+    forget_dead(home)
+    assert not list((home.root / "agents").iterdir())
+
+
+def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
+    """There a file that is locked for oneself alone must be open for writing."""
+    real = fcntl.flock
+
+    def flock(descriptor, operation):
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(descriptor, operation)
+
+    monkeypatch.setattr(lease.fcntl, "flock", flock)
+    own = AgentLease(home)
+    assert is_alive(home, own.token)
+    own.end()
+    (home.root / "agents" / "dead").touch()
+    forget_dead(home)
+    assert not list((home.root / "agents").iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_told(home, monkeypatch, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lease.fcntl, "flock", flock)
+    with pytest.raises(UsageError, match=r"agents cannot be locked") as refused:
+        AgentLease(home)
+    assert "KTO_SWEEP_HOME" in refused.value.hint
+    assert not list((home.root / "agents").iterdir())
+    (home.root / "agents" / "dead").touch()
+    with pytest.raises(UsageError, match="cannot be locked"):
+        forget_dead(home)
+
+
+def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(home):
+    process, token = agent_of(home)
+    leave(home, "unfinished", token)
+    leave(home, "unsent", token, ended=True)
+    leave(home, "done", token, ended=True, sent=True)
+    assert not find_orphaned_trials(home), "their agent is alive"
+    end(process)
+    orphans = find_orphaned_trials(home)
+    assert [orphan.run_id for orphan in orphans] == ["unfinished", "unsent"]
+    assert orphans[0].config == {"learning_rate": 0.1}
+    assert of_sweep(orphans[0], REF)
+    assert not of_sweep(orphans[0], SweepRef("local", "kto-sweep", "zz99zz99"))
+
+
+def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
+    folder = leave(home, "run", "dead")
+    first, second = find_orphaned_trials(home), find_orphaned_trials(home)
+    own = AgentLease(home)
+    assert take_over(first[0], own.token)
+    assert not take_over(second[0], "another")
+    record = read_record(folder)
+    assert record is not None
+    assert record.agent == own.token
+    own.end()
+
+
+def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
+    folder = leave(home, "run", "dead")
+    (orphan,) = find_orphaned_trials(home)
+    assert take_over(orphan, "new")
+    record = read_record(folder)
+    assert record is not None
+    replace(record, attempt=2, device="gpu 0").write(folder)  # as the opening does before it fails
+    assert take_over(orphan, "new")
+    assert read_record(folder) == replace(record, attempt=2, device="gpu 0")
+    assert not take_over(orphan, "another")
+
+
+def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
+    folder = leave(home, "run", "dead")
+    code = "import sys,time;from pathlib import Path;from kto_sweep.run_record import Claim;" + (
+        "claim=Claim(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
+    assert worker.stdout is not None
+    worker.stdout.readline()
+    assert take_over(find_orphaned_trials(home)[0], "new")
+    assert worker.poll() is not None or not Path(f"/proc/{worker.pid}/fd").exists()
+    worker.communicate()
+    Claim(folder).drop()
+
+
+def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, monkeypatch):
+    monkeypatch.setattr(lease, "WORKER_SECONDS", 0.3)
+    folder = leave(home, "run", "dead")
+    (orphan,) = find_orphaned_trials(home)
+    claim = Claim(folder)
+    with pytest.raises(BusyError):
+        take_over(orphan, "new")
+    assert read_record(folder) == orphan.record
+    claim.drop()
+    assert take_over(orphan, "new")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"[1]", b"{}", b'{"entity": 1}', b"null"])
+def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(home, damage):
+    folder = leave(home, "run", "dead")
+    config = {"learning_rate": 0.1}
+    record = RunRecord(REF.entity, REF.project, REF.id, True, "", agent=DEAD)
+    assert not restore_files(home, "run", config, record)
+    assert not restore_files(home, "elsewhere", config, record)
+    for name in ("run.json", "trial.json"):
+        (folder / name).write_bytes(damage)
+        claim = Claim(folder)
+        assert not restore_files(home, "run", config, record)
+        claim.drop()
+        restored = restore_files(home, "run", config, record)
+        assert restored or (name, damage) in {("trial.json", b"{}"), ("trial.json", b'{"entity": 1}')}
+        assert [orphan.run_id for orphan in find_orphaned_trials(home)] == ["run"]
+
+
+def test_a_home_keeps_its_id_and_no_two_have_the_same(home, tmp_path):
+    assert home_id(home) == home_id(home)
+    assert home_id(home) != home_id(Home(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"0123"])
+def test_a_home_finds_its_damaged_id_again_in_its_runs(home, damage):
+    for number in (1, 2):
+        was = home_id(home)
+        (home.root / "home-id").write_bytes(damage)
+        assert (home_id(home) == was) is (number == 2)
+        folder = home.runs / "run"
+        folder.mkdir(parents=True, exist_ok=True)
+        RunRecord(REF.entity, REF.project, REF.id, True, "", home=home_id(home)).write(folder)
+
+
+def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    gpu = Device("gpu 0", "0", "GPU-aaaa")
+    with lock_devices([gpu, CPU]), lock_devices([CPU]):
+        with (
+            pytest.raises(UsageError, match=f"gpu 0 is in use.*process id {os.getpid()}") as refused,
+            lock_devices([gpu]),
+        ):
+            pass
+        assert "--share-gpus" in refused.value.hint
+    with lock_devices([gpu]):
+        pass
+
+
+def test_a_box_with_no_place_for_locks_says_what_to_set(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with (
+        pytest.raises(UsageError, match="cannot lock") as refused,
+        lock_devices([Device("gpu 0", "0", "GPU-a")]),
+    ):
+        pass
+    assert "TMPDIR" in refused.value.hint
+
+
+def test_output_that_can_no_longer_be_written_stops_nothing():
+    code = (
+        "import sys;from kto_sweep.agent.progress import SafeStdout;out=SafeStdout(sys.stdout);"
+        "sys.stdin.readline();[print('x'*1000,file=out,flush=True) for _ in range(200)];"
+        "print('survived',file=sys.stderr)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None  # communicate would read it
+    _, said = process.communicate(b"\n")
+    assert (process.returncode, said.strip()) == (0, b"survived")

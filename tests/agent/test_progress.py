@@ -1,0 +1,31 @@
+"""What an agent shows on a terminal."""
+
+import io
+import re
+
+from rich.console import Console
+
+from kto_sweep.agent.progress import ProgressDisplay
+
+
+def test_a_trial_has_a_bar_from_its_begin_to_its_end():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+
+    def shown() -> str:
+        """What was drawn since the last look."""
+        display._progress.refresh()
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+        screen.truncate(0)
+        return text
+
+    with ProgressDisplay(console, ("seed",), "eval/common_loss", 4) as display:
+        display.started("run1", "calm-wave-1", {"seed": 3}, "gpu 0")
+        assert "trial 1 of 4 on gpu 0: seed=3" in shown(), "before its number of steps is known"
+        display.preparing("run1", "reference", 3, 9)
+        assert re.search(r"3/9 +reference", shown())
+        display.planned("run1", 40, 10)
+        display.progress("run1", 20, {"loss": 0.25})
+        assert re.search(r"20/40 +loss 0.25", shown())
+        display.ended("run1", "finished", {"eval/common_loss": 0.125})
+    assert "trial 1 finished   eval/common_loss 0.125" in shown()

@@ -1,0 +1,87 @@
+"""A trial's W&B run that cannot be started, or whose end cannot be sent."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from kto_sweep.run_record import read_record, unclaimed
+
+OPENED = """
+import os, sys
+from pathlib import Path
+os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_SILENT="true")
+import wandb
+from wandb.sdk import wandb_setup
+from kto_sweep.agent.wandb_run import GivenBackError, ObjectiveTracker, TrialRun
+from kto_sweep.run_record import unclaimed
+from kto_sweep.sweep.ref import SweepRef
+
+sys.stdout.reconfigure(line_buffering=True)
+folder = Path(sys.argv[1])
+
+def opened():
+    return TrialRun.open(
+        SweepRef("e", "p", ""), "run1", {"learning_rate": 0.1}, folder,
+        objective=ObjectiveTracker("loss", "minimize"), local=False, on_stop=lambda: None,
+        home="h", agent="a", device="cpu", patience=5,
+    )
+
+def still_open():
+    return [run.id for run in wandb_setup.singleton()._active_runs]
+
+mark, finish = wandb.Run.mark_preempting, wandb.Run.finish
+wandb.Run.mark_preempting = lambda self: (print("preempting"), mark(self))
+wandb.Run.finish = lambda self, exit_code=None: (print("ends with", exit_code), finish(self, exit_code))
+
+"""
+NOT_STARTED = """
+(folder / "log.jsonl.new").mkdir(parents=True)  # nothing can be written there, as on a full disk
+try:
+    opened()
+except GivenBackError as error:
+    print("not started:", error.__cause__.strerror)
+print("open:", still_open())
+"""
+NOT_ENDED = """
+def broken(self, exit_code=None):
+    raise RuntimeError("not today")
+
+run = opened()
+run.metrics(1, {"loss": 0.5})
+wandb.Run.finish = broken
+try:
+    run.succeed({})
+except RuntimeError as error:
+    print(error)
+with unclaimed(folder) as free:
+    print("free:", free)
+run.let_go()
+os._exit(0)
+"""
+
+
+def python(code: str, folder: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_run_that_cannot_be_started_is_given_back_and_not_finished(tmp_path):
+    folder = tmp_path / "run1"
+    said = python(OPENED + NOT_STARTED, folder)
+    assert said == ["preempting", "ends with 1", "not started: Is a directory", "open: []"]
+    with unclaimed(folder) as free:
+        assert free
+
+
+def test_a_run_whose_end_cannot_be_sent_leaves_its_folder_to_others(tmp_path):
+    folder = tmp_path / "run1"
+    assert python(OPENED + NOT_ENDED, folder) == ["not today", "free: True"]
+    assert (folder / "console.log").read_text().splitlines()[
+        -1
+    ] == "the end of the run was not sent: not today"
+    record = read_record(folder)
+    assert record is not None
+    assert (record.ended, record.sent) == (True, False)

@@ -1,0 +1,105 @@
+"""A worker's process as its agent sees it; a small script stands for the training."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_sweep.agent import workers
+from kto_sweep.agent.devices import CPU, Device
+from kto_sweep.agent.workers import LAST_BYTES, WorkerProcess
+from kto_sweep.home import Home
+from kto_sweep.protocol import Broken, Message
+
+Start = Callable[[str], "Started"]
+
+
+class Started:
+    """A worker and what it did."""
+
+    def __init__(self, folder: Path) -> None:
+        self.messages: list[Message] = []
+        self.log = folder / "workers" / "gpu-0.log"
+        self.process = WorkerProcess(Device("gpu 0", ""), Home(folder))
+
+    def wait(self) -> int:
+        """Its exit status."""
+        status = self.process.listen(self.messages.append)
+        self.process.end()
+        return status
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch) -> Start:
+    def made(code: str) -> Started:
+        real = subprocess.Popen
+
+        def instead(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+            return real([sys.executable, "-c", code], **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(workers.subprocess, "Popen", instead)
+            return Started(tmp_path)
+
+    return made
+
+
+def test_the_last_output_is_that_of_this_worker_and_no_earlier_one(start):
+    first = start("print('uncorrectable ECC error')")
+    assert first.wait() == 0
+    assert first.process.last_output() == "uncorrectable ECC error"
+    second = start("print('mine')")
+    assert second.wait() == 0
+    assert second.process.last_output() == "mine"
+    silent = start("")
+    assert silent.wait() == 0
+    assert silent.process.last_output() == ""
+    silent.log.write_text("emptied since")
+    assert silent.process.last_output() == "emptied since"
+
+
+def test_a_worker_counts_gpus_as_nvidia_smi_does(start, monkeypatch):
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    worker = start("import os; print(os.environ['CUDA_DEVICE_ORDER'])")
+    worker.wait()
+    assert worker.process.last_output() == "PCI_BUS_ID"
+
+
+def test_of_a_long_log_only_the_end_is_read(start):
+    worker = start(f"print('x' * {LAST_BYTES} + 'y')")
+    worker.wait()
+    assert len(worker.process.last_output()) == LAST_BYTES - 1  # and the line's end
+
+
+def test_a_worker_that_sends_what_is_no_message_is_ended(start):
+    """It is reported, with the reason."""
+    worker = start(
+        "import os, time; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'nonsense\\n'); time.sleep(600)"
+    )
+    assert worker.wait() == -signal.SIGKILL
+    (message,) = worker.messages
+    assert isinstance(message, Broken)
+
+
+def test_half_a_message_of_a_worker_that_was_killed_is_none(start):
+    worker = start("import os; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'{')")
+    assert worker.wait() == 0
+    assert not worker.messages
+
+
+def test_a_gpus_worker_takes_few_threads_on_the_host_unless_told_otherwise(tmp_path, monkeypatch):
+    def threads(device: Device) -> str | None:
+        return workers._environment(device, Home(tmp_path), 3).get("OMP_NUM_THREADS")
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads(CPU) is None
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert threads(Device("gpu 0", "0")) == "4"
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: {0, 1})
+    assert threads(Device("gpu 0", "0")) == "2"
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert threads(Device("gpu 0", "0")) == "8"
