@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from kto_sweep.server.downsample import Numbers, rounded, thin
+from kto_sweep.server.downsample import Numbers, downsample, round_significant
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.text import is_number
 
-MOST_VALUES = 8_000_000
+MAX_VALUES = 8_000_000
 """Numbers kept in memory at most, 16 bytes each; the runs longest not looked at go first."""
-MOST_KEYS = 2000
+MAX_KEYS = 2000
 """Keys of one run at most."""
-DEEPEST = 5
+MAX_DEPTH = 5
 """Levels of nested objects that are read."""
-LONGEST_RUN = 1e9
+MAX_RUN_SECONDS = 1e9
 """Seconds, 32 years: no age of a run beyond this is believed."""
 
 
@@ -69,7 +69,7 @@ class Columns:
         self.steps.append(place if step is None else step)
         if runtime is None and stamp is not None:
             runtime = stamp - began
-        self.seconds.append(min(max(0.0, runtime), LONGEST_RUN) if runtime is not None else place)
+        self.seconds.append(min(max(0.0, runtime), MAX_RUN_SECONDS) if runtime is not None else place)
         for key, value in row.items():
             # W&B's own entries are no metrics.
             if not key.startswith("_"):
@@ -86,12 +86,12 @@ class Columns:
                 return
             column = self.by_key.get(key)
             if column is None:
-                if len(self.by_key) >= MOST_KEYS:
+                if len(self.by_key) >= MAX_KEYS:
                     return
                 column = self.by_key[key] = Column()
             column.rows.append(place)
             column.values.append(value)
-        elif isinstance(value, dict) and level < DEEPEST:
+        elif isinstance(value, dict) and level < MAX_DEPTH:
             for name, item in value.items():
                 self._take_value(f"{key}.{name}", item, place, level + 1)
 
@@ -101,12 +101,12 @@ class Columns:
         if column is None:
             return None
         values = _as_numbers(column.values)
-        chosen = thin(values, points)
+        chosen = downsample(values, points)
         rows = np.array(column.rows, dtype=np.int64)[chosen]
         return {
             "step": _as_numbers(self.steps)[rows].tolist(),
             "time": np.round(_as_numbers(self.seconds)[rows], 1).tolist(),
-            "value": rounded(values[chosen]).tolist(),
+            "value": round_significant(values[chosen]).tolist(),
         }
 
 
@@ -162,7 +162,7 @@ class ColumnCache:
         columns.take(lines.after(connection, run_id, stream, columns.next_line - 1, -1), began)
         self._known[(run_id, stream)] = columns
         self._total += columns.size()
-        while self._total > MOST_VALUES and len(self._known) > 1:
+        while self._total > MAX_VALUES and len(self._known) > 1:
             _, oldest = self._known.popitem(last=False)
             self._total -= oldest.size()
         return columns

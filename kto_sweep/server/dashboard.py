@@ -27,21 +27,21 @@ from kto_sweep.server import (
     request_body,
     uploads,
 )
-from kto_sweep.server.auth import HOW, Gate
-from kto_sweep.server.backend import Backend
+from kto_sweep.server.auth import LOGIN_COMMAND, Auth
 from kto_sweep.server.columns import ColumnCache
-from kto_sweep.server.dashboard_data import Changes, Row
+from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.sweep_rules import read_rules
 
 STATIC = Path(__file__).parent / "static"
-LARGEST_CHANGE = 100_000
+MAX_CHANGE = 100_000
 """Bytes of one change at most."""
-MOST_CURVES = 400
+MAX_CURVES = 400
 """Runs of one answer at most."""
-MOST_POINTS = 4000
+MAX_POINTS = 4000
 """Points of one curve at most."""
 
 POLICY = (
@@ -61,9 +61,9 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Route]:
+def routes(server: ServerState, guarded: Callable[[Handler], Handler]) -> list[Route]:
     """The routes of the dashboard and of the login."""
-    api = _Dashboard(backend)
+    api = _Dashboard(server)
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, guarded(handler), methods=["GET"])
@@ -97,23 +97,23 @@ def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Rout
 class _Dashboard:
     """The handlers of the dashboard's routes."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._gate = Gate(backend)
+    def __init__(self, server: ServerState) -> None:
+        self._server = server
+        self._auth = Auth(server)
         self._columns = ColumnCache()
-        self._changes = Changes()
+        self._changes = ChangeTracker()
         self._importance = ImportanceCache()
 
     async def login(self, request: Request) -> Response:
         """What a login link leads to."""
-        return self._gate.answer(request)
+        return self._auth.login(request)
 
     async def static(self, request: Request) -> Response:
         """A script or a style sheet; its address names its version, so that browsers may keep it."""
         name = request.path_params["name"]
         path = _static_files().get(name)
         if path is None:
-            raise GoneError(f"there is no {name}")
+            raise NotFoundError(f"there is no {name}")
         headers = {
             "x-content-type-options": "nosniff",
             "cache-control": "private, max-age=31536000, immutable",
@@ -121,17 +121,17 @@ class _Dashboard:
         return FileResponse(path, media_type=TYPES.get(path.suffix), headers=headers)
 
     def page(self, kind: str, find: Callable[[Any, Mapping[str, str]], object]) -> Handler:
-        """The frame of a page; `find` raises GoneError where there is nothing to show."""
+        """The frame of a page; `find` raises NotFoundError where there is nothing to show."""
 
         async def show(request: Request) -> Response:
-            visitor = self._gate.visitor(request)
-            if not visitor.may_look:
-                return HTMLResponse(_frame("locked", visitor.may_control), 401, headers=HEADERS)
+            access = self._auth.access(request)
+            if not access.can_read:
+                return HTMLResponse(_frame("locked", access.can_control), 401, headers=HEADERS)
             try:
-                await run_in_threadpool(lambda: find(self._backend.database.reader(), request.path_params))
-            except GoneError as problem:
-                return HTMLResponse(_frame("gone", visitor.may_control, str(problem)), 404, headers=HEADERS)
-            return HTMLResponse(_frame(kind, visitor.may_control), headers=HEADERS)
+                await run_in_threadpool(lambda: find(self._server.database.reader(), request.path_params))
+            except NotFoundError as problem:
+                return HTMLResponse(_frame("gone", access.can_control, str(problem)), 404, headers=HEADERS)
+            return HTMLResponse(_frame(kind, access.can_control), headers=HEADERS)
 
         return show
 
@@ -139,90 +139,90 @@ class _Dashboard:
         """A handler that sends what `answer` finds as JSON, and 204 where nothing has changed."""
 
         async def respond(request: Request) -> Response:
-            visitor = self._gate.visitor(request)
-            if not visitor.may_look:
-                return _json({"errors": [{"message": f"log in first: {HOW}"}]}, 401)
+            access = self._auth.access(request)
+            if not access.can_read:
+                return _json({"errors": [{"message": f"log in first: {LOGIN_COMMAND}"}]}, 401)
             found = await run_in_threadpool(answer, request)
             if found is None:
                 return Response(status_code=204, headers={"cache-control": "no-store"})
-            return _json({**found, "csrf": visitor.csrf})
+            return _json({**found, "csrf": access.csrf})
 
         return respond
 
     def all_sweeps(self, request: Request) -> Row:
         """Every sweep."""
-        return dashboard_data.sweep_list(self._backend.database.reader(), None)
+        return dashboard_data.sweep_list(self._server.database.reader(), None)
 
     def project(self, request: Request) -> Row:
         """One project's sweeps and its runs without a sweep."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         return dashboard_data.sweep_list(connection, dashboard_data.project(connection, request.path_params))
 
     def sweep(self, request: Request) -> Row | None:
         """A sweep and those of its runs that have changed since the state `since`."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         _, sweep = dashboard_data.sweep(connection, request.path_params)
-        facts = dashboard_data.sweep_facts(connection, self._backend, sweep)
+        facts = dashboard_data.sweep_facts(connection, self._server, sweep)
         return self._changes.since(connection, sweep.id, facts, request.query_params.get("since"))
 
     def cells(self, request: Request) -> Row:
         """The cells of a sweep's grid."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         owner, sweep = dashboard_data.sweep(connection, request.path_params)
         return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
 
     def importance(self, request: Request) -> Row:
         """How much each of a sweep's parameters matters for its metric."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         _, sweep = dashboard_data.sweep(connection, request.path_params)
         return self._importance.of(connection, sweep)
 
     def curves(self, request: Request) -> Row:
         """The curves of the metrics `key` of the runs `run`, each in at most `points` points."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         project = dashboard_data.project(connection, request.path_params)
         query = request.query_params
-        names, keys = query.getlist("run")[:MOST_CURVES], query.getlist("key")
+        names, keys = query.getlist("run")[:MAX_CURVES], query.getlist("key")
         return dashboard_run.curves(
-            connection, self._columns, project, names, keys, _whole(query.get("points"), 400, MOST_POINTS)
+            connection, self._columns, project, names, keys, _whole(query.get("points"), 400, MAX_POINTS)
         )
 
     def run(self, request: Request) -> Row | None:
         """All of a run but its curves and its console."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         project, run = dashboard_data.run(connection, request.path_params)
         told = dashboard_run.facts(connection, self._columns, project, run)
         return None if told["tag"] == request.query_params.get("since") else told
 
     def console(self, request: Request) -> Row:
         """Console lines from number `from` on; without it, the last ones."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         _, run = dashboard_data.run(connection, request.path_params)
         start = request.query_params.get("from")
         return dashboard_run.console(connection, run, None if start is None else _whole(start, 0, 2**53))
 
     def system(self, request: Request) -> Row:
         """The curves of all system metrics of a run."""
-        connection = self._backend.database.reader()
+        connection = self._server.database.reader()
         _, run = dashboard_data.run(connection, request.path_params)
         return dashboard_run.system(connection, self._columns, run)
 
     async def file(self, request: Request) -> Response:
         """A run's file, always as a download: a browser must not run what a client uploaded."""
-        if not self._gate.visitor(request).may_control:
-            return _json({"errors": [{"message": f"log in to download files: {HOW}"}]}, 403)
+        if not self._auth.access(request).can_control:
+            return _json({"errors": [{"message": f"log in to download files: {LOGIN_COMMAND}"}]}, 403)
         number = request.path_params["file"]
-        file = await run_in_threadpool(lambda: files.get(self._backend.database.reader(), number))
+        file = await run_in_threadpool(lambda: files.get(self._server.database.reader(), number))
         if file is None:
-            raise GoneError("there is no such file")
-        return uploads.download(self._backend, file)
+            raise NotFoundError("no such file")
+        return uploads.download(self._server, file)
 
     async def change_sweep(self, request: Request) -> Response:
         """Pause, resume, stop or cancel a sweep."""
 
         def work(wanted: Mapping[str, Any]) -> dashboard_actions.Change:
-            _, sweep = dashboard_data.sweep(self._backend.database.reader(), request.path_params)
-            return dashboard_actions.of_sweep(self._backend, sweep, wanted)
+            _, sweep = dashboard_data.sweep(self._server.database.reader(), request.path_params)
+            return dashboard_actions.of_sweep(self._server, sweep, wanted)
 
         return await self._change(request, work)
 
@@ -230,24 +230,24 @@ class _Dashboard:
         """Stop a run, or write tags and notes on it."""
 
         def work(wanted: Mapping[str, Any]) -> dashboard_actions.Change:
-            _, run = dashboard_data.run(self._backend.database.reader(), request.path_params)
-            return dashboard_actions.of_run(self._backend, run, wanted)
+            _, run = dashboard_data.run(self._server.database.reader(), request.path_params)
+            return dashboard_actions.of_run(self._server, run, wanted)
 
         return await self._change(request, work)
 
     async def _change(
         self, request: Request, work: Callable[[Mapping[str, Any]], dashboard_actions.Change]
     ) -> Response:
-        if not self._gate.allows_change(request):
-            return _json({"errors": [{"message": f"log in to change anything: {HOW}"}]}, 403)
+        if not self._auth.allows_change(request):
+            return _json({"errors": [{"message": f"log in to change anything: {LOGIN_COMMAND}"}]}, 403)
         try:
-            wanted = json.loads(await request_body.read(request, LARGEST_CHANGE))
+            wanted = json.loads(await request_body.read(request, MAX_CHANGE))
         except (ValueError, RecursionError) as problem:
             raise RequestError(f"the body is not JSON: {problem}") from problem
         if not isinstance(wanted, dict):
             raise RequestError("the body is not a JSON object")
         change = await run_in_threadpool(work, wanted)
-        await run_in_threadpool(self._backend.database.write, change)
+        await run_in_threadpool(self._server.database.write, change)
         return _json({"done": True})
 
 
@@ -289,7 +289,7 @@ def _plotly_styles() -> str:
 
 @lru_cache(maxsize=1)
 def _asset_version() -> str:
-    """Changes with every change of the scripts, the style sheet and plotly."""
+    """ChangeTracker with every change of the scripts, the style sheet and plotly."""
     newest = max((path.stat().st_mtime_ns for path in STATIC.iterdir()), default=0)
     return f"{version('plotly')}-{newest:x}"
 
@@ -307,12 +307,12 @@ def _scripts(name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _frame(kind: str, may_control: bool, message: str = "") -> str:
+def _frame(kind: str, can_control: bool, message: str = "") -> str:
     """An empty page of this kind; its script fills it."""
     assets = f"/-/static/{_asset_version()}"
     page = f"{kind}_page.js"
     text = {
-        "locked": f"Log in first. Type on the server's box: {HOW}",
+        "locked": f"Log in first. Type on the server's box: {LOGIN_COMMAND}",
         "gone": f"{message[:1].upper()}{message[1:]}.",
     }.get(kind)
     more = ' <a href="/">All sweeps</a>' if kind == "gone" else ""

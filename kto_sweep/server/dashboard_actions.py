@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from kto_sweep.server import run_writes, sweep_writes
-from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import SweepState
 from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.runs import Run
@@ -19,23 +19,23 @@ STATES = {
     "cancel": SweepState.CANCELED,
 }
 """The state that each of the four controls of a sweep leads to, as on the command line."""
-MOST_TAGS = 50
-LONGEST_TAG = 64
-LONGEST_NOTES = 10_000
+MAX_TAGS = 50
+MAX_TAG = 64
+MAX_NOTES = 10_000
 
 Change = Callable[[sqlite3.Connection], object]
 
 
-def of_sweep(backend: Backend, sweep: Sweep, wanted: Mapping[str, Any]) -> Change:
+def of_sweep(server: ServerState, sweep: Sweep, wanted: Mapping[str, Any]) -> Change:
     """The write that one of the sweep's controls asks for. Raises RequestError."""
     state = STATES.get(str(wanted.get("action")))
     if state is None:
         raise RequestError(f"{wanted.get('action')!r} is none of {', '.join(STATES)}")
     change = {"id": to_global("Sweep", sweep.id), "state": state.value}
-    return lambda connection: sweep_writes.upsert(connection, backend, change)
+    return lambda connection: sweep_writes.upsert(connection, server, change)
 
 
-def of_run(backend: Backend, run: Run, wanted: Mapping[str, Any]) -> Change:
+def of_run(server: ServerState, run: Run, wanted: Mapping[str, Any]) -> Change:
     """The write that a run's page asks for: `stop`, or `annotate` (tags and notes). Raises RequestError."""
     identifier = to_global("Run", run.id)
     match wanted.get("action"):
@@ -47,20 +47,20 @@ def of_run(backend: Backend, run: Run, wanted: Mapping[str, Any]) -> Change:
                 "tags": _tags(wanted.get("tags")),
                 "notes": _notes(wanted.get("notes")),
             }
-            return lambda connection: run_writes.upsert(connection, backend, change)
+            return lambda connection: run_writes.upsert(connection, server, change)
         case other:
             raise RequestError(f"{other!r} is neither stop nor annotate")
 
 
 def _tags(value: object) -> list[str]:
-    if not isinstance(value, list) or len(value) > MOST_TAGS:
-        raise RequestError(f"tags are a list of at most {MOST_TAGS}")
-    if not all(isinstance(tag, str) and 0 < len(tag) <= LONGEST_TAG for tag in value):
-        raise RequestError(f"a tag is a text of 1 to {LONGEST_TAG} characters")
+    if not isinstance(value, list) or len(value) > MAX_TAGS:
+        raise RequestError(f"tags are a list of at most {MAX_TAGS}")
+    if not all(isinstance(tag, str) and 0 < len(tag) <= MAX_TAG for tag in value):
+        raise RequestError(f"a tag is a text of 1 to {MAX_TAG} characters")
     return value
 
 
 def _notes(value: object) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_NOTES:
-        raise RequestError(f"notes are a text of at most {LONGEST_NOTES} characters")
+    if not isinstance(value, str) or len(value) > MAX_NOTES:
+        raise RequestError(f"notes are a text of at most {MAX_NOTES} characters")
     return value

@@ -12,12 +12,11 @@ from typing import Any
 
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.columns import LONGEST_RUN
-from kto_sweep.server.errors import GoneError
-from kto_sweep.server.objective import LIVE
-from kto_sweep.server.resolvers.sweep import AGENT_IS_GONE
-from kto_sweep.server.states import ENDED
+from kto_sweep.server.columns import MAX_RUN_SECONDS
+from kto_sweep.server.errors import NotFoundError
+from kto_sweep.server.resolvers.sweep import AGENT_OFFLINE_SECONDS
+from kto_sweep.server.server_state import ServerState
+from kto_sweep.server.states import ACTIVE, ENDED
 from kto_sweep.server.store import lines, projects, runs, sweeps
 from kto_sweep.server.store.filters import Where, compile_order
 from kto_sweep.server.store.projects import Project
@@ -26,57 +25,57 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.text import is_number
 
-MOST_LISTED = 500
+MAX_LISTED = 500
 """Sweeps, and runs of no sweep, in one list at most."""
-LONGEST_TEXT = 300
+MAX_TEXT = 300
 """Characters of a value in a table at most; the run's own page has all of it."""
-MOST_ENTRIES = 500
+MAX_ENTRIES = 500
 """Entries of one configuration or summary in a table at most."""
-REMEMBERED = 64
+MAX_CACHED = 64
 """States of sweeps that pages may still refer to."""
 
 Row = dict[str, Any]
 
 
 def project(connection: sqlite3.Connection, names: Mapping[str, str]) -> Project:
-    """The project of a path. Raises GoneError."""
+    """The project of a path. Raises NotFoundError."""
     found = projects.find(connection, names["entity"], names["project"])
     if found is None:
-        raise GoneError(f"there is no project {names['entity']}/{names['project']}")
+        raise NotFoundError(f"there is no project {names['entity']}/{names['project']}")
     return found
 
 
 def sweep(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[Project, Sweep]:
-    """The sweep of a path. Raises GoneError."""
+    """The sweep of a path. Raises NotFoundError."""
     owner = project(connection, names)
     found = sweeps.find(connection, owner.id, names["sweep"])
     if found is None:
-        raise GoneError(f"there is no sweep {names['sweep']}")
+        raise NotFoundError(f"there is no sweep {names['sweep']}")
     return owner, found
 
 
 def run(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[Project, Run]:
-    """The run of a path. Raises GoneError."""
+    """The run of a path. Raises NotFoundError."""
     owner = project(connection, names)
     found = runs.find(connection, owner.id, names["run"])
     if found is None:
-        raise GoneError(f"there is no run {names['run']}")
+        raise NotFoundError(f"there is no run {names['run']}")
     return owner, found
 
 
 def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
     """The sweeps of one project, or of all; of one project also the runs that belong to no sweep."""
-    listed = sweeps.page(connection, owner.id if owner else None, MOST_LISTED)
+    listed = sweeps.page(connection, owner.id if owner else None, MAX_LISTED)
     told: Row = {
         "sweeps": [_sweep_line(connection, each) for each in listed],
         "projects": [
             {"entity": each.entity, "name": each.name}
-            for each in projects.page(connection, None, MOST_LISTED, 0)
+            for each in projects.page(connection, None, MAX_LISTED, 0)
         ],
     }
     if owner is not None:
         where = Where("run.project_id = ? AND run.sweep_id IS NULL", (owner.id,))
-        newest = runs.page(connection, where, compile_order("-created_at"), MOST_LISTED)
+        newest = runs.page(connection, where, compile_order("-created_at"), MAX_LISTED)
         told["runs"] = [run_row(each) for each in newest]
     return told
 
@@ -92,7 +91,7 @@ def _sweep_line(connection: sqlite3.Connection, each: Sweep) -> Row:
         " THEN json_extract(COALESCE(strict_summary, summary), '$._runtime')"
         " ELSE heartbeat_at - created_at END) FROM run"
         f" WHERE {mine.sql} GROUP BY shown",
-        (LONGEST_RUN, *mine.parameters),
+        (MAX_RUN_SECONDS, *mine.parameters),
     ):
         counts[state] = count
         seconds += busy
@@ -132,7 +131,7 @@ def _sweep_head(each: Sweep, rules: SweepRules) -> Row:
     }
 
 
-def sweep_facts(connection: sqlite3.Connection, backend: Backend, each: Sweep) -> Row:
+def sweep_facts(connection: sqlite3.Connection, server: ServerState, each: Sweep) -> Row:
     """All of a sweep but its runs."""
     rules = read_rules(each.config)
     return {
@@ -150,8 +149,8 @@ def sweep_facts(connection: sqlite3.Connection, backend: Backend, each: Sweep) -
                 "host": agent.host,
                 "created": agent.created_at,
                 "heartbeat": agent.heartbeat_at,
-                "alive": backend.uptime.silence(agent.heartbeat_at) < AGENT_IS_GONE,
-                "runs": [held.name for held in runs.of_agent(connection, agent.id, LIVE)],
+                "alive": server.clock.seconds_since(agent.heartbeat_at) < AGENT_OFFLINE_SECONDS,
+                "runs": [held.name for held in runs.of_agent(connection, agent.id, ACTIVE)],
             }
             for agent in sweeps.agents(connection, each.id)
         ],
@@ -189,16 +188,16 @@ def run_row(each: Run) -> Row:
 def _seconds(each: Run, summary: Mapping[str, Any]) -> float:
     """Seconds that the run was at work, as far as it has told."""
     told = summary.get("_runtime")
-    if is_number(told) and 0 <= told <= LONGEST_RUN:
+    if is_number(told) and 0 <= told <= MAX_RUN_SECONDS:
         return float(told)
     return max(0.0, each.heartbeat_at - (each.assigned_at or each.created_at))
 
 
-def flat(values: Mapping[str, Any], *, longest: int = LONGEST_TEXT) -> Row:
+def flat(values: Mapping[str, Any], *, longest: int = MAX_TEXT) -> Row:
     """The values under dotted names; lists as JSON text, NaN and Infinity as text, long texts cut."""
     found: Row = {}
     waiting = [(str(key), value) for key, value in reversed(list(values.items()))]
-    while waiting and len(found) < MOST_ENTRIES:
+    while waiting and len(found) < MAX_ENTRIES:
         name, value = waiting.pop()
         if isinstance(value, dict) and value:
             waiting += [(f"{name}.{key}", item) for key, item in reversed(list(value.items()))]
@@ -222,7 +221,7 @@ def _cell(value: Any, longest: int) -> str | float | bool | None:
 _RUN_COLUMNS = ", ".join(field.name for field in fields(Run) if field.name not in ("restart", "suggested"))
 
 
-class Changes:
+class ChangeTracker:
     """What of a sweep's runs has changed since a page last asked.
 
     A state is known by a tag; the fingerprint of every run is kept for the last few, so that a page gets the
@@ -255,7 +254,7 @@ class Changes:
                 return None
             self._states[new_tag] = prints
             self._states.move_to_end(new_tag)
-            while len(self._states) > REMEMBERED:
+            while len(self._states) > MAX_CACHED:
                 self._states.popitem(last=False)
         changed = [row for row, print_ in prints.items() if before is None or before.get(row) != print_]
         return {

@@ -6,16 +6,16 @@ from dataclasses import asdict
 
 from kto_sweep.compare.importance import importances
 from kto_sweep.compare.replicates import SEED
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.states import ENDED
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import read_rules
 
-MOST_RUNS = 2000
+MAX_RUNS = 2000
 """The newest so many runs are looked at."""
-REMEMBERED = 64
+MAX_CACHED = 64
 
 
 class ImportanceCache:
@@ -28,8 +28,8 @@ class ImportanceCache:
     def of(self, connection: sqlite3.Connection, sweep: Sweep) -> Row:
         """`rows` and `note` for the sweep's metric, from the runs that have ended; seeds aside."""
         rules = read_rules(sweep.config)
-        own = runs.of_sweep(connection, sweep.id, sorted(ENDED))[-MOST_RUNS:]
-        ended = [*runs.taken_over(connection, sweep.id), *own]
+        own = runs.of_sweep(connection, sweep.id, sorted(ENDED))[-MAX_RUNS:]
+        ended = [*runs.prior_runs(connection, sweep.id), *own]
         if rules.metric is None:
             return {"rows": [], "note": "The sweep has no metric."}
         key = (sweep.id, sweep.config, len(ended))
@@ -42,8 +42,8 @@ class ImportanceCache:
                     if rules.space is not None
                     else sorted({name for config in configs for name in config})
                 )
-                values = [objective.in_summary(summary, rules.metric) for summary in summaries]
-                while len(self._known) >= REMEMBERED:
+                values = [sweep_progress.summary_value(summary, rules.metric) for summary in summaries]
+                while len(self._known) >= MAX_CACHED:
                     self._known.pop(next(iter(self._known)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]
                 self._known[key] = asdict(importances(searched, configs, values))

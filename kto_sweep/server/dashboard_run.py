@@ -16,12 +16,12 @@ from kto_sweep.server.store.runs import Run
 
 LAST_LINES = 500
 """Console lines of a first answer."""
-MOST_LINES = 5000
+MAX_LINES = 5000
 """Console lines of one answer at most."""
-LONGEST_LINE = 4000
+MAX_LINE = 4000
 SYSTEM_POINTS = 300
-MOST_SYSTEM_METRICS = 60
-LONGEST_VALUE = 20_000
+MAX_SYSTEM_METRICS = 60
+MAX_VALUE = 20_000
 """Characters of one value of a configuration or summary on a run's own page at most."""
 
 
@@ -32,10 +32,10 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
     told: Row = {
         "run": {
             **run_row(run),
-            "config": flat(plain_config(run.config), longest=LONGEST_VALUE),
+            "config": flat(plain_config(run.config), longest=MAX_VALUE),
             "summary": flat(
                 {name: value for name, value in summary.items() if not name.startswith("_")},
-                longest=LONGEST_VALUE,
+                longest=MAX_VALUE,
             ),
             "program": run.program,
             "group": run.group_name,
@@ -84,7 +84,7 @@ def console(connection: sqlite3.Connection, run: Run, start: int | None) -> Row:
     found = (
         lines.last(connection, run.id, Stream.OUTPUT, LAST_LINES)
         if start is None
-        else lines.after(connection, run.id, Stream.OUTPUT, start - 1, MOST_LINES)
+        else lines.after(connection, run.id, Stream.OUTPUT, start - 1, MAX_LINES)
     )
     return {
         "lines": [_console_line(line) for line in found],
@@ -94,11 +94,11 @@ def console(connection: sqlite3.Connection, run: Run, start: int | None) -> Row:
 
 def _console_line(line: lines.Line) -> Row:
     time, is_error, text = lines.console_parts(line.text)
-    return {"number": line.number, "time": time, "error": is_error, "text": text[:LONGEST_LINE]}
+    return {"number": line.number, "time": time, "error": is_error, "text": text[:MAX_LINE]}
 
 
 def system(connection: sqlite3.Connection, columns: ColumnCache, run: Run) -> Row:
     """The run's system metrics, as the SDK samples them."""
-    keys = columns.keys(connection, run.id, run.created_at, Stream.EVENTS)[:MOST_SYSTEM_METRICS]
+    keys = columns.keys(connection, run.id, run.created_at, Stream.EVENTS)[:MAX_SYSTEM_METRICS]
     told = columns.curves(connection, run.id, run.created_at, keys, SYSTEM_POINTS, Stream.EVENTS)
     return {"curves": told}

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 
 
-def thin(values: Numbers, points: int) -> NDArray[np.intp]:
+def downsample(values: Numbers, points: int) -> NDArray[np.intp]:
     """The positions of at most `points` values (at least 4) that stand for all of them, ascending.
 
     The first and the last are among them, and of each of the equal stretches between these two the lowest and
@@ -26,7 +26,7 @@ def thin(values: Numbers, points: int) -> NDArray[np.intp]:
     return np.unique(np.minimum(chosen, count - 1))
 
 
-def rounded(values: Numbers, digits: int = 6) -> Numbers:
+def round_significant(values: Numbers, digits: int = 6) -> Numbers:
     """The finite values to so many significant digits, which is what a picture can show."""
     magnitude = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros_like(values)))
     # Beyond these exponents the factor itself would overflow; such values are left as they are.

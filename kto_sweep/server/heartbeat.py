@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, run_writes, rungs
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server import run_writes, successive_halving, sweep_progress
+from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import RunState, SweepState
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
@@ -16,25 +16,25 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Agent, Sweep
 from kto_sweep.server.suggest import Suggestion, prepare, suggest
 from kto_sweep.server.sweep_machine import (
-    AskSearch,
+    AgentContext,
+    AssignRun,
     Decision,
     Exit,
-    HandOut,
-    Situation,
-    Stop,
+    StopRuns,
+    SuggestTrial,
     Wait,
     decide,
-    state_after_leaving,
+    state_when_unreported,
 )
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 
-AGENT_SILENCE = 180.0
+AGENT_TIMEOUT = 180.0
 """Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server
 for a minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
-SEARCH_PATIENCE = 1.0
+SEARCH_LOCK_TIMEOUT = 1.0
 """Seconds that an agent waits for another one's search before it is told to call again. A Bayesian search may
 take longer, and those who wait keep threads that other requests need."""
-MOST_REPORTED = 1000
+MAX_REPORTED = 1000
 """Runs that one agent can report."""
 
 Command = dict[str, Any]
@@ -47,47 +47,49 @@ class _Caller:
     rules: SweepRules
 
 
-def register(connection: sqlite3.Connection, backend: Backend, wanted: dict[str, Any]) -> Agent:
-    """A new agent; the first one sets the sweep running. Raises GoneError for an unknown sweep."""
+def register_agent(connection: sqlite3.Connection, server: ServerState, wanted: dict[str, Any]) -> Agent:
+    """A new agent; the first one sets the sweep running. Raises NotFoundError for an unknown sweep."""
     project = projects.find(connection, wanted.get("entity_name"), wanted.get("project_name"))
     sweep = sweeps.find(connection, project.id, wanted["sweep"]) if project else None
     if sweep is None:
-        raise GoneError(f"there is no sweep {wanted['sweep']}")
-    now = backend.now()
+        raise NotFoundError(f"there is no sweep {wanted['sweep']}")
+    now = server.now()
     if sweep.state is SweepState.PENDING:
         sweeps.update(connection, sweep.id, state=SweepState.RUNNING, updated_at=now)
-    name = new_name(backend.rng)
+    name = new_name(server.rng)
     return sweeps.insert_agent(connection, sweep_id=sweep.id, name=name, host=wanted["host"], now=now)
 
 
-def beat(backend: Backend, opaque_agent: str, run_state: str | None) -> tuple[Agent, list[Command]]:
+def handle(server: ServerState, agent_id: str, run_state: str | None) -> tuple[Agent, list[Command]]:
     """The agent and the commands for it.
 
-    Raises GoneError when the agent or its sweep is not known, RequestError for bad input.
+    Raises NotFoundError when the agent or its sweep is not known, RequestError for bad input.
     """
-    row = from_global("Agent", opaque_agent)
-    agent = sweeps.get_agent(backend.database.reader(), row) if row is not None else None
+    row = from_global("Agent", agent_id)
+    agent = sweeps.get_agent(server.database.reader(), row) if row is not None else None
     if agent is None:
-        raise GoneError("the agent is not known; its sweep may have been deleted")
+        raise NotFoundError("the agent is not known; its sweep may have been deleted")
     reported = _reported_names(run_state)
-    caller, decision = backend.database.write(lambda c: _take_in(c, backend, agent, reported))
-    if isinstance(decision, AskSearch):
-        caller, decision = _search(backend, caller, reported)
+    caller, decision = server.database.write(lambda c: _record_and_decide(c, server, agent, reported))
+    if isinstance(decision, SuggestTrial):
+        caller, decision = _search(server, caller, reported)
     prepare(caller.rules)  # for a sweep from before the server's start, when no agent was free so far
     return agent, _commands(caller, decision)
 
 
-def _search(backend: Backend, caller: _Caller, reported: Collection[str]) -> tuple[_Caller, Decision]:
+def _search(server: ServerState, caller: _Caller, reported: Collection[str]) -> tuple[_Caller, Decision]:
     """A new trial for an agent that is free; Wait when other agents' searches take too long."""
-    lock = backend.locks.of(caller.sweep.id)
-    if not lock.acquire(timeout=SEARCH_PATIENCE):
+    lock = server.locks.of(caller.sweep.id)
+    if not lock.acquire(timeout=SEARCH_LOCK_TIMEOUT):
         return caller, Wait()
     try:
         # Decided again: meanwhile the last trial may have gone to another agent.
-        caller, decision = backend.database.write(lambda c: _take_in(c, backend, caller.agent, reported))
-        if isinstance(decision, AskSearch):
-            suggestion = suggest(backend.database.reader(), caller.sweep, caller.rules, backend.rng)
-            decision = backend.database.write(lambda c: _hand_out_new(c, backend, caller, suggestion))
+        caller, decision = server.database.write(
+            lambda c: _record_and_decide(c, server, caller.agent, reported)
+        )
+        if isinstance(decision, SuggestTrial):
+            suggestion = suggest(server.database.reader(), caller.sweep, caller.rules, server.rng)
+            decision = server.database.write(lambda c: _assign_suggested(c, server, caller, suggestion))
         return caller, decision
     finally:
         lock.release()
@@ -98,32 +100,32 @@ def _reported_names(run_state: str | None) -> frozenset[str]:
         states = json.loads(run_state or "{}")
     except (ValueError, RecursionError) as problem:
         raise RequestError(f"runState is not JSON: {problem}") from problem
-    if not isinstance(states, dict) or len(states) > MOST_REPORTED:
+    if not isinstance(states, dict) or len(states) > MAX_REPORTED:
         raise RequestError("runState is not an object with the agent's runs")
     return frozenset(name for name, running in states.items() if running)
 
 
-def _take_in(
-    connection: sqlite3.Connection, backend: Backend, agent: Agent, names: Collection[str]
+def _record_and_decide(
+    connection: sqlite3.Connection, server: ServerState, agent: Agent, names: Collection[str]
 ) -> tuple[_Caller, Decision]:
     """Note the heartbeat and what it says of the agent's runs; then decide."""
-    now = backend.now()
-    sweeps.agent_was_seen(connection, agent, now)
-    reported = _note_reported(connection, agent, names, now)
+    now = server.now()
+    sweeps.touch_agent(connection, agent, now)
+    reported = _record_reported(connection, agent, names, now)
     gone = _deleted(connection, agent, names)
-    _note_left(connection, agent, names)
-    objective.settle(connection, agent.sweep_id)
+    _close_unreported(connection, agent, names)
+    sweep_progress.finish_if_done(connection, agent.sweep_id)
     sweep = sweeps.get(connection, agent.sweep_id)
     if sweep is None:
-        raise GoneError("the sweep was deleted")
+        raise NotFoundError("the sweep was deleted")
     caller = _Caller(agent, sweep, read_rules(sweep.config))
-    decision = decide(_situation(connection, backend, caller, reported, gone))
-    if isinstance(decision, HandOut):
+    decision = decide(_context(connection, server, caller, reported, gone))
+    if isinstance(decision, AssignRun):
         _assign(connection, agent, decision.run, now)
     return caller, decision
 
 
-def _note_reported(
+def _record_reported(
     connection: sqlite3.Connection, agent: Agent, names: Collection[str], now: float
 ) -> list[Run]:
     """The sweep's runs that the agent reports, now known to be its own and alive."""
@@ -152,21 +154,21 @@ def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute("SELECT project_id FROM sweep WHERE id = ?", (sweep_id,)).fetchone()[0])
 
 
-def _note_left(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> None:
+def _close_unreported(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> None:
     """Close the agent's runs that it reports no more and of which nothing else will be heard."""
     for run in runs.of_agent(connection, agent.id, (RunState.PENDING, RunState.RUNNING)):
-        state = state_after_leaving(run)
+        state = state_when_unreported(run)
         if run.name not in names and state is not run.state:
             runs.update(connection, run.id, state=state)
 
 
-def _situation(
+def _context(
     connection: sqlite3.Connection,
-    backend: Backend,
+    server: ServerState,
     caller: _Caller,
     reported: list[Run],
     gone: Sequence[str] = (),
-) -> Situation:
+) -> AgentContext:
     agent, sweep = caller.agent, caller.sweep
     waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
     names = {run.name for run in reported}
@@ -179,14 +181,14 @@ def _situation(
         elif run.state is RunState.PENDING and run.agent_id == agent.id:
             if run.name not in names:
                 lost.append(run)
-        elif run.state is RunState.PENDING and _is_orphan(connection, backend, run):
+        elif run.state is RunState.PENDING and _is_orphan(connection, server, run):
             orphaned += [run] if run.handed_out or may_begin else []
         else:
             held += 1
-    here, elsewhere = _promotable(connection, backend, caller)
+    here, elsewhere = _promotable(connection, server, caller)
     if any(run.paused for run in waiting):  # another may have to go on when those that run get further
         held += runs.count_of_sweep(connection, sweep.id, (RunState.RUNNING,))
-    return Situation(
+    return AgentContext(
         sweep=sweep.state,
         exhausted=sweep.exhausted,
         reported=reported,
@@ -200,19 +202,19 @@ def _situation(
 
 
 def _promotable(
-    connection: sqlite3.Connection, backend: Backend, caller: _Caller
+    connection: sqlite3.Connection, server: ServerState, caller: _Caller
 ) -> tuple[list[Run], list[Run]]:
     """The paused runs that may go on: those that this agent should take, and those better left to others.
 
     On another host than before, a run begins anew.
     """
-    may_go_on = rungs.promotable(connection, caller.rules, caller.sweep)
+    may_go_on = successive_halving.promotable(connection, caller.rules, caller.sweep)
     if not may_go_on:
         return [], []
     alive = {
         _host(each)
         for each in sweeps.agents(connection, caller.sweep.id)
-        if backend.uptime.silence(each.heartbeat_at) < AGENT_SILENCE
+        if server.clock.seconds_since(each.heartbeat_at) < AGENT_TIMEOUT
     }
     mine = [run for run in may_go_on if run.host == _host(caller.agent)]
     nobodys = [run for run in may_go_on if run.host not in alive | {_host(caller.agent)}]
@@ -224,12 +226,12 @@ def _host(agent: Agent) -> str:
     return agent.host.partition(" ")[0]
 
 
-def _is_orphan(connection: sqlite3.Connection, backend: Backend, run: Run) -> bool:
+def _is_orphan(connection: sqlite3.Connection, server: ServerState, run: Run) -> bool:
     """Whether the run waits for an agent that is not there: queued for anybody, or its agent is silent."""
     holder = sweeps.get_agent(connection, run.agent_id) if run.agent_id is not None else None
     if holder is None or run.assigned_at is None:
         return True
-    return backend.uptime.silence(holder.heartbeat_at, run.assigned_at) > AGENT_SILENCE
+    return server.clock.seconds_since(holder.heartbeat_at, run.assigned_at) > AGENT_TIMEOUT
 
 
 def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) -> None:
@@ -247,29 +249,29 @@ def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) 
     )
 
 
-def _hand_out_new(
-    connection: sqlite3.Connection, backend: Backend, caller: _Caller, suggestion: Suggestion | None
+def _assign_suggested(
+    connection: sqlite3.Connection, server: ServerState, caller: _Caller, suggestion: Suggestion | None
 ) -> Decision:
     """The suggested trial as a new run of this agent; without one the sweep is exhausted.
 
     Wait when the sweep was changed or ended while the search was at work.
     """
-    sweep, now = caller.sweep, backend.now()
+    sweep, now = caller.sweep, server.now()
     current = sweeps.get(connection, sweep.id)
     if current is None or (current.state, current.config) != (sweep.state, sweep.config):
         return Wait()
     if suggestion is None:
         sweeps.update(connection, sweep.id, exhausted=True)
-        objective.settle(connection, sweep.id)
+        sweep_progress.finish_if_done(connection, sweep.id)
         changed = sweeps.get(connection, sweep.id) or sweep
-        return decide(_situation(connection, backend, _Caller(caller.agent, changed, caller.rules), []))
+        return decide(_context(connection, server, _Caller(caller.agent, changed, caller.rules), []))
     run = runs.insert(
         connection,
         project_id=sweep.project_id,
-        name=new_name(backend.rng),
+        name=new_name(server.rng),
         state=RunState.PENDING,
         now=now,
-        rng=backend.rng,
+        rng=server.rng,
         sweep_id=sweep.id,
         suggested=suggestion.config,
         cell_key=suggestion.cell_key,
@@ -284,16 +286,16 @@ def _hand_out_new(
         exhausted=suggestion.is_last,
         updated_at=now,
     )
-    return HandOut(run)
+    return AssignRun(run)
 
 
 def _commands(caller: _Caller, decision: Decision) -> list[Command]:
     """The decision in the words of the protocol."""
-    if isinstance(decision, Stop):
+    if isinstance(decision, StopRuns):
         return [{"type": "stop", "run_id": name} for name in decision.names]
     if isinstance(decision, Exit):
         return [{"type": "exit"}]
-    if not isinstance(decision, HandOut):
+    if not isinstance(decision, AssignRun):
         return []
     run = decision.run
     chosen = run_writes.chosen_config(run)

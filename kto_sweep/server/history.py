@@ -12,13 +12,13 @@ from kto_sweep.server.wire import wire_safe
 
 T = TypeVar("T")
 
-MOST_SAMPLES = 100_000
+MAX_SAMPLES = 100_000
 """Rows of one answer at most."""
 
 
 def sample(rows: Sequence[T], count: int | None) -> list[T]:
     """At most `count` rows, evenly spread, the first and the last among them."""
-    wanted = MOST_SAMPLES if count is None else max(0, min(count, MOST_SAMPLES))
+    wanted = MAX_SAMPLES if count is None else max(0, min(count, MAX_SAMPLES))
     if len(rows) <= wanted:
         return list(rows)
     if wanted < 2:

@@ -20,13 +20,13 @@ from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, ServerError
 from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
-from kto_sweep.local_server.process import Address, hold_lock, read_address, write_address
-from kto_sweep.local_server.start import ServerAddress
-from kto_sweep.server import listening
+from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address, write_address
+from kto_sweep.local_server.start import LocalServer
+from kto_sweep.server import listen
 from kto_sweep.server.app import build_app
-from kto_sweep.server.backend import Backend, Uptime
-from kto_sweep.server.janitor import Janitor
-from kto_sweep.server.listening import FIRST_PORT, Place, Tls
+from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
+from kto_sweep.server.maintenance import Maintenance
+from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(
             Home(options.home.expanduser().resolve()),
-            Place(options.host, options.port, options.expose, tls),
+            ListenOptions(options.host, options.port, options.expose, tls),
         )
     except KtoSweepError as problem:
         print(f"Error: {problem}", file=sys.stderr)
@@ -67,13 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: None) -> None:
+def run(home: Home, place: ListenOptions, started: Callable[[str], None] = lambda url: None) -> None:
     """Serve this home until SIGINT or SIGTERM; `started` gets the address once the port is bound.
 
     Raises UsageError for an address that others can reach without being meant to, ServerError when the home
     has a server already, the port is taken, or the database is damaged.
     """
-    listening.check(place)
+    listen.check(place)
     with hold_lock(home) as is_mine:
         if not is_mine:
             known = read_address(home)
@@ -83,10 +83,10 @@ def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: N
             )
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _end)
-            with listening.bind(home, place) as bound, _backend(home) as backend:
-                _serve(home, bound, backend, place.tls, started)
-        except _Ended:
+                signal.signal(number, _shut_down)
+            with listen.bind(home, place) as bound, _open_server_state(home) as server:
+                _serve(home, bound, server, place.tls, started)
+        except _Shutdown:
             pass
 
 
@@ -108,51 +108,51 @@ def serve(
     """
 
     def started(url: str) -> None:
-        link = ServerAddress(url, read_key(home), key_path(home)).login_link()
+        link = LocalServer(url, read_key(home), key_path(home)).login_link()
         say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
         say(f"Dashboard: {url}\nTo control sweeps there, log in once, within the hour: {link}")
         say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None
-    run(home, Place(host, port, exposed, tls), started)
+    run(home, ListenOptions(host, port, exposed, tls), started)
 
 
-class _Ended(BaseException):
+class _Shutdown(BaseException):
     """A signal asked for the end. Not an Exception, so that nothing on the way swallows it."""
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+def _shut_down(number: int, frame: FrameType | None) -> NoReturn:
     # uvicorn handles signals itself while it runs, and raises them again for this handler afterwards.
-    raise _Ended
+    raise _Shutdown
 
 
 @contextmanager
-def _backend(home: Home) -> Iterator[Backend]:
-    """The parts of the server, with the janitor at work; all of it closed at the end."""
+def _open_server_state(home: Home) -> Iterator[ServerState]:
+    """The parts of the server, with the maintenance at work; all of it closed at the end."""
     files = home.server / "files"
     files.mkdir(parents=True, exist_ok=True)
     path = home.server / "runs.sqlite3"
     migrate(path)
     key = ensure_key(home)
     database = Database(path)
-    backend = Backend(database, files, key, Uptime(time.time), random.Random())
-    janitor = Janitor(backend)
-    janitor.start()
+    server = ServerState(database, files, key, ServerClock(time.time), random.Random())
+    maintenance = Maintenance(server)
+    maintenance.start()
     try:
-        yield backend
+        yield server
     finally:
-        janitor.stop()
+        maintenance.stop()
         database.close()
 
 
 def _serve(
-    home: Home, bound: socket.socket, backend: Backend, tls: Tls | None, started: Callable[[str], None]
+    home: Home, bound: socket.socket, server: ServerState, tls: Tls | None, started: Callable[[str], None]
 ) -> None:
     """Announce the address and answer requests until a signal comes."""
-    url = listening.url(bound, tls)
-    identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(backend.key)}
+    url = listen.url(bound, tls)
+    identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(
-        build_app(backend, identity),
+        build_app(server, identity),
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -163,6 +163,6 @@ def _serve(
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
-    write_address(home, Address(url, bound.getsockname()[1], os.getpid(), __version__))
+    write_address(home, ServerAddress(url, bound.getsockname()[1], os.getpid(), __version__))
     started(url)
     uvicorn.Server(config).run(sockets=[bound])

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.options import Objective
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.runs import Run
@@ -24,7 +24,7 @@ def observations(
     run's summary: one that did not end well has the worst of all, for what it took says nothing.
     """
     found = [
-        *map(_of_its_summary, runs.taken_over(connection, sweep_id)),
+        *map(_of_its_summary, runs.prior_runs(connection, sweep_id)),
         *runs.of_sweep(connection, sweep_id),
     ]
     worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
@@ -39,7 +39,7 @@ def _with_costs(
     summaries = [lines.as_row(run.summary) or {} for run in found]
     columns = [
         [
-            None if (value := objective.finite_number(summary, each.name)) is None else each.loss(value)
+            None if (value := sweep_progress.finite_number(summary, each.name)) is None else each.loss(value)
             for summary in summaries
         ]
         for each in others
@@ -108,7 +108,7 @@ def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
 def _summary_value(run: Run, metric: Metric) -> float | None:
     if run.objective == metric.name:
         return run.objective_value
-    return objective.in_summary(lines.as_row(run.summary) or {}, metric)
+    return sweep_progress.summary_value(lines.as_row(run.summary) or {}, metric)
 
 
 def _extreme(values: Sequence[float | None], pick: Callable[..., float]) -> float | None:

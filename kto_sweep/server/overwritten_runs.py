@@ -10,13 +10,13 @@ import json
 import sqlite3
 from enum import StrEnum
 
-from kto_sweep.server import objective
+from kto_sweep.server import sweep_progress
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.runs import Run
 
 
-class Verdict(StrEnum):
+class StreamStatus(StrEnum):
     """What is known of one stream of a run that was started again."""
 
     UNSEEN = "unseen"
@@ -27,19 +27,21 @@ class Verdict(StrEnum):
     """Its old lines are gone."""
 
 
-def begin(connection: sqlite3.Connection, run: Run) -> None:
+def mark_restarted(connection: sqlite3.Connection, run: Run) -> None:
     """The run was started without resume: every stream of it is open to question."""
-    runs.update(connection, run.id, restart=dict.fromkeys(Stream, Verdict.UNSEEN))
+    runs.update(connection, run.id, restart=dict.fromkeys(Stream, StreamStatus.UNSEEN))
 
 
 def before_chunk(connection: sqlite3.Connection, run: Run, stream: Stream, offset: int, first: str) -> Run:
     """The run as it stands once the stream is ready for a chunk that begins with `first` at line `offset`."""
-    if run.restart.get(stream) != Verdict.UNSEEN:
+    if run.restart.get(stream) != StreamStatus.UNSEEN:
         return run
     same = _is_same(lines.at(connection, run.id, stream, offset), first)
     if not same:
         _clear(connection, run, stream)
-    runs.update(connection, run.id, restart={**run.restart, stream: Verdict.SAME if same else Verdict.NEW})
+    runs.update(
+        connection, run.id, restart={**run.restart, stream: StreamStatus.SAME if same else StreamStatus.NEW}
+    )
     changed = runs.get(connection, run.id)
     assert changed is not None
     return changed
@@ -55,19 +57,19 @@ def _is_same(old: str | None, new: str) -> bool:
 
 def finish(connection: sqlite3.Connection, run: Run) -> None:
     """The run has ended: a stream of which nothing came is empty in a new attempt, kept in one sent again."""
-    if Verdict.SAME not in run.restart.values():
-        for stream, verdict in run.restart.items():
-            if verdict == Verdict.UNSEEN:
+    if StreamStatus.SAME not in run.restart.values():
+        for stream, status in run.restart.items():
+            if status == StreamStatus.UNSEEN:
                 _clear(connection, run, Stream(stream))
     runs.update(connection, run.id, restart={})
 
 
 def is_unseen(run: Run, stream: Stream) -> bool:
     """Whether the stream still holds only what an earlier attempt logged."""
-    return run.restart.get(stream) == Verdict.UNSEEN
+    return run.restart.get(stream) == StreamStatus.UNSEEN
 
 
 def _clear(connection: sqlite3.Connection, run: Run, stream: Stream) -> None:
     lines.clear(connection, run.id, stream)
     if stream is Stream.HISTORY:
-        objective.forget(connection, run.id)
+        sweep_progress.clear_values(connection, run.id)

@@ -13,9 +13,9 @@ from graphql import (
 
 from kto_sweep.server.errors import RequestError
 
-DEEPEST = 25
+MAX_DEPTH = 25
 """Nested selection sets at most; wandb's deepest query has 9."""
-MOST_FIELDS = 2_000
+MAX_FIELDS = 2_000
 """Fields at most; wandb's largest query has about 60."""
 
 
@@ -59,7 +59,7 @@ def _measure(
 
 
 def _check(size: _Size) -> None:
-    if size.depth > DEEPEST:
-        raise RequestError(f"the query is nested deeper than {DEEPEST}")
-    if size.fields > MOST_FIELDS:
-        raise RequestError(f"the query asks for more than {MOST_FIELDS} fields")
+    if size.depth > MAX_DEPTH:
+        raise RequestError(f"the query is nested deeper than {MAX_DEPTH}")
+    if size.fields > MAX_FIELDS:
+        raise RequestError(f"the query asks for more than {MAX_FIELDS} fields")

@@ -5,19 +5,19 @@ import zlib
 from starlette.requests import Request
 
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.uploads import TooLarge
+from kto_sweep.server.uploads import BodyTooLarge
 
 
 async def read(request: Request, largest: int) -> bytes:
     """The body, unpacked.
 
-    Raises TooLarge beyond `largest` bytes (packed or not), RequestError for broken gzip.
+    Raises BodyTooLarge beyond `largest` bytes (packed or not), RequestError for broken gzip.
     """
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > largest:
-            raise TooLarge
+            raise BodyTooLarge
         parts.append(chunk)
     body = b"".join(parts)
     return _unzip(body, largest) if request.headers.get("content-encoding") == "gzip" else body
@@ -31,5 +31,5 @@ def _unzip(body: bytes, largest: int) -> bytes:
     except zlib.error as problem:
         raise RequestError(f"the body is not gzip: {problem}") from problem
     if len(unpacked) > largest:
-        raise TooLarge
+        raise BodyTooLarge
     return unpacked

@@ -6,9 +6,9 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import objective, overwritten_runs
-from kto_sweep.server.backend import Backend
+from kto_sweep.server import overwritten_runs, sweep_progress
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import files, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
@@ -29,7 +29,7 @@ _TEXT_FIELDS = {
 }
 
 
-def upsert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> tuple[Run, bool]:
+def upsert(connection: sqlite3.Connection, server: ServerState, wanted: Input) -> tuple[Run, bool]:
     """The run that the client named, created or changed, and whether it is new.
 
     Three kinds of upsert come in: the first of a run's process (with host and program), later ones of that
@@ -37,11 +37,11 @@ def upsert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> t
     starts the run.
     Raises RequestError.
     """
-    now = backend.now()
+    now = server.now()
     run = _named(connection, wanted)
     created = run is None
     if run is None:
-        run = _create(connection, backend, wanted, now)
+        run = _create(connection, server, wanted, now)
     elif _is_start(wanted):
         _start_again(connection, run, overwrite=not wanted.get("id"))
     values = _changes(wanted)
@@ -54,9 +54,9 @@ def upsert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> t
     runs.update(connection, run.id, **values)
     changed = _again(connection, run.id)
     if changed.sweep_id is not None and "summary" in values:
-        objective.summary_changed(connection, changed)
+        sweep_progress.on_summary(connection, changed)
     if changed.sweep_id is not None and changed.state in ENDED:
-        objective.settle(connection, changed.sweep_id)
+        sweep_progress.finish_if_done(connection, changed.sweep_id)
     return changed, created
 
 
@@ -74,11 +74,11 @@ def _named(connection: sqlite3.Connection, wanted: Input) -> Run | None:
     return runs.find(connection, project.id, name) if project and name else None
 
 
-def _create(connection: sqlite3.Connection, backend: Backend, wanted: Input, now: float) -> Run:
+def _create(connection: sqlite3.Connection, server: ServerState, wanted: Input, now: float) -> Run:
     project = projects.ensure(connection, wanted.get("entity_name"), wanted.get("model_name"), now)
-    name = wanted.get("name") or new_name(backend.rng)
+    name = wanted.get("name") or new_name(server.rng)
     return runs.insert(
-        connection, project_id=project.id, name=name, state=RunState.RUNNING, now=now, rng=backend.rng
+        connection, project_id=project.id, name=name, state=RunState.RUNNING, now=now, rng=server.rng
     )
 
 
@@ -96,7 +96,7 @@ def _start_again(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -
     # A run that waits may have had a process before: it was put back, or is to be tried again.
     if overwrite and (run.state is not RunState.PENDING or run.host is not None):
         runs.update(connection, run.id, summary="{}")
-        overwritten_runs.begin(connection, run)
+        overwritten_runs.mark_restarted(connection, run)
     elif run.restart:
         runs.update(connection, run.id, restart={})
 
@@ -117,7 +117,7 @@ def _changes(wanted: Input) -> dict[str, Any]:
 def json_object(text: str, what: str) -> str:
     """`text` unchanged, if it is a JSON object. Raises RequestError."""
     try:
-        runs.strict_twin(text)
+        runs.as_strict_json(text)
     except (ValueError, RecursionError) as problem:
         raise RequestError(f"{what} is not a JSON object: {problem}") from problem
     return text
@@ -177,23 +177,23 @@ def set_state(connection: sqlite3.Connection, opaque: str, state: str) -> None:
         values["handed_out"] = min(run.handed_out, 1)
     runs.update(connection, run.id, **values)
     if run.sweep_id is not None:
-        objective.settle(connection, run.sweep_id)
+        sweep_progress.finish_if_done(connection, run.sweep_id)
 
 
-def delete(connection: sqlite3.Connection, backend: Backend, opaque: str) -> None:
+def delete(connection: sqlite3.Connection, server: ServerState, opaque: str) -> None:
     """Remove the run, its lines and its files; a grid may visit its cell again."""
     run = by_opaque_id(connection, opaque)
     for sweep_id in runs.sweeps_of(connection, run):
         sweeps.update(connection, sweep_id, grid_cursor=0, exhausted=False)
     runs.delete(connection, run.id)
-    shutil.rmtree(backend.files / str(run.id), ignore_errors=True)
+    shutil.rmtree(server.files / str(run.id), ignore_errors=True)
 
 
-def add_alert(connection: sqlite3.Connection, backend: Backend, wanted: Input) -> None:
+def add_alert(connection: sqlite3.Connection, server: ServerState, wanted: Input) -> None:
     """Keep what `run.alert()` said."""
     run = by_path(connection, wanted)
     severity = str(wanted.get("severity") or "INFO")
-    files.add_alert(connection, run.id, files.Alert(severity, wanted["title"], wanted["text"], backend.now()))
+    files.add_alert(connection, run.id, files.Alert(severity, wanted["title"], wanted["text"], server.now()))
 
 
 def as_config_json(config: Mapping[str, Any]) -> str:

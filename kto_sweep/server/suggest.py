@@ -99,7 +99,7 @@ def _next_cell(
         if run.suggested is not None:  # otherwise its configuration may still change
             lasting[run.id] = key
     tried.update(
-        grid.cell_key(space, run_writes.chosen_config(run)) for run in runs.taken_over(connection, sweep.id)
+        grid.cell_key(space, run_writes.chosen_config(run)) for run in runs.prior_runs(connection, sweep.id)
     )
     found = grid.next_cell(space, tried, sweep.grid_cursor)
     if found is None:

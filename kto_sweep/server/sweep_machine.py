@@ -8,16 +8,16 @@ hence `run` and `exit` go only to an agent that reports no run of its own.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kto_sweep.server import rungs
+from kto_sweep.server import successive_halving
 from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store.runs import Run
 
-MOST_HAND_OUTS = 3
+MAX_ASSIGNMENTS = 3
 """A run whose process dies this often before it calls in is given up."""
 
 
 @dataclass(frozen=True)
-class Situation:
+class AgentContext:
     """What the server knows when an agent calls in."""
 
     sweep: SweepState
@@ -41,21 +41,21 @@ class Situation:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopRuns:
     """End these runs."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class HandOut:
+class AssignRun:
     """Work on this run."""
 
     run: Run
 
 
 @dataclass(frozen=True)
-class AskSearch:
+class SuggestTrial:
     """Work on the next trial of the search, if there is one."""
 
 
@@ -69,41 +69,41 @@ class Exit:
     """The sweep needs this agent no more."""
 
 
-Decision = Stop | HandOut | AskSearch | Wait | Exit
+Decision = StopRuns | AssignRun | SuggestTrial | Wait | Exit
 
 
-def decide(situation: Situation) -> Decision:
+def decide(context: AgentContext) -> Decision:
     """What to tell the agent."""
-    canceled = situation.sweep is SweepState.CANCELED
-    stops = [run.name for run in situation.reported if canceled or run.stop_requested]
-    if stops or situation.gone:
-        return Stop((*stops, *situation.gone))
-    if situation.sweep in OVER and not situation.reported:
+    canceled = context.sweep is SweepState.CANCELED
+    stops = [run.name for run in context.reported if canceled or run.stop_requested]
+    if stops or context.gone:
+        return StopRuns((*stops, *context.gone))
+    if context.sweep in OVER and not context.reported:
         return Exit()
-    if situation.sweep is SweepState.PAUSED or situation.reported:
+    if context.sweep is SweepState.PAUSED or context.reported:
         return Wait()
-    return _next_run(situation)
+    return _next_run(context)
 
 
-def _next_run(situation: Situation) -> Decision:
+def _next_run(context: AgentContext) -> Decision:
     """Work for an agent that is free, in a sweep that goes on."""
-    waiting = (*situation.lost, *situation.free)
+    waiting = (*context.lost, *context.free)
     if waiting:
-        return HandOut(waiting[0])
-    if situation.queue_only:
+        return AssignRun(waiting[0])
+    if context.queue_only:
         return Wait()
-    if not situation.exhausted:
-        return AskSearch()
-    if situation.elsewhere:
-        return HandOut(situation.elsewhere[0])
-    return Wait() if situation.others_may_return_runs else Exit()
+    if not context.exhausted:
+        return SuggestTrial()
+    if context.elsewhere:
+        return AssignRun(context.elsewhere[0])
+    return Wait() if context.others_may_return_runs else Exit()
 
 
-def state_after_leaving(run: Run) -> RunState:
+def state_when_unreported(run: Run) -> RunState:
     """The state of a run that its agent reports no more, while nothing has said how it ended."""
     if run.stop_requested and run.picked_up:
-        return rungs.state_when_stopped(run)
-    if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MOST_HAND_OUTS):
+        return successive_halving.state_when_stopped(run)
+    if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MAX_ASSIGNMENTS):
         # Its process came and went without wandb.init.
         return RunState.FAILED
     return run.state

@@ -17,9 +17,9 @@ from kto_sweep.search.options import Options, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.text import is_number
 
-LONGEST_CONFIG = 1_000_000
+MAX_CONFIG = 1_000_000
 """Characters of a sweep's YAML at most."""
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 """Values in a sweep's YAML at most, aliases counted as often as they are used."""
 
 
@@ -86,8 +86,8 @@ class SweepRules:
 @lru_cache(maxsize=256)
 def read_rules(text: str) -> SweepRules:
     """The rules in a sweep's YAML text. Raises SweepConfigError when it is no mapping or far too large."""
-    if len(text) > LONGEST_CONFIG:
-        raise SweepConfigError(f"the sweep configuration has more than {LONGEST_CONFIG} characters")
+    if len(text) > MAX_CONFIG:
+        raise SweepConfigError(f"the sweep configuration has more than {MAX_CONFIG} characters")
     try:
         config = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
@@ -104,8 +104,8 @@ def _check_size(config: object) -> None:
     while waiting:
         value = waiting.pop()
         count += 1
-        if count > MOST_NODES:
-            raise SweepConfigError(f"the sweep configuration holds more than {MOST_NODES} values")
+        if count > MAX_NODES:
+            raise SweepConfigError(f"the sweep configuration holds more than {MAX_NODES} values")
         if isinstance(value, Mapping):
             waiting += value.values()
         elif isinstance(value, list):

@@ -5,10 +5,10 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import objective, run_writes
-from kto_sweep.server.backend import Backend
+from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.states import ENDED, OVER, RunState, SweepState
+from kto_sweep.server.server_state import ServerState
+from kto_sweep.server.states import ACTIVE, ENDED, OVER, RunState, SweepState
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import FilterError, compile_filter
 from kto_sweep.server.store.ids import from_global, new_name
@@ -17,11 +17,11 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.suggest import prepare
 from kto_sweep.server.sweep_rules import SweepConfigError, SweepRules, read_rules
 
-MOST_PRIOR_RUNS = 10_000
+MAX_PRIOR_RUNS = 10_000
 
 
 def upsert(
-    connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]
+    connection: sqlite3.Connection, server: ServerState, wanted: Mapping[str, Any]
 ) -> tuple[Sweep, tuple[str, ...]]:
     """The sweep, created or changed, and what is wrong with its configuration. Raises RequestError."""
     if wanted.get("launch_scheduler"):
@@ -36,8 +36,8 @@ def upsert(
     elif rules is None:
         raise RequestError("a new sweep needs a config")
     else:
-        sweep = _create(connection, backend, wanted)
-    now = backend.now()
+        sweep = _create(connection, server, wanted)
+    now = server.now()
     values = {
         column: wanted[column]
         for column in ("display_name", "description", "controller", "scheduler")
@@ -50,15 +50,15 @@ def upsert(
     sweeps.update(connection, sweep.id, updated_at=now, **values)
     if wanted.get("id") and rules is not None:
         runs.forget_cell_keys(connection, sweep.id)
-        objective.read_again(connection, sweep.id)
+        sweep_progress.recompute(connection, sweep.id)
     if values.get("state") is SweepState.CANCELED:
         _stop_all(connection, sweep.id)
     if values.get("state") is SweepState.FINISHED:
         _drop_queue(connection, sweep.id)
     if values.get("state") in OVER:
-        objective.settle(connection, sweep.id)
+        sweep_progress.finish_if_done(connection, sweep.id)
     if rules is not None and rules.queue_only and sweep.controller_run_name is None:
-        _add_controller_run(connection, backend, sweep)
+        _add_controller_run(connection, server, sweep)
     changed = sweeps.get(connection, sweep.id)
     assert changed is not None
     return changed, rules.problems if rules else ()
@@ -82,10 +82,10 @@ def _rules(config: str | None) -> SweepRules | None:
         raise RequestError(str(problem)) from problem
 
 
-def _create(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]) -> Sweep:
-    now = backend.now()
+def _create(connection: sqlite3.Connection, server: ServerState, wanted: Mapping[str, Any]) -> Sweep:
+    now = server.now()
     project = projects.ensure(connection, wanted.get("entity_name"), wanted.get("project_name"), now)
-    name = new_name(backend.rng)
+    name = new_name(server.rng)
     sweep = sweeps.insert(connection, project_id=project.id, name=name, config=wanted["config"], now=now)
     if prior := wanted.get("prior_runs_filters"):
         _adopt_prior_runs(connection, sweep, prior)
@@ -99,16 +99,16 @@ def _adopt_prior_runs(connection: sqlite3.Connection, sweep: Sweep, filters: str
         if where.sql == "1":
             return
         where = where.and_also("run.project_id = ?", sweep.project_id)
-        prior = runs.page(connection, where, None, MOST_PRIOR_RUNS)
+        prior = runs.page(connection, where, None, MAX_PRIOR_RUNS)
     except FilterError as problem:
         raise RequestError(str(problem)) from problem
     for run in prior:
         if run.sweep_id is None:
             runs.update(connection, run.id, sweep_id=sweep.id)
         elif run.state in ENDED:
-            runs.take_over(connection, sweep.id, run.id)
+            runs.add_prior_run(connection, sweep.id, run.id)
     sweeps.update(connection, sweep.id, prior_runs=filters)
-    objective.read_again(connection, sweep.id)
+    sweep_progress.recompute(connection, sweep.id)
 
 
 def _new_state(text: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def _new_state(text: str) -> dict[str, Any]:
 
 def _stop_all(connection: sqlite3.Connection, sweep_id: int) -> None:
     """Waiting runs end here; file_stream and their agent's heartbeat tell the others to stop."""
-    for run in runs.of_sweep(connection, sweep_id, objective.LIVE):
+    for run in runs.of_sweep(connection, sweep_id, ACTIVE):
         waiting = run.state in (RunState.PENDING, RunState.PREEMPTED) and not run.picked_up
         state = RunState.KILLED if waiting else run.state
         runs.update(connection, run.id, state=state, stop_requested=True)
@@ -135,21 +135,21 @@ def _drop_queue(connection: sqlite3.Connection, sweep_id: int) -> None:
             runs.update(connection, run.id, state=RunState.KILLED)
 
 
-def _add_controller_run(connection: sqlite3.Connection, backend: Backend, sweep: Sweep) -> None:
+def _add_controller_run(connection: sqlite3.Connection, server: ServerState, sweep: Sweep) -> None:
     """The run under which a client-side scheduler reports; it is no trial."""
     run = runs.insert(
         connection,
         project_id=sweep.project_id,
-        name=new_name(backend.rng),
+        name=new_name(server.rng),
         state=RunState.PENDING,
-        now=backend.now(),
-        rng=backend.rng,
+        now=server.now(),
+        rng=server.rng,
         display_name=f"controller-{sweep.name}",
     )
     sweeps.update(connection, sweep.id, controller_run_name=run.name)
 
 
-def enqueue(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[str, Any]) -> Run:
+def enqueue(connection: sqlite3.Connection, server: ServerState, wanted: Mapping[str, Any]) -> Run:
     """A run that a client-side scheduler wants done, for the next free agent.
 
     It may be one more than the sweep's cap: a scheduler asks for batches and gives up at the first error,
@@ -163,10 +163,10 @@ def enqueue(connection: sqlite3.Connection, backend: Backend, wanted: Mapping[st
     return runs.insert(
         connection,
         project_id=sweep.project_id,
-        name=new_name(backend.rng),
+        name=new_name(server.rng),
         state=RunState.PENDING,
-        now=backend.now(),
-        rng=backend.rng,
+        now=server.now(),
+        rng=server.rng,
         sweep_id=sweep.id,
         suggested=run_writes.plain_config(config),
         config=json.dumps(json.loads(config)),

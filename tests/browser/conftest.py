@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
-from seeds import Site
-from watching import Watched
+from seeds import SeededServer
+from strict_browser import StrictBrowser
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
@@ -39,32 +39,32 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    home = Home(tmp_path_factory.mktemp("site") / "home")
-    site = Site(ensure_server(home))
-    yield site
-    site.close()
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
+    home = Home(tmp_path_factory.mktemp("seeded") / "home")
+    seeded = SeededServer(ensure_server(home))
+    yield seeded
+    seeded.close()
     stop_server(home)
 
 
 @pytest.fixture
-def watched(browser: Browser, site: Site) -> Iterator[Watched]:
-    made = Watched(browser, site)
+def strict_browser(browser: Browser, seeded: SeededServer) -> Iterator[StrictBrowser]:
+    made = StrictBrowser(browser, seeded)
     yield made
     made.close()
     assert made.faults == []
 
 
 @pytest.fixture
-def page(watched: Watched) -> Page:
+def page(strict_browser: StrictBrowser) -> Page:
     """A desktop's page of somebody who has not logged in."""
-    return watched.page(viewport={"width": 1360, "height": 900})
+    return strict_browser.page(viewport={"width": 1360, "height": 900})
 
 
 @pytest.fixture
-def owner(watched: Watched, site: Site) -> Page:
+def owner(strict_browser: StrictBrowser, seeded: SeededServer) -> Page:
     """The page of somebody who came by a login link."""
-    page = watched.page(viewport={"width": 1360, "height": 900})
-    page.goto(site.address.login_link())
+    page = strict_browser.page(viewport={"width": 1360, "height": 900})
+    page.goto(seeded.address.login_link())
     page.wait_for_url("**/")
     return page

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import yaml
 
-from kto_sweep.local_server.start import ServerAddress
+from kto_sweep.local_server.start import LocalServer
 
 HOSTILE = "<img src=x onerror=alert(1)>&<b>bold</b> %{y}"
 FEW = {"learning_rate": [1.0e-6, 1.0e-5, 1.0e-4], "batch_size": [4, 8], "beta": [0.05, 0.1, 0.2, 0.4]}
@@ -20,7 +20,7 @@ HOSTILE_RUN = 3
 
 
 @dataclass(frozen=True)
-class Seeded:
+class SeededSweep:
     """A sweep and its runs, in the order in which they were made."""
 
     name: str
@@ -29,10 +29,10 @@ class Seeded:
     path: str
 
 
-class Site:
+class SeededServer:
     """The server, and what the tests put on it."""
 
-    def __init__(self, address: ServerAddress) -> None:
+    def __init__(self, address: LocalServer) -> None:
         self.address = address
         self.url = address.url
         self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
@@ -87,7 +87,7 @@ class Site:
         self.stream(project, run, files=files, **more)
 
     @cached_property
-    def grid(self) -> Seeded:
+    def grid(self) -> SeededSweep:
         """Two dozen runs of a grid of 24: one with a hostile name, one failed, the last still running."""
         parameters = {name: {"values": values} for name, values in FEW.items()}
         sweep = self.register("kto", name="lr-batch-beta", parameters=parameters)
@@ -99,7 +99,7 @@ class Site:
             config = json.dumps({key: {"value": value} for key, value in {**chosen, "lora_r": 16}.items()})
             self.upsert("kto", name, host="gpu-box-1", jobProgram="x", sweep=sweep, config=config, **shown)
             self._train(name, chosen, failed=number == FAILED, running=number == 21)
-        return Seeded(sweep, names, agent, f"/local/kto/sweeps/{sweep}")
+        return SeededSweep(sweep, names, agent, f"/local/kto/sweeps/{sweep}")
 
     def _train(self, name: str, chosen: dict[str, Any], *, failed: bool, running: bool) -> None:
         speed = 1 + math.log10(chosen["learning_rate"] / 1e-6) + chosen["beta"]
@@ -129,7 +129,7 @@ class Site:
         self.log("kto", name, 0, rows, **message)
 
     @cached_property
-    def thousand(self) -> Seeded:
+    def thousand(self) -> SeededSweep:
         """A thousand finished runs of a random search."""
         parameters = {"learning_rate": {"min": 1.0e-6, "max": 1.0e-3}, "seed": {"values": [1, 2, 3]}}
         sweep = self.register("many", name="thousand", method="random", parameters=parameters)
@@ -140,7 +140,7 @@ class Site:
             fields = " ".join(f"m{k}: upsertBucket(input: $i{k}) {{ inserted }}" for k in range(len(part)))
             values = {f"i{k}": self._finished(sweep, name, start + k) for k, name in enumerate(part)}
             self.graphql(f"mutation({heads}) {{ {fields} }}", **values)
-        return Seeded(sweep, names, "", f"/local/many/sweeps/{sweep}")
+        return SeededSweep(sweep, names, "", f"/local/many/sweeps/{sweep}")
 
     def _finished(self, sweep: str, name: str, number: int) -> dict[str, Any]:
         config = {"learning_rate": {"value": 1e-6 * (number + 1)}, "seed": {"value": number % 3 + 1}}

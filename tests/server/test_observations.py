@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from server_bench import Bench
+from server_harness import ServerHarness
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.server.observations import observations
@@ -17,12 +17,12 @@ BAYES: dict[str, Any] = {
 }
 
 
-def bayes(bench: Bench, **metric: Any) -> str:
-    return bench.sweep({**BAYES, "metric": {**BAYES["metric"], **metric}})
+def bayes(harness: ServerHarness, **metric: Any) -> str:
+    return harness.sweep({**BAYES, "metric": {**BAYES["metric"], **metric}})
 
 
-def told(bench: Bench, sweep: str) -> list[Observation]:
-    connection = bench.backend.database.reader()
+def told(harness: ServerHarness, sweep: str) -> list[Observation]:
+    connection = harness.server.database.reader()
     row = connection.execute("SELECT id FROM sweep WHERE name = ?", (sweep,)).fetchone()[0]
     found = sweeps.get(connection, row)
     assert found is not None
@@ -31,84 +31,84 @@ def told(bench: Bench, sweep: str) -> list[Observation]:
     return observations(connection, row, metric)
 
 
-def log_run(bench: Bench, sweep: str, name: str, *losses: float, exitcode: int | None = 0) -> None:
+def log_run(harness: ServerHarness, sweep: str, name: str, *losses: float, exitcode: int | None = 0) -> None:
     """A run attached to the sweep by hand; without an exit code it goes on."""
-    bench.start_run(name, sweep=sweep, config='{"lr": {"value": 0.5}, "_wandb": {"value": {}}}')
-    bench.log(name, 0, *({"loss": loss} for loss in losses))
+    harness.start_run(name, sweep=sweep, config='{"lr": {"value": 0.5}, "_wandb": {"value": {}}}')
+    harness.log(name, 0, *({"loss": loss} for loss in losses))
     if exitcode is not None:
-        bench.stream(name, complete=True, exitcode=exitcode)
+        harness.stream(name, complete=True, exitcode=exitcode)
 
 
-def values(bench: Bench, sweep: str) -> list[float | None]:
-    return [run.value for run in told(bench, sweep)]
+def values(harness: ServerHarness, sweep: str) -> list[float | None]:
+    return [run.value for run in told(harness, sweep)]
 
 
-def test_finished_run_has_its_best_value(bench: Bench) -> None:
-    low, high = bayes(bench), bayes(bench, goal="maximize")
+def test_finished_run_has_its_best_value(harness: ServerHarness) -> None:
+    low, high = bayes(harness), bayes(harness, goal="maximize")
     for sweep in (low, high):
-        log_run(bench, sweep, f"r{sweep}", 3.0, 1.0, float("nan"), 2.0)
-    assert told(bench, low) == [Observation({"lr": 0.5}, 1.0, False)]
-    assert told(bench, high) == [Observation({"lr": 0.5}, 3.0, False)]
+        log_run(harness, sweep, f"r{sweep}", 3.0, 1.0, float("nan"), 2.0)
+    assert told(harness, low) == [Observation({"lr": 0.5}, 1.0, False)]
+    assert told(harness, high) == [Observation({"lr": 0.5}, 3.0, False)]
 
 
-def test_value_in_the_summary_counts_too(bench: Bench) -> None:
-    sweep = bayes(bench)
-    log_run(bench, sweep, "r", 3.0, exitcode=None)
-    bench.stream("r", files={"wandb-summary.json": {"offset": 0, "content": ['{"loss": 0.5}']}})
-    bench.stream("r", complete=True)
-    assert values(bench, sweep) == [0.5]
+def test_value_in_the_summary_counts_too(harness: ServerHarness) -> None:
+    sweep = bayes(harness)
+    log_run(harness, sweep, "r", 3.0, exitcode=None)
+    harness.stream("r", files={"wandb-summary.json": {"offset": 0, "content": ['{"loss": 0.5}']}})
+    harness.stream("r", complete=True)
+    assert values(harness, sweep) == [0.5]
 
 
-def test_chosen_config_counts_and_not_what_the_script_made_of_it(bench: Bench) -> None:
-    sweep = bayes(bench)
-    command = bench.beat(bench.agent(sweep))[0]
-    bench.start_run(command["run_id"], config='{"lr": {"value": 99}}')
-    assert told(bench, sweep) == [Observation({"lr": command["args"]["lr"]["value"]}, None, True)]
+def test_chosen_config_counts_and_not_what_the_script_made_of_it(harness: ServerHarness) -> None:
+    sweep = bayes(harness)
+    command = harness.beat(harness.agent(sweep))[0]
+    harness.start_run(command["run_id"], config='{"lr": {"value": 99}}')
+    assert told(harness, sweep) == [Observation({"lr": command["args"]["lr"]["value"]}, None, True)]
 
 
 @pytest.mark.parametrize(("rule", "value"), [("worst", 9.0), ("best", 2.0), ("latest", 4.0)])
-def test_failed_run_has_the_value_that_the_rule_says(bench: Bench, rule: str, value: float) -> None:
-    sweep = bayes(bench, impute=rule)
-    log_run(bench, sweep, "good", 1.0, 9.0, 1.5)
-    log_run(bench, sweep, "failed", 3.0, 2.0, 4.0, exitcode=1)
-    assert values(bench, sweep) == [1.0, value]
+def test_failed_run_has_the_value_that_the_rule_says(harness: ServerHarness, rule: str, value: float) -> None:
+    sweep = bayes(harness, impute=rule)
+    log_run(harness, sweep, "good", 1.0, 9.0, 1.5)
+    log_run(harness, sweep, "failed", 3.0, 2.0, 4.0, exitcode=1)
+    assert values(harness, sweep) == [1.0, value]
 
 
-def test_worst_of_a_maximized_metric_is_the_lowest(bench: Bench) -> None:
-    sweep = bayes(bench, goal="maximize")
-    log_run(bench, sweep, "good", 1.0, 9.0)
-    log_run(bench, sweep, "failed", 3.0, exitcode=1)
-    assert values(bench, sweep) == [9.0, 1.0]
+def test_worst_of_a_maximized_metric_is_the_lowest(harness: ServerHarness) -> None:
+    sweep = bayes(harness, goal="maximize")
+    log_run(harness, sweep, "good", 1.0, 9.0)
+    log_run(harness, sweep, "failed", 3.0, exitcode=1)
+    assert values(harness, sweep) == [9.0, 1.0]
 
 
-def test_run_that_ended_without_any_value_is_not_pending(bench: Bench) -> None:
-    sweep = bayes(bench, impute="latest")
-    log_run(bench, sweep, "failed", exitcode=1)
-    log_run(bench, sweep, "silent")
-    assert told(bench, sweep) == [Observation({"lr": 0.5}, None, False)] * 2
+def test_run_that_ended_without_any_value_is_not_pending(harness: ServerHarness) -> None:
+    sweep = bayes(harness, impute="latest")
+    log_run(harness, sweep, "failed", exitcode=1)
+    log_run(harness, sweep, "silent")
+    assert told(harness, sweep) == [Observation({"lr": 0.5}, None, False)] * 2
 
 
-def test_finished_run_without_a_value_is_imputed(bench: Bench) -> None:
-    sweep = bayes(bench)
-    log_run(bench, sweep, "good", 1.0, 9.0)
-    log_run(bench, sweep, "silent", float("nan"))
-    assert values(bench, sweep) == [1.0, 9.0]
+def test_finished_run_without_a_value_is_imputed(harness: ServerHarness) -> None:
+    sweep = bayes(harness)
+    log_run(harness, sweep, "good", 1.0, 9.0)
+    log_run(harness, sweep, "silent", float("nan"))
+    assert values(harness, sweep) == [1.0, 9.0]
 
 
 @pytest.mark.parametrize(("rule", "value"), [(False, None), ("worst", 9.0), ("best", 2.0), ("latest", 4.0)])
 def test_running_run_is_pending_unless_it_is_imputed(
-    bench: Bench, rule: str | bool, value: float | None
+    harness: ServerHarness, rule: str | bool, value: float | None
 ) -> None:
-    sweep = bayes(bench, impute_while_running=rule)
-    log_run(bench, sweep, "good", 1.0, 9.0)
-    log_run(bench, sweep, "under way", 3.0, 2.0, 4.0, exitcode=None)
-    assert told(bench, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
+    sweep = bayes(harness, impute_while_running=rule)
+    log_run(harness, sweep, "good", 1.0, 9.0)
+    log_run(harness, sweep, "under way", 3.0, 2.0, 4.0, exitcode=None)
+    assert told(harness, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
 
 
-def test_running_run_that_has_logged_nothing_stays_pending(bench: Bench) -> None:
-    sweep = bayes(bench, impute_while_running="latest")
-    log_run(bench, sweep, "under way", exitcode=None)
-    assert told(bench, sweep)[0].pending
+def test_running_run_that_has_logged_nothing_stays_pending(harness: ServerHarness) -> None:
+    sweep = bayes(harness, impute_while_running="latest")
+    log_run(harness, sweep, "under way", exitcode=None)
+    assert told(harness, sweep)[0].pending
 
 
 def test_rules_of_imputation_are_read_from_the_metric() -> None:

@@ -20,7 +20,7 @@ Work = Callable[[sqlite3.Connection], Any]
 
 BUSY_SECONDS = 5.0
 """How long to wait for a lock that another process (a backup, a shell) holds on the file."""
-LARGEST_BATCH = 200
+MAX_BATCH = 200
 """Writes per commit at most, so that no client waits for an endless batch."""
 
 
@@ -93,7 +93,7 @@ class Database:
         job = self._jobs.get()
         while job is not None:
             batch.append(job)
-            if len(batch) == LARGEST_BATCH:
+            if len(batch) == MAX_BATCH:
                 return batch, False
             try:
                 job = self._jobs.get_nowait()

@@ -12,9 +12,9 @@ from typing import Any
 
 from kto_sweep.server.store.patterns import check_pattern, deadline
 
-DEEPEST = 12
-MOST_CONDITIONS = 500
-LONGEST_LIST = 10_000
+MAX_DEPTH = 12
+MAX_CONDITIONS = 500
+MAX_LIST = 10_000
 
 _PLAIN = {
     "name": "run.name",
@@ -167,16 +167,16 @@ class _Compiler:
 
     def condition(self, tree: Any, depth: int) -> Where:
         """The condition of one JSON object: all of its entries."""
-        if depth > DEEPEST:
-            raise FilterError(f"the filter is nested deeper than {DEEPEST}")
+        if depth > MAX_DEPTH:
+            raise FilterError(f"the filter is nested deeper than {MAX_DEPTH}")
         if not isinstance(tree, Mapping):
             raise FilterError(f"expected an object such as {{'state': 'finished'}}, found {str(tree)[:80]!r}")
         return _join([self._entry(key, value, depth) for key, value in tree.items()], "AND", "1")
 
     def _entry(self, key: str, value: Any, depth: int) -> Where:
         self._conditions += 1
-        if self._conditions > MOST_CONDITIONS:
-            raise FilterError(f"the filter has more than {MOST_CONDITIONS} conditions")
+        if self._conditions > MAX_CONDITIONS:
+            raise FilterError(f"the filter has more than {MAX_CONDITIONS} conditions")
         if key in ("$and", "$or", "$nor"):
             if not isinstance(value, list):
                 raise FilterError(f"{key} needs a list")
@@ -250,8 +250,8 @@ def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
 
 
 def _membership(sql: str, parameters: tuple[Any, ...], operand: Any, is_time: bool, *, inside: bool) -> Where:
-    if not isinstance(operand, list) or len(operand) > LONGEST_LIST:
-        raise FilterError(f"$in and $nin need a list of at most {LONGEST_LIST} values")
+    if not isinstance(operand, list) or len(operand) > MAX_LIST:
+        raise FilterError(f"$in and $nin need a list of at most {MAX_LIST} values")
     # A list as one JSON parameter: SQLite bounds the number of parameters.
     values = _json([_value(item, is_time) for item in operand])
     found = f"COALESCE({sql} IN (SELECT value FROM json_each(?)), 0)"
@@ -269,7 +269,7 @@ def _tags(value: Any) -> Where:
         "SELECT COUNT(DISTINCT value) FROM json_each(run.tags)"
         " WHERE value IN (SELECT value FROM json_each(?))"
     )
-    wanted = _json(operand[:LONGEST_LIST])
+    wanted = _json(operand[:MAX_LIST])
     if operator in ("$in", "$eq"):
         return Where(f"({found}) > 0", (wanted,))
     if operator in ("$nin", "$ne"):

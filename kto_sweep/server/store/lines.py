@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-LARGEST_STEP = 2**62
+MAX_STEP = 2**62
 """Steps beyond this are not kept as such; they would not fit SQLite's integers."""
 
 
@@ -49,7 +49,7 @@ def _step(text: str, number: int) -> int | None:
     if row is None:
         return None
     step = row.get("_step", number)
-    return step if isinstance(step, int) and abs(step) < LARGEST_STEP else number
+    return step if isinstance(step, int) and abs(step) < MAX_STEP else number
 
 
 def as_row(text: str) -> dict[str, Any] | None:
@@ -108,10 +108,10 @@ def history(
     conditions, bounds = "", []
     if lowest is not None:
         conditions += " AND step >= ?"
-        bounds.append(max(-LARGEST_STEP, min(lowest, LARGEST_STEP)))
+        bounds.append(max(-MAX_STEP, min(lowest, MAX_STEP)))
     if below is not None:
         conditions += " AND step < ?"
-        bounds.append(max(-LARGEST_STEP, min(below, LARGEST_STEP)))
+        bounds.append(max(-MAX_STEP, min(below, MAX_STEP)))
     rows = connection.execute(
         "SELECT text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
         f"{conditions} ORDER BY {'step, ' if bounds else ''}number",

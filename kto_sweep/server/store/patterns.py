@@ -10,10 +10,10 @@ from functools import lru_cache
 
 import regex
 
-LONGEST_PATTERN = 200
-LONGEST_TEXT = 500
+MAX_PATTERN = 200
+MAX_TEXT = 500
 """Characters of a value that are searched."""
-PATIENCE = 1.0
+MAX_SECONDS = 1.0
 """Seconds that the searches of one filter may take in all."""
 
 
@@ -22,14 +22,14 @@ def matches_pattern(pattern: str, value: object, deadline: float) -> int:
     if value is None:
         return 0
     left = max(0.0, deadline - time.monotonic())
-    found = _compiled(pattern).search(str(value)[:LONGEST_TEXT], timeout=left, concurrent=True)
+    found = _compiled(pattern).search(str(value)[:MAX_TEXT], timeout=left, concurrent=True)
     return int(found is not None)
 
 
 def check_pattern(pattern: str) -> None:
     """Raises ValueError, saying why, for a pattern that cannot be searched for."""
-    if len(pattern) > LONGEST_PATTERN:
-        raise ValueError(f"the pattern has more than {LONGEST_PATTERN} characters")
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"the pattern has more than {MAX_PATTERN} characters")
     try:
         _compiled(pattern)
     except (regex.error, RecursionError) as problem:
@@ -38,10 +38,10 @@ def check_pattern(pattern: str) -> None:
 
 def deadline() -> float:
     """When a filter that is read now has to have its answer, by the monotonic clock."""
-    return time.monotonic() + PATIENCE
+    return time.monotonic() + MAX_SECONDS
 
 
-def gave_up(problem: sqlite3.Error) -> bool:
+def timed_out(problem: sqlite3.Error) -> bool:
     """Whether a query failed because its deadline came: SQLite says no more than that a function raised."""
     return "user-defined function" in str(problem)
 

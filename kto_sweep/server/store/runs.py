@@ -141,7 +141,7 @@ def in_sweep(sweep_id: int) -> Where:
     )
 
 
-def taken_over(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
+def prior_runs(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
     """The ended runs of other sweeps that this one counts as its own, oldest first."""
     query = (
         f"SELECT {_COLUMNS} FROM prior_run JOIN run ON run.id = prior_run.run_id"
@@ -156,7 +156,7 @@ def sweeps_of(connection: sqlite3.Connection, run: Run) -> list[int]:
     return [row[0] for row in others] + ([] if run.sweep_id is None else [run.sweep_id])
 
 
-def take_over(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> None:
+def add_prior_run(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> None:
     """Let the sweep count an ended run of another sweep as its own."""
     connection.execute("INSERT OR IGNORE INTO prior_run (sweep_id, run_id) VALUES (?, ?)", (sweep_id, run_id))
 
@@ -190,7 +190,7 @@ def _selected(connection: sqlite3.Connection, query: str, parameters: Sequence[A
     try:
         return connection.execute(query, parameters).fetchall()
     except sqlite3.OperationalError as problem:
-        if patterns.gave_up(problem):
+        if patterns.timed_out(problem):
             raise FilterError("the $regex of the filter takes too long") from problem
         raise
 
@@ -248,13 +248,13 @@ def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
             columns[name] = json.dumps(columns[name])
     for name in ("config", "summary"):
         if name in columns:
-            columns[f"strict_{name}"] = strict_twin(columns[name])
+            columns[f"strict_{name}"] = as_strict_json(columns[name])
     if "summary" in columns:
         columns.setdefault("objective", None)  # until somebody has read the new summary
     return columns
 
 
-def strict_twin(text: str) -> str | None:
+def as_strict_json(text: str) -> str | None:
     """`text` with null for NaN and Infinity; None when it holds neither.
 
     Raises ValueError when `text` is no JSON object.

@@ -88,7 +88,7 @@ def count(connection: sqlite3.Connection, project_id: int) -> int:
     return int(connection.execute(query, (project_id,)).fetchone()[0])
 
 
-def open_ones(connection: sqlite3.Connection) -> list[Sweep]:
+def open_sweeps(connection: sqlite3.Connection) -> list[Sweep]:
     """Sweeps that may still change by themselves: running or paused."""
     query = f"SELECT {_COLUMNS} FROM sweep WHERE state IN ('RUNNING', 'PAUSED') ORDER BY id"
     return [_record(row) for row in connection.execute(query)]
@@ -166,7 +166,7 @@ def agents(connection: sqlite3.Connection, sweep_id: int) -> list[Agent]:
     return [Agent(**row) for row in connection.execute(query, (sweep_id,))]
 
 
-def agent_was_seen(connection: sqlite3.Connection, agent: Agent, now: float) -> None:
+def touch_agent(connection: sqlite3.Connection, agent: Agent, now: float) -> None:
     """Note the agent's heartbeat, which is its sweep's too."""
     connection.execute("UPDATE agent SET heartbeat_at = ? WHERE id = ?", (now, agent.id))
     connection.execute("UPDATE sweep SET heartbeat_at = ? WHERE id = ?", (now, agent.sweep_id))

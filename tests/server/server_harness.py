@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ServerAddress
-from kto_sweep.server import file_stream, graphql_api, janitor
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.resolvers.registry import Request
+from kto_sweep.local_server.start import LocalServer
+from kto_sweep.server import file_stream, graphql_api, maintenance
+from kto_sweep.server.resolvers.registry import Context
+from kto_sweep.server.server_state import ServerState
 
 GRID = {
     "method": "grid",
@@ -50,11 +50,11 @@ def tell(value):
 
 
 @dataclass(frozen=True)
-class Box:
+class SdkSandbox:
     """A real server process and a folder in which wandb may leave what it likes."""
 
     home: Home
-    address: ServerAddress
+    address: LocalServer
     folder: Path
 
     @property
@@ -133,10 +133,10 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Bench:
+class ServerHarness:
     """The server's insides in this process, under a clock that the test turns."""
 
-    backend: Backend
+    server: ServerState
     clock: Clock
 
     def ask(self, query: str, **variables: Any) -> Any:
@@ -148,7 +148,7 @@ class Bench:
 
     def answer(self, query: str, **variables: Any) -> tuple[int, dict[str, Any]]:
         payload = {"query": query, "variables": variables, "operationName": ""}
-        answered = graphql_api.answer(Request(self.backend, "http://test"), payload)
+        answered = graphql_api.execute(Context(self.server, "http://test"), payload)
         return answered.status, answered.body
 
     def mutate(self, name: str, kind: str, result: str, /, **values: Any) -> Any:
@@ -186,8 +186,8 @@ class Bench:
     def stream(self, name: str, **message: Any) -> dict[str, Any]:
         """One file_stream message of a run in local/uncategorized."""
         parsed = file_stream.parse(json.dumps(message).encode())
-        return self.backend.database.write(
-            lambda c: file_stream.receive(c, self.backend, "local", "uncategorized", name, parsed)
+        return self.server.database.write(
+            lambda c: file_stream.receive(c, self.server, "local", "uncategorized", name, parsed)
         )
 
     def log(self, name: str, offset: int, *rows: dict[str, Any]) -> dict[str, Any]:
@@ -203,8 +203,8 @@ class Bench:
         self.stream(name, complete=True, exitcode=exitcode)
 
     def round(self) -> None:
-        """One round of the janitor."""
-        self.backend.database.write(lambda c: janitor.make_round(c, self.backend))
+        """One round of the maintenance."""
+        self.server.database.write(lambda c: maintenance.run_once(c, self.server))
 
     def run(self, name: str, fields: str = "state") -> dict[str, Any]:
         query = f"query($name: String!) {{ project {{ run(name: $name) {{ {fields} }} }} }}"

@@ -24,7 +24,7 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class Place:
+class ListenOptions:
     """Where a server is asked to listen."""
 
     host: str = "127.0.0.1"
@@ -35,7 +35,7 @@ class Place:
     tls: Tls | None = None
 
 
-def check(place: Place) -> None:
+def check(place: ListenOptions) -> None:
     """Raises UsageError for an address that others can reach without being meant to, or for missing files."""
     if not place.exposed and not _is_loopback(place.host):
         raise UsageError(
@@ -55,7 +55,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bind(home: Home, place: Place) -> socket.socket:
+def bind(home: Home, place: ListenOptions) -> socket.socket:
     """A socket on the asked port, or else on the last server's, on the usual one, or on any.
 
     Agents that outlive a server find the next one only on the same port. Raises ServerError.

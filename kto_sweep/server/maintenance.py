@@ -5,29 +5,29 @@ import sqlite3
 import threading
 import time
 
-from kto_sweep.server import objective, rungs
-from kto_sweep.server.backend import JUMP_SECONDS, Backend
+from kto_sweep.server import successive_halving, sweep_progress
+from kto_sweep.server.server_state import CLOCK_JUMP_SECONDS, ServerState
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import StoreUnavailable
 
-RUN_SILENCE = 300.0
+RUN_TIMEOUT = 300.0
 """Seconds without any sign of life after which a run has crashed. wandb sends one every 30 s, and stays away
 for a minute or more after it has lost its server."""
-ROUND_SECONDS = 15.0
-SLEPT_SECONDS = 60.0
+INTERVAL_SECONDS = 15.0
+SUSPENDED_SECONDS = 60.0
 """A round that comes so late means that the server was not running meanwhile, and could not hear anybody."""
 
 _log = logging.getLogger(__name__)
 
 
-class Janitor:
+class Maintenance:
     """Makes its rounds in a thread of its own until it is stopped."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, server: ServerState) -> None:
+        self._server = server
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="kto-sweep-janitor", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="kto-sweep-maintenance", daemon=True)
 
     def start(self) -> None:
         """Begin."""
@@ -40,28 +40,28 @@ class Janitor:
 
     def _work(self) -> None:
         last = time.monotonic()
-        while not self._stopped.wait(ROUND_SECONDS):
+        while not self._stopped.wait(INTERVAL_SECONDS):
             now = time.monotonic()
-            if now - last > SLEPT_SECONDS:
-                self._backend.uptime.wake()
+            if now - last > SUSPENDED_SECONDS:
+                self._server.clock.resumed()
             last = now
             try:
-                self._backend.database.write(lambda c: make_round(c, self._backend))
+                self._server.database.write(lambda c: run_once(c, self._server))
             except StoreUnavailable as problem:
                 _log.warning("%s", problem)
 
 
-def make_round(connection: sqlite3.Connection, backend: Backend) -> None:
+def run_once(connection: sqlite3.Connection, server: ServerState) -> None:
     """Close silent runs and finished sweeps. Silence counts from when the server was last able to hear."""
-    now = backend.now()
-    if backend.uptime.silence() > RUN_SILENCE:
-        for run in runs.silent_since(connection, now - RUN_SILENCE, now + JUMP_SECONDS):
+    now = server.now()
+    if server.clock.seconds_since() > RUN_TIMEOUT:
+        for run in runs.silent_since(connection, now - RUN_TIMEOUT, now + CLOCK_JUMP_SECONDS):
             runs.update(connection, run.id, state=_state_of_silent(run))
-    for sweep in sweeps.open_ones(connection):
-        objective.settle(connection, sweep.id)
+    for sweep in sweeps.open_sweeps(connection):
+        sweep_progress.finish_if_done(connection, sweep.id)
 
 
 def _state_of_silent(run: runs.Run) -> RunState:
     if run.state is RunState.PREEMPTING:
-        return rungs.state_when_stopped(run) if run.stop_requested else RunState.PREEMPTED
-    return rungs.state_when_stopped(run) if run.stop_requested else RunState.CRASHED
+        return successive_halving.state_when_stopped(run) if run.stop_requested else RunState.PREEMPTED
+    return successive_halving.state_when_stopped(run) if run.stop_requested else RunState.CRASHED

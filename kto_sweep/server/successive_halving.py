@@ -14,7 +14,7 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules
 
 
-def judge(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_id: int) -> None:
+def pause_if_behind(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_id: int) -> None:
     """Have a run whose rows have just come pause, if it is not among the best at a band."""
     rule, metric, run = rules.options.asha, rules.metric, runs.get(connection, run_id)
     if rule is None or metric is None or run is None:

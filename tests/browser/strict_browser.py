@@ -1,23 +1,23 @@
-"""Pages of a real browser, watched for console errors and requests to other hosts."""
+"""Pages of a real browser, strict_browser for console errors and requests to other hosts."""
 
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page
-from seeds import Site
+from seeds import SeededServer
 
 
-class Watched:
+class StrictBrowser:
     """Contexts of the browser of which every fault is noted."""
 
-    def __init__(self, browser: Browser, site: Site) -> None:
+    def __init__(self, browser: Browser, seeded: SeededServer) -> None:
         self._browser = browser
-        self._site = site
+        self._site = seeded
         self._open: list[BrowserContext] = []
         self.faults: list[str] = []
 
-    def page(self, site: Site | None = None, **options: Any) -> Page:
+    def page(self, seeded: SeededServer | None = None, **options: Any) -> Page:
         """A new page in a context of its own."""
-        url = (site or self._site).url
+        url = (seeded or self._site).url
         context = self._browser.new_context(base_url=url, **options)
         self._open.append(context)
         page = context.new_page()

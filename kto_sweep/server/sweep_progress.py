@@ -6,18 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kto_sweep.search import hyperband
-from kto_sweep.server import rungs
-from kto_sweep.server.states import OVER, RunState, SweepState
+from kto_sweep.server import successive_halving
+from kto_sweep.server.states import ACTIVE, OVER, RunState, SweepState
 from kto_sweep.server.store import lines, metrics, runs, sweeps
 from kto_sweep.server.store.metrics import MetricValue
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.sweep_rules import Metric, SweepRules, read_rules
 
-LIVE = (RunState.PENDING, RunState.RUNNING, RunState.PREEMPTING, RunState.PREEMPTED)
-"""States of runs that still have to end."""
 
-
-def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
+def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
     """Take the metric out of new history lines of a sweep's run, and act on it at once."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     rules = read_rules(sweep.config) if sweep else None
@@ -33,7 +30,7 @@ def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: S
     ):
         # Only now can any verdict of this sweep have changed.
         _stop_bad_runs(connection, sweep.id, rules, arrived=run)
-    rungs.judge(connection, rules, sweep, run.id)
+    successive_halving.pause_if_behind(connection, rules, sweep, run.id)
 
 
 def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
@@ -61,7 +58,7 @@ def finite_number(row: Mapping[str, Any], name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def in_summary(summary: Mapping[str, Any], metric: Metric) -> float | None:
+def summary_value(summary: Mapping[str, Any], metric: Metric) -> float | None:
     """The number that a run's summary has for the metric.
 
     Where the script's `define_metric` made an object of it: the best by the sweep's goal, or else the last.
@@ -95,13 +92,13 @@ def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRu
             runs.update(connection, run.id, stop_requested=True)
 
 
-def summary_changed(connection: sqlite3.Connection, run: Run) -> None:
+def on_summary(connection: sqlite3.Connection, run: Run) -> None:
     """Note what the run's summary says of its sweep's metric; finish the sweep when that is its target."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     metric = read_rules(sweep.config).metric if sweep else None
     if sweep is None or metric is None:
         return
-    value = in_summary(lines.as_row(run.summary) or {}, metric)
+    value = summary_value(lines.as_row(run.summary) or {}, metric)
     runs.update(connection, run.id, objective=metric.name, objective_value=value)
     if value is not None and metric.reached(value):
         _target_reached(connection, sweep.id)
@@ -112,7 +109,7 @@ def _target_reached(connection: sqlite3.Connection, sweep_id: int) -> None:
     sweeps.update(connection, sweep_id, exhausted=True, state=SweepState.FINISHED)
 
 
-def settle(connection: sqlite3.Connection, sweep_id: int) -> None:
+def finish_if_done(connection: sqlite3.Connection, sweep_id: int) -> None:
     """Finish the sweep if nothing is left to hand out and no run is alive; then no paused run goes on."""
     sweep = sweeps.get(connection, sweep_id)
     if sweep is None:
@@ -120,19 +117,19 @@ def settle(connection: sqlite3.Connection, sweep_id: int) -> None:
     if sweep.state not in OVER:
         if not sweep.exhausted:
             return
-        alive = runs.count_of_sweep(connection, sweep_id, LIVE) - len(runs.paused(connection, sweep_id))
-        if alive or rungs.promotable(connection, read_rules(sweep.config), sweep):
+        alive = runs.count_of_sweep(connection, sweep_id, ACTIVE) - len(runs.paused(connection, sweep_id))
+        if alive or successive_halving.promotable(connection, read_rules(sweep.config), sweep):
             return
         sweeps.update(connection, sweep_id, state=SweepState.FINISHED)
-    rungs.end_paused(connection, sweep_id)
+    successive_halving.end_paused(connection, sweep_id)
 
 
-def forget(connection: sqlite3.Connection, run_id: int) -> None:
+def clear_values(connection: sqlite3.Connection, run_id: int) -> None:
     """Forget the run's metric values: its history was thrown away."""
     metrics.replace_from(connection, run_id, 0, [])
 
 
-def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
+def recompute(connection: sqlite3.Connection, sweep_id: int) -> None:
     """Take the metric out of everything that the sweep's runs have logged: its configuration has changed."""
     sweep = sweeps.get(connection, sweep_id)
     metric = read_rules(sweep.config).metric if sweep else None
@@ -144,4 +141,4 @@ def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
             if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
         ]
         metrics.replace_from(connection, run.id, 0, values)
-        summary_changed(connection, run)
+        on_summary(connection, run)
