@@ -1,7 +1,7 @@
 """Signed tokens that let a browser control the server: one in the login link, one in the cookie it sets.
 
-Both have the form `KIND.TIME.NONCE.SIGNATURE`, signed with the server's key. Any process that can read the key
-file can create a link without asking the server, and cookies survive a server restart.
+Both have the form `KIND.TIME.NONCE.SIGNATURE`, signed with the server's key. Any process that can read the
+key file can create a link without asking the server, and cookies survive a server restart.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The HTTP application: routes, API key check, body size limits, and the status code of each error.
 
-wandb retries a 5xx for minutes to days, so only a database that is temporarily not writable returns one (503).
+wandb retries a 5xx for minutes to days, so only a database that is temporarily not writable returns one
+(503).
 """
 
 import base64

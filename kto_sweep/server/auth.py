@@ -1,7 +1,8 @@
 """What a browser may do: read from this machine, control after a login link, or nothing.
 
-A browser on the server's machine can read without logging in. Controlling sweeps, downloading files, and reading
-from another machine need a cookie, which a single-use login link sets. The API key never appears in a URL.
+A browser on the server's machine can read without logging in. Controlling sweeps, downloading files, and
+reading from another machine need a cookie, which a single-use login link sets. The API key never appears in a
+URL.
 """
 
 import hmac
@@ -87,12 +88,13 @@ class Auth:
         """Response to a login link: sets the cookie and opens the page, or says how to get a new link."""
         cookie = self.redeem(request.path_params["token"])
         if cookie is None:
-            text = f"This login link was already used or has expired. On the server's machine, run: {LOGIN_COMMAND}"
+            text = f"This login link is used or expired. On the server's machine, run: {LOGIN_COMMAND}"
             return HTMLResponse(_page("Log in", text, ""), 403, headers=HEADERS)
         target = request.query_params.get("to", "/")
         if not target.startswith("/") or target.startswith("//") or "\\" in target:
             target = "/"
-        # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with it.
+        # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with
+        # it.
         refresh = f'<meta http-equiv="refresh" content="0; url={escape(target)}">'
         response = HTMLResponse(_page("Logged in", "Logged in. Opening the page.", refresh), headers=HEADERS)
         response.set_cookie(

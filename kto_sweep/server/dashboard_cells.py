@@ -1,4 +1,4 @@
-"""The cells of a grid as the dashboard's map shows them."""
+"""The cells of a grid for the dashboard's map."""
 
 import sqlite3
 
@@ -13,14 +13,14 @@ from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
 MAX_CELLS = 1500
-"""A larger grid is no picture any more; its table tells it."""
+"""Larger grids have no map, only the table of runs."""
 MAX_PARAMETERS = 6
 
 
 def cells(
     connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules
 ) -> list[Row] | None:
-    """Every cell with its values, state, cause and run; None for what is no grid, or too large a one."""
+    """Every cell with its values, state, cause and run; None for other methods and for large grids."""
     space = rules.space
     size = space.grid_size() if space is not None and rules.method == "grid" else None
     if space is None or size is None or not 1 < size <= MAX_CELLS or len(space.searched) > MAX_PARAMETERS:

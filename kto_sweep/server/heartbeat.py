@@ -1,4 +1,4 @@
-"""An agent's heartbeat: note what it reports, decide what it does next, make the run if it is a new one."""
+"""Agent heartbeats: record the reported runs, decide the next command, create the run of a new trial."""
 
 import json
 import sqlite3
@@ -14,7 +14,7 @@ from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Agent, Sweep
-from kto_sweep.server.suggest import Suggestion, prepare, suggest
+from kto_sweep.server.suggest import Suggestion, preload, suggest
 from kto_sweep.server.sweep_machine import (
     AgentContext,
     AssignRun,
@@ -29,61 +29,65 @@ from kto_sweep.server.sweep_machine import (
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 
 AGENT_TIMEOUT = 180.0
-"""Seconds without a heartbeat after which an agent's waiting runs go to others. A client that lost its server
-for a minute stays away for another one, and one that cannot reach it gives up `wandb.init` after 90 s."""
+"""Seconds without a heartbeat after which an agent's pending runs go to other agents. A client that lost the
+server for a minute backs off for another minute, and `wandb.init` gives up after 90 s."""
 SEARCH_LOCK_TIMEOUT = 1.0
-"""Seconds that an agent waits for another one's search before it is told to call again. A Bayesian search may
-take longer, and those who wait keep threads that other requests need."""
+"""Seconds that a heartbeat waits for another agent's search before it returns without a command. A Bayesian
+search may take longer, and waiting heartbeats hold threads that other requests need."""
 MAX_REPORTED = 1000
-"""Runs that one agent can report."""
+"""Maximum runs in one agent's report."""
 
 Command = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Caller:
+class _AgentSweep:
+    """The agent that sends the heartbeat, and its sweep."""
+
     agent: Agent
     sweep: Sweep
     rules: SweepRules
 
 
-def register_agent(connection: sqlite3.Connection, server: ServerState, wanted: dict[str, Any]) -> Agent:
-    """A new agent; the first one sets the sweep running. Raises NotFoundError for an unknown sweep."""
-    project = projects.find(connection, wanted.get("entity_name"), wanted.get("project_name"))
-    sweep = sweeps.find(connection, project.id, wanted["sweep"]) if project else None
+def register_agent(connection: sqlite3.Connection, server: ServerState, fields: dict[str, Any]) -> Agent:
+    """Registers an agent; the first one starts the sweep. Raises NotFoundError for an unknown sweep."""
+    project = projects.find(connection, fields.get("entity_name"), fields.get("project_name"))
+    sweep = sweeps.find(connection, project.id, fields["sweep"]) if project else None
     if sweep is None:
-        raise NotFoundError(f"there is no sweep {wanted['sweep']}")
+        raise NotFoundError(f"there is no sweep {fields['sweep']}")
     now = server.now()
     if sweep.state is SweepState.PENDING:
         sweeps.update(connection, sweep.id, state=SweepState.RUNNING, updated_at=now)
     name = new_name(server.rng)
-    return sweeps.insert_agent(connection, sweep_id=sweep.id, name=name, host=wanted["host"], now=now)
+    return sweeps.insert_agent(connection, sweep_id=sweep.id, name=name, host=fields["host"], now=now)
 
 
 def handle(server: ServerState, agent_id: str, run_state: str | None) -> tuple[Agent, list[Command]]:
-    """The agent and the commands for it.
+    """The agent and its commands.
 
-    Raises NotFoundError when the agent or its sweep is not known, RequestError for bad input.
+    Raises NotFoundError for an unknown agent or sweep, RequestError for bad input.
     """
     row = from_global("Agent", agent_id)
     agent = sweeps.get_agent(server.database.reader(), row) if row is not None else None
     if agent is None:
-        raise NotFoundError("the agent is not known; its sweep may have been deleted")
+        raise NotFoundError("unknown agent; its sweep may have been deleted")
     reported = _reported_names(run_state)
     caller, decision = server.database.write(lambda c: _record_and_decide(c, server, agent, reported))
     if isinstance(decision, SuggestTrial):
         caller, decision = _search(server, caller, reported)
-    prepare(caller.rules)  # for a sweep from before the server's start, when no agent was free so far
+    preload(caller.rules)  # for a sweep registered before the server started
     return agent, _commands(caller, decision)
 
 
-def _search(server: ServerState, caller: _Caller, reported: Collection[str]) -> tuple[_Caller, Decision]:
-    """A new trial for an agent that is free; Wait when other agents' searches take too long."""
+def _search(
+    server: ServerState, caller: _AgentSweep, reported: Collection[str]
+) -> tuple[_AgentSweep, Decision]:
+    """Assigns a new trial to an idle agent; Wait when another agent's search takes too long."""
     lock = server.locks.of(caller.sweep.id)
     if not lock.acquire(timeout=SEARCH_LOCK_TIMEOUT):
         return caller, Wait()
     try:
-        # Decided again: meanwhile the last trial may have gone to another agent.
+        # Decide again under the lock: another agent may have taken the last trial meanwhile.
         caller, decision = server.database.write(
             lambda c: _record_and_decide(c, server, caller.agent, reported)
         )
@@ -101,25 +105,25 @@ def _reported_names(run_state: str | None) -> frozenset[str]:
     except (ValueError, RecursionError) as problem:
         raise RequestError(f"runState is not JSON: {problem}") from problem
     if not isinstance(states, dict) or len(states) > MAX_REPORTED:
-        raise RequestError("runState is not an object with the agent's runs")
+        raise RequestError("runState is not a JSON object of the agent's runs")
     return frozenset(name for name, running in states.items() if running)
 
 
 def _record_and_decide(
     connection: sqlite3.Connection, server: ServerState, agent: Agent, names: Collection[str]
-) -> tuple[_Caller, Decision]:
-    """Note the heartbeat and what it says of the agent's runs; then decide."""
+) -> tuple[_AgentSweep, Decision]:
+    """Records the heartbeat and the reported runs, then decides the next command."""
     now = server.now()
     sweeps.touch_agent(connection, agent, now)
     reported = _record_reported(connection, agent, names, now)
-    gone = _deleted(connection, agent, names)
+    deleted = _deleted(connection, agent, names)
     _close_unreported(connection, agent, names)
     sweep_progress.finish_if_done(connection, agent.sweep_id)
     sweep = sweeps.get(connection, agent.sweep_id)
     if sweep is None:
         raise NotFoundError("the sweep was deleted")
-    caller = _Caller(agent, sweep, read_rules(sweep.config))
-    decision = decide(_context(connection, server, caller, reported, gone))
+    caller = _AgentSweep(agent, sweep, read_rules(sweep.config))
+    decision = decide(_context(connection, server, caller, reported, deleted))
     if isinstance(decision, AssignRun):
         _assign(connection, agent, decision.run, now)
     return caller, decision
@@ -128,26 +132,26 @@ def _record_and_decide(
 def _record_reported(
     connection: sqlite3.Connection, agent: Agent, names: Collection[str], now: float
 ) -> list[Run]:
-    """The sweep's runs that the agent reports, now known to be its own and alive."""
-    found = []
+    """Assigns the reported runs of the sweep to the agent, refreshes their heartbeats and returns them."""
+    reported = []
     project_id = _project_of(connection, agent.sweep_id)
     for name in names:
         run = runs.find(connection, project_id, name)
         if run is None or run.sweep_id != agent.sweep_id:
             continue
         runs.update(connection, run.id, agent_id=agent.id, picked_up=True, heartbeat_at=now)
-        found.append(run)
-    return found
+        reported.append(run)
+    return reported
 
 
 def _deleted(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> list[str]:
-    """Those of the reported runs that are no more: to be given another, their agent has to end them first.
+    """Names of reported runs that were deleted: the agent must end them before it gets another run.
 
-    The process of a deleted run may have made it anew, as one of no sweep, by telling its configuration.
+    The process of a deleted run may have recreated it without a sweep by sending its configuration.
     """
     project_id = _project_of(connection, agent.sweep_id)
-    found = {name: runs.find(connection, project_id, name) for name in names}
-    return sorted(name for name, run in found.items() if run is None or run.sweep_id != agent.sweep_id)
+    by_name = {name: runs.find(connection, project_id, name) for name in names}
+    return sorted(name for name, run in by_name.items() if run is None or run.sweep_id != agent.sweep_id)
 
 
 def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:
@@ -155,7 +159,7 @@ def _project_of(connection: sqlite3.Connection, sweep_id: int) -> int:
 
 
 def _close_unreported(connection: sqlite3.Connection, agent: Agent, names: Collection[str]) -> None:
-    """Close the agent's runs that it reports no more and of which nothing else will be heard."""
+    """Ends the agent's runs that it stopped reporting."""
     for run in runs.of_agent(connection, agent.id, (RunState.PENDING, RunState.RUNNING)):
         state = state_when_unreported(run)
         if run.name not in names and state is not run.state:
@@ -165,15 +169,15 @@ def _close_unreported(connection: sqlite3.Connection, agent: Agent, names: Colle
 def _context(
     connection: sqlite3.Connection,
     server: ServerState,
-    caller: _Caller,
+    caller: _AgentSweep,
     reported: list[Run],
-    gone: Sequence[str] = (),
+    deleted: Sequence[str] = (),
 ) -> AgentContext:
     agent, sweep = caller.agent, caller.sweep
     waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
     names = {run.name for run in reported}
     cap = caller.rules.run_cap
-    may_begin = cap is None or runs.count_handed_out(connection, sweep.id) < cap
+    below_cap = cap is None or runs.count_handed_out(connection, sweep.id) < cap
     lost, preempted, orphaned, held = [], [], [], 0
     for run in waiting:
         if run.state is RunState.PREEMPTED:
@@ -182,19 +186,19 @@ def _context(
             if run.name not in names:
                 lost.append(run)
         elif run.state is RunState.PENDING and _is_orphan(connection, server, run):
-            orphaned += [run] if run.handed_out or may_begin else []
+            orphaned += [run] if run.handed_out or below_cap else []
         else:
             held += 1
-    here, elsewhere = _promotable(connection, server, caller)
-    if any(run.paused for run in waiting):  # another may have to go on when those that run get further
+    local, elsewhere = _promotable(connection, server, caller)
+    if any(run.paused for run in waiting):  # running runs may yet promote a paused one
         held += runs.count_of_sweep(connection, sweep.id, (RunState.RUNNING,))
     return AgentContext(
-        sweep=sweep.state,
+        sweep_state=sweep.state,
         exhausted=sweep.exhausted,
         reported=reported,
-        gone=gone,
+        deleted=deleted,
         lost=lost,
-        free=preempted + orphaned + here,
+        available=preempted + orphaned + local,
         elsewhere=elsewhere,
         others_may_return_runs=held > 0,
         queue_only=caller.rules.queue_only,
@@ -202,32 +206,33 @@ def _context(
 
 
 def _promotable(
-    connection: sqlite3.Connection, server: ServerState, caller: _Caller
+    connection: sqlite3.Connection, server: ServerState, caller: _AgentSweep
 ) -> tuple[list[Run], list[Run]]:
-    """The paused runs that may go on: those that this agent should take, and those better left to others.
+    """The promotable paused runs: those for this agent, and those better left to agents on other hosts.
 
-    On another host than before, a run begins anew.
+    On another host a run has no checkpoint and restarts from the beginning.
     """
-    may_go_on = successive_halving.promotable(connection, caller.rules, caller.sweep)
-    if not may_go_on:
+    promotable = successive_halving.promotable(connection, caller.rules, caller.sweep)
+    if not promotable:
         return [], []
-    alive = {
-        _host(each)
-        for each in sweeps.agents(connection, caller.sweep.id)
-        if server.clock.seconds_since(each.heartbeat_at) < AGENT_TIMEOUT
+    online = {
+        _host(agent)
+        for agent in sweeps.agents(connection, caller.sweep.id)
+        if server.clock.seconds_since(agent.heartbeat_at) < AGENT_TIMEOUT
     }
-    mine = [run for run in may_go_on if run.host == _host(caller.agent)]
-    nobodys = [run for run in may_go_on if run.host not in alive | {_host(caller.agent)}]
-    return mine + nobodys, [run for run in may_go_on if run not in mine + nobodys]
+    same_host = [run for run in promotable if run.host == _host(caller.agent)]
+    no_host = [run for run in promotable if run.host not in online | {_host(caller.agent)}]
+    own = same_host + no_host
+    return own, [run for run in promotable if run not in own]
 
 
 def _host(agent: Agent) -> str:
-    """The box's name: agents of ours add their device's."""
+    """The machine's name; kto-sweep agents append their device."""
     return agent.host.partition(" ")[0]
 
 
 def _is_orphan(connection: sqlite3.Connection, server: ServerState, run: Run) -> bool:
-    """Whether the run waits for an agent that is not there: queued for anybody, or its agent is silent."""
+    """Whether a pending run has no live agent: it is queued, or its agent timed out."""
     holder = sweeps.get_agent(connection, run.agent_id) if run.agent_id is not None else None
     if holder is None or run.assigned_at is None:
         return True
@@ -250,11 +255,11 @@ def _assign(connection: sqlite3.Connection, agent: Agent, run: Run, now: float) 
 
 
 def _assign_suggested(
-    connection: sqlite3.Connection, server: ServerState, caller: _Caller, suggestion: Suggestion | None
+    connection: sqlite3.Connection, server: ServerState, caller: _AgentSweep, suggestion: Suggestion | None
 ) -> Decision:
-    """The suggested trial as a new run of this agent; without one the sweep is exhausted.
+    """Creates a run for the suggested trial and assigns it; without a suggestion the sweep is exhausted.
 
-    Wait when the sweep was changed or ended while the search was at work.
+    Wait when the sweep changed or ended during the search.
     """
     sweep, now = caller.sweep, server.now()
     current = sweeps.get(connection, sweep.id)
@@ -264,7 +269,7 @@ def _assign_suggested(
         sweeps.update(connection, sweep.id, exhausted=True)
         sweep_progress.finish_if_done(connection, sweep.id)
         changed = sweeps.get(connection, sweep.id) or sweep
-        return decide(_context(connection, server, _Caller(caller.agent, changed, caller.rules), []))
+        return decide(_context(connection, server, _AgentSweep(caller.agent, changed, caller.rules), []))
     run = runs.insert(
         connection,
         project_id=sweep.project_id,
@@ -278,7 +283,7 @@ def _assign_suggested(
         config=run_writes.as_config_json(suggestion.config),
     )
     _assign(connection, caller.agent, run, now)
-    runs.keep_cell_keys(connection, suggestion.cell_keys)
+    runs.set_cell_keys(connection, suggestion.cell_keys)
     sweeps.update(
         connection,
         sweep.id,
@@ -289,8 +294,8 @@ def _assign_suggested(
     return AssignRun(run)
 
 
-def _commands(caller: _Caller, decision: Decision) -> list[Command]:
-    """The decision in the words of the protocol."""
+def _commands(caller: _AgentSweep, decision: Decision) -> list[Command]:
+    """The decision as commands of the agent protocol."""
     if isinstance(decision, StopRuns):
         return [{"type": "stop", "run_id": name} for name in decision.names]
     if isinstance(decision, Exit):

@@ -1,4 +1,4 @@
-"""Where the server listens: which address may be used, which port is taken, and how clients name it."""
+"""The listening socket: which hosts are allowed, which port is chosen, and the URL for clients."""
 
 import errno
 import ipaddress
@@ -15,7 +15,7 @@ FIRST_PORT = 8642
 
 @dataclass(frozen=True)
 class Tls:
-    """The files of a server that speaks https."""
+    """Certificate files for https."""
 
     certificate: Path
     """Certificate chain, PEM."""
@@ -25,27 +25,27 @@ class Tls:
 
 @dataclass(frozen=True)
 class ListenOptions:
-    """Where a server is asked to listen."""
+    """Host, port and TLS files to listen with."""
 
     host: str = "127.0.0.1"
     port: int | None = None
-    """None: the last server's, or the usual one, or any."""
+    """None: the last server's port, else the default port, else any free port."""
     exposed: bool = False
-    """Other machines may reach it."""
+    """Allow a host that other machines can reach."""
     tls: Tls | None = None
 
 
-def check(place: ListenOptions) -> None:
-    """Raises UsageError for an address that others can reach without being meant to, or for missing files."""
-    if not place.exposed and not _is_loopback(place.host):
+def check(options: ListenOptions) -> None:
+    """Raises UsageError for a host that other machines can reach without `exposed`, or for missing files."""
+    if not options.exposed and not _is_loopback(options.host):
         raise UsageError(
-            f"{place.host} lets other machines reach the server",
-            hint="add --expose if that is meant; or keep it on this box and type on the other one: "
-            f"ssh -N -L {FIRST_PORT}:127.0.0.1:{place.port or FIRST_PORT} THIS-BOX",
+            f"with --host {options.host} other machines can reach the server",
+            hint="to allow this, add --expose; or keep it local and run on the other machine: "
+            f"ssh -N -L {FIRST_PORT}:127.0.0.1:{options.port or FIRST_PORT} THIS-HOST",
         )
-    for path in (place.tls.certificate, place.tls.key) if place.tls else ():
+    for path in (options.tls.certificate, options.tls.key) if options.tls else ():
         if not path.is_file():
-            raise UsageError(f"there is no file {path}", hint="give --certificate and --certificate-key")
+            raise UsageError(f"no such file: {path}", hint="give --certificate and --certificate-key")
 
 
 def _is_loopback(host: str) -> bool:
@@ -55,42 +55,43 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def bind(home: Home, place: ListenOptions) -> socket.socket:
-    """A socket on the asked port, or else on the last server's, on the usual one, or on any.
+def bind(home: Home, options: ListenOptions) -> socket.socket:
+    """A listening socket on the given port, else on the last server's, the default, or any free port.
 
-    Agents that outlive a server find the next one only on the same port. Raises ServerError.
+    Running agents find a restarted server only on the same port. Raises ServerError.
     """
     last = read_address(home)
-    usual = [*([last.port] if last else []), FIRST_PORT, 0]
-    for candidate in [place.port] if place.port is not None else usual:
+    candidates = [*([last.port] if last else []), FIRST_PORT, 0]
+    for candidate in [options.port] if options.port is not None else candidates:
         try:
-            return _listen(place.host, candidate)
+            return _listen(options.host, candidate)
         except OSError as problem:
             if problem.errno != errno.EADDRINUSE:
-                where = f"{place.host} port {candidate}"
+                where = f"{options.host} port {candidate}"
                 raise ServerError(f"cannot listen on {where}: {problem.strerror}") from problem
     raise ServerError(
-        f"port {place.port} is taken by another program", hint="choose another: --port 0 takes any"
+        f"port {options.port} is in use by another program",
+        hint="choose another; --port 0 takes any free port",
     )
 
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio switches Nagle's algorithm off only where the protocol is named; it would cost 40 ms a request.
-    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # asyncio disables Nagle's algorithm only if the protocol is given; with it a request takes 40 ms longer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        # Lets a restart take the port while connections of the old server linger; not while it still listens.
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-        made.listen(2048)
+        # Lets a restart bind the port while connections of the old server are in TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(2048)
     except OSError:
-        made.close()
+        listener.close()
         raise
-    return made
+    return listener
 
 
 def url(bound: socket.socket, tls: Tls | None) -> str:
-    """The address for clients on this box: a server on all addresses is reached by loopback."""
+    """URL for clients on this machine; a server on all interfaces is reached by loopback."""
     host, port = bound.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""The server process: lock, port, database, key; then uvicorn until it is told to end."""
+"""The server process: takes the lock, port, key and database, then runs uvicorn until a signal."""
 
 import argparse
 import logging
@@ -25,7 +25,7 @@ from kto_sweep.local_server.start import LocalServer
 from kto_sweep.server import listen
 from kto_sweep.server.app import build_app
 from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
-from kto_sweep.server.maintenance import Maintenance
+from kto_sweep.server.maintenance import MaintenanceThread
 from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
@@ -60,32 +60,32 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--home", type=Path, required=True, help="the KTO_SWEEP_HOME to serve")
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, help=f"port to listen on; the last one or {FIRST_PORT} if not given")
+    add("--port", type=int, help=f"port to listen on; default: the last one, else {FIRST_PORT}")
     add("--expose", action="store_true", help="allow a --host that other machines can reach")
     add("--certificate", type=Path, help="certificate chain (PEM) for https")
     add("--certificate-key", type=Path, help="its private key (PEM)")
     return parser
 
 
-def run(home: Home, place: ListenOptions, started: Callable[[str], None] = lambda url: None) -> None:
-    """Serve this home until SIGINT or SIGTERM; `started` gets the address once the port is bound.
+def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lambda url: None) -> None:
+    """Serves this home until SIGINT or SIGTERM; calls `started` with the URL once the port is bound.
 
-    Raises UsageError for an address that others can reach without being meant to, ServerError when the home
-    has a server already, the port is taken, or the database is damaged.
+    Raises UsageError for an address that other machines can reach without `exposed`, ServerError when the
+    home already has a server, the port is in use, or the database is damaged.
     """
-    listen.check(place)
-    with hold_lock(home) as is_mine:
-        if not is_mine:
-            known = read_address(home)
+    listen.check(options)
+    with hold_lock(home) as acquired:
+        if not acquired:
+            address = read_address(home)
             raise ServerError(
-                f"a server of {home.root} runs already{f' at {known.url}' if known else ''}",
-                hint="use that one, or end it: kto-sweep serve --stop",
+                f"the server of {home.root} is already running{f' at {address.url}' if address else ''}",
+                hint="use that one, or stop it: kto-sweep serve --stop",
             )
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _shut_down)
-            with listen.bind(home, place) as bound, _open_server_state(home) as server:
-                _serve(home, bound, server, place.tls, started)
+            with listen.bind(home, options) as bound, _open_server_state(home) as server:
+                _serve(home, bound, server, options.tls, started)
         except _Shutdown:
             pass
 
@@ -100,35 +100,35 @@ def serve(
     certificate_key: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run the server of this home in the foreground until SIGINT or SIGTERM; `say` gets lines for a person.
+    """Runs this home's server in the foreground until SIGINT or SIGTERM; prints its URLs with `say`.
 
-    `exposed` allows a host that other machines can reach; with a certificate the server speaks https.
-    Raises UsageError for a host that is not allowed, ServerError when this home has a server already or the
-    port is taken.
+    `exposed` allows a host that other machines can reach; with a certificate the server uses https.
+    Raises UsageError for a host that is not allowed, ServerError when this home already has a server or the
+    port is in use.
     """
 
     def started(url: str) -> None:
         link = LocalServer(url, read_key(home), key_path(home)).login_link()
-        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
-        say(f"Dashboard: {url}\nTo control sweeps there, log in once, within the hour: {link}")
-        say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
+        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C stops it)")
+        say(f"Dashboard: {url}\nTo control sweeps there, log in (link works once, within the hour): {link}")
+        say(f"For wandb's own tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None
     run(home, ListenOptions(host, port, exposed, tls), started)
 
 
 class _Shutdown(BaseException):
-    """A signal asked for the end. Not an Exception, so that nothing on the way swallows it."""
+    """Raised by a signal. Not an Exception, so that no `except Exception` catches it."""
 
 
 def _shut_down(number: int, frame: FrameType | None) -> NoReturn:
-    # uvicorn handles signals itself while it runs, and raises them again for this handler afterwards.
+    # uvicorn handles signals while it runs, and raises them again for this handler when it exits.
     raise _Shutdown
 
 
 @contextmanager
 def _open_server_state(home: Home) -> Iterator[ServerState]:
-    """The parts of the server, with the maintenance at work; all of it closed at the end."""
+    """Yields the server's state with the maintenance thread running; closes everything at the end."""
     files = home.server / "files"
     files.mkdir(parents=True, exist_ok=True)
     path = home.server / "runs.sqlite3"
@@ -136,7 +136,7 @@ def _open_server_state(home: Home) -> Iterator[ServerState]:
     key = ensure_key(home)
     database = Database(path)
     server = ServerState(database, files, key, ServerClock(time.time), random.Random())
-    maintenance = Maintenance(server)
+    maintenance = MaintenanceThread(server)
     maintenance.start()
     try:
         yield server
@@ -148,7 +148,7 @@ def _open_server_state(home: Home) -> Iterator[ServerState]:
 def _serve(
     home: Home, bound: socket.socket, server: ServerState, tls: Tls | None, started: Callable[[str], None]
 ) -> None:
-    """Announce the address and answer requests until a signal comes."""
+    """Publishes the address and serves requests until a signal."""
     url = listen.url(bound, tls)
     identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(

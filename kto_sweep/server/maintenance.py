@@ -1,4 +1,4 @@
-"""Notices what no request tells: runs that fell silent, sweeps that are over, a box that slept."""
+"""Periodic maintenance: marks silent runs as crashed, finishes sweeps, detects a suspended machine."""
 
 import logging
 import sqlite3
@@ -12,33 +12,34 @@ from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import StoreUnavailable
 
 RUN_TIMEOUT = 300.0
-"""Seconds without any sign of life after which a run has crashed. wandb sends one every 30 s, and stays away
-for a minute or more after it has lost its server."""
+"""Seconds without a heartbeat after which a run counts as crashed. wandb sends one every 30 s, and backs off
+for a minute or more after it lost the server."""
 INTERVAL_SECONDS = 15.0
+"""Seconds between two rounds."""
 SUSPENDED_SECONDS = 60.0
-"""A round that comes so late means that the server was not running meanwhile, and could not hear anybody."""
+"""A round this late means that the machine was suspended and the server could not receive heartbeats."""
 
 _log = logging.getLogger(__name__)
 
 
-class Maintenance:
-    """Makes its rounds in a thread of its own until it is stopped."""
+class MaintenanceThread:
+    """Runs `run_once` every `INTERVAL_SECONDS` until stopped."""
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="kto-sweep-maintenance", daemon=True)
+        self._thread = threading.Thread(target=self._loop, name="kto-sweep-maintenance", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, after the round that is going on."""
+        """Stops the thread after the current round."""
         self._stopped.set()
         self._thread.join()
 
-    def _work(self) -> None:
+    def _loop(self) -> None:
         last = time.monotonic()
         while not self._stopped.wait(INTERVAL_SECONDS):
             now = time.monotonic()
@@ -52,7 +53,7 @@ class Maintenance:
 
 
 def run_once(connection: sqlite3.Connection, server: ServerState) -> None:
-    """Close silent runs and finished sweeps. Silence counts from when the server was last able to hear."""
+    """Marks silent runs as crashed and finishes sweeps. Silence counts while the server could receive."""
     now = server.now()
     if server.clock.seconds_since() > RUN_TIMEOUT:
         for run in runs.silent_since(connection, now - RUN_TIMEOUT, now + CLOCK_JUMP_SECONDS):

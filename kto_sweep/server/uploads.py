@@ -35,11 +35,11 @@ class BodyTooLarge(Exception):
 
 
 def announce(
-    connection: sqlite3.Connection, server: ServerState, wanted: dict[str, Any]
+    connection: sqlite3.Connection, server: ServerState, fields: dict[str, Any]
 ) -> tuple[Run, list[File]]:
     """Creates records for files that a client is about to upload. Raises RequestError."""
-    run = run_writes.by_path(connection, wanted)
-    names = wanted["files"]
+    run = run_writes.by_path(connection, fields)
+    names = fields["files"]
     if len(names) > MAX_FILES or any(not name or len(name) > MAX_NAME for name in names):
         raise RequestError(
             f"a request may announce at most {MAX_FILES} files with names of 1 to {MAX_NAME} characters"
@@ -50,7 +50,8 @@ def announce(
 
 def url(server: ServerState, base_url: str, file: File) -> str:
     """Upload and download URL of the file; its token replaces the API key."""
-    # The name is only for readability: the id identifies the file, and clients would normalize dots and slashes.
+    # The name is only for readability: the id identifies the file, and clients would normalize dots and
+    # slashes.
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", file.name).strip("._") or "file"
     return f"{base_url}/storage/{file.id}/{_token(server, file.id)}/{readable}"
 

@@ -1,4 +1,4 @@
-"""A real browser on a real server. A console error, or a request to another host, fails the test."""
+"""A real browser and a real server. A console error or a request to another host fails the test."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from kto_sweep.local_server.start import ensure_server, stop_server
 
 CHROMIUM = Path(os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium"))
 REQUIRED = os.environ.get("KTO_SWEEP_BROWSER_TESTS") == "required"
-"""Set where tests must not be left out for want of a browser."""
+"""Set where tests must fail, not skip, without a browser."""
 ARGUMENTS = (
     "--no-sandbox --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -26,7 +26,7 @@ expect.set_options(timeout=30_000)
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     if not CHROMIUM.exists() and not REQUIRED:
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, or set KTO_SWEEP_CHROMIUM")
+        pytest.skip(f"{CHROMIUM} not found: apt-get install chromium, or set KTO_SWEEP_CHROMIUM")
     with sync_playwright() as started:
         yield started
 
@@ -40,30 +40,30 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
-    home = Home(tmp_path_factory.mktemp("seeded") / "home")
-    seeded = SeededServer(ensure_server(home))
-    yield seeded
-    seeded.close()
+    home = Home(tmp_path_factory.mktemp("server") / "home")
+    server = SeededServer(ensure_server(home))
+    yield server
+    server.close()
     stop_server(home)
 
 
 @pytest.fixture
 def strict_browser(browser: Browser, seeded: SeededServer) -> Iterator[StrictBrowser]:
-    made = StrictBrowser(browser, seeded)
-    yield made
-    made.close()
-    assert made.faults == []
+    strict = StrictBrowser(browser, seeded)
+    yield strict
+    strict.close()
+    assert strict.errors == []
 
 
 @pytest.fixture
 def page(strict_browser: StrictBrowser) -> Page:
-    """A desktop's page of somebody who has not logged in."""
+    """A desktop page without a login."""
     return strict_browser.page(viewport={"width": 1360, "height": 900})
 
 
 @pytest.fixture
 def owner(strict_browser: StrictBrowser, seeded: SeededServer) -> Page:
-    """The page of somebody who came by a login link."""
+    """A logged-in desktop page."""
     page = strict_browser.page(viewport={"width": 1360, "height": 900})
     page.goto(seeded.address.login_link())
     page.wait_for_url("**/")

@@ -1,4 +1,4 @@
-"""Sweeps on a real server, filled through its own ingestion, as the SDK would."""
+"""Seeds a real server with sweeps through its API, like the SDK."""
 
 import json
 import math
@@ -15,13 +15,13 @@ HOSTILE = "<img src=x onerror=alert(1)>&<b>bold</b> %{y}"
 FEW = {"learning_rate": [1.0e-6, 1.0e-5, 1.0e-4], "batch_size": [4, 8], "beta": [0.05, 0.1, 0.2, 0.4]}
 STEPS = 300
 FAILED = 5
-"""Number of the run that fails."""
+"""Index of the failed run."""
 HOSTILE_RUN = 3
 
 
 @dataclass(frozen=True)
 class SeededSweep:
-    """A sweep and its runs, in the order in which they were made."""
+    """A sweep and its runs, in creation order."""
 
     name: str
     runs: list[str]
@@ -30,7 +30,7 @@ class SeededSweep:
 
 
 class SeededServer:
-    """The server, and what the tests put on it."""
+    """A server and its seeded sweeps."""
 
     def __init__(self, address: LocalServer) -> None:
         self.address = address
@@ -38,7 +38,7 @@ class SeededServer:
         self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Closes the connection."""
         self._client.close()
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class SeededServer:
         return dict(answer["data"])
 
     def register(self, project: str, **config: Any) -> str:
-        """The name of a new sweep."""
+        """Creates a sweep; its name."""
         query = """mutation($config: String!, $project: String!) { upsertSweep(input:
             {config: $config, entityName: "local", projectName: $project}) { sweep { name } } }"""
         full = {"method": "grid", "metric": {"name": "eval/common_loss", "goal": "minimize"}, **config}
@@ -60,7 +60,7 @@ class SeededServer:
         return str(self.graphql(query, sweep=sweep, project=project)["createAgent"]["agent"]["id"])
 
     def next_trial(self, agent: str) -> tuple[str, dict[str, Any]]:
-        """Name and parameters of the run that the agent is given."""
+        """Name and parameters of the agent's next run."""
         query = 'mutation($id: ID!) { agentHeartbeat(input: {id: $id, runState: "{}"}) { commands } }'
         [command] = json.loads(self.graphql(query, id=agent)["agentHeartbeat"]["commands"])
         return command["run_id"], {key: entry["value"] for key, entry in command["args"].items()}
@@ -74,7 +74,7 @@ class SeededServer:
         assert self._client.post(path, json=message).status_code == 200
 
     def log(self, project: str, run: str, offset: int, rows: list[dict[str, Any]], **more: Any) -> None:
-        """History rows from line `offset` on, and the summary that they make."""
+        """Logs history rows from line `offset`, and their summary."""
         texts = [json.dumps(row) for row in rows]
         summary: dict[str, Any] = {}
         for row in rows:
@@ -158,17 +158,17 @@ class SeededServer:
 
 
 def row(step: int, speed: float, batch: int) -> dict[str, Any]:
-    """What a trial logs at a step."""
+    """The history row of a step."""
     gain = speed * (1 - math.exp(-3 * step / STEPS))
-    told = {
+    values = {
         "_step": step,
         "_runtime": step * 0.5,
         "loss": 0.5 - 0.05 * gain,
         "rewards/margins": gain,
         "kl": 0.1 * gain,
-        "learning_rate": 1e-9,  # the schedule's, which is not the one that was searched
+        "learning_rate": 1e-9,  # the scheduled rate, which differs from the searched parameter
         "gpu/memory_peak_gb": 6.0 + batch,
     }
     if step % 50 == 49:
-        told["eval/common_loss"] = 0.5 - 0.06 * gain
-    return told
+        values["eval/common_loss"] = 0.5 - 0.06 * gain
+    return values

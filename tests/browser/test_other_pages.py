@@ -12,7 +12,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
 
 
-def test_list_tells_each_sweep_in_a_line(page: Page, seeded: SeededServer) -> None:
+def test_list_shows_each_sweep_in_a_row(page: Page, seeded: SeededServer) -> None:
     path = seeded.grid.path
     page.goto("/")
     line = page.locator("tr", has=page.locator(f'a[href="{path}"]'))
@@ -25,7 +25,7 @@ def test_list_tells_each_sweep_in_a_line(page: Page, seeded: SeededServer) -> No
     page.wait_for_url(f"**{path}")
 
 
-def test_a_failed_run_says_why(page: Page, seeded: SeededServer) -> None:
+def test_a_failed_run_shows_its_cause(page: Page, seeded: SeededServer) -> None:
     page.goto(f"/local/kto/runs/{seeded.grid.runs[FAILED]}")
     expect(page.locator(".facts")).to_contain_text("out of memory")
     expect(page.locator("#alerts")).to_contain_text("KL runs away kl_raw 12 > 10")
@@ -37,7 +37,7 @@ def test_a_failed_run_says_why(page: Page, seeded: SeededServer) -> None:
     expect(page.locator("#files .empty")).to_be_visible()
 
 
-def test_runs_side_by_side_begin_with_what_differs(page: Page, seeded: SeededServer) -> None:
+def test_comparison_starts_with_differing_values(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     boxes = page.get_by_role("checkbox", name=re.compile("^select"))
     boxes.nth(0).check()
@@ -53,7 +53,7 @@ def test_runs_side_by_side_begin_with_what_differs(page: Page, seeded: SeededSer
     expect(page.locator('.curve[data-metric="loss"] .trace')).to_have_count(4)
 
 
-def test_runs_side_by_side_stay_still_while_one_goes_on(page: Page, seeded: SeededServer) -> None:
+def test_comparison_keeps_focus_while_a_run_continues(page: Page, seeded: SeededServer) -> None:
     sweep = seeded.register("aside", parameters={"learning_rate": {"values": [1.0, 2.0]}})
     agent = seeded.agent("aside", sweep)
     runs = [seeded.next_trial(agent)[0] for _ in range(2)]
@@ -73,7 +73,7 @@ def test_runs_side_by_side_stay_still_while_one_goes_on(page: Page, seeded: Seed
     expect(slider).to_be_focused()
 
 
-def test_ten_runs_side_by_side_have_ten_colours_and_names_of_any_length(
+def test_comparison_of_ten_runs_has_ten_colours_and_names_of_any_length(
     strict_browser: StrictBrowser, seeded: SeededServer
 ) -> None:
     names = seeded.grid.runs[6:16]
@@ -94,22 +94,22 @@ def test_ten_runs_side_by_side_have_ten_colours_and_names_of_any_length(
     assert name["x"] + name["width"] <= time["x"]
 
 
-def test_compare_with_a_run_that_is_gone_says_what_to_do(
+def test_comparison_with_a_deleted_run_says_what_to_do(
     strict_browser: StrictBrowser, seeded: SeededServer
 ) -> None:
     page = strict_browser.page()
     page.goto(f"/local/kto/compare?runs={seeded.grid.runs[0]},nobody")
     expect(page.locator(".empty")).to_contain_text("there is no run nobody. Select 2 to 10 runs")
-    strict_browser.faults = [fault for fault in strict_browser.faults if "404" not in fault]
+    strict_browser.errors = [error for error in strict_browser.errors if "404" not in error]
 
 
-def test_compare_of_nothing_says_what_to_do(page: Page, seeded: SeededServer) -> None:
+def test_comparison_without_runs_says_what_to_do(page: Page, seeded: SeededServer) -> None:
     seeded.grid  # noqa: B018  the project must be there
     page.goto("/local/kto/compare")
     expect(page.locator(".empty")).to_contain_text("Select 2 to 10 runs")
 
 
-def test_a_server_that_is_gone_is_told_with_what_to_type(
+def test_a_stopped_server_is_reported_with_the_command_to_start_it(
     strict_browser: StrictBrowser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = Home(tmp_path_factory.mktemp("gone") / "home")
@@ -118,14 +118,14 @@ def test_a_server_that_is_gone_is_told_with_what_to_type(
     page.goto("/")
     expect(page.locator(".empty")).to_contain_text("kto-sweep create sweeps/demo.yaml --local")
     stop_server(home)
-    expect(page.locator("#live")).to_have_text("No answer from the server. Type: kto-sweep serve")
+    expect(page.locator("#live")).to_have_text("The server does not respond. Run: kto-sweep serve")
     # The browser itself notes what it could not load.
-    strict_browser.faults = [
-        fault for fault in strict_browser.faults if "ERR_CONNECTION_REFUSED" not in fault
+    strict_browser.errors = [
+        error for error in strict_browser.errors if "ERR_CONNECTION_REFUSED" not in error
     ]
 
 
-def test_who_is_not_logged_in_may_look_and_is_told_how_to_control(page: Page, seeded: SeededServer) -> None:
+def test_without_login_pages_are_read_only_and_say_how_to_log_in(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     expect(page.locator(".controls")).to_contain_text("kto-sweep serve --login")
     expect(page.locator(".controls button")).to_have_count(0)
@@ -150,7 +150,7 @@ def test_login_link_works_once_and_leaves_a_strict_cookie(
     assert "set-cookie" not in again.headers
 
 
-def test_controls_move_the_sweep_and_stop_a_run(owner: Page, seeded: SeededServer) -> None:
+def test_controls_change_the_sweep_and_stop_a_run(owner: Page, seeded: SeededServer) -> None:
     sweep = seeded.register("moved", parameters={"learning_rate": {"values": [1.0, 2.0]}})
     agent = seeded.agent("moved", sweep)
     run, _ = seeded.next_trial(agent)
@@ -176,7 +176,7 @@ def test_controls_move_the_sweep_and_stop_a_run(owner: Page, seeded: SeededServe
 def test_tags_and_notes_are_kept_and_shown_in_the_table(owner: Page, seeded: SeededServer) -> None:
     run = seeded.grid.runs[HOSTILE_RUN]
     owner.goto(f"/local/kto/runs/{run}")
-    owner.get_by_label("Tags, with commas between them").fill("keep, <i>odd</i>")
+    owner.get_by_label("Tags, separated by commas").fill("keep, <i>odd</i>")
     owner.get_by_label("Notes").fill("=worth a second look")
     with owner.expect_response(re.compile("/-/do/")) as sent:
         owner.get_by_role("button", name="save").click()
@@ -188,8 +188,8 @@ def test_tags_and_notes_are_kept_and_shown_in_the_table(owner: Page, seeded: See
     expect(owner.locator("table.runs tbody tr")).to_have_count(1)
 
 
-def test_a_change_from_a_foreign_page_is_refused(owner: Page, seeded: SeededServer) -> None:
-    """The cookie alone is not enough: the page must send what only our own pages are told."""
+def test_an_action_from_a_foreign_page_is_rejected(owner: Page, seeded: SeededServer) -> None:
+    """The cookie alone is not enough: actions also need the CSRF token."""
     path = f"/-/do{seeded.grid.path}"
     assert owner.request.post(path, data={"action": "pause"}).status == 403
     told = owner.request.get("/-/data/sweeps").json()["csrf"]
@@ -201,7 +201,7 @@ def test_a_change_from_a_foreign_page_is_refused(owner: Page, seeded: SeededServ
     assert owner.request.post(path, data={"action": "x"}, headers=headers).status == 400
 
 
-def test_files_are_for_those_who_are_logged_in(owner: Page, seeded: SeededServer) -> None:
+def test_files_need_a_login(owner: Page, seeded: SeededServer) -> None:
     run = seeded.grid.runs[0]
     query = """mutation($run: String!) { createRunFiles(input: {entityName: "local", projectName: "kto",
         runName: $run, files: ["weights.txt"]}) { files { uploadUrl } } }"""

@@ -1,4 +1,4 @@
-"""The report of compare, opened as the file that it is."""
+"""The report of `compare`, opened as a local file."""
 
 import os
 import subprocess

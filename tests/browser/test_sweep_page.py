@@ -1,4 +1,4 @@
-"""The page of a sweep, as a person with a browser has it."""
+"""The sweep page in a real browser."""
 
 import csv
 import json
@@ -104,7 +104,7 @@ def test_saves_the_table_as_csv(page: Page, seeded: SeededServer, tmp_path: Path
     )
 
 
-def test_keyboard_alone_reaches_and_does_everything(page: Page, seeded: SeededServer) -> None:
+def test_everything_works_with_the_keyboard(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     expect(rows(page)).to_have_count(22)
     page.keyboard.press("Tab")
@@ -130,7 +130,7 @@ def test_keyboard_alone_reaches_and_does_everything(page: Page, seeded: SeededSe
     expect(page.locator("#curves output")).to_have_text("0.61")
 
 
-def test_brushing_with_the_mouse_keeps_the_runs_inside(page: Page, seeded: SeededServer) -> None:
+def test_brushing_with_the_mouse_selects_runs(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     handle = page.get_by_role("slider", name="lower bound of learning_rate")
     expect(page.locator("#importance tbody tr")).to_have_count(3)  # the last part to be drawn
@@ -156,7 +156,7 @@ def test_axes_and_smoothing_change_the_charts(page: Page, seeded: SeededServer) 
     page.wait_for_function("chart => chart.layout.yaxis.type === 'log'", arg=chart.element_handle())
 
 
-def test_values_that_are_not_numbers_come_last_whatever_the_order(page: Page, seeded: SeededServer) -> None:
+def test_non_numbers_sort_last_in_both_directions(page: Page, seeded: SeededServer) -> None:
     sweep = seeded.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
     for name, loss in (("good", 0.3), ("broken", math.nan), ("better", 0.2)):
         summary = json.dumps({"eval/common_loss": loss})
@@ -168,7 +168,7 @@ def test_values_that_are_not_numbers_come_last_whatever_the_order(page: Page, se
     expect(rows(page)).to_contain_text(["good", "better", "broken"])
 
 
-def test_a_smoothed_constant_stays_what_it_is(page: Page, seeded: SeededServer) -> None:
+def test_a_smoothed_constant_stays_constant(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     smoothed = page.evaluate(
         """async () => {
@@ -180,22 +180,22 @@ def test_a_smoothed_constant_stays_what_it_is(page: Page, seeded: SeededServer) 
     assert set(smoothed) == {12}
 
 
-def test_a_sweep_without_runs_says_what_to_type(page: Page, seeded: SeededServer) -> None:
+def test_a_sweep_without_runs_shows_the_agent_command(page: Page, seeded: SeededServer) -> None:
     name = seeded.register("empty", parameters={"learning_rate": {"values": [1, 2]}})
     page.goto(f"/local/empty/sweeps/{name}")
     expect(page.locator("#curves .empty")).to_contain_text(f"kto-sweep agent local/empty/{name}")
-    expect(page.locator("#agents .empty")).to_contain_text("No agent has come yet")
+    expect(page.locator("#agents .empty")).to_contain_text("No agents yet")
     expect(page.locator("#grid .summary")).to_have_text("2 cells: · 2 missing.")
 
 
-def test_a_run_that_goes_on_is_followed_without_a_reload(page: Page, seeded: SeededServer) -> None:
+def test_a_running_run_is_updated_without_a_reload(page: Page, seeded: SeededServer) -> None:
     name = seeded.register("live", parameters={"learning_rate": {"values": [1.0, 2.0]}})
     page.goto(f"/local/live/sweeps/{name}")
     expect(page.locator("#runs .empty")).to_be_visible()
     agent = seeded.agent("live", name)
     run, _ = seeded.next_trial(agent)
     seeded.upsert("live", run, host="gpu-box-1", jobProgram="x", sweep=name)
-    expect(panel(page, "loss").locator(".chart")).to_have_text("nothing yet")
+    expect(panel(page, "loss").locator(".chart")).to_have_text("no data yet")
     seeded.log("live", run, 0, [row(step, 1.0, 4) for step in range(20)])
     expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 19")
     seeded.log("live", run, 20, [row(step, 1.0, 4) for step in range(20, 60)])
@@ -230,7 +230,7 @@ def path_of(seeded: SeededServer, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_a_phone_shows_it_without_scrolling_sideways(
+def test_pages_fit_a_phone_without_horizontal_scrolling(
     strict_browser: StrictBrowser, seeded: SeededServer, kind: str
 ) -> None:
     page = strict_browser.page(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
@@ -244,7 +244,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         assert ink == "rgb(152, 163, 179)"
 
 
-def test_stored_state_of_a_page_is_plain_json(page: Page, seeded: SeededServer) -> None:
-    """What pages are made from holds no NaN and can be read by anybody."""
+def test_page_data_is_strict_json(page: Page, seeded: SeededServer) -> None:
+    """The data of pages contains no NaN and is readable without a login."""
     data = page.request.get(f"/-/data{seeded.grid.path}")
     assert json.loads(data.text())["sweep"]["name"] == seeded.grid.name

@@ -1,11 +1,11 @@
-"""The server of the tests in this folder: a process of its own, or its insides in this process."""
+"""Fixtures: a server process for the wandb SDK, and a server inside the test process."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_harness import Clock, SdkSandbox, ServerHarness
+from server_harness import FakeClock, SdkSandbox, ServerHarness
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
@@ -18,7 +18,7 @@ KEY = "local-" + "0123456789" * 4
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSandbox]:
-    folder = tmp_path_factory.mktemp("box")
+    folder = tmp_path_factory.mktemp("sandbox")
     home = Home(folder / "home")
     yield SdkSandbox(home, ensure_server(home), folder)
     stop_server(home)
@@ -28,8 +28,8 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSandbox]:
 def harness(tmp_path: Path) -> Iterator[ServerHarness]:
     path = tmp_path / "runs.sqlite3"
     migrate(path)
-    database, clock = Database(path), Clock()
-    clock = ServerClock(clock, clock.steady)
-    server = ServerState(database, tmp_path / "files", KEY, clock, random.Random(7))
+    database, clock = Database(path), FakeClock()
+    server_clock = ServerClock(clock, clock.steady)
+    server = ServerState(database, tmp_path / "files", KEY, server_clock, random.Random(7))
     yield ServerHarness(server, clock)
     database.close()

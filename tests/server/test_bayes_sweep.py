@@ -1,4 +1,4 @@
-"""Bayesian sweeps on the server: with the real SDK, and what becomes of a search that fails or takes long."""
+"""Bayesian sweeps on the server: with the real SDK, and with a search that fails or is slow."""
 
 import json
 import logging
@@ -35,7 +35,7 @@ def test_two_agents_of_the_real_sdk_share_a_capped_sweep(sandbox: SdkSandbox) ->
         sandbox.finish(agent)
     code = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.state, [[run.state, run.config["lr"], run.config["o"]["n"]] for run in sweep.runs]])
+report([sweep.state, [[run.state, run.config["lr"], run.config["o"]["n"]] for run in sweep.runs]])
 """
     state, runs = sandbox.run(code, sweep)
     assert state == "FINISHED"
@@ -56,7 +56,7 @@ def begin(harness: ServerHarness, sweep: str, *losses: float) -> None:
         harness.stream(name, complete=True, exitcode=0)
 
 
-def test_runs_attached_by_hand_are_observed_and_the_name_is_the_seed(harness: ServerHarness) -> None:
+def test_manually_added_runs_are_observed_and_the_name_is_the_seed(harness: ServerHarness) -> None:
     sweep = harness.sweep(BAYES)
     seen = []
     for number in range(5):
@@ -73,14 +73,14 @@ def test_runs_attached_by_hand_are_observed_and_the_name_is_the_seed(harness: Se
     assert {name: entry["value"] for name, entry in args.items()} == expected
 
 
-def test_sweep_ends_at_its_target(harness: ServerHarness) -> None:
+def test_sweep_finishes_at_its_target(harness: ServerHarness) -> None:
     sweep = harness.sweep({**BAYES, "metric": {**BAYES["metric"], "target": 0.5}})
     begin(harness, sweep, 2.0, 0.4)
     assert harness.sweep_field(sweep) == "FINISHED"
     assert harness.beat(harness.agent(sweep)) == [{"type": "exit"}]
 
 
-def test_search_that_fails_leaves_its_trial_to_chance_and_says_so(
+def test_failed_search_falls_back_to_random_and_logs_it(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*args: object, **options: object) -> None:
@@ -93,7 +93,7 @@ def test_search_that_fails_leaves_its_trial_to_chance_and_says_so(
     assert "a matrix that is none" in caplog.text
 
 
-def test_other_requests_are_answered_while_a_search_thinks(
+def test_other_requests_are_answered_during_a_slow_search(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     thinking, enough = threading.Event(), threading.Event()
@@ -119,7 +119,7 @@ def test_other_requests_are_answered_while_a_search_thinks(
     assert commands[0][0]["args"]["lr"] == {"value": 0.5}
 
 
-def test_a_bayesian_sweep_has_its_libraries_loaded_before_an_agent_asks_and_once(
+def test_a_bayesian_sweep_preloads_its_libraries_once(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading: queue.Queue[threading.Thread] = queue.Queue()
@@ -133,7 +133,7 @@ def test_a_bayesian_sweep_has_its_libraries_loaded_before_an_agent_asks_and_once
     assert loading.empty()
 
 
-def test_a_heartbeat_has_them_loaded_for_a_sweep_from_before_the_start(
+def test_a_heartbeat_preloads_them_for_a_sweep_from_before_the_start(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = harness.agent(harness.sweep(BAYES))

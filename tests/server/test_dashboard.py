@@ -1,4 +1,4 @@
-"""The dashboard's data: thinned curves, columns that follow a run, changes alone, and who may do what."""
+"""The dashboard's data: downsampled curves, columns, changed runs, and access control."""
 
 import json
 import math
@@ -24,7 +24,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
 @given(st.lists(NUMBERS, max_size=400), st.integers(1, 60))
-def test_thinned_curve_keeps_ends_and_extremes_within_its_size(values: list[float], points: int) -> None:
+def test_downsampled_curve_keeps_ends_and_extremes_within_its_size(values: list[float], points: int) -> None:
     chosen = downsample(np.array(values), points).tolist()
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= max(points, 4)
@@ -35,7 +35,7 @@ def test_thinned_curve_keeps_ends_and_extremes_within_its_size(values: list[floa
 
 
 @given(st.lists(NUMBERS, min_size=30, max_size=300), st.integers(4, 20))
-def test_no_stretch_of_a_thinned_curve_loses_its_extremes(values: list[float], points: int) -> None:
+def test_no_bucket_of_a_downsampled_curve_loses_its_extremes(values: list[float], points: int) -> None:
     chosen = downsample(np.array(values), points)
     stretches = (points - 2) // 2
     length = math.ceil((len(values) - 2) / stretches)
@@ -64,7 +64,7 @@ def curve(harness: ServerHarness, cache: ColumnCache, run: str, key: str) -> Any
     return cache.curves(connection, found.id, found.created_at, [key], 100).get(key)
 
 
-def test_columns_follow_a_run_and_skip_what_is_no_number(harness: ServerHarness) -> None:
+def test_columns_follow_a_run_and_skip_non_numbers(harness: ServerHarness) -> None:
     cache = ColumnCache()
     harness.start_run("r")
     harness.log("r", 0, {"loss": 1.0, "x": {"y": 2}}, {"loss": math.nan, "text": "a"}, {"loss": True})
@@ -77,7 +77,7 @@ def test_columns_follow_a_run_and_skip_what_is_no_number(harness: ServerHarness)
     assert curve(harness, cache, "r", "late") == {"step": [4.0], "time": [1e9], "value": [1.7e308]}
 
 
-def test_columns_forget_a_run_that_was_started_anew(harness: ServerHarness) -> None:
+def test_columns_are_reset_when_a_run_is_restarted(harness: ServerHarness) -> None:
     cache = ColumnCache()
     harness.start_run("r")
     harness.log("r", 0, {"loss": 1.0}, {"loss": 2.0})
@@ -97,7 +97,7 @@ def look(harness: ServerHarness, changes: ChangeTracker, name: str, tag: str | N
     return changes.since(connection, sweep.id, facts, tag)
 
 
-def test_a_page_is_told_only_what_has_changed(harness: ServerHarness) -> None:
+def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
     changes = ChangeTracker()
     sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
     agent = harness.agent(sweep)
@@ -120,7 +120,7 @@ def test_a_page_is_told_only_what_has_changed(harness: ServerHarness) -> None:
     assert look(harness, changes, sweep, "unknown")["complete"]
 
 
-def test_a_page_is_told_all_when_a_run_was_deleted(harness: ServerHarness) -> None:
+def test_a_page_gets_all_runs_after_a_deletion(harness: ServerHarness) -> None:
     changes = ChangeTracker()
     sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
     [command] = harness.beat(harness.agent(sweep))
@@ -140,10 +140,8 @@ def test_values_of_any_kind_become_cells(harness: ServerHarness) -> None:
 
 
 @pytest.mark.parametrize("told", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
-def test_a_run_that_tells_a_senseless_runtime_leaves_the_list_readable(
-    harness: ServerHarness, told: str
-) -> None:
-    """Two of them, whose sum is no number either; what the server saw of them counts instead."""
+def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, told: str) -> None:
+    """Two runs, whose sum would overflow too; the server uses their heartbeats instead."""
     sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
     for _ in range(2):
         [command] = harness.beat(harness.agent(sweep))
@@ -158,10 +156,10 @@ def test_a_run_that_tells_a_senseless_runtime_leaves_the_list_readable(
 
 
 @pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])
-def test_an_unknown_control_is_refused(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+def test_an_unknown_action_is_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
     harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
     [sweep] = sweeps.page(harness.server.database.reader(), None, 1)
-    with pytest.raises(RequestError, match="none of pause, resume, stop, cancel"):
+    with pytest.raises(RequestError, match="not one of pause, resume, stop, cancel"):
         dashboard_actions.of_sweep(harness.server, sweep, wanted)
 
 
@@ -176,7 +174,7 @@ def test_an_unknown_control_is_refused(harness: ServerHarness, wanted: dict[str,
         {"action": "burn"},
     ],
 )
-def test_what_cannot_be_written_on_a_run_is_refused(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
     harness.start_run("r")
     run = runs.get(harness.server.database.reader(), 1)
     assert run
@@ -187,7 +185,7 @@ def test_what_cannot_be_written_on_a_run_is_refused(harness: ServerHarness, want
 KEY = "local-" + "a" * 40
 
 
-def test_a_proof_holds_for_its_purpose_its_time_and_its_key() -> None:
+def test_a_login_token_is_valid_for_its_kind_lifetime_and_key() -> None:
     link = login_tokens.create(KEY, TokenKind.LINK, 1000.0)
     assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3599)
     assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3601) is None
@@ -198,12 +196,12 @@ def test_a_proof_holds_for_its_purpose_its_time_and_its_key() -> None:
 
 
 def cookie_of(sandbox: SdkSandbox) -> dict[str, str]:
-    """The header of a browser that came by a login link."""
+    """The cookie header of a logged-in browser."""
     cookies = httpx.get(sandbox.address.login_link()).cookies
     return {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
 
 
-def test_another_host_name_is_let_in_with_a_cookie_only(sandbox: SdkSandbox) -> None:
+def test_another_host_name_needs_a_cookie(sandbox: SdkSandbox) -> None:
     other = {"host": "gpu-sandbox.example"}
     assert httpx.get(f"{sandbox.address.url}/", headers=other).status_code == 401
     assert httpx.get(f"{sandbox.address.url}/-/data/sweeps", headers=other).status_code == 401
@@ -211,14 +209,14 @@ def test_another_host_name_is_let_in_with_a_cookie_only(sandbox: SdkSandbox) -> 
     assert httpx.get(f"{sandbox.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
 
 
-def test_only_a_page_that_is_logged_in_is_told_how_to_change_things(sandbox: SdkSandbox) -> None:
+def test_only_a_logged_in_page_gets_the_csrf_token(sandbox: SdkSandbox) -> None:
     address = f"{sandbox.address.url}/-/data/sweeps"
     assert httpx.get(address).json()["csrf"] is None
     assert len(httpx.get(address, headers=cookie_of(sandbox)).json()["csrf"]) == 32
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
-def test_a_login_link_leads_nowhere_else(sandbox: SdkSandbox, target: str) -> None:
+def test_a_login_link_does_not_redirect_to_another_site(sandbox: SdkSandbox, target: str) -> None:
     link = f"{sandbox.address.login_link()}?to={target}"
     assert 'content="0; url=/"' in httpx.get(link).text
 
@@ -226,12 +224,12 @@ def test_a_login_link_leads_nowhere_else(sandbox: SdkSandbox, target: str) -> No
 @pytest.mark.parametrize(
     "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
 )
-def test_static_gives_nothing_but_its_own_files(sandbox: SdkSandbox, name: str) -> None:
+def test_static_serves_only_its_own_files(sandbox: SdkSandbox, name: str) -> None:
     assert httpx.get(f"{sandbox.address.url}/-/static/x/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["points=x", "points=-1", "points=" + "9" * 30])
-def test_a_strange_number_is_400(sandbox: SdkSandbox, query: str) -> None:
+def test_an_invalid_number_is_400(sandbox: SdkSandbox, query: str) -> None:
     sandbox.sweep({"method": "grid", "parameters": {"a": {"values": [1]}}})
     path = f"{sandbox.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
     assert httpx.get(path).status_code == 400

@@ -1,4 +1,4 @@
-"""Asynchronous successive halving on the server: who pauses, who goes on, where, and how a sweep ends."""
+"""Successive halving on the server: which runs pause, which are promoted, where, and how a sweep ends."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ def agent(harness: ServerHarness, sweep: str, host: str = "box cpu") -> str:
 
 
 def begin(harness: ServerHarness, agent: str) -> tuple[str, int]:
-    """The run that the agent is given, started, and its learning rate."""
+    """Starts the agent's next run; its name and learning rate."""
     command = harness.beat(agent)[0]
     assert command["type"] in {"run", "resume"}, command
     resumed = command["type"] == "resume"
@@ -49,7 +49,7 @@ def train(harness: ServerHarness, agent: str, name: str, loss: float, until: int
 
 
 def shown(harness: ServerHarness, name: str) -> tuple[list[str], Counter[str]]:
-    """States on the dashboard: of the runs, and how many cells of the grid have which."""
+    """States on the dashboard: of the runs, and counts of the grid's cells by state."""
     connection = harness.server.database.reader()
     owner = projects.find(connection, None, None)
     assert owner
@@ -61,7 +61,7 @@ def shown(harness: ServerHarness, name: str) -> tuple[list[str], Counter[str]]:
     return rows, Counter(cell["state"] for cell in cells)
 
 
-def test_poor_runs_pause_and_the_best_goes_on_before_a_new_one_begins(harness: ServerHarness) -> None:
+def test_poor_runs_pause_and_the_best_is_promoted_before_a_new_one_starts(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     one = agent(harness, sweep)
     names, order = {}, []
@@ -89,7 +89,7 @@ def test_poor_runs_pause_and_the_best_goes_on_before_a_new_one_begins(harness: S
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_an_idle_agent_waits_while_a_running_one_may_bring_another_on(harness: ServerHarness) -> None:
+def test_an_idle_agent_waits_while_a_running_run_may_promote_another(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "run_cap": 3})
     one, two, three = (agent(harness, sweep) for _ in range(3))
     for loss in (5.0, 3.0):
@@ -107,7 +107,7 @@ def test_an_idle_agent_waits_while_a_running_one_may_bring_another_on(harness: S
     assert harness.beat(three) == [{"type": "exit"}]
 
 
-def test_a_run_goes_on_where_its_checkpoint_is(harness: ServerHarness) -> None:
+def test_a_run_resumes_on_the_host_of_its_checkpoint(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     here, there = agent(harness, sweep), agent(harness, sweep, "other gpu 0")
     for loss in (5.0, 3.0, 4.0):
@@ -120,7 +120,7 @@ def test_a_run_goes_on_where_its_checkpoint_is(harness: ServerHarness) -> None:
     assert (command["type"], command["args"]["lr"]["value"]) == ("resume", 3)
 
 
-def test_a_run_whose_host_is_gone_goes_on_elsewhere(harness: ServerHarness) -> None:
+def test_a_run_whose_host_is_offline_resumes_elsewhere(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     here = agent(harness, sweep)
     for loss in (5.0, 3.0, 4.0):
@@ -156,7 +156,7 @@ def test_paused_runs_end_with_their_sweep(harness: ServerHarness, state: str) ->
     assert harness.beat(one) == [{"type": "exit"}]
 
 
-def test_a_paused_run_that_a_person_stops_is_not_handed_out(harness: ServerHarness) -> None:
+def test_a_paused_run_that_is_stopped_is_not_assigned(harness: ServerHarness) -> None:
     _, names, one = pause_two(harness, GRID)
     harness.mutate("stopRun", "StopRunInput", "success", id=harness.run(names[1], "id")["id"])
     assert harness.run(names[1])["state"] == "killed"
@@ -165,7 +165,7 @@ def test_a_paused_run_that_a_person_stops_is_not_handed_out(harness: ServerHarne
     assert harness.beat(one)[0]["type"] == "run"
 
 
-def test_a_run_that_fails_or_ends_at_its_band_has_not_paused(harness: ServerHarness) -> None:
+def test_a_run_that_fails_or_ends_at_its_band_is_not_paused(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     one = agent(harness, sweep)
     for code, state in ((1, "failed"), (0, "finished")):
@@ -176,8 +176,8 @@ def test_a_run_that_fails_or_ends_at_its_band_has_not_paused(harness: ServerHarn
         assert harness.run(name)["state"] == state
 
 
-def test_whoever_goes_on_with_a_run_that_is_to_pause_hears_of_it(harness: ServerHarness) -> None:
-    """Its agent died before it could stop; another of the box takes it over."""
+def test_the_next_agent_of_a_pausing_run_is_told_to_stop_it(harness: ServerHarness) -> None:
+    """Its agent died before it could stop the run; another agent on the host takes it over."""
     sweep = harness.sweep(GRID)
     one = agent(harness, sweep)
     name, _ = begin(harness, one)
@@ -189,13 +189,13 @@ def test_whoever_goes_on_with_a_run_that_is_to_pause_hears_of_it(harness: Server
     assert harness.run(name)["state"] == "preempted"
 
 
-def test_a_run_that_fell_silent_while_it_was_to_pause_is_paused(harness: ServerHarness) -> None:
+def test_a_run_that_goes_silent_while_pausing_is_paused(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     one = agent(harness, sweep)
     name, _ = begin(harness, one)
     harness.log(name, 0, {"loss": 1.0}, {"loss": 1.0})
     harness.clock.time += 400
-    harness.round()
+    harness.run_maintenance()
     assert harness.run(name)["state"] == "preempted"
 
 
@@ -209,14 +209,14 @@ def test_a_run_that_fell_silent_while_it_was_to_pause_is_paused(harness: ServerH
         ({"metric": None}, "needs a metric"),
     ],
 )
-def test_asha_that_cannot_be_is_told_and_left_out(change: dict[str, Any], problem: str) -> None:
+def test_invalid_asha_options_are_reported_and_ignored(change: dict[str, Any], problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**GRID, **change}))
     assert any(problem in each for each in rules.problems), rules.problems
     assert rules.options.asha is None
 
 
-def test_the_real_sdk_pauses_and_goes_on(sandbox: SdkSandbox) -> None:
-    """Two stock agents; a run that is resumed goes on with its next row."""
+def test_the_real_sdk_pauses_and_resumes(sandbox: SdkSandbox) -> None:
+    """Two wandb agents; a resumed run continues with its next row."""
     sweep = sandbox.sweep(GRID)
     code = """
 def trial():
@@ -230,7 +230,7 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
         sandbox.finish(each)
     read = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.state, {run.config["lr"]: [run.state, [row["_step"] for row in run.scan_history()]]
+report([sweep.state, {run.config["lr"]: [run.state, [row["_step"] for row in run.scan_history()]]
                     for run in sweep.runs}])
 """
     state, runs = sandbox.run(read, sweep)

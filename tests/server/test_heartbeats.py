@@ -1,4 +1,4 @@
-"""Sweeps, agents and runs over time: who is told what."""
+"""Sweeps, agents and runs over time: which commands agents get."""
 
 import json
 from collections import Counter
@@ -25,20 +25,20 @@ def test_grid_gives_every_cell_once_in_order_then_exit(harness: ServerHarness) -
     assert harness.sweep_field(sweep, "runCountExpected") == 4
 
 
-def test_a_person_hears_of_a_full_disk_at_once_where_a_run_tries_again(harness: ServerHarness) -> None:
+def test_a_full_disk_is_an_error_for_users_and_a_retry_for_runs(harness: ServerHarness) -> None:
     harness.sweep(GRID)
     database = harness.server.database
     pages = database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
     database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
     long = {"description": "x" * 100_000}
     query = "mutation M($input: UpsertSweepInput!) { upsertSweep(input: $input) { sweep { id } } }"
-    status, body = harness.answer(query, input={"config": json.dumps(GRID), **long})
+    status, body = harness.execute(query, input={"config": json.dumps(GRID), **long})
     assert (status, "disk is full; nothing was changed" in body["errors"][0]["message"]) == (200, True)
     with pytest.raises(StoreUnavailable, match="full"):
         harness.start_run("new", config=json.dumps(long))
 
 
-def test_three_agents_share_a_grid_without_doing_a_cell_twice(harness: ServerHarness) -> None:
+def test_three_agents_share_a_grid_without_running_a_cell_twice(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     agents = [harness.agent(sweep) for _ in range(3)]
     done: Counter[str] = Counter()
@@ -54,7 +54,7 @@ def test_three_agents_share_a_grid_without_doing_a_cell_twice(harness: ServerHar
     assert set(done.values()) == {1}
 
 
-def test_failed_cell_is_not_tried_again(harness: ServerHarness) -> None:
+def test_failed_cell_is_not_retried(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     first = harness.beat(agent)[0]
     harness.work(agent, first, exitcode=1)
@@ -62,7 +62,7 @@ def test_failed_cell_is_not_tried_again(harness: ServerHarness) -> None:
     assert harness.beat(agent)[0]["args"] != first["args"]
 
 
-def test_cell_of_a_deleted_run_is_tried_again(harness: ServerHarness) -> None:
+def test_cell_of_a_deleted_run_is_run_again(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     first = harness.beat(agent)[0]
     harness.work(agent, first)
@@ -70,7 +70,7 @@ def test_cell_of_a_deleted_run_is_tried_again(harness: ServerHarness) -> None:
     assert harness.beat(agent)[0]["args"] == first["args"]
 
 
-def test_agent_whose_run_was_deleted_is_told_to_end_it_before_it_gets_another(harness: ServerHarness) -> None:
+def test_agent_must_stop_a_deleted_run_before_it_gets_another(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     first = harness.beat(agent)[0]
     name = first["run_id"]
@@ -95,7 +95,7 @@ def test_script_that_changes_its_config_does_not_change_its_cell(harness: Server
     assert harness.beat(agent)[0]["args"] != first["args"]
 
 
-def test_run_attached_by_hand_counts_as_its_cell(harness: ServerHarness) -> None:
+def test_manually_added_run_counts_as_its_cell(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     harness.start_run("byhand", sweep=sweep, config='{"lr": {"value": 0.1}, "b": {"value": 1.0}}')
     agent = harness.agent(sweep)
@@ -112,19 +112,19 @@ def test_neither_run_nor_exit_while_the_agent_has_a_run(harness: ServerHarness) 
     assert harness.beat(agent) == [{"type": "exit"}]
 
 
-def test_answer_that_was_lost_is_given_again(harness: ServerHarness) -> None:
+def test_lost_command_is_sent_again(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     assert harness.beat(agent) == harness.beat(agent)
 
 
-def test_run_that_dies_before_wandb_init_three_times_is_given_up(harness: ServerHarness) -> None:
+def test_run_that_dies_before_wandb_init_three_times_fails(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     names = [harness.beat(agent)[0]["run_id"] for _ in range(4)]
     assert names[0] == names[1] == names[2] != names[3]
     assert harness.run(names[0])["state"] == "failed"
 
 
-def test_run_that_was_picked_up_and_left_without_wandb_init_has_failed(harness: ServerHarness) -> None:
+def test_reported_run_that_ends_without_wandb_init_fails(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(GRID))
     name = harness.beat(agent)[0]["run_id"]
     harness.beat(agent, name)
@@ -142,7 +142,7 @@ def test_run_cap_counts_failed_runs_and_those_of_all_agents(harness: ServerHarne
     assert harness.sweep_field(sweep, "runCount") == 3
 
 
-def test_sweep_ends_with_its_last_run_even_if_no_agent_asks_again(harness: ServerHarness) -> None:
+def test_sweep_finishes_with_its_last_run_without_another_heartbeat(harness: ServerHarness) -> None:
     sweep = harness.sweep({**RANDOM, "run_cap": 1})
     agent = harness.agent(sweep)
     name = harness.beat(agent)[0]["run_id"]
@@ -152,7 +152,7 @@ def test_sweep_ends_with_its_last_run_even_if_no_agent_asks_again(harness: Serve
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_target_reached_finishes_the_sweep_and_lets_others_end(harness: ServerHarness) -> None:
+def test_target_reached_finishes_the_sweep_and_lets_running_runs_finish(harness: ServerHarness) -> None:
     sweep = harness.sweep({**RANDOM, "metric": {"name": "loss", "goal": "minimize", "target": 0.5}})
     one, two = harness.agent(sweep), harness.agent(sweep)
     good, other = harness.beat(one)[0]["run_id"], harness.beat(two)[0]["run_id"]
@@ -167,7 +167,7 @@ def test_target_reached_finishes_the_sweep_and_lets_others_end(harness: ServerHa
     assert harness.beat(one) == [{"type": "exit"}]
 
 
-def test_stop_is_repeated_until_the_run_leaves_which_is_then_killed(harness: ServerHarness) -> None:
+def test_stop_is_repeated_until_the_run_is_unreported_and_killed(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(RANDOM))
     name = harness.beat(agent)[0]["run_id"]
     harness.start_run(name)
@@ -194,7 +194,7 @@ def set_state(harness: ServerHarness, sweep: str, state: str) -> None:
     harness.mutate("upsertSweep", "UpsertSweepInput", "sweep { state }", id=opaque, state=state)
 
 
-def test_paused_sweep_lets_runs_end_and_hands_out_none_until_resumed(harness: ServerHarness) -> None:
+def test_paused_sweep_lets_runs_finish_and_assigns_none_until_resumed(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     agent = harness.agent(sweep)
     first = harness.beat(agent)[0]
@@ -205,7 +205,7 @@ def test_paused_sweep_lets_runs_end_and_hands_out_none_until_resumed(harness: Se
     assert harness.beat(agent)[0]["type"] == "run"
 
 
-def test_canceled_sweep_stops_its_runs_then_sends_its_agents_away(harness: ServerHarness) -> None:
+def test_canceled_sweep_stops_its_runs_then_its_agents_exit(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     one, two = harness.agent(sweep), harness.agent(sweep)
     running, waiting = harness.beat(one)[0]["run_id"], harness.beat(two)[0]["run_id"]
@@ -218,7 +218,7 @@ def test_canceled_sweep_stops_its_runs_then_sends_its_agents_away(harness: Serve
     assert harness.beat(one) == harness.beat(two) == [{"type": "exit"}]
 
 
-def test_run_whose_process_comes_up_after_the_cancel_is_stopped_too(harness: ServerHarness) -> None:
+def test_run_whose_process_starts_after_the_cancel_is_stopped_too(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     agent = harness.agent(sweep)
     name = harness.beat(agent)[0]["run_id"]
@@ -230,7 +230,7 @@ def test_run_whose_process_comes_up_after_the_cancel_is_stopped_too(harness: Ser
     assert harness.run(name)["state"] == "killed"
 
 
-def test_killed_run_that_is_started_again_by_hand_is_not_stopped_again(harness: ServerHarness) -> None:
+def test_killed_run_that_is_restarted_manually_is_not_stopped_again(harness: ServerHarness) -> None:
     opaque = harness.start_run("r")["bucket"]["id"]
     harness.mutate("stopRun", "StopRunInput", "success", id=opaque)
     harness.stream("r", complete=True, exitcode=1)
@@ -238,7 +238,7 @@ def test_killed_run_that_is_started_again_by_hand_is_not_stopped_again(harness: 
     assert harness.stream("r")["stopped"] is False
 
 
-def test_stopped_sweep_lets_runs_end(harness: ServerHarness) -> None:
+def test_stopped_sweep_lets_runs_finish(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     agent = harness.agent(sweep)
     name = harness.beat(agent)[0]["run_id"]
@@ -252,15 +252,15 @@ def test_stopped_sweep_lets_runs_end(harness: ServerHarness) -> None:
 
 def test_heartbeat_of_an_unknown_agent_is_not_found(harness: ServerHarness) -> None:
     query = 'mutation { agentHeartbeat(input: {id: "QWdlbnQ6djE6OTk="}) { commands } }'
-    assert harness.answer(query)[0] == 404
+    assert harness.execute(query)[0] == 404
 
 
 def test_agent_for_an_unknown_sweep_is_not_found(harness: ServerHarness) -> None:
     query = 'mutation { createAgent(input: {host: "box", sweep: "nosuch"}) { agent { id } } }'
-    assert harness.answer(query)[0] == 404
+    assert harness.execute(query)[0] == 404
 
 
-def test_scheduler_queue_is_handed_out_in_order_up_to_the_cap(harness: ServerHarness) -> None:
+def test_scheduler_queue_is_assigned_in_order_up_to_the_cap(harness: ServerHarness) -> None:
     config = {"method": "custom", "run_cap": 2, "scheduler": {"engine": "optuna"}, "metric": {"name": "loss"}}
     sweep = harness.sweep(config)
     assert harness.run(harness.sweep_field(sweep, "controllerRunName"))["state"] == "pending"
@@ -282,7 +282,7 @@ def test_scheduler_queue_is_handed_out_in_order_up_to_the_cap(harness: ServerHar
     set_state(harness, sweep, "FINISHED")
     assert harness.beat(agent) == [{"type": "exit"}]
     query = "query($f: JSONString) { project { runCount(filters: $f) } }"
-    assert harness.ask(query, f='{"state": "killed"}')["project"]["runCount"] == 1
+    assert harness.query(query, f='{"state": "killed"}')["project"]["runCount"] == 1
 
 
 def test_hyperband_stops_the_worst_as_soon_as_its_row_arrives(harness: ServerHarness) -> None:
@@ -316,7 +316,7 @@ def test_changed_sweep_config_applies_to_what_was_logged_before(harness: ServerH
     assert harness.sweep_field(sweep, "bestLoss") == 0.75
 
 
-def test_agent_that_comes_while_another_ones_search_is_slow_is_told_to_call_again(
+def test_agent_gets_no_command_while_another_agents_search_is_slow(
     harness: ServerHarness,
 ) -> None:
     sweep = harness.sweep(RANDOM)
@@ -329,7 +329,7 @@ def test_agent_that_comes_while_another_ones_search_is_slow_is_told_to_call_agai
     assert harness.beat(free)[0]["type"] == "run"
 
 
-def test_changed_grid_goes_on_with_the_cells_that_no_run_has_had(harness: ServerHarness) -> None:
+def test_changed_grid_continues_with_untried_cells(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     agent = harness.agent(sweep)
     for _ in range(3):
@@ -345,7 +345,7 @@ def test_changed_grid_goes_on_with_the_cells_that_no_run_has_had(harness: Server
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_sweep_canceled_while_its_search_is_at_work_starts_no_run(
+def test_sweep_canceled_during_its_search_starts_no_run(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = harness.sweep(RANDOM)
@@ -367,7 +367,7 @@ def make_pending(harness: ServerHarness, name: str) -> None:
     harness.mutate("updateRunState", "UpdateRunStateInput", "success", id=run_id, state="pending")
 
 
-def test_ended_run_made_pending_is_handed_out_again_and_begins_anew(harness: ServerHarness) -> None:
+def test_ended_run_set_to_pending_is_assigned_again_and_restarts(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "run_cap": 2})
     agent = harness.agent(sweep)
     failed = harness.beat(agent)[0]
@@ -397,7 +397,7 @@ def test_ended_run_made_pending_is_handed_out_again_and_begins_anew(harness: Ser
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_runs_of_another_sweep_can_count_for_this_one_as_well(harness: ServerHarness) -> None:
+def test_prior_runs_of_another_sweep_count_for_both(harness: ServerHarness) -> None:
     first = harness.sweep(GRID)
     agent = harness.agent(first)
     done = harness.beat(agent)[0]
@@ -409,7 +409,7 @@ def test_runs_of_another_sweep_can_count_for_this_one_as_well(harness: ServerHar
     )["sweep"]["name"]
     query = "query($f: JSONString) { project { runs(filters: $f) { edges { node { name } } } } }"
     for sweep, count in ((first, 2), (second, 1)):
-        edges = harness.ask(query, f=json.dumps({"sweep": sweep}))["project"]["runs"]["edges"]
+        edges = harness.query(query, f=json.dumps({"sweep": sweep}))["project"]["runs"]["edges"]
         assert [edge["node"]["name"] for edge in edges] == [done["run_id"], running][:count]
         assert harness.sweep_field(sweep, "runCount") == count
     other = harness.agent(second)

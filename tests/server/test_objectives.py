@@ -1,4 +1,4 @@
-"""Several objectives on the server: what the search sees of a run, and what it makes of nonsense."""
+"""Several objectives on the server: observations of runs, and invalid objectives."""
 
 from typing import Any
 
@@ -99,7 +99,7 @@ def test_the_first_objective_is_the_metric_where_none_is_named() -> None:
         [{"name": "loss", "goal": "maximize"}, {"name": "auc"}],
     ],
 )
-def test_objectives_that_make_no_sense_are_told_and_left_out(objectives: Any) -> None:
+def test_invalid_objectives_are_reported_and_ignored(objectives: Any) -> None:
     config = {**SEARCH, "metric": {"name": "loss"}, "kto_sweep": {"objectives": objectives}}
     rules = read_rules(yaml.safe_dump(config))
     (problem,) = rules.problems

@@ -1,4 +1,4 @@
-"""What a Bayesian search is told of a sweep's runs."""
+"""Observations of a sweep's runs for Bayesian search."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def told(harness: ServerHarness, sweep: str) -> list[Observation]:
 
 
 def log_run(harness: ServerHarness, sweep: str, name: str, *losses: float, exitcode: int | None = 0) -> None:
-    """A run attached to the sweep by hand; without an exit code it goes on."""
+    """A run added to the sweep manually; without an exit code it keeps running."""
     harness.start_run(name, sweep=sweep, config='{"lr": {"value": 0.5}, "_wandb": {"value": {}}}')
     harness.log(name, 0, *({"loss": loss} for loss in losses))
     if exitcode is not None:
@@ -51,7 +51,7 @@ def test_finished_run_has_its_best_value(harness: ServerHarness) -> None:
     assert told(harness, high) == [Observation({"lr": 0.5}, 3.0, False)]
 
 
-def test_value_in_the_summary_counts_too(harness: ServerHarness) -> None:
+def test_value_in_the_summary_is_observed_too(harness: ServerHarness) -> None:
     sweep = bayes(harness)
     log_run(harness, sweep, "r", 3.0, exitcode=None)
     harness.stream("r", files={"wandb-summary.json": {"offset": 0, "content": ['{"loss": 0.5}']}})
@@ -59,7 +59,7 @@ def test_value_in_the_summary_counts_too(harness: ServerHarness) -> None:
     assert values(harness, sweep) == [0.5]
 
 
-def test_chosen_config_counts_and_not_what_the_script_made_of_it(harness: ServerHarness) -> None:
+def test_suggested_config_is_observed_not_the_scripts_changes(harness: ServerHarness) -> None:
     sweep = bayes(harness)
     command = harness.beat(harness.agent(sweep))[0]
     harness.start_run(command["run_id"], config='{"lr": {"value": 99}}')
@@ -67,7 +67,7 @@ def test_chosen_config_counts_and_not_what_the_script_made_of_it(harness: Server
 
 
 @pytest.mark.parametrize(("rule", "value"), [("worst", 9.0), ("best", 2.0), ("latest", 4.0)])
-def test_failed_run_has_the_value_that_the_rule_says(harness: ServerHarness, rule: str, value: float) -> None:
+def test_failed_run_has_the_imputed_value(harness: ServerHarness, rule: str, value: float) -> None:
     sweep = bayes(harness, impute=rule)
     log_run(harness, sweep, "good", 1.0, 9.0, 1.5)
     log_run(harness, sweep, "failed", 3.0, 2.0, 4.0, exitcode=1)
@@ -105,13 +105,13 @@ def test_running_run_is_pending_unless_it_is_imputed(
     assert told(harness, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
 
 
-def test_running_run_that_has_logged_nothing_stays_pending(harness: ServerHarness) -> None:
+def test_running_run_without_values_stays_pending(harness: ServerHarness) -> None:
     sweep = bayes(harness, impute_while_running="latest")
     log_run(harness, sweep, "under way", exitcode=None)
     assert told(harness, sweep)[0].pending
 
 
-def test_rules_of_imputation_are_read_from_the_metric() -> None:
+def test_impute_options_are_read_from_the_metric() -> None:
     def metric(extra: str) -> tuple[Metric | None, tuple[str, ...]]:
         rules = read_rules(
             f"{{method: random, metric: {{name: loss{extra}}}, parameters: {{a: {{min: 0, max: 9}}}}}}"

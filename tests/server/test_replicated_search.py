@@ -1,4 +1,4 @@
-"""Replicates of random and bayes on the server: several agents, failures, a killed server, stock tools."""
+"""Replicates of random and bayes on the server: several agents, failures, a killed server, wandb's tools."""
 
 import os
 import signal
@@ -24,12 +24,12 @@ SEARCH: dict[str, Any] = {
 }
 READ = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([[run.config["lr"], run.config["seed"], run.state] for run in sweep.runs])
+report([[run.config["lr"], run.config["seed"], run.state] for run in sweep.runs])
 """
 
 
 def work(harness: ServerHarness, agent: str, exitcode: int = 0) -> dict[str, Any]:
-    """The configuration of one trial, from its start to its end."""
+    """Runs one trial; its configuration."""
     command = harness.beat(agent)[0]
     config = {name: entry["value"] for name, entry in command["args"].items()}
     harness.start_run(command["run_id"])
@@ -81,7 +81,7 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
     assert len(runs) == 18
 
 
-def test_the_stock_command_registers_the_block(sandbox: SdkSandbox) -> None:
+def test_wandb_sweep_registers_the_options(sandbox: SdkSandbox) -> None:
     file = sandbox.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({**SEARCH, "program": "train.py"}))
     said = subprocess.run(
@@ -95,7 +95,7 @@ def test_the_stock_command_registers_the_block(sandbox: SdkSandbox) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
     told = said.stdout + said.stderr
     name = told.split("acme/tests/sweeps/")[1].split()[0].strip()
-    code = 'tell(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
+    code = 'report(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
     assert sandbox.run(code, name) == {"replicates": 3}
 
 
@@ -110,7 +110,7 @@ def test_the_stock_command_registers_the_block(sandbox: SdkSandbox) -> None:
         ({"nonsense": 1, 2: 3}, "nonsense: no such option"),
     ],
 )
-def test_a_block_that_makes_no_sense_is_told_and_left_out(block: Any, problem: str) -> None:
+def test_invalid_options_are_reported_and_ignored(block: Any, problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**SEARCH, "kto_sweep": block}))
     assert any(problem in each for each in rules.problems), rules.problems
     assert rules.options.seeds == ()
@@ -123,6 +123,6 @@ def test_a_block_that_makes_no_sense_is_told_and_left_out(block: Any, problem: s
         ({"parameters": {"seed": {"values": [1, 2]}, "lr": {"min": 0.0, "max": 1.0}}}, "a single number"),
     ],
 )
-def test_replicates_that_cannot_be_are_told(change: dict[str, Any], problem: str) -> None:
+def test_invalid_replicates_are_reported(change: dict[str, Any], problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**SEARCH, **change}))
     assert any(problem in each for each in rules.problems), rules.problems

@@ -50,7 +50,7 @@ def runs(harness: ServerHarness) -> ServerHarness:
 
 def names(harness: ServerHarness, filters: Any = None, order: str | None = None) -> str:
     text = None if filters is None else json.dumps(filters)
-    edges = harness.ask(NAMES, f=text, o=order)["project"]["runs"]["edges"]
+    edges = harness.query(NAMES, f=text, o=order)["project"]["runs"]["edges"]
     return "".join(edge["node"]["name"][1:] for edge in edges)
 
 
@@ -102,7 +102,7 @@ def names(harness: ServerHarness, filters: Any = None, order: str | None = None)
 )
 def test_filter(runs: ServerHarness, filters: dict[str, Any], expected: str) -> None:
     assert names(runs, filters) == expected
-    assert runs.ask(COUNT, f=json.dumps(filters))["project"]["runCount"] == len(expected)
+    assert runs.query(COUNT, f=json.dumps(filters))["project"]["runCount"] == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_order_puts_runs_without_a_number_last(runs: ServerHarness, order: str |
 def test_pages_join_up(runs: ServerHarness) -> None:
     found, after = "", None
     while True:
-        page = runs.ask(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
+        page = runs.query(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
         found += "".join(edge["node"]["name"][1:] for edge in page["edges"])
         after = page["pageInfo"]["endCursor"]
         if not page["pageInfo"]["hasNextPage"]:
@@ -154,18 +154,18 @@ def test_pages_join_up(runs: ServerHarness) -> None:
         json.dumps({"$or": [{"name": "x"}] * 1000}),
     ],
 )
-def test_filter_that_cannot_be_read_is_an_error_with_a_reason(harness: ServerHarness, text: str) -> None:
+def test_invalid_filter_is_an_error_with_a_reason(harness: ServerHarness, text: str) -> None:
     with pytest.raises(FilterError):
         compile_filter(text)
     harness.start_run("r")
-    status, body = harness.answer(COUNT, f=text)
+    status, body = harness.execute(COUNT, f=text)
     assert status == 200
     assert body["errors"][0]["message"]
 
 
-def test_pattern_that_never_comes_to_an_end_is_given_up(harness: ServerHarness) -> None:
+def test_catastrophic_pattern_times_out(harness: ServerHarness) -> None:
     harness.start_run("a" * 60 + "b")
-    status, body = harness.answer(COUNT, f='{"name": {"$regex": "(a|aa)+$"}}')
+    status, body = harness.execute(COUNT, f='{"name": {"$regex": "(a|aa)+$"}}')
     assert status == 200
     assert "takes too long" in body["errors"][0]["message"]
 
@@ -175,5 +175,5 @@ def test_order_by_an_unknown_key_is_an_error() -> None:
         compile_order("+nosuch")
 
 
-def test_cursor_that_is_none_is_an_error(runs: ServerHarness) -> None:
-    assert "cursor" in runs.answer(NAMES, after="x")[1]["errors"][0]["message"]
+def test_invalid_cursor_is_an_error(runs: ServerHarness) -> None:
+    assert "cursor" in runs.execute(NAMES, after="x")[1]["errors"][0]["message"]

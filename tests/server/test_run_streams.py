@@ -1,4 +1,4 @@
-"""file_stream: repeated, rewritten and hostile messages; a run that is started again."""
+"""file_stream: repeated, rewritten and hostile messages; restarted runs."""
 
 import json
 from typing import Any
@@ -55,7 +55,7 @@ def test_console_lines_are_rewritten_in_place(harness: ServerHarness) -> None:
     assert [edge["node"]["line"] for edge in tail["logLines"]["edges"]] == ["no stamp"]
 
 
-def test_nan_and_infinity_are_kept_and_harm_neither_filters_nor_answers(harness: ServerHarness) -> None:
+def test_nan_and_infinity_are_kept_and_break_neither_filters_nor_responses(harness: ServerHarness) -> None:
     harness.start_run("r")
     rows = [
         '{"_step": 0, "x": NaN, "y": Infinity}',
@@ -69,13 +69,13 @@ def test_nan_and_infinity_are_kept_and_harm_neither_filters_nor_answers(harness:
     assert [row["y"] for row in history(harness, "r")] == [float("inf"), float("-inf")]
     spec = json.dumps({"keys": ["_step", "x", "y"], "samples": 10})
     query = 'query($s: [JSONString!]!) { project { run(name: "r") { sampledHistory(specs: $s) } } }'
-    sampled = harness.ask(query, s=[spec])["project"]["run"]["sampledHistory"]
+    sampled = harness.query(query, s=[spec])["project"]["run"]["sampledHistory"]
     assert sampled == [
         [{"_step": 0, "x": "NaN", "y": "Infinity"}, {"_step": 1, "x": "Infinity", "y": "-Infinity"}]
     ]
     count = "query($f: JSONString) { project { runCount(filters: $f) } }"
-    assert harness.ask(count, f='{"summary_metrics.y": {"$gt": 1}}')["project"]["runCount"] == 1
-    assert harness.ask(count, f='{"summary_metrics.x": {"$gt": 0}}')["project"]["runCount"] == 0
+    assert harness.query(count, f='{"summary_metrics.y": {"$gt": 1}}')["project"]["runCount"] == 1
+    assert harness.query(count, f='{"summary_metrics.x": {"$gt": 0}}')["project"]["runCount"] == 0
 
 
 def test_steps_that_repeat_and_jump_are_all_read(harness: ServerHarness) -> None:
@@ -88,7 +88,7 @@ def test_steps_that_repeat_and_jump_are_all_read(harness: ServerHarness) -> None
     assert harness.run("r", "historyKeys")["historyKeys"]["lastStep"] == 1000
 
 
-def test_index_of_keys_names_what_lies_in_objects_but_not_in_those_of_the_sdk(harness: ServerHarness) -> None:
+def test_key_index_includes_nested_objects_except_the_sdks(harness: ServerHarness) -> None:
     harness.start_run("r")
     harness.log("r", 0, {"a": {"b": {"c": 1.5}, "e": {}}, "image": {"_type": "image-file", "size": 3}})
     keys = harness.run("r", "historyKeys")["historyKeys"]["keys"]
@@ -101,7 +101,7 @@ def test_index_of_keys_names_what_lies_in_objects_but_not_in_those_of_the_sdk(ha
 
 
 @pytest.mark.parametrize("step", [10**30, -(10**30), 1.5, "7", None, True, [1]])
-def test_strange_steps_do_no_harm(harness: ServerHarness, step: object) -> None:
+def test_invalid_steps_are_harmless(harness: ServerHarness, step: object) -> None:
     harness.start_run("r")
     row = json.dumps({"_step": step, "x": 1})
     harness.stream("r", files={"wandb-history.jsonl": {"offset": 3, "content": [row]}})
@@ -109,13 +109,13 @@ def test_strange_steps_do_no_harm(harness: ServerHarness, step: object) -> None:
 
 
 def attempt(harness: ServerHarness, *values: int, at: float) -> None:
-    """What one process logs: each line carries its time."""
+    """Lines of one process, each with a timestamp."""
     rows = [{"x": value, "_timestamp": at + number} for number, value in enumerate(values)]
     harness.log("r", 0, *rows)
     harness.stream("r", files={"output.log": {"offset": 0, "content": [f"{at} {value}" for value in values]}})
 
 
-def test_new_start_replaces_what_an_old_one_logged(harness: ServerHarness) -> None:
+def test_restart_replaces_old_data(harness: ServerHarness) -> None:
     harness.start_run("r", config='{"a": {"value": 1}}')
     attempt(harness, 1, 2, 3, at=100.0)
     harness.stream("r", complete=True, exitcode=1)
@@ -130,7 +130,7 @@ def test_new_start_replaces_what_an_old_one_logged(harness: ServerHarness) -> No
     }
 
 
-def test_new_start_that_logs_nothing_leaves_nothing_of_the_old_one(harness: ServerHarness) -> None:
+def test_restart_that_logs_nothing_clears_old_data(harness: ServerHarness) -> None:
     harness.start_run("r")
     attempt(harness, 1, 2, at=100.0)
     harness.start_run("r")
@@ -138,7 +138,7 @@ def test_new_start_that_logs_nothing_leaves_nothing_of_the_old_one(harness: Serv
     assert history(harness, "r") == []
 
 
-def test_rows_sent_again_do_not_cost_those_that_only_the_server_has(harness: ServerHarness) -> None:
+def test_resent_rows_keep_later_rows_on_the_server(harness: ServerHarness) -> None:
     harness.start_run("r")
     attempt(harness, 1, 2, 3, at=100.0)
     harness.start_run("r")
@@ -147,7 +147,7 @@ def test_rows_sent_again_do_not_cost_those_that_only_the_server_has(harness: Ser
     assert [row["x"] for row in history(harness, "r")] == [1, 2, 3]
 
 
-def test_resumed_start_goes_on_where_the_run_was(harness: ServerHarness) -> None:
+def test_resumed_run_continues_where_it_was(harness: ServerHarness) -> None:
     opaque = harness.start_run("r")["bucket"]["id"]
     attempt(harness, 1, 2, at=100.0)
     harness.stream("r", complete=True, exitcode=1)
@@ -157,7 +157,7 @@ def test_resumed_start_goes_on_where_the_run_was(harness: ServerHarness) -> None
     assert [row["x"] for row in history(harness, "r")] == [1, 2, 3]
 
 
-def test_edit_through_the_api_does_not_wake_a_finished_run(harness: ServerHarness) -> None:
+def test_edit_through_the_api_does_not_restart_a_finished_run(harness: ServerHarness) -> None:
     opaque = harness.start_run("r")["bucket"]["id"]
     harness.stream("r", complete=True)
     harness.mutate("upsertBucket", "UpsertBucketInput", "inserted", id=opaque, notes="later")
@@ -185,7 +185,7 @@ def test_message_for_an_unknown_run_is_not_found(harness: ServerHarness) -> None
         b"\xff\xfe",
     ],
 )
-def test_body_that_is_no_message(body: bytes) -> None:
+def test_invalid_message_is_rejected(body: bytes) -> None:
     with pytest.raises(RequestError):
         file_stream.parse(body)
 

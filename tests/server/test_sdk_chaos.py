@@ -1,4 +1,4 @@
-"""A grid under the unmodified wandb SDK while its server is killed: no cell lost, none done twice."""
+"""A grid under the unmodified wandb SDK while its server is killed: no cell is lost or run twice."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def lines_by_run(sandbox: SdkSandbox, sweep: str) -> Counter[str]:
     return Counter({run["name"]: run["historyLineCount"] for run in runs_of(sandbox, sweep)})
 
 
-def test_grid_with_three_agents_outlives_two_deaths_of_its_server(sandbox: SdkSandbox) -> None:
+def test_grid_with_three_agents_survives_two_server_kills(sandbox: SdkSandbox) -> None:
     sweep = sandbox.sweep(GRID)
     agents = [sandbox.start(AGENT, sweep) for _ in range(3)]
     for finished in (1, 4):

@@ -16,9 +16,9 @@ from kto_sweep.local_server.start import ensure_server, running_server
 def test_login_with_the_right_and_with_a_wrong_key(sandbox: SdkSandbox) -> None:
     code = """
 try:
-    tell(wandb.login(verify=True, key=sys.argv[1]))
+    report(wandb.login(verify=True, key=sys.argv[1]))
 except Exception as error:
-    tell(type(error).__name__)
+    report(type(error).__name__)
 """
     assert sandbox.run(code, sandbox.address.key) is True
     assert sandbox.run(code, "local-" + "f" * 40) == "AuthenticationError"
@@ -47,7 +47,7 @@ api = wandb.Api()
 run = api.run("acme/tests/full")
 with run.file("extra.txt").download(root="down", replace=True) as stream:
     downloaded = stream.read()
-tell({
+report({
     "state": run.state, "config": run.config, "summary": {k: run.summary[k] for k in ("loss", "best")},
     "tags": run.tags, "notes": run.notes, "group": run.group, "job_type": run.job_type, "name": run.name,
     "scan": [row["loss"] for row in run.scan_history()],
@@ -125,7 +125,7 @@ told["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
 again.delete()
 told["left"] = len(wandb.Api().runs("acme/many"))
 told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
-tell(told)
+report(told)
 """
     told = sandbox.run(code)
     assert told["best"] == ["r1", "r2", "r0", "r3"]
@@ -145,7 +145,7 @@ tell(told)
     assert "many" in told["projects"]
 
 
-def test_restoring_a_file_that_is_not_there_says_so(sandbox: SdkSandbox) -> None:
+def test_restoring_a_missing_file_is_an_error(sandbox: SdkSandbox) -> None:
     code = """
 with wandb.init(id="files") as run:
     with open("here.txt", "w") as file:
@@ -159,7 +159,7 @@ try:
     wandb.restore("gone.txt", run_path=path, root="back")
 except ValueError as error:
     told.append(str(error))
-tell(told)
+report(told)
 """
     restored, size, none, refused = sandbox.run(code)
     assert (restored, size, none) == ("here", 4, 0)
@@ -195,15 +195,15 @@ with wandb.init(id="keeper") as run:
     run.log({"table": wandb.Table(columns=["a"], data=[[1]]), "loss": 0.5})
 run = wandb.Api().run("acme/tests/keeper")
 refused(lambda: list(run.logged_artifacts()))
-tell([told, run.state, run.summary["loss"]])
+report([told, run.state, run.summary["loss"]])
 """
     told, state, loss = sandbox.run(code)
     assert len(told) == 4
-    assert all("neither artifacts" in each for each in told), told
+    assert all("not artifacts" in message for message in told), told
     assert (state, loss) == ("finished", 0.5)
 
 
-def test_resume_continues_and_a_new_start_overwrites(sandbox: SdkSandbox) -> None:
+def test_resume_continues_and_a_restart_overwrites(sandbox: SdkSandbox) -> None:
     code = """
 def log(resume, count, **config):
     with wandb.init(id="again", resume=resume, config=config) as run:
@@ -221,7 +221,7 @@ for resume, name in [("never", "again"), ("must", "nosuch")]:
         wandb.init(id=name, resume=resume)
     except wandb.errors.UsageError as error:
         told.append("refused")
-tell(told)
+report(told)
 """
     first, resumed, overwritten, never, must = sandbox.run(code)
     assert first == [[[0, 0], [1, 1]], {"a": 1}]
@@ -240,7 +240,7 @@ folder = glob.glob("wandb/offline-run-*-off")[0]
 for _ in range(2):
     subprocess.run([sys.executable, "-m", "wandb", "sync", "--include-synced", folder], check=True)
 run = wandb.Api().run("acme/tests/off")
-tell([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
+report([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
 """
     assert sandbox.run(code) == ["finished", {"a": 1}, ["t"], list(range(30))]
 
@@ -253,7 +253,7 @@ with wandb.init(id=sys.argv[1]) as run:
 """
 READ = """
 run = wandb.Api().run("acme/tests/" + sys.argv[1])
-tell([run.state, [row["x"] for row in run.scan_history()]])
+report([run.state, [row["x"] for row in run.scan_history()]])
 """
 
 
@@ -273,7 +273,7 @@ def wait_for_rows(sandbox: SdkSandbox, name: str) -> int:
     return rows
 
 
-def test_server_killed_in_mid_run_and_started_again_loses_nothing(sandbox: SdkSandbox) -> None:
+def test_server_killed_mid_run_and_restarted_loses_nothing(sandbox: SdkSandbox) -> None:
     process = sandbox.start(LONG_RUN, "chaos", "60")
     rows = wait_for_rows(sandbox, "chaos")
     pid = server_pid(sandbox.home)
@@ -294,7 +294,7 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_interrupted_run_is_completed_by_sync_without_losing_what_had_arrived(sandbox: SdkSandbox) -> None:
+def test_sync_completes_an_interrupted_run_without_losing_rows(sandbox: SdkSandbox) -> None:
     process = sandbox.start(LONG_RUN, "broken", "1000")
     wait_for_rows(sandbox, "broken")
     process.kill()

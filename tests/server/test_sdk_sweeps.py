@@ -25,15 +25,15 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
 
 
-def test_two_function_agents_do_a_grid_exactly_once_and_the_api_reads_it(sandbox: SdkSandbox) -> None:
-    create = 'tell(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
+def test_two_function_agents_run_a_grid_exactly_once_and_the_api_reads_it(sandbox: SdkSandbox) -> None:
+    create = 'report(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
     sweep = sandbox.run(create, json.dumps(GRID))
     agents = [sandbox.start(AGENT, sweep) for _ in range(2)]
     for agent in agents:
         sandbox.finish(agent)
     code = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell({
+report({
     "state": sweep.state, "runs": [[run.state, run.config, run.summary["loss"]] for run in sweep.runs],
     "best": sweep.best_run().config, "expected": sweep.expected_run_count, "order": sweep.order,
     "rows": [len(list(run.scan_history())) for run in sweep.runs], "method": sweep.config["method"],
@@ -71,7 +71,7 @@ def trial():
             run.log({"acc": value})
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
+report([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
 """
     assert sandbox.run(code, sweep) == [{"a": 3}, {"max": 3}]
 
@@ -82,14 +82,14 @@ import contextlib, io
 shown = io.StringIO()
 with contextlib.redirect_stderr(shown):
     sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="tests")
-tell([sweep, shown.getvalue()])
+report([sweep, shown.getvalue()])
 """
     sweep, shown = sandbox.run(code, WANDB_SILENT="false")
-    assert "a grid cannot list lr" in shown
+    assert "a grid cannot enumerate lr" in shown
     assert sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
 
 
-def test_a_launch_sweep_is_refused_for_nobody_would_start_its_scheduler(sandbox: SdkSandbox) -> None:
+def test_a_launch_sweep_is_refused_without_a_launch_agent(sandbox: SdkSandbox) -> None:
     path = sandbox.folder / "launch.yaml"
     path.write_text(yaml.safe_dump({**GRID, "image_uri": "a/b:1"}))
     command = [sys.executable, "-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests"]
@@ -101,7 +101,7 @@ def test_a_launch_sweep_is_refused_for_nobody_would_start_its_scheduler(sandbox:
         text=True,
         capture_output=True,
     )
-    assert "no launch queues" in done.stdout + done.stderr
+    assert "does not support launch queues" in done.stdout + done.stderr
     assert "Scheduler added" not in done.stdout + done.stderr
 
 
@@ -219,7 +219,7 @@ def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(sandbox: SdkS
     sweep = sweep_of_program(sandbox, {**GRID, "parameters": parameters})
     agent = command_line(sandbox, "agent", f"acme/tests/{sweep}")
     until(lambda: any(run["state"] == "running" for run in runs_of(sandbox, sweep)))
-    code = "tell(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
+    code = "report(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
     name = runs_of(sandbox, sweep)[0]["name"]
     sandbox.run(code, name)
     output, _ = agent.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What the server makes of requests that no honest client sends, and of those that lack the key."""
+"""Malformed and hostile requests, and requests without the key."""
 
 import base64
 import gzip
@@ -48,7 +48,7 @@ def test_wrong_key_is_401_on_every_route_that_needs_one(sandbox: SdkSandbox, key
 
 
 @pytest.mark.parametrize("header", ["", "Basic", "Basic !!!", "Bearer x", "Basic " + "A" * 10_000])
-def test_strange_authorization_is_401(sandbox: SdkSandbox, header: str) -> None:
+def test_invalid_authorization_is_401(sandbox: SdkSandbox, header: str) -> None:
     response = httpx.post(f"{sandbox.address.url}/graphql", json=VIEWER, headers={"authorization": header})
     assert response.status_code == 401
 
@@ -78,13 +78,13 @@ def test_other_user_name_with_the_right_key_is_401(sandbox: SdkSandbox) -> None:
         ).encode(),
     ],
 )
-def test_query_that_is_none_is_400(sandbox: SdkSandbox, body: bytes) -> None:
+def test_invalid_query_is_400(sandbox: SdkSandbox, body: bytes) -> None:
     response = post(sandbox, body)
     assert response.status_code == 400, response.text
     assert response.json()["errors"][0]["message"]
 
 
-def test_fragments_that_multiply_are_refused(sandbox: SdkSandbox) -> None:
+def test_exponential_fragments_are_rejected(sandbox: SdkSandbox) -> None:
     fragments = "".join(
         f'fragment F{i} on Project {{ a: run(name: "x") {{ project {{ ...F{i + 1} }} }} '
         f'b: run(name: "x") {{ project {{ ...F{i + 1} }} }} }} '
@@ -111,7 +111,7 @@ def test_logical_errors_are_200_with_errors(sandbox: SdkSandbox) -> None:
         ('run(name: "x") { history(minStep: $x) }', "Int64", "one"),
     ],
 )
-def test_variable_that_is_not_of_its_type_is_an_error_with_a_reason(
+def test_variable_of_the_wrong_type_is_an_error_with_a_reason(
     sandbox: SdkSandbox, field: str, kind: str, value: object
 ) -> None:
     query = f"query($x: {kind}) {{ project {{ {field} }} }}"
@@ -120,21 +120,21 @@ def test_variable_that_is_not_of_its_type_is_an_error_with_a_reason(
     assert "has invalid value" in response.json()["errors"][0]["message"]
 
 
-def test_text_that_is_no_unicode_does_no_harm(sandbox: SdkSandbox) -> None:
+def test_invalid_unicode_is_harmless(sandbox: SdkSandbox) -> None:
     query = "mutation($i: UpsertBucketInput!) { upsertBucket(input: $i) { inserted } }"
     body = json.dumps({"query": query, "variables": {"i": {"name": "\ud800", "modelName": "\ud800"}}})
     assert post(sandbox, body.encode()).status_code in (200, 400)
     assert alive(sandbox)
 
 
-def test_compressed_body_is_read_and_a_bomb_is_not(sandbox: SdkSandbox) -> None:
+def test_compressed_body_is_read_and_a_zip_bomb_is_rejected(sandbox: SdkSandbox) -> None:
     headers = {"content-encoding": "gzip"}
     assert post(sandbox, gzip.compress(json.dumps(VIEWER).encode()), headers=headers).status_code == 200
     assert post(sandbox, gzip.compress(b" " * 100_000_000), headers=headers).status_code == 413
     assert post(sandbox, b"not gzip", headers=headers).status_code == 400
 
 
-def test_body_without_end_is_cut_off(sandbox: SdkSandbox) -> None:
+def test_endless_body_is_rejected(sandbox: SdkSandbox) -> None:
     assert post(sandbox, b" " * (17 * 2**20)).status_code == 413
 
 
@@ -159,7 +159,7 @@ def announce(sandbox: SdkSandbox, *names: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     "name", ["../../../../evil", "/etc/evil", "a/b/c.txt", "é ☃.txt", "..", "a\\b", "x?y#z%2e"]
 )
-def test_uploaded_file_comes_back_and_lies_where_the_server_wants_it(sandbox: SdkSandbox, name: str) -> None:
+def test_uploaded_file_is_returned_and_stays_in_the_files_folder(sandbox: SdkSandbox, name: str) -> None:
     url = announce(sandbox, name)[0]["uploadUrl"]
     assert url.startswith(sandbox.address.url)
     assert httpx.get(url).status_code == 404
@@ -185,8 +185,8 @@ def test_wrong_token_neither_reads_nor_writes(sandbox: SdkSandbox) -> None:
     assert httpx.get(url).content == b"right"
 
 
-def test_hundreds_of_random_requests_leave_the_server_well(sandbox: SdkSandbox) -> None:
-    """Seeded: every answer is an answer, and none is a fault of the server."""
+def test_hundreds_of_random_requests_leave_the_server_running(sandbox: SdkSandbox) -> None:
+    """Seeded: every request gets a response, and none is a 5xx."""
     rng = random.Random(5)
     fields = [
         "viewer",
@@ -215,7 +215,7 @@ def test_hundreds_of_random_requests_leave_the_server_well(sandbox: SdkSandbox) 
     assert alive(sandbox)
 
 
-def test_broken_http_does_no_harm(sandbox: SdkSandbox) -> None:
+def test_broken_http_is_harmless(sandbox: SdkSandbox) -> None:
     port = int(sandbox.address.url.rsplit(":", 1)[1])
     for data in (
         b"\x00" * 100,
@@ -264,7 +264,7 @@ def test_pages_hold_no_name_and_no_inline_script(sandbox: SdkSandbox) -> None:
 
 
 @pytest.mark.parametrize("path", ["/acme/nosuch", "/acme/tests/sweeps/nosuch", "/acme/tests/runs/nosuch"])
-def test_page_of_something_unknown_is_404(sandbox: SdkSandbox, path: str) -> None:
+def test_page_of_an_unknown_object_is_404(sandbox: SdkSandbox, path: str) -> None:
     announce(sandbox, "x")
     assert httpx.get(sandbox.address.url + path).status_code == 404
 

@@ -1,10 +1,10 @@
-"""What becomes of the runs of agents and processes that fall silent, and of those that are preempted."""
+"""Timeouts: runs of silent agents and processes, and preempted runs."""
 
 import pytest
 from server_harness import GRID, RANDOM, ServerHarness
 
 
-def test_waiting_run_of_a_vanished_agent_goes_to_another_and_is_not_lost(harness: ServerHarness) -> None:
+def test_pending_run_of_an_offline_agent_goes_to_another(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
     gone, here = harness.agent(sweep), harness.agent(sweep)
     lost = harness.beat(gone)[0]
@@ -16,7 +16,7 @@ def test_waiting_run_of_a_vanished_agent_goes_to_another_and_is_not_lost(harness
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_preempted_run_is_handed_out_first_as_resume(harness: ServerHarness) -> None:
+def test_preempted_run_is_assigned_first_as_resume(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     one, two = harness.agent(sweep), harness.agent(sweep)
     first = harness.beat(one)[0]
@@ -29,29 +29,29 @@ def test_preempted_run_is_handed_out_first_as_resume(harness: ServerHarness) -> 
     assert harness.beat(two) == [{**first, "type": "resume"}]
 
 
-def test_silent_run_crashes_after_five_minutes_and_comes_back_when_heard(harness: ServerHarness) -> None:
+def test_silent_run_crashes_after_five_minutes_and_recovers_when_it_sends(harness: ServerHarness) -> None:
     harness.start_run("silent")
     harness.clock.time += 290
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("silent")["state"] == "running"
     harness.clock.time += 20
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("silent")["state"] == "crashed"
     harness.stream("silent")
     assert harness.run("silent")["state"] == "running"
 
 
-def test_silence_before_the_server_woke_up_does_not_count(harness: ServerHarness) -> None:
+def test_silence_before_the_server_resumed_does_not_count(harness: ServerHarness) -> None:
     harness.start_run("patient")
     harness.clock.time += 10_000
     harness.server.clock.listening_since = harness.clock.time
     harness.clock.time += 290
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("patient")["state"] == "running"
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 86400.0])
-def test_a_clock_that_is_set_makes_nobody_silent_and_hides_nobody_who_is(
+def test_a_clock_jump_neither_crashes_live_runs_nor_hides_silent_ones(
     harness: ServerHarness, jump: float
 ) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
@@ -61,16 +61,16 @@ def test_a_clock_that_is_set_makes_nobody_silent_and_hides_nobody_who_is(
     harness.clock.time += 100
     harness.clock.set(jump)
     assert harness.beat(here) == []
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("silent")["state"] == "running"
     harness.clock.time += 190
     assert harness.beat(here) == [waiting]
     harness.clock.time += 190
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("silent")["state"] == "crashed"
 
 
-def test_a_clock_that_is_set_back_a_little_makes_nobody_silent(harness: ServerHarness) -> None:
+def test_a_clock_set_back_a_little_crashes_no_run(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
     gone, here = harness.agent(sweep), harness.agent(sweep)
     harness.clock.time += 10_000
@@ -78,25 +78,25 @@ def test_a_clock_that_is_set_back_a_little_makes_nobody_silent(harness: ServerHa
     harness.start_run("heard")
     harness.clock.set(-20)
     assert harness.beat(here) == []
-    harness.round()
+    harness.run_maintenance()
     assert harness.run("heard")["state"] == "running"
 
 
-def test_run_whose_agent_still_reports_it_has_not_crashed(harness: ServerHarness) -> None:
+def test_run_that_its_agent_reports_is_not_crashed(harness: ServerHarness) -> None:
     agent = harness.agent(harness.sweep(RANDOM))
     name = harness.beat(agent)[0]["run_id"]
     harness.start_run(name)
     for _ in range(5):
         harness.clock.time += 200
         harness.beat(agent, name)
-        harness.round()
+        harness.run_maintenance()
     assert harness.run(name)["state"] == "running"
 
 
-def test_crashed_last_run_ends_the_sweep(harness: ServerHarness) -> None:
+def test_crashed_last_run_finishes_the_sweep(harness: ServerHarness) -> None:
     sweep = harness.sweep({**RANDOM, "run_cap": 1})
     agent = harness.agent(sweep)
     harness.start_run(harness.beat(agent)[0]["run_id"])
     harness.clock.time += 400
-    harness.round()
+    harness.run_maintenance()
     assert harness.sweep_field(sweep) == "FINISHED"

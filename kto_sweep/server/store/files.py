@@ -1,4 +1,4 @@
-"""The records of uploaded files, and of alerts. The bytes lie beside the database (see server/uploads.py)."""
+"""Records of uploaded files and of alerts. The contents are stored on disk (see server/uploads.py)."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ class File:
     run_id: int
     name: str
     size: int | None
-    """Bytes; None until the upload has arrived."""
+    """Bytes; None until the upload is complete."""
     md5: str | None
-    """Base64, as W&B writes it."""
+    """Base64, as on W&B."""
     updated_at: float | None
-    """Seconds since the epoch; None for a file that is only asked for."""
+    """Seconds since the epoch; None for a file that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Alert:
 
 
 def announce(connection: sqlite3.Connection, run_id: int, name: str, now: float) -> File:
-    """The record of a file that a client is about to upload."""
+    """Creates the record of a file that a client is about to upload."""
     connection.execute(
         "INSERT INTO file (run_id, name, updated_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (run_id, name, now),
@@ -42,7 +42,7 @@ def announce(connection: sqlite3.Connection, run_id: int, name: str, now: float)
 
 
 def arrived(connection: sqlite3.Connection, file_id: int, size: int, md5: str, now: float) -> None:
-    """Note that the file's bytes are in place."""
+    """Records that the upload is complete."""
     connection.execute(
         "UPDATE file SET size = ?, md5 = ?, updated_at = ? WHERE id = ?", (size, md5, now, file_id)
     )
@@ -61,7 +61,7 @@ def get(connection: sqlite3.Connection, file_id: int) -> File | None:
 
 
 def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
-    """The run's files whose bytes have arrived, by name."""
+    """The run's completely uploaded files, by name."""
     rows = connection.execute(
         "SELECT * FROM file WHERE run_id = ? AND size IS NOT NULL ORDER BY name", (run_id,)
     )
@@ -69,12 +69,12 @@ def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
 
 
 def delete(connection: sqlite3.Connection, file_ids: Sequence[int]) -> None:
-    """Forget these files."""
+    """Deletes the records of these files."""
     connection.executemany("DELETE FROM file WHERE id = ?", [(file_id,) for file_id in file_ids])
 
 
 def add_alert(connection: sqlite3.Connection, run_id: int, alert: Alert) -> None:
-    """Keep one alert of the run."""
+    """Stores an alert of the run."""
     connection.execute(
         "INSERT INTO alert (run_id, severity, title, text, created_at) VALUES (?, ?, ?, ?, ?)",
         (run_id, alert.severity, alert.title, alert.text, alert.created_at),
