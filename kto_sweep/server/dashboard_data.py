@@ -39,28 +39,28 @@ Row = dict[str, Any]
 
 def find_project(connection: sqlite3.Connection, names: Mapping[str, str]) -> Project:
     """The project of a URL path. Raises NotFoundError."""
-    found = projects.find(connection, names["entity"], names["project"])
-    if found is None:
+    project = projects.find(connection, names["entity"], names["project"])
+    if project is None:
         raise NotFoundError(f"there is no project {names['entity']}/{names['project']}")
-    return found
+    return project
 
 
 def find_sweep(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[Project, Sweep]:
     """The sweep of a URL path. Raises NotFoundError."""
     owner = find_project(connection, names)
-    found = sweeps.find(connection, owner.id, names["sweep"])
-    if found is None:
+    sweep = sweeps.find(connection, owner.id, names["sweep"])
+    if sweep is None:
         raise NotFoundError(f"there is no sweep {names['sweep']}")
-    return owner, found
+    return owner, sweep
 
 
 def find_run(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[Project, Run]:
     """The run of a URL path. Raises NotFoundError."""
     owner = find_project(connection, names)
-    found = runs.find(connection, owner.id, names["run"])
-    if found is None:
+    run = runs.find(connection, owner.id, names["run"])
+    if run is None:
         raise NotFoundError(f"there is no run {names['run']}")
-    return owner, found
+    return owner, run
 
 
 def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
@@ -84,14 +84,14 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
     owner, rules = projects.get(connection, sweep.project_id), read_rules(sweep.config)
     counts: dict[str, int] = {}
     seconds = 0.0
-    mine = runs.in_sweep(sweep.id)
+    condition = runs.in_sweep(sweep.id)
     for state, count, busy in connection.execute(
         "SELECT CASE WHEN paused AND state = 'preempted' THEN 'paused' ELSE state END AS shown, COUNT(*),"
         " SUM(CASE WHEN json_extract(COALESCE(strict_summary, summary), '$._runtime') BETWEEN 0 AND ?"
         " THEN json_extract(COALESCE(strict_summary, summary), '$._runtime')"
         " ELSE heartbeat_at - created_at END) FROM run"
-        f" WHERE {mine.sql} GROUP BY shown",
-        (MAX_RUN_SECONDS, *mine.parameters),
+        f" WHERE {condition.sql} GROUP BY shown",
+        (MAX_RUN_SECONDS, *condition.parameters),
     ):
         counts[state] = count
         seconds += busy
@@ -234,11 +234,11 @@ class ChangeTracker:
 
     def since(self, connection: sqlite3.Connection, sweep_id: int, facts: Row, tag: str | None) -> Row | None:
         """The changed runs, or all if `complete`; None when nothing changed."""
-        mine = runs.in_sweep(sweep_id)
+        condition = runs.in_sweep(sweep_id)
         fingerprints = {
             row[0]: _fingerprint(row)
             for row in connection.execute(
-                f"SELECT {_RUN_COLUMNS} FROM run WHERE {mine.sql} ORDER BY id", mine.parameters
+                f"SELECT {_RUN_COLUMNS} FROM run WHERE {condition.sql} ORDER BY id", condition.parameters
             )
         }
         with self._lock:

@@ -49,7 +49,7 @@ def test_comparison_starts_with_differing_values(page: Page, seeded: SeededServe
         page.locator("#config table").first.locator("tr.differs").count()
     )
     expect(page.locator("#config summary")).to_have_text(re.compile("the same in all runs"))
-    # What was logged stands behind each smoothed line.
+    # The raw values are drawn behind each smoothed line.
     expect(page.locator('.curve[data-metric="loss"] .trace')).to_have_count(4)
 
 
@@ -86,7 +86,7 @@ def test_comparison_of_ten_runs_has_ten_colours_and_names_of_any_length(
     colours = swatches.evaluate_all("all => all.map((each) => getComputedStyle(each).backgroundColor)")
     assert len(set(colours)) == len(names)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    # A name from right to left leaves what follows it where it stands.
+    # A right-to-left name does not reorder the text after it.
     line = page.locator(".compared li").nth(1)
     name, time = line.locator("a").bounding_box(), line.locator(".quiet").bounding_box()
     assert name
@@ -192,8 +192,8 @@ def test_an_action_from_a_foreign_page_is_rejected(owner: Page, seeded: SeededSe
     """The cookie alone is not enough: actions also need the CSRF token."""
     path = f"/-/do{seeded.grid.path}"
     assert owner.request.post(path, data={"action": "pause"}).status == 403
-    told = owner.request.get("/-/data/sweeps").json()["csrf"]
-    headers = {"x-kto-sweep-csrf": told}
+    csrf = owner.request.get("/-/data/sweeps").json()["csrf"]
+    headers = {"x-kto-sweep-csrf": csrf}
     foreign = owner.request.post(
         path, data={"action": "x"}, headers={**headers, "origin": "http://evil.example"}
     )

@@ -160,8 +160,8 @@ def test_non_numbers_sort_last_in_both_directions(page: Page, seeded: SeededServ
     sweep = seeded.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
     for name, loss in (("good", 0.3), ("broken", math.nan), ("better", 0.2)):
         summary = json.dumps({"eval/common_loss": loss})
-        told = {"host": "box", "displayName": name, "state": "finished", "summaryMetrics": summary}
-        seeded.upsert("odd", name, sweep=sweep, **told)
+        fields = {"host": "box", "displayName": name, "state": "finished", "summaryMetrics": summary}
+        seeded.upsert("odd", name, sweep=sweep, **fields)
     page.goto(f"/local/odd/sweeps/{sweep}")
     expect(rows(page)).to_contain_text(["better", "good", "broken"])
     page.get_by_role("button", name="eval/common_loss").click()

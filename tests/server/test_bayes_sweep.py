@@ -41,7 +41,7 @@ report([sweep.state, [[run.state, run.config["lr"], run.config["o"]["n"]] for ru
     assert state == "FINISHED"
     assert [run[0] for run in runs] == ["finished"] * 8
     assert len({(lr, n) for _, lr, n in runs}) == 8
-    # Of the last four, which the process chose, most have the best n; chance would give it to one in three.
+    # Most of the last four trials, which the search chose, have the best n; random search: one in three.
     assert sorted(n for _, _, n in runs[4:])[1] == 1
     assert "Bayesian search failed" not in (sandbox.home.server / "server.log").read_text()
 

@@ -37,7 +37,7 @@ def begin(harness: ServerHarness, agent: str) -> tuple[str, int]:
 
 
 def train(harness: ServerHarness, agent: str, name: str, loss: float, until: int = 18) -> bool:
-    """Log rows up to iteration `until`, or until the run is asked to stop; whether it was."""
+    """Logs rows up to iteration `until`, or until a stop request; whether there was one."""
     done = harness.run(name, "historyLineCount")["historyLineCount"]
     for row in range(done, until):
         if harness.log(name, row, {"loss": loss})["stopped"]:
@@ -74,8 +74,8 @@ def test_poor_runs_pause_and_the_best_is_promoted_before_a_new_one_starts(harnes
         if len(order) == 2:
             assert harness.run(name, "state sweepName") == {"state": "preempted", "sweepName": sweep}
             assert shown(harness, sweep) == (["paused", "paused"], {"paused": 2, "missing": 4})
-    # Of 5, 3 and 4 the 3 goes on; 1 is one of the best as soon as it comes, 2 only with the 6 beside it. Then
-    # nothing new is left, and the best of the two that got further goes to its end.
+    # Of 5, 3 and 4 the 3 is promoted; 1 is among the best at once, 2 only after 6 arrives. Then the grid is
+    # exhausted, and the better of the two promoted runs trains to its end.
     assert order == [
         ("run", 5), ("run", 3), ("run", 4), ("resume", 3), ("run", 1), ("run", 2), ("run", 6), ("resume", 1),
         ("resume", 2),
@@ -97,7 +97,7 @@ def test_an_idle_agent_waits_while_a_running_run_may_promote_another(harness: Se
         assert train(harness, one, name, loss)
     last, _ = begin(harness, two)
     harness.beat(two, last)
-    # Nothing new is left: the best so far goes on.
+    # The grid is exhausted: the best so far is promoted.
     best, rate = begin(harness, one)
     assert (rate, harness.beat(one, best)) == (3, [])
     assert harness.beat(three) == []

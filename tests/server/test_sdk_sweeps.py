@@ -142,7 +142,7 @@ cli()
 
 
 def command_line(sandbox: SdkSandbox, *args: str) -> "subprocess.Popen[str]":
-    """The wandb command, whose agent polls more often than it would."""
+    """The wandb command, with a shorter polling interval of its agent."""
     return subprocess.Popen(
         [sys.executable, "-c", IMPATIENT_CLI, *args],
         cwd=sandbox.folder,
@@ -161,7 +161,7 @@ def typed(sandbox: SdkSandbox, *args: str) -> str:
 
 
 def sweep_of_program(sandbox: SdkSandbox, config: dict[str, Any]) -> str:
-    """The name of a new sweep whose agents start PROGRAM."""
+    """Creates a sweep whose agents start PROGRAM; its name."""
     (sandbox.folder / "program.py").write_text(PROGRAM)
     return sandbox.sweep({"program": "program.py", **config})
 

@@ -259,7 +259,7 @@ def test_pages_hold_no_name_and_no_inline_script(sandbox: SdkSandbox) -> None:
         assert re.findall(r"<script(?! type=\"module\" src=)", response.text) == []
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; ")
-    # A slash in a project's name cannot be part of a path; such a project is seen in lists only.
+    # A project name with a slash cannot be part of a URL path; such a project appears only in lists.
     assert httpx.get(f"{sandbox.address.url}{project}/sweeps/{name}").status_code == 404
 
 

@@ -184,14 +184,14 @@ def _log_lines(
     use_improved_pagination: bool | None = None,
 ) -> dict[str, Any]:
     if last is not None:
-        found = lines.last(context.reader, run.id, Stream.OUTPUT, max(0, min(last, history.MAX_SAMPLES)))
-        return connection([_log_line(line) for line in found], PageArgs(0, len(found)))
+        log_lines = lines.last(context.reader, run.id, Stream.OUTPUT, max(0, min(last, history.MAX_SAMPLES)))
+        return connection([_log_line(line) for line in log_lines], PageArgs(0, len(log_lines)))
     page = page_args(first, after, default=1000)
-    found = lines.after(context.reader, run.id, Stream.OUTPUT, page.offset - 1, page.first + 1)
-    answer = connection([_log_line(line) for line in found], page)
-    if found[: page.first]:
+    log_lines = lines.after(context.reader, run.id, Stream.OUTPUT, page.offset - 1, page.first + 1)
+    answer = connection([_log_line(line) for line in log_lines], page)
+    if log_lines[: page.first]:
         # Cursors are line numbers here: numbers may have gaps, and lines are rewritten but never move.
-        answer["page_info"]["end_cursor"] = str(found[: page.first][-1].number + 1)
+        answer["page_info"]["end_cursor"] = str(log_lines[: page.first][-1].number + 1)
     return answer
 
 
@@ -228,14 +228,14 @@ def _files(
         # then checks for the digest "0", its command line for a missing time.
         by_name = {file.name: file for file in arrived}
         missing = File(0, run.id, "", None, "0", None)
-        found = [
+        selected = [
             by_name.get(name) or by_name.get(normpath(name)) or replace(missing, name=name)
             for name in names
             if name
         ]
     else:
-        found = [file for file in arrived if not pattern or uploads.matches_like(file.name, pattern)]
-    return connection(found[page.offset : page.offset + page.first + 1], page)
+        selected = [file for file in arrived if not pattern or uploads.matches_like(file.name, pattern)]
+    return connection(selected[page.offset : page.offset + page.first + 1], page)
 
 
 @fields.of("File", "id")

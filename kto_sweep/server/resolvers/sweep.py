@@ -84,10 +84,10 @@ def _runs(
     order: str | None = None,
 ) -> dict[str, Any]:
     page = page_args(first, after, default=200)
-    found = runs.page(
+    page_runs = runs.page(
         context.reader, runs.in_sweep(sweep.id), compile_order(order), page.first + 1, page.offset
     )
-    return connection(found, page)
+    return connection(page_runs, page)
 
 
 @fields.of("Sweep", "agents")
@@ -97,10 +97,10 @@ def _agents(sweep: Sweep, context: Context) -> dict[str, Any]:
 
 @fields.of("Sweep", "agent")
 def _agent(sweep: Sweep, context: Context, agent_name: str) -> Agent | None:
-    found = sweeps.find_agent(context.reader, sweep.id, agent_name)
-    if found is None and (row := from_global("Agent", agent_name)) is not None:
-        found = sweeps.get_agent(context.reader, row)
-    return found if found is not None and found.sweep_id == sweep.id else None
+    agent = sweeps.find_agent(context.reader, sweep.id, agent_name)
+    if agent is None and (row := from_global("Agent", agent_name)) is not None:
+        agent = sweeps.get_agent(context.reader, row)
+    return agent if agent is not None and agent.sweep_id == sweep.id else None
 
 
 @fields.of("Agent", "id")

@@ -36,9 +36,9 @@ def announce(connection: sqlite3.Connection, run_id: int, name: str, now: float)
         "INSERT INTO file (run_id, name, updated_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (run_id, name, now),
     )
-    found = find(connection, run_id, name)
-    assert found is not None
-    return found
+    file = find(connection, run_id, name)
+    assert file is not None
+    return file
 
 
 def arrived(connection: sqlite3.Connection, file_id: int, size: int, md5: str, now: float) -> None:

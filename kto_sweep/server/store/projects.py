@@ -38,9 +38,9 @@ def ensure(connection: sqlite3.Connection, entity: str | None, name: str | None,
         "INSERT INTO project (entity, name, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (entity or DEFAULT_ENTITY, name or DEFAULT_PROJECT, now),
     )
-    found = find(connection, entity, name)
-    assert found is not None
-    return found
+    project = find(connection, entity, name)
+    assert project is not None
+    return project
 
 
 def page(connection: sqlite3.Connection, entity: str | None, first: int, offset: int) -> list[Project]:
