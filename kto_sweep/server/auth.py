@@ -75,9 +75,9 @@ class Auth:
             return None
         with self._lock:
             self._used_nonces = {
-                nonce: made
-                for nonce, made in self._used_nonces.items()
-                if now - made < LIFETIME[TokenKind.LINK]
+                nonce: issued_at
+                for nonce, issued_at in self._used_nonces.items()
+                if now - issued_at < LIFETIME[TokenKind.LINK]
             }
             if token.nonce in self._used_nonces:
                 return None

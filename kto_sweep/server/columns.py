@@ -28,7 +28,7 @@ MAX_RUN_SECONDS = 1e9
 
 
 @dataclass
-class Column:
+class MetricColumn:
     """The finite values of one key."""
 
     rows: "array[int]" = field(default_factory=lambda: array("q"))
@@ -47,13 +47,13 @@ class StreamColumns:
     """Step of each row."""
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
     """Seconds of each row since the run started."""
-    by_key: dict[str, Column] = field(default_factory=dict)
+    by_key: dict[str, MetricColumn] = field(default_factory=dict)
 
     def size(self) -> int:
         """How many numbers are stored."""
         return len(self.steps) + sum(len(column.values) for column in self.by_key.values())
 
-    def append(self, new_lines: Sequence[lines.Line], started_at: float) -> None:
+    def append(self, new_lines: Sequence[lines.StreamLine], started_at: float) -> None:
         """Appends lines; skips those that are not JSON objects. `started_at`: seconds since the epoch."""
         for line in new_lines:
             row = lines.as_row(line.text)
@@ -90,7 +90,7 @@ class StreamColumns:
             if column is None:
                 if len(self.by_key) >= MAX_KEYS:
                     return
-                column = self.by_key[key] = Column()
+                column = self.by_key[key] = MetricColumn()
             column.rows.append(row_index)
             column.values.append(value)
         elif isinstance(value, dict) and level < MAX_DEPTH:

@@ -92,7 +92,7 @@ def console(connection: sqlite3.Connection, run: Run, start: int | None) -> Row:
     }
 
 
-def _console_line(line: lines.Line) -> Row:
+def _console_line(line: lines.StreamLine) -> Row:
     time, is_error, text = lines.console_parts(line.text)
     return {"number": line.number, "time": time, "error": is_error, "text": text[:MAX_LINE]}
 

@@ -16,10 +16,10 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Agent, Sweep
 from kto_sweep.server.suggest import Suggestion, preload, suggest
 from kto_sweep.server.sweep_machine import (
-    AgentContext,
     AssignRun,
     Decision,
     Exit,
+    HeartbeatContext,
     StopRuns,
     SuggestTrial,
     Wait,
@@ -172,7 +172,7 @@ def _context(
     caller: _AgentSweep,
     reported: list[Run],
     deleted: Sequence[str] = (),
-) -> AgentContext:
+) -> HeartbeatContext:
     agent, sweep = caller.agent, caller.sweep
     waiting = runs.of_sweep(connection, sweep.id, (RunState.PENDING, RunState.PREEMPTING, RunState.PREEMPTED))
     names = {run.name for run in reported}
@@ -192,7 +192,7 @@ def _context(
     local, elsewhere = _promotable(connection, server, caller)
     if any(run.paused for run in waiting):  # running runs may yet promote a paused one
         held += runs.count_of_sweep(connection, sweep.id, (RunState.RUNNING,))
-    return AgentContext(
+    return HeartbeatContext(
         sweep_state=sweep.state,
         exhausted=sweep.exhausted,
         reported=reported,

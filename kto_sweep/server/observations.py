@@ -10,11 +10,11 @@ from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.runs import Run
-from kto_sweep.server.sweep_rules import Impute, Metric
+from kto_sweep.server.sweep_rules import Impute, SweepMetric
 
 
 def observations(
-    connection: sqlite3.Connection, sweep_id: int, metric: Metric, others: Sequence[Objective] = ()
+    connection: sqlite3.Connection, sweep_id: int, metric: SweepMetric, others: Sequence[Objective] = ()
 ) -> list[Observation]:
     """Observations of all the sweep's runs including prior runs, oldest first.
 
@@ -70,7 +70,7 @@ def _without_history_metric(run: Run) -> Run:
     return replace(run, metric_low=None, metric_high=None, metric_last=None)
 
 
-def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
+def _observation(run: Run, metric: SweepMetric, worst: float | None) -> Observation:
     config = run_writes.chosen_config(run)
     if run.state is RunState.FINISHED:
         best = _imputed(run, metric, Impute.BEST, worst)
@@ -87,7 +87,7 @@ def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
     return Observation(config, value, value is None)
 
 
-def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> float | None:
+def _imputed(run: Run, metric: SweepMetric, rule: Impute, worst: float | None) -> float | None:
     """The run's value by the imputation rule; None without data."""
     if rule is Impute.WORST:
         return worst
@@ -98,7 +98,7 @@ def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> flo
     return _extreme([best, summary], max if metric.maximize else min)
 
 
-def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
+def _worst_of_all(ended: Sequence[Run], metric: SweepMetric) -> float | None:
     """The worst value that any of these runs logged."""
     values = [
         value
@@ -108,7 +108,7 @@ def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
     return _extreme(values, min if metric.maximize else max)
 
 
-def _summary_value(run: Run, metric: Metric) -> float | None:
+def _summary_value(run: Run, metric: SweepMetric) -> float | None:
     if run.objective == metric.name:
         return run.objective_value
     return sweep_progress.summary_value(lines.as_row(run.summary) or {}, metric)

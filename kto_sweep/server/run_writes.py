@@ -191,7 +191,9 @@ def add_alert(connection: sqlite3.Connection, server: ServerState, fields: Input
     """Stores a `run.alert()`."""
     run = by_path(connection, fields)
     severity = str(fields.get("severity") or "INFO")
-    files.add_alert(connection, run.id, files.Alert(severity, fields["title"], fields["text"], server.now()))
+    files.add_alert(
+        connection, run.id, files.AlertRecord(severity, fields["title"], fields["text"], server.now())
+    )
 
 
 def as_config_json(config: Mapping[str, Any]) -> str:

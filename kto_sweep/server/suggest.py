@@ -18,7 +18,7 @@ from kto_sweep.server import run_writes
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
-from kto_sweep.server.sweep_rules import Metric, SweepRules
+from kto_sweep.server.sweep_rules import SweepMetric, SweepRules
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ def suggest(
 
 
 def _next_bayes(
-    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric, options: Options
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: SweepMetric, options: Options
 ) -> dict[str, Any] | None:
     """The Bayesian search's choice, deterministic for a sweep's name and runs.
 

@@ -17,7 +17,7 @@ MAX_ASSIGNMENTS = 3
 
 
 @dataclass(frozen=True)
-class AgentContext:
+class HeartbeatContext:
     """The server's state at an agent's heartbeat."""
 
     sweep_state: SweepState
@@ -72,7 +72,7 @@ class Exit:
 Decision = StopRuns | AssignRun | SuggestTrial | Wait | Exit
 
 
-def decide(context: AgentContext) -> Decision:
+def decide(context: HeartbeatContext) -> Decision:
     """The agent's next command."""
     canceled = context.sweep_state is SweepState.CANCELED
     stops = [run.name for run in context.reported if canceled or run.stop_requested]
@@ -85,7 +85,7 @@ def decide(context: AgentContext) -> Decision:
     return _next_run(context)
 
 
-def _next_run(context: AgentContext) -> Decision:
+def _next_run(context: HeartbeatContext) -> Decision:
     """The next run for an idle agent of an active sweep."""
     waiting = (*context.lost, *context.available)
     if waiting:

@@ -11,7 +11,7 @@ from kto_sweep.server.states import ACTIVE, OVER, RunState, SweepState
 from kto_sweep.server.store import lines, metrics, runs, sweeps
 from kto_sweep.server.store.metrics import MetricValue
 from kto_sweep.server.store.runs import Run
-from kto_sweep.server.sweep_rules import Metric, SweepRules, read_rules
+from kto_sweep.server.sweep_rules import SweepMetric, SweepRules, read_rules
 
 
 def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
@@ -33,7 +33,7 @@ def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts
     successive_halving.pause_if_behind(connection, rules, sweep, run.id)
 
 
-def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
+def _metric_values(metric: SweepMetric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
     values = []
     for number, text in enumerate(texts, offset):
         value = finite_number(lines.as_row(text) or {}, metric.name)
@@ -58,7 +58,7 @@ def finite_number(row: Mapping[str, Any], name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def summary_value(summary: Mapping[str, Any], metric: Metric) -> float | None:
+def summary_value(summary: Mapping[str, Any], metric: SweepMetric) -> float | None:
     """The metric's value in a run's summary.
 
     If `define_metric` made it an object: its extreme by the sweep's goal, else its last value.

@@ -39,7 +39,7 @@ class Impute(StrEnum):
 
 
 @dataclass(frozen=True)
-class Metric:
+class SweepMetric:
     """The metric that a sweep ranks its runs by."""
 
     name: str
@@ -65,7 +65,7 @@ class SweepRules:
     method: str
     space: Space | None
     """None when a client-side scheduler chooses the trials, or the parameters are invalid."""
-    metric: Metric | None
+    metric: SweepMetric | None
     run_cap: int | None
     early_termination: hyperband.Rule | None
     program: str
@@ -153,7 +153,7 @@ def _space(config: Mapping[str, Any], method: str, problems: list[str]) -> Space
     return space
 
 
-def _metric(section: object, problems: list[str]) -> Metric | None:
+def _metric(section: object, problems: list[str]) -> SweepMetric | None:
     if section is None:
         return None
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
@@ -165,7 +165,7 @@ def _metric(section: object, problems: list[str]) -> Metric | None:
     if target is not None and not is_number(target):
         problems.append(f"metric.target: {target!r} is not a number; ignored")
         target = None
-    return Metric(
+    return SweepMetric(
         section["name"],
         goal == "maximize",
         None if target is None else float(target),
@@ -195,7 +195,9 @@ def _run_cap(value: object, problems: list[str]) -> int | None:
     return value
 
 
-def _early_termination(section: object, metric: Metric | None, problems: list[str]) -> hyperband.Rule | None:
+def _early_termination(
+    section: object, metric: SweepMetric | None, problems: list[str]
+) -> hyperband.Rule | None:
     if not section:
         return None
     if not isinstance(section, Mapping):

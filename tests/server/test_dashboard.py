@@ -87,7 +87,7 @@ def test_columns_are_reset_when_a_run_is_restarted(harness: ServerHarness) -> No
     assert curve(harness, cache, "r", "loss")["value"] == [5.0, 6.0, 7.0]
 
 
-def look(harness: ServerHarness, changes: ChangeTracker, name: str, tag: str | None = None) -> Any:
+def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag: str | None = None) -> Any:
     connection = harness.server.database.reader()
     project = projects.find(connection, None, None)
     assert project
@@ -103,32 +103,32 @@ def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
     agent = harness.agent(sweep)
     [first] = harness.beat(agent)
     harness.start_run(first["run_id"], sweep=sweep)
-    before = look(harness, changes, sweep)
+    before = changed_since(harness, changes, sweep)
     assert before["complete"]
     assert [run["name"] for run in before["runs"]] == [first["run_id"]]
-    assert look(harness, changes, sweep, before["tag"]) is None
+    assert changed_since(harness, changes, sweep, before["tag"]) is None
     harness.stream(first["run_id"], files={}, complete=True, exitcode=0)
     [second] = harness.beat(agent)
-    after = look(harness, changes, sweep, before["tag"])
+    after = changed_since(harness, changes, sweep, before["tag"])
     assert not after["complete"]
     assert {run["name"]: run["state"] for run in after["runs"]} == {
         first["run_id"]: "finished",
         second["run_id"]: "pending",
     }
-    last = look(harness, changes, sweep, after["tag"])
+    last = changed_since(harness, changes, sweep, after["tag"])
     assert last is None
-    assert look(harness, changes, sweep, "unknown")["complete"]
+    assert changed_since(harness, changes, sweep, "unknown")["complete"]
 
 
 def test_a_page_gets_all_runs_after_a_deletion(harness: ServerHarness) -> None:
     changes = ChangeTracker()
     sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
     [command] = harness.beat(harness.agent(sweep))
-    tag = look(harness, changes, sweep)["tag"]
+    tag = changed_since(harness, changes, sweep)["tag"]
     opaque = harness.run(command["run_id"], "id")["id"]
     harness.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
-    told = look(harness, changes, sweep, tag)
-    assert (told["complete"], told["runs"]) == (True, [])
+    answer = changed_since(harness, changes, sweep, tag)
+    assert (answer["complete"], answer["runs"]) == (True, [])
 
 
 def test_values_of_any_kind_become_cells(harness: ServerHarness) -> None:
@@ -139,20 +139,20 @@ def test_values_of_any_kind_become_cells(harness: ServerHarness) -> None:
     json.dumps(cells, allow_nan=False)
 
 
-@pytest.mark.parametrize("told", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
-def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, told: str) -> None:
+@pytest.mark.parametrize("runtime", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
+def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, runtime: str) -> None:
     """Two runs, whose sum would overflow too; the server uses their heartbeats instead."""
     sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
     for _ in range(2):
         [command] = harness.beat(harness.agent(sweep))
         harness.start_run(command["run_id"], sweep=sweep)
-        content = [f'{{"_runtime": {told}}}']
+        content = [f'{{"_runtime": {runtime}}}']
         harness.clock.time += 10
         harness.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
     reader = harness.server.database.reader()
     (line,) = dashboard_data.sweep_list(reader, None)["sweeps"]
     assert line["seconds"] == 20
-    assert [run["seconds"] for run in look(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
+    assert [run["seconds"] for run in changed_since(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
 
 
 @pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])

@@ -8,7 +8,7 @@ from server_harness import ServerHarness
 from kto_sweep.search.bayes import Observation
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import sweeps
-from kto_sweep.server.sweep_rules import Impute, Metric, read_rules
+from kto_sweep.server.sweep_rules import Impute, SweepMetric, read_rules
 
 BAYES: dict[str, Any] = {
     "method": "bayes",
@@ -21,7 +21,7 @@ def bayes(harness: ServerHarness, **metric: Any) -> str:
     return harness.sweep({**BAYES, "metric": {**BAYES["metric"], **metric}})
 
 
-def told(harness: ServerHarness, sweep: str) -> list[Observation]:
+def observed(harness: ServerHarness, sweep: str) -> list[Observation]:
     connection = harness.server.database.reader()
     row = connection.execute("SELECT id FROM sweep WHERE name = ?", (sweep,)).fetchone()[0]
     found = sweeps.get(connection, row)
@@ -40,15 +40,15 @@ def log_run(harness: ServerHarness, sweep: str, name: str, *losses: float, exitc
 
 
 def values(harness: ServerHarness, sweep: str) -> list[float | None]:
-    return [run.value for run in told(harness, sweep)]
+    return [run.value for run in observed(harness, sweep)]
 
 
 def test_finished_run_has_its_best_value(harness: ServerHarness) -> None:
     low, high = bayes(harness), bayes(harness, goal="maximize")
     for sweep in (low, high):
         log_run(harness, sweep, f"r{sweep}", 3.0, 1.0, float("nan"), 2.0)
-    assert told(harness, low) == [Observation({"lr": 0.5}, 1.0, False)]
-    assert told(harness, high) == [Observation({"lr": 0.5}, 3.0, False)]
+    assert observed(harness, low) == [Observation({"lr": 0.5}, 1.0, False)]
+    assert observed(harness, high) == [Observation({"lr": 0.5}, 3.0, False)]
 
 
 def test_value_in_the_summary_is_observed_too(harness: ServerHarness) -> None:
@@ -63,7 +63,7 @@ def test_suggested_config_is_observed_not_the_scripts_changes(harness: ServerHar
     sweep = bayes(harness)
     command = harness.beat(harness.agent(sweep))[0]
     harness.start_run(command["run_id"], config='{"lr": {"value": 99}}')
-    assert told(harness, sweep) == [Observation({"lr": command["args"]["lr"]["value"]}, None, True)]
+    assert observed(harness, sweep) == [Observation({"lr": command["args"]["lr"]["value"]}, None, True)]
 
 
 @pytest.mark.parametrize(("rule", "value"), [("worst", 9.0), ("best", 2.0), ("latest", 4.0)])
@@ -85,7 +85,7 @@ def test_run_that_ended_without_any_value_is_not_pending(harness: ServerHarness)
     sweep = bayes(harness, impute="latest")
     log_run(harness, sweep, "failed", exitcode=1)
     log_run(harness, sweep, "silent")
-    assert told(harness, sweep) == [Observation({"lr": 0.5}, None, False)] * 2
+    assert observed(harness, sweep) == [Observation({"lr": 0.5}, None, False)] * 2
 
 
 def test_finished_run_without_a_value_is_imputed(harness: ServerHarness) -> None:
@@ -102,31 +102,31 @@ def test_running_run_is_pending_unless_it_is_imputed(
     sweep = bayes(harness, impute_while_running=rule)
     log_run(harness, sweep, "good", 1.0, 9.0)
     log_run(harness, sweep, "under way", 3.0, 2.0, 4.0, exitcode=None)
-    assert told(harness, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
+    assert observed(harness, sweep)[1] == Observation({"lr": 0.5}, value, value is None)
 
 
 def test_running_run_without_values_stays_pending(harness: ServerHarness) -> None:
     sweep = bayes(harness, impute_while_running="latest")
     log_run(harness, sweep, "under way", exitcode=None)
-    assert told(harness, sweep)[0].pending
+    assert observed(harness, sweep)[0].pending
 
 
 def test_impute_options_are_read_from_the_metric() -> None:
-    def metric(extra: str) -> tuple[Metric | None, tuple[str, ...]]:
+    def metric(extra: str) -> tuple[SweepMetric | None, tuple[str, ...]]:
         rules = read_rules(
             f"{{method: random, metric: {{name: loss{extra}}}, parameters: {{a: {{min: 0, max: 9}}}}}}"
         )
         return rules.metric, rules.problems
 
-    assert metric("") == (Metric("loss"), ())
+    assert metric("") == (SweepMetric("loss"), ())
     assert metric(", impute: latest, impute_while_running: best") == (
-        Metric("loss", impute=Impute.LATEST, impute_while_running=Impute.BEST),
+        SweepMetric("loss", impute=Impute.LATEST, impute_while_running=Impute.BEST),
         (),
     )
-    assert metric(", impute_while_running: false") == (Metric("loss"), ())
+    assert metric(", impute_while_running: false") == (SweepMetric("loss"), ())
     found, problems = metric(", impute: median")
-    assert found == Metric("loss")
+    assert found == SweepMetric("loss")
     assert "metric.impute: 'median'" in problems[0]
     found, problems = metric(f", target: {10**400}")
-    assert found == Metric("loss")
+    assert found == SweepMetric("loss")
     assert "is not a number" in problems[0]

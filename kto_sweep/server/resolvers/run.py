@@ -195,7 +195,7 @@ def _log_lines(
     return answer
 
 
-def _log_line(line: lines.Line) -> dict[str, Any]:
+def _log_line(line: lines.StreamLine) -> dict[str, Any]:
     time, is_error, text = lines.console_parts(line.text)
     return {
         "number": line.number,

@@ -21,7 +21,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Alert:
+class AlertRecord:
     """One `run.alert()`."""
 
     severity: str
@@ -73,7 +73,7 @@ def delete(connection: sqlite3.Connection, file_ids: Sequence[int]) -> None:
     connection.executemany("DELETE FROM file WHERE id = ?", [(file_id,) for file_id in file_ids])
 
 
-def add_alert(connection: sqlite3.Connection, run_id: int, alert: Alert) -> None:
+def add_alert(connection: sqlite3.Connection, run_id: int, alert: AlertRecord) -> None:
     """Stores an alert of the run."""
     connection.execute(
         "INSERT INTO alert (run_id, severity, title, text, created_at) VALUES (?, ?, ?, ?, ?)",
@@ -81,9 +81,9 @@ def add_alert(connection: sqlite3.Connection, run_id: int, alert: Alert) -> None
     )
 
 
-def alerts(connection: sqlite3.Connection, run_id: int) -> list[Alert]:
+def alerts(connection: sqlite3.Connection, run_id: int) -> list[AlertRecord]:
     """The run's alerts, oldest first."""
     rows = connection.execute(
         "SELECT severity, title, text, created_at FROM alert WHERE run_id = ? ORDER BY id", (run_id,)
     )
-    return [Alert(*row) for row in rows]
+    return [AlertRecord(*row) for row in rows]

@@ -22,7 +22,7 @@ class Stream(StrEnum):
 
 
 @dataclass(frozen=True)
-class Line:
+class StreamLine:
     """One line with its number, counted from 0."""
 
     number: int
@@ -85,18 +85,22 @@ def last_step(connection: sqlite3.Connection, run_id: int) -> int:
     return int(connection.execute(query, (run_id,)).fetchone()[0])
 
 
-def last(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int = 1) -> list[Line]:
+def last(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int = 1) -> list[StreamLine]:
     """The last `number` lines, in order."""
     query = "SELECT number, text FROM line WHERE run_id = ? AND stream = ? ORDER BY number DESC LIMIT ?"
-    return [Line(*row) for row in reversed(connection.execute(query, (run_id, stream, number)).fetchall())]
+    return [
+        StreamLine(*row) for row in reversed(connection.execute(query, (run_id, stream, number)).fetchall())
+    ]
 
 
-def after(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int, first: int) -> list[Line]:
+def after(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, number: int, first: int
+) -> list[StreamLine]:
     """Up to `first` lines with numbers above `number`."""
     query = (
         "SELECT number, text FROM line WHERE run_id = ? AND stream = ? AND number > ? ORDER BY number LIMIT ?"
     )
-    return [Line(*row) for row in connection.execute(query, (run_id, stream, number, first))]
+    return [StreamLine(*row) for row in connection.execute(query, (run_id, stream, number, first))]
 
 
 def history(

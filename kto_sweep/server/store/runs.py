@@ -73,7 +73,7 @@ class Run:
         return self.paused and self.state is RunState.PREEMPTED
 
 
-class Choice(NamedTuple):
+class RunConfig(NamedTuple):
     """The columns of a run that hold the search's choice."""
 
     id: int
@@ -310,12 +310,12 @@ def count_handed_out(connection: sqlite3.Connection, sweep_id: int) -> int:
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
-def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Choice]:
+def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[RunConfig]:
     """The sweep's runs without a cell key, oldest first."""
     # After a grid changed these are all runs: read only the needed columns, which is much faster.
     query = "SELECT id, suggested, config FROM run WHERE sweep_id = ? AND cell_key IS NULL ORDER BY id"
     return [
-        Choice(run_id, json.loads(suggested) if suggested else None, config)
+        RunConfig(run_id, json.loads(suggested) if suggested else None, config)
         for run_id, suggested, config in connection.execute(query, (sweep_id,))
     ]
 
