@@ -124,7 +124,7 @@ def _response(result: ExecutionResult) -> Response:
         if isinstance(cause, StoreUnavailable):
             raise cause
         if isinstance(cause, sqlite3.DatabaseError):
-            raise StoreUnavailable(f"cannot read the database: {cause}")
+            raise StoreUnavailable(f"the database cannot be read: {cause}")
     status = 404 if any(isinstance(cause, NotFoundError) for cause in causes) else 200
     return Response(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
 

@@ -123,8 +123,9 @@ def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
         connection.execute("COMMIT")
     except sqlite3.Error as problem:
         _roll_back(connection)
+        # kto-sweep's client recognizes a full disk by "cannot be written".
         for job in batch:
-            job.done.set_exception(StoreUnavailable(f"cannot write to the database: {problem}"))
+            job.done.set_exception(StoreUnavailable(f"the database cannot be written: {problem}"))
         return
     for job, result, error in outcomes:
         if error is None:
