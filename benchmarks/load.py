@@ -29,11 +29,11 @@ import httpx
 import yaml
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ServerAddress, ensure_server, stop_server
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 from kto_sweep.search import grid
 from kto_sweep.search.space import Space
 from kto_sweep.server import file_stream, run_writes, sweep_writes
-from kto_sweep.server.backend import Backend, Uptime
+from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.database import Database
@@ -239,15 +239,15 @@ def fill(home: Home, config: dict[str, Any], cells: Iterator[dict[str, Any]], co
     migrate(path)
     database = Database(path)
     rng = random.Random(config["method"])
-    backend = Backend(database, home.server / "files", "unused", time.time, rng, Uptime(time.time()))
+    server = ServerState(database, home.server / "files", "unused", ServerClock(time.time), rng)
     wanted = {"config": yaml.safe_dump(config), "entity_name": ENTITY, "project_name": PROJECT}
-    sweep, problems = database.write(lambda c: sweep_writes.upsert(c, backend, wanted))
+    sweep, problems = database.write(lambda c: sweep_writes.upsert(c, server, wanted))
     assert not problems
     space = read_rules(sweep.config).space
     assert space is not None
     for first in range(0, count, BATCH):
         chosen = list(itertools.islice(cells, min(BATCH, count - first)))
-        database.write(partial(_add_finished, backend, sweep, space, chosen))
+        database.write(partial(_add_finished, server, sweep, space, chosen))
     if config["method"] == "grid":
         database.write(lambda c: sweeps.update(c, sweep.id, grid_cursor=count))
     database.close()
@@ -255,7 +255,7 @@ def fill(home: Home, config: dict[str, Any], cells: Iterator[dict[str, Any]], co
 
 
 def _add_finished(
-    backend: Backend,
+    server: ServerState,
     sweep: Sweep,
     space: Space,
     configs: list[dict[str, Any]],
@@ -265,19 +265,19 @@ def _add_finished(
         run = runs.insert(
             connection,
             project_id=sweep.project_id,
-            name=f"{backend.rng.getrandbits(40):010x}",
+            name=f"{server.rng.getrandbits(40):010x}",
             state=RunState.RUNNING,
-            now=backend.now(),
-            rng=backend.rng,
+            now=server.now(),
+            rng=server.rng,
             sweep_id=sweep.id,
             suggested=config,
             cell_key=grid.cell_key(space, config) if "cell" in config else None,
             handed_out=1,
             config=run_writes.as_config_json(config),
         )
-        files = _lines(0, ROWS, backend.rng)
+        files = _lines(0, ROWS, server.rng)
         body = json.dumps({"files": files, "complete": True, "exitcode": 0}).encode()
-        file_stream.receive(connection, backend, ENTITY, PROJECT, run.name, file_stream.parse(body))
+        file_stream.receive(connection, server, ENTITY, PROJECT, run.name, file_stream.parse(body))
 
 
 async def measure_sweeps(client: Client, sweeps_of: dict[str, str], repeats: int) -> None:
@@ -349,7 +349,7 @@ def _bounded(lowest: int, highest: int) -> Callable[[str], int]:
     return read
 
 
-async def _with_client(address: ServerAddress, work: Callable[[Client], Awaitable[None]]) -> Timings:
+async def _with_client(address: LocalServer, work: Callable[[Client], Awaitable[None]]) -> Timings:
     timings = Timings()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=60)
     async with httpx.AsyncClient(

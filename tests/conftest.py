@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.home import Home
-from kto_sweep.server.listening import FIRST_PORT
+from kto_sweep.server.listen import FIRST_PORT
 
 FIRST = ("agent", "faults", "train_command", "ledger")
 """Folders whose tests start whole boxes: they come first, that no process is left alone with a long one."""

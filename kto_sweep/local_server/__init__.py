@@ -1,1 +1,1 @@
-"""The embedded server of a home, as clients see it: start and find it, its key, its address, login links."""
+"""Client side of a home's embedded server: start it, find it, read its key, make login links."""

@@ -1,4 +1,4 @@
-"""The server's API key: made once per home, kept in a file that only its owner can read."""
+"""The server's API key: created once per home, in a file that only its owner can read (mode 0600)."""
 
 import hashlib
 import os
@@ -10,26 +10,26 @@ from kto_sweep.home import Home
 
 
 def key_path(home: Home) -> Path:
-    """Where the key of this home lies."""
+    """Path of this home's key file."""
     return home.server / "key"
 
 
 def read_key(home: Home) -> str:
-    """The key of this home. Raises ServerError when there is none, or none that wandb would accept."""
+    """This home's API key. Raises ServerError when the file is missing or wandb would reject the key."""
     path = key_path(home)
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as problem:
         raise ServerError(f"cannot read the server's key {path}: {problem}") from problem
     if len(key) < 40:
-        raise ServerError(f"{path} holds no key", hint=f"rm {path}, then start the server again")
+        raise ServerError(f"{path} does not hold a valid key", hint=f"rm {path}, then start the server again")
     return key
 
 
 def ensure_key(home: Home) -> str:
-    """The key of this home, made if there is none; only for the process that holds the home's lock.
+    """This home's API key, created if missing. Only the process that holds the home's lock may call this.
 
-    The file has mode 0600 from its first byte on, and is never seen half written.
+    The file is created with mode 0600 and moved into place when complete.
     """
     path = key_path(home)
     if path.exists():
@@ -37,7 +37,7 @@ def ensure_key(home: Home) -> str:
         return read_key(home)
     fresh = path.with_name("key.new")
     fresh.unlink(missing_ok=True)
-    # 40 hex digits behind a short word: the form that wandb's own check takes for a key.
+    # wandb accepts keys of the form PREFIX-<40 hex digits>.
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
         stream.write(f"local-{secrets.token_hex(20)}\n")
         stream.flush()
@@ -47,5 +47,5 @@ def ensure_key(home: Home) -> str:
 
 
 def home_id(key: str) -> str:
-    """What tells this home's server from any other; does not give the key away. 16 hex digits."""
+    """16 hex digits that identify this home's server without revealing its key."""
     return hashlib.sha256(f"home of {key}".encode()).hexdigest()[:16]

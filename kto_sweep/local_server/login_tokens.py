@@ -1,7 +1,7 @@
-"""Signed proofs of who may control the server from a browser: the login link and the cookie that follows it.
+"""Signed tokens that let a browser control the server: one in the login link, one in the cookie it sets.
 
-Both are `PURPOSE.TIME.NONCE.SIGNATURE` under the server's key, so that whoever can read the key file can make
-a link without asking the server, and a cookie survives a restart.
+Both have the form `KIND.TIME.NONCE.SIGNATURE`, signed with the server's key. Any process that can read the
+key file can create a link without asking the server, and cookies survive a server restart.
 """
 
 import hashlib
@@ -12,42 +12,42 @@ from enum import StrEnum
 from urllib.parse import quote
 
 
-class Purpose(StrEnum):
-    """What a proof is good for."""
+class TokenKind(StrEnum):
+    """Where a token is accepted."""
 
     LINK = "link"
     COOKIE = "cookie"
 
 
-LIFETIME = {Purpose.LINK: 3600.0, Purpose.COOKIE: 30 * 86_400.0}
-"""Seconds for which a proof holds."""
+LIFETIME = {TokenKind.LINK: 3600.0, TokenKind.COOKIE: 30 * 86_400.0}
+"""Seconds until a token of each kind expires."""
 
 
 @dataclass(frozen=True)
-class Proof:
-    """A proof whose signature and age are right."""
+class LoginToken:
+    """A token with a valid signature that has not expired."""
 
-    made: float
+    issued_at: float
     """Seconds since the epoch."""
     nonce: str
 
 
-def make(key: str, purpose: Purpose, now: float) -> str:
-    """A new proof; safe in a URL and in a cookie."""
-    body = f"{purpose}.{now:.3f}.{secrets.token_hex(8)}"
+def create(key: str, kind: TokenKind, now: float) -> str:
+    """A new token of this kind; safe in URLs and cookies. `now` is in seconds since the epoch."""
+    body = f"{kind}.{now:.3f}.{secrets.token_hex(8)}"
     return f"{body}.{_signature(key, body)}"
 
 
-def read(key: str, purpose: Purpose, text: str, now: float) -> Proof | None:
-    """What the proof says; None when it is forged, too old, or for something else."""
+def verify(key: str, kind: TokenKind, text: str, now: float) -> LoginToken | None:
+    """The token in `text`; None when the signature is wrong, it has expired, or it is of another kind."""
     body, _, signature = text.rpartition(".")
     if not hmac.compare_digest(signature.encode(), _signature(key, body).encode()):
         return None
-    kind, _, rest = body.partition(".")
-    made, _, nonce = rest.rpartition(".")
-    if kind != purpose or now - float(made) > LIFETIME[purpose]:
+    signed_kind, _, rest = body.partition(".")
+    issued_at, _, nonce = rest.rpartition(".")
+    if signed_kind != kind or now - float(issued_at) > LIFETIME[kind]:
         return None
-    return Proof(float(made), nonce)
+    return LoginToken(float(issued_at), nonce)
 
 
 def _signature(key: str, body: str) -> str:
@@ -55,6 +55,6 @@ def _signature(key: str, body: str) -> str:
 
 
 def login_link(url: str, key: str, now: float, path: str = "/") -> str:
-    """A link that logs a browser in once and leads it to `path` of the server at `url`."""
+    """A single-use link that logs a browser in and opens `path` on the server at `url`."""
     target = f"?to={quote(path)}" if path != "/" else ""
-    return f"{url}/-/login/{make(key, Purpose.LINK, now)}{target}"
+    return f"{url}/-/login/{create(key, TokenKind.LINK, now)}{target}"

@@ -1,7 +1,7 @@
-"""The one server process of a home: its lock, gone with the process however that ends, and its address.
+"""The lock that allows one server per home, and the file that records its address.
 
-home/server/lock            an flock; holds the process id
-home/server/address.json    outlives its server, so that the next one takes the same port
+home/server/lock            flock of the running server, with its process id; the kernel releases it on exit
+home/server/address.json    kept after the server exits, so that the next server reuses the port
 """
 
 import fcntl
@@ -21,7 +21,7 @@ def _lock_path(home: Home) -> Path:
 
 @contextmanager
 def hold_lock(home: Home) -> Iterator[bool]:
-    """Whether this process got the home's lock, which it keeps until the end of the block."""
+    """Yields whether this process acquired the home's lock; the lock is held until the block ends."""
     home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _lock_path(home).open("a+", encoding="ascii") as stream:
         try:
@@ -36,7 +36,7 @@ def hold_lock(home: Home) -> Iterator[bool]:
 
 
 def server_pid(home: Home) -> int | None:
-    """The process id of the server that holds the lock; None when no server runs."""
+    """Process id of the running server; None when no process holds the lock."""
     try:
         stream = _lock_path(home).open("r", encoding="ascii")
     except FileNotFoundError:
@@ -51,27 +51,29 @@ def server_pid(home: Home) -> int | None:
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where a server listens, or last did."""
+class ServerAddress:
+    """The address a server listens on, or last listened on."""
 
     url: str
-    """As clients on this box reach it, without a slash at the end."""
+    """URL for clients on this machine, without a trailing slash."""
     port: int
     pid: int
     version: str
 
 
-def read_address(home: Home) -> Address | None:
-    """The last server's address; None when there was none or the file cannot be read."""
+def read_address(home: Home) -> ServerAddress | None:
+    """The last recorded address; None when the file is missing or unreadable."""
     try:
         values = json.loads((home.server / "address.json").read_text(encoding="utf-8"))
-        return Address(str(values["url"]), int(values["port"]), int(values["pid"]), str(values["version"]))
+        return ServerAddress(
+            str(values["url"]), int(values["port"]), int(values["pid"]), str(values["version"])
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def write_address(home: Home, address: Address) -> None:
-    """Replace the file; a reader sees the old one or the new one."""
+def write_address(home: Home, address: ServerAddress) -> None:
+    """Replaces the address file atomically."""
     path = home.server / "address.json"
     fresh = path.with_name("address.json.new")
     fresh.write_text(json.dumps(asdict(address)), encoding="utf-8")

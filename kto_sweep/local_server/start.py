@@ -1,4 +1,4 @@
-"""Finds, starts and stops the embedded server of a home."""
+"""Finds, starts and stops a home's embedded server."""
 
 import json
 import os
@@ -18,36 +18,37 @@ from kto_sweep.local_server.keys import home_id, key_path, read_key
 from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.local_server.process import read_address, server_pid
 
-START_SECONDS = 60.0
-"""How long a new server may take; a large database is checked first."""
-STOP_SECONDS = 20.0
-ROOM = 1 << 20
-"""Bytes without which it cannot start, nor say why."""
+START_TIMEOUT = 60.0
+"""Seconds to wait for a new server; it checks the database first, which takes time when that is large."""
+STOP_TIMEOUT = 20.0
+"""Seconds to wait for the server to exit."""
+MIN_FREE_BYTES = 1 << 20
+"""With less free disk space the server can neither start nor write its log."""
 LOG_LINES = 10
-"""Lines of the server's log shown when it does not start."""
+"""Last lines of the server's log to show when it fails to start."""
 
 
 @dataclass(frozen=True)
-class ServerAddress:
-    """A server that answers."""
+class LocalServer:
+    """A running server: its URL and key."""
 
     url: str
-    """As clients on this box reach it, without a slash at the end."""
+    """URL for clients on this machine, without a trailing slash."""
     key: str = field(repr=False)
-    """What clients send as API key."""
+    """API key that clients send."""
     key_file: Path
-    """Where the key lies."""
+    """File that holds the key."""
 
     def login_link(self, path: str = "/") -> str:
-        """A link that works once, within the hour: it lets a browser control sweeps, and shows it `path`."""
+        """A single-use link, valid for one hour, that lets a browser control sweeps and opens `path`."""
         return login_link(self.url, self.key, time.time(), path)
 
 
-def running_server(home: Home) -> ServerAddress | None:
-    """The server of this home, if one answers."""
+def running_server(home: Home) -> LocalServer | None:
+    """This home's server, or None when it does not answer."""
     pid = server_pid(home)
     address = read_address(home)
-    # The address of another process is an old one: the new server is still on its way up.
+    # The address belongs to an earlier process: the new server is still starting.
     if pid is None or address is None or address.pid != pid:
         return None
     try:
@@ -56,35 +57,37 @@ def running_server(home: Home) -> ServerAddress | None:
         return None
     if not _answers(address.url, home_id(key)):
         return None
-    return ServerAddress(address.url, key, key_path(home))
+    return LocalServer(address.url, key, key_path(home))
 
 
-def ensure_server(home: Home) -> ServerAddress:
-    """The server of this home, started in the background unless it runs already.
+def ensure_server(home: Home) -> LocalServer:
+    """This home's server, started in the background if it is not running.
 
-    Raises ServerError with the last lines of its log when it does not come up.
+    Raises ServerError with the last lines of the server's log when it does not start.
     """
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + START_TIMEOUT
     child: int | None = None
-    while (found := running_server(home)) is None:
+    while (server := running_server(home)) is None:
         if child is None and server_pid(home) is None:
             child = _start(home)
         elif child is not None and _has_ended(child) and server_pid(home) is None:
-            raise _did_not_start(home, "it ended at once")
+            raise _start_error(home, "it exited at once")
         if time.monotonic() > deadline:
-            raise _did_not_start(home, f"no answer within {START_SECONDS:.0f} s")
+            raise _start_error(home, f"no answer within {START_TIMEOUT:.0f} s")
         time.sleep(0.05)
     if child is not None and server_pid(home) != child and not _has_ended(child):
-        os.kill(child, signal.SIGTERM)  # another one was faster; ours would serve once that is told to end
-    return found
+        os.kill(
+            child, signal.SIGTERM
+        )  # lost the race to another process; ours would take over when that one stops
+    return server
 
 
 def stop_server(home: Home) -> bool:
-    """True when a server ran and has ended. Raises ServerError when it does not end."""
+    """True when a server was running and has exited. Raises ServerError when it does not exit."""
     pid = server_pid(home)
     if pid is None:
         return False
-    deadline = time.monotonic() + STOP_SECONDS
+    deadline = time.monotonic() + STOP_TIMEOUT
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:
@@ -94,22 +97,22 @@ def stop_server(home: Home) -> bool:
     while server_pid(home) == pid:
         if time.monotonic() > deadline:
             raise ServerError(
-                f"the server (process {pid}) does not end",
-                hint=f"look at {log_path(home)}, or: kill -9 {pid}",
+                f"the server (process {pid}) does not exit",
+                hint=f"see {log_path(home)}, or run: kill -9 {pid}",
             )
         time.sleep(0.05)
     return True
 
 
 def log_path(home: Home) -> Path:
-    """Where a server that was started in the background writes its log."""
+    """Log file of a server started in the background."""
     return home.server / "server.log"
 
 
-def _answers(url: str, identity: str) -> bool:
-    """Whether this home's server, and not any other, listens at `url`."""
-    # No proxy: the server listens on this box. No check of its certificate: the home's id is the proof, and
-    # nothing secret is sent.
+def _answers(url: str, expected_id: str) -> bool:
+    """Whether the server at `url` is this home's server."""
+    # No proxy: the server is on this machine. The certificate is not verified: the home id identifies the
+    # server, and the request carries no secret.
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if url.startswith("https:"):
         context = ssl.create_default_context()
@@ -118,17 +121,17 @@ def _answers(url: str, identity: str) -> bool:
     opener = urllib.request.build_opener(*handlers)
     try:
         with opener.open(f"{url}/ready", timeout=5) as response:
-            told = json.loads(response.read(10_000))
+            answer = json.loads(response.read(10_000))
     except NO_ANSWER:
         return False
-    return isinstance(told, dict) and told.get("home_id") == identity
+    return isinstance(answer, dict) and answer.get("home_id") == expected_id
 
 
 def _start(home: Home) -> int:
-    """The process id of a server that was just started."""
+    """Starts a server in the background; its process id."""
     home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
     log_flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    # Not subprocess: its objects want to be waited for, and this process may outlive us or we it.
+    # Not subprocess: a Popen must be waited for, and the server may outlive this process or the reverse.
     return os.posix_spawn(
         sys.executable,
         [sys.executable, "-P", "-m", "kto_sweep.server", "--home", str(home.root)],
@@ -138,7 +141,7 @@ def _start(home: Home) -> int:
             (os.POSIX_SPAWN_OPEN, 1, str(log_path(home)), log_flags, 0o600),
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
-        # A session of its own: Ctrl-C in the shell that happened to start it must not end it.
+        # Its own session, so that Ctrl-C in the starting shell does not stop the server.
         setsid=True,
     )
 
@@ -150,12 +153,12 @@ def _has_ended(child: int) -> bool:
         return True
 
 
-def _did_not_start(home: Home, how: str) -> ServerError:
+def _start_error(home: Home, reason: str) -> ServerError:
     try:
         lines = log_path(home).read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
     except OSError:
         lines = []
-    hint = f"its log: {log_path(home)}"
-    if shutil.disk_usage(home.root).free < ROOM:
-        hint = f"no room is left on the disk of {home.root}: free some"
-    return ServerError("\n".join([f"the embedded server did not start ({how})", *lines]), hint=hint)
+    hint = f"see the log: {log_path(home)}"
+    if shutil.disk_usage(home.root).free < MIN_FREE_BYTES:
+        hint = f"the disk of {home.root} is full: free some space"
+    return ServerError("\n".join([f"the embedded server did not start ({reason})", *lines]), hint=hint)

@@ -1,16 +1,16 @@
 """The embedded, W&B-compatible server: GraphQL and file_stream over one SQLite file.
 
-    launch ----> main (one process per home: lock, port, key)
+    local_server -> main (one process per home: lock, port, key)
                    |
     wandb SDK --> app (routes, key, body limits)
                    |-- graphql_api + resolvers/   reads and writes by GraphQL
                    |-- file_stream                history, events, summary, console lines of a run
                    |-- uploads                    run files, through signed URLs
-                   `-- dashboard                  pages, their data (columns, thinning), login, controls
+                   `-- dashboard                  pages, their data (columns, downsample), login, controls
                           |
-    heartbeat -> sweep_machine (what an agent is told) -> kto_sweep.search (the next trial)
+    heartbeat -> sweep_machine (what the agent does next) -> kto_sweep.search (the next trial)
                           |
                         store/ (one writer thread, WAL, migrations)
 
-Neither torch nor wandb is imported anywhere below this package.
+The server imports neither torch nor wandb, directly or indirectly.
 """

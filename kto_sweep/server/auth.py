@@ -1,8 +1,8 @@
-"""Who a browser is: a reader on this box, somebody who came by a login link, or nobody.
+"""What a browser may do: read from this machine, control after a login link, or nothing.
 
-A browser on the server's own box may look, as it always could. To control a sweep, to download files, and to
-look from another machine takes a cookie, and the cookie comes from a link that works once. The API key is in
-no URL.
+A browser on the server's machine can read without logging in. Controlling sweeps, downloading files, and
+reading from another machine need a cookie, which a single-use login link sets. The API key never appears in a
+URL.
 """
 
 import hmac
@@ -16,88 +16,91 @@ from starlette.responses import HTMLResponse, Response
 
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.keys import home_id
-from kto_sweep.local_server.login_tokens import LIFETIME, Purpose
-from kto_sweep.server.backend import Backend
+from kto_sweep.local_server.login_tokens import LIFETIME, TokenKind
+from kto_sweep.server.server_state import ServerState
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 CSRF_HEADER = "x-kto-sweep-csrf"
-HOW = "kto-sweep serve --login"
-"""What prints a new link."""
+LOGIN_COMMAND = "kto-sweep serve --login"
+"""Prints a new login link."""
 
 
 @dataclass(frozen=True)
-class Visitor:
+class Access:
     """What the sender of a request may do."""
 
-    may_look: bool
-    may_control: bool
+    can_read: bool
+    can_control: bool
     csrf: str | None
-    """What a page must send along with every change; None for those who may not change anything."""
+    """Token that a page must send with every change; None without permission to change anything."""
 
 
-class Gate:
-    """Knows visitors by their cookies, and which links have been used."""
+class Auth:
+    """Checks login cookies and redeems login links, each once."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._cookie = f"kto_sweep_{home_id(backend.key)}"
-        """Cookies do not know ports: two servers on one box must not take each other's."""
-        self._opened = backend.now()
-        self._used: dict[str, float] = {}
+    def __init__(self, server: ServerState) -> None:
+        self._server = server
+        self._cookie = f"kto_sweep_{home_id(server.key)}"
+        """Browsers share cookies between ports, so servers on one machine need different cookie names."""
+        self._started_at = server.now()
+        self._used_nonces: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def visitor(self, request: Request) -> Visitor:
-        """Who sent the request."""
+    def access(self, request: Request) -> Access:
+        """The access that the request's cookie or address grants."""
         cookie = request.cookies.get(self._cookie, "")
-        proof = login_tokens.read(self._backend.key, Purpose.COOKIE, cookie, self._backend.now())
-        if proof is not None:
-            return Visitor(True, True, self._backend.sign(f"csrf {proof.nonce}"))
-        return Visitor(_is_on_this_box(request), False, None)
+        token = login_tokens.verify(self._server.key, TokenKind.COOKIE, cookie, self._server.now())
+        if token is not None:
+            return Access(True, True, self._server.sign(f"csrf {token.nonce}"))
+        return Access(_is_local(request), False, None)
 
     def allows_change(self, request: Request) -> bool:
-        """Whether the request is a change that one of our own pages asks for in the name of its visitor."""
-        visitor = self.visitor(request)
+        """Whether a logged-in page of this server sent the request (CSRF token and origin match)."""
+        access = self.access(request)
         origin = request.headers.get("origin")
         own = f"{request.url.scheme}://{request.headers.get('host', '')}"
         sent = request.headers.get(CSRF_HEADER, "").encode()
         return (
-            visitor.csrf is not None
-            and hmac.compare_digest(sent, visitor.csrf.encode())
+            access.csrf is not None
+            and hmac.compare_digest(sent, access.csrf.encode())
             and origin in (None, own)
         )
 
-    def enter(self, token: str) -> str | None:
-        """A cookie's value for a link's token; None when it is forged, too old or used."""
-        now = self._backend.now()
-        proof = login_tokens.read(self._backend.key, Purpose.LINK, token, now)
-        # Links that were used before this server came up are forgotten: none from that time is taken.
-        if proof is None or proof.made < self._opened:
+    def redeem(self, link_token: str) -> str | None:
+        """A cookie value for a link's token; None when the token is invalid, expired or already used."""
+        now = self._server.now()
+        token = login_tokens.verify(self._server.key, TokenKind.LINK, link_token, now)
+        # Used links are remembered in memory only, so links issued before this server started are rejected.
+        if token is None or token.issued_at < self._started_at:
             return None
         with self._lock:
-            self._used = {
-                nonce: made for nonce, made in self._used.items() if now - made < LIFETIME[Purpose.LINK]
+            self._used_nonces = {
+                nonce: issued_at
+                for nonce, issued_at in self._used_nonces.items()
+                if now - issued_at < LIFETIME[TokenKind.LINK]
             }
-            if proof.nonce in self._used:
+            if token.nonce in self._used_nonces:
                 return None
-            self._used[proof.nonce] = proof.made
-        return login_tokens.make(self._backend.key, Purpose.COOKIE, now)
+            self._used_nonces[token.nonce] = token.issued_at
+        return login_tokens.create(self._server.key, TokenKind.COOKIE, now)
 
-    def answer(self, request: Request) -> Response:
-        """The answer to a login link: the cookie and the way to the page, or what to type for a new link."""
-        cookie = self.enter(request.path_params["token"])
+    def login(self, request: Request) -> Response:
+        """Response to a login link: sets the cookie and opens the page, or says how to get a new link."""
+        cookie = self.redeem(request.path_params["token"])
         if cookie is None:
-            text = f"This login link has been used or is too old. Type on the server's box: {HOW}"
+            text = f"This login link is used or expired. On the server's machine, run: {LOGIN_COMMAND}"
             return HTMLResponse(_page("Log in", text, ""), 403, headers=HEADERS)
         target = request.query_params.get("to", "/")
         if not target.startswith("/") or target.startswith("//") or "\\" in target:
             target = "/"
-        # Not a redirect: after a click in another site's page a strict cookie would not go along with one.
+        # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with
+        # it.
         refresh = f'<meta http-equiv="refresh" content="0; url={escape(target)}">'
-        response = HTMLResponse(_page("Logged in", "One moment.", refresh), headers=HEADERS)
+        response = HTMLResponse(_page("Logged in", "Logged in. Opening the page.", refresh), headers=HEADERS)
         response.set_cookie(
             self._cookie,
             cookie,
-            max_age=int(LIFETIME[Purpose.COOKIE]),
+            max_age=int(LIFETIME[TokenKind.COOKIE]),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
@@ -121,16 +124,16 @@ def _page(title: str, text: str, head: str) -> str:
     )
 
 
-def _is_on_this_box(request: Request) -> bool:
-    """Whether a browser on this box asked for a name that only this box can mean.
+def _is_local(request: Request) -> bool:
+    """Whether a browser on this machine asked for a loopback host name.
 
-    Any other name may be a foreign page that had its own name point here to read the answer.
+    Any other host name may be DNS rebinding: a foreign page whose domain resolves to 127.0.0.1.
     """
     peer = request.client.host if request.client else ""
     try:
         is_loopback = ipaddress.ip_address(peer).is_loopback
     except ValueError:
         return False
-    # A proxy on this box that serves the network says for whom it asks.
+    # A reverse proxy on this machine forwards requests from the network and says so in these headers.
     is_direct = not {"forwarded", "x-forwarded-for"} & set(request.headers)
     return is_loopback and is_direct and request.url.hostname in LOOPBACK_NAMES

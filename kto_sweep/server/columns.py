@@ -1,4 +1,4 @@
-"""What runs have logged, as columns of numbers in memory: read once, then only what is new."""
+"""In-memory columns of the numbers that runs have logged, updated incrementally from the database."""
 
 import hashlib
 import sqlite3
@@ -12,71 +12,73 @@ from typing import Any
 
 import numpy as np
 
-from kto_sweep.server.downsample import Numbers, rounded, thin
+from kto_sweep.server.downsample import Numbers, downsample, round_significant
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.text import is_number
 
-MOST_VALUES = 8_000_000
-"""Numbers kept in memory at most, 16 bytes each; the runs longest not looked at go first."""
-MOST_KEYS = 2000
-"""Keys of one run at most."""
-DEEPEST = 5
-"""Levels of nested objects that are read."""
-LONGEST_RUN = 1e9
-"""Seconds, 32 years: no age of a run beyond this is believed."""
+MAX_VALUES = 8_000_000
+"""Maximum numbers in the cache, 16 bytes each; least recently used runs are evicted first."""
+MAX_KEYS = 2000
+"""Maximum keys of a run."""
+MAX_DEPTH = 5
+"""Maximum nesting of logged objects; deeper values are ignored."""
+MAX_RUN_SECONDS = 1e9
+"""Seconds (32 years); a larger runtime in a log is cut to this."""
 
 
 @dataclass
-class Column:
+class MetricColumn:
     """The finite values of one key."""
 
     rows: "array[int]" = field(default_factory=lambda: array("q"))
-    """Positions in the columns of all rows."""
+    """Row index of each value."""
     values: "array[float]" = field(default_factory=lambda: array("d"))
 
 
 @dataclass
-class Columns:
-    """One stream of one run."""
+class StreamColumns:
+    """The columns of one stream of one run."""
 
     next_line: int = 0
     last_digest: bytes = b""
-    """Of the last line read: when it has changed, the run was started anew."""
+    """Digest of the last line read; a different digest means that the run was restarted."""
     steps: "array[float]" = field(default_factory=lambda: array("d"))
-    """Of every row."""
+    """Step of each row."""
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
-    """Of every row, since the run began."""
-    by_key: dict[str, Column] = field(default_factory=dict)
+    """Seconds of each row since the run started."""
+    by_key: dict[str, MetricColumn] = field(default_factory=dict)
 
     def size(self) -> int:
-        """Numbers kept."""
+        """How many numbers are stored."""
         return len(self.steps) + sum(len(column.values) for column in self.by_key.values())
 
-    def take(self, found: Sequence[lines.Line], began: float) -> None:
-        """Add lines; what is no JSON object is skipped. `began` is the run's first second."""
-        for line in found:
+    def append(self, new_lines: Sequence[lines.StreamLine], started_at: float) -> None:
+        """Appends lines; skips those that are not JSON objects. `started_at`: seconds since the epoch."""
+        for line in new_lines:
             row = lines.as_row(line.text)
             if row is not None:
-                self._take_row(row, began)
-        if found:
-            self.next_line = found[-1].number + 1
-            self.last_digest = _digest(found[-1].text)
+                self._append_row(row, started_at)
+        if new_lines:
+            self.next_line = new_lines[-1].number + 1
+            self.last_digest = _digest(new_lines[-1].text)
 
-    def _take_row(self, row: Mapping[str, Any], began: float) -> None:
-        place = len(self.steps)
-        step, runtime, stamp = (_number(row.get(name)) for name in ("_step", "_runtime", "_timestamp"))
-        self.steps.append(place if step is None else step)
-        if runtime is None and stamp is not None:
-            runtime = stamp - began
-        self.seconds.append(min(max(0.0, runtime), LONGEST_RUN) if runtime is not None else place)
+    def _append_row(self, row: Mapping[str, Any], started_at: float) -> None:
+        row_index = len(self.steps)
+        step, runtime, timestamp = (
+            _number(row.get(name)) for name in ("_step", "_runtime", "_timetimestamp")
+        )
+        self.steps.append(row_index if step is None else step)
+        if runtime is None and timestamp is not None:
+            runtime = timestamp - started_at
+        self.seconds.append(min(max(0.0, runtime), MAX_RUN_SECONDS) if runtime is not None else row_index)
         for key, value in row.items():
-            # W&B's own entries are no metrics.
+            # Keys such as _step are W&B's own, not metrics.
             if not key.startswith("_"):
-                self._take_value(key, value, place, 0)
+                self._append_value(key, value, row_index, 0)
 
-    def _take_value(self, key: str, value: object, place: int, level: int) -> None:
-        """Add a finite number; go into an object, pass over all else."""
+    def _append_value(self, key: str, value: object, row_index: int, level: int) -> None:
+        """Appends a finite number, recurses into an object, ignores everything else."""
         if type(value) is float or type(value) is int:
             try:
                 finite = isfinite(value)
@@ -86,37 +88,37 @@ class Columns:
                 return
             column = self.by_key.get(key)
             if column is None:
-                if len(self.by_key) >= MOST_KEYS:
+                if len(self.by_key) >= MAX_KEYS:
                     return
-                column = self.by_key[key] = Column()
-            column.rows.append(place)
+                column = self.by_key[key] = MetricColumn()
+            column.rows.append(row_index)
             column.values.append(value)
-        elif isinstance(value, dict) and level < DEEPEST:
+        elif isinstance(value, dict) and level < MAX_DEPTH:
             for name, item in value.items():
-                self._take_value(f"{key}.{name}", item, place, level + 1)
+                self._append_value(f"{key}.{name}", item, row_index, level + 1)
 
     def curve(self, key: str, points: int) -> dict[str, list[float]] | None:
-        """The key's curve in at most so many points: `step`, `time` in seconds, `value`; None without it."""
+        """The key's curve in at most `points` points: `step`, `time` (seconds), `value`. None if unknown."""
         column = self.by_key.get(key)
         if column is None:
             return None
         values = _as_numbers(column.values)
-        chosen = thin(values, points)
+        chosen = downsample(values, points)
         rows = np.array(column.rows, dtype=np.int64)[chosen]
         return {
             "step": _as_numbers(self.steps)[rows].tolist(),
             "time": np.round(_as_numbers(self.seconds)[rows], 1).tolist(),
-            "value": rounded(values[chosen]).tolist(),
+            "value": round_significant(values[chosen]).tolist(),
         }
 
 
 def _as_numbers(values: "array[float]") -> Numbers:
-    # A copy: the array could not grow while numpy looks at its memory.
+    # A copy: an array cannot grow while numpy holds a view of its buffer.
     return np.array(values, dtype=np.float64)
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(errors="rerow_index"), digest_size=16).digest()
 
 
 def _number(value: object) -> float | None:
@@ -124,51 +126,55 @@ def _number(value: object) -> float | None:
 
 
 class ColumnCache:
-    """The columns of the runs that somebody looks at. Its methods may be called from any thread."""
+    """LRU cache of the columns of viewed runs. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[int, Stream], Columns] = OrderedDict()
+        self._columns: OrderedDict[tuple[int, Stream], StreamColumns] = OrderedDict()
         self._total = 0
 
     def keys(
-        self, connection: sqlite3.Connection, run_id: int, began: float, stream: Stream = Stream.HISTORY
+        self, connection: sqlite3.Connection, run_id: int, started_at: float, stream: Stream = Stream.HISTORY
     ) -> list[str]:
-        """The names under which the stream has numbers; `began` is the run's first second."""
+        """Sorted keys with numbers in the stream. `started_at`: the run's start, seconds since the epoch."""
         with self._lock:
-            return sorted(self._fresh(connection, run_id, began, stream).by_key)
+            return sorted(self._updated(connection, run_id, started_at, stream).by_key)
 
     def curves(
         self,
         connection: sqlite3.Connection,
         run_id: int,
-        began: float,
+        started_at: float,
         keys: list[str],
         points: int,
         stream: Stream = Stream.HISTORY,
     ) -> dict[str, dict[str, list[float]]]:
-        """The curves of those of the keys that the run has logged."""
+        """The curves of the keys that the run has logged."""
         with self._lock:
-            columns = self._fresh(connection, run_id, began, stream)
-            found = {key: columns.curve(key, points) for key in keys}
-        return {key: curve for key, curve in found.items() if curve is not None}
+            columns = self._updated(connection, run_id, started_at, stream)
+            curves = {key: columns.curve(key, points) for key in keys}
+        return {key: curve for key, curve in curves.items() if curve is not None}
 
-    def _fresh(self, connection: sqlite3.Connection, run_id: int, began: float, stream: Stream) -> Columns:
-        """The columns with everything that has been logged up to now."""
-        columns = self._known.pop((run_id, stream), None) or Columns()
+    def _updated(
+        self, connection: sqlite3.Connection, run_id: int, started_at: float, stream: Stream
+    ) -> StreamColumns:
+        """The columns, updated with all lines logged so far."""
+        columns = self._columns.pop((run_id, stream), None) or StreamColumns()
         self._total -= columns.size()
-        if columns.next_line and not _still_true(connection, run_id, stream, columns):
-            columns = Columns()
-        columns.take(lines.after(connection, run_id, stream, columns.next_line - 1, -1), began)
-        self._known[(run_id, stream)] = columns
+        if columns.next_line and not _is_unchanged(connection, run_id, stream, columns):
+            columns = StreamColumns()
+        columns.append(lines.after(connection, run_id, stream, columns.next_line - 1, -1), started_at)
+        self._columns[(run_id, stream)] = columns
         self._total += columns.size()
-        while self._total > MOST_VALUES and len(self._known) > 1:
-            _, oldest = self._known.popitem(last=False)
+        while self._total > MAX_VALUES and len(self._columns) > 1:
+            _, oldest = self._columns.popitem(last=False)
             self._total -= oldest.size()
         return columns
 
 
-def _still_true(connection: sqlite3.Connection, run_id: int, stream: Stream, columns: Columns) -> bool:
-    """Whether the last line read still stands where it stood; every line carries its time, so it tells."""
+def _is_unchanged(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, columns: StreamColumns
+) -> bool:
+    """Whether the last line read is unchanged. Lines hold timestamps, so a restarted run's line differs."""
     text = lines.at(connection, run_id, stream, columns.next_line - 1)
     return text is not None and _digest(text) == columns.last_digest

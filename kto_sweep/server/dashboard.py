@@ -1,7 +1,7 @@
-"""The dashboard's routes: pages, their scripts, the data they ask for, and the changes that a person makes.
+"""The dashboard's routes: pages, their scripts, their JSON data, and actions.
 
-Pages are empty frames: what stands in them comes as JSON and is put in as text, so that no name of a run can
-become part of a page. All of it is under `/-/`, which no entity is called.
+Pages are served empty; their scripts fetch JSON and insert it as text, so that a run name cannot inject
+markup. Data, scripts and actions are under `/-/`, which cannot be an entity name.
 """
 
 import json
@@ -27,26 +27,26 @@ from kto_sweep.server import (
     request_body,
     uploads,
 )
-from kto_sweep.server.auth import HOW, Gate
-from kto_sweep.server.backend import Backend
+from kto_sweep.server.auth import LOGIN_COMMAND, Auth
 from kto_sweep.server.columns import ColumnCache
-from kto_sweep.server.dashboard_data import Changes, Row
+from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.sweep_rules import read_rules
 
 STATIC = Path(__file__).parent / "static"
-LARGEST_CHANGE = 100_000
-"""Bytes of one change at most."""
-MOST_CURVES = 400
-"""Runs of one answer at most."""
-MOST_POINTS = 4000
-"""Points of one curve at most."""
+MAX_ACTION = 100_000
+"""Maximum bytes of an action's body."""
+MAX_CURVES = 400
+"""Maximum runs of a response."""
+MAX_POINTS = 4000
+"""Maximum points of a curve."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; "
-    # plotly makes an empty style element (hence the digest of nothing) and sets style attributes.
+    # plotly adds an empty style element (the hash is that of the empty string) and sets style attributes.
     "style-src 'self'; style-src-elem 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
     "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -61,9 +61,9 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Route]:
-    """The routes of the dashboard and of the login."""
-    api = _Dashboard(backend)
+def routes(server: ServerState, guarded: Callable[[Handler], Handler]) -> list[Route]:
+    """The routes of the dashboard and the login."""
+    api = _Dashboard(server)
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, guarded(handler), methods=["GET"])
@@ -87,33 +87,33 @@ def routes(backend: Backend, guarded: Callable[[Handler], Handler]) -> list[Rout
         post("/-/do/{entity}/{project}/sweeps/{sweep}", api.change_sweep),
         post("/-/do/{entity}/{project}/runs/{run}", api.change_run),
         get("/", api.page("list", lambda connection, names: None)),
-        get("/{entity}/{project}", api.page("list", dashboard_data.project)),
-        get("/{entity}/{project}/compare", api.page("compare", dashboard_data.project)),
-        get("/{entity}/{project}/sweeps/{sweep}", api.page("sweep", dashboard_data.sweep)),
-        get("/{entity}/{project}/runs/{run}", api.page("run", dashboard_data.run)),
+        get("/{entity}/{project}", api.page("list", dashboard_data.find_project)),
+        get("/{entity}/{project}/compare", api.page("compare", dashboard_data.find_project)),
+        get("/{entity}/{project}/sweeps/{sweep}", api.page("sweep", dashboard_data.find_sweep)),
+        get("/{entity}/{project}/runs/{run}", api.page("run", dashboard_data.find_run)),
     ]
 
 
 class _Dashboard:
-    """The handlers of the dashboard's routes."""
+    """Handlers of the dashboard's routes."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self._gate = Gate(backend)
+    def __init__(self, server: ServerState) -> None:
+        self._server = server
+        self._auth = Auth(server)
         self._columns = ColumnCache()
-        self._changes = Changes()
+        self._changes = ChangeTracker()
         self._importance = ImportanceCache()
 
     async def login(self, request: Request) -> Response:
-        """What a login link leads to."""
-        return self._gate.answer(request)
+        """Redeems a login link."""
+        return self._auth.login(request)
 
     async def static(self, request: Request) -> Response:
-        """A script or a style sheet; its address names its version, so that browsers may keep it."""
+        """A script or style sheet; its URL contains its version, so that browsers may cache it forever."""
         name = request.path_params["name"]
         path = _static_files().get(name)
         if path is None:
-            raise GoneError(f"there is no {name}")
+            raise NotFoundError(f"no such file: {name}")
         headers = {
             "x-content-type-options": "nosniff",
             "cache-control": "private, max-age=31536000, immutable",
@@ -121,167 +121,172 @@ class _Dashboard:
         return FileResponse(path, media_type=TYPES.get(path.suffix), headers=headers)
 
     def page(self, kind: str, find: Callable[[Any, Mapping[str, str]], object]) -> Handler:
-        """The frame of a page; `find` raises GoneError where there is nothing to show."""
+        """Handler that serves the empty page; `find` raises NotFoundError for an unknown object."""
 
         async def show(request: Request) -> Response:
-            visitor = self._gate.visitor(request)
-            if not visitor.may_look:
-                return HTMLResponse(_frame("locked", visitor.may_control), 401, headers=HEADERS)
+            access = self._auth.access(request)
+            if not access.can_read:
+                return HTMLResponse(_empty_page("locked", access.can_control), 401, headers=HEADERS)
             try:
-                await run_in_threadpool(lambda: find(self._backend.database.reader(), request.path_params))
-            except GoneError as problem:
-                return HTMLResponse(_frame("gone", visitor.may_control, str(problem)), 404, headers=HEADERS)
-            return HTMLResponse(_frame(kind, visitor.may_control), headers=HEADERS)
+                await run_in_threadpool(lambda: find(self._server.database.reader(), request.path_params))
+            except NotFoundError as problem:
+                return HTMLResponse(
+                    _empty_page("not found", access.can_control, str(problem)), 404, headers=HEADERS
+                )
+            return HTMLResponse(_empty_page(kind, access.can_control), headers=HEADERS)
 
         return show
 
     def data(self, answer: Callable[[Request], Row | None]) -> Handler:
-        """A handler that sends what `answer` finds as JSON, and 204 where nothing has changed."""
+        """Handler that sends the result of `answer` as JSON, or 204 when nothing changed."""
 
         async def respond(request: Request) -> Response:
-            visitor = self._gate.visitor(request)
-            if not visitor.may_look:
-                return _json({"errors": [{"message": f"log in first: {HOW}"}]}, 401)
-            found = await run_in_threadpool(answer, request)
-            if found is None:
+            access = self._auth.access(request)
+            if not access.can_read:
+                return _json({"errors": [{"message": f"log in first; run: {LOGIN_COMMAND}"}]}, 401)
+            body = await run_in_threadpool(answer, request)
+            if body is None:
                 return Response(status_code=204, headers={"cache-control": "no-store"})
-            return _json({**found, "csrf": visitor.csrf})
+            return _json({**body, "csrf": access.csrf})
 
         return respond
 
     def all_sweeps(self, request: Request) -> Row:
-        """Every sweep."""
-        return dashboard_data.sweep_list(self._backend.database.reader(), None)
+        """All sweeps."""
+        return dashboard_data.sweep_list(self._server.database.reader(), None)
 
     def project(self, request: Request) -> Row:
-        """One project's sweeps and its runs without a sweep."""
-        connection = self._backend.database.reader()
-        return dashboard_data.sweep_list(connection, dashboard_data.project(connection, request.path_params))
+        """A project's sweeps and its runs without a sweep."""
+        connection = self._server.database.reader()
+        return dashboard_data.sweep_list(
+            connection, dashboard_data.find_project(connection, request.path_params)
+        )
 
     def sweep(self, request: Request) -> Row | None:
-        """A sweep and those of its runs that have changed since the state `since`."""
-        connection = self._backend.database.reader()
-        _, sweep = dashboard_data.sweep(connection, request.path_params)
-        facts = dashboard_data.sweep_facts(connection, self._backend, sweep)
+        """A sweep and its runs that changed since the tag `since`."""
+        connection = self._server.database.reader()
+        _, sweep = dashboard_data.find_sweep(connection, request.path_params)
+        facts = dashboard_data.sweep_facts(connection, self._server, sweep)
         return self._changes.since(connection, sweep.id, facts, request.query_params.get("since"))
 
     def cells(self, request: Request) -> Row:
         """The cells of a sweep's grid."""
-        connection = self._backend.database.reader()
-        owner, sweep = dashboard_data.sweep(connection, request.path_params)
+        connection = self._server.database.reader()
+        owner, sweep = dashboard_data.find_sweep(connection, request.path_params)
         return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
 
     def importance(self, request: Request) -> Row:
-        """How much each of a sweep's parameters matters for its metric."""
-        connection = self._backend.database.reader()
-        _, sweep = dashboard_data.sweep(connection, request.path_params)
+        """Importance of each of a sweep's parameters for its metric."""
+        connection = self._server.database.reader()
+        _, sweep = dashboard_data.find_sweep(connection, request.path_params)
         return self._importance.of(connection, sweep)
 
     def curves(self, request: Request) -> Row:
-        """The curves of the metrics `key` of the runs `run`, each in at most `points` points."""
-        connection = self._backend.database.reader()
-        project = dashboard_data.project(connection, request.path_params)
+        """Curves of the metrics `key` of the runs `run`, each in at most `points` points."""
+        connection = self._server.database.reader()
+        project = dashboard_data.find_project(connection, request.path_params)
         query = request.query_params
-        names, keys = query.getlist("run")[:MOST_CURVES], query.getlist("key")
+        names, keys = query.getlist("run")[:MAX_CURVES], query.getlist("key")
         return dashboard_run.curves(
-            connection, self._columns, project, names, keys, _whole(query.get("points"), 400, MOST_POINTS)
+            connection, self._columns, project, names, keys, _parse_int(query.get("points"), 400, MAX_POINTS)
         )
 
     def run(self, request: Request) -> Row | None:
-        """All of a run but its curves and its console."""
-        connection = self._backend.database.reader()
-        project, run = dashboard_data.run(connection, request.path_params)
-        told = dashboard_run.facts(connection, self._columns, project, run)
-        return None if told["tag"] == request.query_params.get("since") else told
+        """A run without its curves and console."""
+        connection = self._server.database.reader()
+        project, run = dashboard_data.find_run(connection, request.path_params)
+        facts = dashboard_run.facts(connection, self._columns, project, run)
+        return None if facts["tag"] == request.query_params.get("since") else facts
 
     def console(self, request: Request) -> Row:
-        """Console lines from number `from` on; without it, the last ones."""
-        connection = self._backend.database.reader()
-        _, run = dashboard_data.run(connection, request.path_params)
+        """Console lines from number `from`, else the last ones."""
+        connection = self._server.database.reader()
+        _, run = dashboard_data.find_run(connection, request.path_params)
         start = request.query_params.get("from")
-        return dashboard_run.console(connection, run, None if start is None else _whole(start, 0, 2**53))
+        return dashboard_run.console(connection, run, None if start is None else _parse_int(start, 0, 2**53))
 
     def system(self, request: Request) -> Row:
-        """The curves of all system metrics of a run."""
-        connection = self._backend.database.reader()
-        _, run = dashboard_data.run(connection, request.path_params)
+        """Curves of a run's system metrics."""
+        connection = self._server.database.reader()
+        _, run = dashboard_data.find_run(connection, request.path_params)
         return dashboard_run.system(connection, self._columns, run)
 
     async def file(self, request: Request) -> Response:
-        """A run's file, always as a download: a browser must not run what a client uploaded."""
-        if not self._gate.visitor(request).may_control:
-            return _json({"errors": [{"message": f"log in to download files: {HOW}"}]}, 403)
+        """A run's file as an attachment: a browser must not execute what a client uploaded."""
+        if not self._auth.access(request).can_control:
+            return _json({"errors": [{"message": f"log in to download files; run: {LOGIN_COMMAND}"}]}, 403)
         number = request.path_params["file"]
-        file = await run_in_threadpool(lambda: files.get(self._backend.database.reader(), number))
+        file = await run_in_threadpool(lambda: files.get(self._server.database.reader(), number))
         if file is None:
-            raise GoneError("there is no such file")
-        return uploads.download(self._backend, file)
+            raise NotFoundError("no such file")
+        return uploads.download(self._server, file)
 
     async def change_sweep(self, request: Request) -> Response:
-        """Pause, resume, stop or cancel a sweep."""
+        """Pauses, resumes, stops or cancels a sweep."""
 
-        def work(wanted: Mapping[str, Any]) -> dashboard_actions.Change:
-            _, sweep = dashboard_data.sweep(self._backend.database.reader(), request.path_params)
-            return dashboard_actions.of_sweep(self._backend, sweep, wanted)
+        def work(body: Mapping[str, Any]) -> dashboard_actions.Change:
+            _, sweep = dashboard_data.find_sweep(self._server.database.reader(), request.path_params)
+            return dashboard_actions.of_sweep(self._server, sweep, body)
 
         return await self._change(request, work)
 
     async def change_run(self, request: Request) -> Response:
-        """Stop a run, or write tags and notes on it."""
+        """Stops a run, or sets its tags and notes."""
 
-        def work(wanted: Mapping[str, Any]) -> dashboard_actions.Change:
-            _, run = dashboard_data.run(self._backend.database.reader(), request.path_params)
-            return dashboard_actions.of_run(self._backend, run, wanted)
+        def work(body: Mapping[str, Any]) -> dashboard_actions.Change:
+            _, run = dashboard_data.find_run(self._server.database.reader(), request.path_params)
+            return dashboard_actions.of_run(self._server, run, body)
 
         return await self._change(request, work)
 
     async def _change(
         self, request: Request, work: Callable[[Mapping[str, Any]], dashboard_actions.Change]
     ) -> Response:
-        if not self._gate.allows_change(request):
-            return _json({"errors": [{"message": f"log in to change anything: {HOW}"}]}, 403)
+        if not self._auth.allows_change(request):
+            return _json({"errors": [{"message": f"log in to control sweeps; run: {LOGIN_COMMAND}"}]}, 403)
         try:
-            wanted = json.loads(await request_body.read(request, LARGEST_CHANGE))
+            body = json.loads(await request_body.read(request, MAX_ACTION))
         except (ValueError, RecursionError) as problem:
             raise RequestError(f"the body is not JSON: {problem}") from problem
-        if not isinstance(wanted, dict):
+        if not isinstance(body, dict):
             raise RequestError("the body is not a JSON object")
-        change = await run_in_threadpool(work, wanted)
-        await run_in_threadpool(self._backend.database.write, change)
+        change = await run_in_threadpool(work, body)
+        await run_in_threadpool(self._server.database.write, change)
         return _json({"done": True})
 
 
-def _whole(text: str | None, otherwise: int, most: int) -> int:
+def _parse_int(text: str | None, default: int, maximum: int) -> int:
     if text is None:
-        return otherwise
+        return default
     if not text.isdecimal() or len(text) > 18:
         raise RequestError(f"{text!r} is not a whole number")
-    return min(int(text), most)
+    return min(int(text), maximum)
 
 
 def _json(body: Mapping[str, Any], status: int = 200) -> Response:
-    # Numbers are finite by now; a stray NaN would be no JSON.
+    # NaN is not valid JSON; all numbers are finite here.
     text = json.dumps(body, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
     headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
     return Response(text.encode(errors="replace"), status, headers, media_type="application/json")
 
 
 def _plotly() -> Path:
-    """plotly's own bundle, as its Python package brings it."""
+    """The plotly.js bundle from plotly's Python package."""
     return Path(str(package_files("plotly") / "package_data" / "plotly.min.js"))
 
 
 @lru_cache(maxsize=1)
 def _static_files() -> Mapping[str, Path]:
-    """All that may be asked for, by name: no name that a client sends becomes part of a path."""
+    """All static files by name: a name from a client never becomes part of a path."""
     return {path.name: path for path in (*STATIC.iterdir(), _plotly())}
 
 
 @lru_cache(maxsize=1)
 def _plotly_styles() -> str:
-    """The ids of the style elements that the bundle puts into a page unless it finds them there.
+    """Ids of the style elements that the bundle adds to a page unless they exist.
 
-    They are for maps, which nobody draws here, and the policy would forbid them with a noise in the console.
+    They are for maps, which the dashboard does not draw, and the content security policy blocks them with
+    console errors.
     """
     ids = re.findall(r'getElementById\("([0-9a-f]{64})"\)', _plotly().read_text(encoding="utf-8"))
     return " ".join(sorted(set(ids)))
@@ -289,33 +294,33 @@ def _plotly_styles() -> str:
 
 @lru_cache(maxsize=1)
 def _asset_version() -> str:
-    """Changes with every change of the scripts, the style sheet and plotly."""
+    """Version of the static files: changes with the scripts, the style sheet and plotly."""
     newest = max((path.stat().st_mtime_ns for path in STATIC.iterdir()), default=0)
     return f"{version('plotly')}-{newest:x}"
 
 
 @lru_cache(maxsize=8)
 def _scripts(name: str) -> tuple[str, ...]:
-    """A page's script and all that it imports, so that a browser asks for all at once."""
-    found: dict[str, None] = {}
+    """A page's script and all its imports, so that the browser can preload them together."""
+    scripts: dict[str, None] = {}
     waiting = [name]
     while waiting:
         script = waiting.pop(0)
-        if script not in found:
-            found[script] = None
+        if script not in scripts:
+            scripts[script] = None
             waiting += re.findall(r'from "\./([\w.]+)"', (STATIC / script).read_text(encoding="utf-8"))
-    return tuple(found)
+    return tuple(scripts)
 
 
-def _frame(kind: str, may_control: bool, message: str = "") -> str:
-    """An empty page of this kind; its script fills it."""
+def _empty_page(kind: str, can_control: bool, message: str = "") -> str:
+    """An empty page of this kind, for its script to fill; or a page with one message."""
     assets = f"/-/static/{_asset_version()}"
     page = f"{kind}_page.js"
     text = {
-        "locked": f"Log in first. Type on the server's box: {HOW}",
-        "gone": f"{message[:1].upper()}{message[1:]}.",
+        "locked": f"Log in first. On the server's machine, run: {LOGIN_COMMAND}",
+        "not found": f"{message[:1].upper()}{message[1:]}.",
     }.get(kind)
-    more = ' <a href="/">All sweeps</a>' if kind == "gone" else ""
+    more = ' <a href="/">All sweeps</a>' if kind == "not found" else ""
     script = ""
     if text is None:
         script = "".join(f'<link rel="modulepreload" href="{assets}/{name}">' for name in _scripts(page))

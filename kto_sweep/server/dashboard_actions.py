@@ -1,12 +1,12 @@
-"""What a person does from the dashboard: move a sweep to another state, stop a run, write on it."""
+"""Actions of the dashboard: change a sweep's state, stop a run, edit its tags and notes."""
 
 import sqlite3
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from kto_sweep.server import run_writes, sweep_writes
-from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import SweepState
 from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.runs import Run
@@ -18,49 +18,49 @@ STATES = {
     "stop": SweepState.FINISHED,
     "cancel": SweepState.CANCELED,
 }
-"""The state that each of the four controls of a sweep leads to, as on the command line."""
-MOST_TAGS = 50
-LONGEST_TAG = 64
-LONGEST_NOTES = 10_000
+"""The new state for each action on a sweep, as on the command line."""
+MAX_TAGS = 50
+MAX_TAG = 64
+MAX_NOTES = 10_000
 
 Change = Callable[[sqlite3.Connection], object]
 
 
-def of_sweep(backend: Backend, sweep: Sweep, wanted: Mapping[str, Any]) -> Change:
-    """The write that one of the sweep's controls asks for. Raises RequestError."""
-    state = STATES.get(str(wanted.get("action")))
+def of_sweep(server: ServerState, sweep: Sweep, body: Mapping[str, Any]) -> Change:
+    """The database write for an action on a sweep. Raises RequestError."""
+    state = STATES.get(str(body.get("action")))
     if state is None:
-        raise RequestError(f"{wanted.get('action')!r} is none of {', '.join(STATES)}")
+        raise RequestError(f"{body.get('action')!r} is not one of {', '.join(STATES)}")
     change = {"id": to_global("Sweep", sweep.id), "state": state.value}
-    return lambda connection: sweep_writes.upsert(connection, backend, change)
+    return lambda connection: sweep_writes.upsert(connection, server, change)
 
 
-def of_run(backend: Backend, run: Run, wanted: Mapping[str, Any]) -> Change:
-    """The write that a run's page asks for: `stop`, or `annotate` (tags and notes). Raises RequestError."""
+def of_run(server: ServerState, run: Run, body: Mapping[str, Any]) -> Change:
+    """The database write for an action on a run: `stop`, `annotate` (tags, notes). Raises RequestError."""
     identifier = to_global("Run", run.id)
-    match wanted.get("action"):
+    match body.get("action"):
         case "stop":
             return lambda connection: run_writes.request_stop(connection, identifier)
         case "annotate":
             change = {
                 "id": identifier,
-                "tags": _tags(wanted.get("tags")),
-                "notes": _notes(wanted.get("notes")),
+                "tags": _tags(body.get("tags")),
+                "notes": _notes(body.get("notes")),
             }
-            return lambda connection: run_writes.upsert(connection, backend, change)
+            return lambda connection: run_writes.upsert(connection, server, change)
         case other:
             raise RequestError(f"{other!r} is neither stop nor annotate")
 
 
 def _tags(value: object) -> list[str]:
-    if not isinstance(value, list) or len(value) > MOST_TAGS:
-        raise RequestError(f"tags are a list of at most {MOST_TAGS}")
-    if not all(isinstance(tag, str) and 0 < len(tag) <= LONGEST_TAG for tag in value):
-        raise RequestError(f"a tag is a text of 1 to {LONGEST_TAG} characters")
+    if not isinstance(value, list) or len(value) > MAX_TAGS:
+        raise RequestError(f"tags must be a list of at most {MAX_TAGS}")
+    if not all(isinstance(tag, str) and 0 < len(tag) <= MAX_TAG for tag in value):
+        raise RequestError(f"a tag must be a string of 1 to {MAX_TAG} characters")
     return value
 
 
 def _notes(value: object) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST_NOTES:
-        raise RequestError(f"notes are a text of at most {LONGEST_NOTES} characters")
+    if not isinstance(value, str) or len(value) > MAX_NOTES:
+        raise RequestError(f"notes must be a string of at most {MAX_NOTES} characters")
     return value

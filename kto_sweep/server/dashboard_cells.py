@@ -1,8 +1,8 @@
-"""The cells of a grid as the dashboard's map shows them."""
+"""The cells of a grid for the dashboard's map."""
 
 import sqlite3
 
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.projects import Project
@@ -12,18 +12,18 @@ from kto_sweep.sweep.grid_status import Ledger, read_ledger
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
-MOST_CELLS = 1500
-"""A larger grid is no picture any more; its table tells it."""
-MOST_PARAMETERS = 6
+MAX_CELLS = 1500
+"""Larger grids have no map, only the table of runs."""
+MAX_PARAMETERS = 6
 
 
 def cells(
     connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules
 ) -> list[Row] | None:
-    """Every cell with its values, state, cause and run; None for what is no grid, or too large a one."""
+    """Every cell with its values, state, cause and run; None for other methods and for large grids."""
     space = rules.space
     size = space.grid_size() if space is not None and rules.method == "grid" else None
-    if space is None or size is None or not 1 < size <= MOST_CELLS or len(space.searched) > MOST_PARAMETERS:
+    if space is None or size is None or not 1 < size <= MAX_CELLS or len(space.searched) > MAX_PARAMETERS:
         return None
     names = [parameter.name for parameter in space.searched]
     ledger = _ledger(connection, owner, sweep, rules)
@@ -33,7 +33,7 @@ def cells(
             "state": cell.state.value,
             "cause": cell.trial.failure or None if cell.trial else None,
             "run": cell.trial.run_id if cell.trial else None,
-            "value": objective.in_summary(cell.trial.summary, rules.metric)
+            "value": sweep_progress.summary_value(cell.trial.summary, rules.metric)
             if cell.trial and rules.metric
             else None,
         }
@@ -64,7 +64,7 @@ def _ledger(connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules:
                     seconds=None,
                     paused=run.is_paused,
                 )
-                for run in [*runs.taken_over(connection, sweep.id), *runs.of_sweep(connection, sweep.id)]
+                for run in [*runs.prior_runs(connection, sweep.id), *runs.of_sweep(connection, sweep.id)]
             ),
         )
     )

@@ -1,4 +1,4 @@
-"""What the dashboard shows of single runs: all of one, the curves of some, a console, system metrics."""
+"""JSON for the run page: metadata, curves, console lines, system metrics."""
 
 import hashlib
 import json
@@ -15,27 +15,27 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 
 LAST_LINES = 500
-"""Console lines of a first answer."""
-MOST_LINES = 5000
-"""Console lines of one answer at most."""
-LONGEST_LINE = 4000
+"""Console lines of the first response."""
+MAX_LINES = 5000
+"""Maximum console lines of a response."""
+MAX_LINE = 4000
 SYSTEM_POINTS = 300
-MOST_SYSTEM_METRICS = 60
-LONGEST_VALUE = 20_000
-"""Characters of one value of a configuration or summary on a run's own page at most."""
+MAX_SYSTEM_METRICS = 60
+MAX_VALUE = 20_000
+"""Maximum characters of a configuration or summary value on the run page."""
 
 
 def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project, run: Run) -> Row:
-    """All of a run but its curves and its console; `tag` changes with any of it."""
+    """A run without its curves and console; `tag` changes with any of it."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     summary = lines.as_row(run.summary) or {}
-    told: Row = {
+    page: Row = {
         "run": {
             **run_row(run),
-            "config": flat(plain_config(run.config), longest=LONGEST_VALUE),
+            "config": flat(plain_config(run.config), longest=MAX_VALUE),
             "summary": flat(
                 {name: value for name, value in summary.items() if not name.startswith("_")},
-                longest=LONGEST_VALUE,
+                longest=MAX_VALUE,
             ),
             "program": run.program,
             "group": run.group_name,
@@ -58,8 +58,8 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
             {"id": file.id, "name": file.name, "size": file.size} for file in files.of_run(connection, run.id)
         ],
     }
-    told["tag"] = hashlib.blake2b(json.dumps(told).encode(), digest_size=12).hexdigest()
-    return told
+    page["tag"] = hashlib.blake2b(json.dumps(page).encode(), digest_size=12).hexdigest()
+    return page
 
 
 def curves(
@@ -70,35 +70,35 @@ def curves(
     keys: Sequence[str],
     points: int,
 ) -> Row:
-    """The curves of the named runs, as far as they are known: run, then key, then step, time and value."""
-    told: Row = {}
+    """Curves of the named runs: run -> key -> step, time, value. Unknown runs are left out."""
+    curves_by_run: Row = {}
     for name in names:
         run = runs.find(connection, project.id, name)
         if run is not None:
-            told[name] = columns.curves(connection, run.id, run.created_at, list(keys), points)
-    return {"curves": told}
+            curves_by_run[name] = columns.curves(connection, run.id, run.created_at, list(keys), points)
+    return {"curves": curves_by_run}
 
 
 def console(connection: sqlite3.Connection, run: Run, start: int | None) -> Row:
-    """Console lines from number `start` on, or the last ones; `next` is where to go on."""
-    found = (
+    """Console lines from number `start`, else the last ones; `next` is the next number to request."""
+    console_lines = (
         lines.last(connection, run.id, Stream.OUTPUT, LAST_LINES)
         if start is None
-        else lines.after(connection, run.id, Stream.OUTPUT, start - 1, MOST_LINES)
+        else lines.after(connection, run.id, Stream.OUTPUT, start - 1, MAX_LINES)
     )
     return {
-        "lines": [_console_line(line) for line in found],
-        "next": found[-1].number + 1 if found else start or 0,
+        "lines": [_console_line(line) for line in console_lines],
+        "next": console_lines[-1].number + 1 if console_lines else start or 0,
     }
 
 
-def _console_line(line: lines.Line) -> Row:
+def _console_line(line: lines.StreamLine) -> Row:
     time, is_error, text = lines.console_parts(line.text)
-    return {"number": line.number, "time": time, "error": is_error, "text": text[:LONGEST_LINE]}
+    return {"number": line.number, "time": time, "error": is_error, "text": text[:MAX_LINE]}
 
 
 def system(connection: sqlite3.Connection, columns: ColumnCache, run: Run) -> Row:
-    """The run's system metrics, as the SDK samples them."""
-    keys = columns.keys(connection, run.id, run.created_at, Stream.EVENTS)[:MOST_SYSTEM_METRICS]
-    told = columns.curves(connection, run.id, run.created_at, keys, SYSTEM_POINTS, Stream.EVENTS)
-    return {"curves": told}
+    """Curves of the run's system metrics, as sampled by the SDK."""
+    keys = columns.keys(connection, run.id, run.created_at, Stream.EVENTS)[:MAX_SYSTEM_METRICS]
+    curves = columns.curves(connection, run.id, run.created_at, keys, SYSTEM_POINTS, Stream.EVENTS)
+    return {"curves": curves}

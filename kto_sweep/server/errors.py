@@ -1,9 +1,9 @@
-"""What can be wrong with a request. None of these is a 5xx: the client would retry it for minutes."""
+"""Errors in a request. None of them is a 5xx, which clients would retry for minutes."""
 
 
 class RequestError(Exception):
-    """The request asks for something that cannot be; the text says what. Answered as a GraphQL error."""
+    """The request is invalid; the message says why. Answered as a GraphQL error."""
 
 
-class GoneError(RequestError):
-    """The sweep or agent does not exist any more. Answered with HTTP 404, which ends an agent."""
+class NotFoundError(RequestError):
+    """The project, sweep, run or agent does not exist. Answered with HTTP 404, which makes an agent exit."""

@@ -1,13 +1,13 @@
-"""What a run's process sends while it works: lines of its streams, its summary, and its end."""
+"""Messages of a run's process: lines of its streams, its summary, and its exit code."""
 
 import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import objective, overwritten_runs, run_writes, rungs
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server import overwritten_runs, run_writes, successive_halving, sweep_progress
+from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.lines import Stream
@@ -19,13 +19,13 @@ _STREAMS = {
     "output.log": Stream.OUTPUT,
 }
 _SUMMARY = "wandb-summary.json"
-LAST_LINE = 2**40
-"""Line numbers beyond this are refused: no run has them, and sums of them must fit SQLite's integers."""
+MAX_LINE = 2**40
+"""Larger line numbers are rejected: no run has them, and their sums must fit SQLite's integers."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Lines for one stream, to be written at line `offset` on."""
+    """Lines for one stream; the first is line number `offset`."""
 
     name: str
     offset: int
@@ -34,7 +34,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Message:
-    """One request of a run's process. An empty one is a sign of life."""
+    """One request of a run's process. An empty one is a heartbeat."""
 
     chunks: tuple[Chunk, ...]
     preempting: bool
@@ -60,7 +60,7 @@ def parse(body: bytes) -> Message:
         chunks=tuple(_chunk(name, entry) for name, entry in files.items()),
         preempting=bool(data.get("preempting")),
         complete=bool(data.get("complete")),
-        # GraphQL's Int, in which it is read back, has 32 bits.
+        # Read back as GraphQL's Int, which has 32 bits.
         exitcode=max(-(2**31), min(exitcode, 2**31 - 1)),
     )
 
@@ -68,7 +68,7 @@ def parse(body: bytes) -> Message:
 def _chunk(name: str, entry: Any) -> Chunk:
     offset = entry.get("offset", 0) if isinstance(entry, dict) else None
     content = entry.get("content", []) if isinstance(entry, dict) else None
-    if not isinstance(offset, int) or not 0 <= offset < LAST_LINE:
+    if not isinstance(offset, int) or not 0 <= offset < MAX_LINE:
         raise RequestError(f"files.{name}.offset is not a line number")
     if not isinstance(content, list) or not all(isinstance(line, str) for line in content):
         raise RequestError(f"files.{name}.content is not a list of lines")
@@ -76,29 +76,34 @@ def _chunk(name: str, entry: Any) -> Chunk:
 
 
 def receive(
-    connection: sqlite3.Connection, backend: Backend, entity: str, project: str, name: str, message: Message
+    connection: sqlite3.Connection,
+    server: ServerState,
+    entity: str,
+    project: str,
+    name: str,
+    message: Message,
 ) -> dict[str, Any]:
-    """The answer to the message, once everything in it is written.
+    """Writes the message and returns the response body.
 
-    Sending a message twice changes nothing. Raises GoneError for an unknown run.
+    Idempotent: sending a message twice changes nothing. Raises NotFoundError for an unknown run.
     """
     run = runs.find_by_path(connection, entity, project, name)
     if run is None:
-        raise GoneError(f"there is no run {entity}/{project}/{name}")
-    values: dict[str, Any] = {"heartbeat_at": backend.now(), **_summary(message)}
+        raise NotFoundError(f"there is no run {entity}/{project}/{name}")
+    values: dict[str, Any] = {"heartbeat_at": server.now(), **_summary(message)}
     if not message.complete:
-        values["state"] = _state_while_alive(run, message)
+        values["state"] = _state_after_heartbeat(run, message)
     runs.update(connection, run.id, **values)
     run = _write_lines(connection, run, message)
     if run.sweep_id is not None:
-        _tell_sweep(connection, run, message)
+        _update_sweep(connection, run, message)
     if message.complete:
-        _end(connection, run, message)
-    return _answer(connection, run)
+        _finish_run(connection, run, message)
+    return _response(connection, run)
 
 
 def _write_lines(connection: sqlite3.Connection, run: Run, message: Message) -> Run:
-    """The run as it was, but for what its restart has come to; the lines of the message are written."""
+    """Writes the message's lines; the run with an updated `restart` field."""
     for chunk in message.chunks:
         stream = _STREAMS.get(chunk.name)
         if stream is not None and chunk.content:
@@ -108,37 +113,37 @@ def _write_lines(connection: sqlite3.Connection, run: Run, message: Message) -> 
 
 
 def _summary(message: Message) -> dict[str, str]:
-    """The run's new summary: each line is a full one, so the last counts."""
+    """The run's new summary: each line is a complete summary, so the last one counts."""
     for chunk in message.chunks:
         if chunk.name == _SUMMARY and chunk.content:
             return {"summary": run_writes.json_object(chunk.content[-1], _SUMMARY)}
     return {}
 
 
-def _state_while_alive(run: Run, message: Message) -> RunState:
+def _state_after_heartbeat(run: Run, message: Message) -> RunState:
     if message.preempting:
         return RunState.PREEMPTING
     if run.state in (RunState.PENDING, RunState.CRASHED):
-        # A process that was thought dead is back.
+        # A run marked as crashed sends again.
         return RunState.RUNNING
     return run.state
 
 
-def _tell_sweep(connection: sqlite3.Connection, run: Run, message: Message) -> None:
+def _update_sweep(connection: sqlite3.Connection, run: Run, message: Message) -> None:
     for chunk in message.chunks:
         if _STREAMS.get(chunk.name) is Stream.HISTORY:
-            objective.rows_arrived(connection, run, chunk.offset, chunk.content)
+            sweep_progress.on_history_rows(connection, run, chunk.offset, chunk.content)
     if any(chunk.name == _SUMMARY for chunk in message.chunks):
         changed = runs.get(connection, run.id)
         assert changed is not None
-        objective.summary_changed(connection, changed)
+        sweep_progress.on_summary(connection, changed)
 
 
-def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
+def _finish_run(connection: sqlite3.Connection, run: Run, message: Message) -> None:
     if message.exitcode == 0:
         state = RunState.FINISHED
     elif run.stop_requested:
-        state = rungs.state_when_stopped(run)
+        state = successive_halving.state_when_stopped(run)
     elif message.preempting or run.state is RunState.PREEMPTING:
         state = RunState.PREEMPTED
     else:
@@ -148,10 +153,10 @@ def _end(connection: sqlite3.Connection, run: Run, message: Message) -> None:
     paused = run.paused and state is RunState.PREEMPTED
     runs.update(connection, run.id, state=state, exitcode=message.exitcode, paused=paused)
     if run.sweep_id is not None and (state in ENDED or paused):
-        objective.settle(connection, run.sweep_id)
+        sweep_progress.finish_if_done(connection, run.sweep_id)
 
 
-def _answer(connection: sqlite3.Connection, run: Run) -> dict[str, Any]:
+def _response(connection: sqlite3.Connection, run: Run) -> dict[str, Any]:
     changed = runs.get(connection, run.id)
     assert changed is not None
     return {"exitcode": changed.exitcode, "limits": {}, "stopped": changed.stop_requested}

@@ -1,4 +1,4 @@
-"""Executes GraphQL requests against the schema; pure but for the database behind the resolvers."""
+"""Executes GraphQL requests against the schema."""
 
 import json
 import logging
@@ -21,26 +21,27 @@ from graphql import (
     validate,
 )
 
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.query_size import check_size
 from kto_sweep.server.resolvers import project, run, sweep, viewer, writes
-from kto_sweep.server.resolvers.registry import Request, attach
+from kto_sweep.server.resolvers.registry import Context, attach
 from kto_sweep.server.store.database import StoreUnavailable
 from kto_sweep.server.store.filters import FilterError
 
-LONGEST_QUERY = 100_000
-MOST_TOKENS = 5_000
-ABILITIES = (
-    "this server has projects, sweeps, runs and their files, but neither artifacts, reports nor queues"
+MAX_QUERY = 100_000
+"""Maximum characters of a query."""
+MAX_TOKENS = 5_000
+SUPPORTED = (
+    "this server supports projects, sweeps, runs and their files, but not artifacts, reports or queues"
 )
-"""What a request for anything else is told, before the names that the server does not know."""
+"""First sentence of the error for an unsupported query; the unknown names follow."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What goes back to the client."""
+class Response:
+    """Status code and JSON body of a response."""
 
     status: int
     body: dict[str, Any]
@@ -58,7 +59,7 @@ def schema() -> GraphQLSchema:
 
 
 def _read_scalar(built: GraphQLSchema, name: str, read: Callable[[Any], Any]) -> None:
-    """Let `read` take in the values of this scalar that clients send."""
+    """Parses values of this scalar in client input with `read`."""
     scalar = built.type_map[name]
     assert isinstance(scalar, GraphQLScalarType)
     scalar.coerce_input_value = read
@@ -66,34 +67,34 @@ def _read_scalar(built: GraphQLSchema, name: str, read: Callable[[Any], Any]) ->
 
 def _json_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise GraphQLError("JSON is to be sent as text here")
+        raise GraphQLError("send JSON as a string here")
     return value
 
 
 def _whole_number(value: Any) -> int:
-    """A number of 64 bits as it comes: as a number, or as text."""
+    """A 64-bit integer from a number or a string."""
     try:
         return int(value)
     except (TypeError, ValueError, OverflowError) as problem:
         raise GraphQLError(f"{str(value)[:80]!r} is not a whole number") from problem
 
 
-def answer(request: Request, payload: object) -> Answer:
-    """The answer to one request. Raises StoreUnavailable, after which the client should try again."""
+def execute(context: Context, payload: object) -> Response:
+    """Response to a GraphQL request. Raises StoreUnavailable, after which the client should retry."""
     try:
         query, variables, name = _parts(payload)
-        document = _checked(query)
+        document = _parse_and_validate(query)
     except (RequestError, GraphQLError) as problem:
-        return Answer(400, {"errors": [{"message": str(problem)}]})
+        return Response(400, {"errors": [{"message": str(problem)}]})
     result = execute_sync(
-        schema(), document, context_value=request, variable_values=variables, operation_name=name
+        schema(), document, context_value=context, variable_values=variables, operation_name=name
     )
     assert isinstance(result, ExecutionResult)
-    return _answer(result)
+    return _response(result)
 
 
 def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
-    """Query, variables and operation name; wandb's Python half sends an empty operation name."""
+    """Query, variables and operation name; wandb's Python client sends an empty operation name."""
     if not isinstance(payload, Mapping) or not isinstance(payload.get("query"), str):
         raise RequestError("the body is not a JSON object with a query")
     variables = payload.get("variables")
@@ -104,32 +105,32 @@ def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
 
 
 @lru_cache(maxsize=512)
-def _checked(query: str) -> DocumentNode:
+def _parse_and_validate(query: str) -> DocumentNode:
     """The parsed query, valid for the schema. Raises RequestError, GraphQLError."""
-    if len(query) > LONGEST_QUERY:
-        raise RequestError(f"the query has more than {LONGEST_QUERY} characters")
-    document = parse(query, max_tokens=MOST_TOKENS)
+    if len(query) > MAX_QUERY:
+        raise RequestError(f"the query has more than {MAX_QUERY} characters")
+    document = parse(query, max_tokens=MAX_TOKENS)
     if errors := validate(schema(), document):
-        raise RequestError("; ".join([ABILITIES, *(error.message for error in errors[:5])]))
+        raise RequestError("; ".join([SUPPORTED, *(error.message for error in errors[:5])]))
     check_size(document)
     return document
 
 
-def _answer(result: ExecutionResult) -> Answer:
+def _response(result: ExecutionResult) -> Response:
     if not result.errors:
-        return Answer(200, {"data": result.data})
+        return Response(200, {"data": result.data})
     causes = [error.original_error for error in result.errors]
     for cause in causes:
         if isinstance(cause, StoreUnavailable):
             raise cause
         if isinstance(cause, sqlite3.DatabaseError):
             raise StoreUnavailable(f"the database cannot be read: {cause}")
-    status = 404 if any(isinstance(cause, GoneError) for cause in causes) else 200
-    return Answer(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
+    status = 404 if any(isinstance(cause, NotFoundError) for cause in causes) else 200
+    return Response(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
 
 
 def _shown(error: GraphQLError) -> dict[str, Any]:
-    """The error for the client; what is a fault of the server itself goes to its log."""
+    """The error for the client; internal errors are also logged."""
     cause = error.original_error
     if cause is not None and not isinstance(cause, RequestError | FilterError | GraphQLError | UnicodeError):
         _log.error("a resolver failed", exc_info=cause)

@@ -1,4 +1,4 @@
-"""A run's history in the shapes in which clients read it: rows, samples, chosen keys, an index of keys."""
+"""A run's history in the forms that clients query: rows, samples, selected keys, key index."""
 
 import json
 import sqlite3
@@ -12,33 +12,33 @@ from kto_sweep.server.wire import wire_safe
 
 T = TypeVar("T")
 
-MOST_SAMPLES = 100_000
-"""Rows of one answer at most."""
+MAX_SAMPLES = 100_000
+"""Maximum rows of a response."""
 
 
 def sample(rows: Sequence[T], count: int | None) -> list[T]:
-    """At most `count` rows, evenly spread, the first and the last among them."""
-    wanted = MOST_SAMPLES if count is None else max(0, min(count, MOST_SAMPLES))
-    if len(rows) <= wanted:
+    """At most `count` evenly spaced rows, including the first and the last."""
+    limit = MAX_SAMPLES if count is None else max(0, min(count, MAX_SAMPLES))
+    if len(rows) <= limit:
         return list(rows)
-    if wanted < 2:
-        return list(rows[-1:]) * wanted
-    return [rows[i * (len(rows) - 1) // (wanted - 1)] for i in range(wanted)]
+    if limit < 2:
+        return list(rows[-1:]) * limit
+    return [rows[i * (len(rows) - 1) // (limit - 1)] for i in range(limit)]
 
 
 def page(
     connection: sqlite3.Connection, run_id: int, lowest: int | None, below: int | None, samples: int | None
 ) -> list[str]:
-    """History rows as JSON text, of steps from `lowest` up to, and without, `below`.
+    """History rows as JSON text, with `lowest` <= step < `below`.
 
-    A range of steps comes whole: a client that pages by steps counts on every row, even where steps repeat.
+    A range of steps is not sampled: clients that page by steps need every row, even where steps repeat.
     """
     rows = list(lines.history(connection, run_id, lowest, below))
     return sample(rows, samples if lowest is None and below is None else None)
 
 
 def sampled(connection: sqlite3.Connection, run_id: int, spec_text: str) -> list[dict[str, Any]]:
-    """The rows that one sampledHistory spec asks for: those with all its keys, and only these keys.
+    """The rows of one sampledHistory spec: those that have all its keys, reduced to these keys.
 
     Raises RequestError.
     """
@@ -46,14 +46,14 @@ def sampled(connection: sqlite3.Connection, run_id: int, spec_text: str) -> list
     lowest, highest = spec.get("minStep"), spec.get("maxStep")
     texts = lines.history(connection, run_id, lowest, None if highest is None else highest + 1)
     keys = spec.get("keys")
-    found = []
+    rows = []
     for text in texts:
         row = lines.as_row(text) or {}
         if keys is None:
-            found.append(wire_safe(row))
+            rows.append(wire_safe(row))
         elif all(_has(row, key) for key in keys):
-            found.append({key: wire_safe(_at(row, key)) for key in keys})
-    return sample(found, spec.get("samples"))
+            rows.append({key: wire_safe(_at(row, key)) for key in keys})
+    return sample(rows, spec.get("samples"))
 
 
 def _spec(text: str) -> dict[str, Any]:
@@ -66,12 +66,12 @@ def _spec(text: str) -> dict[str, Any]:
         raise RequestError("the history spec is not an object with a list of keys")
     numbers = [spec.get(name) for name in ("minStep", "maxStep", "samples")]
     if any(number is not None and not isinstance(number, int) for number in numbers):
-        raise RequestError("minStep, maxStep and samples of a history spec are whole numbers")
+        raise RequestError("minStep, maxStep and samples of a history spec must be whole numbers")
     return dict(spec)
 
 
 def _at(row: Mapping[str, Any], key: str) -> Any:
-    """The value of `key`, or of the path that its dots make."""
+    """The value at `key`, or at `key` as a dotted path."""
     if key in row:
         return row[key]
     value: Any = row
@@ -85,13 +85,13 @@ def _has(row: Mapping[str, Any], key: str) -> bool:
 
 
 def live_rows(connection: sqlite3.Connection, run_id: int, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The chosen keys of every row."""
+    """The selected keys of every row."""
     rows = (lines.as_row(text) or {} for text in lines.history(connection, run_id))
     return [{key: wire_safe(row[key]) for key in keys if key in row} for row in rows]
 
 
 def keys_index(connection: sqlite3.Connection, run_id: int) -> dict[str, Any]:
-    """What the history holds: each key with the types and counts of its values, and the last step."""
+    """Key index of the history: types and counts of each key's values, and the last step."""
     rows = (lines.as_row(text) or {} for text in lines.history(connection, run_id))
     return {
         "keys": {key: _key_entry(values) for key, values in sorted(_by_key(rows).items())},
@@ -101,8 +101,8 @@ def keys_index(connection: sqlite3.Connection, run_id: int) -> dict[str, Any]:
 
 
 def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """All values of each key; those inside an object under dotted names, but for the SDK's own objects."""
-    found: dict[str, list[Any]] = {}
+    """All values by key; nested objects become dotted keys, except the SDK's own objects (`_type`)."""
+    by_key: dict[str, list[Any]] = {}
     for row in rows:
         waiting = list(row.items())
         while waiting:
@@ -110,8 +110,8 @@ def _by_key(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
             if isinstance(value, dict) and value and "_type" not in value:
                 waiting += [(f"{key}.{name}", item) for name, item in value.items()]
             else:
-                found.setdefault(key, []).append(value)
-    return found
+                by_key.setdefault(key, []).append(value)
+    return by_key
 
 
 def _key_entry(values: list[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The server process: lock, port, database, key; then uvicorn until it is told to end."""
+"""The server process: takes the lock, port, key and database, then runs uvicorn until a signal."""
 
 import argparse
 import logging
@@ -20,13 +20,13 @@ from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, ServerError
 from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
-from kto_sweep.local_server.process import Address, hold_lock, read_address, write_address
-from kto_sweep.local_server.start import ServerAddress
-from kto_sweep.server import listening
+from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address, write_address
+from kto_sweep.local_server.start import LocalServer
+from kto_sweep.server import listen
 from kto_sweep.server.app import build_app
-from kto_sweep.server.backend import Backend, Uptime
-from kto_sweep.server.janitor import Janitor
-from kto_sweep.server.listening import FIRST_PORT, Place, Tls
+from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
+from kto_sweep.server.maintenance import MaintenanceThread
+from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(
             Home(options.home.expanduser().resolve()),
-            Place(options.host, options.port, options.expose, tls),
+            ListenOptions(options.host, options.port, options.expose, tls),
         )
     except KtoSweepError as problem:
         print(f"Error: {problem}", file=sys.stderr)
@@ -60,33 +60,33 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--home", type=Path, required=True, help="the KTO_SWEEP_HOME to serve")
     add("--host", default="127.0.0.1", help="address to listen on")
-    add("--port", type=int, help=f"port to listen on; the last one or {FIRST_PORT} if not given")
+    add("--port", type=int, help=f"port to listen on; default: the last one, else {FIRST_PORT}")
     add("--expose", action="store_true", help="allow a --host that other machines can reach")
     add("--certificate", type=Path, help="certificate chain (PEM) for https")
     add("--certificate-key", type=Path, help="its private key (PEM)")
     return parser
 
 
-def run(home: Home, place: Place, started: Callable[[str], None] = lambda url: None) -> None:
-    """Serve this home until SIGINT or SIGTERM; `started` gets the address once the port is bound.
+def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lambda url: None) -> None:
+    """Serves this home until SIGINT or SIGTERM; calls `started` with the URL once the port is bound.
 
-    Raises UsageError for an address that others can reach without being meant to, ServerError when the home
-    has a server already, the port is taken, or the database is damaged.
+    Raises UsageError for an address that other machines can reach without `exposed`, ServerError when the
+    home already has a server, the port is in use, or the database is damaged.
     """
-    listening.check(place)
-    with hold_lock(home) as is_mine:
-        if not is_mine:
-            known = read_address(home)
+    listen.check(options)
+    with hold_lock(home) as acquired:
+        if not acquired:
+            address = read_address(home)
             raise ServerError(
-                f"a server of {home.root} runs already{f' at {known.url}' if known else ''}",
-                hint="use that one, or end it: kto-sweep serve --stop",
+                f"the server of {home.root} is already running{f' at {address.url}' if address else ''}",
+                hint="use that one, or stop it: kto-sweep serve --stop",
             )
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, _end)
-            with listening.bind(home, place) as bound, _backend(home) as backend:
-                _serve(home, bound, backend, place.tls, started)
-        except _Ended:
+                signal.signal(number, _shut_down)
+            with listen.bind(home, options) as bound, _open_server_state(home) as server:
+                _serve(home, bound, server, options.tls, started)
+        except _Shutdown:
             pass
 
 
@@ -100,59 +100,59 @@ def serve(
     certificate_key: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Run the server of this home in the foreground until SIGINT or SIGTERM; `say` gets lines for a person.
+    """Runs this home's server in the foreground until SIGINT or SIGTERM; prints its URLs with `say`.
 
-    `exposed` allows a host that other machines can reach; with a certificate the server speaks https.
-    Raises UsageError for a host that is not allowed, ServerError when this home has a server already or the
-    port is taken.
+    `exposed` allows a host that other machines can reach; with a certificate the server uses https.
+    Raises UsageError for a host that is not allowed, ServerError when this home already has a server or the
+    port is in use.
     """
 
     def started(url: str) -> None:
-        link = ServerAddress(url, read_key(home), key_path(home)).login_link()
-        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C ends it)")
-        say(f"Dashboard: {url}\nTo control sweeps there, log in once, within the hour: {link}")
-        say(f"Stock tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
+        link = LocalServer(url, read_key(home), key_path(home)).login_link()
+        say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C stops it)")
+        say(f"Dashboard: {url}\nTo control sweeps there, log in (link works once, within the hour): {link}")
+        say(f"For wandb's own tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None
-    run(home, Place(host, port, exposed, tls), started)
+    run(home, ListenOptions(host, port, exposed, tls), started)
 
 
-class _Ended(BaseException):
-    """A signal asked for the end. Not an Exception, so that nothing on the way swallows it."""
+class _Shutdown(BaseException):
+    """Raised by a signal. Not an Exception, so that no `except Exception` catches it."""
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
-    # uvicorn handles signals itself while it runs, and raises them again for this handler afterwards.
-    raise _Ended
+def _shut_down(number: int, frame: FrameType | None) -> NoReturn:
+    # uvicorn handles signals while it runs, and raises them again for this handler when it exits.
+    raise _Shutdown
 
 
 @contextmanager
-def _backend(home: Home) -> Iterator[Backend]:
-    """The parts of the server, with the janitor at work; all of it closed at the end."""
+def _open_server_state(home: Home) -> Iterator[ServerState]:
+    """Yields the server's state with the maintenance thread running; closes everything at the end."""
     files = home.server / "files"
     files.mkdir(parents=True, exist_ok=True)
     path = home.server / "runs.sqlite3"
     migrate(path)
     key = ensure_key(home)
     database = Database(path)
-    backend = Backend(database, files, key, Uptime(time.time), random.Random())
-    janitor = Janitor(backend)
-    janitor.start()
+    server = ServerState(database, files, key, ServerClock(time.time), random.Random())
+    maintenance = MaintenanceThread(server)
+    maintenance.start()
     try:
-        yield backend
+        yield server
     finally:
-        janitor.stop()
+        maintenance.stop()
         database.close()
 
 
 def _serve(
-    home: Home, bound: socket.socket, backend: Backend, tls: Tls | None, started: Callable[[str], None]
+    home: Home, bound: socket.socket, server: ServerState, tls: Tls | None, started: Callable[[str], None]
 ) -> None:
-    """Announce the address and answer requests until a signal comes."""
-    url = listening.url(bound, tls)
-    identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(backend.key)}
+    """Publishes the address and serves requests until a signal."""
+    url = listen.url(bound, tls)
+    identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(
-        build_app(backend, identity),
+        build_app(server, identity),
         log_level="warning",
         access_log=False,
         proxy_headers=False,
@@ -163,6 +163,6 @@ def _serve(
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
     )
-    write_address(home, Address(url, bound.getsockname()[1], os.getpid(), __version__))
+    write_address(home, ServerAddress(url, bound.getsockname()[1], os.getpid(), __version__))
     started(url)
     uvicorn.Server(config).run(sockets=[bound])

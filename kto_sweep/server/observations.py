@@ -1,4 +1,4 @@
-"""What a sweep's runs tell a Bayesian search: their configurations and their values, imputed where needed."""
+"""Observations for Bayesian search: each run's configuration and value, imputed where it has none."""
 
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -6,68 +6,71 @@ from dataclasses import replace
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.options import Objective
-from kto_sweep.server import objective, run_writes
+from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.runs import Run
-from kto_sweep.server.sweep_rules import Impute, Metric
+from kto_sweep.server.sweep_rules import Impute, SweepMetric
 
 
 def observations(
-    connection: sqlite3.Connection, sweep_id: int, metric: Metric, others: Sequence[Objective] = ()
+    connection: sqlite3.Connection, sweep_id: int, metric: SweepMetric, others: Sequence[Objective] = ()
 ) -> list[Observation]:
-    """All runs of the sweep, prior ones among them, oldest first.
+    """Observations of all the sweep's runs including prior runs, oldest first.
 
-    The value of a finished run is the best one in its history and its summary. One that ended otherwise, or
-    without a value, has the one that the sweep's `metric.impute` says. Each has the configuration that the
-    search chose for it, or was configured with when no search chose it. Of `others` counts what stands in a
-    run's summary: one that did not end well has the worst of all, for what it took says nothing.
+    A finished run's value is the best of its history and summary. A run that failed, or has no value, gets
+    the value of the sweep's `metric.impute`. The configuration is the one that the search chose, or the run's
+    own if no search chose it. `others` (further objectives) are read from the summary; a run that did not
+    finish gets the worst of all runs, because its cost so far is not comparable.
     """
-    found = [
-        *map(_of_its_summary, runs.taken_over(connection, sweep_id)),
+    sweep_runs = [
+        *map(_without_history_metric, runs.prior_runs(connection, sweep_id)),
         *runs.of_sweep(connection, sweep_id),
     ]
-    worst = _worst_of_all([run for run in found if run.state in ENDED], metric)
-    seen = [_observation(run, metric, worst) for run in found]
-    return _with_costs(found, seen, others) if others else seen
+    worst = _worst_of_all([run for run in sweep_runs if run.state in ENDED], metric)
+    seen = [_observation(run, metric, worst) for run in sweep_runs]
+    return _with_costs(sweep_runs, seen, others) if others else seen
 
 
 def _with_costs(
-    found: Sequence[Run], seen: Sequence[Observation], others: Sequence[Objective]
+    sweep_runs: Sequence[Run], seen: Sequence[Observation], others: Sequence[Objective]
 ) -> list[Observation]:
-    """The observations with the other objectives' values; without one of them, none is known."""
-    summaries = [lines.as_row(run.summary) or {} for run in found]
+    """The observations with the other objectives' losses; an observation that lacks one has no value."""
+    summaries = [lines.as_row(run.summary) or {} for run in sweep_runs]
     columns = [
         [
-            None if (value := objective.finite_number(summary, each.name)) is None else each.loss(value)
+            None
+            if (value := sweep_progress.finite_number(summary, objective.name)) is None
+            else objective.loss(value)
             for summary in summaries
         ]
-        for each in others
+        for objective in others
     ]
     worst = [
-        _extreme([v for v, run in zip(c, found, strict=True) if run.state in ENDED], max) for c in columns
+        _extreme([v for v, run in zip(c, sweep_runs, strict=True) if run.state in ENDED], max)
+        for c in columns
     ]
-    told = []
-    for run, one, own in zip(found, seen, zip(*columns, strict=True), strict=True):
-        bad = run.state in ENDED and run.state is not RunState.FINISHED and not run.paused
+    observations_with_costs = []
+    for run, one, own in zip(sweep_runs, seen, zip(*columns, strict=True), strict=True):
+        failed = run.state in ENDED and run.state is not RunState.FINISHED and not run.paused
         missing = run.state in ENDED
         costs = [
-            w if bad or (value is None and missing) else value for value, w in zip(own, worst, strict=True)
+            w if failed or (value is None and missing) else value for value, w in zip(own, worst, strict=True)
         ]
-        known = tuple(cost for cost in costs if cost is not None)
-        if one.value is None or len(known) < len(costs):
-            told.append(replace(one, value=None, pending=one.pending or not missing))
+        values = tuple(cost for cost in costs if cost is not None)
+        if one.value is None or len(values) < len(costs):
+            observations_with_costs.append(replace(one, value=None, pending=one.pending or not missing))
         else:
-            told.append(replace(one, costs=known))
-    return told
+            observations_with_costs.append(replace(one, costs=values))
+    return observations_with_costs
 
 
-def _of_its_summary(run: Run) -> Run:
-    """The run without what was read out of its history, for that was the metric of another sweep."""
+def _without_history_metric(run: Run) -> Run:
+    """The run without the metric values from its history, which are those of another sweep's metric."""
     return replace(run, metric_low=None, metric_high=None, metric_last=None)
 
 
-def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
+def _observation(run: Run, metric: SweepMetric, worst: float | None) -> Observation:
     config = run_writes.chosen_config(run)
     if run.state is RunState.FINISHED:
         best = _imputed(run, metric, Impute.BEST, worst)
@@ -75,7 +78,7 @@ def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
             config, _imputed(run, metric, metric.impute, worst) if best is None else best, False
         )
     if run.paused and run.state in (RunState.PREEMPTED, RunState.KILLED):
-        # Bad as it was, it says more of its place than the worst of all would.
+        # Its own best value is more informative than the worst of all runs.
         return Observation(config, _imputed(run, metric, Impute.BEST, worst), False)
     if run.state in ENDED:
         return Observation(config, _imputed(run, metric, metric.impute, worst), False)
@@ -84,8 +87,8 @@ def _observation(run: Run, metric: Metric, worst: float | None) -> Observation:
     return Observation(config, value, value is None)
 
 
-def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> float | None:
-    """The value that the rule gives the run; None when there is nothing to take it from."""
+def _imputed(run: Run, metric: SweepMetric, rule: Impute, worst: float | None) -> float | None:
+    """The run's value by the imputation rule; None without data."""
     if rule is Impute.WORST:
         return worst
     summary = _summary_value(run, metric)
@@ -95,8 +98,8 @@ def _imputed(run: Run, metric: Metric, rule: Impute, worst: float | None) -> flo
     return _extreme([best, summary], max if metric.maximize else min)
 
 
-def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
-    """The worst value that any of these runs has logged."""
+def _worst_of_all(ended: Sequence[Run], metric: SweepMetric) -> float | None:
+    """The worst value that any of these runs logged."""
     values = [
         value
         for run in ended
@@ -105,12 +108,12 @@ def _worst_of_all(ended: Sequence[Run], metric: Metric) -> float | None:
     return _extreme(values, min if metric.maximize else max)
 
 
-def _summary_value(run: Run, metric: Metric) -> float | None:
+def _summary_value(run: Run, metric: SweepMetric) -> float | None:
     if run.objective == metric.name:
         return run.objective_value
-    return objective.in_summary(lines.as_row(run.summary) or {}, metric)
+    return sweep_progress.summary_value(lines.as_row(run.summary) or {}, metric)
 
 
 def _extreme(values: Sequence[float | None], pick: Callable[..., float]) -> float | None:
-    known = [value for value in values if value is not None]
-    return pick(known) if known else None
+    present = [value for value in values if value is not None]
+    return pick(present) if present else None

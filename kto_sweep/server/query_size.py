@@ -1,4 +1,4 @@
-"""How large a query is once its fragments are spread out, and the bound on that."""
+"""Limits depth and field count of a GraphQL query with its fragments expanded."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ from graphql import (
 
 from kto_sweep.server.errors import RequestError
 
-DEEPEST = 25
-"""Nested selection sets at most; wandb's deepest query has 9."""
-MOST_FIELDS = 2_000
-"""Fields at most; wandb's largest query has about 60."""
+MAX_DEPTH = 25
+"""Maximum nested selection sets; wandb's deepest query has 9."""
+MAX_FIELDS = 2_000
+"""Maximum fields; wandb's largest query has about 60."""
 
 
 @dataclass(frozen=True)
@@ -26,31 +26,31 @@ class _Size:
 
 
 def check_size(document: DocumentNode) -> None:
-    """Raises RequestError for a query that is too deep or too large; it must be valid (no cycles)."""
+    """Raises RequestError for a query that is too deep or too large. The query must be valid (no cycles)."""
     fragments = {
         definition.name.value: definition
         for definition in document.definitions
         if isinstance(definition, FragmentDefinitionNode)
     }
-    known: dict[str, _Size] = {}
+    sizes: dict[str, _Size] = {}
     for definition in document.definitions:
         if isinstance(definition, OperationDefinitionNode):
-            _check(_measure(definition.selection_set, fragments, known))
+            _check(_measure(definition.selection_set, fragments, sizes))
 
 
 def _measure(
-    selections: SelectionSetNode | None, fragments: dict[str, FragmentDefinitionNode], known: dict[str, _Size]
+    selections: SelectionSetNode | None, fragments: dict[str, FragmentDefinitionNode], sizes: dict[str, _Size]
 ) -> _Size:
-    """The size below one selection set; each fragment is measured once."""
+    """Size of a selection set; `sizes` caches the size of each fragment."""
     depth, fields = 0, 0
     for selection in selections.selections if selections else ():
         if isinstance(selection, FragmentSpreadNode):
             name = selection.name.value
-            if name not in known:
-                known[name] = _measure(fragments[name].selection_set, fragments, known)
-            inner, own = known[name], 0
+            if name not in sizes:
+                sizes[name] = _measure(fragments[name].selection_set, fragments, sizes)
+            inner, own = sizes[name], 0
         else:
-            inner = _measure(getattr(selection, "selection_set", None), fragments, known)
+            inner = _measure(getattr(selection, "selection_set", None), fragments, sizes)
             own = 1 if isinstance(selection, FieldNode) else 0
         depth = max(depth, inner.depth + own)
         fields += inner.fields + own
@@ -59,7 +59,7 @@ def _measure(
 
 
 def _check(size: _Size) -> None:
-    if size.depth > DEEPEST:
-        raise RequestError(f"the query is nested deeper than {DEEPEST}")
-    if size.fields > MOST_FIELDS:
-        raise RequestError(f"the query asks for more than {MOST_FIELDS} fields")
+    if size.depth > MAX_DEPTH:
+        raise RequestError(f"the query is nested deeper than {MAX_DEPTH}")
+    if size.fields > MAX_FIELDS:
+        raise RequestError(f"the query asks for more than {MAX_FIELDS} fields")

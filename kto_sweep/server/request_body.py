@@ -1,35 +1,35 @@
-"""Request bodies, read with a bound on their size, unpacked when they are compressed."""
+"""Reads request bodies with a size limit and decompresses gzip."""
 
 import zlib
 
 from starlette.requests import Request
 
 from kto_sweep.server.errors import RequestError
-from kto_sweep.server.uploads import TooLarge
+from kto_sweep.server.uploads import BodyTooLarge
 
 
-async def read(request: Request, largest: int) -> bytes:
-    """The body, unpacked.
+async def read(request: Request, max_bytes: int) -> bytes:
+    """The decompressed body.
 
-    Raises TooLarge beyond `largest` bytes (packed or not), RequestError for broken gzip.
+    Raises BodyTooLarge above `max_bytes` (compressed or not), RequestError for invalid gzip.
     """
     parts, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > largest:
-            raise TooLarge
+        if size > max_bytes:
+            raise BodyTooLarge
         parts.append(chunk)
     body = b"".join(parts)
-    return _unzip(body, largest) if request.headers.get("content-encoding") == "gzip" else body
+    return _gunzip(body, max_bytes) if request.headers.get("content-encoding") == "gzip" else body
 
 
-def _unzip(body: bytes, largest: int) -> bytes:
-    unpacker = zlib.decompressobj(wbits=31)
+def _gunzip(body: bytes, max_bytes: int) -> bytes:
+    decompressor = zlib.decompressobj(wbits=31)
     try:
-        # One byte more than allowed is enough to know, however much would follow.
-        unpacked = unpacker.decompress(body, largest + 1)
+        # One byte over the limit is enough to detect a too large body without decompressing all of it.
+        decompressed = decompressor.decompress(body, max_bytes + 1)
     except zlib.error as problem:
         raise RequestError(f"the body is not gzip: {problem}") from problem
-    if len(unpacked) > largest:
-        raise TooLarge
-    return unpacked
+    if len(decompressed) > max_bytes:
+        raise BodyTooLarge
+    return decompressed

@@ -1,35 +1,37 @@
-"""The states of runs and sweeps; the values are the words on the wire."""
+"""The states of runs and sweeps; the values are W&B's wire format."""
 
 from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """Where a run is in its life."""
+    """State of a run."""
 
     PENDING = "pending"
-    """Handed to an agent; its process has not called in yet."""
+    """Assigned to an agent or queued; its process has not started yet."""
     RUNNING = "running"
     PREEMPTING = "preempting"
-    """Its process said that it is about to be taken away."""
+    """Its process announced that it is being preempted."""
     PREEMPTED = "preempted"
-    """Taken away; waits to be handed out again."""
+    """Preempted; waits to be assigned again."""
     FINISHED = "finished"
     FAILED = "failed"
     CRASHED = "crashed"
-    """Fell silent without an end."""
+    """Stopped sending heartbeats without an exit code."""
     KILLED = "killed"
-    """Ended because a stop was asked for."""
+    """Ended by a stop request."""
 
 
 ENDED = frozenset({RunState.FINISHED, RunState.FAILED, RunState.CRASHED, RunState.KILLED})
-"""States in which no process works on the run and none will."""
+"""Final states."""
+ACTIVE = (RunState.PENDING, RunState.RUNNING, RunState.PREEMPTING, RunState.PREEMPTED)
+"""States of runs that have not ended."""
 
 
 class SweepState(StrEnum):
-    """Where a sweep is in its life."""
+    """State of a sweep."""
 
     PENDING = "PENDING"
-    """No agent has come yet."""
+    """No agent has registered yet."""
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
     FINISHED = "FINISHED"
@@ -37,4 +39,4 @@ class SweepState(StrEnum):
 
 
 OVER = frozenset({SweepState.FINISHED, SweepState.CANCELED})
-"""States in which a sweep hands out no more runs."""
+"""Final states: the sweep assigns no new runs."""

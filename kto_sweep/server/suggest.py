@@ -1,4 +1,4 @@
-"""The next trial of a sweep: gathers what its search method needs and asks it."""
+"""Suggests the next trial of a sweep by its search method."""
 
 import logging
 import random
@@ -18,28 +18,28 @@ from kto_sweep.server import run_writes
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
-from kto_sweep.server.sweep_rules import Metric, SweepRules
+from kto_sweep.server.sweep_rules import SweepMetric, SweepRules
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A trial that is to be run."""
+    """The next trial."""
 
     config: dict[str, Any]
     cell_key: str | None
-    """What tells its grid cell from others; None for methods without cells."""
+    """Key of its grid cell; None for other methods."""
     grid_cursor: int
-    """Every grid cell before this one is tried, this one included."""
+    """Number of leading grid cells that have all been tried, this trial included."""
     is_last: bool
-    """The search has nothing after it."""
+    """The search has no trial after it."""
     cell_keys: Mapping[int, str] = field(default_factory=dict)
-    """Keys that were found missing on the way, by run row: to be kept, for they take long to work out."""
+    """Cell keys computed for runs that lacked one, by run row; stored because computing them is slow."""
 
 
-def prepare(rules: SweepRules) -> None:
-    """Let what the sweep's search needs be loaded beside all other work, before an agent waits for it."""
+def preload(rules: SweepRules) -> None:
+    """Loads the libraries of the sweep's search in the background, before an agent needs them."""
     if rules.method == "bayes":
         _load_bayes()
 
@@ -52,7 +52,7 @@ def _load_bayes() -> None:
 def suggest(
     connection: sqlite3.Connection, sweep: Sweep, rules: SweepRules, rng: random.Random
 ) -> Suggestion | None:
-    """The next trial, or None when the space or the cap is used up (or the configuration is of no use)."""
+    """The next trial; None when the space or the cap is exhausted, or the sweep has no valid space."""
     if rules.space is None:
         return None
     chosen = runs.count_suggested(connection, sweep.id)
@@ -65,17 +65,17 @@ def suggest(
     if seeds and (due := replicates.next_replicate(runs.suggestions(connection, sweep.id), seeds)):
         return Suggestion(due, None, 0, is_last)
     if rules.method == "bayes" and rules.metric is not None:
-        config = _most_promising(connection, sweep, rules.space, rules.metric, rules.options)
+        config = _next_bayes(connection, sweep, rules.space, rules.metric, rules.options)
     config = config or random_search.next_config(rules.space, rng)
     return Suggestion({**config, replicates.SEED: seeds[0]} if seeds else config, None, 0, is_last)
 
 
-def _most_promising(
-    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: Metric, options: Options
+def _next_bayes(
+    connection: sqlite3.Connection, sweep: Sweep, space: Space, metric: SweepMetric, options: Options
 ) -> dict[str, Any] | None:
-    """The Bayesian search's choice, which depends on nothing but the sweep's name and its runs.
+    """The Bayesian search's choice, deterministic for a sweep's name and runs.
 
-    None when the search failed: a sweep that goes on by chance is better than one that stands still.
+    None when the search fails: the trial is then drawn at random, which is better than a stalled sweep.
     """
     try:
         seen = observations(connection, sweep.id, metric, options.objectives[1:])
@@ -92,19 +92,19 @@ def _next_cell(
     connection: sqlite3.Connection, sweep: Sweep, space: Space, is_last: bool
 ) -> Suggestion | None:
     tried = set(sweeps.cell_keys(connection, sweep.id))
-    lasting = {}
+    new_keys = {}
     for run in runs.without_cell_key(connection, sweep.id):
         key = grid.cell_key(space, run.suggested or run_writes.plain_config(run.config))
         tried.add(key)
-        if run.suggested is not None:  # otherwise its configuration may still change
-            lasting[run.id] = key
+        if run.suggested is not None:  # a run without `suggested` may still change its configuration
+            new_keys[run.id] = key
     tried.update(
-        grid.cell_key(space, run_writes.chosen_config(run)) for run in runs.taken_over(connection, sweep.id)
+        grid.cell_key(space, run_writes.chosen_config(run)) for run in runs.prior_runs(connection, sweep.id)
     )
-    found = grid.next_cell(space, tried, sweep.grid_cursor)
-    if found is None:
+    cell = grid.next_cell(space, tried, sweep.grid_cursor)
+    if cell is None:
         return None
-    number, config, key = found
+    number, config, key = cell
     tried.add(key)
     after = grid.next_cell(space, tried, number + 1)
-    return Suggestion(config, key, number + 1, is_last or after is None, lasting)
+    return Suggestion(config, key, number + 1, is_last or after is None, new_keys)

@@ -1,109 +1,109 @@
-"""What an agent is told at a heartbeat: a pure function of what the server knows.
+"""Decides an agent's next command at a heartbeat: a pure function of the server's state.
 
-The order of the rules matters: stops first, then the end, then waiting, then old runs, then a new one. A
-client acts on one command at a time, starts a run whatever it is doing, and kills its children at `exit`;
-hence `run` and `exit` go only to an agent that reports no run of its own.
+The order of the rules matters: stop, exit, wait, existing runs, new trial. A client acts on one command at a
+time, starts a run even while another is running, and kills its children on `exit`; so only an agent that
+reports no run gets `run` or `exit`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kto_sweep.server import rungs
+from kto_sweep.server import successive_halving
 from kto_sweep.server.states import OVER, RunState, SweepState
 from kto_sweep.server.store.runs import Run
 
-MOST_HAND_OUTS = 3
-"""A run whose process dies this often before it calls in is given up."""
+MAX_ASSIGNMENTS = 3
+"""A run whose process dies this often before `wandb.init` fails."""
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What the server knows when an agent calls in."""
+class HeartbeatContext:
+    """The server's state at an agent's heartbeat."""
 
-    sweep: SweepState
+    sweep_state: SweepState
     exhausted: bool
-    """The search has no further trial."""
+    """The search has no more trials."""
     reported: Sequence[Run]
-    """The runs that the agent says it has."""
-    gone: Sequence[str]
-    """Names of runs that it says it has as well, and that were deleted."""
+    """Runs that the agent reports."""
+    deleted: Sequence[str]
+    """Names of reported runs that were deleted."""
     lost: Sequence[Run]
-    """Runs that were handed to this agent, wait for their process, and are not reported by it."""
-    free: Sequence[Run]
-    """Runs that this agent may take: preempted ones first, then those of vanished agents, then the queue,
-    then paused ones that may go on."""
+    """Pending runs that were assigned to this agent and that it does not report."""
+    available: Sequence[Run]
+    """Runs that this agent may take: preempted ones first, then those of timed-out agents, then the queue,
+    then promotable paused ones."""
     others_may_return_runs: bool
-    """Another agent holds a run that may yet have to be handed out again."""
+    """Another agent holds a run that may have to be reassigned."""
     elsewhere: Sequence[Run]
-    """Paused runs that may go on, whose checkpoints lie on the host of another agent: better left to that."""
+    """Promotable paused runs whose checkpoints are on another online agent's host."""
     queue_only: bool
-    """A client-side scheduler chooses the trials."""
+    """A client-side scheduler chooses the trials; the server only assigns them."""
 
 
 @dataclass(frozen=True)
-class Stop:
-    """End these runs."""
+class StopRuns:
+    """Stop these runs."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class HandOut:
-    """Work on this run."""
+class AssignRun:
+    """Run this existing or new run."""
 
     run: Run
 
 
 @dataclass(frozen=True)
-class AskSearch:
-    """Work on the next trial of the search, if there is one."""
+class SuggestTrial:
+    """Ask the search for the next trial and run it."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Call again later."""
+    """No command."""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """The sweep needs this agent no more."""
+    """The sweep has no more work for this agent."""
 
 
-Decision = Stop | HandOut | AskSearch | Wait | Exit
+Decision = StopRuns | AssignRun | SuggestTrial | Wait | Exit
 
 
-def decide(situation: Situation) -> Decision:
-    """What to tell the agent."""
-    canceled = situation.sweep is SweepState.CANCELED
-    stops = [run.name for run in situation.reported if canceled or run.stop_requested]
-    if stops or situation.gone:
-        return Stop((*stops, *situation.gone))
-    if situation.sweep in OVER and not situation.reported:
+def decide(context: HeartbeatContext) -> Decision:
+    """The agent's next command."""
+    canceled = context.sweep_state is SweepState.CANCELED
+    stops = [run.name for run in context.reported if canceled or run.stop_requested]
+    if stops or context.deleted:
+        return StopRuns((*stops, *context.deleted))
+    if context.sweep_state in OVER and not context.reported:
         return Exit()
-    if situation.sweep is SweepState.PAUSED or situation.reported:
+    if context.sweep_state is SweepState.PAUSED or context.reported:
         return Wait()
-    return _next_run(situation)
+    return _next_run(context)
 
 
-def _next_run(situation: Situation) -> Decision:
-    """Work for an agent that is free, in a sweep that goes on."""
-    waiting = (*situation.lost, *situation.free)
+def _next_run(context: HeartbeatContext) -> Decision:
+    """The next run for an idle agent of an active sweep."""
+    waiting = (*context.lost, *context.available)
     if waiting:
-        return HandOut(waiting[0])
-    if situation.queue_only:
+        return AssignRun(waiting[0])
+    if context.queue_only:
         return Wait()
-    if not situation.exhausted:
-        return AskSearch()
-    if situation.elsewhere:
-        return HandOut(situation.elsewhere[0])
-    return Wait() if situation.others_may_return_runs else Exit()
+    if not context.exhausted:
+        return SuggestTrial()
+    if context.elsewhere:
+        return AssignRun(context.elsewhere[0])
+    return Wait() if context.others_may_return_runs else Exit()
 
 
-def state_after_leaving(run: Run) -> RunState:
-    """The state of a run that its agent reports no more, while nothing has said how it ended."""
+def state_when_unreported(run: Run) -> RunState:
+    """State of a run that its agent stopped reporting and whose exit code is unknown."""
     if run.stop_requested and run.picked_up:
-        return rungs.state_when_stopped(run)
-    if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MOST_HAND_OUTS):
-        # Its process came and went without wandb.init.
+        return successive_halving.state_when_stopped(run)
+    if run.state is RunState.PENDING and (run.picked_up or run.handed_out >= MAX_ASSIGNMENTS):
+        # Its process exited before wandb.init.
         return RunState.FAILED
     return run.state

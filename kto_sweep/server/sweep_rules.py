@@ -1,6 +1,6 @@
-"""What a sweep's YAML asks of the server: method, space, metric, cap, early termination.
+"""Parses a sweep's YAML: method, space, metric, cap, early termination.
 
-Whatever W&B's own client sends is registered: what is wrong comes back as warnings, as W&B does it.
+Like W&B, the server registers every sweep that W&B's client sends and returns problems as warnings.
 """
 
 import math
@@ -17,39 +17,39 @@ from kto_sweep.search.options import Options, metric_of, read_options
 from kto_sweep.search.space import Space, parse_space
 from kto_sweep.text import is_number
 
-LONGEST_CONFIG = 1_000_000
-"""Characters of a sweep's YAML at most."""
-MOST_NODES = 100_000
-"""Values in a sweep's YAML at most, aliases counted as often as they are used."""
+MAX_CONFIG = 1_000_000
+"""Maximum characters of a sweep's YAML."""
+MAX_NODES = 100_000
+"""Maximum values in a sweep's YAML, with aliases expanded."""
 
 
 class SweepConfigError(ValueError):
-    """A sweep configuration that cannot be registered; the text says why."""
+    """The sweep configuration cannot be registered; the message says why."""
 
 
 class Impute(StrEnum):
-    """What a Bayesian search takes for the value of a run that has not ended well, in W&B's words."""
+    """Value that Bayesian search uses for a run that did not finish (W&B's `metric.impute`)."""
 
     WORST = "worst"
-    """The worst value that any run of the sweep has logged."""
+    """The worst value of any run in the sweep."""
     BEST = "best"
-    """The best value of the run itself."""
+    """The run's own best value."""
     LATEST = "latest"
-    """The last value of the run itself."""
+    """The run's own last value."""
 
 
 @dataclass(frozen=True)
-class Metric:
+class SweepMetric:
     """The metric that a sweep ranks its runs by."""
 
     name: str
     maximize: bool = False
     target: float | None = None
-    """The sweep is done when a run gets here."""
+    """The sweep finishes when a run reaches this value."""
     impute: Impute = Impute.WORST
-    """The value of failed, crashed and killed runs."""
+    """Value of failed, crashed and killed runs."""
     impute_while_running: Impute | None = None
-    """The value of runs that still run; None: they count as under way, with a value yet to come."""
+    """Value of running runs; None: they are pending observations."""
 
     def reached(self, value: float) -> bool:
         """Whether `value` is the target or better."""
@@ -60,34 +60,34 @@ class Metric:
 
 @dataclass(frozen=True)
 class SweepRules:
-    """One sweep's configuration as the server acts on it."""
+    """A sweep's parsed configuration."""
 
     method: str
     space: Space | None
-    """None when a client-side scheduler chooses the trials, or the parameters cannot be read."""
-    metric: Metric | None
+    """None when a client-side scheduler chooses the trials, or the parameters are invalid."""
+    metric: SweepMetric | None
     run_cap: int | None
     early_termination: hyperband.Rule | None
     program: str
     name: str | None
     queue_only: bool
-    """A client-side scheduler enqueues the runs; the server only hands them out."""
+    """A client-side scheduler enqueues the runs; the server only assigns them."""
     options: Options
-    """What the sweep asks for in the `kto_sweep` key."""
+    """Options in the `kto_sweep` key."""
     problems: tuple[str, ...]
-    """What is wrong with the configuration, for the client to print."""
+    """Problems in the configuration, for the client to print."""
 
     def expected_trials(self) -> int | None:
-        """How many runs the sweep will have in all; None when it has no end of its own."""
+        """Total number of runs; None for a sweep without an end."""
         size = self.space.grid_size() if self.space is not None and self.method == "grid" else None
         return min((bound for bound in (size, self.run_cap) if bound is not None), default=None)
 
 
 @lru_cache(maxsize=256)
 def read_rules(text: str) -> SweepRules:
-    """The rules in a sweep's YAML text. Raises SweepConfigError when it is no mapping or far too large."""
-    if len(text) > LONGEST_CONFIG:
-        raise SweepConfigError(f"the sweep configuration has more than {LONGEST_CONFIG} characters")
+    """Parses a sweep's YAML. Raises SweepConfigError when it is not a mapping or is too large."""
+    if len(text) > MAX_CONFIG:
+        raise SweepConfigError(f"the sweep configuration has more than {MAX_CONFIG} characters")
     try:
         config = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
@@ -99,13 +99,13 @@ def read_rules(text: str) -> SweepRules:
 
 
 def _check_size(config: object) -> None:
-    """Raises SweepConfigError for too many values; aliases make few characters mean a great many."""
+    """Raises SweepConfigError for too many values; a few characters of aliases can expand to many values."""
     waiting, count = [config], 0
     while waiting:
         value = waiting.pop()
         count += 1
-        if count > MOST_NODES:
-            raise SweepConfigError(f"the sweep configuration holds more than {MOST_NODES} values")
+        if count > MAX_NODES:
+            raise SweepConfigError(f"the sweep configuration holds more than {MAX_NODES} values")
         if isinstance(value, Mapping):
             waiting += value.values()
         elif isinstance(value, list):
@@ -116,13 +116,13 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
     problems: list[str] = []
     method = str(config.get("method"))
     if method not in ("grid", "random", "bayes", "custom"):
-        problems.append(f"method: {method!r} is none of grid, random, bayes")
+        problems.append(f"method: {method!r} is not one of grid, random, bayes")
     queue_only = bool(config.get("scheduler"))
     space = None if queue_only else _space(config, method, problems)
     options = read_options(config, problems)
     metric = _metric(metric_of(config, options.objectives), problems)
     if method == "bayes" and metric is None:
-        problems.append("metric: method bayes needs a metric with a name; trials are drawn at random")
+        problems.append("metric: method bayes needs a metric with a name; using random search")
     name = config.get("name")
     return SweepRules(
         method=method,
@@ -141,20 +141,19 @@ def _rules(config: Mapping[str, Any]) -> SweepRules:
 def _space(config: Mapping[str, Any], method: str, problems: list[str]) -> Space | None:
     parameters = config.get("parameters")
     if not isinstance(parameters, Mapping) or not parameters:
-        problems.append("parameters: none are given")
+        problems.append("parameters: missing")
         return None
     space, violations = parse_space(parameters)
     problems += map(str, violations)
     if space is not None and method == "grid" and not grid.can_list(space):
-        endless = [p.name for p in space.parameters if p.distribution.cell_count() is None]
-        problems.append(
-            f"parameters: a grid cannot list {', '.join(endless) or 'so many values'}; use values: [...]"
-        )
+        infinite = [p.name for p in space.parameters if p.distribution.cell_count() is None]
+        names = ", ".join(infinite) or "so many values"
+        problems.append(f"parameters: a grid cannot enumerate {names}; use values: [...]")
         return None
     return space
 
 
-def _metric(section: object, problems: list[str]) -> Metric | None:
+def _metric(section: object, problems: list[str]) -> SweepMetric | None:
     if section is None:
         return None
     if not isinstance(section, Mapping) or not isinstance(section.get("name"), str):
@@ -162,11 +161,11 @@ def _metric(section: object, problems: list[str]) -> Metric | None:
         return None
     goal, target = section.get("goal", "minimize"), section.get("target")
     if goal not in ("minimize", "maximize"):
-        problems.append(f"metric.goal: {goal!r} is neither minimize nor maximize; taken as minimize")
+        problems.append(f"metric.goal: {goal!r} is neither minimize nor maximize; using minimize")
     if target is not None and not is_number(target):
         problems.append(f"metric.target: {target!r} is not a number; ignored")
         target = None
-    return Metric(
+    return SweepMetric(
         section["name"],
         goal == "maximize",
         None if target is None else float(target),
@@ -177,13 +176,13 @@ def _metric(section: object, problems: list[str]) -> Metric | None:
 
 def _impute(section: Mapping[str, Any], key: str, problems: list[str]) -> Impute | None:
     value = section.get(key)
-    # "false" and nothing both mean W&B's default; YAML reads an unquoted false as a truth value.
+    # "false" and a missing value both mean W&B's default; YAML parses an unquoted false as a boolean.
     if value is None or value is False or value == "false":
         return None
     try:
         return Impute(value)
     except ValueError:
-        problems.append(f"metric.{key}: {value!r} is none of worst, best, latest; ignored")
+        problems.append(f"metric.{key}: {value!r} is not one of worst, best, latest; ignored")
         return None
 
 
@@ -196,7 +195,9 @@ def _run_cap(value: object, problems: list[str]) -> int | None:
     return value
 
 
-def _early_termination(section: object, metric: Metric | None, problems: list[str]) -> hyperband.Rule | None:
+def _early_termination(
+    section: object, metric: SweepMetric | None, problems: list[str]
+) -> hyperband.Rule | None:
     if not section:
         return None
     if not isinstance(section, Mapping):

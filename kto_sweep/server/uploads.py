@@ -1,4 +1,4 @@
-"""Files of runs: URLs with a token, bytes on disk under names that no client chooses."""
+"""Files of runs: signed URLs, and contents on disk under names that clients cannot choose."""
 
 import base64
 import fnmatch
@@ -17,69 +17,70 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from kto_sweep.server import run_writes
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.errors import GoneError, RequestError
+from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.store.files import File
 from kto_sweep.server.store.runs import Run
 
-LARGEST_FILE = 4 * 2**30
-"""Bytes of one uploaded file at most."""
-MOST_FILES = 1000
-"""Files announced in one request at most."""
-LONGEST_NAME = 1000
+MAX_FILE = 4 * 2**30
+"""Maximum bytes of an uploaded file."""
+MAX_FILES = 1000
+"""Maximum files announced in one request."""
+MAX_NAME = 1000
 
 
-class TooLarge(Exception):
-    """The body is larger than the server takes. Answered with HTTP 413."""
+class BodyTooLarge(Exception):
+    """The request body exceeds the limit. Answered with HTTP 413."""
 
 
 def announce(
-    connection: sqlite3.Connection, backend: Backend, wanted: dict[str, Any]
+    connection: sqlite3.Connection, server: ServerState, fields: dict[str, Any]
 ) -> tuple[Run, list[File]]:
-    """The run and the records of the files that are about to come. Raises RequestError."""
-    run = run_writes.by_path(connection, wanted)
-    names = wanted["files"]
-    if len(names) > MOST_FILES or any(not name or len(name) > LONGEST_NAME for name in names):
+    """Creates records for files that a client is about to upload. Raises RequestError."""
+    run = run_writes.by_path(connection, fields)
+    names = fields["files"]
+    if len(names) > MAX_FILES or any(not name or len(name) > MAX_NAME for name in names):
         raise RequestError(
-            f"at most {MOST_FILES} files with names of 1 to {LONGEST_NAME} characters at a time"
+            f"a request may announce at most {MAX_FILES} files with names of 1 to {MAX_NAME} characters"
         )
-    now = backend.now()
+    now = server.now()
     return run, [files.announce(connection, run.id, name, now) for name in names]
 
 
-def url(backend: Backend, base_url: str, file: File) -> str:
-    """Where the file is uploaded to and downloaded from; the token in it stands for the key."""
-    # The name is for people; clients would fold dots and slashes in it, and the number says it all.
+def url(server: ServerState, base_url: str, file: File) -> str:
+    """Upload and download URL of the file; its token replaces the API key."""
+    # The name is only for readability: the id identifies the file, and clients would normalize dots and
+    # slashes.
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", file.name).strip("._") or "file"
-    return f"{base_url}/storage/{file.id}/{_token(backend, file.id)}/{readable}"
+    return f"{base_url}/storage/{file.id}/{_token(server, file.id)}/{readable}"
 
 
-def _token(backend: Backend, file_id: int) -> str:
-    return backend.sign(f"file {file_id}")
+def _token(server: ServerState, file_id: int) -> str:
+    return server.sign(f"file {file_id}")
 
 
-def authorised(backend: Backend, file_id: int, token: str) -> File:
-    """The file, if the token is the right one. Raises GoneError otherwise."""
-    file = files.get(backend.database.reader(), file_id)
-    if file is None or not hmac.compare_digest(token.encode(), _token(backend, file_id).encode()):
-        raise GoneError("there is no such file")
+def authorize(server: ServerState, file_id: int, token: str) -> File:
+    """The file, if the token is valid. Raises NotFoundError otherwise."""
+    file = files.get(server.database.reader(), file_id)
+    if file is None or not hmac.compare_digest(token.encode(), _token(server, file_id).encode()):
+        raise NotFoundError("no such file")
     return file
 
 
-def path_of(backend: Backend, file: File) -> Path:
-    """Where the bytes lie: numbers only, so that no name can lead anywhere else."""
-    return backend.files / str(file.run_id) / str(file.id)
+def path_of(server: ServerState, file: File) -> Path:
+    """Path of the contents: ids only, so that a file name cannot escape the folder."""
+    return server.files / str(file.run_id) / str(file.id)
 
 
-def download(backend: Backend, file: File) -> FileResponse:
-    """The bytes of a file, always as a download: a browser must not run what a client uploaded.
+def download(server: ServerState, file: File) -> FileResponse:
+    """Sends a file as an attachment: a browser must not execute what a client uploaded.
 
-    Raises GoneError while they have not arrived.
+    Raises NotFoundError until the upload is complete.
     """
-    path = path_of(backend, file)
+    path = path_of(server, file)
     if not path.is_file():
-        raise GoneError("the file has not been uploaded")
+        raise NotFoundError("the file has not been uploaded")
     return FileResponse(
         path,
         media_type=mimetype(file.name),
@@ -88,9 +89,9 @@ def download(backend: Backend, file: File) -> FileResponse:
     )
 
 
-async def store(backend: Backend, file: File, chunks: AsyncIterator[bytes]) -> None:
-    """The bytes are on disk and the file's record says so. Raises TooLarge, OSError."""
-    target = path_of(backend, file)
+async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -> None:
+    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError."""
+    target = path_of(server, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
@@ -98,8 +99,8 @@ async def store(backend: Backend, file: File, chunks: AsyncIterator[bytes]) -> N
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    now = backend.now()
-    await run_in_threadpool(backend.database.write, lambda c: files.arrived(c, file.id, size, md5, now))
+    now = server.now()
+    await run_in_threadpool(server.database.write, lambda c: files.arrived(c, file.id, size, md5, now))
 
 
 async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
@@ -107,8 +108,8 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
     with path.open("wb") as stream:
         async for chunk in chunks:
             size += len(chunk)
-            if size > LARGEST_FILE:
-                raise TooLarge
+            if size > MAX_FILE:
+                raise BodyTooLarge
             digest.update(chunk)
             stream.write(chunk)
         stream.flush()
@@ -117,10 +118,10 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
 
 
 def mimetype(name: str) -> str:
-    """The kind of file that the name suggests."""
+    """MIME type by the name's extension."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"
 
 
-def like(name: str, pattern: str) -> bool:
-    """Whether the name matches an SQL LIKE pattern, as W&B's file search takes it."""
+def matches_like(name: str, pattern: str) -> bool:
+    """Whether the name matches an SQL LIKE pattern, as in W&B's file search."""
     return fnmatch.fnmatchcase(name, pattern.replace("%", "*").replace("_", "?"))

@@ -1,4 +1,4 @@
-"""Values in the forms in which they are sent."""
+"""Values in wire format."""
 
 import datetime as dt
 import math
@@ -13,7 +13,7 @@ def timestamp(seconds: float | None) -> str | None:
 
 
 def wire_safe(value: Any) -> Any:
-    """The value with "NaN", "Infinity", "-Infinity" as text, as W&B sends them: JSON has no such numbers."""
+    """The value with NaN and infinities as the strings "NaN", "Infinity", "-Infinity", as on W&B."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):

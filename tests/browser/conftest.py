@@ -1,4 +1,4 @@
-"""A real browser on a real server. A console error, or a request to another host, fails the test."""
+"""A real browser and a real server. A console error or a request to another host fails the test."""
 
 import os
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
-from seeds import Site
-from watching import Watched
+from seeds import SeededServer
+from strict_browser import StrictBrowser
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
 
 CHROMIUM = Path(os.environ.get("KTO_SWEEP_CHROMIUM", "/usr/bin/chromium"))
 REQUIRED = os.environ.get("KTO_SWEEP_BROWSER_TESTS") == "required"
-"""Set where tests must not be left out for want of a browser."""
+"""Set where tests must fail, not skip, without a browser."""
 ARGUMENTS = (
     "--no-sandbox --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -26,7 +26,7 @@ expect.set_options(timeout=30_000)
 @pytest.fixture(scope="session")
 def playwright() -> Iterator[Playwright]:
     if not CHROMIUM.exists() and not REQUIRED:
-        pytest.skip(f"there is no {CHROMIUM}: apt-get install chromium, or set KTO_SWEEP_CHROMIUM")
+        pytest.skip(f"{CHROMIUM} not found: apt-get install chromium, or set KTO_SWEEP_CHROMIUM")
     with sync_playwright() as started:
         yield started
 
@@ -39,32 +39,32 @@ def browser(playwright: Playwright) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    home = Home(tmp_path_factory.mktemp("site") / "home")
-    site = Site(ensure_server(home))
-    yield site
-    site.close()
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
+    home = Home(tmp_path_factory.mktemp("server") / "home")
+    server = SeededServer(ensure_server(home))
+    yield server
+    server.close()
     stop_server(home)
 
 
 @pytest.fixture
-def watched(browser: Browser, site: Site) -> Iterator[Watched]:
-    made = Watched(browser, site)
-    yield made
-    made.close()
-    assert made.faults == []
+def strict_browser(browser: Browser, seeded: SeededServer) -> Iterator[StrictBrowser]:
+    strict = StrictBrowser(browser, seeded)
+    yield strict
+    strict.close()
+    assert strict.errors == []
 
 
 @pytest.fixture
-def page(watched: Watched) -> Page:
-    """A desktop's page of somebody who has not logged in."""
-    return watched.page(viewport={"width": 1360, "height": 900})
+def page(strict_browser: StrictBrowser) -> Page:
+    """A desktop page without a login."""
+    return strict_browser.page(viewport={"width": 1360, "height": 900})
 
 
 @pytest.fixture
-def owner(watched: Watched, site: Site) -> Page:
-    """The page of somebody who came by a login link."""
-    page = watched.page(viewport={"width": 1360, "height": 900})
-    page.goto(site.address.login_link())
+def owner(strict_browser: StrictBrowser, seeded: SeededServer) -> Page:
+    """A logged-in desktop page."""
+    page = strict_browser.page(viewport={"width": 1360, "height": 900})
+    page.goto(seeded.address.login_link())
     page.wait_for_url("**/")
     return page

@@ -1,4 +1,4 @@
-"""Sweeps on a real server, filled through its own ingestion, as the SDK would."""
+"""Seeds a real server with sweeps through its API, like the SDK."""
 
 import json
 import math
@@ -9,19 +9,19 @@ from typing import Any
 import httpx
 import yaml
 
-from kto_sweep.local_server.start import ServerAddress
+from kto_sweep.local_server.start import LocalServer
 
 HOSTILE = "<img src=x onerror=alert(1)>&<b>bold</b> %{y}"
 FEW = {"learning_rate": [1.0e-6, 1.0e-5, 1.0e-4], "batch_size": [4, 8], "beta": [0.05, 0.1, 0.2, 0.4]}
 STEPS = 300
 FAILED = 5
-"""Number of the run that fails."""
+"""Index of the failed run."""
 HOSTILE_RUN = 3
 
 
 @dataclass(frozen=True)
-class Seeded:
-    """A sweep and its runs, in the order in which they were made."""
+class SeededSweep:
+    """A sweep and its runs, in creation order."""
 
     name: str
     runs: list[str]
@@ -29,16 +29,16 @@ class Seeded:
     path: str
 
 
-class Site:
-    """The server, and what the tests put on it."""
+class SeededServer:
+    """A server and its seeded sweeps."""
 
-    def __init__(self, address: ServerAddress) -> None:
+    def __init__(self, address: LocalServer) -> None:
         self.address = address
         self.url = address.url
         self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Closes the connection."""
         self._client.close()
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Site:
         return dict(answer["data"])
 
     def register(self, project: str, **config: Any) -> str:
-        """The name of a new sweep."""
+        """Creates a sweep; its name."""
         query = """mutation($config: String!, $project: String!) { upsertSweep(input:
             {config: $config, entityName: "local", projectName: $project}) { sweep { name } } }"""
         full = {"method": "grid", "metric": {"name": "eval/common_loss", "goal": "minimize"}, **config}
@@ -60,7 +60,7 @@ class Site:
         return str(self.graphql(query, sweep=sweep, project=project)["createAgent"]["agent"]["id"])
 
     def next_trial(self, agent: str) -> tuple[str, dict[str, Any]]:
-        """Name and parameters of the run that the agent is given."""
+        """Name and parameters of the agent's next run."""
         query = 'mutation($id: ID!) { agentHeartbeat(input: {id: $id, runState: "{}"}) { commands } }'
         [command] = json.loads(self.graphql(query, id=agent)["agentHeartbeat"]["commands"])
         return command["run_id"], {key: entry["value"] for key, entry in command["args"].items()}
@@ -74,7 +74,7 @@ class Site:
         assert self._client.post(path, json=message).status_code == 200
 
     def log(self, project: str, run: str, offset: int, rows: list[dict[str, Any]], **more: Any) -> None:
-        """History rows from line `offset` on, and the summary that they make."""
+        """Logs history rows from line `offset`, and their summary."""
         texts = [json.dumps(row) for row in rows]
         summary: dict[str, Any] = {}
         for row in rows:
@@ -87,7 +87,7 @@ class Site:
         self.stream(project, run, files=files, **more)
 
     @cached_property
-    def grid(self) -> Seeded:
+    def grid(self) -> SeededSweep:
         """Two dozen runs of a grid of 24: one with a hostile name, one failed, the last still running."""
         parameters = {name: {"values": values} for name, values in FEW.items()}
         sweep = self.register("kto", name="lr-batch-beta", parameters=parameters)
@@ -99,7 +99,7 @@ class Site:
             config = json.dumps({key: {"value": value} for key, value in {**chosen, "lora_r": 16}.items()})
             self.upsert("kto", name, host="gpu-box-1", jobProgram="x", sweep=sweep, config=config, **shown)
             self._train(name, chosen, failed=number == FAILED, running=number == 21)
-        return Seeded(sweep, names, agent, f"/local/kto/sweeps/{sweep}")
+        return SeededSweep(sweep, names, agent, f"/local/kto/sweeps/{sweep}")
 
     def _train(self, name: str, chosen: dict[str, Any], *, failed: bool, running: bool) -> None:
         speed = 1 + math.log10(chosen["learning_rate"] / 1e-6) + chosen["beta"]
@@ -129,7 +129,7 @@ class Site:
         self.log("kto", name, 0, rows, **message)
 
     @cached_property
-    def thousand(self) -> Seeded:
+    def thousand(self) -> SeededSweep:
         """A thousand finished runs of a random search."""
         parameters = {"learning_rate": {"min": 1.0e-6, "max": 1.0e-3}, "seed": {"values": [1, 2, 3]}}
         sweep = self.register("many", name="thousand", method="random", parameters=parameters)
@@ -140,7 +140,7 @@ class Site:
             fields = " ".join(f"m{k}: upsertBucket(input: $i{k}) {{ inserted }}" for k in range(len(part)))
             values = {f"i{k}": self._finished(sweep, name, start + k) for k, name in enumerate(part)}
             self.graphql(f"mutation({heads}) {{ {fields} }}", **values)
-        return Seeded(sweep, names, "", f"/local/many/sweeps/{sweep}")
+        return SeededSweep(sweep, names, "", f"/local/many/sweeps/{sweep}")
 
     def _finished(self, sweep: str, name: str, number: int) -> dict[str, Any]:
         config = {"learning_rate": {"value": 1e-6 * (number + 1)}, "seed": {"value": number % 3 + 1}}
@@ -158,17 +158,17 @@ class Site:
 
 
 def row(step: int, speed: float, batch: int) -> dict[str, Any]:
-    """What a trial logs at a step."""
+    """The history row of a step."""
     gain = speed * (1 - math.exp(-3 * step / STEPS))
-    told = {
+    values = {
         "_step": step,
         "_runtime": step * 0.5,
         "loss": 0.5 - 0.05 * gain,
         "rewards/margins": gain,
         "kl": 0.1 * gain,
-        "learning_rate": 1e-9,  # the schedule's, which is not the one that was searched
+        "learning_rate": 1e-9,  # the scheduled rate, which differs from the searched parameter
         "gpu/memory_peak_gb": 6.0 + batch,
     }
     if step % 50 == 49:
-        told["eval/common_loss"] = 0.5 - 0.06 * gain
-    return told
+        values["eval/common_loss"] = 0.5 - 0.06 * gain
+    return values

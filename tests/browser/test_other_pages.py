@@ -5,15 +5,15 @@ import re
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
-from seeds import FAILED, HOSTILE_RUN, Site, row
-from watching import Watched
+from seeds import FAILED, HOSTILE_RUN, SeededServer, row
+from strict_browser import StrictBrowser
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
 
 
-def test_list_tells_each_sweep_in_a_line(page: Page, site: Site) -> None:
-    path = site.grid.path
+def test_list_shows_each_sweep_in_a_row(page: Page, seeded: SeededServer) -> None:
+    path = seeded.grid.path
     page.goto("/")
     line = page.locator("tr", has=page.locator(f'a[href="{path}"]'))
     expect(line).to_contain_text("20 of 24 finished · 1 running · 1 failed")
@@ -25,8 +25,8 @@ def test_list_tells_each_sweep_in_a_line(page: Page, site: Site) -> None:
     page.wait_for_url(f"**{path}")
 
 
-def test_a_failed_run_says_why(page: Page, site: Site) -> None:
-    page.goto(f"/local/kto/runs/{site.grid.runs[FAILED]}")
+def test_a_failed_run_shows_its_cause(page: Page, seeded: SeededServer) -> None:
+    page.goto(f"/local/kto/runs/{seeded.grid.runs[FAILED]}")
     expect(page.locator(".facts")).to_contain_text("out of memory")
     expect(page.locator("#alerts")).to_contain_text("KL runs away kl_raw 12 > 10")
     expect(page.locator("#console .error")).to_have_text("no memory\n")
@@ -37,8 +37,8 @@ def test_a_failed_run_says_why(page: Page, site: Site) -> None:
     expect(page.locator("#files .empty")).to_be_visible()
 
 
-def test_runs_side_by_side_begin_with_what_differs(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_comparison_starts_with_differing_values(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     boxes = page.get_by_role("checkbox", name=re.compile("^select"))
     boxes.nth(0).check()
     expect(page.get_by_text("compare 1")).to_have_attribute("aria-disabled", "true")
@@ -49,40 +49,44 @@ def test_runs_side_by_side_begin_with_what_differs(page: Page, site: Site) -> No
         page.locator("#config table").first.locator("tr.differs").count()
     )
     expect(page.locator("#config summary")).to_have_text(re.compile("the same in all runs"))
-    # What was logged stands behind each smoothed line.
+    # The raw values are drawn behind each smoothed line.
     expect(page.locator('.curve[data-metric="loss"] .trace')).to_have_count(4)
 
 
-def test_runs_side_by_side_stay_still_while_one_goes_on(page: Page, site: Site) -> None:
-    sweep = site.register("aside", parameters={"learning_rate": {"values": [1.0, 2.0]}})
-    agent = site.agent("aside", sweep)
-    runs = [site.next_trial(agent)[0] for _ in range(2)]
+def test_comparison_keeps_focus_while_a_run_continues(page: Page, seeded: SeededServer) -> None:
+    sweep = seeded.register("aside", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    agent = seeded.agent("aside", sweep)
+    runs = [seeded.next_trial(agent)[0] for _ in range(2)]
     for run in runs:
-        site.upsert("aside", run, host="box", jobProgram="x", sweep=sweep, config='{"lora_r": {"value": 16}}')
-        site.log("aside", run, 0, [row(step, 1.0, 4) for step in range(20)])
+        seeded.upsert(
+            "aside", run, host="box", jobProgram="x", sweep=sweep, config='{"lora_r": {"value": 16}}'
+        )
+        seeded.log("aside", run, 0, [row(step, 1.0, 4) for step in range(20)])
     page.goto(f"/local/aside/compare?runs={','.join(runs)}")
     fold = page.locator("#config details")
     fold.locator("summary").click()
     slider = page.get_by_label("Smoothing")
     slider.focus()
-    site.log("aside", runs[0], 20, [row(step, 1.0, 4) for step in range(20, 60)])
+    seeded.log("aside", runs[0], 20, [row(step, 1.0, 4) for step in range(20, 60)])
     expect(page.locator('.curve[data-metric="loss"] .summary')).to_contain_text("up to step 59")
     expect(fold).to_have_attribute("open", "")
     expect(slider).to_be_focused()
 
 
-def test_ten_runs_side_by_side_have_ten_colours_and_names_of_any_length(watched: Watched, site: Site) -> None:
-    names = site.grid.runs[6:16]
-    site.upsert("kto", names[0], displayName="x" * 120)
-    site.upsert("kto", names[1], displayName="שלום")
-    page = watched.page(viewport={"width": 390, "height": 844})
+def test_comparison_of_ten_runs_has_ten_colours_and_names_of_any_length(
+    strict_browser: StrictBrowser, seeded: SeededServer
+) -> None:
+    names = seeded.grid.runs[6:16]
+    seeded.upsert("kto", names[0], displayName="x" * 120)
+    seeded.upsert("kto", names[1], displayName="שלום")
+    page = strict_browser.page(viewport={"width": 390, "height": 844})
     page.goto(f"/local/kto/compare?runs={','.join(names)}")
     swatches = page.locator(".compared .swatch")
     expect(swatches).to_have_count(10)
     colours = swatches.evaluate_all("all => all.map((each) => getComputedStyle(each).backgroundColor)")
     assert len(set(colours)) == len(names)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    # A name from right to left leaves what follows it where it stands.
+    # A right-to-left name does not reorder the text after it.
     line = page.locator(".compared li").nth(1)
     name, time = line.locator("a").bounding_box(), line.locator(".quiet").bounding_box()
     assert name
@@ -90,61 +94,67 @@ def test_ten_runs_side_by_side_have_ten_colours_and_names_of_any_length(watched:
     assert name["x"] + name["width"] <= time["x"]
 
 
-def test_compare_with_a_run_that_is_gone_says_what_to_do(watched: Watched, site: Site) -> None:
-    page = watched.page()
-    page.goto(f"/local/kto/compare?runs={site.grid.runs[0]},nobody")
+def test_comparison_with_a_deleted_run_says_what_to_do(
+    strict_browser: StrictBrowser, seeded: SeededServer
+) -> None:
+    page = strict_browser.page()
+    page.goto(f"/local/kto/compare?runs={seeded.grid.runs[0]},nobody")
     expect(page.locator(".empty")).to_contain_text("there is no run nobody. Select 2 to 10 runs")
-    watched.faults = [fault for fault in watched.faults if "404" not in fault]
+    strict_browser.errors = [error for error in strict_browser.errors if "404" not in error]
 
 
-def test_compare_of_nothing_says_what_to_do(page: Page, site: Site) -> None:
-    site.grid  # noqa: B018  the project must be there
+def test_comparison_without_runs_says_what_to_do(page: Page, seeded: SeededServer) -> None:
+    seeded.grid  # noqa: B018  the project must be there
     page.goto("/local/kto/compare")
     expect(page.locator(".empty")).to_contain_text("Select 2 to 10 runs")
 
 
-def test_a_server_that_is_gone_is_told_with_what_to_type(
-    watched: Watched, tmp_path_factory: pytest.TempPathFactory
+def test_a_stopped_server_is_reported_with_the_command_to_start_it(
+    strict_browser: StrictBrowser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = Home(tmp_path_factory.mktemp("gone") / "home")
-    gone = Site(ensure_server(home))
-    page = watched.page(gone)
+    gone = SeededServer(ensure_server(home))
+    page = strict_browser.page(gone)
     page.goto("/")
     expect(page.locator(".empty")).to_contain_text("kto-sweep create sweeps/demo.yaml --local")
     stop_server(home)
-    expect(page.locator("#live")).to_have_text("No answer from the server. Type: kto-sweep serve")
+    expect(page.locator("#live")).to_have_text("The server does not respond. Run: kto-sweep serve")
     # The browser itself notes what it could not load.
-    watched.faults = [fault for fault in watched.faults if "ERR_CONNECTION_REFUSED" not in fault]
+    strict_browser.errors = [
+        error for error in strict_browser.errors if "ERR_CONNECTION_REFUSED" not in error
+    ]
 
 
-def test_who_is_not_logged_in_may_look_and_is_told_how_to_control(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_without_login_pages_are_read_only_and_say_how_to_log_in(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     expect(page.locator(".controls")).to_contain_text("kto-sweep serve --login")
     expect(page.locator(".controls button")).to_have_count(0)
-    sent = httpx.post(f"{site.url}/-/do{site.grid.path}", json={"action": "cancel"})
+    sent = httpx.post(f"{seeded.url}/-/do{seeded.grid.path}", json={"action": "cancel"})
     assert sent.status_code == 403
 
 
-def test_login_link_works_once_and_leaves_a_strict_cookie(watched: Watched, site: Site) -> None:
-    link = site.address.login_link(site.grid.path)
-    page = watched.page()
+def test_login_link_works_once_and_leaves_a_strict_cookie(
+    strict_browser: StrictBrowser, seeded: SeededServer
+) -> None:
+    link = seeded.address.login_link(seeded.grid.path)
+    page = strict_browser.page()
     page.goto(link)
-    page.wait_for_url(f"**{site.grid.path}")
+    page.wait_for_url(f"**{seeded.grid.path}")
     expect(page.get_by_role("button", name="pause")).to_be_visible()
     [cookie] = page.context.cookies()
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
-    assert site.address.key not in link + page.url + cookie["value"]
+    assert seeded.address.key not in link + page.url + cookie["value"]
     again = httpx.get(link)
     assert again.status_code == 403
     assert "kto-sweep serve --login" in again.text
     assert "set-cookie" not in again.headers
 
 
-def test_controls_move_the_sweep_and_stop_a_run(owner: Page, site: Site) -> None:
-    sweep = site.register("moved", parameters={"learning_rate": {"values": [1.0, 2.0]}})
-    agent = site.agent("moved", sweep)
-    run, _ = site.next_trial(agent)
-    site.upsert("moved", run, host="box", jobProgram="x", sweep=sweep)
+def test_controls_change_the_sweep_and_stop_a_run(owner: Page, seeded: SeededServer) -> None:
+    sweep = seeded.register("moved", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    agent = seeded.agent("moved", sweep)
+    run, _ = seeded.next_trial(agent)
+    seeded.upsert("moved", run, host="box", jobProgram="x", sweep=sweep)
     owner.goto(f"/local/moved/sweeps/{sweep}")
     state = owner.locator(".facts .state")
     owner.get_by_role("button", name="pause").click()
@@ -163,27 +173,27 @@ def test_controls_move_the_sweep_and_stop_a_run(owner: Page, site: Site) -> None
     expect(state).to_have_text("canceled")
 
 
-def test_tags_and_notes_are_kept_and_shown_in_the_table(owner: Page, site: Site) -> None:
-    run = site.grid.runs[HOSTILE_RUN]
+def test_tags_and_notes_are_kept_and_shown_in_the_table(owner: Page, seeded: SeededServer) -> None:
+    run = seeded.grid.runs[HOSTILE_RUN]
     owner.goto(f"/local/kto/runs/{run}")
-    owner.get_by_label("Tags, with commas between them").fill("keep, <i>odd</i>")
+    owner.get_by_label("Tags, separated by commas").fill("keep, <i>odd</i>")
     owner.get_by_label("Notes").fill("=worth a second look")
     with owner.expect_response(re.compile("/-/do/")) as sent:
         owner.get_by_role("button", name="save").click()
     assert sent.value.ok
-    owner.goto(site.grid.path)
+    owner.goto(seeded.grid.path)
     line = owner.locator(f'tr[data-run="{run}"]')
     expect(line.locator(".tag")).to_have_text(["keep", "<i>odd</i>"])
     owner.get_by_label("Filter runs").fill("tags=keep")
     expect(owner.locator("table.runs tbody tr")).to_have_count(1)
 
 
-def test_a_change_from_a_foreign_page_is_refused(owner: Page, site: Site) -> None:
-    """The cookie alone is not enough: the page must send what only our own pages are told."""
-    path = f"/-/do{site.grid.path}"
+def test_an_action_from_a_foreign_page_is_rejected(owner: Page, seeded: SeededServer) -> None:
+    """The cookie alone is not enough: actions also need the CSRF token."""
+    path = f"/-/do{seeded.grid.path}"
     assert owner.request.post(path, data={"action": "pause"}).status == 403
-    told = owner.request.get("/-/data/sweeps").json()["csrf"]
-    headers = {"x-kto-sweep-csrf": told}
+    csrf = owner.request.get("/-/data/sweeps").json()["csrf"]
+    headers = {"x-kto-sweep-csrf": csrf}
     foreign = owner.request.post(
         path, data={"action": "x"}, headers={**headers, "origin": "http://evil.example"}
     )
@@ -191,15 +201,15 @@ def test_a_change_from_a_foreign_page_is_refused(owner: Page, site: Site) -> Non
     assert owner.request.post(path, data={"action": "x"}, headers=headers).status == 400
 
 
-def test_files_are_for_those_who_are_logged_in(owner: Page, site: Site) -> None:
-    run = site.grid.runs[0]
+def test_files_need_a_login(owner: Page, seeded: SeededServer) -> None:
+    run = seeded.grid.runs[0]
     query = """mutation($run: String!) { createRunFiles(input: {entityName: "local", projectName: "kto",
         runName: $run, files: ["weights.txt"]}) { files { uploadUrl } } }"""
-    url = site.graphql(query, run=run)["createRunFiles"]["files"][0]["uploadUrl"]
+    url = seeded.graphql(query, run=run)["createRunFiles"]["files"][0]["uploadUrl"]
     assert httpx.put(url, content=b"bytes").status_code == 200
     owner.goto(f"/local/kto/runs/{run}")
     link = owner.locator("#files").get_by_role("link", name="weights.txt")
     with owner.expect_download() as started:
         link.click()
     assert started.value.path().read_bytes() == b"bytes"
-    assert httpx.get(f"{site.url}{link.get_attribute('href')}").status_code == 403
+    assert httpx.get(f"{seeded.url}{link.get_attribute('href')}").status_code == 403

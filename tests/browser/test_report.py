@@ -1,4 +1,4 @@
-"""The report of compare, opened as the file that it is."""
+"""The report of `compare`, opened as a local file."""
 
 import os
 import subprocess
@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import expect
-from seeds import HOSTILE, Site
+from seeds import HOSTILE, SeededServer
 
 FILES = SimpleNamespace(url="file://")
 
 
 @pytest.fixture(scope="module")
-def report(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(seeded: SeededServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     env = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
         "KTO_SWEEP_HOME": str(folder / "home"),
-        "WANDB_BASE_URL": site.url,
-        "WANDB_API_KEY": site.address.key,
+        "WANDB_BASE_URL": seeded.url,
+        "WANDB_API_KEY": seeded.address.key,
         "WANDB_ERROR_REPORTING": "false",
         "OMP_NUM_THREADS": "1",
     }
@@ -31,7 +31,7 @@ def report(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-m",
         "kto_sweep",
         "compare",
-        f"local/kto/{site.grid.name}",
+        f"local/kto/{seeded.grid.name}",
         "--html",
         "r.html",
     ]
@@ -39,8 +39,10 @@ def report(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "r.html"
 
 
-def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(report: Path, watched: Any):
-    page = watched.page(FILES, viewport={"width": 1360, "height": 900})
+def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(
+    report: Path, strict_browser: Any
+):
+    page = strict_browser.page(FILES, viewport={"width": 1360, "height": 900})
     page.goto(report.as_uri())
     for metric in ("rewards/margins", "loss", "kl", "gpu/memory_peak_gb"):
         panel = page.locator(f"[data-metric='{metric}']")
@@ -55,8 +57,8 @@ def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(rep
     expect(page.locator("table.runs tbody tr")).to_have_count(1)
 
 
-def test_a_report_fits_a_phone_in_the_dark(report: Path, watched: Any):
-    page = watched.page(FILES, viewport={"width": 390, "height": 800}, color_scheme="dark")
+def test_a_report_fits_a_phone_in_the_dark(report: Path, strict_browser: Any):
+    page = strict_browser.page(FILES, viewport={"width": 390, "height": 800}, color_scheme="dark")
     page.goto(report.as_uri())
     expect(page.locator("[data-metric='loss'] .js-plotly-plot")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

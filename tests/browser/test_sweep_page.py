@@ -1,4 +1,4 @@
-"""The page of a sweep, as a person with a browser has it."""
+"""The sweep page in a real browser."""
 
 import csv
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-from seeds import FAILED, HOSTILE, HOSTILE_RUN, STEPS, Site, row
-from watching import Watched
+from seeds import FAILED, HOSTILE, HOSTILE_RUN, STEPS, SeededServer, row
+from strict_browser import StrictBrowser
 
 CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb"]
 
@@ -22,8 +22,8 @@ def rows(page: Page) -> Locator:
     return page.locator("table.runs tbody tr")
 
 
-def test_shows_everything_without_a_click(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_shows_everything_without_a_click(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     expect(page.get_by_role("heading", name="lr-batch-beta")).to_be_visible()
     expect(page.locator(".state-bar")).to_contain_text("20 of 24 finished · 1 running · 1 failed")
     expect(rows(page)).to_have_count(22)
@@ -44,13 +44,13 @@ def test_shows_everything_without_a_click(page: Page, site: Site) -> None:
     assert page.evaluate("document.title") == "lr-batch-beta · kto-sweep"
 
 
-def test_a_hostile_name_is_text_everywhere(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_a_hostile_name_is_text_everywhere(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     link = page.get_by_role("link", name=HOSTILE)
     expect(link.first).to_be_visible()
     chart = panel(page, "loss").locator(".chart")
     expect(chart.locator(".scatterlayer .trace")).to_have_count(22)
-    name = site.grid.runs[HOSTILE_RUN]
+    name = seeded.grid.runs[HOSTILE_RUN]
     # plotly reads markup in its labels: the label must show the name as it is.
     page.evaluate(
         """([chart, title]) => {
@@ -66,8 +66,8 @@ def test_a_hostile_name_is_text_everywhere(page: Page, site: Site) -> None:
     assert page.locator("img").count() == 0
 
 
-def test_sorts_filters_hides_and_chooses_columns(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_sorts_filters_hides_and_chooses_columns(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     expect(rows(page)).to_have_count(22)
     page.get_by_role("button", name="learning_rate").click()
     expect(page.locator("th[aria-sort=ascending]")).to_contain_text("learning_rate")
@@ -89,23 +89,23 @@ def test_sorts_filters_hides_and_chooses_columns(page: Page, site: Site) -> None
     expect(page.get_by_role("columnheader", name="lora_r")).to_be_visible()
 
 
-def test_saves_the_table_as_csv(page: Page, site: Site, tmp_path: Path) -> None:
-    page.goto(site.grid.path)
+def test_saves_the_table_as_csv(page: Page, seeded: SeededServer, tmp_path: Path) -> None:
+    page.goto(seeded.grid.path)
     expect(rows(page)).to_have_count(22)
     with page.expect_download() as started:
         page.get_by_role("button", name="CSV").click()
     started.value.save_as(tmp_path / "runs.csv")
     with (tmp_path / "runs.csv").open(newline="") as stream:
         saved = list(csv.DictReader(stream))
-    assert {line["id"] for line in saved} == set(site.grid.runs)
+    assert {line["id"] for line in saved} == set(seeded.grid.runs)
     assert HOSTILE in [line["run"] for line in saved]
     assert float(saved[0]["eval/common_loss"]) == min(
         float(line["eval/common_loss"]) for line in saved if line["eval/common_loss"]
     )
 
 
-def test_keyboard_alone_reaches_and_does_everything(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_everything_works_with_the_keyboard(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     expect(rows(page)).to_have_count(22)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to content")).to_be_focused()
@@ -130,8 +130,8 @@ def test_keyboard_alone_reaches_and_does_everything(page: Page, site: Site) -> N
     expect(page.locator("#curves output")).to_have_text("0.61")
 
 
-def test_brushing_with_the_mouse_keeps_the_runs_inside(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_brushing_with_the_mouse_selects_runs(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     handle = page.get_by_role("slider", name="lower bound of learning_rate")
     expect(page.locator("#importance tbody tr")).to_have_count(3)  # the last part to be drawn
     handle.hover()
@@ -146,8 +146,8 @@ def test_brushing_with_the_mouse_keeps_the_runs_inside(page: Page, site: Site) -
     expect(page.locator("#runs [role=status]")).to_have_text("22 runs")
 
 
-def test_axes_and_smoothing_change_the_charts(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_axes_and_smoothing_change_the_charts(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     chart = panel(page, "loss").locator(".chart")
     expect(chart.locator(".scatterlayer .trace")).to_have_count(22)
     page.get_by_label("Horizontal axis").select_option("time")
@@ -156,20 +156,20 @@ def test_axes_and_smoothing_change_the_charts(page: Page, site: Site) -> None:
     page.wait_for_function("chart => chart.layout.yaxis.type === 'log'", arg=chart.element_handle())
 
 
-def test_values_that_are_not_numbers_come_last_whatever_the_order(page: Page, site: Site) -> None:
-    sweep = site.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
+def test_non_numbers_sort_last_in_both_directions(page: Page, seeded: SeededServer) -> None:
+    sweep = seeded.register("odd", parameters={"learning_rate": {"values": [1.0, 2.0, 3.0]}})
     for name, loss in (("good", 0.3), ("broken", math.nan), ("better", 0.2)):
         summary = json.dumps({"eval/common_loss": loss})
-        told = {"host": "box", "displayName": name, "state": "finished", "summaryMetrics": summary}
-        site.upsert("odd", name, sweep=sweep, **told)
+        fields = {"host": "box", "displayName": name, "state": "finished", "summaryMetrics": summary}
+        seeded.upsert("odd", name, sweep=sweep, **fields)
     page.goto(f"/local/odd/sweeps/{sweep}")
     expect(rows(page)).to_contain_text(["better", "good", "broken"])
     page.get_by_role("button", name="eval/common_loss").click()
     expect(rows(page)).to_contain_text(["good", "better", "broken"])
 
 
-def test_a_smoothed_constant_stays_what_it_is(page: Page, site: Site) -> None:
-    page.goto(site.grid.path)
+def test_a_smoothed_constant_stays_constant(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.grid.path)
     smoothed = page.evaluate(
         """async () => {
             const script = document.querySelector("script[type=module]").src;
@@ -180,32 +180,32 @@ def test_a_smoothed_constant_stays_what_it_is(page: Page, site: Site) -> None:
     assert set(smoothed) == {12}
 
 
-def test_a_sweep_without_runs_says_what_to_type(page: Page, site: Site) -> None:
-    name = site.register("empty", parameters={"learning_rate": {"values": [1, 2]}})
+def test_a_sweep_without_runs_shows_the_agent_command(page: Page, seeded: SeededServer) -> None:
+    name = seeded.register("empty", parameters={"learning_rate": {"values": [1, 2]}})
     page.goto(f"/local/empty/sweeps/{name}")
     expect(page.locator("#curves .empty")).to_contain_text(f"kto-sweep agent local/empty/{name}")
-    expect(page.locator("#agents .empty")).to_contain_text("No agent has come yet")
+    expect(page.locator("#agents .empty")).to_contain_text("No agents yet")
     expect(page.locator("#grid .summary")).to_have_text("2 cells: · 2 missing.")
 
 
-def test_a_run_that_goes_on_is_followed_without_a_reload(page: Page, site: Site) -> None:
-    name = site.register("live", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+def test_a_running_run_is_updated_without_a_reload(page: Page, seeded: SeededServer) -> None:
+    name = seeded.register("live", parameters={"learning_rate": {"values": [1.0, 2.0]}})
     page.goto(f"/local/live/sweeps/{name}")
     expect(page.locator("#runs .empty")).to_be_visible()
-    agent = site.agent("live", name)
-    run, _ = site.next_trial(agent)
-    site.upsert("live", run, host="gpu-box-1", jobProgram="x", sweep=name)
-    expect(panel(page, "loss").locator(".chart")).to_have_text("nothing yet")
-    site.log("live", run, 0, [row(step, 1.0, 4) for step in range(20)])
+    agent = seeded.agent("live", name)
+    run, _ = seeded.next_trial(agent)
+    seeded.upsert("live", run, host="gpu-box-1", jobProgram="x", sweep=name)
+    expect(panel(page, "loss").locator(".chart")).to_have_text("no data yet")
+    seeded.log("live", run, 0, [row(step, 1.0, 4) for step in range(20)])
     expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 19")
-    site.log("live", run, 20, [row(step, 1.0, 4) for step in range(20, 60)])
+    seeded.log("live", run, 20, [row(step, 1.0, 4) for step in range(20, 60)])
     expect(panel(page, "loss").locator(".summary")).to_contain_text("at step 59")
-    site.stream("live", run, files={}, complete=True, exitcode=0)
+    seeded.stream("live", run, files={}, complete=True, exitcode=0)
     expect(rows(page).first).to_contain_text("finished")
 
 
-def test_a_thousand_runs(page: Page, site: Site) -> None:
-    page.goto(site.thousand.path)
+def test_a_thousand_runs(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.thousand.path)
     expect(rows(page)).to_have_count(100)
     expect(rows(page).first).to_contain_text("★ trial-0")
     expect(page.locator("#runs [role=status]")).to_have_text("1,000 runs")
@@ -219,10 +219,10 @@ def test_a_thousand_runs(page: Page, site: Site) -> None:
 PAGES = ["sweep", "failed run", "list", "compare"]
 
 
-def path_of(site: Site, kind: str) -> str:
-    runs = site.grid.runs
+def path_of(seeded: SeededServer, kind: str) -> str:
+    runs = seeded.grid.runs
     return {
-        "sweep": site.grid.path,
+        "sweep": seeded.grid.path,
         "failed run": f"/local/kto/runs/{runs[FAILED]}",
         "list": "/",
         "compare": f"/local/kto/compare?runs={runs[HOSTILE_RUN]},{runs[1]}",
@@ -230,9 +230,11 @@ def path_of(site: Site, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PAGES)
-def test_a_phone_shows_it_without_scrolling_sideways(watched: Watched, site: Site, kind: str) -> None:
-    page = watched.page(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
-    page.goto(path_of(site, kind))
+def test_pages_fit_a_phone_without_horizontal_scrolling(
+    strict_browser: StrictBrowser, seeded: SeededServer, kind: str
+) -> None:
+    page = strict_browser.page(viewport={"width": 390, "height": 844}, has_touch=True, color_scheme="dark")
+    page.goto(path_of(seeded, kind))
     ready = page.locator("table").first if kind == "list" else page.locator(".main-svg").first
     expect(ready).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -242,7 +244,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(watched: Watched, site: Sit
         assert ink == "rgb(152, 163, 179)"
 
 
-def test_stored_state_of_a_page_is_plain_json(page: Page, site: Site) -> None:
-    """What pages are made from holds no NaN and can be read by anybody."""
-    data = page.request.get(f"/-/data{site.grid.path}")
-    assert json.loads(data.text())["sweep"]["name"] == site.grid.name
+def test_page_data_is_strict_json(page: Page, seeded: SeededServer) -> None:
+    """The data of pages contains no NaN and is readable without a login."""
+    data = page.request.get(f"/-/data{seeded.grid.path}")
+    assert json.loads(data.text())["sweep"]["name"] == seeded.grid.name

@@ -12,7 +12,7 @@ import yaml
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ServerAddress, ensure_server, stop_server
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 from kto_sweep.sweep.create import register
 from kto_sweep.sweep_file.generate import Fixed, Listed, Range, parse_flag
 from kto_sweep.sweep_file.validate import validate
@@ -56,14 +56,14 @@ def test_files_are_as_they_were_and_have_no_errors(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, ServerAddress]]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, LocalServer]]:
     home = Home(tmp_path_factory.mktemp("box") / "home")
     yield home, ensure_server(home)
     stop_server(home)
 
 
 def test_create_and_the_stock_wandb_sweep_take_them(
-    server: tuple[Home, ServerAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: tuple[Home, LocalServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, address = server
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):

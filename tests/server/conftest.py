@@ -1,15 +1,15 @@
-"""The server of the tests in this folder: a process of its own, or its insides in this process."""
+"""Fixtures: a server process for the wandb SDK, and a server inside the test process."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_bench import Bench, Box, Clock
+from server_harness import FakeClock, SdkSandbox, ServerHarness
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
-from kto_sweep.server.backend import Backend, Uptime
+from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
 
@@ -17,19 +17,19 @@ KEY = "local-" + "0123456789" * 4
 
 
 @pytest.fixture(scope="module")
-def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    folder = tmp_path_factory.mktemp("box")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSandbox]:
+    folder = tmp_path_factory.mktemp("sandbox")
     home = Home(folder / "home")
-    yield Box(home, ensure_server(home), folder)
+    yield SdkSandbox(home, ensure_server(home), folder)
     stop_server(home)
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def harness(tmp_path: Path) -> Iterator[ServerHarness]:
     path = tmp_path / "runs.sqlite3"
     migrate(path)
-    database, clock = Database(path), Clock()
-    uptime = Uptime(clock, clock.steady)
-    backend = Backend(database, tmp_path / "files", KEY, uptime, random.Random(7))
-    yield Bench(backend, clock)
+    database, clock = Database(path), FakeClock()
+    server_clock = ServerClock(clock, clock.steady)
+    server = ServerState(database, tmp_path / "files", KEY, server_clock, random.Random(7))
+    yield ServerHarness(server, clock)
     database.close()

@@ -1,4 +1,4 @@
-"""The dashboard's data: thinned curves, columns that follow a run, changes alone, and who may do what."""
+"""The dashboard's data: downsampled curves, columns, changed runs, and access control."""
 
 import json
 import math
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_bench import Bench, Box
+from server_harness import SdkSandbox, ServerHarness
 
 from kto_sweep.local_server import login_tokens
-from kto_sweep.local_server.login_tokens import Purpose
+from kto_sweep.local_server.login_tokens import TokenKind
 from kto_sweep.server import dashboard_actions, dashboard_data
 from kto_sweep.server.columns import ColumnCache
-from kto_sweep.server.dashboard_data import Changes, flat
-from kto_sweep.server.downsample import rounded, thin
+from kto_sweep.server.dashboard_data import ChangeTracker, flat
+from kto_sweep.server.downsample import downsample, round_significant
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 
@@ -24,8 +24,8 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
 
 @given(st.lists(NUMBERS, max_size=400), st.integers(1, 60))
-def test_thinned_curve_keeps_ends_and_extremes_within_its_size(values: list[float], points: int) -> None:
-    chosen = thin(np.array(values), points).tolist()
+def test_downsampled_curve_keeps_ends_and_extremes_within_its_size(values: list[float], points: int) -> None:
+    chosen = downsample(np.array(values), points).tolist()
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= max(points, 4)
     if values:
@@ -35,8 +35,8 @@ def test_thinned_curve_keeps_ends_and_extremes_within_its_size(values: list[floa
 
 
 @given(st.lists(NUMBERS, min_size=30, max_size=300), st.integers(4, 20))
-def test_no_stretch_of_a_thinned_curve_loses_its_extremes(values: list[float], points: int) -> None:
-    chosen = thin(np.array(values), points)
+def test_no_bucket_of_a_downsampled_curve_loses_its_extremes(values: list[float], points: int) -> None:
+    chosen = downsample(np.array(values), points)
     stretches = (points - 2) // 2
     length = math.ceil((len(values) - 2) / stretches)
     for start in range(1, len(values) - 1, length):
@@ -50,13 +50,13 @@ def test_no_stretch_of_a_thinned_curve_loses_its_extremes(values: list[float], p
 
 @given(st.lists(NUMBERS, min_size=1))
 def test_rounding_keeps_six_digits(values: list[float]) -> None:
-    close = rounded(np.array(values))
+    close = round_significant(np.array(values))
     assert np.isfinite(close).all()
     np.testing.assert_allclose(close, values, rtol=1e-5, atol=5e-324)
 
 
-def curve(bench: Bench, cache: ColumnCache, run: str, key: str) -> Any:
-    connection = bench.backend.database.reader()
+def curve(harness: ServerHarness, cache: ColumnCache, run: str, key: str) -> Any:
+    connection = harness.server.database.reader()
     project = projects.find(connection, None, None)
     assert project
     found = runs.find(connection, project.id, run)
@@ -64,74 +64,74 @@ def curve(bench: Bench, cache: ColumnCache, run: str, key: str) -> Any:
     return cache.curves(connection, found.id, found.created_at, [key], 100).get(key)
 
 
-def test_columns_follow_a_run_and_skip_what_is_no_number(bench: Bench) -> None:
+def test_columns_follow_a_run_and_skip_non_numbers(harness: ServerHarness) -> None:
     cache = ColumnCache()
-    bench.start_run("r")
-    bench.log("r", 0, {"loss": 1.0, "x": {"y": 2}}, {"loss": math.nan, "text": "a"}, {"loss": True})
-    assert curve(bench, cache, "r", "loss") == {"step": [0.0], "time": [0.0], "value": [1.0]}
-    bench.log("r", 3, {"loss": 0.5, "_runtime": 7.5})
-    assert curve(bench, cache, "r", "loss") == {"step": [0.0, 3.0], "time": [0.0, 7.5], "value": [1.0, 0.5]}
-    assert curve(bench, cache, "r", "x.y")["value"] == [2.0]
-    assert curve(bench, cache, "r", "text") is None
-    bench.log("r", 4, {"late": 1.7e308, "_runtime": 1.7e308})
-    assert curve(bench, cache, "r", "late") == {"step": [4.0], "time": [1e9], "value": [1.7e308]}
+    harness.start_run("r")
+    harness.log("r", 0, {"loss": 1.0, "x": {"y": 2}}, {"loss": math.nan, "text": "a"}, {"loss": True})
+    assert curve(harness, cache, "r", "loss") == {"step": [0.0], "time": [0.0], "value": [1.0]}
+    harness.log("r", 3, {"loss": 0.5, "_runtime": 7.5})
+    assert curve(harness, cache, "r", "loss") == {"step": [0.0, 3.0], "time": [0.0, 7.5], "value": [1.0, 0.5]}
+    assert curve(harness, cache, "r", "x.y")["value"] == [2.0]
+    assert curve(harness, cache, "r", "text") is None
+    harness.log("r", 4, {"late": 1.7e308, "_runtime": 1.7e308})
+    assert curve(harness, cache, "r", "late") == {"step": [4.0], "time": [1e9], "value": [1.7e308]}
 
 
-def test_columns_forget_a_run_that_was_started_anew(bench: Bench) -> None:
+def test_columns_are_reset_when_a_run_is_restarted(harness: ServerHarness) -> None:
     cache = ColumnCache()
-    bench.start_run("r")
-    bench.log("r", 0, {"loss": 1.0}, {"loss": 2.0})
-    assert curve(bench, cache, "r", "loss")["value"] == [1.0, 2.0]
-    bench.start_run("r")
-    bench.log("r", 0, {"loss": 5.0}, {"loss": 6.0}, {"loss": 7.0})
-    assert curve(bench, cache, "r", "loss")["value"] == [5.0, 6.0, 7.0]
+    harness.start_run("r")
+    harness.log("r", 0, {"loss": 1.0}, {"loss": 2.0})
+    assert curve(harness, cache, "r", "loss")["value"] == [1.0, 2.0]
+    harness.start_run("r")
+    harness.log("r", 0, {"loss": 5.0}, {"loss": 6.0}, {"loss": 7.0})
+    assert curve(harness, cache, "r", "loss")["value"] == [5.0, 6.0, 7.0]
 
 
-def look(bench: Bench, changes: Changes, name: str, tag: str | None = None) -> Any:
-    connection = bench.backend.database.reader()
+def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag: str | None = None) -> Any:
+    connection = harness.server.database.reader()
     project = projects.find(connection, None, None)
     assert project
     sweep = sweeps.find(connection, project.id, name)
     assert sweep
-    facts = dashboard_data.sweep_facts(connection, bench.backend, sweep)
+    facts = dashboard_data.sweep_facts(connection, harness.server, sweep)
     return changes.since(connection, sweep.id, facts, tag)
 
 
-def test_a_page_is_told_only_what_has_changed(bench: Bench) -> None:
-    changes = Changes()
-    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
-    agent = bench.agent(sweep)
-    [first] = bench.beat(agent)
-    bench.start_run(first["run_id"], sweep=sweep)
-    before = look(bench, changes, sweep)
+def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
+    changes = ChangeTracker()
+    sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
+    agent = harness.agent(sweep)
+    [first] = harness.beat(agent)
+    harness.start_run(first["run_id"], sweep=sweep)
+    before = changed_since(harness, changes, sweep)
     assert before["complete"]
     assert [run["name"] for run in before["runs"]] == [first["run_id"]]
-    assert look(bench, changes, sweep, before["tag"]) is None
-    bench.stream(first["run_id"], files={}, complete=True, exitcode=0)
-    [second] = bench.beat(agent)
-    after = look(bench, changes, sweep, before["tag"])
+    assert changed_since(harness, changes, sweep, before["tag"]) is None
+    harness.stream(first["run_id"], files={}, complete=True, exitcode=0)
+    [second] = harness.beat(agent)
+    after = changed_since(harness, changes, sweep, before["tag"])
     assert not after["complete"]
     assert {run["name"]: run["state"] for run in after["runs"]} == {
         first["run_id"]: "finished",
         second["run_id"]: "pending",
     }
-    last = look(bench, changes, sweep, after["tag"])
+    last = changed_since(harness, changes, sweep, after["tag"])
     assert last is None
-    assert look(bench, changes, sweep, "unknown")["complete"]
+    assert changed_since(harness, changes, sweep, "unknown")["complete"]
 
 
-def test_a_page_is_told_all_when_a_run_was_deleted(bench: Bench) -> None:
-    changes = Changes()
-    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
-    [command] = bench.beat(bench.agent(sweep))
-    tag = look(bench, changes, sweep)["tag"]
-    opaque = bench.run(command["run_id"], "id")["id"]
-    bench.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
-    told = look(bench, changes, sweep, tag)
-    assert (told["complete"], told["runs"]) == (True, [])
+def test_a_page_gets_all_runs_after_a_deletion(harness: ServerHarness) -> None:
+    changes = ChangeTracker()
+    sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2, 3]}}})
+    [command] = harness.beat(harness.agent(sweep))
+    tag = changed_since(harness, changes, sweep)["tag"]
+    opaque = harness.run(command["run_id"], "id")["id"]
+    harness.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
+    answer = changed_since(harness, changes, sweep, tag)
+    assert (answer["complete"], answer["runs"]) == (True, [])
 
 
-def test_values_of_any_kind_become_cells(bench: Bench) -> None:
+def test_values_of_any_kind_become_cells(harness: ServerHarness) -> None:
     values = {"a": {"b": [1, 2], "c": {}}, "n": math.nan, "i": 2**60, "t": "x" * 1000, "f": 0.1 + 0.2}
     cells = flat(values)
     assert cells == {"a.b": "[1, 2]", "a.c": "{}", "n": "nan", "i": str(2**60), "t": cells["t"], "f": 0.3}
@@ -139,28 +139,28 @@ def test_values_of_any_kind_become_cells(bench: Bench) -> None:
     json.dumps(cells, allow_nan=False)
 
 
-@pytest.mark.parametrize("told", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
-def test_a_run_that_tells_a_senseless_runtime_leaves_the_list_readable(bench: Bench, told: str) -> None:
-    """Two of them, whose sum is no number either; what the server saw of them counts instead."""
-    sweep = bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
+@pytest.mark.parametrize("runtime", ["9" * 400, "1e308", "-5", "NaN", "Infinity", '"x"', "{}"])
+def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, runtime: str) -> None:
+    """Two runs, whose sum would overflow too; the server uses their heartbeats instead."""
+    sweep = harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
     for _ in range(2):
-        [command] = bench.beat(bench.agent(sweep))
-        bench.start_run(command["run_id"], sweep=sweep)
-        content = [f'{{"_runtime": {told}}}']
-        bench.clock.time += 10
-        bench.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
-    reader = bench.backend.database.reader()
+        [command] = harness.beat(harness.agent(sweep))
+        harness.start_run(command["run_id"], sweep=sweep)
+        content = [f'{{"_runtime": {runtime}}}']
+        harness.clock.time += 10
+        harness.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
+    reader = harness.server.database.reader()
     (line,) = dashboard_data.sweep_list(reader, None)["sweeps"]
     assert line["seconds"] == 20
-    assert [run["seconds"] for run in look(bench, Changes(), sweep)["runs"]] == [10, 10]
+    assert [run["seconds"] for run in changed_since(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
 
 
 @pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])
-def test_an_unknown_control_is_refused(bench: Bench, wanted: dict[str, Any]) -> None:
-    bench.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
-    [sweep] = sweeps.page(bench.backend.database.reader(), None, 1)
-    with pytest.raises(RequestError, match="none of pause, resume, stop, cancel"):
-        dashboard_actions.of_sweep(bench.backend, sweep, wanted)
+def test_an_unknown_action_is_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+    harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
+    [sweep] = sweeps.page(harness.server.database.reader(), None, 1)
+    with pytest.raises(RequestError, match="not one of pause, resume, stop, cancel"):
+        dashboard_actions.of_sweep(harness.server, sweep, wanted)
 
 
 @pytest.mark.parametrize(
@@ -174,62 +174,62 @@ def test_an_unknown_control_is_refused(bench: Bench, wanted: dict[str, Any]) -> 
         {"action": "burn"},
     ],
 )
-def test_what_cannot_be_written_on_a_run_is_refused(bench: Bench, wanted: dict[str, Any]) -> None:
-    bench.start_run("r")
-    run = runs.get(bench.backend.database.reader(), 1)
+def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+    harness.start_run("r")
+    run = runs.get(harness.server.database.reader(), 1)
     assert run
     with pytest.raises(RequestError):
-        dashboard_actions.of_run(bench.backend, run, wanted)
+        dashboard_actions.of_run(harness.server, run, wanted)
 
 
 KEY = "local-" + "a" * 40
 
 
-def test_a_proof_holds_for_its_purpose_its_time_and_its_key() -> None:
-    link = login_tokens.make(KEY, Purpose.LINK, 1000.0)
-    assert login_tokens.read(KEY, Purpose.LINK, link, 1000.0 + 3599)
-    assert login_tokens.read(KEY, Purpose.LINK, link, 1000.0 + 3601) is None
-    assert login_tokens.read(KEY, Purpose.COOKIE, link, 1000.0) is None
-    assert login_tokens.read(KEY.replace("a", "b"), Purpose.LINK, link, 1000.0) is None
+def test_a_login_token_is_valid_for_its_kind_lifetime_and_key() -> None:
+    link = login_tokens.create(KEY, TokenKind.LINK, 1000.0)
+    assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3599)
+    assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3601) is None
+    assert login_tokens.verify(KEY, TokenKind.COOKIE, link, 1000.0) is None
+    assert login_tokens.verify(KEY.replace("a", "b"), TokenKind.LINK, link, 1000.0) is None
     for forged in ("", ".", "link.9e9.00.00", link[:-1], link.replace("link", "cookie"), f"{link}é"):
-        assert login_tokens.read(KEY, Purpose.LINK, forged, 1000.0) is None
+        assert login_tokens.verify(KEY, TokenKind.LINK, forged, 1000.0) is None
 
 
-def cookie_of(box: Box) -> dict[str, str]:
-    """The header of a browser that came by a login link."""
-    cookies = httpx.get(box.address.login_link()).cookies
+def cookie_of(sandbox: SdkSandbox) -> dict[str, str]:
+    """The cookie header of a logged-in browser."""
+    cookies = httpx.get(sandbox.address.login_link()).cookies
     return {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
 
 
-def test_another_host_name_is_let_in_with_a_cookie_only(box: Box) -> None:
-    other = {"host": "gpu-box.example"}
-    assert httpx.get(f"{box.address.url}/", headers=other).status_code == 401
-    assert httpx.get(f"{box.address.url}/-/data/sweeps", headers=other).status_code == 401
-    assert httpx.get(f"{box.address.url}/", headers=other | cookie_of(box)).status_code == 200
-    assert httpx.get(f"{box.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
+def test_another_host_name_needs_a_cookie(sandbox: SdkSandbox) -> None:
+    other = {"host": "gpu-sandbox.example"}
+    assert httpx.get(f"{sandbox.address.url}/", headers=other).status_code == 401
+    assert httpx.get(f"{sandbox.address.url}/-/data/sweeps", headers=other).status_code == 401
+    assert httpx.get(f"{sandbox.address.url}/", headers=other | cookie_of(sandbox)).status_code == 200
+    assert httpx.get(f"{sandbox.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
 
 
-def test_only_a_page_that_is_logged_in_is_told_how_to_change_things(box: Box) -> None:
-    address = f"{box.address.url}/-/data/sweeps"
+def test_only_a_logged_in_page_gets_the_csrf_token(sandbox: SdkSandbox) -> None:
+    address = f"{sandbox.address.url}/-/data/sweeps"
     assert httpx.get(address).json()["csrf"] is None
-    assert len(httpx.get(address, headers=cookie_of(box)).json()["csrf"]) == 32
+    assert len(httpx.get(address, headers=cookie_of(sandbox)).json()["csrf"]) == 32
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
-def test_a_login_link_leads_nowhere_else(box: Box, target: str) -> None:
-    link = f"{box.address.login_link()}?to={target}"
+def test_a_login_link_does_not_redirect_to_another_site(sandbox: SdkSandbox, target: str) -> None:
+    link = f"{sandbox.address.login_link()}?to={target}"
     assert 'content="0; url=/"' in httpx.get(link).text
 
 
 @pytest.mark.parametrize(
     "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
 )
-def test_static_gives_nothing_but_its_own_files(box: Box, name: str) -> None:
-    assert httpx.get(f"{box.address.url}/-/static/x/{name}").status_code == 404
+def test_static_serves_only_its_own_files(sandbox: SdkSandbox, name: str) -> None:
+    assert httpx.get(f"{sandbox.address.url}/-/static/x/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["points=x", "points=-1", "points=" + "9" * 30])
-def test_a_strange_number_is_400(box: Box, query: str) -> None:
-    box.sweep({"method": "grid", "parameters": {"a": {"values": [1]}}})
-    path = f"{box.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
+def test_an_invalid_number_is_400(sandbox: SdkSandbox, query: str) -> None:
+    sandbox.sweep({"method": "grid", "parameters": {"a": {"values": [1]}}})
+    path = f"{sandbox.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
     assert httpx.get(path).status_code == 400

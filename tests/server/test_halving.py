@@ -1,4 +1,4 @@
-"""Asynchronous successive halving on the server: who pauses, who goes on, where, and how a sweep ends."""
+"""Successive halving on the server: which runs pause, which are promoted, where, and how a sweep ends."""
 
 import json
 from collections import Counter
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from server_bench import Bench, Box
+from server_harness import SdkSandbox, ServerHarness
 
 from kto_sweep.server import dashboard_cells, dashboard_data
 from kto_sweep.server.store import projects, runs, sweeps
@@ -20,37 +20,37 @@ GRID: dict[str, Any] = {
 }
 
 
-def agent(bench: Bench, sweep: str, host: str = "box cpu") -> str:
-    made = bench.mutate("createAgent", "CreateAgentInput", "agent { id }", host=host, sweep=sweep)
+def agent(harness: ServerHarness, sweep: str, host: str = "box cpu") -> str:
+    made = harness.mutate("createAgent", "CreateAgentInput", "agent { id }", host=host, sweep=sweep)
     return str(made["agent"]["id"])
 
 
-def begin(bench: Bench, agent: str) -> tuple[str, int]:
-    """The run that the agent is given, started, and its learning rate."""
-    command = bench.beat(agent)[0]
+def begin(harness: ServerHarness, agent: str) -> tuple[str, int]:
+    """Starts the agent's next run; its name and learning rate."""
+    command = harness.beat(agent)[0]
     assert command["type"] in {"run", "resume"}, command
     resumed = command["type"] == "resume"
-    bench.start_run(
-        command["run_id"], **({"id": bench.run(command["run_id"], "id")["id"]} if resumed else {})
+    harness.start_run(
+        command["run_id"], **({"id": harness.run(command["run_id"], "id")["id"]} if resumed else {})
     )
     return command["run_id"], command["args"]["lr"]["value"]
 
 
-def train(bench: Bench, agent: str, name: str, loss: float, until: int = 18) -> bool:
-    """Log rows up to iteration `until`, or until the run is asked to stop; whether it was."""
-    done = bench.run(name, "historyLineCount")["historyLineCount"]
+def train(harness: ServerHarness, agent: str, name: str, loss: float, until: int = 18) -> bool:
+    """Logs rows up to iteration `until`, or until a stop request; whether there was one."""
+    done = harness.run(name, "historyLineCount")["historyLineCount"]
     for row in range(done, until):
-        if bench.log(name, row, {"loss": loss})["stopped"]:
-            assert bench.beat(agent, name) == [{"type": "stop", "run_id": name}]
-            bench.stream(name, complete=True, exitcode=1)
+        if harness.log(name, row, {"loss": loss})["stopped"]:
+            assert harness.beat(agent, name) == [{"type": "stop", "run_id": name}]
+            harness.stream(name, complete=True, exitcode=1)
             return True
-    bench.stream(name, complete=True, exitcode=0)
+    harness.stream(name, complete=True, exitcode=0)
     return False
 
 
-def shown(bench: Bench, name: str) -> tuple[list[str], Counter[str]]:
-    """States on the dashboard: of the runs, and how many cells of the grid have which."""
-    connection = bench.backend.database.reader()
+def shown(harness: ServerHarness, name: str) -> tuple[list[str], Counter[str]]:
+    """States on the dashboard: of the runs, and counts of the grid's cells by state."""
+    connection = harness.server.database.reader()
     owner = projects.find(connection, None, None)
     assert owner
     sweep = sweeps.find(connection, owner.id, name)
@@ -61,142 +61,142 @@ def shown(bench: Bench, name: str) -> tuple[list[str], Counter[str]]:
     return rows, Counter(cell["state"] for cell in cells)
 
 
-def test_poor_runs_pause_and_the_best_goes_on_before_a_new_one_begins(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    one = agent(bench, sweep)
+def test_poor_runs_pause_and_the_best_is_promoted_before_a_new_one_starts(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    one = agent(harness, sweep)
     names, order = {}, []
-    while (commands := bench.beat(one))[0]["type"] != "exit":
-        name, rate = begin(bench, one)
+    while (commands := harness.beat(one))[0]["type"] != "exit":
+        name, rate = begin(harness, one)
         assert name == commands[0]["run_id"]
         names[rate] = name
         order.append((commands[0]["type"], rate))
-        train(bench, one, name, float(rate))
+        train(harness, one, name, float(rate))
         if len(order) == 2:
-            assert bench.run(name, "state sweepName") == {"state": "preempted", "sweepName": sweep}
-            assert shown(bench, sweep) == (["paused", "paused"], {"paused": 2, "missing": 4})
-    # Of 5, 3 and 4 the 3 goes on; 1 is one of the best as soon as it comes, 2 only with the 6 beside it. Then
-    # nothing new is left, and the best of the two that got further goes to its end.
+            assert harness.run(name, "state sweepName") == {"state": "preempted", "sweepName": sweep}
+            assert shown(harness, sweep) == (["paused", "paused"], {"paused": 2, "missing": 4})
+    # Of 5, 3 and 4 the 3 is promoted; 1 is among the best at once, 2 only after 6 arrives. Then the grid is
+    # exhausted, and the better of the two promoted runs trains to its end.
     assert order == [
         ("run", 5), ("run", 3), ("run", 4), ("resume", 3), ("run", 1), ("run", 2), ("run", 6), ("resume", 1),
         ("resume", 2),
     ]  # fmt: skip
-    states = {rate: bench.run(name, "state historyLineCount") for rate, name in names.items()}
+    states = {rate: harness.run(name, "state historyLineCount") for rate, name in names.items()}
     assert {rate: each["historyLineCount"] for rate, each in states.items()} == {
         5: 2, 3: 6, 4: 2, 1: 18, 2: 6, 6: 2
     }  # fmt: skip
     assert [rate for rate, each in states.items() if each["state"] == "finished"] == [1]
     assert {each["state"] for rate, each in states.items() if rate != 1} == {"killed"}
-    assert bench.sweep_field(sweep) == "FINISHED"
+    assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_an_idle_agent_waits_while_a_running_one_may_bring_another_on(bench: Bench) -> None:
-    sweep = bench.sweep({**GRID, "run_cap": 3})
-    one, two, three = (agent(bench, sweep) for _ in range(3))
+def test_an_idle_agent_waits_while_a_running_run_may_promote_another(harness: ServerHarness) -> None:
+    sweep = harness.sweep({**GRID, "run_cap": 3})
+    one, two, three = (agent(harness, sweep) for _ in range(3))
     for loss in (5.0, 3.0):
-        name, _ = begin(bench, one)
-        assert train(bench, one, name, loss)
-    last, _ = begin(bench, two)
-    bench.beat(two, last)
-    # Nothing new is left: the best so far goes on.
-    best, rate = begin(bench, one)
-    assert (rate, bench.beat(one, best)) == (3, [])
-    assert bench.beat(three) == []
-    assert not train(bench, one, best, 3.0)
-    assert bench.beat(three) == []
-    assert train(bench, two, last, 4.0)
-    assert bench.beat(three) == [{"type": "exit"}]
+        name, _ = begin(harness, one)
+        assert train(harness, one, name, loss)
+    last, _ = begin(harness, two)
+    harness.beat(two, last)
+    # The grid is exhausted: the best so far is promoted.
+    best, rate = begin(harness, one)
+    assert (rate, harness.beat(one, best)) == (3, [])
+    assert harness.beat(three) == []
+    assert not train(harness, one, best, 3.0)
+    assert harness.beat(three) == []
+    assert train(harness, two, last, 4.0)
+    assert harness.beat(three) == [{"type": "exit"}]
 
 
-def test_a_run_goes_on_where_its_checkpoint_is(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    here, there = agent(bench, sweep), agent(bench, sweep, "other gpu 0")
+def test_a_run_resumes_on_the_host_of_its_checkpoint(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    here, there = agent(harness, sweep), agent(harness, sweep, "other gpu 0")
     for loss in (5.0, 3.0, 4.0):
-        name, _ = begin(bench, here)
-        assert train(bench, here, name, loss)
-    taken = bench.beat(there)[0]
+        name, _ = begin(harness, here)
+        assert train(harness, here, name, loss)
+    taken = harness.beat(there)[0]
     assert taken["type"] == "run"  # a new one: the 3 is better left to the first agent
-    bench.beat(there, taken["run_id"])
-    (command,) = bench.beat(here)
+    harness.beat(there, taken["run_id"])
+    (command,) = harness.beat(here)
     assert (command["type"], command["args"]["lr"]["value"]) == ("resume", 3)
 
 
-def test_a_run_whose_host_is_gone_goes_on_elsewhere(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    here = agent(bench, sweep)
+def test_a_run_whose_host_is_offline_resumes_elsewhere(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    here = agent(harness, sweep)
     for loss in (5.0, 3.0, 4.0):
-        name, _ = begin(bench, here)
-        assert train(bench, here, name, loss)
-    bench.clock.time += 200
-    (command,) = bench.beat(agent(bench, sweep, "other gpu 0"))
+        name, _ = begin(harness, here)
+        assert train(harness, here, name, loss)
+    harness.clock.time += 200
+    (command,) = harness.beat(agent(harness, sweep, "other gpu 0"))
     assert (command["type"], command["args"]["lr"]["value"]) == ("resume", 3)
 
 
-def pause_two(bench: Bench, config: dict[str, Any]) -> tuple[str, list[str], str]:
-    sweep = bench.sweep(config)
-    one = agent(bench, sweep)
+def pause_two(harness: ServerHarness, config: dict[str, Any]) -> tuple[str, list[str], str]:
+    sweep = harness.sweep(config)
+    one = agent(harness, sweep)
     names = []
     for loss in (5.0, 3.0):
-        name, _ = begin(bench, one)
-        assert train(bench, one, name, loss)
+        name, _ = begin(harness, one)
+        assert train(harness, one, name, loss)
         names.append(name)
     return sweep, names, one
 
 
 @pytest.mark.parametrize("state", ["CANCELED", "FINISHED"])
-def test_paused_runs_end_with_their_sweep(bench: Bench, state: str) -> None:
-    sweep, names, one = pause_two(bench, GRID)
-    last, _ = begin(bench, one)
-    bench.log(last, 0, {"loss": 6.0}, {"loss": 6.0})
-    bench.mutate(
-        "upsertSweep", "UpsertSweepInput", "sweep { name }", id=bench.sweep_field(sweep, "id"), state=state
+def test_paused_runs_end_with_their_sweep(harness: ServerHarness, state: str) -> None:
+    sweep, names, one = pause_two(harness, GRID)
+    last, _ = begin(harness, one)
+    harness.log(last, 0, {"loss": 6.0}, {"loss": 6.0})
+    harness.mutate(
+        "upsertSweep", "UpsertSweepInput", "sweep { name }", id=harness.sweep_field(sweep, "id"), state=state
     )
-    assert [bench.run(name)["state"] for name in names] == ["killed", "killed"]
-    bench.stream(last, complete=True, exitcode=1)
-    assert bench.run(last)["state"] == "killed"
-    assert bench.beat(one) == [{"type": "exit"}]
+    assert [harness.run(name)["state"] for name in names] == ["killed", "killed"]
+    harness.stream(last, complete=True, exitcode=1)
+    assert harness.run(last)["state"] == "killed"
+    assert harness.beat(one) == [{"type": "exit"}]
 
 
-def test_a_paused_run_that_a_person_stops_is_not_handed_out(bench: Bench) -> None:
-    _, names, one = pause_two(bench, GRID)
-    bench.mutate("stopRun", "StopRunInput", "success", id=bench.run(names[1], "id")["id"])
-    assert bench.run(names[1])["state"] == "killed"
-    name, _ = begin(bench, one)
-    assert train(bench, one, name, 4.0)
-    assert bench.beat(one)[0]["type"] == "run"
+def test_a_paused_run_that_is_stopped_is_not_assigned(harness: ServerHarness) -> None:
+    _, names, one = pause_two(harness, GRID)
+    harness.mutate("stopRun", "StopRunInput", "success", id=harness.run(names[1], "id")["id"])
+    assert harness.run(names[1])["state"] == "killed"
+    name, _ = begin(harness, one)
+    assert train(harness, one, name, 4.0)
+    assert harness.beat(one)[0]["type"] == "run"
 
 
-def test_a_run_that_fails_or_ends_at_its_band_has_not_paused(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    one = agent(bench, sweep)
+def test_a_run_that_fails_or_ends_at_its_band_is_not_paused(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    one = agent(harness, sweep)
     for code, state in ((1, "failed"), (0, "finished")):
-        name, _ = begin(bench, one)
+        name, _ = begin(harness, one)
         content = [json.dumps({"_step": step, "loss": 1.0}) for step in range(2)]
         files = {"wandb-history.jsonl": {"offset": 0, "content": content}}
-        bench.stream(name, files=files, complete=True, exitcode=code)
-        assert bench.run(name)["state"] == state
+        harness.stream(name, files=files, complete=True, exitcode=code)
+        assert harness.run(name)["state"] == state
 
 
-def test_whoever_goes_on_with_a_run_that_is_to_pause_hears_of_it(bench: Bench) -> None:
-    """Its agent died before it could stop; another of the box takes it over."""
-    sweep = bench.sweep(GRID)
-    one = agent(bench, sweep)
-    name, _ = begin(bench, one)
-    assert bench.log(name, 0, {"loss": 1.0}, {"loss": 1.0})["stopped"]
-    two = agent(bench, sweep)
-    bench.start_run(name, id=bench.run(name, "id")["id"])
-    assert bench.beat(two, name) == [{"type": "stop", "run_id": name}]
-    bench.stream(name, complete=True, exitcode=1)
-    assert bench.run(name)["state"] == "preempted"
+def test_the_next_agent_of_a_pausing_run_is_told_to_stop_it(harness: ServerHarness) -> None:
+    """Its agent died before it could stop the run; another agent on the host takes it over."""
+    sweep = harness.sweep(GRID)
+    one = agent(harness, sweep)
+    name, _ = begin(harness, one)
+    assert harness.log(name, 0, {"loss": 1.0}, {"loss": 1.0})["stopped"]
+    two = agent(harness, sweep)
+    harness.start_run(name, id=harness.run(name, "id")["id"])
+    assert harness.beat(two, name) == [{"type": "stop", "run_id": name}]
+    harness.stream(name, complete=True, exitcode=1)
+    assert harness.run(name)["state"] == "preempted"
 
 
-def test_a_run_that_fell_silent_while_it_was_to_pause_is_paused(bench: Bench) -> None:
-    sweep = bench.sweep(GRID)
-    one = agent(bench, sweep)
-    name, _ = begin(bench, one)
-    bench.log(name, 0, {"loss": 1.0}, {"loss": 1.0})
-    bench.clock.time += 400
-    bench.round()
-    assert bench.run(name)["state"] == "preempted"
+def test_a_run_that_goes_silent_while_pausing_is_paused(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    one = agent(harness, sweep)
+    name, _ = begin(harness, one)
+    harness.log(name, 0, {"loss": 1.0}, {"loss": 1.0})
+    harness.clock.time += 400
+    harness.run_maintenance()
+    assert harness.run(name)["state"] == "preempted"
 
 
 @pytest.mark.parametrize(
@@ -209,15 +209,15 @@ def test_a_run_that_fell_silent_while_it_was_to_pause_is_paused(bench: Bench) ->
         ({"metric": None}, "needs a metric"),
     ],
 )
-def test_asha_that_cannot_be_is_told_and_left_out(change: dict[str, Any], problem: str) -> None:
+def test_invalid_asha_options_are_reported_and_ignored(change: dict[str, Any], problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**GRID, **change}))
     assert any(problem in each for each in rules.problems), rules.problems
     assert rules.options.asha is None
 
 
-def test_the_real_sdk_pauses_and_goes_on(box: Box) -> None:
-    """Two stock agents; a run that is resumed goes on with its next row."""
-    sweep = box.sweep(GRID)
+def test_the_real_sdk_pauses_and_resumes(sandbox: SdkSandbox) -> None:
+    """Two wandb agents; a resumed run continues with its next row."""
+    sweep = sandbox.sweep(GRID)
     code = """
 def trial():
     with wandb.init() as run:
@@ -226,14 +226,14 @@ def trial():
             time.sleep(0.5)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    for each in [box.start(code, sweep) for _ in range(2)]:
-        box.finish(each)
+    for each in [sandbox.start(code, sweep) for _ in range(2)]:
+        sandbox.finish(each)
     read = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.state, {run.config["lr"]: [run.state, [row["_step"] for row in run.scan_history()]]
+report([sweep.state, {run.config["lr"]: [run.state, [row["_step"] for row in run.scan_history()]]
                     for run in sweep.runs}])
 """
-    state, runs = box.run(read, sweep)
+    state, runs = sandbox.run(read, sweep)
     assert state == "FINISHED"
     assert set(runs) == set("123456")
     assert runs["1"] == ["finished", list(range(12))]

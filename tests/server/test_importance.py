@@ -1,4 +1,4 @@
-"""What matters for a metric: known answers from made-up runs."""
+"""Parameter importance: known answers from synthetic runs."""
 
 import random
 
@@ -19,7 +19,7 @@ def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:
     return configs, values
 
 
-def test_what_matters_comes_first_and_noise_last() -> None:
+def test_important_parameters_come_first_and_noise_last() -> None:
     found = importances(["seed", "optimizer", "lr"], *made_up(60))
     assert [row.name for row in found.rows] == ["lr", "optimizer", "seed"]
     assert found.rows[0].importance > 0.6
@@ -32,13 +32,13 @@ def test_what_matters_comes_first_and_noise_last() -> None:
     assert "60 runs" in found.note
 
 
-def test_texts_that_are_numbers_are_numbers() -> None:
+def test_numeric_strings_are_numbers() -> None:
     configs, values = made_up(30)
     as_text = [{**config, "lr": f"{config['lr']:e}"} for config in configs]
     assert importances(["lr"], as_text, values).rows[0].correlation is not None
 
 
-def test_few_runs_give_no_answer() -> None:
+def test_few_runs_give_no_importance() -> None:
     configs, values = made_up(FEWEST_RUNS)
     found = importances(["lr"], configs, [*values[:-1], None])
     assert found.rows == ()
@@ -46,7 +46,7 @@ def test_few_runs_give_no_answer() -> None:
     assert importances(["lr"], configs, values).rows
 
 
-def test_runs_that_do_not_differ_give_no_answer() -> None:
+def test_identical_runs_give_no_importance() -> None:
     found = importances(["lr"], [{"lr": 1.0}] * 20, [float(i) for i in range(20)])
     assert (found.rows, found.note) == ((), "Nothing differs between the runs that have a value.")
 

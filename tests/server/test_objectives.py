@@ -1,10 +1,10 @@
-"""Several objectives on the server: what the search sees of a run, and what it makes of nonsense."""
+"""Several objectives on the server: observations of runs, and invalid objectives."""
 
 from typing import Any
 
 import pytest
 import yaml
-from server_bench import Bench
+from server_harness import ServerHarness
 
 from kto_sweep.search.options import Objective
 from kto_sweep.server.observations import observations
@@ -20,10 +20,10 @@ SEARCH: dict[str, Any] = {
 }
 
 
-def end(bench: Bench, agent: str, summary: str, exitcode: int = 0) -> None:
-    name = bench.beat(agent)[0]["run_id"]
-    bench.start_run(name)
-    bench.stream(
+def end(harness: ServerHarness, agent: str, summary: str, exitcode: int = 0) -> None:
+    name = harness.beat(agent)[0]["run_id"]
+    harness.start_run(name)
+    harness.stream(
         name,
         files={"wandb-summary.json": {"offset": 0, "content": [summary]}},
         complete=True,
@@ -31,16 +31,18 @@ def end(bench: Bench, agent: str, summary: str, exitcode: int = 0) -> None:
     )
 
 
-def test_other_objectives_come_from_the_summary_and_failed_runs_have_the_worst(bench: Bench) -> None:
-    name = bench.sweep(SEARCH)
-    agent = bench.agent(name)
-    end(bench, agent, '{"loss": 0.5, "trial/seconds": 60, "auc": 0.7}')
-    end(bench, agent, '{"loss": 0.4, "trial/seconds": 90, "auc": 0.6}')
-    end(bench, agent, '{"loss": 0.1, "trial/seconds": 1, "auc": 0.99}', exitcode=1)
-    end(bench, agent, '{"loss": 0.3, "auc": NaN}')
-    running = bench.beat(agent)[0]["run_id"]
-    bench.start_run(running)
-    reader = bench.backend.database.reader()
+def test_other_objectives_come_from_the_summary_and_failed_runs_have_the_worst(
+    harness: ServerHarness,
+) -> None:
+    name = harness.sweep(SEARCH)
+    agent = harness.agent(name)
+    end(harness, agent, '{"loss": 0.5, "trial/seconds": 60, "auc": 0.7}')
+    end(harness, agent, '{"loss": 0.4, "trial/seconds": 90, "auc": 0.6}')
+    end(harness, agent, '{"loss": 0.1, "trial/seconds": 1, "auc": 0.99}', exitcode=1)
+    end(harness, agent, '{"loss": 0.3, "auc": NaN}')
+    running = harness.beat(agent)[0]["run_id"]
+    harness.start_run(running)
+    reader = harness.server.database.reader()
     project = projects.find(reader, None, None)
     assert project is not None
     sweep = sweeps.find(reader, project.id, name)
@@ -59,12 +61,17 @@ def test_other_objectives_come_from_the_summary_and_failed_runs_have_the_worst(b
 
 
 def test_a_search_with_objectives_gives_every_trial_and_never_fails(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    harness: ServerHarness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    agent = bench.agent(bench.sweep({**SEARCH, "run_cap": 9}))
+    agent = harness.agent(harness.sweep({**SEARCH, "run_cap": 9}))
     for number in range(9):
-        end(bench, agent, f'{{"loss": {number / 9}, "trial/seconds": {9 - number}, "auc": 0.5}}', number == 3)
-    assert bench.beat(agent) == [{"type": "exit"}]
+        end(
+            harness,
+            agent,
+            f'{{"loss": {number / 9}, "trial/seconds": {9 - number}, "auc": 0.5}}',
+            number == 3,
+        )
+    assert harness.beat(agent) == [{"type": "exit"}]
     assert "failed" not in caplog.text
 
 
@@ -92,7 +99,7 @@ def test_the_first_objective_is_the_metric_where_none_is_named() -> None:
         [{"name": "loss", "goal": "maximize"}, {"name": "auc"}],
     ],
 )
-def test_objectives_that_make_no_sense_are_told_and_left_out(objectives: Any) -> None:
+def test_invalid_objectives_are_reported_and_ignored(objectives: Any) -> None:
     config = {**SEARCH, "metric": {"name": "loss"}, "kto_sweep": {"objectives": objectives}}
     rules = read_rules(yaml.safe_dump(config))
     (problem,) = rules.problems

@@ -1,4 +1,4 @@
-"""Replicates of random and bayes on the server: several agents, failures, a killed server, stock tools."""
+"""Replicates of random and bayes on the server: several agents, failures, a killed server, wandb's tools."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from server_bench import Bench, Box
+from server_harness import SdkSandbox, ServerHarness
 
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server
@@ -24,36 +24,38 @@ SEARCH: dict[str, Any] = {
 }
 READ = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([[run.config["lr"], run.config["seed"], run.state] for run in sweep.runs])
+report([[run.config["lr"], run.config["seed"], run.state] for run in sweep.runs])
 """
 
 
-def work(bench: Bench, agent: str, exitcode: int = 0) -> dict[str, Any]:
-    """The configuration of one trial, from its start to its end."""
-    command = bench.beat(agent)[0]
+def work(harness: ServerHarness, agent: str, exitcode: int = 0) -> dict[str, Any]:
+    """Runs one trial; its configuration."""
+    command = harness.beat(agent)[0]
     config = {name: entry["value"] for name, entry in command["args"].items()}
-    bench.start_run(command["run_id"])
-    bench.log(command["run_id"], 0, {"loss": (config["lr"] - 0.3) ** 2 + config["seed"] / 100})
-    bench.stream(command["run_id"], complete=True, exitcode=exitcode)
+    harness.start_run(command["run_id"])
+    harness.log(command["run_id"], 0, {"loss": (config["lr"] - 0.3) ** 2 + config["seed"] / 100})
+    harness.stream(command["run_id"], complete=True, exitcode=exitcode)
     return config
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_each_configuration_is_trained_with_all_seeds_before_the_next(bench: Bench, method: str) -> None:
-    sweep = bench.sweep({**SEARCH, "method": method})
-    agents = [bench.agent(sweep) for _ in range(2)]
+def test_each_configuration_is_trained_with_all_seeds_before_the_next(
+    harness: ServerHarness, method: str
+) -> None:
+    sweep = harness.sweep({**SEARCH, "method": method})
+    agents = [harness.agent(sweep) for _ in range(2)]
     # One in five fails for good: it counts as tried.
-    done = [work(bench, agents[number % 2], exitcode=number % 5 == 4) for number in range(18)]
+    done = [work(harness, agents[number % 2], exitcode=number % 5 == 4) for number in range(18)]
     assert [config["seed"] for config in done] == [7, 8, 9] * 6
     rates = [config["lr"] for config in done]
     assert all(len(set(rates[start : start + 3])) == 1 for start in range(0, 18, 3))
     assert len(set(rates)) == 6
-    assert bench.beat(agents[0]) == [{"type": "exit"}]
-    assert bench.sweep_field(sweep) == "FINISHED"
+    assert harness.beat(agents[0]) == [{"type": "exit"}]
+    assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(box: Box) -> None:
-    sweep = box.sweep(SEARCH)
+def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(sandbox: SdkSandbox) -> None:
+    sweep = sandbox.sweep(SEARCH)
     agent = """
 def trial():
     with wandb.init() as run:
@@ -62,30 +64,30 @@ def trial():
             time.sleep(0.2)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    agents = [box.start(agent, sweep) for _ in range(3)]
+    agents = [sandbox.start(agent, sweep) for _ in range(3)]
     begun = threading.Event()
-    while len(box.run(READ, sweep)) < 4:
+    while len(sandbox.run(READ, sweep)) < 4:
         begun.wait(0.2)
-    server = server_pid(box.home)
+    server = server_pid(sandbox.home)
     assert server is not None
     os.kill(server, signal.SIGKILL)
-    ensure_server(box.home)
+    ensure_server(sandbox.home)
     for each in agents:
-        box.finish(each)
-    runs = box.run(READ, sweep)
+        sandbox.finish(each)
+    runs = sandbox.run(READ, sweep)
     assert Counter((lr, seed) for lr, seed, _ in runs) == {
         (lr, seed): 1 for lr in {lr for lr, _, _ in runs} for seed in (7, 8, 9)
     }
     assert len(runs) == 18
 
 
-def test_the_stock_command_registers_the_block(box: Box) -> None:
-    file = box.folder / "sweep.yaml"
+def test_wandb_sweep_registers_the_options(sandbox: SdkSandbox) -> None:
+    file = sandbox.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({**SEARCH, "program": "train.py"}))
     said = subprocess.run(
         ["wandb", "sweep", "--entity", "acme", "--project", "tests", str(file)],
-        env=box.environment | {"WANDB_SILENT": "false"},
-        cwd=box.folder,
+        env=sandbox.environment | {"WANDB_SILENT": "false"},
+        cwd=sandbox.folder,
         text=True,
         capture_output=True,
         check=False,
@@ -93,8 +95,8 @@ def test_the_stock_command_registers_the_block(box: Box) -> None:
     assert said.returncode == 0, said.stdout + said.stderr
     told = said.stdout + said.stderr
     name = told.split("acme/tests/sweeps/")[1].split()[0].strip()
-    code = 'tell(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
-    assert box.run(code, name) == {"replicates": 3}
+    code = 'report(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
+    assert sandbox.run(code, name) == {"replicates": 3}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_the_stock_command_registers_the_block(box: Box) -> None:
         ({"nonsense": 1, 2: 3}, "nonsense: no such option"),
     ],
 )
-def test_a_block_that_makes_no_sense_is_told_and_left_out(block: Any, problem: str) -> None:
+def test_invalid_options_are_reported_and_ignored(block: Any, problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**SEARCH, "kto_sweep": block}))
     assert any(problem in each for each in rules.problems), rules.problems
     assert rules.options.seeds == ()
@@ -121,6 +123,6 @@ def test_a_block_that_makes_no_sense_is_told_and_left_out(block: Any, problem: s
         ({"parameters": {"seed": {"values": [1, 2]}, "lr": {"min": 0.0, "max": 1.0}}}, "a single number"),
     ],
 )
-def test_replicates_that_cannot_be_are_told(change: dict[str, Any], problem: str) -> None:
+def test_invalid_replicates_are_reported(change: dict[str, Any], problem: str) -> None:
     rules = read_rules(yaml.safe_dump({**SEARCH, **change}))
     assert any(problem in each for each in rules.problems), rules.problems

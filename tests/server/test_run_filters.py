@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from server_bench import Bench
+from server_harness import ServerHarness
 
 from kto_sweep.server.store.filters import FilterError, compile_filter, compile_order
 
@@ -15,7 +15,7 @@ NAMES = """query($f: JSONString, $o: String, $first: Int, $after: String) { proj
 
 
 @pytest.fixture
-def runs(bench: Bench) -> Bench:
+def runs(harness: ServerHarness) -> ServerHarness:
     """Five runs r0 .. r4 that differ in everything."""
     for number in range(5):
         name = f"r{number}"
@@ -36,21 +36,21 @@ def runs(bench: Bench) -> Bench:
         if number == 4:
             summary = {"loss": "nothing"}
         wrapped = json.dumps({key: {"value": value} for key, value in config.items()})
-        bench.start_run(
+        harness.start_run(
             name,
             config=wrapped,
             summaryMetrics=json.dumps(summary),
             tags=["even" if number % 2 == 0 else "odd", f"t{number}"],
             groupName="g" if number < 2 else None,
         )
-        bench.clock.time += 60
-    bench.stream("r0", complete=True)
-    return bench
+        harness.clock.time += 60
+    harness.stream("r0", complete=True)
+    return harness
 
 
-def names(bench: Bench, filters: Any = None, order: str | None = None) -> str:
+def names(harness: ServerHarness, filters: Any = None, order: str | None = None) -> str:
     text = None if filters is None else json.dumps(filters)
-    edges = bench.ask(NAMES, f=text, o=order)["project"]["runs"]["edges"]
+    edges = harness.query(NAMES, f=text, o=order)["project"]["runs"]["edges"]
     return "".join(edge["node"]["name"][1:] for edge in edges)
 
 
@@ -100,9 +100,9 @@ def names(bench: Bench, filters: Any = None, order: str | None = None) -> str:
         ({"config.lr') OR 1=1 --": 1}, ""),
     ],
 )
-def test_filter(runs: Bench, filters: dict[str, Any], expected: str) -> None:
+def test_filter(runs: ServerHarness, filters: dict[str, Any], expected: str) -> None:
     assert names(runs, filters) == expected
-    assert runs.ask(COUNT, f=json.dumps(filters))["project"]["runCount"] == len(expected)
+    assert runs.query(COUNT, f=json.dumps(filters))["project"]["runCount"] == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_filter(runs: Bench, filters: dict[str, Any], expected: str) -> None:
         ("+state", "01234"),
     ],
 )
-def test_order_puts_runs_without_a_number_last(runs: Bench, order: str | None, expected: str) -> None:
+def test_order_puts_runs_without_a_number_last(runs: ServerHarness, order: str | None, expected: str) -> None:
     assert names(runs, order=order) == expected
 
 
-def test_pages_join_up(runs: Bench) -> None:
+def test_pages_join_up(runs: ServerHarness) -> None:
     found, after = "", None
     while True:
-        page = runs.ask(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
+        page = runs.query(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
         found += "".join(edge["node"]["name"][1:] for edge in page["edges"])
         after = page["pageInfo"]["endCursor"]
         if not page["pageInfo"]["hasNextPage"]:
@@ -154,18 +154,18 @@ def test_pages_join_up(runs: Bench) -> None:
         json.dumps({"$or": [{"name": "x"}] * 1000}),
     ],
 )
-def test_filter_that_cannot_be_read_is_an_error_with_a_reason(bench: Bench, text: str) -> None:
+def test_invalid_filter_is_an_error_with_a_reason(harness: ServerHarness, text: str) -> None:
     with pytest.raises(FilterError):
         compile_filter(text)
-    bench.start_run("r")
-    status, body = bench.answer(COUNT, f=text)
+    harness.start_run("r")
+    status, body = harness.execute(COUNT, f=text)
     assert status == 200
     assert body["errors"][0]["message"]
 
 
-def test_pattern_that_never_comes_to_an_end_is_given_up(bench: Bench) -> None:
-    bench.start_run("a" * 60 + "b")
-    status, body = bench.answer(COUNT, f='{"name": {"$regex": "(a|aa)+$"}}')
+def test_catastrophic_pattern_times_out(harness: ServerHarness) -> None:
+    harness.start_run("a" * 60 + "b")
+    status, body = harness.execute(COUNT, f='{"name": {"$regex": "(a|aa)+$"}}')
     assert status == 200
     assert "takes too long" in body["errors"][0]["message"]
 
@@ -175,5 +175,5 @@ def test_order_by_an_unknown_key_is_an_error() -> None:
         compile_order("+nosuch")
 
 
-def test_cursor_that_is_none_is_an_error(runs: Bench) -> None:
-    assert "cursor" in runs.answer(NAMES, after="x")[1]["errors"][0]["message"]
+def test_invalid_cursor_is_an_error(runs: ServerHarness) -> None:
+    assert "cursor" in runs.execute(NAMES, after="x")[1]["errors"][0]["message"]

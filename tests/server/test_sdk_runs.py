@@ -7,24 +7,24 @@ import time
 
 import httpx
 import yaml
-from server_bench import Box
+from server_harness import SdkSandbox
 
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server, running_server
 
 
-def test_login_with_the_right_and_with_a_wrong_key(box: Box) -> None:
+def test_login_with_the_right_and_with_a_wrong_key(sandbox: SdkSandbox) -> None:
     code = """
 try:
-    tell(wandb.login(verify=True, key=sys.argv[1]))
+    report(wandb.login(verify=True, key=sys.argv[1]))
 except Exception as error:
-    tell(type(error).__name__)
+    report(type(error).__name__)
 """
-    assert box.run(code, box.address.key) is True
-    assert box.run(code, "local-" + "f" * 40) == "AuthenticationError"
+    assert sandbox.run(code, sandbox.address.key) is True
+    assert sandbox.run(code, "local-" + "f" * 40) == "AuthenticationError"
 
 
-def test_everything_a_run_logs_is_read_back(box: Box) -> None:
+def test_everything_a_run_logs_is_read_back(sandbox: SdkSandbox) -> None:
     code = """
 run = wandb.init(id="full", config={"lr": 1e-3, "opt": {"name": "adam"}}, tags=["a", "b"], notes="n",
                  group="g", job_type="train", name="shown")
@@ -47,7 +47,7 @@ api = wandb.Api()
 run = api.run("acme/tests/full")
 with run.file("extra.txt").download(root="down", replace=True) as stream:
     downloaded = stream.read()
-tell({
+report({
     "state": run.state, "config": run.config, "summary": {k: run.summary[k] for k in ("loss", "best")},
     "tags": run.tags, "notes": run.notes, "group": run.group, "job_type": run.job_type, "name": run.name,
     "scan": [row["loss"] for row in run.scan_history()],
@@ -61,7 +61,7 @@ tell({
     "metadata": run.metadata["program"] is not None, "last_step": run.lastHistoryStep,
 })
 """
-    told = box.run(code)
+    told = sandbox.run(code)
     assert told["state"] == "finished"
     assert told["config"] == {"lr": 1e-3, "opt": {"name": "adam"}}
     assert told["summary"] == {"loss": 0.05, "best": float("inf")}
@@ -78,15 +78,15 @@ tell({
     assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(told["files"])
     assert told["downloaded"] == "some bytes"
     assert told["last_step"] == 19
-    told = httpx.get(f"{box.address.url}/-/data/acme/tests/runs/full").json()
+    told = httpx.get(f"{sandbox.address.url}/-/data/acme/tests/runs/full").json()
     assert {"loss", "nested.deep"} <= set(told["keys"])
     assert [alert["title"] for alert in told["alerts"]] == ["title"]
     assert told["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
-    console = httpx.get(f"{box.address.url}/-/data/acme/tests/runs/full/console").json()
+    console = httpx.get(f"{sandbox.address.url}/-/data/acme/tests/runs/full/console").json()
     assert "hello from the run" in [line["text"].strip() for line in console["lines"]]
 
 
-def test_api_filters_orders_updates_and_deletes(box: Box) -> None:
+def test_api_filters_orders_updates_and_deletes(sandbox: SdkSandbox) -> None:
     code = """
 for number, loss in enumerate([0.3, 0.1, 0.2, float("nan")]):
     with wandb.init(project="many", config={"lr": number, "o": {"n": number}}, name=f"r{number}") as run:
@@ -125,9 +125,9 @@ told["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
 again.delete()
 told["left"] = len(wandb.Api().runs("acme/many"))
 told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
-tell(told)
+report(told)
 """
-    told = box.run(code)
+    told = sandbox.run(code)
     assert told["best"] == ["r1", "r2", "r0", "r3"]
     assert told["worst"] == ["r0", "r2", "r1", "r3"]
     assert told["newest"] == ["r3", "r2", "r1", "r0"]
@@ -145,7 +145,7 @@ tell(told)
     assert "many" in told["projects"]
 
 
-def test_restoring_a_file_that_is_not_there_says_so(box: Box) -> None:
+def test_restoring_a_missing_file_is_an_error(sandbox: SdkSandbox) -> None:
     code = """
 with wandb.init(id="files") as run:
     with open("here.txt", "w") as file:
@@ -159,22 +159,22 @@ try:
     wandb.restore("gone.txt", run_path=path, root="back")
 except ValueError as error:
     told.append(str(error))
-tell(told)
+report(told)
 """
-    restored, size, none, refused = box.run(code)
+    restored, size, none, refused = sandbox.run(code)
     assert (restored, size, none) == ("here", 4, 0)
     assert "gone.txt not found" in refused
 
 
-def test_the_command_line_restores_a_configuration_without_git(box: Box) -> None:
-    box.run('wandb.init(id="settled", config={"lr": 0.25}).finish()')
+def test_the_command_line_restores_a_configuration_without_git(sandbox: SdkSandbox) -> None:
+    sandbox.run('wandb.init(id="settled", config={"lr": 0.25}).finish()')
     command = [sys.executable, "-m", "wandb", "restore", "acme/tests/settled"]
-    subprocess.run(command, cwd=box.folder, env=box.environment, check=True)
-    restored = yaml.safe_load((box.folder / "wandb" / "config.yaml").read_text())
+    subprocess.run(command, cwd=sandbox.folder, env=sandbox.environment, check=True)
+    restored = yaml.safe_load((sandbox.folder / "wandb" / "config.yaml").read_text())
     assert restored["lr"] == {"value": 0.25}
 
 
-def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(box: Box) -> None:
+def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(sandbox: SdkSandbox) -> None:
     code = """
 told = []
 def refused(call):
@@ -195,15 +195,15 @@ with wandb.init(id="keeper") as run:
     run.log({"table": wandb.Table(columns=["a"], data=[[1]]), "loss": 0.5})
 run = wandb.Api().run("acme/tests/keeper")
 refused(lambda: list(run.logged_artifacts()))
-tell([told, run.state, run.summary["loss"]])
+report([told, run.state, run.summary["loss"]])
 """
-    told, state, loss = box.run(code)
+    told, state, loss = sandbox.run(code)
     assert len(told) == 4
-    assert all("neither artifacts" in each for each in told), told
+    assert all("not artifacts" in message for message in told), told
     assert (state, loss) == ("finished", 0.5)
 
 
-def test_resume_continues_and_a_new_start_overwrites(box: Box) -> None:
+def test_resume_continues_and_a_restart_overwrites(sandbox: SdkSandbox) -> None:
     code = """
 def log(resume, count, **config):
     with wandb.init(id="again", resume=resume, config=config) as run:
@@ -221,16 +221,16 @@ for resume, name in [("never", "again"), ("must", "nosuch")]:
         wandb.init(id=name, resume=resume)
     except wandb.errors.UsageError as error:
         told.append("refused")
-tell(told)
+report(told)
 """
-    first, resumed, overwritten, never, must = box.run(code)
+    first, resumed, overwritten, never, must = sandbox.run(code)
     assert first == [[[0, 0], [1, 1]], {"a": 1}]
     assert resumed == [[[0, 0], [1, 1], [2, 0], [3, 1]], {"a": 1, "b": 2}]
     assert overwritten == [[[0, 0]], {"c": 3}]
     assert never == must == "refused"
 
 
-def test_offline_run_is_synced_twice_without_doubling(box: Box) -> None:
+def test_offline_run_is_synced_twice_without_doubling(sandbox: SdkSandbox) -> None:
     code = """
 import glob, subprocess
 with wandb.init(id="off", mode="offline", config={"a": 1}, tags=["t"]) as run:
@@ -240,9 +240,9 @@ folder = glob.glob("wandb/offline-run-*-off")[0]
 for _ in range(2):
     subprocess.run([sys.executable, "-m", "wandb", "sync", "--include-synced", folder], check=True)
 run = wandb.Api().run("acme/tests/off")
-tell([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
+report([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
 """
-    assert box.run(code) == ["finished", {"a": 1}, ["t"], list(range(30))]
+    assert sandbox.run(code) == ["finished", {"a": 1}, ["t"], list(range(30))]
 
 
 LONG_RUN = """
@@ -253,39 +253,39 @@ with wandb.init(id=sys.argv[1]) as run:
 """
 READ = """
 run = wandb.Api().run("acme/tests/" + sys.argv[1])
-tell([run.state, [row["x"] for row in run.scan_history()]])
+report([run.state, [row["x"] for row in run.scan_history()]])
 """
 
 
-def row_count(box: Box, name: str) -> int:
+def row_count(sandbox: SdkSandbox, name: str) -> int:
     query = """query($name: String!) { project(entityName: "acme", name: "tests") {
         run(name: $name) { historyLineCount } } }"""
-    project = box.graphql(query, name=name)["project"]
+    project = sandbox.graphql(query, name=name)["project"]
     return int(project["run"]["historyLineCount"]) if project and project["run"] else 0
 
 
-def wait_for_rows(box: Box, name: str) -> int:
+def wait_for_rows(sandbox: SdkSandbox, name: str) -> int:
     """How many rows of the run have arrived, once there are any."""
     deadline = time.monotonic() + 30
-    while (rows := row_count(box, name)) == 0:
+    while (rows := row_count(sandbox, name)) == 0:
         assert time.monotonic() < deadline, "no row has come"
         time.sleep(0.05)
     return rows
 
 
-def test_server_killed_in_mid_run_and_started_again_loses_nothing(box: Box) -> None:
-    process = box.start(LONG_RUN, "chaos", "60")
-    rows = wait_for_rows(box, "chaos")
-    pid = server_pid(box.home)
+def test_server_killed_mid_run_and_restarted_loses_nothing(sandbox: SdkSandbox) -> None:
+    process = sandbox.start(LONG_RUN, "chaos", "60")
+    rows = wait_for_rows(sandbox, "chaos")
+    pid = server_pid(sandbox.home)
     assert pid is not None
     kill(pid)
-    assert running_server(box.home) is None
-    again = ensure_server(box.home)
-    assert again.url == box.address.url, "agents that outlive the server must find it"
-    assert again.key == box.address.key
-    assert row_count(box, "chaos") >= rows
-    box.finish(process)
-    assert box.run(READ, "chaos") == ["finished", list(range(60))]
+    assert running_server(sandbox.home) is None
+    again = ensure_server(sandbox.home)
+    assert again.url == sandbox.address.url, "agents that outlive the server must find it"
+    assert again.key == sandbox.address.key
+    assert row_count(sandbox, "chaos") >= rows
+    sandbox.finish(process)
+    assert sandbox.run(READ, "chaos") == ["finished", list(range(60))]
 
 
 def kill(pid: int) -> None:
@@ -294,12 +294,12 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_interrupted_run_is_completed_by_sync_without_losing_what_had_arrived(box: Box) -> None:
-    process = box.start(LONG_RUN, "broken", "1000")
-    wait_for_rows(box, "broken")
+def test_sync_completes_an_interrupted_run_without_losing_rows(sandbox: SdkSandbox) -> None:
+    process = sandbox.start(LONG_RUN, "broken", "1000")
+    wait_for_rows(sandbox, "broken")
     process.kill()
     process.communicate()
-    state, before = box.run(READ, "broken")
+    state, before = sandbox.run(READ, "broken")
     assert state == "running"
     assert before == list(range(len(before)))
     code = """
@@ -307,7 +307,7 @@ import glob, subprocess
 folder = glob.glob("wandb/run-*-broken")[0]
 subprocess.run([sys.executable, "-m", "wandb", "sync", "--no-skip-online", folder], check=True)
 """
-    box.run(code)
-    _, after = box.run(READ, "broken")
+    sandbox.run(code)
+    _, after = sandbox.run(READ, "broken")
     assert after == list(range(len(after)))
     assert len(after) >= len(before) > 0

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import yaml
-from server_bench import Box
+from server_harness import SdkSandbox
 
 GRID: dict[str, Any] = {
     "method": "grid",
@@ -25,15 +25,15 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
 
 
-def test_two_function_agents_do_a_grid_exactly_once_and_the_api_reads_it(box: Box) -> None:
-    create = 'tell(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
-    sweep = box.run(create, json.dumps(GRID))
-    agents = [box.start(AGENT, sweep) for _ in range(2)]
+def test_two_function_agents_run_a_grid_exactly_once_and_the_api_reads_it(sandbox: SdkSandbox) -> None:
+    create = 'report(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
+    sweep = sandbox.run(create, json.dumps(GRID))
+    agents = [sandbox.start(AGENT, sweep) for _ in range(2)]
     for agent in agents:
-        box.finish(agent)
+        sandbox.finish(agent)
     code = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell({
+report({
     "state": sweep.state, "runs": [[run.state, run.config, run.summary["loss"]] for run in sweep.runs],
     "best": sweep.best_run().config, "expected": sweep.expected_run_count, "order": sweep.order,
     "rows": [len(list(run.scan_history())) for run in sweep.runs], "method": sweep.config["method"],
@@ -41,7 +41,7 @@ tell({
     "listed": [other.id for other in wandb.Api().project("tests", "acme").sweeps()],
 })
 """
-    told = box.run(code, sweep)
+    told = sandbox.run(code, sweep)
     assert told["state"] == "FINISHED"
     cells = Counter((config["lr"], config["o"]["n"]) for _, config, _ in told["runs"])
     assert cells == Counter([(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)])
@@ -55,8 +55,8 @@ tell({
     assert sweep in told["listed"]
 
 
-def test_best_run_by_a_metric_that_define_metric_made_an_object(box: Box) -> None:
-    sweep = box.sweep(
+def test_best_run_by_a_metric_that_define_metric_made_an_object(sandbox: SdkSandbox) -> None:
+    sweep = sandbox.sweep(
         {
             "method": "grid",
             "metric": {"name": "acc", "goal": "maximize"},
@@ -71,37 +71,37 @@ def trial():
             run.log({"acc": value})
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
-tell([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
+report([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
 """
-    assert box.run(code, sweep) == [{"a": 3}, {"max": 3}]
+    assert sandbox.run(code, sweep) == [{"a": 3}, {"max": 3}]
 
 
-def test_warnings_about_a_bad_config_reach_the_client(box: Box) -> None:
+def test_warnings_about_a_bad_config_reach_the_client(sandbox: SdkSandbox) -> None:
     code = """
 import contextlib, io
 shown = io.StringIO()
 with contextlib.redirect_stderr(shown):
     sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="tests")
-tell([sweep, shown.getvalue()])
+report([sweep, shown.getvalue()])
 """
-    sweep, shown = box.run(code, WANDB_SILENT="false")
-    assert "a grid cannot list lr" in shown
-    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
+    sweep, shown = sandbox.run(code, WANDB_SILENT="false")
+    assert "a grid cannot enumerate lr" in shown
+    assert sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
 
 
-def test_a_launch_sweep_is_refused_for_nobody_would_start_its_scheduler(box: Box) -> None:
-    path = box.folder / "launch.yaml"
+def test_a_launch_sweep_is_refused_without_a_launch_agent(sandbox: SdkSandbox) -> None:
+    path = sandbox.folder / "launch.yaml"
     path.write_text(yaml.safe_dump({**GRID, "image_uri": "a/b:1"}))
     command = [sys.executable, "-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests"]
     done = subprocess.run(
         command,
         check=False,
-        cwd=box.folder,
-        env=box.environment | {"WANDB_SILENT": "false"},
+        cwd=sandbox.folder,
+        env=sandbox.environment | {"WANDB_SILENT": "false"},
         text=True,
         capture_output=True,
     )
-    assert "no launch queues" in done.stdout + done.stderr
+    assert "does not support launch queues" in done.stdout + done.stderr
     assert "Scheduler added" not in done.stdout + done.stderr
 
 
@@ -109,8 +109,8 @@ STATE = """query($name: String!) { project(entityName: "acme", name: "tests") {
     sweep(sweepName: $name) { state runs { edges { node { name state config historyLineCount } } } } } }"""
 
 
-def runs_of(box: Box, sweep: str) -> list[dict[str, Any]]:
-    edges = box.graphql(STATE, name=sweep)["project"]["sweep"]["runs"]["edges"]
+def runs_of(sandbox: SdkSandbox, sweep: str) -> list[dict[str, Any]]:
+    edges = sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["runs"]["edges"]
     return [edge["node"] for edge in edges]
 
 
@@ -141,49 +141,51 @@ cli()
 """
 
 
-def command_line(box: Box, *args: str) -> "subprocess.Popen[str]":
-    """The wandb command, whose agent polls more often than it would."""
+def command_line(sandbox: SdkSandbox, *args: str) -> "subprocess.Popen[str]":
+    """The wandb command, with a shorter polling interval of its agent."""
     return subprocess.Popen(
         [sys.executable, "-c", IMPATIENT_CLI, *args],
-        cwd=box.folder,
-        env=box.environment | {"WANDB_SILENT": "false"},
+        cwd=sandbox.folder,
+        env=sandbox.environment | {"WANDB_SILENT": "false"},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
 
 
-def typed(box: Box, *args: str) -> str:
-    process = command_line(box, *args)
+def typed(sandbox: SdkSandbox, *args: str) -> str:
+    process = command_line(sandbox, *args)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 0, output
     return output
 
 
-def sweep_of_program(box: Box, config: dict[str, Any]) -> str:
-    """The name of a new sweep whose agents start PROGRAM."""
-    (box.folder / "program.py").write_text(PROGRAM)
-    return box.sweep({"program": "program.py", **config})
+def sweep_of_program(sandbox: SdkSandbox, config: dict[str, Any]) -> str:
+    """Creates a sweep whose agents start PROGRAM; its name."""
+    (sandbox.folder / "program.py").write_text(PROGRAM)
+    return sandbox.sweep({"program": "program.py", **config})
 
 
-def test_command_line_registers_a_file_with_a_prior_run_and_its_agent_runs_the_other_cells(box: Box) -> None:
+def test_command_line_registers_a_file_with_a_prior_run_and_its_agent_runs_the_other_cells(
+    sandbox: SdkSandbox,
+) -> None:
     prior = """
 with wandb.init(id="prior", config={"lr": 0.1}) as run:
     run.log({"loss": 0.1})
 """
-    box.run(prior)
-    (box.folder / "program.py").write_text(PROGRAM)
+    sandbox.run(prior)
+    (sandbox.folder / "program.py").write_text(PROGRAM)
     parameters = {"lr": {"values": [0.1, 0.2, 0.3]}}
     config = {**GRID, "program": "program.py", "parameters": parameters, "name": "from a file"}
-    (box.folder / "grid.yaml").write_text(yaml.safe_dump(config))
-    output = typed(box, "sweep", "-R", "prior", "grid.yaml")
+    (sandbox.folder / "grid.yaml").write_text(yaml.safe_dump(config))
+    output = typed(sandbox, "sweep", "-R", "prior", "grid.yaml")
     sweep = output.split("sweep with ID: ")[1].split()[0]
-    assert [run["name"] for run in runs_of(box, sweep)] == ["prior"]
-    typed(box, "agent", f"acme/tests/{sweep}")
-    found = runs_of(box, sweep)
+    assert [run["name"] for run in runs_of(sandbox, sweep)] == ["prior"]
+    typed(sandbox, "agent", f"acme/tests/{sweep}")
+    found = runs_of(sandbox, sweep)
     assert [json.loads(run["config"])["lr"]["value"] for run in found] == [0.1, 0.2, 0.3]
     assert [run["state"] for run in found] == ["finished"] * 3
-    assert box.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
+    assert sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
 
 
 def until(condition: Any, seconds: float = 30) -> None:
@@ -193,41 +195,41 @@ def until(condition: Any, seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def test_pause_resume_and_cancel_from_the_command_line(box: Box) -> None:
+def test_pause_resume_and_cancel_from_the_command_line(sandbox: SdkSandbox) -> None:
     config = {"method": "random", "parameters": {"lr": {"min": 0.0, "max": 1.0}, "seconds": {"value": 0.1}}}
-    sweep = sweep_of_program(box, config)
+    sweep = sweep_of_program(sandbox, config)
     path = f"acme/tests/{sweep}"
-    agent = command_line(box, "agent", path)
-    until(lambda: any(run["state"] == "finished" for run in runs_of(box, sweep)))
-    typed(box, "sweep", "--pause", path)
-    until(lambda: all(run["state"] == "finished" for run in runs_of(box, sweep)))
-    paused_at = len(runs_of(box, sweep))
+    agent = command_line(sandbox, "agent", path)
+    until(lambda: any(run["state"] == "finished" for run in runs_of(sandbox, sweep)))
+    typed(sandbox, "sweep", "--pause", path)
+    until(lambda: all(run["state"] == "finished" for run in runs_of(sandbox, sweep)))
+    paused_at = len(runs_of(sandbox, sweep))
     time.sleep(1)
-    assert len(runs_of(box, sweep)) == paused_at
-    typed(box, "sweep", "--resume", path)
-    until(lambda: len(runs_of(box, sweep)) > paused_at)
-    typed(box, "sweep", "--cancel", path)
+    assert len(runs_of(sandbox, sweep)) == paused_at
+    typed(sandbox, "sweep", "--resume", path)
+    until(lambda: len(runs_of(sandbox, sweep)) > paused_at)
+    typed(sandbox, "sweep", "--cancel", path)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    assert {run["state"] for run in runs_of(box, sweep)} <= {"finished", "killed"}
+    assert {run["state"] for run in runs_of(sandbox, sweep)} <= {"finished", "killed"}
 
 
-def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(box: Box) -> None:
+def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(sandbox: SdkSandbox) -> None:
     parameters = {"lr": {"values": [0.1]}, "seconds": {"value": 60}}
-    sweep = sweep_of_program(box, {**GRID, "parameters": parameters})
-    agent = command_line(box, "agent", f"acme/tests/{sweep}")
-    until(lambda: any(run["state"] == "running" for run in runs_of(box, sweep)))
-    code = "tell(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
-    name = runs_of(box, sweep)[0]["name"]
-    box.run(code, name)
+    sweep = sweep_of_program(sandbox, {**GRID, "parameters": parameters})
+    agent = command_line(sandbox, "agent", f"acme/tests/{sweep}")
+    until(lambda: any(run["state"] == "running" for run in runs_of(sandbox, sweep)))
+    code = "report(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
+    name = runs_of(sandbox, sweep)[0]["name"]
+    sandbox.run(code, name)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    (run,) = runs_of(box, sweep)
+    (run,) = runs_of(sandbox, sweep)
     assert run["state"] == "killed"
     assert run["historyLineCount"] > 0
 
 
-def test_deleted_sweep_sends_its_agent_home(box: Box) -> None:
+def test_deleted_sweep_sends_its_agent_home(sandbox: SdkSandbox) -> None:
     code = """
 import threading
 def trial():
@@ -235,13 +237,13 @@ def trial():
         run.log({"loss": 1})
 wandb.agent("nosuch", function=trial, entity="acme", project="tests")
 """
-    agent = box.start(code)
+    agent = sandbox.start(code)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode != 0
     assert "there is no sweep nosuch" in output
 
 
-def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(box: Box) -> None:
+def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(sandbox: SdkSandbox) -> None:
     config = {
         "method": "grid",
         "metric": {"name": "loss", "goal": "minimize"},
@@ -256,9 +258,9 @@ def trial():
             time.sleep(0.1)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    sweep = box.sweep(config)
-    box.finish(box.start(code, sweep))
-    one, two, nine = runs_of(box, sweep)
+    sweep = sandbox.sweep(config)
+    sandbox.finish(sandbox.start(code, sweep))
+    one, two, nine = runs_of(sandbox, sweep)
     assert (
         (one["state"], one["historyLineCount"]) == (two["state"], two["historyLineCount"]) == ("finished", 10)
     )

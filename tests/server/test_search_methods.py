@@ -27,7 +27,7 @@ def next_config(searched: Space, tried: Iterable[Mapping[str, object]]) -> dict[
 
 
 def walk(searched: Space) -> list[dict[str, object]]:
-    """The whole grid, asked for one by one."""
+    """The whole grid, cell by cell."""
     tried: list[dict[str, object]] = []
     while (found := next_config(searched, tried)) is not None:
         tried.append(found)
@@ -40,7 +40,7 @@ def test_grid_visits_names_in_order_the_last_one_fastest() -> None:
 
 
 def test_grid_keeps_trials_together_that_can_be_trained_together() -> None:
-    """By name, model_size would vary fastest and each trial would want another base model."""
+    """In alphabetical order, model_size would vary fastest and each trial would load another base model."""
     searched = space(
         learning_rate={"values": [1, 2]},
         model={"parameters": {"size": {"values": ["1.5b", "0.5b"]}}},

@@ -1,4 +1,4 @@
-"""The database: what is acknowledged is stored, what fails is undone, what is damaged is left alone."""
+"""The database: acknowledged writes are stored, failed ones rolled back, damaged files left unchanged."""
 
 import sqlite3
 import threading
@@ -43,7 +43,7 @@ def test_write_that_returned_is_seen_by_every_other_connection(path: Path) -> No
     database.close()
 
 
-def test_write_that_raises_is_undone_and_its_neighbours_are_kept(path: Path) -> None:
+def test_write_that_raises_is_rolled_back_and_others_in_its_batch_are_kept(path: Path) -> None:
     migrate(path)
     database = Database(path)
     begun = threading.Event()
@@ -136,7 +136,7 @@ def test_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyP
     migrate(path)
     broken = "CREATE TABLE later (id INTEGER); CREATE TABLE later (id INTEGER)"
     monkeypatch.setattr(migrations, "STEPS", (*migrations.STEPS, broken))
-    with pytest.raises(ServerError, match="cannot be brought"):
+    with pytest.raises(ServerError, match="cannot migrate"):
         migrate(path)
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA user_version").fetchone() == (len(migrations.STEPS) - 1,)
@@ -144,7 +144,7 @@ def test_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyP
     connection.close()
 
 
-def test_file_of_a_newer_version_is_refused(path: Path) -> None:
+def test_file_of_a_newer_version_is_rejected(path: Path) -> None:
     migrate(path)
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
@@ -154,7 +154,7 @@ def test_file_of_a_newer_version_is_refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["text", "pages"])
-def test_damaged_file_is_refused_and_left_as_it_is(path: Path, damage: str) -> None:
+def test_damaged_file_is_rejected_and_unchanged(path: Path, damage: str) -> None:
     if damage == "text":
         path.write_text("this is no database, but somebody may want it back" * 100)
     else:

@@ -1,4 +1,4 @@
-"""Exactly one server per home: found, started, stopped, killed, replaced."""
+"""Exactly one server per home: find, start, stop, kill, replace."""
 
 import os
 import signal
@@ -34,7 +34,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
     stop_server(home)
 
 
-def test_many_that_want_a_server_at_once_get_the_same_one(home: Home) -> None:
+def test_concurrent_starts_share_one_server(home: Home) -> None:
     processes = [
         subprocess.Popen([sys.executable, "-c", ENSURE, str(home.root)], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
@@ -46,10 +46,8 @@ def test_many_that_want_a_server_at_once_get_the_same_one(home: Home) -> None:
     assert urls == {found.url}
 
 
-def test_a_server_that_came_too_late_does_not_serve_once_the_other_is_stopped(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two start one at once, and this one loads its libraries while the other is up already."""
+def test_a_server_that_lost_the_start_race_is_stopped(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two start at once, and this one still loads its libraries when the other is up."""
     started = []
 
     def slow_to_start(home: Home) -> int:
@@ -73,7 +71,7 @@ def test_stopped_server_is_gone_and_the_next_one_takes_its_port_and_key(home: Ho
     assert ensure_server(home) == first
 
 
-def test_killed_server_leaves_an_address_that_fools_nobody(home: Home) -> None:
+def test_stale_address_of_a_killed_server_is_ignored(home: Home) -> None:
     first = ensure_server(home)
     pid = server_pid(home)
     assert pid is not None
@@ -84,7 +82,7 @@ def test_killed_server_leaves_an_address_that_fools_nobody(home: Home) -> None:
     assert ensure_server(home) == first
 
 
-def test_port_taken_meanwhile_is_left_to_its_owner(home: Home) -> None:
+def test_port_in_use_by_another_program_is_not_taken(home: Home) -> None:
     first = ensure_server(home)
     stop_server(home)
     port = int(first.url.rsplit(":", 1)[1])
@@ -117,26 +115,26 @@ def foreground(home: Home, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_second_server_in_the_foreground_says_who_is_there(home: Home) -> None:
+def test_second_server_in_the_foreground_names_the_first(home: Home) -> None:
     first = ensure_server(home)
     done = foreground(home)
     assert done.returncode == 1
-    assert f"runs already at {first.url}" in done.stderr
+    assert f"is already running at {first.url}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_taken_port_is_one_clear_message(home: Home) -> None:
+def test_port_in_use_is_one_clear_message(home: Home) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         done = foreground(home, "--port", str(port))
     assert done.returncode == 1
-    assert f"port {port} is taken" in done.stderr
+    assert f"port {port} is in use" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_address_that_others_can_reach_needs_to_be_meant(home: Home) -> None:
+def test_public_address_needs_expose(home: Home) -> None:
     done = foreground(home, "--host", "0.0.0.0")
     assert done.returncode == 2
     assert "--expose" in done.stderr
@@ -146,10 +144,10 @@ def test_address_that_others_can_reach_needs_to_be_meant(home: Home) -> None:
 def test_missing_certificate_is_one_clear_message(home: Home) -> None:
     done = foreground(home, "--certificate", "/nosuch.pem")
     assert done.returncode == 2
-    assert "there is no file /nosuch.pem" in done.stderr
+    assert "no such file: /nosuch.pem" in done.stderr
 
 
-def test_server_with_a_certificate_speaks_https(home: Home, tmp_path: Path) -> None:
+def test_server_with_a_certificate_serves_https(home: Home, tmp_path: Path) -> None:
     certificate = tmp_path / "both.pem"
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
     files = ["-keyout", str(certificate), "-out", str(tmp_path / "certificate.pem")]
@@ -184,7 +182,7 @@ def test_server_that_cannot_start_says_why(home: Home) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_ends_the_server_cleanly(home: Home, number: signal.Signals) -> None:
+def test_signal_stops_the_server_cleanly(home: Home, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root), "--port", "0"]
     )

@@ -14,7 +14,7 @@ UNSUPPORTED_FOLDERS = (
     "sdk/artifacts/",
     "sdk/launch/",
 )
-"""Whole families that this server does not have: launch queues, reports, automations, artifacts."""
+"""Unsupported areas: launch queues, reports, automations, artifacts."""
 UNSUPPORTED = {
     # artifacts, from the Go binary
     "ArtifactFileURLsByManifestEntries", "ArtifactManifest", "ClientIDMapping", "CommitArtifact",
@@ -26,7 +26,7 @@ UNSUPPORTED = {
     # users and teams: there is one user
     "CreateInvite", "CreateServiceAccount", "CreateTeam", "CreateUserFromAdmin", "DeleteApiKey",
     "DeleteInvite", "GenerateApiKey", "GetTeamEntity", "SearchUsers",
-    # charts of W&B's own pages, and going back in a finished run
+    # custom charts, and rewinding a finished run
     "CreateCustomChart", "RewindRun",
 }  # fmt: skip
 DOCUMENTS = installed_documents()
@@ -43,7 +43,7 @@ SUPPORTED = [document for document in DOCUMENTS if supported(document)]
 
 @pytest.mark.parametrize("document", SUPPORTED, ids=lambda document: f"{document.source}:{document.names[0]}")
 def test_document_is_valid_for_our_schema(document: Document) -> None:
-    # wandb fills in two kinds of gaps before it sends a document.
+    # wandb fills in two kinds of placeholders before it sends a document.
     text = document.text.replace("_PROJECT_QUERY_", "project { id name entity { id name } }")
     if "...RunFilesFragment" in text:
         text += files.FILE_FRAGMENT

@@ -16,7 +16,7 @@ LONGEST = 20_000
 
 @dataclass(frozen=True)
 class Document:
-    """One document and where it stands."""
+    """One document and its source file."""
 
     source: str
     """`wandb-core`, or the Python module's path below the package."""

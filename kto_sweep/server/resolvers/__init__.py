@@ -1,1 +1,1 @@
-"""How each GraphQL field gets its value: one module per type of thing."""
+"""GraphQL resolvers: one module per kind of object."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kto_sweep.server.resolvers.registry import Fields, Request, connection, window
+from kto_sweep.server.resolvers.registry import Context, Fields, connection, page_args
 from kto_sweep.server.resolvers.viewer import local_user, named_entity
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.filters import Where, compile_filter, compile_order
@@ -19,77 +19,77 @@ Page = dict[str, Any]
 
 @fields.of("Query", "project", "model")
 def _project(
-    source: object, request: Request, name: str | None = None, entity_name: str | None = None
+    source: object, context: Context, name: str | None = None, entity_name: str | None = None
 ) -> Project | None:
-    return projects.find(request.reader, entity_name, name)
+    return projects.find(context.reader, entity_name, name)
 
 
 @fields.of("Query", "models")
 def _models(
     source: object,
-    request: Request,
+    context: Context,
     entity_name: str | None = None,
     after: str | None = None,
     first: int | None = None,
     order: str | None = None,
 ) -> Page:
-    part = window(first, after)
-    return connection(projects.page(request.reader, entity_name, part.first + 1, part.offset), part)
+    page = page_args(first, after)
+    return connection(projects.page(context.reader, entity_name, page.first + 1, page.offset), page)
 
 
 @fields.of("Project", "id")
-def _id(project: Project, request: Request) -> str:
+def _id(project: Project, context: Context) -> str:
     return to_global("Project", project.id)
 
 
 @fields.of("Project", "internalId")
-def _internal_id(project: Project, request: Request) -> str:
+def _internal_id(project: Project, context: Context) -> str:
     return str(project.id)
 
 
 @fields.of("Project", "entityName")
-def _entity_name(project: Project, request: Request) -> str:
+def _entity_name(project: Project, context: Context) -> str:
     return project.entity
 
 
 @fields.of("Project", "entity")
-def _entity(project: Project, request: Request) -> dict[str, Any]:
+def _entity(project: Project, context: Context) -> dict[str, Any]:
     return named_entity(project.entity)
 
 
 @fields.of("Project", "createdAt")
-def _created_at(project: Project, request: Request) -> str | None:
+def _created_at(project: Project, context: Context) -> str | None:
     return timestamp(project.created_at)
 
 
 @fields.of("Project", "access")
-def _access(project: Project, request: Request) -> str:
+def _access(project: Project, context: Context) -> str:
     return "PRIVATE"
 
 
 @fields.of("Project", "views")
-def _views(project: Project, request: Request) -> str:
+def _views(project: Project, context: Context) -> str:
     return "{}"
 
 
 @fields.of("Project", "isBenchmark", "readOnly")
-def _no(project: Project, request: Request) -> bool:
+def _no(project: Project, context: Context) -> bool:
     return False
 
 
 @fields.of("Project", "user")
-def _user(project: Project, request: Request) -> dict[str, Any]:
+def _user(project: Project, context: Context) -> dict[str, Any]:
     return local_user()
 
 
 @fields.of("Project", "run")
-def _run(project: Project, request: Request, name: str, desc: str | None = None) -> Run | None:
-    return runs.find(request.reader, project.id, name)
+def _run(project: Project, context: Context, name: str, desc: str | None = None) -> Run | None:
+    return runs.find(context.reader, project.id, name)
 
 
 @fields.of("Project", "bucket")
-def _bucket(project: Project, request: Request, name: str, missing_ok: bool | None = None) -> Run | None:
-    return runs.find(request.reader, project.id, name)
+def _bucket(project: Project, context: Context, name: str, missing_ok: bool | None = None) -> Run | None:
+    return runs.find(context.reader, project.id, name)
 
 
 def _matching(project: Project, filters: str | None) -> Where:
@@ -97,43 +97,43 @@ def _matching(project: Project, filters: str | None) -> Where:
 
 
 @fields.of("Project", "runCount")
-def _run_count(project: Project, request: Request, filters: str | None = None) -> int:
-    return runs.count(request.reader, _matching(project, filters))
+def _run_count(project: Project, context: Context, filters: str | None = None) -> int:
+    return runs.count(context.reader, _matching(project, filters))
 
 
 @fields.of("Project", "runs")
 def _runs(
     project: Project,
-    request: Request,
+    context: Context,
     filters: str | None = None,
     after: str | None = None,
     first: int | None = None,
     order: str | None = None,
 ) -> Page:
-    part = window(first, after)
+    page = page_args(first, after)
     where = _matching(project, filters)
     return connection(
-        runs.page(request.reader, where, compile_order(order), part.first + 1, part.offset), part
+        runs.page(context.reader, where, compile_order(order), page.first + 1, page.offset), page
     )
 
 
 @fields.of("Project", "sweep")
-def _sweep(project: Project, request: Request, sweep_name: str) -> Sweep | None:
-    return sweeps.find(request.reader, project.id, sweep_name)
+def _sweep(project: Project, context: Context, sweep_name: str) -> Sweep | None:
+    return sweeps.find(context.reader, project.id, sweep_name)
 
 
 @fields.of("Project", "totalSweeps")
-def _total_sweeps(project: Project, request: Request) -> int:
-    return sweeps.count(request.reader, project.id)
+def _total_sweeps(project: Project, context: Context) -> int:
+    return sweeps.count(context.reader, project.id)
 
 
 @fields.of("Project", "sweeps")
 def _sweeps(
     project: Project,
-    request: Request,
+    context: Context,
     after: str | None = None,
     first: int | None = None,
     filters: str | None = None,
 ) -> Page:
-    part = window(first, after)
-    return connection(sweeps.page(request.reader, project.id, part.first + 1, part.offset), part)
+    page = page_args(first, after)
+    return connection(sweeps.page(context.reader, project.id, page.first + 1, page.offset), page)

@@ -1,6 +1,6 @@
-"""Which function gives which field of the schema its value.
+"""Registers the resolver function of each field of the GraphQL schema.
 
-A field without a function takes the attribute of the same name (in snake case) of the record it belongs to.
+A field without a resolver reads the record's attribute of the same name in snake case.
 """
 
 import re
@@ -11,48 +11,48 @@ from typing import Any
 
 from graphql import GraphQLObjectType, GraphQLResolveInfo, GraphQLSchema
 
-from kto_sweep.server.backend import Backend
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.server_state import ServerState
 
 Resolver = Callable[..., Any]
 
-LARGEST_PAGE = 1000
-"""Entries of one page at most, whatever a client asks for."""
+MAX_PAGE = 1000
+"""Maximum entries of a page; larger requests are cut to this."""
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a resolver may use."""
+class Context:
+    """What every resolver receives: the shared state and the client's base URL."""
 
-    backend: Backend
+    server: ServerState
     base_url: str
-    """The address by which the client reached the server, without a slash at the end."""
+    """URL by which the client reached the server, without a trailing slash."""
 
     @property
     def reader(self) -> sqlite3.Connection:
-        """This thread's connection for reading."""
-        return self.backend.database.reader()
+        """This thread's read-only connection."""
+        return self.server.database.reader()
 
 
 class Fields:
-    """Resolvers by type and field name."""
+    """Resolvers by GraphQL type and field name."""
 
     def __init__(self) -> None:
         self.table: dict[tuple[str, str], Resolver] = {}
 
     def of(self, type_name: str, *field_names: str) -> Callable[[Resolver], Resolver]:
-        """Decorator: the function `(source, request, **arguments)` gives these fields of the type."""
+        """Decorator: `(source, context, **arguments)` resolves these fields of the type."""
 
-        def keep(function: Resolver) -> Resolver:
+        def register(function: Resolver) -> Resolver:
             for name in field_names:
                 self.table[type_name, name] = function
             return function
 
-        return keep
+        return register
 
 
 def attach(schema: GraphQLSchema, *groups: Fields) -> None:
-    """Make every field of the schema use its resolver. Raises KeyError for a resolver without a field."""
+    """Sets the resolver of every field in the schema. Raises KeyError for a resolver without a field."""
     functions = {key: function for group in groups for key, function in group.table.items()}
     for type_name, kind in schema.type_map.items():
         if isinstance(kind, GraphQLObjectType) and not type_name.startswith("__"):
@@ -60,18 +60,18 @@ def attach(schema: GraphQLSchema, *groups: Fields) -> None:
                 function = functions.pop((type_name, field_name), None)
                 field.resolve = _call(function) if function else _attribute(snake(field_name))
     if functions:
-        raise KeyError(f"resolvers without a field in the schema: {sorted(functions)}")
+        raise KeyError(f"these resolvers have no field in the schema: {sorted(functions)}")
 
 
 def _call(function: Resolver) -> Resolver:
-    def resolve(source: Any, info: GraphQLResolveInfo[Request], **arguments: Any) -> Any:
+    def resolve(source: Any, info: GraphQLResolveInfo[Context], **arguments: Any) -> Any:
         return function(source, info.context, **{snake(name): value for name, value in arguments.items()})
 
     return resolve
 
 
 def _attribute(name: str) -> Resolver:
-    def resolve(source: Any, info: GraphQLResolveInfo[Request]) -> Any:
+    def resolve(source: Any, info: GraphQLResolveInfo[Context]) -> Any:
         return source.get(name) if isinstance(source, Mapping) else getattr(source, name)
 
     return resolve
@@ -83,34 +83,34 @@ def snake(name: str) -> str:
 
 
 def snake_keys(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An input object with its keys in snake case."""
+    """An input object with snake-case keys."""
     return {snake(name): item for name, item in value.items()}
 
 
 @dataclass(frozen=True)
-class Window:
-    """Which part of a list a client wants."""
+class PageArgs:
+    """The part of a list that a client requests."""
 
     offset: int
     first: int
 
 
-def window(first: int | None, after: str | None, usual: int = 50) -> Window:
-    """The window that `first` and the cursor `after` mean. Raises RequestError for a strange cursor."""
+def page_args(first: int | None, after: str | None, default: int = 50) -> PageArgs:
+    """Parses `first` and the cursor `after`. Raises RequestError for an invalid cursor."""
     if after and (not after.isdecimal() or len(after) > 15):
         raise RequestError(f"{after!r} is not a cursor")
-    count = usual if first is None else first
-    return Window(int(after) if after else 0, max(0, min(count, LARGEST_PAGE)))
+    count = default if first is None else first
+    return PageArgs(int(after) if after else 0, max(0, min(count, MAX_PAGE)))
 
 
-def connection(entries: list[Any], part: Window) -> dict[str, Any]:
-    """A page as GraphQL shows it; `entries` holds one more than the page when there is a next page.
+def connection(entries: list[Any], page: PageArgs) -> dict[str, Any]:
+    """A page as a GraphQL connection; `entries` holds one entry more than the page if there is a next page.
 
-    A cursor is the offset of the entry after it.
+    A cursor is the offset of the next entry.
     """
-    shown = entries[: part.first]
-    end = part.offset + len(shown)
+    shown = entries[: page.first]
+    end = page.offset + len(shown)
     return {
-        "edges": [{"node": node, "cursor": str(part.offset + i)} for i, node in enumerate(shown, 1)],
+        "edges": [{"node": node, "cursor": str(page.offset + i)} for i, node in enumerate(shown, 1)],
         "page_info": {"end_cursor": str(end) if shown else None, "has_next_page": len(entries) > len(shown)},
     }

@@ -1,20 +1,20 @@
-"""Fields of the one user there is, of entities and of the server itself."""
+"""Fields of the single user, of entities and of the server."""
 
 from typing import Any
 
 from kto_sweep.search.options import BLOCK
-from kto_sweep.server.resolvers.registry import Fields, Request
+from kto_sweep.server.resolvers.registry import Context, Fields
 from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.projects import DEFAULT_ENTITY
 
 fields = Fields()
 
 FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER", BLOCK)
-"""Optional parts of the protocol that this server has; the last is known to kto-sweep alone."""
+"""Optional protocol features that this server supports; the last is specific to kto-sweep."""
 
 
 def local_user() -> dict[str, Any]:
-    """The user `local`, whom every key holder is."""
+    """The user `local`: everyone with the key is this user."""
     return {
         "id": to_global("User", 1),
         "name": DEFAULT_ENTITY,
@@ -30,7 +30,7 @@ def local_user() -> dict[str, Any]:
 
 
 def named_entity(name: str) -> dict[str, Any]:
-    """The entity of that name: every name is one."""
+    """The entity of that name; every name is valid."""
     return {
         "id": f"entity-{name}",
         "name": name,
@@ -41,22 +41,22 @@ def named_entity(name: str) -> dict[str, Any]:
 
 
 @fields.of("Query", "viewer")
-def _viewer(source: object, request: Request) -> dict[str, Any]:
+def _viewer(source: object, context: Context) -> dict[str, Any]:
     return local_user()
 
 
 @fields.of("Query", "entity")
-def _entity(source: object, request: Request, name: str | None = None) -> dict[str, Any]:
+def _entity(source: object, context: Context, name: str | None = None) -> dict[str, Any]:
     return named_entity(name or DEFAULT_ENTITY)
 
 
 @fields.of("Query", "organization")
-def _organization(source: object, request: Request, name: str | None = None) -> None:
+def _organization(source: object, context: Context, name: str | None = None) -> None:
     return None
 
 
 @fields.of("Query", "serverInfo")
-def _server_info(source: object, request: Request) -> dict[str, Any]:
+def _server_info(source: object, context: Context) -> dict[str, Any]:
     return {
         "cli_version_info": {"max_cli_version": "0.99.0"},
         "latest_local_version_info": None,

@@ -1,4 +1,4 @@
-// The agents of a sweep: where they are, when they were last heard of, what they work on.
+// The agents of a sweep: host, state, last heartbeat, current runs.
 
 import { empty, h, put } from "./dom.js";
 import { moment } from "./format.js";
@@ -8,12 +8,12 @@ import { moment } from "./format.js";
 /**
  * @param {HTMLElement} frame
  * @param {Agent[]} agents
- * @param {string} command what to type on a box for another one
+ * @param {string} command starts another agent
  * @param {(run: string) => HTMLElement} link to a run
  */
 export function drawAgents(frame, agents, command, link) {
   if (!agents.length) {
-    put(frame, empty(`No agent has come yet. On each GPU box type: \`${command}\``));
+    put(frame, empty(`No agents yet. On each GPU machine, run: \`${command}\``));
     return;
   }
   const rows = agents.map((agent) =>
@@ -24,13 +24,13 @@ export function drawAgents(frame, agents, command, link) {
       h(
         "td",
         {},
-        h("span", { class: `state ${agent.alive ? "running" : "gone"}` }, agent.alive ? "here" : "gone"),
+        h("span", { class: `state ${agent.alive ? "running" : "offline"}` }, agent.alive ? "online" : "offline"),
       ),
       h("td", {}, moment(agent.heartbeat)),
       h("td", { class: "links" }, agent.runs.map(link)),
     ),
   );
-  const heads = ["box", "state", "last heard of", "at work on"].map((text) =>
+  const heads = ["host", "state", "last seen", "training"].map((text) =>
     h("th", { scope: "col" }, text),
   );
   const table = h("table", {}, h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));

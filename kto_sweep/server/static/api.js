@@ -1,26 +1,26 @@
-// Talks to the server: reads, changes, and asks again for what has changed.
+// HTTP client of the page: reads data, sends actions, polls for changes.
 
 import { h, put } from "./dom.js";
 
-const QUICK = 2000; // milliseconds between two looks at something that is alive
-const SLOW = 15000; // at something that has ended, or that nobody looks at
+const QUICK = 2000; // milliseconds between two requests for something active
+const SLOW = 15000; // for something that has ended, or in a hidden tab
 
 let csrf = null;
 
-/** Thrown for an answer that is an error; the message says what to do. */
+/** An error response; the message says what to do. */
 export class ApiError extends Error {}
 
-/** True once the page is known to be logged in: it may change things. */
+/** Whether the page is logged in and may send actions. */
 export function mayControl() {
   return csrf !== null;
 }
 
-/** The path of this page, segment by segment. */
+/** The segments of this page's path. */
 export function segments() {
   return location.pathname.split("/").filter(Boolean).map(decodeURIComponent);
 }
 
-/** A path of this server from its segments. */
+/** The path made of these segments. */
 export function path(...parts) {
   return "/" + parts.map(encodeURIComponent).join("/");
 }
@@ -40,37 +40,37 @@ export async function read(parts, query = []) {
   return body;
 }
 
-/** Asks the server to change something; throws an ApiError that says what to do when it does not. */
-export async function change(parts, wanted) {
+/** Sends an action; throws an ApiError when the server rejects it. */
+export async function change(parts, action) {
   const answer = await fetch("/-/do" + path(...parts), {
     method: "POST",
     headers: { "content-type": "application/json", "x-kto-sweep-csrf": csrf ?? "" },
-    body: JSON.stringify(wanted),
+    body: JSON.stringify(action),
   });
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new ApiError(message(body, answer.status));
 }
 
 function message(body, status) {
-  return body.errors?.[0]?.message ?? `the server answered ${status}`;
+  return body.errors?.[0]?.message ?? `the server returned status ${status}`;
 }
 
-/** Says at the top of the page what went wrong; a fault of ours goes to the console. */
+/** Shows an error at the top of the page; errors of the page itself are also logged to the console. */
 export function report(problem) {
-  // A failed fetch is a TypeError, and the same words come in several browsers.
+  // A failed fetch is a TypeError; these words occur in its message in all browsers.
   const offline = problem instanceof ApiError || /fetch|network|load/i.test(problem.message);
   if (!offline) console.error(problem);
   const what =
-    problem instanceof ApiError ? problem.message : "No answer from the server. Type: kto-sweep serve";
+    problem instanceof ApiError ? problem.message : "The server does not respond. Run: kto-sweep serve";
   put(document.getElementById("live"), h("span", { class: "dot lost" }), what);
 }
 
 /**
- * Calls `look` now and then again and again: soon while it returns true (alive), rarely otherwise. What it says of
- * the connection stands at the top of the page. The returned function asks for a look at once.
- * @param {() => Promise<boolean>} look
+ * Calls `refresh` now and repeatedly: often while it returns true (active), else rarely. Shows the connection state at
+ * the top of the page. The returned function refreshes at once.
+ * @param {() => Promise<boolean>} refresh
  */
-export function follow(look) {
+export function poll(refresh) {
   const live = document.getElementById("live");
   let timer = 0;
   let busy = false;
@@ -80,7 +80,7 @@ export function follow(look) {
     busy = true;
     let alive = true;
     try {
-      alive = await look();
+      alive = await refresh();
       put(live, h("span", { class: alive ? "dot alive" : "dot" }), alive ? "live" : "ended");
     } catch (problem) {
       report(problem);

@@ -1,9 +1,9 @@
-// Where a value stands on an axis of the parallel coordinates: numbers (also on a log scale) or names.
+// Axes of the parallel coordinates: positions of numbers (linear or log) and of names.
 
 import { compareNames } from "./format.js";
 
-const FEW = 5; // marks between the ends, about
-const CLEAR = 0.08; // of the axis between two marks
+const FEW = 5; // approximate number of ticks between the ends
+const CLEAR = 0.08; // minimum distance of two ticks, as a share of the axis
 
 /**
  * @typedef {object} Axis
@@ -11,24 +11,24 @@ const CLEAR = 0.08; // of the axis between two marks
  * @property {boolean} numeric
  * @property {(value: any) => number | null} place 0 (bottom) to 1 (top)
  * @property {Array<{at: number, text: any}>} ticks
- * @property {(at: number) => any} valueAt what stands at that height
+ * @property {(at: number) => any} valueAt the value at that height
  */
 
 /**
  * The axis that fits the values.
  * @param {string} name
  * @param {any[]} values of all runs; null where a run has none
- * @param {boolean} wantsLog where the values allow it
+ * @param {boolean} wantsLog use a log scale if all values are positive
  * @returns {Axis}
  */
 export function makeAxis(name, values, wantsLog) {
-  const known = values.filter((value) => value !== null && value !== undefined && value !== "");
-  const numbers = known.map(asNumber);
-  const numeric = known.length > 0 && numbers.every((value) => value !== null);
-  return numeric ? numberAxis(name, numbers, wantsLog) : nameAxis(name, known);
+  const present = values.filter((value) => value !== null && value !== undefined && value !== "");
+  const numbers = present.map(asNumber);
+  const numeric = present.length > 0 && numbers.every((value) => value !== null);
+  return numeric ? numberAxis(name, numbers, wantsLog) : nameAxis(name, present);
 }
 
-/** The value as a number, also where YAML has made a text of it, as of 5e-7; null for what is none. */
+/** The value as a number, also if YAML parsed it as a string, such as 5e-7; else null. */
 function asNumber(value) {
   if (typeof value === "number") return value;
   return typeof value === "string" && value.trim() !== "" && Number.isFinite(Number(value))
@@ -57,7 +57,7 @@ function numberAxis(name, values, wantsLog) {
   return { name, numeric: true, place, valueAt, ticks: marks.map((text) => ({ at: place(text), text })) };
 }
 
-/** Both ends, and the round numbers between them that stand clear of the ends: powers of ten on a log scale. */
+/** Both ends, and the round numbers between them that are not too close to an end; powers of ten on a log scale. */
 function between(low, high, log) {
   const [from, to] = log ? [Math.log10(low), Math.log10(high)] : [low, high];
   const rough = (to - from) / FEW;

@@ -1,6 +1,6 @@
-// Two to ten runs side by side: what differs first, then the curves.
+// Compares two to ten runs side by side: differing values first, then curves.
 
-import { ApiError, follow, path, read, segments } from "./api.js";
+import { ApiError, poll, path, read, segments } from "./api.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
 import { empty, h, keepingFocus, put, section } from "./dom.js";
 import { duration } from "./format.js";
@@ -9,8 +9,8 @@ import { colour, onTheme } from "./theme.js";
 import { SideBySide } from "./values.js";
 
 const CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb", "eval/common_loss", "eval/auc"];
-const MOST = 10; // as many as there are colours
-const HOW = "Select 2 to 10 runs in a sweep's table, then press compare.";
+const MOST = 10; // the number of colours
+const HOW = "Select 2 to 10 runs in a sweep's table, then click compare.";
 const [entity, project] = segments();
 const names = (new URLSearchParams(location.search).get("runs") ?? "")
   .split(",")
@@ -61,7 +61,7 @@ function build() {
   );
 }
 
-function tell() {
+function drawHead() {
   page.title.textContent = `${runs.length} runs side by side`;
   const heads = runs.map((run, i) =>
     h(
@@ -95,14 +95,14 @@ async function draw() {
   }
 }
 
-/** All of the runs; one that is gone leaves nothing to compare. */
+/** Loads all runs; fails if one of them no longer exists. */
 async function load() {
   try {
-    const told = await Promise.all(names.map((name) => read([entity, project, "runs", name])));
-    return told.map(({ run }) => run);
+    const answers = await Promise.all(names.map((name) => read([entity, project, "runs", name])));
+    return answers.map(({ run }) => run);
   } catch (problem) {
     if (!page && problem instanceof ApiError)
-      put(main, h("h1", {}, "Compare"), empty(`Not compared: ${problem.message}. ${HOW}`));
+      put(main, h("h1", {}, "Compare"), empty(`Cannot compare: ${problem.message}. ${HOW}`));
     throw problem;
   }
 }
@@ -111,10 +111,10 @@ if (names.length < 2) {
   put(main, h("h1", {}, "Compare"), empty(HOW));
 } else {
   onTheme(() => {
-    if (page) tell();
+    if (page) drawHead();
     draw();
   });
-  follow(async () => {
+  poll(async () => {
     runs = await load();
     const now = JSON.stringify(runs);
     if (now !== before) {
@@ -126,7 +126,7 @@ if (names.length < 2) {
       ];
       curves = (await read([entity, project, "curves"], query)).curves;
       if (!page) build();
-      tell();
+      drawHead();
       await draw();
     }
     return runs.some((run) => run.state === "running");

@@ -1,25 +1,25 @@
-// Buttons that change a sweep or a run on the server. Those who may not are told how to log in.
+// Buttons for actions on a sweep or a run; without a login, the command to log in.
 
 import { change, mayControl } from "./api.js";
 import { code, h, put } from "./dom.js";
 
 const SWEEP = [
-  { action: "pause", states: ["running", "pending"], says: "start no more trials until resumed" },
-  { action: "resume", states: ["paused", "finished", "canceled"], says: "go on" },
+  { action: "pause", states: ["running", "pending"], help: "start no new trials until resumed" },
+  { action: "resume", states: ["paused", "finished", "canceled"], help: "continue the sweep" },
   {
     action: "stop",
     states: ["running", "pending", "paused"],
-    says: "start no more trials; those that run finish",
+    help: "start no new trials; running ones finish",
   },
   {
     action: "cancel",
     states: ["running", "pending", "paused"],
-    says: "end the sweep and its running trials",
-    sure: true,
+    help: "stop the sweep and its running trials",
+    confirm: true,
   },
 ];
 
-/** A row of buttons with a line for what came of them. */
+/** A row of buttons and a line for errors. */
 export class Controls {
   /** @param {string[]} target the path behind `/-/do` @param {() => void} changed */
   constructor(target, changed) {
@@ -27,8 +27,8 @@ export class Controls {
     this.changed = changed;
     this.shown = "";
     this.buttons = h("div", { class: "buttons" });
-    this.told = h("p", { class: "told", role: "alert" });
-    this.element = h("div", { class: "controls" }, this.buttons, this.told);
+    this.error = h("p", { class: "error-line", role: "alert" });
+    this.element = h("div", { class: "controls" }, this.buttons, this.error);
   }
 
   /** The controls of a sweep in this state. */
@@ -39,11 +39,11 @@ export class Controls {
   /** The controls of a run in this state. */
   run(state, stopping) {
     const alive = ["running", "pending", "preempting", "preempted"].includes(state) && !stopping;
-    this.offer(alive ? [{ action: "stop", says: "end this run; the sweep goes on", sure: true }] : []);
+    this.offer(alive ? [{ action: "stop", help: "stop this run; the sweep continues", confirm: true }] : []);
   }
 
   offer(actions) {
-    // Built anew only when something differs: a look at the server must not take the focus away.
+    // Rebuild only on changes, so that polling does not take the focus away.
     const now = JSON.stringify([mayControl(), actions]);
     if (now === this.shown) return;
     this.shown = now;
@@ -51,7 +51,7 @@ export class Controls {
       put(
         this.buttons,
         actions.length
-          ? h("span", { class: "quiet" }, code("To control it here, log in once: `kto-sweep serve --login`"))
+          ? h("span", { class: "quiet" }, code("Read-only. To pause or stop it here, run: `kto-sweep serve --login`"))
           : null,
       );
       return;
@@ -62,8 +62,8 @@ export class Controls {
     );
   }
 
-  button({ action, says, sure }) {
-    const button = h("button", { type: "button", title: says, "data-action": action }, action);
+  button({ action, help, confirm }) {
+    const button = h("button", { type: "button", title: help, "data-action": action }, action);
     let armed = false;
     const disarm = () => {
       armed = false;
@@ -72,7 +72,7 @@ export class Controls {
     };
     button.addEventListener("blur", disarm);
     button.addEventListener("click", () => {
-      if (sure && !armed) {
+      if (confirm && !armed) {
         armed = true;
         button.textContent = `${action}: sure?`;
         button.classList.add("sure");
@@ -84,15 +84,15 @@ export class Controls {
     return button;
   }
 
-  /** Sends a change and tells what came of it. */
-  async send(wanted) {
+  /** Sends an action and shows its error; whether it succeeded. */
+  async send(action) {
     try {
-      await change(this.target, wanted);
-      put(this.told);
+      await change(this.target, action);
+      put(this.error);
       this.changed();
       return true;
     } catch (problem) {
-      put(this.told, `Not done: ${problem.message}`);
+      put(this.error, `Failed: ${problem.message}`);
       return false;
     }
   }

@@ -1,9 +1,9 @@
-// A table as a CSV file that spreadsheets read as data.
+// Exports a table as a CSV file that is safe to open in a spreadsheet.
 
 function field(value) {
   let text =
     value === null || value === undefined ? "" : Array.isArray(value) ? value.join(" ") : String(value);
-  // A text that begins like this would be run as a formula.
+  // Spreadsheets would evaluate such a text as a formula.
   if (typeof value !== "number" && /^[=+\-@\t\r]/.test(text)) text = `'${text}`;
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
@@ -13,7 +13,7 @@ export function csv(names, rows) {
   return [names, ...rows].map((row) => row.map(field).join(",")).join("\r\n") + "\r\n";
 }
 
-/** Lets the browser save a text as a file. */
+/** Downloads a text as a file. */
 export function save(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));

@@ -1,4 +1,4 @@
-// The curves of a sweep's runs as far as they have been fetched; fetches those that have gone on since.
+// Cache of the curves of a sweep's runs; refetches those of runs that have changed.
 
 import { read } from "./api.js";
 import { pointsEach } from "./curves.js";
@@ -8,36 +8,36 @@ export class CurveStore {
   constructor(entity, project, keys) {
     this.source = [entity, project, "curves"];
     this.keys = keys;
-    this.known = new Map(); // by run: what it looked like then, in how many points, its curves by metric
+    this.cache = new Map(); // by run: its version, number of points, curves by metric
   }
 
-  /** True until anything was fetched. */
+  /** True before the first fetch. */
   get isEmpty() {
-    return !this.known.size;
+    return !this.cache.size;
   }
 
   /** @returns {import("./curves.js").Curve | undefined} */
   of(run, key) {
-    return this.known.get(run.name)?.curves[key];
+    return this.cache.get(run.name)?.curves[key];
   }
 
-  /** Fetches those of the runs that have gone on, or have too few points where so many are drawn `together`. */
+  /** Fetches curves of changed runs, and of those with too few points for `together` drawn runs. */
   async load(runs, together) {
     const points = pointsEach(together);
-    const look = (run) => `${run.heartbeat} ${run.state}`;
+    const version = (run) => `${run.heartbeat} ${run.state}`;
     const stale = runs.filter((run) => {
-      const known = this.known.get(run.name);
-      return !known || known.look !== look(run) || known.points < points / 2;
+      const cached = this.cache.get(run.name);
+      return !cached || cached.version !== version(run) || cached.points < points / 2;
     });
     if (!stale.length) return;
     const names = stale.map((run) => ["run", run.name]);
-    const told = await read(this.source, [
+    const answer = await read(this.source, [
       ["points", points],
       ...names,
       ...this.keys.map((key) => ["key", key]),
     ]);
     for (const run of stale) {
-      this.known.set(run.name, { look: look(run), points, curves: told.curves[run.name] ?? {} });
+      this.cache.set(run.name, { version: version(run), points, curves: answer.curves[run.name] ?? {} });
     }
   }
 }

@@ -1,8 +1,8 @@
-// Panels of curves: one metric each, many runs. Takes plain data; knows nothing of where it comes from.
+// Curve panels: one metric each, many runs. Draws plain data and fetches nothing.
 
-import { h, put, soon } from "./dom.js";
-import { apart, count, duration, show } from "./format.js";
-import { TICKS, draw, drawNothing, plain } from "./plot.js";
+import { h, put, debounce } from "./dom.js";
+import { isolated, count, duration, show } from "./format.js";
+import { TICKS, draw, drawNothing, escapeMarkup } from "./plot.js";
 
 /**
  * @typedef {{step: number[], time: number[], value: number[]}} Curve
@@ -10,39 +10,39 @@ import { TICKS, draw, drawNothing, plain } from "./plot.js";
  * @typedef {{smoothing: number, axis: "step" | "time", logX: boolean, logY: boolean}} View
  */
 
-const FEWEST_SMOOTHED = 20; // points: of a few evaluations each one counts
-const FEW_LINES = 2; // so many show what was logged behind the smoothed line
+const FEWEST_SMOOTHED = 20; // points; shorter curves, such as a few evaluations, are not smoothed
+const FEW_LINES = 2; // up to this many lines, the raw values are drawn behind the smoothed ones
 
-/** How curves are shown until somebody chooses otherwise. */
+/** Default view of curves. */
 export const VIEW = { smoothing: 0.6, axis: "step", logX: false, logY: false };
 
 /**
- * Smoothed values: an exponential mean of weight `amount`, corrected for its beginning (as W&B and TensorBoard do).
+ * Smoothed values: an exponential moving average with debiasing, as in W&B and TensorBoard.
  * @param {number[]} values
- * @param {number} amount 0 (as they are) up to, and without, 1
+ * @param {number} amount the weight, 0 (no smoothing) <= amount < 1
  */
 export function smooth(values, amount) {
   if (!amount) return values;
   let mean = 0;
-  let missing = 1; // the share of the mean that no value has filled yet
+  let missing = 1; // the weight of the initial zero, removed by debiasing
   return values.map((value) => {
     missing *= amount;
-    // As a step towards the value, the first one all the way: a constant stays exactly what it is.
+    // As a step towards the value, so that a constant stays exactly constant.
     mean += (value - mean) * ((1 - amount) / (1 - missing));
     return mean;
   });
 }
 
 /**
- * The chart in words, for those who do not see it.
+ * Text summary of the chart, for screen readers.
  * @param {string} title @param {Line[]} lines @param {"step" | "time"} axis
  */
 export function describe(title, lines, axis) {
   const ends = lines
     .filter((line) => line.curve.value.length)
-    .map(({ title, curve }) => ({ title: apart(title), value: curve.value.at(-1), at: curve[axis].at(-1) }));
+    .map(({ title, curve }) => ({ title: isolated(title), value: curve.value.at(-1), at: curve[axis].at(-1) }));
   if (!ends.length) {
-    return `${title}: no run has logged it yet${title.startsWith("gpu/") ? "; on a CPU there is none" : ""}.`;
+    return `${title}: no run has logged it yet${title.startsWith("gpu/") ? "; not available on CPU" : ""}.`;
   }
   ends.sort((a, b) => a.value - b.value);
   const [low, high] = [ends[0], ends.at(-1)];
@@ -77,7 +77,7 @@ export class CurvePanel {
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
     if (!lines.some((line) => line.curve.value.length)) {
-      drawNothing(this.chart, "nothing yet");
+      drawNothing(this.chart, "no data yet");
       return;
     }
     const traces = [...lines].reverse().map((line) => this.trace(line, view));
@@ -109,7 +109,7 @@ export class CurvePanel {
       y: value.length < FEWEST_SMOOTHED ? value : smooth(value, view.smoothing),
       line: { color: line.colour, width: line.width ?? 1.4 },
       marker: { color: line.colour, size: 6 },
-      meta: plain(line.title),
+      meta: escapeMarkup(line.title),
       hovertemplate: `%{meta}<br>%{y:.4g} at ${view.axis === "time" ? "%{x:.0f} s" : "step %{x}"}<extra></extra>`,
     };
   }
@@ -121,7 +121,7 @@ export class CurvePanel {
  * @param {() => void} changed
  */
 export function viewTools(view, changed) {
-  const later = soon(changed);
+  const later = debounce(changed);
   const amount = h("output", {}, view.smoothing.toFixed(2));
   const slider = h("input", {
     type: "range",
@@ -164,13 +164,13 @@ export function viewTools(view, changed) {
     );
   return [
     h("label", {}, "smoothing ", slider, amount),
-    h("label", {}, "against ", axis),
+    h("label", {}, "x axis ", axis),
     check("log x", "logX"),
     check("log y", "logY"),
   ];
 }
 
-/** The points that each of so many runs may have, so that a panel stays quick. */
+/** Points per run that keep a panel with this many runs fast. */
 export function pointsEach(runs) {
   return Math.max(100, Math.min(1000, Math.floor(12000 / Math.max(1, runs))));
 }

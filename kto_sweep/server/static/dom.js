@@ -1,4 +1,4 @@
-// Elements from data. Text is only ever set as text: whatever a run calls itself cannot become markup.
+// Creates DOM elements. Text is only set as text nodes, so that a run name cannot inject markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -13,7 +13,7 @@ export function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same for a part of a drawing. */
+/** Like `h`, for SVG elements. */
 export function s(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -31,7 +31,7 @@ function fill(element, attributes, children) {
   return element;
 }
 
-/** Appends children; nothing for null. */
+/** Appends children; skips null. */
 export function add(element, children) {
   for (const child of [children].flat(3)) {
     if (child !== null && child !== undefined && child !== false) element.append(child);
@@ -39,13 +39,13 @@ export function add(element, children) {
   return element;
 }
 
-/** Replaces what is in the element. */
+/** Replaces the element's children. */
 export function put(element, ...children) {
   element.replaceChildren();
   return add(element, children);
 }
 
-/** A titled part of a page; `tools` stand beside the title. */
+/** A titled part of a page; `tools` are placed beside the title. */
 export function section(title, { id = null, tools = [], className = "" } = {}, ...children) {
   const heading = h("h2", id ? { id: `${id}-title` } : {}, title);
   return h(
@@ -56,17 +56,17 @@ export function section(title, { id = null, tools = [], className = "" } = {}, .
   );
 }
 
-/** A line that says that there is nothing, and what to do about it; commands in backticks become code. */
+/** A placeholder that says what to do; commands in backticks become code. */
 export function empty(text) {
   return h("p", { class: "empty" }, code(text));
 }
 
-/** The text with what stands in backticks as code. */
+/** The text with parts in backticks as code elements. */
 export function code(text) {
   return text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 }
 
-/** Draws anew and leaves the focus where it was: on the element of the same `data-focus`, or the same link. */
+/** Redraws and restores the focus to the element with the same `data-focus` or link. */
 export function keepingFocus(root, draw) {
   const name = (element) => element?.dataset?.focus ?? element?.getAttribute?.("href") ?? null;
   const focus = root.contains(document.activeElement) ? name(document.activeElement) : null;
@@ -75,13 +75,13 @@ export function keepingFocus(root, draw) {
     [...root.querySelectorAll("[data-focus], [href]")].find((element) => name(element) === focus)?.focus();
 }
 
-/** Lets the browser paint and answer keys before more is drawn. */
-export function breath() {
+/** Lets the browser paint and handle input before more is drawn. */
+export function yieldToBrowser() {
   return new Promise((done) => setTimeout(done, 0));
 }
 
-/** Calls `work` once, soon, however often it is asked for meanwhile. */
-export function soon(work, milliseconds = 80) {
+/** Calls `work` once, `milliseconds` after the last call of the returned function. */
+export function debounce(work, milliseconds = 80) {
   let timer = 0;
   return (...values) => {
     clearTimeout(timer);

@@ -1,15 +1,15 @@
-// What a person types to narrow a table: words, and comparisons such as state=failed or learning_rate<1e-4.
+// Filter of the runs table: words, and comparisons such as state=failed or learning_rate<1e-4.
 
 const COMPARISON = /^(.+?)(<=|>=|!=|=|<|>)(.+)$/;
 
 /**
- * A test of one run for what was typed; every part must hold.
- * @param {string} typed
+ * A predicate of runs for a filter query; every part must match.
+ * @param {string} query
  * @param {(run: object, name: string) => any} value a run's value by column name
  * @returns {(run: object) => boolean}
  */
-export function matcher(typed, value) {
-  const tests = typed
+export function matcher(query, value) {
+  const tests = query
     .trim()
     .split(/\s+/)
     .filter(Boolean)
@@ -18,10 +18,10 @@ export function matcher(typed, value) {
 }
 
 function test(part, value) {
-  const found = COMPARISON.exec(part);
-  if (!found) return (run) => words(run).includes(part.toLowerCase());
-  const [, name, sign, wanted] = found;
-  return (run) => holds(value(run, name), sign, wanted);
+  const match = COMPARISON.exec(part);
+  if (!match) return (run) => words(run).includes(part.toLowerCase());
+  const [, name, sign, operand] = match;
+  return (run) => holds(value(run, name), sign, operand);
 }
 
 function words(run) {
@@ -37,18 +37,18 @@ function words(run) {
   return parts.join(" ").toLowerCase();
 }
 
-function holds(actual, sign, wanted) {
+function holds(actual, sign, operand) {
   if (sign === "=" || sign === "!=") {
-    const same = isSame(actual, wanted);
+    const same = isSame(actual, operand);
     return sign === "=" ? same : !same;
   }
-  const number = Number(wanted);
+  const number = Number(operand);
   if (typeof actual !== "number" || Number.isNaN(number)) return false;
   return { "<": actual < number, ">": actual > number, "<=": actual <= number, ">=": actual >= number }[sign];
 }
 
-function isSame(actual, wanted) {
-  if (Array.isArray(actual)) return actual.includes(wanted);
-  if (typeof actual === "number") return actual === Number(wanted);
-  return String(actual ?? "").toLowerCase() === wanted.toLowerCase();
+function isSame(actual, operand) {
+  if (Array.isArray(actual)) return actual.includes(operand);
+  if (typeof actual === "number") return actual === Number(operand);
+  return String(actual ?? "").toLowerCase() === operand.toLowerCase();
 }

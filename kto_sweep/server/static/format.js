@@ -1,6 +1,6 @@
-// Values as people read them.
+// Formats values for display.
 
-/** A number in four digits, as 2.3e-06 where it is small; text as it is; nothing for null. */
+/** A number with four digits, such as 2.3e-06; text unchanged; an empty string for null. */
 export function show(value) {
   if (value === null || value === undefined) return "";
   if (typeof value === "boolean") return value ? "true" : "false";
@@ -50,14 +50,14 @@ export function count(number, noun) {
   return `${String(number).replace(/\B(?=(\d{3})+$)/g, ",")} ${noun}${number === 1 ? "" : "s"}`;
 }
 
-/** A name inside of a sentence: what is written from right to left does not turn the words around it. */
-export function apart(name) {
+/** The name between Unicode isolates, so that right-to-left text does not reorder the sentence around it. */
+export function isolated(name) {
   return `\u2068${name}\u2069`;
 }
 
-let collator = null; // made when names are first compared: the browser takes its time for it
+let collator = null; // created on first use, because it is slow
 
-/** Compares two texts as people do: `run 9` before `run 10`. */
+/** Natural order: `run 9` before `run 10`. */
 export function compareNames(a, b) {
   collator ??= new Intl.Collator("en", { numeric: true });
   return collator.compare(a, b);
@@ -65,7 +65,7 @@ export function compareNames(a, b) {
 
 const isNan = (value) => typeof value === "string" && value.toLowerCase() === "nan";
 
-/** Compares two cells: numbers before texts, nothing last whatever the direction. */
+/** Compares two cells: numbers before text; missing values last in both directions. */
 export function compare(a, b, descending) {
   const missing = (value) => value === null || value === undefined || value === "" || isNan(value);
   if (missing(a) || missing(b)) return Number(missing(a)) - Number(missing(b));

@@ -1,4 +1,4 @@
-// The cells of a grid as a map: done, running, paused, failed with its cause, missing.
+// Map of a grid's cells by state: done, running, paused, failed with its cause, missing.
 
 import { h, put } from "./dom.js";
 import { show } from "./format.js";
@@ -18,7 +18,7 @@ export class GridMap {
 
   /**
    * @param {Cell[]} cells
-   * @param {string[]} names of the parameters that vary; the last is across, the others down
+   * @param {string[]} names of the parameters that vary; the last one makes the columns, the others the rows
    * @param {Map<string, string>} colours by run
    */
   draw(cells, names, colours) {
@@ -45,7 +45,7 @@ export class GridMap {
         columns.map((value) => this.cell(byColumn.get(JSON.stringify(value)), colours)),
       ),
     );
-    const caption = h("caption", {}, down.length ? `across: ${across}` : across);
+    const caption = h("caption", {}, down.length ? `columns: ${across}` : across);
     put(this.frame, h("table", { class: "map" }, caption, h("thead", {}, head), h("tbody", {}, body)));
     put(this.summary, describe(cells));
   }
@@ -56,17 +56,17 @@ export class GridMap {
       cell.state === "failed" && cell.cause ? cell.cause : null,
       cell.value === null ? null : show(cell.value),
     ];
-    const said = words.filter(Boolean).join(" ") || (cell.state === "done" ? "done" : cell.state);
+    const label = words.filter(Boolean).join(" ") || (cell.state === "done" ? "done" : cell.state);
     const content = [
       h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[cell.state]),
-      h("span", {}, said),
+      h("span", {}, label),
     ];
     const colour = cell.state === "done" && cell.run ? colours.get(cell.run) : null;
     const title = `${cell.state}: ${Object.entries(cell.values)
       .map(([name, value]) => `${name} ${show(value)}`)
       .join(", ")}`;
     const inner = cell.run
-      ? h("a", { href: this.link(cell.run), "aria-label": `${title} ${said}` }, content)
+      ? h("a", { href: this.link(cell.run), "aria-label": `${title} ${label}` }, content)
       : content;
     return h(
       "td",

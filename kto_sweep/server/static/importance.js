@@ -1,4 +1,4 @@
-// How much each parameter matters for the metric: a random forest's importance, and the linear correlation.
+// Parameter importance for the metric: random forest importance, and linear correlation.
 
 import { empty, h, put } from "./dom.js";
 import { show } from "./format.js";
@@ -7,10 +7,10 @@ import { show } from "./format.js";
 
 export class ImportancePanel {
   constructor() {
-    this.element = h("div", {}, h("p", { class: "quiet" }, "Working it out…"));
+    this.element = h("div", {}, h("p", { class: "quiet" }, "Computing…"));
   }
 
-  /** @param {Importance[]} rows @param {string} note how sure it is, or why there is nothing */
+  /** @param {Importance[]} rows @param {string} note how reliable it is, or why it is empty */
   draw(rows, note) {
     if (!rows.length) {
       put(this.element, empty(note));

@@ -1,6 +1,6 @@
-// The list of sweeps: of all projects, or of one with its runs that belong to no sweep.
+// The list of sweeps: of all projects, or of one project with its runs without a sweep.
 
-import { follow, path, read, segments } from "./api.js";
+import { poll, path, read, segments } from "./api.js";
 import { add, code, empty, h, put, section } from "./dom.js";
 import { duration, moment, show } from "./format.js";
 import { stateMark } from "./run_values.js";
@@ -15,7 +15,7 @@ let before = "";
 
 const NUMBERS = ["best", "compute", "time"];
 const CREATE =
-  "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or all in one: `kto-sweep demo`";
+  "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or try: `kto-sweep demo`";
 
 function sweepRow(sweep) {
   const best = sweep.best === null ? "" : show(Number(sweep.best.toPrecision(6)));
@@ -69,10 +69,10 @@ function runRow(run) {
   );
 }
 
-follow(async () => {
-  const told = await read(project ? [entity, project] : ["sweeps"]);
-  const now = JSON.stringify(told);
-  if (now === before) return true; // nothing is redrawn under a reader's hands
+poll(async () => {
+  const answer = await read(project ? [entity, project] : ["sweeps"]);
+  const now = JSON.stringify(answer);
+  if (now === before) return true; // unchanged: do not redraw
   before = now;
   const heads = [
     "sweep",
@@ -87,31 +87,31 @@ follow(async () => {
   put(main, h("h1", {}, title));
   add(
     main,
-    told.sweeps.length ? section("", {}, table(heads, told.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE),
+    answer.sweeps.length ? section("", {}, table(heads, answer.sweeps.map(sweepRow), "Sweeps")) : empty(CREATE),
   );
-  if (told.runs?.length) {
+  if (answer.runs?.length) {
     add(
       main,
       section(
         "Runs without a sweep",
         { id: "runs" },
-        table(["run", "state", "time", "created"], told.runs.map(runRow), "Runs"),
+        table(["run", "state", "time", "created"], answer.runs.map(runRow), "Runs"),
       ),
     );
   }
-  if (!project && told.projects.length) {
-    const links = told.projects.map((each) =>
+  if (!project && answer.projects.length) {
+    const links = answer.projects.map((each) =>
       h("li", {}, h("a", { href: path(each.entity, each.name) }, `${each.entity}/${each.name}`)),
     );
     add(main, section("Projects", { id: "projects" }, h("ul", { class: "links" }, links)));
   }
-  if (!told.csrf)
+  if (!answer.csrf)
     add(
       main,
       h(
         "p",
         { class: "quiet" },
-        code("You may look. To control sweeps from here, log in once: `kto-sweep serve --login`"),
+        code("Read-only. To pause or stop sweeps here, run: `kto-sweep serve --login`"),
       ),
     );
   return true;

@@ -1,4 +1,4 @@
-// Tags and notes of a run: shown to all, written by those who are logged in.
+// Tags and notes of a run; editable when logged in.
 
 import { mayControl } from "./api.js";
 import { h, put } from "./dom.js";
@@ -14,7 +14,7 @@ export class NotesEditor {
   /** @param {{tags: string[], notes: string}} run */
   update(run) {
     const now = JSON.stringify([run.tags, run.notes, mayControl()]);
-    // What somebody is writing is not replaced by what the server has.
+    // Do not overwrite a form that the user is editing.
     if (now === this.shown || this.element.contains(document.activeElement)) return;
     this.shown = now;
     if (mayControl()) this.form(run);
@@ -29,8 +29,8 @@ export class NotesEditor {
   form(run) {
     const tags = h("input", {
       value: run.tags.join(", "),
-      placeholder: "tags, with commas",
-      "aria-label": "Tags, with commas between them",
+      placeholder: "tags, separated by commas",
+      "aria-label": "Tags, separated by commas",
     });
     const notes = h("textarea", { value: run.notes, rows: 1, placeholder: "notes", "aria-label": "Notes" });
     const save = (event) => {

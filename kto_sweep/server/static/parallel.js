@@ -1,5 +1,5 @@
-// Parallel coordinates: a line per run through its parameters to the metric. Each axis has two handles that leave
-// only the runs between them; they are dragged, or moved with the arrow keys.
+// Parallel coordinates: a line per run through its parameters to the metric. The two handles of each axis select the
+// runs between them; drag them or move them with the arrow keys.
 
 import { makeAxis } from "./axis.js";
 import { h, keepingFocus, put, s } from "./dom.js";
@@ -9,20 +9,20 @@ const HEIGHT = 260;
 const TOP = 34;
 const BOTTOM = 18;
 const NARROWEST = 110;
-const LETTER = 7.6; // pixels, of an axis's name
-const MARGIN = 0.22; // of a gap, before the first axis
-const STEP = 0.05; // of an axis, for one press of an arrow key
-const SLACK = 0.004; // so that a value on the edge is inside
+const LETTER = 7.6; // pixels per letter of an axis name
+const MARGIN = 0.22; // space before the first axis, as a share of the gap
+const STEP = 0.05; // share of an axis per press of an arrow key
+const SLACK = 0.004; // tolerance, so that a value on the edge is inside
 
 /**
  * @typedef {{name: string, log: boolean}} Dimension
  * @typedef {{name: string, title: string, colour: string, values: any[]}} Run values in the order of the dimensions
  */
 export class ParallelPlot {
-  /** @param {(names: Set<string> | null) => void} brushed gets the runs that the handles leave; null: all */
+  /** @param {(names: Set<string> | null) => void} brushed gets the selected runs; null: all */
   constructor(brushed) {
     this.brushed = brushed;
-    this.ranges = new Map(); // by name of the axis: [low, high] as shares of its height
+    this.ranges = new Map(); // by name of the axis: [low, high], 0 to 1
     this.runs = [];
     this.dimensions = [];
     this.drawing = s("svg", { class: "parallel", role: "group" });
@@ -52,10 +52,10 @@ export class ParallelPlot {
   reset() {
     this.ranges.clear();
     this.render();
-    this.tell();
+    this.notify();
   }
 
-  /** The runs inside of every range. */
+  /** The runs inside every range. */
   inside() {
     return this.runs.filter((run) =>
       this.axes.every((axis, i) => {
@@ -67,7 +67,7 @@ export class ParallelPlot {
     );
   }
 
-  tell() {
+  notify() {
     const all = ![...this.ranges.values()].some(([low, high]) => low > 0 || high < 1);
     this.clear.hidden = all;
     this.brushed(all ? null : new Set(this.inside().map((run) => run.name)));
@@ -173,7 +173,7 @@ export class ParallelPlot {
     } else return;
     event.preventDefault();
     this.render();
-    this.tell();
+    this.notify();
   }
 
   drag(event, axis, end) {
@@ -188,7 +188,7 @@ export class ParallelPlot {
       removeEventListener("pointermove", move);
       removeEventListener("pointerup", stop);
       removeEventListener("pointercancel", stop);
-      this.tell();
+      this.notify();
     };
     addEventListener("pointermove", move);
     addEventListener("pointerup", stop);
@@ -213,7 +213,7 @@ export class ParallelPlot {
       );
     const words = limits.length
       ? `${chosen} of ${count(this.runs.length, "run")} within ${limits.join(", ")}.`
-      : `${count(this.runs.length, "run")} over ${this.axes.map((axis) => axis.name).join(", ")}. Drag an axis's handles, or focus one and press the arrow keys, to keep some.`;
+      : `${count(this.runs.length, "run")} over ${this.axes.map((axis) => axis.name).join(", ")}. To select runs, drag the handles of an axis, or focus one and press the arrow keys.`;
     put(this.summary, words);
     this.drawing.setAttribute("aria-label", `Parallel coordinates: ${words}`);
   }

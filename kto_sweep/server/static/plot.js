@@ -1,18 +1,18 @@
-// The one place that knows plotly: loads it late, gives it our look, and keeps names from being read as markup.
+// The only user of plotly: loads it lazily, sets the theme, escapes names.
 
 import { h, put } from "./dom.js";
 import { colour } from "./theme.js";
 
-/** How numbers stand at an axis: nine digits at most, so that 12 is never 12.000000000000002. */
+/** Tick format: at most nine digits, so that 12 is never 12.000000000000002. */
 export const TICKS = ".9~g";
 
 let loading = null;
 
-/** plotly, once it is there: the page's own content comes first. */
+/** Loads plotly on first use, after the page's own content. */
 export function plotly() {
   if (window.Plotly) return Promise.resolve(window.Plotly);
   loading ??= new Promise((resolve, reject) => {
-    // Where plotly finds these elements it leaves out the styles of its maps, which the page's policy forbids.
+    // plotly skips its map styles if elements with these ids exist; the content security policy blocks them.
     for (const id of (document.body.dataset.plotlyStyles ?? "").split(" ").filter(Boolean)) {
       document.head.append(Object.assign(document.createElement("meta"), { id }));
     }
@@ -25,12 +25,12 @@ export function plotly() {
   return loading;
 }
 
-/** plotly reads a few tags in its labels; this text shows as it is. */
-export function plain(text) {
+/** Escapes the tags that plotly interprets in labels. */
+export function escapeMarkup(text) {
   return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }
 
-/** Says in place of a chart that there is nothing to draw; axes without data would show numbers that mean nothing. */
+/** Shows a text in place of a chart without data; empty axes would show arbitrary numbers. */
 export function drawNothing(element, text) {
   window.Plotly?.purge(element);
   put(element, h("p", { class: "nothing" }, text));

@@ -1,6 +1,6 @@
 // The page of one run.
 
-import { follow, mayControl, path, read, segments } from "./api.js";
+import { poll, mayControl, path, read, segments } from "./api.js";
 import { ConsoleLog } from "./console_log.js";
 import { Controls } from "./controls.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
@@ -20,7 +20,7 @@ const FIRST = [
   "rewards/chosen",
   "rewards/rejected",
 ];
-const MOST_PANELS = 48;
+const MAX_PANELS = 48;
 const POINTS = 1000;
 const ENDED = ["finished", "failed", "crashed", "killed"];
 
@@ -38,7 +38,7 @@ function build() {
     view,
     panels: new Map(),
     systemPanels: new Map(),
-    controls: new Controls(target, () => look()),
+    controls: new Controls(target, () => refresh()),
     head: h("div", { class: "facts" }),
     alerts: h("div"),
     curves: h("div", { class: "grid" }),
@@ -93,7 +93,7 @@ function drawFacts() {
     run.exitcode === null ? null : fact("exit code", run.exitcode),
     fact("time", duration(run.seconds)),
     fact("started", moment(run.created)),
-    run.host ? fact("box", run.host) : null,
+    run.host ? fact("host", run.host) : null,
     run.group ? fact("group", run.group) : null,
   );
   const failed = ["failed", "crashed"].includes(run.state) && !facts.alerts.length;
@@ -102,7 +102,7 @@ function drawFacts() {
         "p",
         { class: "warning" },
         code(
-          `The run ${run.state}${cause ? `: ${cause}` : ""}. Its console below may say why; \`kto-sweep status\` says what can be tried again.`,
+          `The run ${run.state}${cause ? `: ${cause}` : ""}. See the console below; \`kto-sweep status\` lists what can be retried.`,
         ),
       )
     : null;
@@ -142,7 +142,7 @@ function drawFiles() {
   );
   const how = mayControl()
     ? null
-    : h("p", { class: "quiet" }, code("To download files, log in once: `kto-sweep serve --login`"));
+    : h("p", { class: "quiet" }, code("To download files, run: `kto-sweep serve --login`"));
   put(
     page.files,
     h("div", { class: "scroll tall", tabindex: 0 }, h("table", { class: "values" }, h("tbody", {}, rows))),
@@ -153,21 +153,21 @@ function drawFiles() {
 function ordered(keys) {
   const place = (key) =>
     FIRST.includes(key) ? FIRST.indexOf(key) : FIRST.length + (key.startsWith("eval/") ? 0 : 1);
-  return [...keys].sort((a, b) => place(a) - place(b) || a.localeCompare(b)).slice(0, MOST_PANELS);
+  return [...keys].sort((a, b) => place(a) - place(b) || a.localeCompare(b)).slice(0, MAX_PANELS);
 }
 
-/** A panel for each of the keys, made once and kept. */
-async function drawPanels(keys, frame, panels, told, axis) {
+/** One panel per key, created once and reused. */
+async function drawPanels(keys, frame, panels, curves, axis) {
   if (!keys.length) {
-    put(frame, empty("Nothing has been logged yet."));
+    put(frame, empty("Nothing logged yet."));
     return;
   }
   for (const key of keys) if (!panels.has(key)) panels.set(key, new CurvePanel(key));
   const elements = keys.map((key) => panels.get(key).element);
   if (elements.some((element, i) => frame.children[i] !== element)) put(frame, elements);
   for (const key of keys) {
-    const lines = told[key]
-      ? [{ name, title: facts.run.title, colour: colour("c1"), width: 1.8, curve: told[key] }]
+    const lines = curves[key]
+      ? [{ name, title: facts.run.title, colour: colour("c1"), width: 1.8, curve: curves[key] }]
       : [];
     await panels.get(key).draw(lines, { ...page.view, axis });
   }
@@ -188,16 +188,16 @@ async function loadCurves() {
   await drawCurves();
 }
 
-const look = follow(async () => {
-  const told = await read(target, facts ? [["since", facts.tag]] : []);
-  if (told) {
-    facts = told;
+const refresh = poll(async () => {
+  const answer = await read(target, facts ? [["since", facts.tag]] : []);
+  if (answer) {
+    facts = answer;
     if (!page) build();
     drawFacts();
   }
-  page.console.take(
+  page.console.append(
     await read([...target, "console"], page.console.next === null ? [] : [["from", page.console.next]]),
   );
-  if (told) await loadCurves();
+  if (answer) await loadCurves();
   return !ENDED.includes(facts.run.state);
 });

@@ -1,4 +1,4 @@
-// What a run has to show: its values by column name, and its state.
+// A run's values by column name, and its state.
 
 import { h } from "./dom.js";
 
@@ -15,13 +15,13 @@ export const FIXED = {
   host: (run) => run.host,
 };
 
-/** A run's value by column name. What was configured comes before what was logged: a learning rate is both. */
+/** A run's value by column name; configuration before summary, because names such as learning_rate are in both. */
 export function valueOf(run, name) {
   if (Object.hasOwn(FIXED, name)) return FIXED[name](run);
   return run.config[name] ?? run.summary[name] ?? null;
 }
 
-/** A run's state with a sign, so that it is not told by colour alone. */
+/** A run's state with a symbol, so that it does not depend on colour alone. */
 export function stateMark(run) {
   const state = run.stopping ? "stopping" : run.state;
   return h("span", { class: `state ${state}`, title: run.summary["failure/cause"] ?? null }, state);

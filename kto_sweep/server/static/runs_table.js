@@ -1,13 +1,13 @@
 // The table of runs: sort, filter, choose columns, hide runs, select some to compare, save as CSV.
 
 import { csv, save } from "./csv.js";
-import { add, empty, h, keepingFocus, put, soon } from "./dom.js";
+import { add, empty, h, keepingFocus, put, debounce } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
 import { FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
-const MOST_COMPARED = 10;
+const MAX_COMPARED = 10;
 const EXTRA = ["rewards/margins", "kl", "gpu/memory_peak_gb"];
 
 export class RunsTable {
@@ -17,8 +17,8 @@ export class RunsTable {
    * @param {{name: string, goal: string} | null} options.metric
    * @param {(run: object) => string} options.link
    * @param {(names: string[]) => string} options.compareLink
-   * @param {string} options.command what to type on a box so that runs come
-   * @param {() => void} options.changed what is shown in charts has changed
+   * @param {string} options.command starts an agent
+   * @param {() => void} options.changed called when the set of visible runs changes
    */
   constructor(options) {
     this.options = options;
@@ -26,7 +26,7 @@ export class RunsTable {
     this.colours = new Map();
     this.hidden = new Set();
     this.selected = new Set();
-    this.brushed = null; // names that another chart's brush leaves, or null
+    this.brushed = null; // names selected by another chart's brush, or null
     this.all = false;
     const metric = options.metric?.name;
     this.columns = ["run", "state", ...(metric ? [metric] : []), ...options.parameters];
@@ -42,9 +42,9 @@ export class RunsTable {
       type: "search",
       placeholder: "state=failed  learning_rate<1e-4  a word",
       "aria-label": "Filter runs",
-      oninput: soon(() => this.refilter(), 120),
+      oninput: debounce(() => this.refilter(), 120),
     });
-    this.told = h("span", { class: "quiet", role: "status" });
+    this.status = h("span", { class: "quiet", role: "status" });
     const unhide = () => {
       this.hidden.clear();
       this.refilter();
@@ -71,7 +71,7 @@ export class RunsTable {
     this.element = h(
       "div",
       {},
-      this.told,
+      this.status,
       h(
         "div",
         { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Table of runs" },
@@ -94,7 +94,7 @@ export class RunsTable {
     this.options.changed();
   }
 
-  /** Only runs of these names stay (null: all); another chart's brush says so. */
+  /** Shows only runs with these names (null: all), as selected by another chart's brush. */
   brush(names) {
     this.brushed = names;
     this.refilter();
@@ -132,7 +132,7 @@ export class RunsTable {
       shown.map((run) => this.row(run, run.name === best)),
     );
     put(
-      this.told,
+      this.status,
       rows.length === this.runs.length
         ? count(rows.length, "run")
         : `${rows.length} of ${count(this.runs.length, "run")}`,
@@ -141,7 +141,7 @@ export class RunsTable {
     this.showAll.textContent = `show ${this.hidden.size} hidden`;
     put(this.more);
     if (!this.runs.length)
-      add(this.more, empty(`No runs yet. On each GPU box type: \`${this.options.command}\``));
+      add(this.more, empty(`No runs yet. On each GPU machine, run: \`${this.options.command}\``));
     else if (!rows.length)
       add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
     if (shown.length < rows.length) {
@@ -279,9 +279,9 @@ export class RunsTable {
 
   showCompare() {
     const number = this.selected.size;
-    const ready = number >= 2 && number <= MOST_COMPARED;
+    const ready = number >= 2 && number <= MAX_COMPARED;
     this.compareLink.textContent = number ? `compare ${number}` : "compare";
-    this.compareLink.title = ready ? "side by side" : `select 2 to ${MOST_COMPARED} runs`;
+    this.compareLink.title = ready ? "side by side" : `select 2 to ${MAX_COMPARED} runs`;
     this.compareLink.setAttribute("aria-disabled", String(!ready));
     if (ready) this.compareLink.href = this.options.compareLink([...this.selected]);
     else this.compareLink.removeAttribute("href");

@@ -1,8 +1,8 @@
-// The metric of each run against when it began, with the best value so far.
+// The metric of each run by start time, with the best value so far.
 
 import { h, put } from "./dom.js";
-import { apart, count, show } from "./format.js";
-import { TICKS, draw, drawNothing, plain } from "./plot.js";
+import { isolated, count, show } from "./format.js";
+import { TICKS, draw, drawNothing, escapeMarkup } from "./plot.js";
 import { colour } from "./theme.js";
 
 const FEW_POINTS = 200;
@@ -24,12 +24,12 @@ export class ScatterPanel {
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
     if (!ordered.length) {
-      drawNothing(this.chart, "nothing yet");
+      drawNothing(this.chart, "no data yet");
       return;
     }
     let best = null;
     const so_far = ordered.map((point) => (best = best === null ? point.value : better(best, point.value)));
-    const crowded = ordered.length > FEW_POINTS; // edges would hide the colours
+    const dense = ordered.length > FEW_POINTS; // edges would hide the colours
     const times = ordered.map((point) => new Date(point.created * 1000));
     await draw(
       this.chart,
@@ -49,14 +49,14 @@ export class ScatterPanel {
           y: ordered.map((point) => point.value),
           marker: {
             color: ordered.map((point) => point.colour),
-            size: crowded ? 5 : 8,
-            line: { width: crowded ? 0 : 1, color: colour("panel") },
+            size: dense ? 5 : 8,
+            line: { width: dense ? 0 : 1, color: colour("panel") },
           },
-          customdata: ordered.map((point) => plain(point.title)),
+          customdata: ordered.map((point) => escapeMarkup(point.title)),
           hovertemplate: "%{customdata}<br>%{y:.4g}<extra></extra>",
         },
       ],
-      { yaxis: { title: { text: plain(metric.name) }, tickformat: TICKS } },
+      { yaxis: { title: { text: escapeMarkup(metric.name) }, tickformat: TICKS } },
     );
   }
 }
@@ -65,5 +65,5 @@ function describe(points, metric, better) {
   if (!points.length) return `No run has logged ${metric.name} yet.`;
   const value = points.map((point) => point.value).reduce((a, b) => better(a, b));
   const place = points.findIndex((point) => point.value === value);
-  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: best ${show(value)} by ${apart(points[place].title)}, number ${place + 1} of ${count(points.length, "run")} by time.`;
+  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: best ${show(value)} by ${isolated(points[place].title)}, number ${place + 1} of ${count(points.length, "run")} by time.`;
 }

@@ -1,4 +1,4 @@
-// How far a sweep is: a bar of its runs by state, with the same in words.
+// A sweep's progress: a bar of its runs by state, and the same as text.
 
 import { h } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// The head of a sweep's page: what it is, how far it is, what is best so far.
+// The head of the sweep page: settings, progress, best run so far.
 
 import { h, put } from "./dom.js";
 import { duration, moment } from "./format.js";
@@ -6,7 +6,7 @@ import { stateBar } from "./state_bar.js";
 
 /**
  * @param {HTMLElement} frame
- * @param {object} sweep its facts as the server tells them
+ * @param {object} sweep its facts from the server
  * @param {object[]} runs
  * @param {Array<Node | string> | null} best the best value and a link to its run
  */

@@ -1,11 +1,11 @@
-// The page of a sweep: fetches, and hands plain data to the parts that draw.
+// The sweep page: fetches data and passes it to the components that draw.
 
 import { drawAgents } from "./agents.js";
-import { follow, path, read, report, segments } from "./api.js";
+import { poll, path, read, report, segments } from "./api.js";
 import { Controls } from "./controls.js";
 import { CurveStore } from "./curve_store.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
-import { add, breath, empty, h, keepingFocus, put, section } from "./dom.js";
+import { add, yieldToBrowser, empty, h, keepingFocus, put, section } from "./dom.js";
 import { compare, show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
@@ -23,7 +23,7 @@ const CURVES = [
   ["kl", "nats"],
   ["gpu/memory_peak_gb", "GiB"],
 ];
-const MOST_DRAWN = 60;
+const MAX_DRAWN = 60;
 const FIRST_DRAWN = 12;
 const OVER = ["finished", "canceled"];
 const ENDED = ["finished", "failed", "crashed", "killed"];
@@ -40,20 +40,20 @@ let facts = null;
 let tag = null;
 let page = null;
 let order = []; // the runs by rank
-let weighed = -1; // ended runs when the importance was last asked for
+let endedAtImportance = -1; // ended runs at the last request of the importance
 
 function metricOf(run) {
   const value = facts.metric ? valueOf(run, facts.metric.name) : null;
   return typeof value === "number" ? value : null;
 }
 
-/** Sorts the runs: the best first, those without a value last. */
+/** Sorts the runs by the metric, best first; those without a value last. */
 function rank() {
   const down = facts.metric?.goal === "maximize";
   order = [...runs.values()].sort((a, b) => compare(metricOf(a), metricOf(b), down) || a.created - b.created);
 }
 
-/** The searched parameters; where the server does not know them, those in which the runs differ. */
+/** The searched parameters; if the server does not know them, those that differ between runs. */
 function parameters() {
   if (facts.parameters.length) return facts.parameters;
   const values = new Map();
@@ -83,7 +83,7 @@ function build() {
     view,
     parallel,
     panels: CURVES.map(([title, unit]) => new CurvePanel(title, unit)),
-    controls: new Controls([entity, project, "sweeps", sweepName], () => look()),
+    controls: new Controls([entity, project, "sweeps", sweepName], () => refresh()),
     head: h("div"),
     notice: h("p", { class: "quiet" }),
     scatter: new ScatterPanel(),
@@ -112,7 +112,7 @@ function build() {
   page.scatterSection = section("Metric against time", { id: "scatter" }, page.scatter.element);
   page.importanceSection = section("Parameter importance", { id: "importance" }, page.importance.element);
   page.mapSection = section("Grid", { id: "grid" }, page.map.element);
-  page.mapSection.hidden = facts.method !== "grid"; // and again once its cells are known
+  page.mapSection.hidden = facts.method !== "grid"; // until the cells are loaded
   put(
     main,
     h("div", { class: "title" }, h("h1", {}, facts.title), page.controls.element),
@@ -143,7 +143,7 @@ function drawHead() {
   drawFacts(page.head, facts, order, best ? [`★ ${show(metricOf(best))} `, link] : null);
   put(
     page.problems,
-    facts.problems.map((text) => h("p", { class: "warning" }, `The server says of the sweep file: ${text}`)),
+    facts.problems.map((text) => h("p", { class: "warning" }, `Problem in the sweep file: ${text}`)),
   );
   page.controls.sweep(facts.state);
 }
@@ -163,25 +163,25 @@ function drawAll() {
   drawCharts();
 }
 
-/** Asked for again only when another run has ended: it takes the server a second. */
+/** Requested again only when another run has ended, because it takes the server a second. */
 async function drawImportance() {
   const ended = [...runs.values()].filter((run) => ENDED.includes(run.state)).length;
-  if (!facts.metric || ended === weighed) return;
-  weighed = ended;
+  if (!facts.metric || ended === endedAtImportance) return;
+  endedAtImportance = ended;
   const { rows, note } = await read([entity, project, "sweeps", sweepName, "importance"]);
   page.importance.draw(rows, note);
 }
 
-/** The map of a grid; other sweeps have none. */
+/** The map of a grid; hidden for other methods. */
 async function drawMap() {
-  const told =
+  const answer =
     facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
-  page.mapSection.hidden = !told.cells;
+  page.mapSection.hidden = !answer.cells;
   const names = facts.parameters.map((each) => each.name);
-  if (told.cells) keepingFocus(page.map.element, () => page.map.draw(told.cells, names, page.colours));
+  if (answer.cells) keepingFocus(page.map.element, () => page.map.draw(answer.cells, names, page.colours));
 }
 
-/** Everything that depends on which runs are shown. */
+/** Draws everything that depends on the visible runs. */
 function drawCharts() {
   page.parallelSection.hidden = !parameters().length || !runs.size;
   page.scatterSection.hidden = !facts.metric;
@@ -208,7 +208,7 @@ function drawParallel() {
 let drawing = false;
 let again = false;
 
-/** The charts, one after the other, the curves first; asked for again meanwhile, all of them once more. */
+/** Draws the charts one after the other, curves first; a call during drawing draws all of them again. */
 async function drawLater() {
   if (drawing) {
     again = true;
@@ -218,7 +218,7 @@ async function drawLater() {
   do {
     again = false;
     try {
-      await breath();
+      await yieldToBrowser();
       await drawCurves();
       drawParallel();
       await drawScatter();
@@ -234,7 +234,7 @@ async function drawLater() {
 function shown() {
   const visible = new Set(page.table.visible().map((run) => run.name));
   const all = order.filter((run) => visible.has(run.name));
-  return { all, drawn: all.slice(0, MOST_DRAWN) };
+  return { all, drawn: all.slice(0, MAX_DRAWN) };
 }
 
 async function drawCurves() {
@@ -243,12 +243,12 @@ async function drawCurves() {
   put(
     page.notice,
     more
-      ? `The best ${MOST_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.`
+      ? `The best ${MAX_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.`
       : "",
   );
   page.notice.hidden = !more;
   if (!runs.size) {
-    const text = `No run has logged anything yet. On each GPU box type: \`${COMMAND}\``;
+    const text = `No run has logged anything yet. On each GPU machine, run: \`${COMMAND}\``;
     put(page.curveGrid, empty(text));
     return;
   }
@@ -258,7 +258,7 @@ async function drawCurves() {
       page.panels.map((panel) => panel.element),
     );
   if (curves.isEmpty && drawn.length > FIRST_DRAWN) {
-    // The best runs first: something to look at while the others are read.
+    // Draw the best runs first while the others load.
     const best = drawn.slice(0, FIRST_DRAWN);
     await Promise.all([curves.load(best, drawn.length), plotly()]);
     await drawPanels(best);
@@ -279,7 +279,7 @@ async function drawPanels(drawn) {
         curve: curves.of(run, panel.title),
       }));
     await panel.draw(lines, page.view);
-    await breath();
+    await yieldToBrowser();
   }
 }
 
@@ -297,13 +297,13 @@ async function drawScatter() {
   await page.scatter.draw(points, facts.metric);
 }
 
-const look = follow(async () => {
-  const told = await read([entity, project, "sweeps", sweepName], tag ? [["since", tag]] : []);
-  if (told) {
-    tag = told.tag;
-    facts = told.sweep;
-    if (told.complete) runs.clear();
-    for (const run of told.runs) runs.set(run.name, run);
+const refresh = poll(async () => {
+  const answer = await read([entity, project, "sweeps", sweepName], tag ? [["since", tag]] : []);
+  if (answer) {
+    tag = answer.tag;
+    facts = answer.sweep;
+    if (answer.complete) runs.clear();
+    for (const run of answer.runs) runs.set(run.name, run);
     if (!page) build();
     drawAll();
   }

@@ -1,4 +1,4 @@
-// Colours for charts, taken from the style sheet so that light and dark have one source.
+// Chart colours, read from the style sheet, which defines light and dark.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -7,7 +7,7 @@ export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-/** Calls `draw` whenever light becomes dark or the other way round. */
+/** Calls `draw` when the colour scheme changes. */
 export function onTheme(draw) {
   dark.addEventListener("change", draw);
 }
@@ -16,9 +16,9 @@ const CATEGORIES = 8; // --c1 to --c8
 const RANKS = 5; // --r1 (best) to --r5 (worst)
 
 /**
- * A colour for each run: up to eight runs have one each, many are shaded from best to worst.
+ * A colour for each run: distinct for up to eight runs, else shaded from best to worst.
  * @param {string[]} ranked names, the best first
- * @param {Set<string>} valued those that have a value of the metric
+ * @param {Set<string>} valued those with a value of the metric
  * @returns {Map<string, string>}
  */
 export function runColours(ranked, valued) {

@@ -1,6 +1,6 @@
-// Tables of names and values: one run's, or several runs' side by side.
+// Tables of names and values: of one run, or of several runs side by side.
 
-import { h, put, soon } from "./dom.js";
+import { h, put, debounce } from "./dom.js";
 import { show } from "./format.js";
 
 /** A table of names and values with a filter. @param {Record<string, any>} values @param {string} label */
@@ -10,7 +10,7 @@ export class ValueTable {
       type: "search",
       placeholder: "filter",
       "aria-label": `Filter ${label}`,
-      oninput: soon(() => this.render()),
+      oninput: debounce(() => this.render()),
     });
     this.body = h("tbody");
     this.element = h(
@@ -27,9 +27,9 @@ export class ValueTable {
   }
 
   render() {
-    const wanted = this.filter.value.trim().toLowerCase();
+    const query = this.filter.value.trim().toLowerCase();
     const names = Object.keys(this.values)
-      .filter((name) => name.toLowerCase().includes(wanted))
+      .filter((name) => name.toLowerCase().includes(query))
       .sort();
     const rows = names.map((name) =>
       h(
@@ -47,12 +47,12 @@ export class ValueTable {
       this.body,
       rows.length
         ? rows
-        : h("tr", {}, h("td", { class: "quiet" }, wanted ? "Nothing matches." : "Nothing yet.")),
+        : h("tr", {}, h("td", { class: "quiet" }, query ? "No match." : "No data yet.")),
     );
   }
 }
 
-/** Runs side by side: the keys in which they differ first, the others folded away. */
+/** Runs side by side: differing keys first, identical ones collapsed. */
 export class SideBySide {
   /** @param {string} title of the keys @param {(run: object) => Record<string, any>} pick */
   constructor(title, pick) {

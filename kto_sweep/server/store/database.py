@@ -1,7 +1,7 @@
-"""One SQLite file in WAL mode: a single writer thread, and a reading connection per thread.
+"""One SQLite file in WAL mode: a single writer thread, and a read connection per thread.
 
 Writes that arrive together share one commit, hence one flush to disk. `Database.write` returns only after
-that commit, with synchronous=FULL: what a client was told is stored survives kill -9 and power loss.
+that commit, with synchronous=FULL, so that acknowledged writes survive kill -9 and power loss.
 """
 
 import queue
@@ -19,18 +19,18 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
 
 BUSY_SECONDS = 5.0
-"""How long to wait for a lock that another process (a backup, a shell) holds on the file."""
-LARGEST_BATCH = 200
-"""Writes per commit at most, so that no client waits for an endless batch."""
+"""Seconds to wait for a lock that another process (a backup, a shell) holds on the file."""
+MAX_BATCH = 200
+"""Maximum writes per commit, to bound a client's wait."""
 
 
 class StoreUnavailable(Exception):
-    """The database cannot be written now (full disk, locked, damaged); the client should try again."""
+    """The database is not writable (full disk, locked, damaged); the client should retry."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One write that waits for the writer thread."""
+    """A write in the writer thread's queue."""
 
     work: Work
     done: "Future[Any]" = field(default_factory=Future)
@@ -49,9 +49,9 @@ class Database:
         self._writer.start()
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` returned, once it is committed.
+        """Runs `work` in the writer thread and returns its result after the commit.
 
-        `work` runs alone, in the writer thread; whatever it raises undoes its changes and comes out here.
+        An exception in `work` rolls back its changes and is raised here.
         Raises StoreUnavailable when SQLite cannot commit.
         """
         job = _Job(work)
@@ -59,7 +59,7 @@ class Database:
         return job.done.result()  # type: ignore[no-any-return]
 
     def reader(self) -> sqlite3.Connection:
-        """This thread's own connection, unable to write; sees every committed change."""
+        """This thread's read-only connection; sees every committed change."""
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = connect(self._path)
@@ -70,7 +70,7 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Commit what waits, then close every connection."""
+        """Commits pending writes, then closes all connections."""
         self._jobs.put(None)
         self._writer.join()
         with self._readers_lock:
@@ -88,12 +88,12 @@ class Database:
         connection.close()
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
-        """All writes that wait (at least one, or the end), and whether the end was among them."""
+        """All queued writes (blocks until there is one), and whether the queue was closed."""
         batch: list[_Job] = []
         job = self._jobs.get()
         while job is not None:
             batch.append(job)
-            if len(batch) == LARGEST_BATCH:
+            if len(batch) == MAX_BATCH:
                 return batch, False
             try:
                 job = self._jobs.get_nowait()
@@ -103,7 +103,7 @@ class Database:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection in autocommit mode, with the settings that every connection here needs."""
+    """A connection in autocommit mode with this project's pragmas and functions."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS)
     connection.row_factory = sqlite3.Row
     connection.execute("PRAGMA journal_mode = WAL")
@@ -114,7 +114,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
-    """Run each job in a savepoint of one transaction, commit, and only then tell anybody."""
+    """Runs each job in a savepoint of one transaction, commits, then resolves the jobs' futures."""
     outcomes: list[tuple[_Job, Any, BaseException | None]] = []
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -123,6 +123,7 @@ def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
         connection.execute("COMMIT")
     except sqlite3.Error as problem:
         _roll_back(connection)
+        # kto-sweep's client recognizes a full disk by "cannot be written".
         for job in batch:
             job.done.set_exception(StoreUnavailable(f"the database cannot be written: {problem}"))
         return
@@ -134,9 +135,10 @@ def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
 
 
 def _run_in_savepoint(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
-    """What `work` returned, or what it raised after its changes were undone.
+    """The result of `work`, or its exception after a rollback of its changes.
 
-    Raises sqlite3.OperationalError and sqlite3.DatabaseError (full disk, damage): these end the whole batch.
+    Raises sqlite3.OperationalError and sqlite3.DatabaseError (full disk, damage), which abort the whole
+    batch.
     """
     connection.execute("SAVEPOINT job")
     try:
@@ -156,6 +158,6 @@ def _run_in_savepoint(connection: sqlite3.Connection, work: Work) -> tuple[Any, 
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite has already rolled back by itself after some errors, a full disk among them.
+    # SQLite rolls back by itself after some errors, such as a full disk.
     if connection.in_transaction:
         connection.execute("ROLLBACK")

@@ -1,4 +1,4 @@
-"""The records of uploaded files, and of alerts. The bytes lie beside the database (see server/uploads.py)."""
+"""Records of uploaded files and of alerts. The contents are stored on disk (see server/uploads.py)."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ class File:
     run_id: int
     name: str
     size: int | None
-    """Bytes; None until the upload has arrived."""
+    """Bytes; None until the upload is complete."""
     md5: str | None
-    """Base64, as W&B writes it."""
+    """Base64, as on W&B."""
     updated_at: float | None
-    """Seconds since the epoch; None for a file that is only asked for."""
+    """Seconds since the epoch; None for a file that does not exist."""
 
 
 @dataclass(frozen=True)
-class Alert:
+class AlertRecord:
     """One `run.alert()`."""
 
     severity: str
@@ -31,18 +31,18 @@ class Alert:
 
 
 def announce(connection: sqlite3.Connection, run_id: int, name: str, now: float) -> File:
-    """The record of a file that a client is about to upload."""
+    """Creates the record of a file that a client is about to upload."""
     connection.execute(
         "INSERT INTO file (run_id, name, updated_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (run_id, name, now),
     )
-    found = find(connection, run_id, name)
-    assert found is not None
-    return found
+    file = find(connection, run_id, name)
+    assert file is not None
+    return file
 
 
 def arrived(connection: sqlite3.Connection, file_id: int, size: int, md5: str, now: float) -> None:
-    """Note that the file's bytes are in place."""
+    """Records that the upload is complete."""
     connection.execute(
         "UPDATE file SET size = ?, md5 = ?, updated_at = ? WHERE id = ?", (size, md5, now, file_id)
     )
@@ -61,7 +61,7 @@ def get(connection: sqlite3.Connection, file_id: int) -> File | None:
 
 
 def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
-    """The run's files whose bytes have arrived, by name."""
+    """The run's completely uploaded files, by name."""
     rows = connection.execute(
         "SELECT * FROM file WHERE run_id = ? AND size IS NOT NULL ORDER BY name", (run_id,)
     )
@@ -69,21 +69,21 @@ def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
 
 
 def delete(connection: sqlite3.Connection, file_ids: Sequence[int]) -> None:
-    """Forget these files."""
+    """Deletes the records of these files."""
     connection.executemany("DELETE FROM file WHERE id = ?", [(file_id,) for file_id in file_ids])
 
 
-def add_alert(connection: sqlite3.Connection, run_id: int, alert: Alert) -> None:
-    """Keep one alert of the run."""
+def add_alert(connection: sqlite3.Connection, run_id: int, alert: AlertRecord) -> None:
+    """Stores an alert of the run."""
     connection.execute(
         "INSERT INTO alert (run_id, severity, title, text, created_at) VALUES (?, ?, ?, ?, ?)",
         (run_id, alert.severity, alert.title, alert.text, alert.created_at),
     )
 
 
-def alerts(connection: sqlite3.Connection, run_id: int) -> list[Alert]:
+def alerts(connection: sqlite3.Connection, run_id: int) -> list[AlertRecord]:
     """The run's alerts, oldest first."""
     rows = connection.execute(
         "SELECT severity, title, text, created_at FROM alert WHERE run_id = ? ORDER BY id", (run_id,)
     )
-    return [Alert(*row) for row in rows]
+    return [AlertRecord(*row) for row in rows]

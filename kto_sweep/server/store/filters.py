@@ -1,6 +1,6 @@
-"""Run filters and orders of the W&B API (MongoDB's words) as SQL over the run table.
+"""Compiles run filters and orders of the W&B API (MongoDB syntax) to SQL over the run table.
 
-Every name and value goes in as a parameter; nothing that a client wrote becomes SQL text.
+Every name and value becomes a bound parameter; client input never becomes SQL text.
 """
 
 import datetime as dt
@@ -12,9 +12,9 @@ from typing import Any
 
 from kto_sweep.server.store.patterns import check_pattern, deadline
 
-DEEPEST = 12
-MOST_CONDITIONS = 500
-LONGEST_LIST = 10_000
+MAX_DEPTH = 12
+MAX_CONDITIONS = 500
+MAX_LIST = 10_000
 
 _PLAIN = {
     "name": "run.name",
@@ -53,7 +53,7 @@ _COMPARISONS = {"$eq": "IS", "$ne": "IS NOT", "$gt": ">", "$gte": ">=", "$lt": "
 
 
 class FilterError(ValueError):
-    """A filter or order that cannot be read; the text says why."""
+    """The filter or order is invalid; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Order:
-    """What to sort runs by."""
+    """A sort order of runs."""
 
     sql: str
     direction: str
@@ -83,7 +83,7 @@ NOTHING = Where("0")
 
 
 def compile_filter(text: str | None) -> Where:
-    """The condition that the JSON filter `text` means; no text, no condition.
+    """Compiles a JSON filter; an empty one matches every run.
 
     Raises FilterError.
     """
@@ -99,7 +99,7 @@ def compile_filter(text: str | None) -> Where:
 
 
 def compile_order(text: str | None) -> Order | None:
-    """The order that `+created_at`, `-summary_metrics.loss`, … mean; None for oldest first.
+    """Compiles an order such as `+created_at` or `-summary_metrics.loss`; None means oldest first.
 
     Raises FilterError.
     """
@@ -108,15 +108,15 @@ def compile_order(text: str | None) -> Order | None:
     direction = "DESC" if text.startswith("-") else "ASC"
     key = text.lstrip("+-")
     if key in ("created_at", "createdAt"):
-        return Order("run.id", direction)  # runs are numbered as they come, and there is an index for it
+        return Order("run.id", direction)  # ids ascend with creation time and are indexed
     sql, parameters, _ = _column(key)
     document, _, rest = key.partition(".")
     if document in _DOCUMENTS:
-        # Only numbers can be ranked: a run that logged a dict or nothing comes last.
+        # Only numbers are sorted: a run that logged an object or nothing comes last.
         number = f"CASE WHEN typeof({sql}) IN ('integer', 'real') THEN {sql} END"
         if document == "config":
             return Order(number, direction, parameters * 2)
-        # The metric of a run's sweep has a column of its own; reading it spares reading the whole summary.
+        # The metric of the run's sweep has its own column, which is faster than parsing the summary.
         ranked = f"CASE WHEN run.objective = ? THEN run.objective_value ELSE {number} END"
         return Order(ranked, direction, (rest, *parameters * 2))
     return Order(sql, direction, parameters)
@@ -141,7 +141,7 @@ def _column(key: str) -> tuple[str, tuple[Any, ...], bool]:
 
 
 def _config_paths(name: str) -> list[str]:
-    """Where `config.NAME` may stand: a key of that very name, or a key and a path below its value."""
+    """JSON paths of `config.NAME`: a key of that exact name, or a key and a path below its value."""
     parts = name.split(".")
     if len(parts) > 1 and parts[-1] == "value":
         return [_path(".".join(parts[:-1]), "value"), _path(parts[0], *parts[1:])]
@@ -155,28 +155,28 @@ def _summary_paths(name: str) -> list[str]:
 
 
 def _path(*keys: str) -> str:
-    # SQLite's JSON paths have no escape for a quote and end at a zero, so such a key matches nothing.
+    # SQLite's JSON paths cannot escape a quote and end at a NUL, so such a key matches nothing.
     return "$" + "".join('."' + re.sub('["\0]', "\N{REPLACEMENT CHARACTER}", key) + '"' for key in keys)
 
 
 class _Compiler:
-    """Counts conditions while it walks, so that no filter can grow without bound."""
+    """Compiles a filter tree and limits its number of conditions."""
 
     def __init__(self) -> None:
         self._conditions = 0
 
     def condition(self, tree: Any, depth: int) -> Where:
-        """The condition of one JSON object: all of its entries."""
-        if depth > DEEPEST:
-            raise FilterError(f"the filter is nested deeper than {DEEPEST}")
+        """The condition of a JSON object: all of its entries."""
+        if depth > MAX_DEPTH:
+            raise FilterError(f"the filter is nested deeper than {MAX_DEPTH}")
         if not isinstance(tree, Mapping):
             raise FilterError(f"expected an object such as {{'state': 'finished'}}, found {str(tree)[:80]!r}")
         return _join([self._entry(key, value, depth) for key, value in tree.items()], "AND", "1")
 
     def _entry(self, key: str, value: Any, depth: int) -> Where:
         self._conditions += 1
-        if self._conditions > MOST_CONDITIONS:
-            raise FilterError(f"the filter has more than {MOST_CONDITIONS} conditions")
+        if self._conditions > MAX_CONDITIONS:
+            raise FilterError(f"the filter has more than {MAX_CONDITIONS} conditions")
         if key in ("$and", "$or", "$nor"):
             if not isinstance(value, list):
                 raise FilterError(f"{key} needs a list")
@@ -191,7 +191,7 @@ class _Compiler:
 
 
 def _not(inner: Where) -> Where:
-    """Runs that the condition does not hold for; a run without the value is one of them."""
+    """Negation; a run without the value matches."""
     return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
 
 
@@ -231,14 +231,14 @@ def _compare(key: str, operator: str, operand: Any) -> Where:
     return _comparison(sql, parameters, operator, _value(operand, is_time))
 
 
-def _comparison(sql: str, parameters: tuple[Any, ...], operator: str, wanted: Any) -> Where:
-    found = Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, wanted))
-    # To SQLite every text is greater than any number; to a client they cannot be compared.
-    if operator in ("$gt", "$gte") and isinstance(wanted, int | float):
-        return found.and_also(f"{sql} < ''", *parameters)
-    if operator in ("$lt", "$lte") and isinstance(wanted, str):
-        return found.and_also(f"{sql} >= ''", *parameters)
-    return found
+def _comparison(sql: str, parameters: tuple[Any, ...], operator: str, operand: Any) -> Where:
+    where = Where(f"{sql} {_COMPARISONS[operator]} ?", (*parameters, operand))
+    # In SQLite every text is greater than any number; for clients they are not comparable.
+    if operator in ("$gt", "$gte") and isinstance(operand, int | float):
+        return where.and_also(f"{sql} < ''", *parameters)
+    if operator in ("$lt", "$lte") and isinstance(operand, str):
+        return where.and_also(f"{sql} >= ''", *parameters)
+    return where
 
 
 def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
@@ -250,43 +250,43 @@ def _pattern(sql: str, parameters: tuple[Any, ...], pattern: Any) -> Where:
 
 
 def _membership(sql: str, parameters: tuple[Any, ...], operand: Any, is_time: bool, *, inside: bool) -> Where:
-    if not isinstance(operand, list) or len(operand) > LONGEST_LIST:
-        raise FilterError(f"$in and $nin need a list of at most {LONGEST_LIST} values")
-    # A list as one JSON parameter: SQLite bounds the number of parameters.
+    if not isinstance(operand, list) or len(operand) > MAX_LIST:
+        raise FilterError(f"$in and $nin need a list of at most {MAX_LIST} values")
+    # Pass the list as one JSON parameter: SQLite limits the number of parameters.
     values = _json([_value(item, is_time) for item in operand])
-    found = f"COALESCE({sql} IN (SELECT value FROM json_each(?)), 0)"
-    return Where(found if inside else f"NOT {found}", (*parameters, values))
+    condition = f"COALESCE({sql} IN (SELECT value FROM json_each(?)), 0)"
+    return Where(condition if inside else f"NOT {condition}", (*parameters, values))
 
 
 def _tags(value: Any) -> Where:
-    """Runs that have the tag, or for `$in` any of the tags, for `$all` all of them."""
+    """Runs with the tag; `$in`: with any of the tags, `$all`: with all of them."""
     operator, operand = (
         next(iter(value.items()), ("$in", [])) if isinstance(value, Mapping) else ("$in", [value])
     )
     if not isinstance(operand, list):
         operand = [operand]
-    found = (
+    matches = (
         "SELECT COUNT(DISTINCT value) FROM json_each(run.tags)"
         " WHERE value IN (SELECT value FROM json_each(?))"
     )
-    wanted = _json(operand[:LONGEST_LIST])
+    tags = _json(operand[:MAX_LIST])
     if operator in ("$in", "$eq"):
-        return Where(f"({found}) > 0", (wanted,))
+        return Where(f"({matches}) > 0", (tags,))
     if operator in ("$nin", "$ne"):
-        return Where(f"({found}) = 0", (wanted,))
+        return Where(f"({matches}) = 0", (tags,))
     if operator == "$all":
-        return Where(f"({found}) = ?", (wanted, len(set(map(str, operand)))))
+        return Where(f"({matches}) = ?", (tags, len(set(map(str, operand)))))
     raise FilterError(f"unknown operator {operator!r} on 'tags'")
 
 
 def _value(value: Any, is_time: bool) -> Any:
-    """A value as SQLite compares it: times in seconds, truth as 0 or 1, lists and objects as JSON text."""
+    """A value as SQLite compares it: times in seconds, booleans as 0 or 1, lists and objects as JSON."""
     if is_time and isinstance(value, str):
         try:
-            moment = dt.datetime.fromisoformat(value)
+            time = dt.datetime.fromisoformat(value)
         except ValueError as problem:
             raise FilterError(f"{value!r} is not a time such as 2026-01-31T12:00:00Z") from problem
-        return (moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)).timestamp()
+        return (time if time.tzinfo else time.replace(tzinfo=dt.UTC)).timestamp()
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int) and abs(value) >= 2**63:

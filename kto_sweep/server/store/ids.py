@@ -1,4 +1,4 @@
-"""Opaque ids as GraphQL clients see them, names that look like W&B's, and their way back."""
+"""GraphQL global ids, and random names in W&B's style."""
 
 import base64
 import binascii
@@ -19,7 +19,7 @@ _NOUNS = (
 
 
 def new_name(rng: random.Random, length: int = 8) -> str:
-    """A fresh run, sweep or agent id of lower-case letters and digits."""
+    """A new run, sweep or agent id of lower-case letters and digits."""
     return "".join(rng.choices(_LETTERS, k=length))
 
 
@@ -29,16 +29,16 @@ def friendly_name(number: int, rng: random.Random) -> str:
 
 
 def to_global(kind: str, row: int) -> str:
-    """The opaque id of row `row` of table `kind`."""
+    """The GraphQL global id of row `row` of table `kind`."""
     return base64.b64encode(f"{kind}:v1:{row}".encode()).decode()
 
 
 def from_global(kind: str, text: str) -> int | None:
-    """The row behind an opaque id; None when it is no id of this kind."""
+    """The row of a global id; None when it is not an id of this kind."""
     try:
-        found, version, row = base64.b64decode(text, validate=True).decode().split(":")
+        id_kind, version, row = base64.b64decode(text, validate=True).decode().split(":")
     except (binascii.Error, UnicodeDecodeError, ValueError):
         return None
-    if found != kind or version != "v1" or not row.isdecimal() or len(row) > 18:
+    if id_kind != kind or version != "v1" or not row.isdecimal() or len(row) > 18:
         return None
     return int(row)

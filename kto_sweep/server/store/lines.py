@@ -1,4 +1,4 @@
-"""The lines of a run's streams: history, system metrics, console output. A line is known by its number."""
+"""The lines of a run's streams: history, system metrics, console output. Lines are numbered from 0."""
 
 import json
 import sqlite3
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-LARGEST_STEP = 2**62
-"""Steps beyond this are not kept as such; they would not fit SQLite's integers."""
+MAX_STEP = 2**62
+"""Larger steps would not fit SQLite's integers; the line number is used instead."""
 
 
 class Stream(StrEnum):
-    """Which of a run's three streams a line belongs to."""
+    """The three streams of a run."""
 
     HISTORY = "history"
     EVENTS = "events"
@@ -22,7 +22,7 @@ class Stream(StrEnum):
 
 
 @dataclass(frozen=True)
-class Line:
+class StreamLine:
     """One line with its number, counted from 0."""
 
     number: int
@@ -32,7 +32,7 @@ class Line:
 def write(
     connection: sqlite3.Connection, run_id: int, stream: Stream, offset: int, texts: Sequence[str]
 ) -> None:
-    """Put `texts` at line `offset` on, over what stands there: sending the same twice changes nothing."""
+    """Writes `texts` from line `offset`, replacing existing lines, so that a repeated request is harmless."""
     connection.executemany(
         "INSERT INTO line (run_id, stream, number, step, text) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET step = excluded.step, text = excluded.text",
@@ -44,16 +44,16 @@ def write(
 
 
 def _step(text: str, number: int) -> int | None:
-    """The row's `_step`, or its line number; None for what is no JSON object (readers skip it)."""
+    """The row's `_step`, else its line number; None if it is not a JSON object (readers skip it)."""
     row = as_row(text)
     if row is None:
         return None
     step = row.get("_step", number)
-    return step if isinstance(step, int) and abs(step) < LARGEST_STEP else number
+    return step if isinstance(step, int) and abs(step) < MAX_STEP else number
 
 
 def as_row(text: str) -> dict[str, Any] | None:
-    """The JSON object in `text`, NaN and Infinity allowed; None when it is none."""
+    """The JSON object in `text`, with NaN and Infinity allowed; None if it is not an object."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -62,40 +62,45 @@ def as_row(text: str) -> dict[str, Any] | None:
 
 
 def console_parts(text: str) -> tuple[str | None, bool, str]:
-    """Time, whether it is from stderr, and the text of a console line.
+    """Timestamp, whether the line is from stderr, and text of a console line.
 
-    The client sends `TIMESTAMP text`, and `ERROR TIMESTAMP text` for stderr; what has no time is all text.
+    Clients send `TIMESTAMP text`, and `ERROR TIMESTAMP text` for stderr; a line without a timestamp is all
+    text.
     """
     is_error = text.startswith("ERROR ")
-    stamp, _, rest = text.removeprefix("ERROR ").partition(" ")
-    dated = len(stamp) >= 19 and stamp[4:5] == "-" and stamp[10:11] == "T"
-    return (stamp, is_error, rest) if dated else (None, is_error, text)
+    timestamp, _, rest = text.removeprefix("ERROR ").partition(" ")
+    has_timestamp = len(timestamp) >= 19 and timestamp[4:5] == "-" and timestamp[10:11] == "T"
+    return (timestamp, is_error, rest) if has_timestamp else (None, is_error, text)
 
 
 def count(connection: sqlite3.Connection, run_id: int, stream: Stream) -> int:
-    """The number that the next line of the stream would have."""
+    """The number of the stream's next line."""
     query = "SELECT COALESCE(MAX(number) + 1, 0) FROM line WHERE run_id = ? AND stream = ?"
     return int(connection.execute(query, (run_id, stream)).fetchone()[0])
 
 
 def last_step(connection: sqlite3.Connection, run_id: int) -> int:
-    """The highest step in the history; -1 when there is none."""
+    """The highest step in the history; -1 when it is empty."""
     query = "SELECT COALESCE(MAX(step), -1) FROM line WHERE run_id = ? AND stream = 'history'"
     return int(connection.execute(query, (run_id,)).fetchone()[0])
 
 
-def last(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int = 1) -> list[Line]:
+def last(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int = 1) -> list[StreamLine]:
     """The last `number` lines, in order."""
     query = "SELECT number, text FROM line WHERE run_id = ? AND stream = ? ORDER BY number DESC LIMIT ?"
-    return [Line(*row) for row in reversed(connection.execute(query, (run_id, stream, number)).fetchall())]
+    return [
+        StreamLine(*row) for row in reversed(connection.execute(query, (run_id, stream, number)).fetchall())
+    ]
 
 
-def after(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int, first: int) -> list[Line]:
+def after(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, number: int, first: int
+) -> list[StreamLine]:
     """Up to `first` lines with numbers above `number`."""
     query = (
         "SELECT number, text FROM line WHERE run_id = ? AND stream = ? AND number > ? ORDER BY number LIMIT ?"
     )
-    return [Line(*row) for row in connection.execute(query, (run_id, stream, number, first))]
+    return [StreamLine(*row) for row in connection.execute(query, (run_id, stream, number, first))]
 
 
 def history(
@@ -104,14 +109,14 @@ def history(
     lowest: int | None = None,
     below: int | None = None,
 ) -> Iterable[str]:
-    """The readable history rows in order, with steps from `lowest` up to, and without, `below`."""
+    """The valid history rows in order, with `lowest` <= step < `below`."""
     conditions, bounds = "", []
     if lowest is not None:
         conditions += " AND step >= ?"
-        bounds.append(max(-LARGEST_STEP, min(lowest, LARGEST_STEP)))
+        bounds.append(max(-MAX_STEP, min(lowest, MAX_STEP)))
     if below is not None:
         conditions += " AND step < ?"
-        bounds.append(max(-LARGEST_STEP, min(below, LARGEST_STEP)))
+        bounds.append(max(-MAX_STEP, min(below, MAX_STEP)))
     rows = connection.execute(
         "SELECT text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
         f"{conditions} ORDER BY {'step, ' if bounds else ''}number",
@@ -128,5 +133,5 @@ def at(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int)
 
 
 def clear(connection: sqlite3.Connection, run_id: int, stream: Stream) -> None:
-    """Forget every line of the stream."""
+    """Deletes every line of the stream."""
     connection.execute("DELETE FROM line WHERE run_id = ? AND stream = ?", (run_id, stream))

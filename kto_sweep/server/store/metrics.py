@@ -1,4 +1,4 @@
-"""The finite values of the sweep's metric in a run's history, counted in order."""
+"""The finite values of the sweep's metric in a run's history, numbered from 1."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ class MetricValue:
 def replace_from(
     connection: sqlite3.Connection, run_id: int, line: int, values: Sequence[MetricValue]
 ) -> int:
-    """How many values the run has now that those of history lines from `line` on are `values`."""
+    """Replaces the values of history lines from `line` on; returns the run's new number of values."""
     connection.execute("DELETE FROM metric_value WHERE run_id = ? AND line >= ?", (run_id, line))
     before = _count(connection, run_id)
     connection.executemany(
@@ -40,7 +40,7 @@ def _count(connection: sqlite3.Connection, run_id: int) -> int:
 
 
 def at_ordinal(connection: sqlite3.Connection, sweep_id: int, ordinal: int) -> list[tuple[int, float]]:
-    """Run and value of row number `ordinal` (from 1), of the sweep's runs in any state that have so many."""
+    """Run id and value number `ordinal` (from 1) of each of the sweep's runs that has as many values."""
     rows = connection.execute(
         "SELECT run.id, value FROM run JOIN metric_value ON metric_value.run_id = run.id"
         " WHERE run.sweep_id = ? AND metric_value.ordinal = ?",

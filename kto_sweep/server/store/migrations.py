@@ -1,6 +1,6 @@
-"""Brings a database file to the newest schema, step by step, with a copy of the old file beside it.
+"""Migrates a database file to the newest schema, after copying the old file.
 
-The version stands in `PRAGMA user_version`. A step is never changed once it has been released: add one.
+The schema version is in `PRAGMA user_version`. Never change a released step; add a new one.
 """
 
 import sqlite3
@@ -150,10 +150,10 @@ STEPS = (FIRST, SECOND, THIRD)
 
 
 def migrate(path: Path) -> None:
-    """The file at `path` has the newest schema; the folder must exist.
+    """Creates or migrates the database at `path`; the folder must exist.
 
-    Before it changes an existing file it leaves a copy named `<file>.version-<n>`.
-    Raises ServerError when the file is damaged, is no database, or was written by a newer kto-sweep.
+    Before it changes an existing file it saves a copy as `<file>.version-<n>`.
+    Raises ServerError when the file is damaged, is not a database, or was written by a newer kto-sweep.
     """
     try:
         connection = connect(path)
@@ -164,43 +164,43 @@ def migrate(path: Path) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(STEPS):
             raise ServerError(
-                f"{path} was written by a newer kto-sweep (schema {version}, this one knows {len(STEPS)})",
+                f"{path} was written by a newer kto-sweep (schema {version}; this one supports {len(STEPS)})",
                 hint="upgrade kto-sweep, or set KTO_SWEEP_HOME to another folder",
             )
         if 0 < version < len(STEPS):
             _copy(connection, path.with_name(f"{path.name}.version-{version}"))
         for number in range(version, len(STEPS)):
-            _take_step(connection, path, number)
+            _run_step(connection, path, number)
     finally:
         connection.close()
 
 
-def _take_step(connection: sqlite3.Connection, path: Path, number: int) -> None:
-    """Schema `number` becomes schema `number` + 1, wholly or not at all."""
+def _run_step(connection: sqlite3.Connection, path: Path, number: int) -> None:
+    """Migrates schema `number` to `number` + 1 in one transaction."""
     script = f"BEGIN IMMEDIATE;{STEPS[number]};PRAGMA user_version = {number + 1};COMMIT;"
     try:
         connection.executescript(script)
     except sqlite3.Error as problem:
         raise ServerError(
-            f"{path} cannot be brought from schema {number} to {number + 1}: {problem}",
-            hint="it was left as it is; free some disk space if that is the trouble, and start again",
+            f"cannot migrate {path} from schema {number} to {number + 1}: {problem}",
+            hint="the file is unchanged; free disk space if the disk is full, then start again",
         ) from problem
 
 
 def _check_health(connection: sqlite3.Connection, path: Path) -> None:
     try:
-        verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        result = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.DatabaseError as problem:
         raise _damaged(path, str(problem)) from problem
-    if verdict != "ok":
-        raise _damaged(path, verdict)
+    if result != "ok":
+        raise _damaged(path, result)
 
 
 def _damaged(path: Path, detail: str) -> ServerError:
     return ServerError(
         f"the database {path} is damaged: {detail}",
-        hint=f"it was left as it is; move it away (mv {path} {path}.damaged) to start with an empty one, "
-        f"or rescue it with: sqlite3 {path} .recover",
+        hint=f"the file is unchanged; to start with an empty database: mv {path} {path}.damaged; "
+        f"to recover the data: sqlite3 {path} .recover",
     )
 
 

@@ -1,7 +1,7 @@
-"""`$regex` in a run filter, as a function for SQLite.
+"""`$regex` in a run filter, as an SQLite function.
 
-Some patterns take longer on some texts than the world lasts, and the standard library's search would keep all
-other threads waiting meanwhile. Hence `regex`, which lets them go on and gives up when its time is over.
+A pattern can backtrack exponentially, and the standard library's `re` holds the GIL meanwhile. The `regex`
+package releases the GIL and has a timeout.
 """
 
 import sqlite3
@@ -10,26 +10,26 @@ from functools import lru_cache
 
 import regex
 
-LONGEST_PATTERN = 200
-LONGEST_TEXT = 500
-"""Characters of a value that are searched."""
-PATIENCE = 1.0
-"""Seconds that the searches of one filter may take in all."""
+MAX_PATTERN = 200
+MAX_TEXT = 500
+"""Only these first characters of a value are searched."""
+MAX_SECONDS = 1.0
+"""Total seconds for all searches of one filter."""
 
 
 def matches_pattern(pattern: str, value: object, deadline: float) -> int:
-    """1 when the pattern is found in the value. Raises TimeoutError when `deadline` has come."""
+    """1 if the pattern matches anywhere in the value, else 0. Raises TimeoutError at `deadline`."""
     if value is None:
         return 0
-    left = max(0.0, deadline - time.monotonic())
-    found = _compiled(pattern).search(str(value)[:LONGEST_TEXT], timeout=left, concurrent=True)
-    return int(found is not None)
+    timeout = max(0.0, deadline - time.monotonic())
+    match = _compiled(pattern).search(str(value)[:MAX_TEXT], timeout=timeout, concurrent=True)
+    return int(match is not None)
 
 
 def check_pattern(pattern: str) -> None:
-    """Raises ValueError, saying why, for a pattern that cannot be searched for."""
-    if len(pattern) > LONGEST_PATTERN:
-        raise ValueError(f"the pattern has more than {LONGEST_PATTERN} characters")
+    """Raises ValueError for an invalid or too long pattern."""
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"the pattern has more than {MAX_PATTERN} characters")
     try:
         _compiled(pattern)
     except (regex.error, RecursionError) as problem:
@@ -37,12 +37,12 @@ def check_pattern(pattern: str) -> None:
 
 
 def deadline() -> float:
-    """When a filter that is read now has to have its answer, by the monotonic clock."""
-    return time.monotonic() + PATIENCE
+    """Deadline of a filter that is compiled now, on the monotonic clock."""
+    return time.monotonic() + MAX_SECONDS
 
 
-def gave_up(problem: sqlite3.Error) -> bool:
-    """Whether a query failed because its deadline came: SQLite says no more than that a function raised."""
+def timed_out(problem: sqlite3.Error) -> bool:
+    """Whether a query failed at its deadline: SQLite only reports that a user-defined function raised."""
     return "user-defined function" in str(problem)
 
 

@@ -1,4 +1,4 @@
-"""Projects: made when a client first names them in a write."""
+"""Projects: created when a client first writes to them."""
 
 import sqlite3
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Project:
 
 
 def find(connection: sqlite3.Connection, entity: str | None, name: str | None) -> Project | None:
-    """The project of that name; missing names mean the defaults."""
+    """The project of that name; missing names default to local/uncategorized."""
     row = connection.execute(
         "SELECT * FROM project WHERE entity = ? AND name = ?",
         (entity or DEFAULT_ENTITY, name or DEFAULT_PROJECT),
@@ -28,19 +28,19 @@ def find(connection: sqlite3.Connection, entity: str | None, name: str | None) -
 
 
 def get(connection: sqlite3.Connection, project_id: int) -> Project:
-    """The project of row `project_id`, which a record refers to."""
+    """The project of row `project_id`, which must exist."""
     return Project(*connection.execute("SELECT * FROM project WHERE id = ?", (project_id,)).fetchone())
 
 
 def ensure(connection: sqlite3.Connection, entity: str | None, name: str | None, now: float) -> Project:
-    """The project of that name, made if it was not there."""
+    """The project of that name, created if missing."""
     connection.execute(
         "INSERT INTO project (entity, name, created_at) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
         (entity or DEFAULT_ENTITY, name or DEFAULT_PROJECT, now),
     )
-    found = find(connection, entity, name)
-    assert found is not None
-    return found
+    project = find(connection, entity, name)
+    assert project is not None
+    return project
 
 
 def page(connection: sqlite3.Connection, entity: str | None, first: int, offset: int) -> list[Project]:

@@ -1,4 +1,4 @@
-"""Runs: their record, and the plain reads and writes of it."""
+"""Run records: reads and writes."""
 
 import json
 import math
@@ -16,23 +16,23 @@ from kto_sweep.server.store.ids import friendly_name
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its row stands."""
+    """A row of the run table. Times are in seconds since the epoch."""
 
     id: int
     project_id: int
     name: str
-    """The short id that clients call run id."""
+    """The run id of clients."""
     sweep_id: int | None
     agent_id: int | None
     state: RunState
     exitcode: int | None
     stop_requested: bool
     picked_up: bool
-    """The agent has reported the run as its own since it was last handed out."""
+    """The agent reported the run after its last assignment."""
     handed_out: int
-    """How often the run was given to an agent."""
+    """How often the run was assigned to an agent."""
     assigned_at: float | None
-    """When it was last given to an agent; seconds since the epoch, as every time here."""
+    """Time of the last assignment."""
     created_at: float
     heartbeat_at: float
     metric_count: int
@@ -41,7 +41,7 @@ class Run:
     metric_high: float | None
     metric_last: float | None
     objective: str | None
-    """Name of the sweep's metric, where `objective_value` holds what the summary says of it."""
+    """Name of the sweep's metric, if `objective_value` holds its value in the summary."""
     objective_value: float | None
     display_name: str
     description: str | None
@@ -54,27 +54,27 @@ class Run:
     commit_hash: str | None
     tags: tuple[str, ...]
     restart: dict[str, str]
-    """For a run started again without resume: what is known of each stream (see server/restart.py)."""
+    """For a run started again without resume: status of each stream (see server/overwritten_runs.py)."""
     rung: int
-    """The last band of successive halving at which the run was judged; 0: none."""
+    """The last band at which successive halving judged the run; 0: none."""
     paused: bool
-    """It is to stop there, or has, and waits until it may go on; or did when its sweep ended."""
+    """Successive halving paused it: it is stopping, has stopped, or was paused when its sweep ended."""
     cell_key: str | None
     suggested: dict[str, Any] | None
-    """The configuration the search chose, whatever the script makes of it later."""
+    """The configuration that the search chose, unaffected by later changes of the script."""
     config: str
     """JSON: `{"lr": {"value": 0.1}, "_wandb": …}`."""
     summary: str
-    """JSON; may hold the bare words NaN and Infinity, as clients send them."""
+    """JSON; may contain NaN and Infinity, as clients send them."""
 
     @property
     def is_paused(self) -> bool:
-        """Successive halving has paused it, and it has stopped."""
+        """Whether successive halving paused it and it has stopped."""
         return self.paused and self.state is RunState.PREEMPTED
 
 
-class Choice(NamedTuple):
-    """Those parts of a run that say what its search chose."""
+class RunConfig(NamedTuple):
+    """The columns of a run that hold the search's choice."""
 
     id: int
     suggested: dict[str, Any] | None
@@ -103,7 +103,7 @@ def get(connection: sqlite3.Connection, run_id: int) -> Run | None:
 
 
 def find(connection: sqlite3.Connection, project_id: int, name: str) -> Run | None:
-    """The run that clients call `name`."""
+    """The run with this run id."""
     query = f"SELECT {_COLUMNS} FROM run WHERE project_id = ? AND name = ?"
     row = connection.execute(query, (project_id, name)).fetchone()
     return _record(row) if row else None
@@ -128,20 +128,20 @@ def of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[Run
 
 
 def paused(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
-    """The sweep's runs that successive halving has paused and that have stopped, oldest first."""
+    """The sweep's runs that successive halving paused and that have stopped, oldest first."""
     query = f"SELECT {_COLUMNS} FROM run WHERE sweep_id = ? AND paused AND state = 'preempted' ORDER BY id"
     return [_record(row) for row in connection.execute(query, (sweep_id,))]
 
 
 def in_sweep(sweep_id: int) -> Where:
-    """The condition that a run is the sweep's own or one that it took over from another."""
+    """The condition for the sweep's own and prior runs."""
     return Where(
         "run.sweep_id = ? OR run.id IN (SELECT run_id FROM prior_run WHERE sweep_id = ?)",
         (sweep_id, sweep_id),
     )
 
 
-def taken_over(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
+def prior_runs(connection: sqlite3.Connection, sweep_id: int) -> list[Run]:
     """The ended runs of other sweeps that this one counts as its own, oldest first."""
     query = (
         f"SELECT {_COLUMNS} FROM prior_run JOIN run ON run.id = prior_run.run_id"
@@ -156,8 +156,8 @@ def sweeps_of(connection: sqlite3.Connection, run: Run) -> list[int]:
     return [row[0] for row in others] + ([] if run.sweep_id is None else [run.sweep_id])
 
 
-def take_over(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> None:
-    """Let the sweep count an ended run of another sweep as its own."""
+def add_prior_run(connection: sqlite3.Connection, sweep_id: int, run_id: int) -> None:
+    """Adds an ended run of another sweep as a prior run."""
     connection.execute("INSERT OR IGNORE INTO prior_run (sweep_id, run_id) VALUES (?, ?)", (sweep_id, run_id))
 
 
@@ -170,7 +170,7 @@ def page(
     """
     direction = order.direction if order else "ASC"
     ordering = f"{order.sql} {direction} NULLS LAST, " if order and order.sql != "run.id" else ""
-    # Ids first: sorting whole rows would drag their long texts through the sorter.
+    # Select ids first: sorting whole rows would move their long texts through the sorter.
     ids = _selected(
         connection,
         f"SELECT run.id FROM run WHERE {where.sql} ORDER BY {ordering}run.id {direction} LIMIT ? OFFSET ?",
@@ -186,12 +186,12 @@ def count(connection: sqlite3.Connection, where: Where) -> int:
 
 
 def _selected(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
-    """The rows of a query with a client's condition in it."""
+    """Rows of a query that contains a client's filter."""
     try:
         return connection.execute(query, parameters).fetchall()
     except sqlite3.OperationalError as problem:
-        if patterns.gave_up(problem):
-            raise FilterError("the $regex of the filter takes too long") from problem
+        if patterns.timed_out(problem):
+            raise FilterError("the filter's $regex takes too long") from problem
         raise
 
 
@@ -213,7 +213,7 @@ def insert(
     rng: random.Random,
     **values: Any,
 ) -> Run:
-    """A new run, given a friendly display name unless `values` has one."""
+    """Creates a run, with a random display name unless `values` has one."""
     total = connection.execute("SELECT COUNT(*) FROM run WHERE project_id = ?", (project_id,)).fetchone()[0]
     values.setdefault("display_name", friendly_name(total + 1, rng))
     values |= {"project_id": project_id, "name": name, "state": state, "created_at": now, "heartbeat_at": now}
@@ -228,7 +228,7 @@ def insert(
 
 
 def update(connection: sqlite3.Connection, run_id: int, **values: Any) -> None:
-    """Change the named columns."""
+    """Updates the given columns."""
     columns = _as_columns(values)
     if columns:
         assignments = ", ".join(f"{column} = ?" for column in columns)
@@ -236,34 +236,34 @@ def update(connection: sqlite3.Connection, run_id: int, **values: Any) -> None:
 
 
 def delete(connection: sqlite3.Connection, run_id: int) -> None:
-    """Remove the run with its lines, files and alerts."""
+    """Deletes the run with its lines, files and alerts."""
     connection.execute("DELETE FROM run WHERE id = ?", (run_id,))
 
 
 def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as SQLite takes them: JSON, and a strict twin beside config and summary."""
+    """The values as columns: JSON-encoded, with strict JSON copies of config and summary."""
     columns = dict(values)
     for name in ("tags", "suggested", "restart"):
         if columns.get(name) is not None:
             columns[name] = json.dumps(columns[name])
     for name in ("config", "summary"):
         if name in columns:
-            columns[f"strict_{name}"] = strict_twin(columns[name])
+            columns[f"strict_{name}"] = as_strict_json(columns[name])
     if "summary" in columns:
-        columns.setdefault("objective", None)  # until somebody has read the new summary
+        columns.setdefault("objective", None)  # stale until the new summary is read
     return columns
 
 
-def strict_twin(text: str) -> str | None:
-    """`text` with null for NaN and Infinity; None when it holds neither.
+def as_strict_json(text: str) -> str | None:
+    """`text` with null for NaN and Infinity; None when it contains neither.
 
-    Raises ValueError when `text` is no JSON object.
+    Raises ValueError when `text` is not a JSON object.
     """
     constants: list[str] = []
     parsed = json.loads(text, parse_constant=constants.append)
     if not isinstance(parsed, dict):
         raise ValueError("not a JSON object")
-    # A number such as 1e999 is legal JSON text that Python reads as infinity.
+    # A number such as 1e999 is valid JSON, which Python parses as infinity.
     if not constants and not _has_infinity(parsed):
         return None
     return json.dumps(_without_infinity(parsed))
@@ -287,58 +287,58 @@ def _without_infinity(value: object) -> object:
 
 def of_agent(connection: sqlite3.Connection, agent_id: int, states: Sequence[RunState]) -> list[Run]:
     """The agent's runs in these states, oldest first."""
-    marks = ", ".join("?" * len(states))
-    query = f"SELECT {_COLUMNS} FROM run WHERE agent_id = ? AND state IN ({marks}) ORDER BY id"
+    placeholders = ", ".join("?" * len(states))
+    query = f"SELECT {_COLUMNS} FROM run WHERE agent_id = ? AND state IN ({placeholders}) ORDER BY id"
     return [_record(row) for row in connection.execute(query, (agent_id, *states))]
 
 
 def count_suggested(connection: sqlite3.Connection, sweep_id: int) -> int:
-    """How many of the sweep's runs its search has chosen; runs that were attached by hand do not count."""
+    """How many of the sweep's runs the search suggested; manually added runs do not count."""
     query = "SELECT COUNT(*) FROM run WHERE sweep_id = ? AND suggested IS NOT NULL"
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
 def suggestions(connection: sqlite3.Connection, sweep_id: int) -> list[dict[str, Any]]:
-    """What the sweep's search has chosen, oldest first."""
+    """Configurations that the sweep's search suggested, oldest first."""
     query = "SELECT suggested FROM run WHERE sweep_id = ? AND suggested IS NOT NULL ORDER BY id"
     return [json.loads(row[0]) for row in connection.execute(query, (sweep_id,))]
 
 
 def count_handed_out(connection: sqlite3.Connection, sweep_id: int) -> int:
-    """How many of the sweep's runs some agent was given."""
+    """How many of the sweep's runs were ever assigned."""
     query = "SELECT COUNT(*) FROM run WHERE sweep_id = ? AND handed_out > 0"
     return int(connection.execute(query, (sweep_id,)).fetchone()[0])
 
 
-def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[Choice]:
-    """What was chosen for the sweep's runs whose grid cell is not known yet, oldest first."""
-    # Of a changed grid these are all runs, and to read their whole records would take most of the time.
+def without_cell_key(connection: sqlite3.Connection, sweep_id: int) -> list[RunConfig]:
+    """The sweep's runs without a cell key, oldest first."""
+    # After a grid changed these are all runs: read only the needed columns, which is much faster.
     query = "SELECT id, suggested, config FROM run WHERE sweep_id = ? AND cell_key IS NULL ORDER BY id"
     return [
-        Choice(run_id, json.loads(suggested) if suggested else None, config)
+        RunConfig(run_id, json.loads(suggested) if suggested else None, config)
         for run_id, suggested, config in connection.execute(query, (sweep_id,))
     ]
 
 
-def keep_cell_keys(connection: sqlite3.Connection, keys: Mapping[int, str]) -> None:
-    """Note the grid cells of runs, by row."""
+def set_cell_keys(connection: sqlite3.Connection, keys: Mapping[int, str]) -> None:
+    """Stores the cell keys of runs, by row id."""
     connection.executemany(
         "UPDATE run SET cell_key = ? WHERE id = ?", [(key, id) for id, key in keys.items()]
     )
 
 
-def forget_cell_keys(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """The sweep's space has changed, and with it what a cell is."""
+def clear_cell_keys(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Clears all cell keys, after the sweep's space changed."""
     connection.execute("UPDATE run SET cell_key = NULL WHERE sweep_id = ?", (sweep_id,))
 
 
-def silent_since(connection: sqlite3.Connection, moment: float, latest: float) -> list[Run]:
-    """Runs whose process should be alive and was last heard of before `moment`.
+def silent_since(connection: sqlite3.Connection, oldest: float, newest: float) -> list[Run]:
+    """Active runs whose last heartbeat is before `oldest` or after `newest`.
 
-    Or after `latest`, which is yet to come: it was before the clock was set back.
+    A heartbeat in the future dates from before the clock was set back.
     """
     query = (
         f"SELECT {_COLUMNS} FROM run WHERE state IN ('running', 'preempting')"
         " AND heartbeat_at NOT BETWEEN ? AND ?"
     )
-    return [_record(row) for row in connection.execute(query, (moment, latest))]
+    return [_record(row) for row in connection.execute(query, (oldest, newest))]

@@ -10,12 +10,12 @@ from kto_sweep.server.states import SweepState
 
 @dataclass(frozen=True)
 class Sweep:
-    """One sweep, as its row stands."""
+    """A row of the sweep table. Times are in seconds since the epoch."""
 
     id: int
     project_id: int
     name: str
-    """The short id that clients call sweep id."""
+    """The sweep id of clients."""
     state: SweepState
     display_name: str | None
     description: str | None
@@ -24,16 +24,16 @@ class Sweep:
     controller_run_name: str | None
     """The run of a client-side scheduler, if the sweep has one."""
     prior_runs: str | None
-    """JSON filter of the runs to learn from besides the sweep's own."""
+    """JSON filter of the prior runs."""
     exhausted: bool
-    """The search has no further trial: grid done, cap or target reached."""
+    """The search has no more trials: grid done, cap or target reached."""
     grid_cursor: int
-    """Every grid cell before this one is known to have been tried."""
+    """Number of leading grid cells that have all been tried."""
     created_at: float
     updated_at: float
     heartbeat_at: float | None
     config: str
-    """The YAML text, as the client sent it."""
+    """YAML text as sent by the client."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def get(connection: sqlite3.Connection, sweep_id: int) -> Sweep | None:
 
 
 def find(connection: sqlite3.Connection, project_id: int, name: str) -> Sweep | None:
-    """The sweep that clients call `name`."""
+    """The sweep with this sweep id."""
     query = f"SELECT {_COLUMNS} FROM sweep WHERE project_id = ? AND name = ?"
     row = connection.execute(query, (project_id, name)).fetchone()
     return _record(row) if row else None
@@ -88,14 +88,14 @@ def count(connection: sqlite3.Connection, project_id: int) -> int:
     return int(connection.execute(query, (project_id,)).fetchone()[0])
 
 
-def open_ones(connection: sqlite3.Connection) -> list[Sweep]:
-    """Sweeps that may still change by themselves: running or paused."""
+def open_sweeps(connection: sqlite3.Connection) -> list[Sweep]:
+    """Running and paused sweeps."""
     query = f"SELECT {_COLUMNS} FROM sweep WHERE state IN ('RUNNING', 'PAUSED') ORDER BY id"
     return [_record(row) for row in connection.execute(query)]
 
 
 def insert(connection: sqlite3.Connection, *, project_id: int, name: str, config: str, now: float) -> Sweep:
-    """A new sweep that waits for its first agent."""
+    """Creates a pending sweep."""
     cursor = connection.execute(
         "INSERT INTO sweep (project_id, name, state, config, created_at, updated_at)"
         " VALUES (?, ?, ?, ?, ?, ?)",
@@ -107,20 +107,20 @@ def insert(connection: sqlite3.Connection, *, project_id: int, name: str, config
 
 
 def update(connection: sqlite3.Connection, sweep_id: int, **values: Any) -> None:
-    """Change the named columns."""
+    """Updates the given columns."""
     if values:
         assignments = ", ".join(f"{column} = ?" for column in values)
         connection.execute(f"UPDATE sweep SET {assignments} WHERE id = ?", (*values.values(), sweep_id))
 
 
 def cell_keys(connection: sqlite3.Connection, sweep_id: int) -> Iterable[str]:
-    """The keys of the grid cells that some run of the sweep has or had."""
+    """Cell keys of the sweep's runs."""
     query = "SELECT cell_key FROM run WHERE sweep_id = ? AND cell_key IS NOT NULL"
     return (row[0] for row in connection.execute(query, (sweep_id,)))
 
 
 def best_metric(connection: sqlite3.Connection, sweep_id: int, *, maximize: bool) -> float | None:
-    """The best value of the metric that any run of the sweep has logged."""
+    """The best logged value of the metric in the sweep."""
     column = "MAX(metric_high)" if maximize else "MIN(metric_low)"
     row = connection.execute(f"SELECT {column} FROM run WHERE sweep_id = ?", (sweep_id,)).fetchone()
     return None if row[0] is None else float(row[0])
@@ -137,7 +137,7 @@ def best_objective(
 
 
 def insert_agent(connection: sqlite3.Connection, *, sweep_id: int, name: str, host: str, now: float) -> Agent:
-    """A newly registered agent."""
+    """Creates an agent."""
     cursor = connection.execute(
         "INSERT INTO agent (sweep_id, name, host, created_at, heartbeat_at) VALUES (?, ?, ?, ?, ?)",
         (sweep_id, name, host, now, now),
@@ -166,7 +166,7 @@ def agents(connection: sqlite3.Connection, sweep_id: int) -> list[Agent]:
     return [Agent(**row) for row in connection.execute(query, (sweep_id,))]
 
 
-def agent_was_seen(connection: sqlite3.Connection, agent: Agent, now: float) -> None:
-    """Note the agent's heartbeat, which is its sweep's too."""
+def touch_agent(connection: sqlite3.Connection, agent: Agent, now: float) -> None:
+    """Updates the heartbeat of the agent and its sweep."""
     connection.execute("UPDATE agent SET heartbeat_at = ? WHERE id = ?", (now, agent.id))
     connection.execute("UPDATE sweep SET heartbeat_at = ? WHERE id = ?", (now, agent.sweep_id))

@@ -1,4 +1,4 @@
-"""What newly arrived metrics mean for a sweep: its target, early termination, and whether it is over."""
+"""Updates a sweep from new metrics: target, early termination, successive halving, and its end."""
 
 import math
 import sqlite3
@@ -6,19 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kto_sweep.search import hyperband
-from kto_sweep.server import rungs
-from kto_sweep.server.states import OVER, RunState, SweepState
+from kto_sweep.server import successive_halving
+from kto_sweep.server.states import ACTIVE, OVER, RunState, SweepState
 from kto_sweep.server.store import lines, metrics, runs, sweeps
 from kto_sweep.server.store.metrics import MetricValue
 from kto_sweep.server.store.runs import Run
-from kto_sweep.server.sweep_rules import Metric, SweepRules, read_rules
-
-LIVE = (RunState.PENDING, RunState.RUNNING, RunState.PREEMPTING, RunState.PREEMPTED)
-"""States of runs that still have to end."""
+from kto_sweep.server.sweep_rules import SweepMetric, SweepRules, read_rules
 
 
-def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
-    """Take the metric out of new history lines of a sweep's run, and act on it at once."""
+def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
+    """Records the sweep's metric from new history lines and applies target and early termination."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     rules = read_rules(sweep.config) if sweep else None
     if sweep is None or rules is None or rules.metric is None:
@@ -26,17 +23,17 @@ def rows_arrived(connection: sqlite3.Connection, run: Run, offset: int, texts: S
     values = _metric_values(rules.metric, offset, texts)
     reached = metrics.replace_from(connection, run.id, offset, values)
     if any(rules.metric.reached(value.value) for value in values):
-        _target_reached(connection, sweep.id)
+        _finish_at_target(connection, sweep.id)
     rule = rules.early_termination
     if rule is not None and hyperband.band_reached(rule, reached) != hyperband.band_reached(
         rule, run.metric_count
     ):
-        # Only now can any verdict of this sweep have changed.
-        _stop_bad_runs(connection, sweep.id, rules, arrived=run)
-    rungs.judge(connection, rules, sweep, run.id)
+        # Decisions can change only when a run reaches another band.
+        _terminate_early(connection, sweep.id, rules, arrived=run)
+    successive_halving.pause_if_behind(connection, rules, sweep, run.id)
 
 
-def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
+def _metric_values(metric: SweepMetric, offset: int, texts: Sequence[str]) -> list[MetricValue]:
     values = []
     for number, text in enumerate(texts, offset):
         value = finite_number(lines.as_row(text) or {}, metric.name)
@@ -46,7 +43,7 @@ def _metric_values(metric: Metric, offset: int, texts: Sequence[str]) -> list[Me
 
 
 def finite_number(row: Mapping[str, Any], name: str) -> float | None:
-    """The number under `name`, or under the path that its dots make; None for NaN and the like."""
+    """The finite number at `name`, or at `name` as a dotted path; else None."""
     value: Any = row.get(name)
     if value is None and "." in name:
         value = row
@@ -61,20 +58,22 @@ def finite_number(row: Mapping[str, Any], name: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def in_summary(summary: Mapping[str, Any], metric: Metric) -> float | None:
-    """The number that a run's summary has for the metric.
+def summary_value(summary: Mapping[str, Any], metric: SweepMetric) -> float | None:
+    """The metric's value in a run's summary.
 
-    Where the script's `define_metric` made an object of it: the best by the sweep's goal, or else the last.
+    If `define_metric` made it an object: its extreme by the sweep's goal, else its last value.
     """
     extreme = "max" if metric.maximize else "min"
-    found = (finite_number(summary, metric.name + part) for part in ("", f".{extreme}", ".best", ".last"))
-    return next((value for value in found if value is not None), None)
+    candidates = (
+        finite_number(summary, metric.name + part) for part in ("", f".{extreme}", ".best", ".last")
+    )
+    return next((value for value in candidates if value is not None), None)
 
 
-def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules, arrived: Run) -> None:
-    """Ask every running run to stop that early termination finds too bad.
+def _terminate_early(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules, arrived: Run) -> None:
+    """Requests a stop of every running run that early termination rejects.
 
-    `arrived` is the run whose rows have just come, as it stood before them.
+    `arrived` is the run that just logged rows, in its state before them.
     """
     rule, metric = rules.early_termination, rules.metric
     if rule is None or metric is None:
@@ -95,53 +94,53 @@ def _stop_bad_runs(connection: sqlite3.Connection, sweep_id: int, rules: SweepRu
             runs.update(connection, run.id, stop_requested=True)
 
 
-def summary_changed(connection: sqlite3.Connection, run: Run) -> None:
-    """Note what the run's summary says of its sweep's metric; finish the sweep when that is its target."""
+def on_summary(connection: sqlite3.Connection, run: Run) -> None:
+    """Records the sweep's metric from the run's summary; finishes the sweep when it reaches the target."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     metric = read_rules(sweep.config).metric if sweep else None
     if sweep is None or metric is None:
         return
-    value = in_summary(lines.as_row(run.summary) or {}, metric)
+    value = summary_value(lines.as_row(run.summary) or {}, metric)
     runs.update(connection, run.id, objective=metric.name, objective_value=value)
     if value is not None and metric.reached(value):
-        _target_reached(connection, sweep.id)
+        _finish_at_target(connection, sweep.id)
 
 
-def _target_reached(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """No new runs: those that run may end, as W&B has it."""
+def _finish_at_target(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Assigns no new runs; running ones may finish, as on W&B."""
     sweeps.update(connection, sweep_id, exhausted=True, state=SweepState.FINISHED)
 
 
-def settle(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """Finish the sweep if nothing is left to hand out and no run is alive; then no paused run goes on."""
+def finish_if_done(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Finishes the sweep, with its paused runs, if the search is exhausted and no run is active."""
     sweep = sweeps.get(connection, sweep_id)
     if sweep is None:
         return
     if sweep.state not in OVER:
         if not sweep.exhausted:
             return
-        alive = runs.count_of_sweep(connection, sweep_id, LIVE) - len(runs.paused(connection, sweep_id))
-        if alive or rungs.promotable(connection, read_rules(sweep.config), sweep):
+        active = runs.count_of_sweep(connection, sweep_id, ACTIVE) - len(runs.paused(connection, sweep_id))
+        if active or successive_halving.promotable(connection, read_rules(sweep.config), sweep):
             return
         sweeps.update(connection, sweep_id, state=SweepState.FINISHED)
-    rungs.end_paused(connection, sweep_id)
+    successive_halving.end_paused(connection, sweep_id)
 
 
-def forget(connection: sqlite3.Connection, run_id: int) -> None:
-    """Forget the run's metric values: its history was thrown away."""
+def clear_values(connection: sqlite3.Connection, run_id: int) -> None:
+    """Deletes the run's metric values, after its history was cleared."""
     metrics.replace_from(connection, run_id, 0, [])
 
 
-def read_again(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """Take the metric out of everything that the sweep's runs have logged: its configuration has changed."""
+def recompute(connection: sqlite3.Connection, sweep_id: int) -> None:
+    """Rereads the metric from all history of the sweep's runs, after its configuration changed."""
     sweep = sweeps.get(connection, sweep_id)
     metric = read_rules(sweep.config).metric if sweep else None
     for run in runs.of_sweep(connection, sweep_id):
-        everything = lines.after(connection, run.id, lines.Stream.HISTORY, -1, -1)
+        all_lines = lines.after(connection, run.id, lines.Stream.HISTORY, -1, -1)
         values = [
             MetricValue(line.number, value)
-            for line in everything
+            for line in all_lines
             if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
         ]
         metrics.replace_from(connection, run.id, 0, values)
-        summary_changed(connection, run)
+        on_summary(connection, run)

@@ -1,7 +1,7 @@
-"""Asynchronous successive halving on the server: which runs pause, which go on, and which will not any more.
+"""Asynchronous successive halving (ASHA) on the server: pauses runs and promotes paused ones.
 
-A run that is to pause is asked to stop like any other, and marked as paused. Once its process has ended it is
-`preempted`, which every client knows; the mark keeps it from being handed out before it may go on.
+To pause a run, the server sets `paused` and requests a stop. When its process has exited, the run is
+`preempted`, a state that every client knows; `paused` prevents it from being assigned before it is promoted.
 """
 
 import sqlite3
@@ -14,8 +14,8 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules
 
 
-def judge(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_id: int) -> None:
-    """Have a run whose rows have just come pause, if it is not among the best at a band."""
+def pause_if_behind(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_id: int) -> None:
+    """Pauses a run that just logged rows, if it is not among the best at its band."""
     rule, metric, run = rules.options.asha, rules.metric, runs.get(connection, run_id)
     if rule is None or metric is None or run is None:
         return
@@ -35,27 +35,27 @@ def judge(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_i
 
 
 def promotable(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep) -> list[Run]:
-    """The paused runs that may go on, in the order in which they should."""
+    """The paused runs to promote, in order."""
     rule, metric = rules.options.asha, rules.metric
     if rule is None or metric is None:
         return []
     paused = {run.id: run for run in runs.paused(connection, sweep.id)}
-    found = asha.promotable(
+    run_ids = asha.promotable(
         rule,
         {run.id: run.rung for run in paused.values()},
         lambda band: metrics.at_ordinal(connection, sweep.id, band),
         maximize=metric.maximize,
         least=int(sweep.exhausted),
     )
-    return [paused[run_id] for run_id in found]
+    return [paused[run_id] for run_id in run_ids]
 
 
 def end_paused(connection: sqlite3.Connection, sweep_id: int) -> None:
-    """The sweep is over: what is paused stays as it is, like any run that was stopped early."""
+    """Marks paused runs as killed, like any run that was stopped early, because the sweep has ended."""
     for run in runs.paused(connection, sweep_id):
         runs.update(connection, run.id, state=RunState.KILLED)
 
 
 def state_when_stopped(run: Run) -> RunState:
-    """The state of a run that was asked to stop, when it has."""
+    """Final state of a run that stopped on request."""
     return RunState.PREEMPTED if run.paused else RunState.KILLED

@@ -1,4 +1,4 @@
-"""Two servers for tests: a real process for the real SDK, and its insides here, under a clock to turn."""
+"""Two servers for tests: a process for the real wandb SDK, and one in the test process with a fake clock."""
 
 import json
 import os
@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ServerAddress
-from kto_sweep.server import file_stream, graphql_api, janitor
-from kto_sweep.server.backend import Backend
-from kto_sweep.server.resolvers.registry import Request
+from kto_sweep.local_server.start import LocalServer
+from kto_sweep.server import file_stream, graphql_api, maintenance
+from kto_sweep.server.resolvers.registry import Context
+from kto_sweep.server.server_state import ServerState
 
 GRID = {
     "method": "grid",
@@ -39,22 +39,22 @@ class Queue(queue.Queue):
     def get(self, block=True, timeout=None):
         return super().get(block, timeout and 0.2)
 
-# An agent looks every 5 s whether it has work, and then for its end only after 5 s more.
+# wandb's agent polls for work every 5 s, and checks whether to exit only 5 s later.
 pyagent.queue = types.SimpleNamespace(Queue=Queue, Empty=queue.Empty)
 pyagent.time = types.SimpleNamespace(time=time.time, sleep=lambda seconds: time.sleep(min(seconds, 0.3)))
 
-def tell(value):
+def report(value):
     print("RESULT " + json.dumps(value), flush=True)
 """
-"""The start of every script: the SDK as it is, only less patient."""
+"""Prefix of every SDK script: the unmodified SDK with shorter polling intervals."""
 
 
 @dataclass(frozen=True)
-class Box:
-    """A real server process and a folder in which wandb may leave what it likes."""
+class SdkSandbox:
+    """A server process, and a folder for the files of wandb SDK scripts."""
 
     home: Home
-    address: ServerAddress
+    address: LocalServer
     folder: Path
 
     @property
@@ -71,7 +71,7 @@ class Box:
             "WANDB_ERROR_REPORTING": "false",
             "WANDB_DISABLE_GIT": "true",
             "WANDB_CONSOLE": "wrap",
-            # Two underscores: settings that are not for everyday use.
+            # Two underscores: internal settings of wandb.
             "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",
             "WANDB__STATS_SAMPLING_INTERVAL": "1",
         }
@@ -87,15 +87,15 @@ class Box:
         )
 
     def finish(self, process: "subprocess.Popen[str]", code: int = 0) -> list[Any]:
-        """What the script told."""
+        """The values that the script reported."""
         output, _ = process.communicate(timeout=90)
         assert process.returncode == code, output
         return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")]
 
     def run(self, code: str, *args: str, exit_code: int = 0, **env: str) -> Any:
-        """What the script told last."""
-        told = self.finish(self.start(code, *args, **env), exit_code)
-        return told[-1] if told else None
+        """The last value that the script reported."""
+        results = self.finish(self.start(code, *args, **env), exit_code)
+        return results[-1] if results else None
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         response = httpx.post(
@@ -109,14 +109,14 @@ class Box:
         return dict(answer["data"])
 
     def sweep(self, config: dict[str, Any]) -> str:
-        """The name of a new sweep in acme/tests, made without the cost of an SDK process."""
+        """Creates a sweep in acme/tests without starting an SDK process; its name."""
         query = """mutation($config: String!) { upsertSweep(input:
             {config: $config, entityName: "acme", projectName: "tests"}) { sweep { name } } }"""
         return str(self.graphql(query, config=json.dumps(config))["upsertSweep"]["sweep"]["name"])
 
 
-class Clock:
-    """Stands still until it is turned, or set to another time."""
+class FakeClock:
+    """A clock that the test advances (`time`) or sets (`set`)."""
 
     def __init__(self) -> None:
         self.time = 1_700_000_000.0
@@ -133,28 +133,28 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The server's insides in this process, under a clock that the test turns."""
+class ServerHarness:
+    """The server without HTTP, in the test process, with a fake clock."""
 
-    backend: Backend
-    clock: Clock
+    server: ServerState
+    clock: FakeClock
 
-    def ask(self, query: str, **variables: Any) -> Any:
+    def query(self, query: str, **variables: Any) -> Any:
         """The data of a query that must succeed."""
-        status, body = self.answer(query, **variables)
+        status, body = self.execute(query, **variables)
         assert status == 200, body
         assert "errors" not in body, body
         return body["data"]
 
-    def answer(self, query: str, **variables: Any) -> tuple[int, dict[str, Any]]:
+    def execute(self, query: str, **variables: Any) -> tuple[int, dict[str, Any]]:
         payload = {"query": query, "variables": variables, "operationName": ""}
-        answered = graphql_api.answer(Request(self.backend, "http://test"), payload)
-        return answered.status, answered.body
+        response = graphql_api.execute(Context(self.server, "http://test"), payload)
+        return response.status, response.body
 
     def mutate(self, name: str, kind: str, result: str, /, **values: Any) -> Any:
         """The payload of one mutation that must succeed."""
         query = f"mutation M($input: {kind}!) {{ {name}(input: $input) {{ {result} }} }}"
-        return self.ask(query, input=values)[name]
+        return self.query(query, input=values)[name]
 
     def sweep(self, config: dict[str, Any]) -> str:
         made = self.mutate("upsertSweep", "UpsertSweepInput", "sweep { name }", config=json.dumps(config))
@@ -186,8 +186,8 @@ class Bench:
     def stream(self, name: str, **message: Any) -> dict[str, Any]:
         """One file_stream message of a run in local/uncategorized."""
         parsed = file_stream.parse(json.dumps(message).encode())
-        return self.backend.database.write(
-            lambda c: file_stream.receive(c, self.backend, "local", "uncategorized", name, parsed)
+        return self.server.database.write(
+            lambda c: file_stream.receive(c, self.server, "local", "uncategorized", name, parsed)
         )
 
     def log(self, name: str, offset: int, *rows: dict[str, Any]) -> dict[str, Any]:
@@ -196,20 +196,20 @@ class Bench:
         return self.stream(name, files={"wandb-history.jsonl": {"offset": offset, "content": content}})
 
     def work(self, agent: str, command: dict[str, Any], exitcode: int = 0) -> None:
-        """A trial from its start to its end, as its process and its agent tell it."""
+        """Runs a trial from start to end, with the messages of its process and its agent."""
         name = command["run_id"]
         self.start_run(name)
         assert self.beat(agent, name) == []
         self.stream(name, complete=True, exitcode=exitcode)
 
-    def round(self) -> None:
-        """One round of the janitor."""
-        self.backend.database.write(lambda c: janitor.make_round(c, self.backend))
+    def run_maintenance(self) -> None:
+        """Runs the maintenance once."""
+        self.server.database.write(lambda c: maintenance.run_once(c, self.server))
 
     def run(self, name: str, fields: str = "state") -> dict[str, Any]:
         query = f"query($name: String!) {{ project {{ run(name: $name) {{ {fields} }} }} }}"
-        return dict(self.ask(query, name=name)["project"]["run"])
+        return dict(self.query(query, name=name)["project"]["run"])
 
     def sweep_field(self, name: str, field: str = "state") -> Any:
         query = f"query($name: String!) {{ project {{ sweep(sweepName: $name) {{ {field} }} }} }}"
-        return self.ask(query, name=name)["project"]["sweep"][field]
+        return self.query(query, name=name)["project"]["sweep"][field]
