@@ -4,8 +4,8 @@ import csv
 import json
 import re
 
-from front_server import front_of
 from seeds import FAILED, HOSTILE_RUN
+from views_proxy import views_proxy
 
 GRID_TRIALS = 22
 
@@ -14,11 +14,13 @@ def sweep_of(site):
     return f"local/kto/{site.grid.name}"
 
 
-def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, kto_sweep, tmp_path):
-    with front_of(site.url) as front:
-        done = kto_sweep("compare", sweep_of(site), "--diff", "--png", "p.png", WANDB_BASE_URL=front.url)
+def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, machine, tmp_path):
+    with views_proxy(site.url) as proxy:
+        done = machine.command(
+            "compare", sweep_of(site), "--diff", "--png", "p.png", WANDB_BASE_URL=proxy.url
+        )
         assert done.returncode == 0, done.stderr
-        assert front.curves == 2  # one for the sparklines, one for the picture, and not one for each run
+        assert proxy.curves == 2  # one for the sparklines, one for the picture, and not one for each run
     lines = done.stdout.splitlines()
     heads = next(line for line in lines if "learning_rate" in line)
     assert heads.index("learning_rate") < heads.index("beta") < heads.index("batch_size")
@@ -33,8 +35,8 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, kt
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_is_one_object_with_all_that_the_table_says(site, kto_sweep, tmp_path):
-    done = kto_sweep("compare", sweep_of(site), "--json", "--top", "3", "--html", "r.html")
+def test_json_is_one_object_with_all_that_the_table_says(site, machine, tmp_path):
+    done = machine.command("compare", sweep_of(site), "--json", "--top", "3", "--html", "r.html")
     told = json.loads(done.stdout)
     assert [trial["rank"] for trial in told["trials"]] == [1, 2, 3]
     assert told["trials"][0]["config"]["learning_rate"] == 1e-4
@@ -46,21 +48,21 @@ def test_json_is_one_object_with_all_that_the_table_says(site, kto_sweep, tmp_pa
     assert "<img src=x" not in page
 
 
-def test_csv_holds_every_trial(site, kto_sweep):
-    rows = list(csv.DictReader(kto_sweep("compare", sweep_of(site), "--csv").stdout.splitlines()))
+def test_csv_holds_every_trial(site, machine):
+    rows = list(csv.DictReader(machine.command("compare", sweep_of(site), "--csv").stdout.splitlines()))
     assert len(rows) == GRID_TRIALS
     assert [row["failure"] for row in rows if row["failure"]] == ["out of memory"]
     assert rows[-1]["run_id"] == site.grid.runs[FAILED]
 
 
-def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, kto_sweep):
-    with front_of(site.url) as front:
-        done = kto_sweep("view", sweep_of(site), "--json", WANDB_BASE_URL=front.url)
+def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, machine):
+    with views_proxy(site.url) as proxy:
+        done = machine.command("view", sweep_of(site), "--json", WANDB_BASE_URL=proxy.url)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["saved"]
-    assert told["url"].startswith(f"{front.url}/local/kto?nw=")
-    [sent] = front.views
+    assert told["url"].startswith(f"{proxy.url}/local/kto?nw=")
+    [sent] = proxy.views
     assert (sent["entityName"], sent["projectName"], sent["type"]) == ("local", "kto", "project-view")
     sections = json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"]
     panels = [panel for section in sections[:2] for panel in section["panels"]]
@@ -78,8 +80,8 @@ def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, kto_sweep):
     assert site.grid.name in json.dumps(json.loads(sent["spec"])["section"]["runSets"])
 
 
-def test_view_without_its_package_says_what_to_install(site, kto_sweep, tmp_path):
+def test_view_without_its_package_says_what_to_install(site, machine, tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('as if it was not there')")
-    done = kto_sweep("view", sweep_of(site), PYTHONPATH=str(tmp_path))
+    done = machine.command("view", sweep_of(site), PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert "Hint: pip install 'kto-sweep[wandb-views]'" in done.stderr
