@@ -172,9 +172,8 @@ def test_what_one_trial_cannot_be_ends_it_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     harness.start("good", trial())
     harness.steps(1)
-    harness.start(
-        "targets", trial(lora_targets=("no_such_proj",), lora_r=64)
-    )  # a rank that needs another layout
+    # A rank that needs another layout.
+    harness.start("targets", trial(lora_targets=("no_such_proj",), lora_r=64))
     harness.start("file", trial())
     harness.run()
     assert isinstance(harness.outcomes["targets"], UsageError)
