@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ServerAddress, ensure_server, stop_server
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 
 ROOT = Path(__file__).parents[1]
 INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
@@ -36,7 +36,7 @@ class Machine:
         return Home(self.folder / "home")
 
     @cached_property
-    def address(self) -> ServerAddress:
+    def address(self) -> LocalServer:
         """Address of the embedded server. The first access starts it; a server that died stays dead."""
         return ensure_server(self.home)
 

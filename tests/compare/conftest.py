@@ -9,27 +9,27 @@ from machine import Machine
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 
-from seeds import Site
+from seeds import SeededServer
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    home = Home(tmp_path_factory.mktemp("site") / "home")
-    site = Site(ensure_server(home))
-    yield site
-    site.close()
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
+    home = Home(tmp_path_factory.mktemp("server") / "home")
+    server = SeededServer(ensure_server(home))
+    yield server
+    server.close()
     stop_server(home)
 
 
 @pytest.fixture
-def machine(site: Site, tmp_path: Path) -> Machine:
-    """A machine whose W&B server is the site's: a server that it does not run itself."""
+def machine(seeded: SeededServer, tmp_path: Path) -> Machine:
+    """A machine whose W&B server is the seeded one: a server that it does not run itself."""
     environ = {
-        "WANDB_BASE_URL": site.url,
-        "WANDB_API_KEY": site.address.key,
+        "WANDB_BASE_URL": seeded.url,
+        "WANDB_API_KEY": seeded.address.key,
         "WANDB_ERROR_REPORTING": "false",
         "PYTHONIOENCODING": "utf-8",
     }
