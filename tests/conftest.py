@@ -1,26 +1,29 @@
-"""What all tests have: a port for each server, their order, and the base model of boxes that train."""
+"""For all tests: one port per server, the order of folders, and the base model of machines that train."""
 
 import contextlib
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import Machine
 
 from kto_sweep.home import Home
 from kto_sweep.server.listen import FIRST_PORT
 
 FIRST = ("agent", "faults", "train_command", "ledger")
-"""Folders whose tests start whole boxes: they come first, that no process is left alone with a long one."""
+"""Folders with the longest tests. They run first, so that no test process ends long after the others."""
 PORT = pytest.StashKey[socket.socket]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide GPUs, and keep the usual port taken.
+    """Hide the GPUs, and occupy the default port.
 
-    Boxes of several tests train at once, all on the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` is for the
-    tests of a GPU. And each server has a port of its own, and finds it free after its death.
+    Several tests train at once, so all of them use the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` runs the
+    tests that need a GPU. With the default port occupied, each server picks a port of its own, which is still
+    free when the server is started again.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     if not hasattr(config, "workerinput"):
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny base model, made once for all processes of a run: each box would take seconds for its own."""
+    """The tiny base model, made once for all test processes: it takes seconds."""
     from kto_sweep.train.tiny import tiny_model
 
     root = tmp_path_factory.getbasetemp()
@@ -48,7 +51,16 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Home:
-    """One for a module, with the tiny base model in it."""
+    """A home with the tiny base model, for all tests of a module."""
     home = Home(tmp_path_factory.mktemp("home"))
     shutil.copytree(tiny_base, home.models / tiny_base.name)
     return home
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Machine]:
+    """A machine with the tiny base model, for all tests of a module."""
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    machine.add_model(tiny_base)
+    yield machine
+    machine.close()

@@ -1,6 +1,6 @@
 """An agent that finds out by itself how many trials to train at once."""
 
-from agent_box import Box
+from machine import Machine
 
 LONG_AND_SHORT = """
 method: grid
@@ -15,12 +15,12 @@ parameters:
 """
 
 
-def test_it_begins_with_one_trial_and_opens_more_slots_as_it_measures(box: Box) -> None:
-    box.create(LONG_AND_SHORT)
-    said = box.run("agent")
+def test_it_begins_with_one_trial_and_opens_more_slots_as_it_measures(machine: Machine) -> None:
+    machine.create_sweep(LONG_AND_SHORT)
+    said = machine.run("agent")
     # How many are worth it depends on the box; a second one is always tried.
     measured = said.index("cpu: 2 trials at once, to see what is gained")
     assert said.index("trial 1 of 2") < measured < said.index("trial 2 of 2") < said.index("trial 1 finished")
-    assert box.json("status")["finished"] == 2
-    notes = [log.read_text() for log in box.home.runs.glob("*/console.log")]
+    assert machine.json("status")["finished"] == 2
+    notes = [log.read_text() for log in machine.home.runs.glob("*/console.log")]
     assert sum("2 trials at once, to see what is gained" in text for text in notes) == 1

@@ -14,30 +14,30 @@ parameters:
 """
 
 
-def test_what_runs_when_the_time_is_over_is_put_back(box):
+def test_what_runs_when_the_time_is_over_is_put_back(machine):
     """Nothing is known yet of how long trials take here, so the long one begins."""
-    box.create(SWEEP.replace("[3, 100000]", "[100000]"))
+    machine.create_sweep(SWEEP.replace("[3, 100000]", "[100000]"))
     for seconds in (20, 60, 180):  # on a busy machine an agent takes long to get to a trial
         ends = datetime.now().astimezone() + timedelta(seconds=seconds)
-        said = box.run("agent", "--until", ends.isoformat())
+        said = machine.run("agent", "--until", ends.isoformat())
         assert "Time is up" in said
         assert "continues where this one ended" in said
         if "put back" in said:
             break
-    status = box.json("status")
+    status = machine.json("status")
     assert (status["state"], status["finished"], status["failed"]) == ("RUNNING", 0, 0)
-    box.run("cancel")
+    machine.run("cancel")
 
 
-def test_a_trial_that_takes_too_long_by_those_that_ran_is_not_begun(box):
-    box.create(SWEEP)
-    said = box.run("agent", "--budget", "3m", "--trials-per-gpu", "1")
+def test_a_trial_that_takes_too_long_by_those_that_ran_is_not_begun(machine):
+    machine.create_sweep(SWEEP)
+    said = machine.run("agent", "--budget", "3m", "--trials-per-gpu", "1")
     assert "left for later" in said
     assert "it takes" in said
     assert "1 finished. Sweep: 1 of 2 finished." in said
-    assert box.json("status")["failed"] == 0
+    assert machine.json("status")["failed"] == 0
 
 
-def test_a_budget_that_is_none_is_refused(box):
-    box.run("agent", "--budget", "12", code=2)
-    box.run("agent", "--until", "yesterday", code=2)
+def test_a_budget_that_is_none_is_refused(machine):
+    machine.run("agent", "--budget", "12", code=2)
+    machine.run("agent", "--until", "yesterday", code=2)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_box import SWEEP, Box
+from machine import Machine
+from short_sweep import SWEEP
 
 from kto_sweep.agent.devices import CPU, Device, grouped
 from kto_sweep.errors import UsageError
@@ -49,20 +50,20 @@ def until(seen: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def agent(box: Box) -> Iterator[subprocess.Popen[str]]:
+def agent(machine: Machine) -> Iterator[subprocess.Popen[str]]:
     sweep = SWEEP.replace("[3e-3, 1e-2]", "[3e-3]").replace("{value: 4}\n  max_l", "{value: 24}\n  max_l")
-    box.create(sweep + "  eval_steps: {value: 4}\n")
-    process = box.popen("agent", "--cpu", "--gpus-per-trial", "2")
+    machine.create_sweep(sweep + "  eval_steps: {value: 4}\n")
+    process = machine.start("agent", "--cpu", "--gpus-per-trial", "2")
     yield process
     process.kill()
     process.wait()
 
 
 def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
-    box: Box, agent: subprocess.Popen[str]
+    machine: Machine, agent: subprocess.Popen[str]
 ) -> None:
     def checkpoints() -> list[Path]:
-        return list(box.home.runs.glob("*/checkpoint/last.safetensors"))
+        return list(machine.home.runs.glob("*/checkpoint/last.safetensors"))
 
     until(checkpoints)
     [worker] = [pid for pid, line in below(agent.pid).items() if "kto_sweep.train.worker" in line]
@@ -73,7 +74,7 @@ def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
     assert agent.returncode == 0, output
     until(lambda: not family.keys() & processes().keys())
     assert "cpu: ready (2 x CPU" in output
-    [log] = box.home.runs.glob("*/console.log")
+    [log] = machine.home.runs.glob("*/console.log")
     assert "trained on 2 devices" in log.read_text()
     assert "going on after step" in log.read_text()
 

@@ -43,21 +43,20 @@ if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
 CURVES = ("loss", "rewards/margins", "kl_raw", "grad_norm", "learning_rate", "eval/common_loss")
 
 
-def curves(box, trial):
+def curves(machine, trial):
     """What a trial's own log and the server have of each step."""
-    lines = (box.home.runs / trial["run_id"] / "log.jsonl").read_text().splitlines()
+    lines = (machine.home.runs / trial["run_id"] / "log.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
-    code = f'import json, wandb\nprint(json.dumps(list(wandb.Api().run("{trial["path"]}").scan_history())))'
-    sent = json.loads(box.python(code))
+    sent = machine.api(f'list(api.run("{trial["path"]}").scan_history())')
     return [
         {name: row[name] for name in ("step", *CURVES) if row.get(name) is not None}
         for row in [*logged, *({**row, "step": row["_step"]} for row in sent)]
     ]
 
 
-def trials(box, made):
+def trials(machine, made):
     project = made["path"].rpartition("/")[0]
-    found = box.json("compare", made["path"])["trials"]
+    found = machine.json("compare", made["path"])["trials"]
     return {
         each["config"]["learning_rate"]: {**each, "path": f"{project}/{each['run_id']}"} for each in found
     }
@@ -65,16 +64,14 @@ def trials(box, made):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box, tmp_path):
+def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(machine, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    made = box.create(HALVING)
-    agent = box.run("agent", "--trials-per-gpu", "1", PYTHONPATH=path)
-    status, found = box.json("status"), trials(box, made)
-    steps = {
-        rate: json.loads((box.home.runs / each["run_id"] / "log.jsonl").read_text().splitlines()[-1])["step"]
-        for rate, each in found.items()
-    }
+    made = machine.create_sweep(HALVING)
+    agent = machine.run("agent", "--trials-per-gpu", "1", PYTHONPATH=path)
+    status, found = machine.json("status"), trials(machine, made)
+    logs = {rate: machine.home.runs / trial["run_id"] / "log.jsonl" for rate, trial in found.items()}
+    steps = {rate: json.loads(log.read_text().splitlines()[-1])["step"] for rate, log in logs.items()}
     assert steps[3e-3] == 480
     assert all(120 <= steps[rate] < 480 for rate in (1e-6, 1e-5, 3e-4))
     assert found[3e-3]["state"] == "finished"
@@ -83,11 +80,11 @@ def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(box, tmp
     assert [status[name] for name in counts] == ["FINISHED", 1, 3, 0, 0, 0, 0]
     assert "paused" in agent
     assert "continues after step" in agent
-    assert "nothing is left to run" in box.run("resume")
-    kept = {path.parent.parent.name for path in box.home.runs.glob("*/checkpoint/last.safetensors")}
+    assert "nothing is left to run" in machine.run("resume")
+    kept = {path.parent.parent.name for path in machine.home.runs.glob("*/checkpoint/last.safetensors")}
     assert kept == {found[3e-3]["run_id"]}  # the mark of a trial that is finished
 
-    alone = box.create(ALONE)
-    box.run("agent", "--trials-per-gpu", "1")
-    undisturbed = trials(box, alone)[3e-3]
-    assert curves(box, found[3e-3]) == curves(box, undisturbed)
+    alone = machine.create_sweep(ALONE)
+    machine.run("agent", "--trials-per-gpu", "1")
+    baseline = trials(machine, alone)[3e-3]
+    assert curves(machine, found[3e-3]) == curves(machine, baseline)

@@ -8,7 +8,8 @@ import time
 import urllib.request
 
 import pytest
-from agent_box import SWEEP
+from machine import ROOT
+from short_sweep import SWEEP
 
 READ_BACK = """
 import json, wandb
@@ -40,10 +41,10 @@ parameters:
 
 
 @pytest.fixture(scope="module")
-def finished(box):
+def finished(machine):
     """A sweep of two trials that an agent has run to its end, and what the agent said."""
-    made = box.create(SWEEP + ALERTS)
-    return made, box.run("agent", "--alert", "loss < 100")
+    made = machine.create_sweep(SWEEP + ALERTS)
+    return made, machine.run("agent", "--alert", "loss < 100")
 
 
 def test_create_says_what_it_made(finished):
@@ -63,8 +64,8 @@ def test_the_agent_tells_where_it_is(finished):
     assert f"Next: kto-sweep compare {made['id']}" in said
 
 
-def test_status_counts_the_cells(box, finished):
-    status = box.json("status")
+def test_status_counts_the_cells(machine, finished):
+    status = machine.json("status")
     counts = {
         name: status[name] for name in ("state", "expected", "finished", "running", "failed", "missing")
     }
@@ -78,8 +79,8 @@ def test_status_counts_the_cells(box, finished):
     }
 
 
-def test_compare_ranks_by_the_default_metric(box, finished):
-    compared = box.json("compare")
+def test_compare_ranks_by_the_default_metric(machine, finished):
+    compared = machine.json("compare")
     assert (compared["metric"], compared["goal"]) == ("eval/common_loss", "minimize")
     assert [trial["rank"] for trial in compared["trials"]] == [1, 2]
     values = [trial["summary"]["eval/common_loss"] for trial in compared["trials"]]
@@ -87,9 +88,9 @@ def test_compare_ranks_by_the_default_metric(box, finished):
     assert {trial["config"]["learning_rate"] for trial in compared["trials"]} == {0.003, 0.01}
 
 
-def test_wandb_api_reads_every_trial_and_agrees_on_the_best(box, finished):
+def test_wandb_api_reads_every_trial_and_agrees_on_the_best(machine, finished):
     made, _ = finished
-    read = json.loads(box.python(READ_BACK.format(path=made["path"])))
+    read = read_back(machine, made)
     assert read["state"] == "FINISHED"
     assert len(read["runs"]) == 2
     for run in read["runs"]:
@@ -99,23 +100,29 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(box, finished):
         assert {"loss", "rewards/margins", "kl", "eval/common_loss", "trial/seconds"} <= set(run["summary"])
         assert run["system"] > 0
         assert any("Margin" in line for line in run["console"])
-    assert read["best"] == box.json("compare")["trials"][0]["run_id"]
+    assert read["best"] == machine.json("compare")["trials"][0]["run_id"]
 
 
-def test_first_losses_are_those_of_an_untrained_adapter(box, finished):
+def read_back(machine, made):
+    """A sweep and its runs, read by a script with wandb.Api."""
+    script = READ_BACK.format(path=made["path"])
+    return json.loads(machine.python("-c", script, WANDB_SILENT="true", **machine.server_environment()))
+
+
+def test_first_losses_are_those_of_an_untrained_adapter(machine, finished):
     """KTO's loss is 0.5 where policy and reference agree (kto at weights 1: 1 - sigmoid(0))."""
-    for folder in box.home.runs.iterdir():
+    for folder in machine.home.runs.iterdir():
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert rows[0]["step"] == 1
         assert rows[0]["loss"] == pytest.approx(0.5, abs=1e-3)
         assert (folder / "adapter/adapter_model.safetensors").exists()
 
 
-def test_an_alert_comes_once_for_each_run_that_passes_its_limit(box, finished):
+def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finished):
     made, _ = finished
     project = made["path"].removesuffix(f"/{made['id']}")
     server = made["url"].removesuffix(f"/{project}/sweeps/{made['id']}")
-    for run in box.json("compare", made["path"])["trials"]:
+    for run in machine.json("compare", made["path"])["trials"]:
         with urllib.request.urlopen(f"{server}/-/data/{project}/runs/{run['run_id']}") as answer:
             alerts = json.load(answer)["alerts"]
         assert sorted(alert["title"] for alert in alerts) == [
@@ -125,39 +132,39 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(box, finished):
         assert "_alerts" not in run["config"]
 
 
-def test_an_agent_of_a_finished_sweep_has_nothing_to_do(box, finished):
-    assert "nothing was left to run" in box.run("agent")
+def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
+    assert "nothing was left to run" in machine.run("agent")
 
 
-def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(box):
-    made = box.create(LONG_AND_SHORT)
-    agent = box.popen("agent")
-    wait_for_steps(box, made["id"], trial={"max_steps": 150})
+def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(machine):
+    made = machine.create_sweep(LONG_AND_SHORT)
+    agent = machine.start("agent")
+    wait_for_steps(machine, made["id"], trial={"max_steps": 150})
     agent.send_signal(signal.SIGINT)
     said, _ = agent.communicate(timeout=90)
     assert agent.returncode == 130, said
     assert "put back" in said
-    assert box.json("status", made["id"])["failed"] == 0
-    said = box.run("agent")
+    assert machine.json("status", made["id"])["failed"] == 0
+    said = machine.run("agent")
     assert "continues after step" in said
-    assert_every_step_once(box, made)
+    assert_every_step_once(machine, made)
 
 
-def test_a_sweep_is_paused_resumed_and_canceled(box):
-    made = box.create()
+def test_a_sweep_is_paused_resumed_and_canceled(machine):
+    made = machine.create_sweep(SWEEP)
     states = []
     for command in ("pause", "resume", "cancel"):
         if command == "pause":
-            box.run("agent", "--count", "1")  # a sweep that never began cannot be paused
-        box.run(command, made["id"])
-        states.append(box.json("status", made["id"])["state"])
+            machine.run("agent", "--count", "1")  # a sweep that never began cannot be paused
+        machine.run(command, made["id"])
+        states.append(machine.json("status", made["id"])["state"])
     assert states == ["PAUSED", "RUNNING", "CANCELED"]
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(box):
-    made = box.create(LONG_AND_SHORT)
-    agent = box.popen("agent")
-    wait_for_steps(box, made["id"], trial={"max_steps": 150})
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(machine):
+    made = machine.create_sweep(LONG_AND_SHORT)
+    agent = machine.start("agent")
+    wait_for_steps(machine, made["id"], trial={"max_steps": 150})
     workers = subprocess.run(
         ["pgrep", "-P", str(agent.pid), "-f", "kto_sweep.train.worker"],
         capture_output=True,
@@ -168,29 +175,29 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(box):
     said, _ = agent.communicate(timeout=240)
     assert agent.returncode == 0, said
     assert "the worker ended with signal SIGKILL; starting another" in said
-    assert_every_step_once(box, made)
+    assert_every_step_once(machine, made)
 
 
-def assert_every_step_once(box, made):
+def assert_every_step_once(machine, made):
     """Each trial is finished and each of its steps stands once, in order, on the server and in its file."""
-    read = json.loads(box.python(READ_BACK.format(path=made["path"])))
+    read = read_back(machine, made)
     assert [run["state"] for run in read["runs"]] == ["finished", "finished"]
     for run in read["runs"]:
         every_step = list(range(1, run["config"]["max_steps"] + 1))
         assert run["steps"] == every_step
-        rows = (box.home.runs / run["id"] / "log.jsonl").read_text().splitlines()
+        rows = (machine.home.runs / run["id"] / "log.jsonl").read_text().splitlines()
         assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == every_step
 
 
-def test_trials_are_trained_together_in_one_worker(box):
-    made = box.create()
-    said = box.run("agent", "--trials-per-gpu", "2")
+def test_trials_are_trained_together_in_one_worker(machine):
+    made = machine.create_sweep(SWEEP)
+    said = machine.run("agent", "--trials-per-gpu", "2")
     assert said.index("trial 2 of 2") < said.index("trial 1 finished")
-    assert box.json("status", made["id"])["finished"] == 2
+    assert machine.json("status", made["id"])["finished"] == 2
 
 
-def test_a_trial_that_cannot_run_is_reported_and_the_next_one_runs(box):
-    box.create(
+def test_a_trial_that_cannot_run_is_reported_and_the_next_one_runs(machine):
+    machine.create_sweep(
         """
 method: grid
 parameters:
@@ -200,16 +207,17 @@ parameters:
   max_length: {value: 128}
 """
     )
-    said = box.run("agent")
+    said = machine.run("agent")
     assert "FAILED (bad config)" in said
     assert "./no-such-folder" in said
-    status = box.json("status")
+    status = machine.json("status")
     assert (status["finished"], status["failed"]) == (1, 1)
 
 
-def test_stock_wandb_tools_run_the_same_file(box):
-    environment = box.wandb_environment()
-    (box.folder / "sweep.yaml").write_text(
+def test_stock_wandb_tools_run_the_same_file(machine):
+    (machine.folder / "agent.py").symlink_to(ROOT / "agent.py")
+    environment = machine.environment | machine.server_environment()
+    (machine.folder / "sweep.yaml").write_text(
         """
 program: agent.py
 method: grid
@@ -224,7 +232,7 @@ parameters:
     )
     created = subprocess.run(
         ["wandb", "sweep", "--project", "stock", "sweep.yaml"],
-        cwd=box.folder,
+        cwd=machine.folder,
         env=environment,
         text=True,
         capture_output=True,
@@ -234,23 +242,28 @@ parameters:
     line = next(line for line in created.stderr.splitlines() if "wandb agent" in line)
     path = line.split()[-1]
     agent = subprocess.run(
-        ["wandb", "agent", path], cwd=box.folder, env=environment, text=True, capture_output=True, check=False
+        ["wandb", "agent", path],
+        cwd=machine.folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
     )
     assert agent.returncode == 0, agent.stderr
-    trials = box.json("compare", path)["trials"]
+    trials = machine.json("compare", path)["trials"]
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
     # Stock tools register what YAML reads, and it reads these as text. They train as the numbers they mean.
     assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
     assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}
 
 
-def wait_for_steps(box, sweep_id, steps=2, seconds=120, trial=None):
+def wait_for_steps(machine, sweep_id, steps=2, seconds=120, trial=None):
     """Until a trial of this sweep, with this much of a configuration, has logged some steps."""
     wanted = (trial or {}).items()
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for found in box.json("compare", sweep_id)["trials"]:
-            log = box.home.runs / found["run_id"] / "log.jsonl"
+        for found in machine.json("compare", sweep_id)["trials"]:
+            log = machine.home.runs / found["run_id"] / "log.jsonl"
             if (
                 wanted <= found["config"].items()
                 and log.exists()

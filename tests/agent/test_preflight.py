@@ -1,7 +1,10 @@
 """An agent that is started where the data or model is not: no trial starts, and it says where to start."""
 
+from dataclasses import replace
+
 import pytest
-from agent_box import ROOT, SWEEP, Box
+from machine import ROOT, Machine
+from short_sweep import SWEEP
 
 from kto_sweep.agent.preflight import require_sources
 from kto_sweep.errors import UsageError
@@ -14,19 +17,16 @@ def space(**values: str) -> Space:
     return found
 
 
-def test_an_agent_in_another_folder_begins_no_trial_and_says_where_to_start_it(box: Box) -> None:
-    (box.folder / "own").mkdir()
+def test_an_agent_in_another_folder_begins_no_trial_and_says_where_to_start_it(machine: Machine) -> None:
+    (machine.folder / "own").mkdir()
     text = (ROOT / "examples" / "support_replies.jsonl").read_text()
-    (box.folder / "own" / "rows.jsonl").write_text("".join(text.splitlines(True)[:40]))
-    made = box.create(SWEEP.replace("examples/support_replies.jsonl", "own/rows.jsonl"))
-    elsewhere = Box(box.folder / "own")
-    environment = {"HOME": str(box.folder), "KTO_SWEEP_HOME": str(box.home.root)}
-    agent = elsewhere.popen("agent", made["path"], "--cpu", **environment)
-    said, _ = agent.communicate(timeout=120)
-    assert agent.returncode == 2, said
-    assert f"own/rows.jsonl: no such data file below {elsewhere.folder}; no trial was started" in said
-    assert f"Hint: cd {box.folder}, then run it again" in said
-    status = box.json("status", made["path"])
+    (machine.folder / "own" / "rows.jsonl").write_text("".join(text.splitlines(True)[:40]))
+    made = machine.create_sweep(SWEEP.replace("examples/support_replies.jsonl", "own/rows.jsonl"))
+    elsewhere = replace(machine, directory=machine.folder / "own")
+    said = elsewhere.run("agent", made["path"], "--cpu", code=2)
+    assert f"own/rows.jsonl: no such data file below {elsewhere.directory}; no trial was started" in said
+    assert f"Hint: cd {machine.folder}, then run it again" in said
+    status = machine.json("status", made["path"])
     assert (status["failed"], status["missing"]) == (0, 2)
 
 

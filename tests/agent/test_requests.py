@@ -8,8 +8,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
-from agent_box import Box
 from agent_harness import wait
+from machine import Machine
 from proxy import Proxy, proxy_to
 
 from kto_sweep.agent.heartbeat import HeartbeatLoop
@@ -39,36 +39,36 @@ the configuration if that was sent within seconds, else by itself."""
 
 
 @pytest.fixture
-def proxy(box: Box) -> Iterator[Proxy]:
-    with proxy_to(ensure_server(box.home).url) as proxy:
+def proxy(machine: Machine) -> Iterator[Proxy]:
+    with proxy_to(ensure_server(machine.home).url) as proxy:
         yield proxy
 
 
-def through(box: Box, proxy: Proxy) -> dict[str, str]:
+def through(machine: Machine, proxy: Proxy) -> dict[str, str]:
     """The environment of a box whose W&B server is the proxy."""
-    return {"WANDB_BASE_URL": proxy.url, "WANDB_API_KEY": ensure_server(box.home).key}
+    return {"WANDB_BASE_URL": proxy.url, "WANDB_API_KEY": ensure_server(machine.home).key}
 
 
-def create(box: Box, proxy: Proxy, text: str) -> str:
-    (box.folder / "sweep.yaml").write_text(text)
-    made = box.run("create", "sweep.yaml", "--json", **through(box, proxy))
+def create(machine: Machine, proxy: Proxy, text: str) -> str:
+    (machine.folder / "sweep.yaml").write_text(text)
+    made = machine.run("create", "sweep.yaml", "--json", **through(machine, proxy))
     proxy.seen.clear()
     return str(json.loads(made)["path"])
 
 
-def test_two_slots_ask_no_more_than_two_stock_agents(box: Box, proxy: Proxy) -> None:
-    path = create(box, proxy, GRID)
-    box.run("agent", path, "--cpu", "--trials-per-gpu", "2", **through(box, proxy))
+def test_two_slots_ask_no_more_than_two_stock_agents(machine: Machine, proxy: Proxy) -> None:
+    path = create(machine, proxy, GRID)
+    machine.run("agent", path, "--cpu", "--trials-per-gpu", "2", **through(machine, proxy))
     ours = proxy.counts()
     first = next(moment for moment, kind in proxy.seen if kind == "CreateAgent")
     seconds = proxy.seen[-1][0] - first  # of a trial: each slot has had one
-    path = create(box, proxy, GRID)
-    (box.folder / "trial.py").write_text(STOCK.format(seconds=seconds))
-    environment = box.environment | through(box, proxy)
+    path = create(machine, proxy, GRID)
+    (machine.folder / "trial.py").write_text(STOCK.format(seconds=seconds))
+    environment = machine.environment | through(machine, proxy)
     agents = [
         subprocess.Popen(
             [sys.executable, "-m", "wandb", "agent", path],
-            cwd=box.folder,
+            cwd=machine.folder,
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -88,14 +88,14 @@ def test_two_slots_ask_no_more_than_two_stock_agents(box: Box, proxy: Proxy) -> 
 
 
 def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_trained(
-    box: Box, proxy: Proxy
+    machine: Machine, proxy: Proxy
 ) -> None:
     kinds = {"CreateAgent": 1, "Heartbeat": 2, "UpsertBucket": 1, "file_stream": 1}
-    path = create(box, proxy, GRID.replace(", 2.0e-3", ""))
+    path = create(machine, proxy, GRID.replace(", 2.0e-3", ""))
     for kind, times in kinds.items():
         proxy.refuse(kind, times, retry_after=3)
-    environment = through(box, proxy) | {"WANDB_LOG_MODEL": "end"}
-    said = box.run("agent", path, "--cpu", "--trials-per-gpu", "1", **environment)
+    environment = through(machine, proxy) | {"WANDB_LOG_MODEL": "end"}
+    said = machine.run("agent", path, "--cpu", "--trials-per-gpu", "1", **environment)
     assert "1 of 1 finished" in said
     assert proxy.counts()["CreateArtifact"] == 1
     refused = [kind for _, kind in proxy.refused]
@@ -107,13 +107,13 @@ def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_tr
 
 @pytest.mark.slow
 def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_later(
-    box: Box, proxy: Proxy
+    machine: Machine, proxy: Proxy
 ) -> None:
-    path = create(box, proxy, GRID.replace("max_steps: {value: 3}", "max_steps: {value: 200}"))
-    agent = box.popen(
-        "agent", path, "--cpu", "--trials-per-gpu", "1", "--patience", "20", **through(box, proxy)
+    path = create(machine, proxy, GRID.replace("max_steps: {value: 3}", "max_steps: {value: 200}"))
+    agent = machine.start(
+        "agent", path, "--cpu", "--trials-per-gpu", "1", "--patience", "20", **through(machine, proxy)
     )
-    wait(lambda: any(path.read_text().count("\n") > 20 for path in box.home.runs.glob("*/log.jsonl")))
+    wait(lambda: any(path.read_text().count("\n") > 20 for path in machine.home.runs.glob("*/log.jsonl")))
     proxy.key_is_good = False
     said, _ = agent.communicate(timeout=200)
     assert agent.returncode == 1, said
@@ -122,9 +122,9 @@ def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_la
     assert "refuses the key.\n" in said
     assert "--relogin, then kto-sweep sync, then kto-sweep agent" in said
     proxy.key_is_good = True
-    box.run("sync", **through(box, proxy))
-    assert "2 of 2 finished" in box.run("agent", path, "--cpu", **through(box, proxy))
-    lengths = [log.read_text().count("\n") for log in box.home.runs.glob("*/log.jsonl")]
+    machine.run("sync", **through(machine, proxy))
+    assert "2 of 2 finished" in machine.run("agent", path, "--cpu", **through(machine, proxy))
+    lengths = [log.read_text().count("\n") for log in machine.home.runs.glob("*/log.jsonl")]
     assert lengths.count(200) == 2  # of other tests' trials each has 3
 
 

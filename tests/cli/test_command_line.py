@@ -8,23 +8,11 @@ from pathlib import Path
 
 import click
 import pytest
+from machine import Machine
 
 from kto_sweep.cli import COMMANDS, cli, run
 
 ROOT = Path(__file__).parents[2]
-
-
-def kto_sweep(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """One call of the command in a fresh process with a clean environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "kto_sweep", *args],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(cwd), "KTO_SWEEP_HOME": str(cwd / "home"), **env},
-    )
 
 
 def test_help_loads_neither_torch_nor_wandb(tmp_path):
@@ -64,30 +52,29 @@ def test_a_missing_argument_exits_2_with_one_message(capsys):
 
 
 def test_errors_with_json_are_one_object_on_stderr(tmp_path):
-    done = kto_sweep("create", "absent.yaml", "--json", cwd=tmp_path)
+    done = Machine(tmp_path).command("create", "absent.yaml", "--json")
     assert done.returncode == 2
     assert done.stdout == ""
     assert set(json.loads(done.stderr)) == {"error", "hint"}
 
 
 def test_status_before_any_sweep_says_what_to_type(tmp_path):
-    done = kto_sweep("status", cwd=tmp_path)
+    done = Machine(tmp_path).command("status")
     assert done.returncode == 2
     assert "no sweep was created on this box yet" in done.stderr
     assert "kto-sweep create" in done.stderr
 
 
 def test_a_name_that_cannot_be_a_sweep_exits_2(tmp_path):
-    done = kto_sweep("status", "a/b/c/d", cwd=tmp_path)
+    done = Machine(tmp_path).command("status", "a/b/c/d")
     assert done.returncode == 2
     assert "'a/b/c/d' is not the name of a sweep" in done.stderr
 
 
 def test_a_server_that_is_down_is_one_clear_message(tmp_path):
-    done = kto_sweep(
+    done = Machine(tmp_path).command(
         "status",
         "me/kto/ab12cd34",
-        cwd=tmp_path,
         WANDB_BASE_URL="http://127.0.0.1:9",
         WANDB_API_KEY="local-" + "0" * 40,
     )
@@ -97,7 +84,7 @@ def test_a_server_that_is_down_is_one_clear_message(tmp_path):
 
 
 def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):
-    done = kto_sweep("status", "me/kto/ab12cd34", cwd=tmp_path, WANDB_BASE_URL="http://127.0.0.1:9")
+    done = Machine(tmp_path).command("status", "me/kto/ab12cd34", WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 2
     assert "there is no key for it" in done.stderr
     assert "wandb login --host http://127.0.0.1:9" in done.stderr
@@ -108,7 +95,7 @@ def test_create_reads_the_data_before_anything_is_registered(tmp_path):
     (tmp_path / "sweep.yaml").write_text(
         "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: rows.jsonl}\n"
     )
-    done = kto_sweep("create", "sweep.yaml", cwd=tmp_path)
+    done = Machine(tmp_path).command("create", "sweep.yaml")
     assert done.returncode == 2
     assert "rows.jsonl:2: broken JSON" in done.stderr
     assert not (tmp_path / "home").exists()
@@ -116,7 +103,7 @@ def test_create_reads_the_data_before_anything_is_registered(tmp_path):
 
 def test_a_home_that_cannot_be_written_to_is_no_defect(tmp_path):
     (tmp_path / "file").touch()
-    done = kto_sweep("serve", "--port", "0", cwd=tmp_path, KTO_SWEEP_HOME=str(tmp_path / "file"))
+    done = Machine(tmp_path).command("serve", "--port", "0", KTO_SWEEP_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
     assert "Not a directory" in done.stderr or "File exists" in done.stderr
     assert "KTO_SWEEP_HOME names" in done.stderr

@@ -1,54 +1,36 @@
-"""A real server with a seeded sweep, and the command line against it."""
+"""A real server with a seeded sweep, and a machine that uses it."""
 
-import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from machine import Machine
 
 sys.path.append(str(Path(__file__).parents[1] / "browser"))
 
-from seeds import Site
+from seeds import SeededServer
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
-
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    home = Home(tmp_path_factory.mktemp("site") / "home")
-    site = Site(ensure_server(home))
-    yield site
-    site.close()
+def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
+    home = Home(tmp_path_factory.mktemp("server") / "home")
+    server = SeededServer(ensure_server(home))
+    yield server
+    server.close()
     stop_server(home)
 
 
 @pytest.fixture
-def kto_sweep(site: Site, tmp_path: Path) -> Command:
-    """Runs a command; to it the server is one that somebody else runs."""
-
-    def run(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "kto_sweep", *args],
-            cwd=tmp_path,
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": str(tmp_path),
-                "KTO_SWEEP_HOME": str(tmp_path / "home"),
-                "WANDB_BASE_URL": site.url,
-                "WANDB_API_KEY": site.address.key,
-                "WANDB_ERROR_REPORTING": "false",
-                "OMP_NUM_THREADS": "1",
-                "PYTHONIOENCODING": "utf-8",
-                **env,
-            },
-            text=True,
-            capture_output=True,
-            check=False,
-        )
-
-    return run
+def machine(seeded: SeededServer, tmp_path: Path) -> Machine:
+    """A machine whose W&B server is the seeded one: a server that it does not run itself."""
+    environ = {
+        "WANDB_BASE_URL": seeded.url,
+        "WANDB_API_KEY": seeded.address.key,
+        "WANDB_ERROR_REPORTING": "false",
+        "PYTHONIOENCODING": "utf-8",
+    }
+    return Machine(tmp_path, environ=environ)

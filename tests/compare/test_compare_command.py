@@ -4,21 +4,23 @@ import csv
 import json
 import re
 
-from front_server import front_of
 from seeds import FAILED, HOSTILE_RUN
+from views_proxy import views_proxy
 
 GRID_TRIALS = 22
 
 
-def sweep_of(site):
-    return f"local/kto/{site.grid.name}"
+def sweep_of(seeded):
+    return f"local/kto/{seeded.grid.name}"
 
 
-def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, kto_sweep, tmp_path):
-    with front_of(site.url) as front:
-        done = kto_sweep("compare", sweep_of(site), "--diff", "--png", "p.png", WANDB_BASE_URL=front.url)
+def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(seeded, machine, tmp_path):
+    with views_proxy(seeded.url) as proxy:
+        done = machine.command(
+            "compare", sweep_of(seeded), "--diff", "--png", "p.png", WANDB_BASE_URL=proxy.url
+        )
         assert done.returncode == 0, done.stderr
-        assert front.curves == 2  # one for the sparklines, one for the picture, and not one for each run
+        assert proxy.curves == 2  # one for the sparklines, one for the picture, and not one for each run
     lines = done.stdout.splitlines()
     heads = next(line for line in lines if "learning_rate" in line)
     assert heads.index("learning_rate") < heads.index("beta") < heads.index("batch_size")
@@ -33,8 +35,8 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(site, kt
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_is_one_object_with_all_that_the_table_says(site, kto_sweep, tmp_path):
-    done = kto_sweep("compare", sweep_of(site), "--json", "--top", "3", "--html", "r.html")
+def test_json_is_one_object_with_all_that_the_table_says(seeded, machine, tmp_path):
+    done = machine.command("compare", sweep_of(seeded), "--json", "--top", "3", "--html", "r.html")
     told = json.loads(done.stdout)
     assert [trial["rank"] for trial in told["trials"]] == [1, 2, 3]
     assert told["trials"][0]["config"]["learning_rate"] == 1e-4
@@ -42,25 +44,25 @@ def test_json_is_one_object_with_all_that_the_table_says(site, kto_sweep, tmp_pa
     assert told["importance"]["parameters"][0]["name"] == "learning_rate"
     assert told["verdict"]["sure"].startswith("It cannot be told")
     page = (tmp_path / "r.html").read_text()
-    assert site.grid.runs[HOSTILE_RUN] in page
+    assert seeded.grid.runs[HOSTILE_RUN] in page
     assert "<img src=x" not in page
 
 
-def test_csv_holds_every_trial(site, kto_sweep):
-    rows = list(csv.DictReader(kto_sweep("compare", sweep_of(site), "--csv").stdout.splitlines()))
+def test_csv_holds_every_trial(seeded, machine):
+    rows = list(csv.DictReader(machine.command("compare", sweep_of(seeded), "--csv").stdout.splitlines()))
     assert len(rows) == GRID_TRIALS
     assert [row["failure"] for row in rows if row["failure"]] == ["out of memory"]
-    assert rows[-1]["run_id"] == site.grid.runs[FAILED]
+    assert rows[-1]["run_id"] == seeded.grid.runs[FAILED]
 
 
-def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, kto_sweep):
-    with front_of(site.url) as front:
-        done = kto_sweep("view", sweep_of(site), "--json", WANDB_BASE_URL=front.url)
+def test_view_saves_the_panels_in_order_for_this_sweep_alone(seeded, machine):
+    with views_proxy(seeded.url) as proxy:
+        done = machine.command("view", sweep_of(seeded), "--json", WANDB_BASE_URL=proxy.url)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["saved"]
-    assert told["url"].startswith(f"{front.url}/local/kto?nw=")
-    [sent] = front.views
+    assert told["url"].startswith(f"{proxy.url}/local/kto?nw=")
+    [sent] = proxy.views
     assert (sent["entityName"], sent["projectName"], sent["type"]) == ("local", "kto", "project-view")
     sections = json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"]
     panels = [panel for section in sections[:2] for panel in section["panels"]]
@@ -75,11 +77,11 @@ def test_view_saves_the_panels_in_order_for_this_sweep_alone(site, kto_sweep):
         "Parameter Importance",
     ]
     assert panels[-1]["config"]["targetKey"] == "eval/common_loss"
-    assert site.grid.name in json.dumps(json.loads(sent["spec"])["section"]["runSets"])
+    assert seeded.grid.name in json.dumps(json.loads(sent["spec"])["section"]["runSets"])
 
 
-def test_view_without_its_package_says_what_to_install(site, kto_sweep, tmp_path):
+def test_view_without_its_package_says_what_to_install(seeded, machine, tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('as if it was not there')")
-    done = kto_sweep("view", sweep_of(site), PYTHONPATH=str(tmp_path))
+    done = machine.command("view", sweep_of(seeded), PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert "Hint: pip install 'kto-sweep[wandb-views]'" in done.stderr

@@ -1,26 +1,26 @@
-"""What the tests of faults compare with."""
+"""The losses without faults, with which the tests compare."""
 
 from pathlib import Path
 
 import pytest
-from arena import TWO_BY_TWO, Arena, Losses
+from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
 
 
 @pytest.fixture(scope="session", autouse=True)
 def base_model(tiny_base: Path) -> None:
-    Arena.base_model = tiny_base
+    SweepHarness.base_model = tiny_base
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, base_model: None) -> Losses:
-    """The losses of the grid without any accident."""
-    arena = Arena(tmp_path_factory.mktemp("undisturbed"), TWO_BY_TWO)
+def baseline(tmp_path_factory: pytest.TempPathFactory, base_model: None) -> Losses:
+    """The losses of the grid without faults."""
+    harness = SweepHarness(tmp_path_factory.mktemp("baseline"), TWO_BY_TWO)
     try:
-        arena.create()
-        arena.start_agent("--trials-per-gpu", "4")
-        arena.finish()
-        losses = arena.losses()
-        arena.check(losses)
+        harness.create()
+        harness.start_agent("--trials-per-gpu", "4")
+        harness.finish()
+        losses = harness.losses()
+        harness.check(losses)
     finally:
-        arena.close()
+        harness.close()
     return losses

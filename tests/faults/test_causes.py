@@ -1,20 +1,18 @@
-"""Trials that fail: by what, for what reason, and what becomes of the others."""
+"""Trials that fail: their causes, and that the other trials continue."""
 
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
 import pytest
-from arena import ROWS, TWO_BY_TWO, Arena, Losses, small_disk
+from sweep_harness import ROWS, TWO_BY_TWO, Losses, SweepHarness, small_disk
 
 
-def causes(arena: Arena) -> dict[tuple[object, ...], str]:
+def causes(harness: SweepHarness) -> dict[tuple[object, ...], str]:
     """`failure/cause` or the state, by cell."""
-    return {arena.cell(run): run.summary.get("failure/cause", run.state) for run in arena.runs()}
+    return {harness.cell(run): run.summary.get("failure/cause", run.state) for run in harness.runs()}
 
 
 def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
@@ -23,39 +21,39 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
     for name in names:
         shutil.copy(ROWS, tmp_path / f"{name}.jsonl")
     axes = {"dataset": [f"{name}.jsonl" for name in names]}
-    arena = Arena(tmp_path, axes, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(tmp_path, axes, options=("--trials-per-gpu", "2"))
     try:
-        arena.create(max_steps=6, learning_rate=1e-3)
+        harness.create(max_steps=6, learning_rate=1e-3)
         (tmp_path / "gone.jsonl").unlink()
         (tmp_path / "garbage.jsonl").write_bytes(os.urandom(4096))
         alike = "".join(json.dumps(row | {"label": True}) + "\n" for row in rows)
         (tmp_path / "one_label.jsonl").write_text(alike)
-        arena.start_agent()
-        arena.finish()
-        found = causes(arena)
+        harness.start_agent()
+        harness.finish()
+        cause_of = causes(harness)
     finally:
-        arena.close()
+        harness.close()
     bad = {f"{name}.jsonl" for name in ("gone", "garbage", "one_label")}
-    assert len(found) == 5
-    for (dataset,), cause in found.items():
-        assert cause == ("bad data" if dataset in bad else "finished"), arena.said()
+    assert len(cause_of) == 5
+    for (dataset,), cause in cause_of.items():
+        assert cause == ("bad data" if dataset in bad else "finished"), harness.output()
 
 
 def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
     shutil.copy(ROWS, tmp_path / "rows.jsonl")
-    arena = Arena(tmp_path, {"seed": [1, 2]}, options=("--trials-per-gpu", "1"))
+    harness = SweepHarness(tmp_path, {"seed": [1, 2]}, options=("--trials-per-gpu", "1"))
     try:
-        arena.create(dataset="rows.jsonl", max_steps=3)
-        assert arena.start_agent("--count", "1").wait(120) == 0
+        harness.create(dataset="rows.jsonl", max_steps=3)
+        assert harness.start_agent("--count", "1").wait(120) == 0
         rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "rows.jsonl").write_text("".join(rows[:-40]))
-        arena.finish()
-        assert arena.said().count("BEWARE: the rows of rows.jsonl changed during this sweep") == 1
-        (told,) = json.loads(arena.command("status", "--json"))["differences"]
-        assert all(run.name in told for run in arena.runs())
-        assert "Beware" in arena.command("compare")
+        harness.finish()
+        assert harness.output().count("BEWARE: the rows of rows.jsonl changed during this sweep") == 1
+        (told,) = json.loads(harness.run("status", "--json"))["differences"]
+        assert all(run.name in told for run in harness.runs())
+        assert "Beware" in harness.run("compare")
     finally:
-        arena.close()
+        harness.close()
 
 
 DEADLY = """
@@ -75,71 +73,69 @@ if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
 """
 
 
-def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_path, undisturbed: Losses):
-    arena = Arena(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
-    arena.patch(DEADLY)
+def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_path, baseline: Losses):
+    harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
+    harness.patch(DEADLY)
     try:
-        arena.create()
-        arena.start_agent()
-        arena.finish()
-        runs = {arena.cell(run): run for run in arena.runs()}
+        harness.create()
+        harness.start_agent()
+        harness.finish()
+        runs = {harness.cell(run): run for run in harness.runs()}
         victim = runs.pop((0.003, 1))
-        assert (victim.state, victim.summary["failure/cause"]) == ("failed", "worker crash"), arena.said()
+        assert (victim.state, victim.summary["failure/cause"]) == ("failed", "worker crash"), harness.output()
         assert len(runs) == 3
         for run in runs.values():
-            assert run.state == "finished", arena.said()
-            assert [row["loss"] for row in run.rows] == pytest.approx(undisturbed[arena.cell(run)], rel=1e-4)
+            assert run.state == "finished", harness.output()
+            assert [row["loss"] for row in run.rows] == pytest.approx(baseline[harness.cell(run)], rel=1e-4)
     finally:
-        arena.close()
+        harness.close()
 
 
 def test_a_trial_that_is_stopped_for_good_leaves_no_checkpoint_behind(tmp_path):
-    arena = Arena(tmp_path, {"seed": [1]})
+    harness = SweepHarness(tmp_path, {"seed": [1]})
     try:
-        arena.create(max_steps=2000)
-        agent = arena.start_agent()
-        arena.wait(lambda: list(arena.home.runs.glob("*/checkpoint/last.safetensors")), what="a checkpoint")
-        arena.command("cancel", arena.sweep[2])
+        harness.create(max_steps=2000)
+        agent = harness.start_agent()
+        harness.wait(
+            lambda: list(harness.home.runs.glob("*/checkpoint/last.safetensors")), what="a checkpoint"
+        )
+        harness.run("cancel", harness.sweep[2])
         agent.wait(120)
-        assert "stopped" in arena.said()
-        assert not list(arena.home.runs.glob("*/checkpoint"))
-        assert list(arena.home.runs.glob("*/adapter"))
+        assert "stopped" in harness.output()
+        assert not list(harness.home.runs.glob("*/checkpoint"))
+        assert list(harness.home.runs.glob("*/adapter"))
     finally:
-        arena.close()
+        harness.close()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_full_disk_is_waited_for(tmp_path, undisturbed: Losses):
+def test_a_full_disk_is_waited_for(tmp_path, baseline: Losses):
     try:
-        disk = small_disk(tmp_path / "box", 500)
+        disk = small_disk(tmp_path / "machine", 500)
         folder = disk.__enter__()
     except OSError as reason:
         pytest.skip(str(reason))
-    arena = Arena(folder, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(folder, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
     try:
-        arena.create()
-        arena.start_agent()
-        arena.wait_for_progress(5)
+        harness.create()
+        harness.start_agent()
+        harness.wait_for_progress(5)
         filler = folder / "filler"
         with filler.open("wb") as file, suppress(OSError):
             while True:
                 file.write(b"x" * (1 << 20))
-        arena.wait(
-            lambda: "disk full" in arena.said() or "for disk space" in arena.said(), 120, "a full disk"
+        harness.wait(
+            lambda: "disk full" in harness.output() or "disk space" in harness.output(), 120, "a full disk"
         )
         time.sleep(3)
-        refused = subprocess.run(
-            [sys.executable, "-m", "kto_sweep", "pause", arena.sweep[2]],
-            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, timeout=60,
-            check=False,
-        )  # fmt: skip
+        refused = harness.command("pause", harness.sweep[2])
         assert refused.returncode == 1
         assert "disk is full; nothing was changed" in refused.stderr
-        assert "running" in arena.command("status")
+        assert "running" in harness.run("status")
         filler.unlink()
-        arena.finish()
-        arena.check(undisturbed)
+        harness.finish()
+        harness.check(baseline)
     finally:
-        arena.close()
+        harness.close()
         disk.__exit__(None, None, None)

@@ -1,9 +1,9 @@
-"""Clocks that are set while a sweep runs: those of the agent, its workers and its server."""
+"""The clocks of an agent, its workers and its server are set while a sweep runs."""
 
 from pathlib import Path
 
 import pytest
-from arena import TWO_BY_TWO, Arena
+from sweep_harness import TWO_BY_TWO, SweepHarness
 
 SHIFTED = """
 import datetime, os, time
@@ -34,20 +34,22 @@ def set_clock(path: Path, seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_clocks_that_are_set_change_nothing(tmp_path, undisturbed):
-    """wandb's service keeps the true time; what is logged there has its times from it."""
+def test_clocks_that_are_set_change_nothing(tmp_path, baseline):
+    """wandb-core keeps the true time: it is no Python process, and it sets the times of logged rows."""
     clock = tmp_path / "clock"
     set_clock(clock, 0)
-    arena = Arena(tmp_path / "box", TWO_BY_TWO, {"CLOCK": str(clock)}, ("--trials-per-gpu", "2"))
-    arena.patch(SHIFTED)
+    harness = SweepHarness(
+        tmp_path / "machine", TWO_BY_TWO, environ={"CLOCK": str(clock)}, options=("--trials-per-gpu", "2")
+    )
+    harness.patch(SHIFTED)
     try:
-        arena.create()
-        arena.start_agent("--budget", "2h")
+        harness.create()
+        harness.start_agent("--budget", "2h")
         for shift in (HOUR, -HOUR, 24 * HOUR, -24 * HOUR):
-            arena.wait_for_progress(8)
+            harness.wait_for_progress(8)
             set_clock(clock, shift)
-        arena.finish()
-        assert len(arena.agents) == 1
-        arena.check(undisturbed)
+        harness.finish()
+        assert len(harness.agents) == 1
+        harness.check(baseline)
     finally:
-        arena.close()
+        harness.close()

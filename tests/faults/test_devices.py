@@ -1,17 +1,16 @@
-"""GPUs that break, on a box whose nvidia-smi names some; the workers train on its CPU."""
+"""GPUs that break, on a machine with a fake nvidia-smi; the workers train on the CPU."""
 
 import os
 import signal
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from arena import TWO_BY_TWO, Arena, Losses
+from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
 
 
-def gpu_arena(folder: Path, gpus: int) -> Arena:
+def gpu_harness(folder: Path, gpus: int) -> SweepHarness:
+    """A machine whose nvidia-smi lists this many GPUs."""
     tools = folder / "tools"
     tools.mkdir()
     listed = [f'echo "{index}, GPU-{os.getpid()}-{index}"\n' for index in range(gpus)]
@@ -22,18 +21,18 @@ def gpu_arena(folder: Path, gpus: int) -> Arena:
         "TMPDIR": str(folder),
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
     }
-    return Arena(folder, TWO_BY_TWO, environ, ("--trials-per-gpu", "2"))
+    return SweepHarness(folder, TWO_BY_TWO, environ=environ, options=("--trials-per-gpu", "2"))
 
 
-def workers_on(arena: Arena, gpu: str) -> list[int]:
-    found = []
-    for pid in arena.workers():
+def workers_on(harness: SweepHarness, gpu: str) -> list[int]:
+    pids = []
+    for pid in harness.workers():
         with suppress(OSError):
             if f"CUDA_VISIBLE_DEVICES={gpu}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(
                 b"\0"
             ):
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 DYING = """
@@ -54,29 +53,26 @@ if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
 """
 
 
-def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, undisturbed: Losses):
-    arena = gpu_arena(tmp_path, 2)
-    arena.patch(DYING)
+def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, baseline: Losses):
+    harness = gpu_harness(tmp_path, 2)
+    harness.patch(DYING)
     try:
-        arena.create()
-        arena.start_agent()
-        arena.wait(lambda: workers_on(arena, "1"), what="a worker on gpu 1")
-        (worker,) = workers_on(arena, "1")
+        harness.create()
+        harness.start_agent()
+        harness.wait(lambda: workers_on(harness, "1"), what="a worker on gpu 1")
+        (worker,) = workers_on(harness, "1")
         os.kill(worker, signal.SIGSTOP)
-        refused = subprocess.run(
-            [sys.executable, "-m", "kto_sweep", "agent", arena.sweep[2], "--gpus", "1"],
-            cwd=arena.folder, env=arena.environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        refused = harness.command("agent", harness.sweep[2], "--gpus", "1")
         os.kill(worker, signal.SIGCONT)
         assert refused.returncode == 2, refused.stdout
         assert "gpu 1 is in use" in refused.stderr
-        arena.finish()
-        assert "gpu 0 is no longer used" in arena.said()
-        assert "nvidia-smi -i 0" in arena.said()
-        arena.check(undisturbed)
-        assert len(arena.agents) == 1
+        harness.finish()
+        assert "gpu 0 is no longer used" in harness.output()
+        assert "nvidia-smi -i 0" in harness.output()
+        harness.check(baseline)
+        assert len(harness.agents) == 1
     finally:
-        arena.close()
+        harness.close()
 
 
 BREAKING = """
@@ -108,43 +104,43 @@ if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
 
 @pytest.mark.slow
 def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(tmp_path):
-    arena = gpu_arena(tmp_path, 2)
-    arena.patch(BREAKING)
-    arena.environ["PHASES"] = str(tmp_path)
+    harness = gpu_harness(tmp_path, 2)
+    harness.patch(BREAKING)
+    harness.environ["PHASES"] = str(tmp_path)
     try:
-        arena.create(max_steps=4)
-        agent = arena.start_agent()
-        arena.wait(lambda: arena.said().count(" finished ") == 2, what="the end of gpu 1's trials")
-        arena.wait(lambda: not workers_on(arena, "1"), what="the end of gpu 1's worker")
+        harness.create(max_steps=4)
+        agent = harness.start_agent()
+        harness.wait(lambda: harness.output().count(" finished ") == 2, what="the end of gpu 1's trials")
+        harness.wait(lambda: not workers_on(harness, "1"), what="the end of gpu 1's worker")
         (tmp_path / "break").touch()
-        assert agent.wait(120) == 0, arena.said()
-        assert "gpu 0 is no longer used" in arena.said()
-        assert {run.state for run in arena.runs()} == {"finished"}
-        assert [len(run.rows) for run in arena.runs()] == [4] * 4
+        assert agent.wait(120) == 0, harness.output()
+        assert "gpu 0 is no longer used" in harness.output()
+        assert {run.state for run in harness.runs()} == {"finished"}
+        assert [len(run.rows) for run in harness.runs()] == [4] * 4
     finally:
-        arena.close()
+        harness.close()
 
 
-def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path, undisturbed: Losses):
-    arena = gpu_arena(tmp_path, 1)
+def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path, baseline: Losses):
+    harness = gpu_harness(tmp_path, 1)
     try:
-        arena.create()
-        agent = arena.start_agent()
+        harness.create()
+        agent = harness.start_agent()
         for _ in range(2):
-            arena.wait_for_progress(2)
-            (worker,) = workers_on(arena, "0")
-            with (arena.home.root / "workers" / "gpu-0.log").open("a") as log:
+            harness.wait_for_progress(2)
+            (worker,) = workers_on(harness, "0")
+            with (harness.home.root / "workers" / "gpu-0.log").open("a") as log:
                 log.write("torch.AcceleratorError: CUDA error: uncorrectable ECC error encountered\n")
             os.kill(worker, signal.SIGABRT)
-            arena.wait(lambda gone=worker: gone not in arena.workers(), what="the worker's end")
-        assert agent.wait(60) == 1, arena.said()
-        said = arena.said()
-        assert "uncorrectable ECC error" in said
-        assert "nvidia-smi -i 0" in said
-        assert "Traceback" not in said
-        assert {run.state for run in arena.runs()} <= {"preempted", "preempting"}, said
-        arena.start_agent("--cpu")
-        arena.finish()
-        arena.check(undisturbed)
+            harness.wait(lambda gone=worker: gone not in harness.workers(), what="the worker's end")
+        assert agent.wait(60) == 1, harness.output()
+        output = harness.output()
+        assert "uncorrectable ECC error" in output
+        assert "nvidia-smi -i 0" in output
+        assert "Traceback" not in output
+        assert {run.state for run in harness.runs()} <= {"preempted", "preempting"}, output
+        harness.start_agent("--cpu")
+        harness.finish()
+        harness.check(baseline)
     finally:
-        arena.close()
+        harness.close()

@@ -1,14 +1,13 @@
-"""The scripts that keep an agent running on other people's machines."""
+"""The systemd unit and the Slurm script that keep an agent running."""
 
 import os
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from arena import ROOT, Arena
+from machine import ROOT
+from sweep_harness import SweepHarness
 
 EXAMPLES = ROOT / "examples"
 
@@ -25,18 +24,17 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
 
 @pytest.mark.slow
 def test_a_slurm_job_hands_its_signal_on_and_ends_as_its_agent(tmp_path):
-    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    arena = Arena(tmp_path, {"seed": [1]}, environ)
+    harness = SweepHarness(tmp_path, {"seed": [1]})
     try:
-        arena.create(max_steps=2000)
+        harness.create(max_steps=2000)
         with (tmp_path / "agent-01.log").open("wb") as log:
             job = subprocess.Popen(
-                ["bash", str(EXAMPLES / "slurm.sh"), arena.sweep[2]],
-                cwd=tmp_path, env=arena.environment(), stdout=log, stderr=subprocess.STDOUT,
+                ["bash", str(EXAMPLES / "slurm.sh"), harness.sweep[2]],
+                cwd=tmp_path, env=harness.environment, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
-        arena.wait(lambda: arena.steps() > 2, what="some steps")
+        harness.wait(lambda: harness.steps() > 2, what="some steps")
         job.send_signal(signal.SIGTERM)
         assert job.wait(90) == 143
-        assert "put back" in arena.said()
+        assert "put back" in harness.output()
     finally:
-        arena.close()
+        harness.close()

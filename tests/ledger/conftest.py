@@ -1,16 +1,15 @@
-"""The boxes of the tests in this folder."""
+"""The machine of each test in this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger_box import Box
-
-from kto_sweep.local_server.start import stop_server
+from machine import Machine
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Iterator[Box]:
-    box = Box(tmp_path)
-    yield box
-    stop_server(box.home)
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine for one test, without a base model: nothing is trained."""
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger_box import Box
+from machine import Machine
+from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.errors import UsageError
-from kto_sweep.local_server.start import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server
 from kto_sweep.sweep.ref import SweepRef, remember
 from kto_sweep.sweep.server_choice import find_remote
 
@@ -29,36 +30,37 @@ wandb_run.update()
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Box]:
+def other(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "other").mkdir()
-    box = Box(tmp_path / "other")
-    yield box
-    stop_server(box.home)
+    other = Machine(tmp_path / "other")
+    yield other
+    other.close()
 
 
-def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(box: Box, other: Box) -> None:
+def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(machine: Machine, other: Machine) -> None:
     address = ensure_server(other.home)
     there = {"WANDB_API_KEY": address.key}
-    sweep = box.create(WANDB_MODE="offline", **there)  # offline: the embedded server, key or not
-    box.work(sweep, 3, OUTCOMES, NOTES)
-    box.work(sweep, 1)
-    run_ids = [run["id"] for run in box.ask(RUNS)]
+    # Offline means the embedded server, with or without a key.
+    sweep = machine.create_sweep(SWEEP, WANDB_MODE="offline", **there)["id"]
+    run_trials(machine, sweep, 3, OUTCOMES, NOTES)
+    run_trials(machine, sweep, 1)
+    run_ids = [run["id"] for run in machine.api(RUNS)]
     # Cut off: the second run is only begun there.
-    cut = box.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
+    cut = machine.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
     assert "cut off" in cut
 
-    pushed = box.json("push", sweep, "--to", address.url, **there)
+    pushed = machine.json("push", sweep, "--to", address.url, **there)
     assert (pushed["present"], pushed["sent"], pushed["unfinished"]) == (run_ids[:1], run_ids[1:], [])
-    here = box.ask(RUNS)
+    here = machine.api(RUNS)
     assert [run["state"] for run in here] == ["finished", "failed", "killed", "finished"]
     assert [len(run["rows"]) for run in here] == [3, 3, 3, 3]
     assert here[0]["tags"] == ["kept"]
-    assert here == other.ask(RUNS)
-    assert other.ask("[run.sweep.id for run in api.runs('local/kto-sweep')]") == [pushed["id"]] * 4
+    assert here == other.api(RUNS)
+    assert other.api("[run.sweep.id for run in api.runs('local/kto-sweep')]") == [pushed["id"]] * 4
 
-    again = box.json("push", sweep, "--to", address.url, **there)
+    again = machine.json("push", sweep, "--to", address.url, **there)
     assert (again["id"], again["present"], again["sent"]) == (pushed["id"], run_ids, [])
-    assert here == other.ask(RUNS)
+    assert here == other.api(RUNS)
 
 
 CUT = """
@@ -84,9 +86,9 @@ def test_an_address_that_is_none_is_refused(url: str) -> None:
         find_remote(url)
 
 
-def test_what_cannot_be_pushed_is_told(box: Box) -> None:
-    assert "no key for W&B at http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
-    here = ensure_server(box.home)
-    remember(box.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
-    told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
+def test_what_cannot_be_pushed_is_told(machine: Machine) -> None:
+    assert "no key for W&B at http://127.0.0.1:9" in machine.run("push", "--to", "http://127.0.0.1:9", code=2)
+    here = ensure_server(machine.home)
+    remember(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
+    told = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
     assert "is the embedded server, where the sweep is already" in told

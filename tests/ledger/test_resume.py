@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from ledger_box import Box
+from machine import Machine
+from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.home import Home
 from kto_sweep.search.space import parse_space
@@ -21,13 +22,13 @@ def counts(status: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(status[name] for name in ("state", "finished", "failed", "retryable", "missing"))
 
 
-def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(box: Box) -> None:
-    sweep = box.create()
-    (finished, *_), (diverged, *_), (cut_off, *_) = box.work(
-        sweep, 3, {"0.001 2": "worker crash", "0.002 1": "diverged"}
+def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(machine: Machine) -> None:
+    sweep = machine.create_sweep(SWEEP)["id"]
+    (finished, *_), (diverged, *_), (cut_off, *_) = run_trials(
+        machine, sweep, 3, {"0.001 2": "worker crash", "0.002 1": "diverged"}
     )
-    box.run("stop")
-    status = box.json("status")
+    machine.run("stop")
+    status = machine.json("status")
     assert counts(status) == ("FINISHED", 1, 2, 1, 1)
     assert [(cell["parameters"]["batch_size"], cell["state"], cell["cause"]) for cell in status["cells"]] == [
         (1, "done", ""),
@@ -35,30 +36,30 @@ def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(b
         (2, "failed", "worker crash"),
         (2, "missing", ""),
     ]
-    told = box.run("status")
+    told = machine.run("status")
     assert f"run {cut_off}: worker crash (can be tried again)   as told" in told
     assert "missing  batch_size=2  learning_rate=0.002" in told
     assert f"Next: kto-sweep resume {sweep}" in told
 
-    resumed = box.json("resume")
+    resumed = machine.json("resume")
     assert (resumed["was"], resumed["state"]) == ("FINISHED", "RUNNING")
     assert (resumed["again"], resumed["missing"]) == ([cut_off], 1)
-    before = box.ask(RUNS)
-    did = box.work(sweep)
+    before = machine.api(RUNS)
+    did = run_trials(machine, sweep)
     assert [(rate, size) for _, rate, size in did] == [(0.001, 2), (0.002, 2)]
     assert did[0][0] == cut_off
-    assert counts(box.json("status")) == ("FINISHED", 3, 1, 0, 0)
-    after = box.ask(RUNS)
+    assert counts(machine.json("status")) == ("FINISHED", 3, 1, 0, 0)
+    after = machine.api(RUNS)
     assert [steps for steps, _ in after.values()] == [[1, 2, 3]] * 4
     assert "failure/cause" not in after[cut_off][1]
     assert (after[finished], after[diverged]) == (before[finished], before[diverged])
 
-    assert f"Sweep local/kto-sweep/{sweep}: finished; nothing is left to run" in box.run("resume")
-    assert box.json("resume", "--failed")["again"] == [diverged]
+    assert f"Sweep local/kto-sweep/{sweep}: finished; nothing is left to run" in machine.run("resume")
+    assert machine.json("resume", "--failed")["again"] == [diverged]
 
 
 def test_a_server_that_takes_no_run_back_is_told_with_another_way(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As W&B itself answers, which is out of reach of a test."""
     space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
@@ -70,7 +71,7 @@ def test_a_server_that_takes_no_run_back_is_told_with_another_way(
     view = SweepView(ref, "", "s", "FINISHED", "grid", "loss", "minimize", space, 2, trials)
     monkeypatch.setattr(resume, "read_sweep", lambda *_: view)
     monkeypatch.setattr(private_api, "set_run_state", lambda *_: False)
-    home, target = Home(box.folder), Target("https://w", "https://w", local=False)
+    home, target = Home(machine.folder), Target("https://w", "https://w", local=False)
     remember(home, ref, local=False, base_url="https://w", file="lr.yaml")
     done = resume.reopen(home, None, target, ref, failed=False, stopped=False)
     assert (done.state, done.again, done.refused) == ("FINISHED", (), ("b",))

@@ -1,7 +1,8 @@
 """A new grid takes over the trials that an earlier sweep has finished."""
 
 import pytest
-from ledger_box import SWEEP, Box
+from machine import Machine
+from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import Space
@@ -54,20 +55,20 @@ def test_a_sweep_that_is_no_grid_has_no_cells_to_fill():
         find_reusable(CONFIG | {"method": "random"}, earlier())
 
 
-def test_cells_taken_over_are_not_trained_again_and_are_compared(box: Box) -> None:
-    first = box.create()
-    old = box.work(first)
+def test_cells_taken_over_are_not_trained_again_and_are_compared(machine: Machine) -> None:
+    first = machine.create_sweep(SWEEP)["id"]
+    old = run_trials(machine, first)
     wider = SWEEP.replace("[0.001, 0.002]", "[0.002, 0.004]")
-    (box.folder / "wider.yaml").write_text(wider)
-    made = box.json("create", "wider.yaml", "--reuse", first)
+    (machine.folder / "wider.yaml").write_text(wider)
+    made = machine.json("create", "wider.yaml", "--reuse", first)
     taken = {run_id for run_id, rate, _ in old if rate == 0.002}
     assert (set(made["reused"]), made["expected_trials"]) == (taken, 4)
-    assert [(rate, size) for _, rate, size in box.work(made["id"])] == [(0.004, 1), (0.004, 2)]
-    status = box.json("status")
+    assert [(rate, size) for _, rate, size in run_trials(machine, made["id"])] == [(0.004, 1), (0.004, 2)]
+    status = machine.json("status")
     assert (status["id"], status["state"], status["finished"]) == (made["id"], "FINISHED", 4)
-    compared = box.json("compare")
+    compared = machine.json("compare")
     assert taken < {trial["run_id"] for trial in compared["trials"]}
-    assert box.json("status", first)["finished"] == 4
-    assert "not in local/other" in box.run(
+    assert machine.json("status", first)["finished"] == 4
+    assert "not in local/other" in machine.run(
         "create", "wider.yaml", "--reuse", first, "--project", "other", code=2
     )

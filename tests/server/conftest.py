@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from server_harness import FakeClock, SdkSandbox, ServerHarness
+from machine import Machine
+from sdk_scripts import SETTINGS
+from server_harness import FakeClock, ServerHarness
 
-from kto_sweep.home import Home
-from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
@@ -17,11 +17,17 @@ KEY = "local-" + "0123456789" * 4
 
 
 @pytest.fixture(scope="module")
-def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SdkSandbox]:
-    folder = tmp_path_factory.mktemp("sandbox")
-    home = Home(folder / "home")
-    yield SdkSandbox(home, ensure_server(home), folder)
-    stop_server(home)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine whose commands and scripts use its embedded server as their W&B server."""
+    machine = Machine(tmp_path_factory.mktemp("machine"))
+    address = machine.address
+    machine.environ |= SETTINGS | {
+        "WANDB_BASE_URL": address.url,
+        "WANDB_API_KEY": address.key,
+        "WANDB_DIR": str(machine.folder),
+    }
+    yield machine
+    machine.close()
 
 
 @pytest.fixture

@@ -1,17 +1,9 @@
-"""Two servers for tests: a process for the real wandb SDK, and one in the test process with a fake clock."""
+"""A server in the test process, with a fake clock."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import httpx
-
-from kto_sweep.home import Home
-from kto_sweep.local_server.start import LocalServer
 from kto_sweep.server import file_stream, graphql_api, maintenance
 from kto_sweep.server.resolvers.registry import Context
 from kto_sweep.server.server_state import ServerState
@@ -27,92 +19,6 @@ RANDOM = {
     "metric": {"name": "loss", "goal": "minimize"},
     "parameters": {"lr": {"min": 0.0, "max": 1.0}},
 }
-
-QUICK = """
-import json, os, queue, sys, time, types
-import wandb
-from wandb.agents import pyagent
-
-pyagent.Agent.HEARTBEAT_SLEEP_SECONDS = 0.3
-
-class Queue(queue.Queue):
-    def get(self, block=True, timeout=None):
-        return super().get(block, timeout and 0.2)
-
-# wandb's agent polls for work every 5 s, and checks whether to exit only 5 s later.
-pyagent.queue = types.SimpleNamespace(Queue=Queue, Empty=queue.Empty)
-pyagent.time = types.SimpleNamespace(time=time.time, sleep=lambda seconds: time.sleep(min(seconds, 0.3)))
-
-def report(value):
-    print("RESULT " + json.dumps(value), flush=True)
-"""
-"""Prefix of every SDK script: the unmodified SDK with shorter polling intervals."""
-
-
-@dataclass(frozen=True)
-class SdkSandbox:
-    """A server process, and a folder for the files of wandb SDK scripts."""
-
-    home: Home
-    address: LocalServer
-    folder: Path
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self.folder),
-            "WANDB_BASE_URL": self.address.url,
-            "WANDB_API_KEY": self.address.key,
-            "WANDB_ENTITY": "acme",
-            "WANDB_PROJECT": "tests",
-            "WANDB_DIR": str(self.folder),
-            "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_DISABLE_GIT": "true",
-            "WANDB_CONSOLE": "wrap",
-            # Two underscores: internal settings of wandb.
-            "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",
-            "WANDB__STATS_SAMPLING_INTERVAL": "1",
-        }
-
-    def start(self, code: str, *args: str, **env: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-c", QUICK + code, *args],
-            cwd=self.folder,
-            env=self.environment | env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def finish(self, process: "subprocess.Popen[str]", code: int = 0) -> list[Any]:
-        """The values that the script reported."""
-        output, _ = process.communicate(timeout=90)
-        assert process.returncode == code, output
-        return [json.loads(line[7:]) for line in output.splitlines() if line.startswith("RESULT ")]
-
-    def run(self, code: str, *args: str, exit_code: int = 0, **env: str) -> Any:
-        """The last value that the script reported."""
-        results = self.finish(self.start(code, *args, **env), exit_code)
-        return results[-1] if results else None
-
-    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
-        response = httpx.post(
-            f"{self.address.url}/graphql",
-            json={"query": query, "variables": variables, "operationName": ""},
-            auth=("api", self.address.key),
-        )
-        assert response.status_code == 200, response.text
-        answer = response.json()
-        assert "errors" not in answer, answer
-        return dict(answer["data"])
-
-    def sweep(self, config: dict[str, Any]) -> str:
-        """Creates a sweep in acme/tests without starting an SDK process; its name."""
-        query = """mutation($config: String!) { upsertSweep(input:
-            {config: $config, entityName: "acme", projectName: "tests"}) { sweep { name } } }"""
-        return str(self.graphql(query, config=json.dumps(config))["upsertSweep"]["sweep"]["name"])
 
 
 class FakeClock:

@@ -9,7 +9,9 @@ from functools import cache
 from typing import Any
 
 import pytest
-from server_harness import SdkSandbox, ServerHarness
+from machine import Machine
+from sdk_scripts import run_script, script_results, start_script, upsert_sweep
+from server_harness import ServerHarness
 
 from kto_sweep.search import bayes
 from kto_sweep.search.space import parse_space
@@ -29,21 +31,21 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
 
 
-def test_two_agents_of_the_real_sdk_share_a_capped_sweep(sandbox: SdkSandbox) -> None:
-    sweep = sandbox.sweep(BAYES)
-    for agent in [sandbox.start(AGENT, sweep) for _ in range(2)]:
-        sandbox.finish(agent)
+def test_two_agents_of_the_real_sdk_share_a_capped_sweep(machine: Machine) -> None:
+    sweep = upsert_sweep(machine, BAYES)
+    for agent in [start_script(machine, AGENT, sweep) for _ in range(2)]:
+        script_results(agent)
     code = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
 report([sweep.state, [[run.state, run.config["lr"], run.config["o"]["n"]] for run in sweep.runs]])
 """
-    state, runs = sandbox.run(code, sweep)
+    state, runs = run_script(machine, code, sweep)
     assert state == "FINISHED"
     assert [run[0] for run in runs] == ["finished"] * 8
     assert len({(lr, n) for _, lr, n in runs}) == 8
     # Most of the last four trials, which the search chose, have the best n; random search: one in three.
     assert sorted(n for _, _, n in runs[4:])[1] == 1
-    assert "Bayesian search failed" not in (sandbox.home.server / "server.log").read_text()
+    assert "Bayesian search failed" not in (machine.home.server / "server.log").read_text()
 
 
 def begin(harness: ServerHarness, sweep: str, *losses: float) -> None:

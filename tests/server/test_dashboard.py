@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_harness import SdkSandbox, ServerHarness
+from machine import Machine
+from sdk_scripts import upsert_sweep
+from server_harness import ServerHarness
 
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.login_tokens import TokenKind
@@ -195,41 +197,41 @@ def test_a_login_token_is_valid_for_its_kind_lifetime_and_key() -> None:
         assert login_tokens.verify(KEY, TokenKind.LINK, forged, 1000.0) is None
 
 
-def cookie_of(sandbox: SdkSandbox) -> dict[str, str]:
+def cookie_of(machine: Machine) -> dict[str, str]:
     """The cookie header of a logged-in browser."""
-    cookies = httpx.get(sandbox.address.login_link()).cookies
+    cookies = httpx.get(machine.address.login_link()).cookies
     return {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
 
 
-def test_another_host_name_needs_a_cookie(sandbox: SdkSandbox) -> None:
-    other = {"host": "gpu-sandbox.example"}
-    assert httpx.get(f"{sandbox.address.url}/", headers=other).status_code == 401
-    assert httpx.get(f"{sandbox.address.url}/-/data/sweeps", headers=other).status_code == 401
-    assert httpx.get(f"{sandbox.address.url}/", headers=other | cookie_of(sandbox)).status_code == 200
-    assert httpx.get(f"{sandbox.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
+def test_another_host_name_needs_a_cookie(machine: Machine) -> None:
+    other = {"host": "gpu-box.example"}
+    assert httpx.get(f"{machine.address.url}/", headers=other).status_code == 401
+    assert httpx.get(f"{machine.address.url}/-/data/sweeps", headers=other).status_code == 401
+    assert httpx.get(f"{machine.address.url}/", headers=other | cookie_of(machine)).status_code == 200
+    assert httpx.get(f"{machine.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
 
 
-def test_only_a_logged_in_page_gets_the_csrf_token(sandbox: SdkSandbox) -> None:
-    address = f"{sandbox.address.url}/-/data/sweeps"
+def test_only_a_logged_in_page_gets_the_csrf_token(machine: Machine) -> None:
+    address = f"{machine.address.url}/-/data/sweeps"
     assert httpx.get(address).json()["csrf"] is None
-    assert len(httpx.get(address, headers=cookie_of(sandbox)).json()["csrf"]) == 32
+    assert len(httpx.get(address, headers=cookie_of(machine)).json()["csrf"]) == 32
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
-def test_a_login_link_does_not_redirect_to_another_site(sandbox: SdkSandbox, target: str) -> None:
-    link = f"{sandbox.address.login_link()}?to={target}"
+def test_a_login_link_does_not_redirect_to_another_site(machine: Machine, target: str) -> None:
+    link = f"{machine.address.login_link()}?to={target}"
     assert 'content="0; url=/"' in httpx.get(link).text
 
 
 @pytest.mark.parametrize(
     "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
 )
-def test_static_serves_only_its_own_files(sandbox: SdkSandbox, name: str) -> None:
-    assert httpx.get(f"{sandbox.address.url}/-/static/x/{name}").status_code == 404
+def test_static_serves_only_its_own_files(machine: Machine, name: str) -> None:
+    assert httpx.get(f"{machine.address.url}/-/static/x/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["points=x", "points=-1", "points=" + "9" * 30])
-def test_an_invalid_number_is_400(sandbox: SdkSandbox, query: str) -> None:
-    sandbox.sweep({"method": "grid", "parameters": {"a": {"values": [1]}}})
-    path = f"{sandbox.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
+def test_an_invalid_number_is_400(machine: Machine, query: str) -> None:
+    upsert_sweep(machine, {"method": "grid", "parameters": {"a": {"values": [1]}}})
+    path = f"{machine.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
     assert httpx.get(path).status_code == 400

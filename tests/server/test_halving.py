@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
-from server_harness import SdkSandbox, ServerHarness
+from machine import Machine
+from sdk_scripts import run_script, script_results, start_script, upsert_sweep
+from server_harness import ServerHarness
 
 from kto_sweep.server import dashboard_cells, dashboard_data
 from kto_sweep.server.store import projects, runs, sweeps
@@ -215,9 +217,9 @@ def test_invalid_asha_options_are_reported_and_ignored(change: dict[str, Any], p
     assert rules.options.asha is None
 
 
-def test_the_real_sdk_pauses_and_resumes(sandbox: SdkSandbox) -> None:
+def test_the_real_sdk_pauses_and_resumes(machine: Machine) -> None:
     """Two wandb agents; a resumed run continues with its next row."""
-    sweep = sandbox.sweep(GRID)
+    sweep = upsert_sweep(machine, GRID)
     code = """
 def trial():
     with wandb.init() as run:
@@ -226,14 +228,14 @@ def trial():
             time.sleep(0.5)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    for each in [sandbox.start(code, sweep) for _ in range(2)]:
-        sandbox.finish(each)
+    for each in [start_script(machine, code, sweep) for _ in range(2)]:
+        script_results(each)
     read = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
 report([sweep.state, {run.config["lr"]: [run.state, [row["_step"] for row in run.scan_history()]]
                     for run in sweep.runs}])
 """
-    state, runs = sandbox.run(read, sweep)
+    state, runs = run_script(machine, read, sweep)
     assert state == "FINISHED"
     assert set(runs) == set("123456")
     assert runs["1"] == ["finished", list(range(12))]

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from server_harness import SdkSandbox, ServerHarness
+from machine import Machine
+from sdk_scripts import run_script, script_results, start_script, upsert_sweep
+from server_harness import ServerHarness
 
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server
@@ -54,8 +56,8 @@ def test_each_configuration_is_trained_with_all_seeds_before_the_next(
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
-def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(sandbox: SdkSandbox) -> None:
-    sweep = sandbox.sweep(SEARCH)
+def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(machine: Machine) -> None:
+    sweep = upsert_sweep(machine, SEARCH)
     agent = """
 def trial():
     with wandb.init() as run:
@@ -64,30 +66,30 @@ def trial():
             time.sleep(0.2)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    agents = [sandbox.start(agent, sweep) for _ in range(3)]
+    agents = [start_script(machine, agent, sweep) for _ in range(3)]
     begun = threading.Event()
-    while len(sandbox.run(READ, sweep)) < 4:
+    while len(run_script(machine, READ, sweep)) < 4:
         begun.wait(0.2)
-    server = server_pid(sandbox.home)
+    server = server_pid(machine.home)
     assert server is not None
     os.kill(server, signal.SIGKILL)
-    ensure_server(sandbox.home)
+    ensure_server(machine.home)
     for each in agents:
-        sandbox.finish(each)
-    runs = sandbox.run(READ, sweep)
+        script_results(each)
+    runs = run_script(machine, READ, sweep)
     assert Counter((lr, seed) for lr, seed, _ in runs) == {
         (lr, seed): 1 for lr in {lr for lr, _, _ in runs} for seed in (7, 8, 9)
     }
     assert len(runs) == 18
 
 
-def test_wandb_sweep_registers_the_options(sandbox: SdkSandbox) -> None:
-    file = sandbox.folder / "sweep.yaml"
+def test_wandb_sweep_registers_the_options(machine: Machine) -> None:
+    file = machine.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({**SEARCH, "program": "train.py"}))
     said = subprocess.run(
         ["wandb", "sweep", "--entity", "acme", "--project", "tests", str(file)],
-        env=sandbox.environment | {"WANDB_SILENT": "false"},
-        cwd=sandbox.folder,
+        env=machine.environment | {"WANDB_SILENT": "false"},
+        cwd=machine.folder,
         text=True,
         capture_output=True,
         check=False,
@@ -96,7 +98,7 @@ def test_wandb_sweep_registers_the_options(sandbox: SdkSandbox) -> None:
     told = said.stdout + said.stderr
     name = told.split("acme/tests/sweeps/")[1].split()[0].strip()
     code = 'report(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
-    assert sandbox.run(code, name) == {"replicates": 3}
+    assert run_script(machine, code, name) == {"replicates": 3}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from server_harness import SdkSandbox
+from machine import Machine
+from sdk_scripts import graphql, script_results, start_script, upsert_sweep
 
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server
@@ -31,8 +32,8 @@ RUNS = """query($sweep: String!) { project(entityName: "acme", name: "tests") { 
     state runs { edges { node { name state config historyLineCount history(samples: 1000) } } } } } }"""
 
 
-def runs_of(sandbox: SdkSandbox, sweep: str) -> list[dict[str, Any]]:
-    edges = sandbox.graphql(RUNS, sweep=sweep)["project"]["sweep"]["runs"]["edges"]
+def runs_of(machine: Machine, sweep: str) -> list[dict[str, Any]]:
+    edges = graphql(machine, RUNS, sweep=sweep)["project"]["sweep"]["runs"]["edges"]
     return [edge["node"] for edge in edges]
 
 
@@ -43,34 +44,34 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def kill_and_start_again(sandbox: SdkSandbox) -> None:
-    pid = server_pid(sandbox.home)
+def kill_and_start_again(machine: Machine) -> None:
+    pid = server_pid(machine.home)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    assert ensure_server(sandbox.home) == sandbox.address
+    assert ensure_server(machine.home) == machine.address
 
 
-def lines_by_run(sandbox: SdkSandbox, sweep: str) -> Counter[str]:
-    return Counter({run["name"]: run["historyLineCount"] for run in runs_of(sandbox, sweep)})
+def lines_by_run(machine: Machine, sweep: str) -> Counter[str]:
+    return Counter({run["name"]: run["historyLineCount"] for run in runs_of(machine, sweep)})
 
 
-def test_grid_with_three_agents_survives_two_server_kills(sandbox: SdkSandbox) -> None:
-    sweep = sandbox.sweep(GRID)
-    agents = [sandbox.start(AGENT, sweep) for _ in range(3)]
+def test_grid_with_three_agents_survives_two_server_kills(machine: Machine) -> None:
+    sweep = upsert_sweep(machine, GRID)
+    agents = [start_script(machine, AGENT, sweep) for _ in range(3)]
     for finished in (1, 4):
         until(
-            lambda least=finished: sum(run["state"] == "finished" for run in runs_of(sandbox, sweep)) >= least
+            lambda least=finished: sum(run["state"] == "finished" for run in runs_of(machine, sweep)) >= least
         )
-        before = lines_by_run(sandbox, sweep)
-        kill_and_start_again(sandbox)
-        assert lines_by_run(sandbox, sweep) >= before, "what had been acknowledged is still there"
+        before = lines_by_run(machine, sweep)
+        kill_and_start_again(machine)
+        assert lines_by_run(machine, sweep) >= before, "what had been acknowledged is still there"
     for agent in agents:
-        sandbox.finish(agent)
-    runs = runs_of(sandbox, sweep)
+        script_results(agent)
+    runs = runs_of(machine, sweep)
     configs = [json.loads(run["config"]) for run in runs]
     cells = Counter((config["lr"]["value"], config["b"]["value"]) for config in configs)
     assert cells == Counter((lr, b) for lr in (0.1, 0.2, 0.3) for b in (1, 2, 3))
     assert {run["state"] for run in runs} == {"finished"}
     for run in runs:
         assert [json.loads(row)["row"] for row in run["history"]] == list(range(ROWS))
-    assert sandbox.graphql(RUNS, sweep=sweep)["project"]["sweep"]["state"] == "FINISHED"
+    assert graphql(machine, RUNS, sweep=sweep)["project"]["sweep"]["state"] == "FINISHED"

@@ -7,24 +7,25 @@ import time
 
 import httpx
 import yaml
-from server_harness import SdkSandbox
+from machine import Machine
+from sdk_scripts import graphql, run_script, script_results, start_script
 
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server, running_server
 
 
-def test_login_with_the_right_and_with_a_wrong_key(sandbox: SdkSandbox) -> None:
+def test_login_with_the_right_and_with_a_wrong_key(machine: Machine) -> None:
     code = """
 try:
     report(wandb.login(verify=True, key=sys.argv[1]))
 except Exception as error:
     report(type(error).__name__)
 """
-    assert sandbox.run(code, sandbox.address.key) is True
-    assert sandbox.run(code, "local-" + "f" * 40) == "AuthenticationError"
+    assert run_script(machine, code, machine.address.key) is True
+    assert run_script(machine, code, "local-" + "f" * 40) == "AuthenticationError"
 
 
-def test_everything_a_run_logs_is_read_back(sandbox: SdkSandbox) -> None:
+def test_everything_a_run_logs_is_read_back(machine: Machine) -> None:
     code = """
 run = wandb.init(id="full", config={"lr": 1e-3, "opt": {"name": "adam"}}, tags=["a", "b"], notes="n",
                  group="g", job_type="train", name="shown")
@@ -61,7 +62,7 @@ report({
     "metadata": run.metadata["program"] is not None, "last_step": run.lastHistoryStep,
 })
 """
-    told = sandbox.run(code)
+    told = run_script(machine, code)
     assert told["state"] == "finished"
     assert told["config"] == {"lr": 1e-3, "opt": {"name": "adam"}}
     assert told["summary"] == {"loss": 0.05, "best": float("inf")}
@@ -78,15 +79,15 @@ report({
     assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(told["files"])
     assert told["downloaded"] == "some bytes"
     assert told["last_step"] == 19
-    told = httpx.get(f"{sandbox.address.url}/-/data/acme/tests/runs/full").json()
+    told = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full").json()
     assert {"loss", "nested.deep"} <= set(told["keys"])
     assert [alert["title"] for alert in told["alerts"]] == ["title"]
     assert told["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
-    console = httpx.get(f"{sandbox.address.url}/-/data/acme/tests/runs/full/console").json()
+    console = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full/console").json()
     assert "hello from the run" in [line["text"].strip() for line in console["lines"]]
 
 
-def test_api_filters_orders_updates_and_deletes(sandbox: SdkSandbox) -> None:
+def test_api_filters_orders_updates_and_deletes(machine: Machine) -> None:
     code = """
 for number, loss in enumerate([0.3, 0.1, 0.2, float("nan")]):
     with wandb.init(project="many", config={"lr": number, "o": {"n": number}}, name=f"r{number}") as run:
@@ -127,7 +128,7 @@ told["left"] = len(wandb.Api().runs("acme/many"))
 told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
 report(told)
 """
-    told = sandbox.run(code)
+    told = run_script(machine, code)
     assert told["best"] == ["r1", "r2", "r0", "r3"]
     assert told["worst"] == ["r0", "r2", "r1", "r3"]
     assert told["newest"] == ["r3", "r2", "r1", "r0"]
@@ -145,7 +146,7 @@ report(told)
     assert "many" in told["projects"]
 
 
-def test_restoring_a_missing_file_is_an_error(sandbox: SdkSandbox) -> None:
+def test_restoring_a_missing_file_is_an_error(machine: Machine) -> None:
     code = """
 with wandb.init(id="files") as run:
     with open("here.txt", "w") as file:
@@ -161,20 +162,20 @@ except ValueError as error:
     told.append(str(error))
 report(told)
 """
-    restored, size, none, refused = sandbox.run(code)
+    restored, size, none, refused = run_script(machine, code)
     assert (restored, size, none) == ("here", 4, 0)
     assert "gone.txt not found" in refused
 
 
-def test_the_command_line_restores_a_configuration_without_git(sandbox: SdkSandbox) -> None:
-    sandbox.run('wandb.init(id="settled", config={"lr": 0.25}).finish()')
+def test_the_command_line_restores_a_configuration_without_git(machine: Machine) -> None:
+    run_script(machine, 'wandb.init(id="settled", config={"lr": 0.25}).finish()')
     command = [sys.executable, "-m", "wandb", "restore", "acme/tests/settled"]
-    subprocess.run(command, cwd=sandbox.folder, env=sandbox.environment, check=True)
-    restored = yaml.safe_load((sandbox.folder / "wandb" / "config.yaml").read_text())
+    subprocess.run(command, cwd=machine.folder, env=machine.environment, check=True)
+    restored = yaml.safe_load((machine.folder / "wandb" / "config.yaml").read_text())
     assert restored["lr"] == {"value": 0.25}
 
 
-def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(sandbox: SdkSandbox) -> None:
+def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(machine: Machine) -> None:
     code = """
 told = []
 def refused(call):
@@ -197,13 +198,13 @@ run = wandb.Api().run("acme/tests/keeper")
 refused(lambda: list(run.logged_artifacts()))
 report([told, run.state, run.summary["loss"]])
 """
-    told, state, loss = sandbox.run(code)
+    told, state, loss = run_script(machine, code)
     assert len(told) == 4
     assert all("not artifacts" in message for message in told), told
     assert (state, loss) == ("finished", 0.5)
 
 
-def test_resume_continues_and_a_restart_overwrites(sandbox: SdkSandbox) -> None:
+def test_resume_continues_and_a_restart_overwrites(machine: Machine) -> None:
     code = """
 def log(resume, count, **config):
     with wandb.init(id="again", resume=resume, config=config) as run:
@@ -223,14 +224,14 @@ for resume, name in [("never", "again"), ("must", "nosuch")]:
         told.append("refused")
 report(told)
 """
-    first, resumed, overwritten, never, must = sandbox.run(code)
+    first, resumed, overwritten, never, must = run_script(machine, code)
     assert first == [[[0, 0], [1, 1]], {"a": 1}]
     assert resumed == [[[0, 0], [1, 1], [2, 0], [3, 1]], {"a": 1, "b": 2}]
     assert overwritten == [[[0, 0]], {"c": 3}]
     assert never == must == "refused"
 
 
-def test_offline_run_is_synced_twice_without_doubling(sandbox: SdkSandbox) -> None:
+def test_offline_run_is_synced_twice_without_doubling(machine: Machine) -> None:
     code = """
 import glob, subprocess
 with wandb.init(id="off", mode="offline", config={"a": 1}, tags=["t"]) as run:
@@ -242,7 +243,7 @@ for _ in range(2):
 run = wandb.Api().run("acme/tests/off")
 report([run.state, run.config, run.tags, [row["x"] for row in run.scan_history()]])
 """
-    assert sandbox.run(code) == ["finished", {"a": 1}, ["t"], list(range(30))]
+    assert run_script(machine, code) == ["finished", {"a": 1}, ["t"], list(range(30))]
 
 
 LONG_RUN = """
@@ -257,35 +258,35 @@ report([run.state, [row["x"] for row in run.scan_history()]])
 """
 
 
-def row_count(sandbox: SdkSandbox, name: str) -> int:
+def row_count(machine: Machine, name: str) -> int:
     query = """query($name: String!) { project(entityName: "acme", name: "tests") {
         run(name: $name) { historyLineCount } } }"""
-    project = sandbox.graphql(query, name=name)["project"]
+    project = graphql(machine, query, name=name)["project"]
     return int(project["run"]["historyLineCount"]) if project and project["run"] else 0
 
 
-def wait_for_rows(sandbox: SdkSandbox, name: str) -> int:
+def wait_for_rows(machine: Machine, name: str) -> int:
     """How many rows of the run have arrived, once there are any."""
     deadline = time.monotonic() + 30
-    while (rows := row_count(sandbox, name)) == 0:
+    while (rows := row_count(machine, name)) == 0:
         assert time.monotonic() < deadline, "no row has come"
         time.sleep(0.05)
     return rows
 
 
-def test_server_killed_mid_run_and_restarted_loses_nothing(sandbox: SdkSandbox) -> None:
-    process = sandbox.start(LONG_RUN, "chaos", "60")
-    rows = wait_for_rows(sandbox, "chaos")
-    pid = server_pid(sandbox.home)
+def test_server_killed_mid_run_and_restarted_loses_nothing(machine: Machine) -> None:
+    process = start_script(machine, LONG_RUN, "chaos", "60")
+    rows = wait_for_rows(machine, "chaos")
+    pid = server_pid(machine.home)
     assert pid is not None
     kill(pid)
-    assert running_server(sandbox.home) is None
-    again = ensure_server(sandbox.home)
-    assert again.url == sandbox.address.url, "agents that outlive the server must find it"
-    assert again.key == sandbox.address.key
-    assert row_count(sandbox, "chaos") >= rows
-    sandbox.finish(process)
-    assert sandbox.run(READ, "chaos") == ["finished", list(range(60))]
+    assert running_server(machine.home) is None
+    again = ensure_server(machine.home)
+    assert again.url == machine.address.url, "agents that outlive the server must find it"
+    assert again.key == machine.address.key
+    assert row_count(machine, "chaos") >= rows
+    script_results(process)
+    assert run_script(machine, READ, "chaos") == ["finished", list(range(60))]
 
 
 def kill(pid: int) -> None:
@@ -294,12 +295,12 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_sync_completes_an_interrupted_run_without_losing_rows(sandbox: SdkSandbox) -> None:
-    process = sandbox.start(LONG_RUN, "broken", "1000")
-    wait_for_rows(sandbox, "broken")
+def test_sync_completes_an_interrupted_run_without_losing_rows(machine: Machine) -> None:
+    process = start_script(machine, LONG_RUN, "broken", "1000")
+    wait_for_rows(machine, "broken")
     process.kill()
     process.communicate()
-    state, before = sandbox.run(READ, "broken")
+    state, before = run_script(machine, READ, "broken")
     assert state == "running"
     assert before == list(range(len(before)))
     code = """
@@ -307,7 +308,7 @@ import glob, subprocess
 folder = glob.glob("wandb/run-*-broken")[0]
 subprocess.run([sys.executable, "-m", "wandb", "sync", "--no-skip-online", folder], check=True)
 """
-    sandbox.run(code)
-    _, after = sandbox.run(READ, "broken")
+    run_script(machine, code)
+    _, after = run_script(machine, READ, "broken")
     assert after == list(range(len(after)))
     assert len(after) >= len(before) > 0

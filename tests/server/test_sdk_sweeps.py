@@ -8,7 +8,8 @@ from collections import Counter
 from typing import Any
 
 import yaml
-from server_harness import SdkSandbox
+from machine import Machine
+from sdk_scripts import graphql, run_script, script_results, start_script, upsert_sweep
 
 GRID: dict[str, Any] = {
     "method": "grid",
@@ -25,12 +26,12 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
 
 
-def test_two_function_agents_run_a_grid_exactly_once_and_the_api_reads_it(sandbox: SdkSandbox) -> None:
+def test_two_function_agents_run_a_grid_exactly_once_and_the_api_reads_it(machine: Machine) -> None:
     create = 'report(wandb.sweep(json.loads(sys.argv[1]), entity="acme", project="tests"))'
-    sweep = sandbox.run(create, json.dumps(GRID))
-    agents = [sandbox.start(AGENT, sweep) for _ in range(2)]
+    sweep = run_script(machine, create, json.dumps(GRID))
+    agents = [start_script(machine, AGENT, sweep) for _ in range(2)]
     for agent in agents:
-        sandbox.finish(agent)
+        script_results(agent)
     code = """
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
 report({
@@ -41,7 +42,7 @@ report({
     "listed": [other.id for other in wandb.Api().project("tests", "acme").sweeps()],
 })
 """
-    told = sandbox.run(code, sweep)
+    told = run_script(machine, code, sweep)
     assert told["state"] == "FINISHED"
     cells = Counter((config["lr"], config["o"]["n"]) for _, config, _ in told["runs"])
     assert cells == Counter([(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)])
@@ -55,13 +56,14 @@ report({
     assert sweep in told["listed"]
 
 
-def test_best_run_by_a_metric_that_define_metric_made_an_object(sandbox: SdkSandbox) -> None:
-    sweep = sandbox.sweep(
+def test_best_run_by_a_metric_that_define_metric_made_an_object(machine: Machine) -> None:
+    sweep = upsert_sweep(
+        machine,
         {
             "method": "grid",
             "metric": {"name": "acc", "goal": "maximize"},
             "parameters": {"a": {"values": [1, 3, 2]}},
-        }
+        },
     )
     code = """
 def trial():
@@ -73,10 +75,10 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 sweep = wandb.Api().sweep("acme/tests/" + sys.argv[1])
 report([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
 """
-    assert sandbox.run(code, sweep) == [{"a": 3}, {"max": 3}]
+    assert run_script(machine, code, sweep) == [{"a": 3}, {"max": 3}]
 
 
-def test_warnings_about_a_bad_config_reach_the_client(sandbox: SdkSandbox) -> None:
+def test_warnings_about_a_bad_config_reach_the_client(machine: Machine) -> None:
     code = """
 import contextlib, io
 shown = io.StringIO()
@@ -84,20 +86,20 @@ with contextlib.redirect_stderr(shown):
     sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="tests")
 report([sweep, shown.getvalue()])
 """
-    sweep, shown = sandbox.run(code, WANDB_SILENT="false")
+    sweep, shown = run_script(machine, code, WANDB_SILENT="false")
     assert "a grid cannot enumerate lr" in shown
-    assert sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
+    assert graphql(machine, STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
 
 
-def test_a_launch_sweep_is_refused_without_a_launch_agent(sandbox: SdkSandbox) -> None:
-    path = sandbox.folder / "launch.yaml"
+def test_a_launch_sweep_is_refused_without_a_launch_agent(machine: Machine) -> None:
+    path = machine.folder / "launch.yaml"
     path.write_text(yaml.safe_dump({**GRID, "image_uri": "a/b:1"}))
     command = [sys.executable, "-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests"]
     done = subprocess.run(
         command,
         check=False,
-        cwd=sandbox.folder,
-        env=sandbox.environment | {"WANDB_SILENT": "false"},
+        cwd=machine.folder,
+        env=machine.environment | {"WANDB_SILENT": "false"},
         text=True,
         capture_output=True,
     )
@@ -109,8 +111,8 @@ STATE = """query($name: String!) { project(entityName: "acme", name: "tests") {
     sweep(sweepName: $name) { state runs { edges { node { name state config historyLineCount } } } } } }"""
 
 
-def runs_of(sandbox: SdkSandbox, sweep: str) -> list[dict[str, Any]]:
-    edges = sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["runs"]["edges"]
+def runs_of(machine: Machine, sweep: str) -> list[dict[str, Any]]:
+    edges = graphql(machine, STATE, name=sweep)["project"]["sweep"]["runs"]["edges"]
     return [edge["node"] for edge in edges]
 
 
@@ -141,51 +143,44 @@ cli()
 """
 
 
-def command_line(sandbox: SdkSandbox, *args: str) -> "subprocess.Popen[str]":
+def command_line(machine: Machine, *args: str) -> "subprocess.Popen[str]":
     """The wandb command, with a shorter polling interval of its agent."""
-    return subprocess.Popen(
-        [sys.executable, "-c", IMPATIENT_CLI, *args],
-        cwd=sandbox.folder,
-        env=sandbox.environment | {"WANDB_SILENT": "false"},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    return machine.start_python("-c", IMPATIENT_CLI, *args, WANDB_SILENT="false")
 
 
-def typed(sandbox: SdkSandbox, *args: str) -> str:
-    process = command_line(sandbox, *args)
+def typed(machine: Machine, *args: str) -> str:
+    process = command_line(machine, *args)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 0, output
     return output
 
 
-def sweep_of_program(sandbox: SdkSandbox, config: dict[str, Any]) -> str:
+def sweep_of_program(machine: Machine, config: dict[str, Any]) -> str:
     """Creates a sweep whose agents start PROGRAM; its name."""
-    (sandbox.folder / "program.py").write_text(PROGRAM)
-    return sandbox.sweep({"program": "program.py", **config})
+    (machine.folder / "program.py").write_text(PROGRAM)
+    return upsert_sweep(machine, {"program": "program.py", **config})
 
 
 def test_command_line_registers_a_file_with_a_prior_run_and_its_agent_runs_the_other_cells(
-    sandbox: SdkSandbox,
+    machine: Machine,
 ) -> None:
     prior = """
 with wandb.init(id="prior", config={"lr": 0.1}) as run:
     run.log({"loss": 0.1})
 """
-    sandbox.run(prior)
-    (sandbox.folder / "program.py").write_text(PROGRAM)
+    run_script(machine, prior)
+    (machine.folder / "program.py").write_text(PROGRAM)
     parameters = {"lr": {"values": [0.1, 0.2, 0.3]}}
     config = {**GRID, "program": "program.py", "parameters": parameters, "name": "from a file"}
-    (sandbox.folder / "grid.yaml").write_text(yaml.safe_dump(config))
-    output = typed(sandbox, "sweep", "-R", "prior", "grid.yaml")
+    (machine.folder / "grid.yaml").write_text(yaml.safe_dump(config))
+    output = typed(machine, "sweep", "-R", "prior", "grid.yaml")
     sweep = output.split("sweep with ID: ")[1].split()[0]
-    assert [run["name"] for run in runs_of(sandbox, sweep)] == ["prior"]
-    typed(sandbox, "agent", f"acme/tests/{sweep}")
-    found = runs_of(sandbox, sweep)
+    assert [run["name"] for run in runs_of(machine, sweep)] == ["prior"]
+    typed(machine, "agent", f"acme/tests/{sweep}")
+    found = runs_of(machine, sweep)
     assert [json.loads(run["config"])["lr"]["value"] for run in found] == [0.1, 0.2, 0.3]
     assert [run["state"] for run in found] == ["finished"] * 3
-    assert sandbox.graphql(STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
+    assert graphql(machine, STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
 
 
 def until(condition: Any, seconds: float = 30) -> None:
@@ -195,41 +190,41 @@ def until(condition: Any, seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def test_pause_resume_and_cancel_from_the_command_line(sandbox: SdkSandbox) -> None:
+def test_pause_resume_and_cancel_from_the_command_line(machine: Machine) -> None:
     config = {"method": "random", "parameters": {"lr": {"min": 0.0, "max": 1.0}, "seconds": {"value": 0.1}}}
-    sweep = sweep_of_program(sandbox, config)
+    sweep = sweep_of_program(machine, config)
     path = f"acme/tests/{sweep}"
-    agent = command_line(sandbox, "agent", path)
-    until(lambda: any(run["state"] == "finished" for run in runs_of(sandbox, sweep)))
-    typed(sandbox, "sweep", "--pause", path)
-    until(lambda: all(run["state"] == "finished" for run in runs_of(sandbox, sweep)))
-    paused_at = len(runs_of(sandbox, sweep))
+    agent = command_line(machine, "agent", path)
+    until(lambda: any(run["state"] == "finished" for run in runs_of(machine, sweep)))
+    typed(machine, "sweep", "--pause", path)
+    until(lambda: all(run["state"] == "finished" for run in runs_of(machine, sweep)))
+    paused_at = len(runs_of(machine, sweep))
     time.sleep(1)
-    assert len(runs_of(sandbox, sweep)) == paused_at
-    typed(sandbox, "sweep", "--resume", path)
-    until(lambda: len(runs_of(sandbox, sweep)) > paused_at)
-    typed(sandbox, "sweep", "--cancel", path)
+    assert len(runs_of(machine, sweep)) == paused_at
+    typed(machine, "sweep", "--resume", path)
+    until(lambda: len(runs_of(machine, sweep)) > paused_at)
+    typed(machine, "sweep", "--cancel", path)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    assert {run["state"] for run in runs_of(sandbox, sweep)} <= {"finished", "killed"}
+    assert {run["state"] for run in runs_of(machine, sweep)} <= {"finished", "killed"}
 
 
-def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(sandbox: SdkSandbox) -> None:
+def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(machine: Machine) -> None:
     parameters = {"lr": {"values": [0.1]}, "seconds": {"value": 60}}
-    sweep = sweep_of_program(sandbox, {**GRID, "parameters": parameters})
-    agent = command_line(sandbox, "agent", f"acme/tests/{sweep}")
-    until(lambda: any(run["state"] == "running" for run in runs_of(sandbox, sweep)))
+    sweep = sweep_of_program(machine, {**GRID, "parameters": parameters})
+    agent = command_line(machine, "agent", f"acme/tests/{sweep}")
+    until(lambda: any(run["state"] == "running" for run in runs_of(machine, sweep)))
     code = "report(wandb.Api().run('acme/tests/' + sys.argv[1]).stop())"
-    name = runs_of(sandbox, sweep)[0]["name"]
-    sandbox.run(code, name)
+    name = runs_of(machine, sweep)[0]["name"]
+    run_script(machine, code, name)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode == 0, output
-    (run,) = runs_of(sandbox, sweep)
+    (run,) = runs_of(machine, sweep)
     assert run["state"] == "killed"
     assert run["historyLineCount"] > 0
 
 
-def test_deleted_sweep_sends_its_agent_home(sandbox: SdkSandbox) -> None:
+def test_deleted_sweep_sends_its_agent_home(machine: Machine) -> None:
     code = """
 import threading
 def trial():
@@ -237,13 +232,13 @@ def trial():
         run.log({"loss": 1})
 wandb.agent("nosuch", function=trial, entity="acme", project="tests")
 """
-    agent = sandbox.start(code)
+    agent = start_script(machine, code)
     output, _ = agent.communicate(timeout=60)
     assert agent.returncode != 0
     assert "there is no sweep nosuch" in output
 
 
-def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(sandbox: SdkSandbox) -> None:
+def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(machine: Machine) -> None:
     config = {
         "method": "grid",
         "metric": {"name": "loss", "goal": "minimize"},
@@ -258,9 +253,9 @@ def trial():
             time.sleep(0.1)
 wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 """
-    sweep = sandbox.sweep(config)
-    sandbox.finish(sandbox.start(code, sweep))
-    one, two, nine = runs_of(sandbox, sweep)
+    sweep = upsert_sweep(machine, config)
+    script_results(start_script(machine, code, sweep))
+    one, two, nine = runs_of(machine, sweep)
     assert (
         (one["state"], one["historyLineCount"]) == (two["state"], two["historyLineCount"]) == ("finished", 10)
     )

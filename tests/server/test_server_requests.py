@@ -10,7 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from server_harness import SdkSandbox
+from machine import Machine
+from sdk_scripts import graphql
 
 from kto_sweep import __version__
 
@@ -18,45 +19,45 @@ VIEWER = {"query": "query { viewer { id username entity } }", "operationName": "
 
 
 def post(
-    sandbox: SdkSandbox, body: Any, key: str | None = None, path: str = "/graphql", **more: Any
+    machine: Machine, body: Any, key: str | None = None, path: str = "/graphql", **more: Any
 ) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    auth = ("api", sandbox.address.key if key is None else key)
-    return httpx.post(sandbox.address.url + path, content=content, auth=auth, **more)
+    auth = ("api", machine.address.key if key is None else key)
+    return httpx.post(machine.address.url + path, content=content, auth=auth, **more)
 
 
-def alive(sandbox: SdkSandbox) -> bool:
-    return post(sandbox, VIEWER).json()["data"]["viewer"]["username"] == "local"
+def alive(machine: Machine) -> bool:
+    return post(machine, VIEWER).json()["data"]["viewer"]["username"] == "local"
 
 
-def test_ready_says_who_it_is_without_a_key(sandbox: SdkSandbox) -> None:
-    told = httpx.get(f"{sandbox.address.url}/ready").json()
+def test_ready_says_who_it_is_without_a_key(machine: Machine) -> None:
+    told = httpx.get(f"{machine.address.url}/ready").json()
     assert told["service"] == "kto-sweep"
     assert told["version"] == __version__
-    assert sandbox.address.key not in json.dumps(told)
+    assert machine.address.key not in json.dumps(told)
 
 
-def test_key_file_is_for_its_owner_only(sandbox: SdkSandbox) -> None:
-    assert sandbox.address.key_file.stat().st_mode & 0o777 == 0o600
-    assert len(sandbox.address.key) == 46
+def test_key_file_is_for_its_owner_only(machine: Machine) -> None:
+    assert machine.address.key_file.stat().st_mode & 0o777 == 0o600
+    assert len(machine.address.key) == 46
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "local-" + "0" * 40, "kéy"])
-def test_wrong_key_is_401_on_every_route_that_needs_one(sandbox: SdkSandbox, key: str) -> None:
-    assert post(sandbox, VIEWER, key).status_code == 401
-    assert post(sandbox, {}, key, "/files/acme/tests/r/file_stream").status_code == 401
+def test_wrong_key_is_401_on_every_route_that_needs_one(machine: Machine, key: str) -> None:
+    assert post(machine, VIEWER, key).status_code == 401
+    assert post(machine, {}, key, "/files/acme/tests/r/file_stream").status_code == 401
 
 
 @pytest.mark.parametrize("header", ["", "Basic", "Basic !!!", "Bearer x", "Basic " + "A" * 10_000])
-def test_invalid_authorization_is_401(sandbox: SdkSandbox, header: str) -> None:
-    response = httpx.post(f"{sandbox.address.url}/graphql", json=VIEWER, headers={"authorization": header})
+def test_invalid_authorization_is_401(machine: Machine, header: str) -> None:
+    response = httpx.post(f"{machine.address.url}/graphql", json=VIEWER, headers={"authorization": header})
     assert response.status_code == 401
 
 
-def test_other_user_name_with_the_right_key_is_401(sandbox: SdkSandbox) -> None:
-    token = base64.b64encode(f"root:{sandbox.address.key}".encode()).decode()
+def test_other_user_name_with_the_right_key_is_401(machine: Machine) -> None:
+    token = base64.b64encode(f"root:{machine.address.key}".encode()).decode()
     headers = {"authorization": f"Basic {token}"}
-    assert httpx.post(f"{sandbox.address.url}/graphql", json=VIEWER, headers=headers).status_code == 401
+    assert httpx.post(f"{machine.address.url}/graphql", json=VIEWER, headers=headers).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -78,27 +79,27 @@ def test_other_user_name_with_the_right_key_is_401(sandbox: SdkSandbox) -> None:
         ).encode(),
     ],
 )
-def test_invalid_query_is_400(sandbox: SdkSandbox, body: bytes) -> None:
-    response = post(sandbox, body)
+def test_invalid_query_is_400(machine: Machine, body: bytes) -> None:
+    response = post(machine, body)
     assert response.status_code == 400, response.text
     assert response.json()["errors"][0]["message"]
 
 
-def test_exponential_fragments_are_rejected(sandbox: SdkSandbox) -> None:
+def test_exponential_fragments_are_rejected(machine: Machine) -> None:
     fragments = "".join(
         f'fragment F{i} on Project {{ a: run(name: "x") {{ project {{ ...F{i + 1} }} }} '
         f'b: run(name: "x") {{ project {{ ...F{i + 1} }} }} }} '
         for i in range(11)
     )
     query = f"query {{ project {{ ...F0 }} }} {fragments} fragment F11 on Project {{ id }}"
-    response = post(sandbox, {"query": query})
+    response = post(machine, {"query": query})
     assert response.status_code == 400
     assert "more than" in response.text or "deeper" in response.text
 
 
-def test_logical_errors_are_200_with_errors(sandbox: SdkSandbox) -> None:
+def test_logical_errors_are_200_with_errors(machine: Machine) -> None:
     query = 'mutation { stopRun(input: {id: "nosuch"}) { success } }'
-    response = post(sandbox, {"query": query})
+    response = post(machine, {"query": query})
     assert response.status_code == 200
     assert "there is no run" in response.json()["errors"][0]["message"]
 
@@ -112,70 +113,71 @@ def test_logical_errors_are_200_with_errors(sandbox: SdkSandbox) -> None:
     ],
 )
 def test_variable_of_the_wrong_type_is_an_error_with_a_reason(
-    sandbox: SdkSandbox, field: str, kind: str, value: object
+    machine: Machine, field: str, kind: str, value: object
 ) -> None:
     query = f"query($x: {kind}) {{ project {{ {field} }} }}"
-    response = post(sandbox, {"query": query, "variables": {"x": value}})
+    response = post(machine, {"query": query, "variables": {"x": value}})
     assert response.status_code == 200
     assert "has invalid value" in response.json()["errors"][0]["message"]
 
 
-def test_invalid_unicode_is_harmless(sandbox: SdkSandbox) -> None:
+def test_invalid_unicode_is_harmless(machine: Machine) -> None:
     query = "mutation($i: UpsertBucketInput!) { upsertBucket(input: $i) { inserted } }"
     body = json.dumps({"query": query, "variables": {"i": {"name": "\ud800", "modelName": "\ud800"}}})
-    assert post(sandbox, body.encode()).status_code in (200, 400)
-    assert alive(sandbox)
+    assert post(machine, body.encode()).status_code in (200, 400)
+    assert alive(machine)
 
 
-def test_compressed_body_is_read_and_a_zip_bomb_is_rejected(sandbox: SdkSandbox) -> None:
+def test_compressed_body_is_read_and_a_zip_bomb_is_rejected(machine: Machine) -> None:
     headers = {"content-encoding": "gzip"}
-    assert post(sandbox, gzip.compress(json.dumps(VIEWER).encode()), headers=headers).status_code == 200
-    assert post(sandbox, gzip.compress(b" " * 100_000_000), headers=headers).status_code == 413
-    assert post(sandbox, b"not gzip", headers=headers).status_code == 400
+    assert post(machine, gzip.compress(json.dumps(VIEWER).encode()), headers=headers).status_code == 200
+    assert post(machine, gzip.compress(b" " * 100_000_000), headers=headers).status_code == 413
+    assert post(machine, b"not gzip", headers=headers).status_code == 400
 
 
-def test_endless_body_is_rejected(sandbox: SdkSandbox) -> None:
-    assert post(sandbox, b" " * (17 * 2**20)).status_code == 413
+def test_endless_body_is_rejected(machine: Machine) -> None:
+    assert post(machine, b" " * (17 * 2**20)).status_code == 413
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
 @pytest.mark.parametrize(
     "path", ["/sdk/otel/v1/metrics", "/nosuch", "/api/v1/x", "/storage/1/x/../../../key"]
 )
-def test_unknown_path_is_404_or_405(sandbox: SdkSandbox, method: str, path: str) -> None:
-    assert httpx.request(method, sandbox.address.url + path).status_code in (404, 405)
+def test_unknown_path_is_404_or_405(machine: Machine, method: str, path: str) -> None:
+    assert httpx.request(method, machine.address.url + path).status_code in (404, 405)
 
 
-def announce(sandbox: SdkSandbox, *names: str) -> list[dict[str, str]]:
-    sandbox.graphql(
-        'mutation { upsertBucket(input: {name: "up", entityName: "acme", modelName: "tests"}) { inserted } }'
+def announce(machine: Machine, *names: str) -> list[dict[str, str]]:
+    graphql(
+        machine,
+        'mutation { upsertBucket(input: {name: "up", entityName: "acme", modelName: "tests"}) { inserted } }',
     )
     query = """mutation($files: [String!]!) { createRunFiles(input: {entityName: "acme", projectName: "tests",
         runName: "up", files: $files}) { files { name uploadUrl } } }"""
-    files: list[dict[str, str]] = sandbox.graphql(query, files=names)["createRunFiles"]["files"]
+    files: list[dict[str, str]] = graphql(machine, query, files=names)["createRunFiles"]["files"]
     return files
 
 
 @pytest.mark.parametrize(
     "name", ["../../../../evil", "/etc/evil", "a/b/c.txt", "é ☃.txt", "..", "a\\b", "x?y#z%2e"]
 )
-def test_uploaded_file_is_returned_and_stays_in_the_files_folder(sandbox: SdkSandbox, name: str) -> None:
-    url = announce(sandbox, name)[0]["uploadUrl"]
-    assert url.startswith(sandbox.address.url)
+def test_uploaded_file_is_returned_and_stays_in_the_files_folder(machine: Machine, name: str) -> None:
+    url = announce(machine, name)[0]["uploadUrl"]
+    assert url.startswith(machine.address.url)
     assert httpx.get(url).status_code == 404
     assert httpx.put(url, content=b"bytes").status_code == 200
     response = httpx.get(url)
     assert response.content == b"bytes"
     assert response.headers["content-disposition"].startswith("attachment")
-    inside = [path.read_bytes() for path in (sandbox.home.server / "files").rglob("*") if path.is_file()]
+    inside = [path.read_bytes() for path in (machine.home.server / "files").rglob("*") if path.is_file()]
     assert b"bytes" in inside
     assert all(
-        part.isdecimal() for path in (sandbox.home.server / "files").rglob("*") for part in path.parts[-1:]
+        part.isdecimal() for path in (machine.home.server / "files").rglob("*") for part in path.parts[-1:]
     )
 
 
-def test_wrong_token_neither_reads_nor_writes(sandbox: SdkSandbox) -> None:
-    url = announce(sandbox, "secret")[0]["uploadUrl"]
+def test_wrong_token_neither_reads_nor_writes(machine: Machine) -> None:
+    url = announce(machine, "secret")[0]["uploadUrl"]
     httpx.put(url, content=b"right")
     parts = url.split("/")
     for token in ("0" * 32, "", "x", parts[-2][:-1]):
@@ -185,7 +187,7 @@ def test_wrong_token_neither_reads_nor_writes(sandbox: SdkSandbox) -> None:
     assert httpx.get(url).content == b"right"
 
 
-def test_hundreds_of_random_requests_leave_the_server_running(sandbox: SdkSandbox) -> None:
+def test_hundreds_of_random_requests_leave_the_server_running(machine: Machine) -> None:
     """Seeded: every request gets a response, and none is a 5xx."""
     rng = random.Random(5)
     fields = [
@@ -204,19 +206,19 @@ def test_hundreds_of_random_requests_leave_the_server_running(sandbox: SdkSandbo
         "$a",
         "...",
     ]
-    with httpx.Client(auth=("api", sandbox.address.key)) as client:
+    with httpx.Client(auth=("api", machine.address.key)) as client:
         for _ in range(300):
             query = " ".join(rng.choices(fields, k=rng.randrange(1, 12)))
-            response = client.post(f"{sandbox.address.url}/graphql", json={"query": query})
+            response = client.post(f"{machine.address.url}/graphql", json={"query": query})
             assert response.status_code in (200, 400)
             body = bytes(rng.randrange(256) for _ in range(rng.randrange(60)))
-            response = client.post(f"{sandbox.address.url}/files/acme/tests/up/file_stream", content=body)
+            response = client.post(f"{machine.address.url}/files/acme/tests/up/file_stream", content=body)
             assert response.status_code in (200, 400, 404)
-    assert alive(sandbox)
+    assert alive(machine)
 
 
-def test_broken_http_is_harmless(sandbox: SdkSandbox) -> None:
-    port = int(sandbox.address.url.rsplit(":", 1)[1])
+def test_broken_http_is_harmless(machine: Machine) -> None:
+    port = int(machine.address.url.rsplit(":", 1)[1])
     for data in (
         b"\x00" * 100,
         b"GET / HTTP/1.1\r\n",
@@ -224,20 +226,21 @@ def test_broken_http_is_harmless(sandbox: SdkSandbox) -> None:
     ):
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(data)
-    assert alive(sandbox)
+    assert alive(machine)
 
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 
 
-def test_pages_hold_no_name_and_no_inline_script(sandbox: SdkSandbox) -> None:
+def test_pages_hold_no_name_and_no_inline_script(machine: Machine) -> None:
     config = json.dumps({HOSTILE: {"value": HOSTILE}})
     query = """mutation($i: UpsertBucketInput!, $s: UpsertSweepInput!) {
         upsertSweep(input: $s) { sweep { name } } upsertBucket(input: $i) { inserted } }"""
     sweep = json.dumps(
         {"method": "random", "name": HOSTILE, "metric": {"name": HOSTILE}, "parameters": {"a": {"value": 1}}}
     )
-    made = sandbox.graphql(
+    made = graphql(
+        machine,
         query,
         i={
             "name": "hostile",
@@ -252,7 +255,7 @@ def test_pages_hold_no_name_and_no_inline_script(sandbox: SdkSandbox) -> None:
     project = "/acme/%3Cscript%3Ealert%281%29%3C%2Fscript%3E%26%22%27"
     name = made["upsertSweep"]["sweep"]["name"]
     for path in ("/", "/acme/tests", "/acme/tests/runs/up"):
-        response = httpx.get(sandbox.address.url + path)
+        response = httpx.get(machine.address.url + path)
         assert response.status_code == 200
         assert HOSTILE not in response.text
         assert "alert(1)" not in response.text
@@ -260,21 +263,21 @@ def test_pages_hold_no_name_and_no_inline_script(sandbox: SdkSandbox) -> None:
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; ")
     # A project name with a slash cannot be part of a URL path; such a project appears only in lists.
-    assert httpx.get(f"{sandbox.address.url}{project}/sweeps/{name}").status_code == 404
+    assert httpx.get(f"{machine.address.url}{project}/sweeps/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/acme/nosuch", "/acme/tests/sweeps/nosuch", "/acme/tests/runs/nosuch"])
-def test_page_of_an_unknown_object_is_404(sandbox: SdkSandbox, path: str) -> None:
-    announce(sandbox, "x")
-    assert httpx.get(sandbox.address.url + path).status_code == 404
+def test_page_of_an_unknown_object_is_404(machine: Machine, path: str) -> None:
+    announce(machine, "x")
+    assert httpx.get(machine.address.url + path).status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/", "/-/data/sweeps"])
-def test_pages_and_data_are_not_shown_under_a_foreign_host_name(sandbox: SdkSandbox, path: str) -> None:
+def test_pages_and_data_are_not_shown_under_a_foreign_host_name(machine: Machine, path: str) -> None:
     for host, status in [
         ("evil.example", 401),
         ("localhost", 200),
         ("127.0.0.1:1", 200),
         ("127.0.0.1.evil", 401),
     ]:
-        assert httpx.get(sandbox.address.url + path, headers={"host": host}).status_code == status
+        assert httpx.get(machine.address.url + path, headers={"host": host}).status_code == status

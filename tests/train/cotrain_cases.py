@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Clock:
-    """Stands still, but for a microsecond each time that somebody looks at it."""
+    """A clock that moves by a microsecond each time it is read."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -90,8 +90,8 @@ class Clock:
         return self.now
 
 
-class Box:
-    """A co-trainer with its folder, and the reports and outcomes of its trials by name. A step takes 1 s."""
+class TrainerHarness:
+    """Steps a CoTrainer, and keeps the reports and outcomes of its trials by name. A step takes 1 s."""
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.folder = folder
@@ -102,17 +102,17 @@ class Box:
         )
         self.reports: dict[str, Recorder] = {}
         self.outcomes: dict[str, TrainResult | Exception] = {}
-        self.told_to_stop: set[str] = set()
+        self.stop_requests: set[str] = set()
 
     def start(self, name: str, chosen: Trial, logged: int | None = None) -> Recorder:
         report = self.reports[name] = Recorder()
         self.trainer.start(
-            Request(name, chosen, self.folder / name, report, lambda: name in self.told_to_stop, logged)
+            Request(name, chosen, self.folder / name, report, lambda: name in self.stop_requests, logged)
         )
         return report
 
     def stop(self, name: str) -> None:
-        self.told_to_stop.add(name)
+        self.stop_requests.add(name)
 
     def steps(self, n: int) -> None:
         for _ in range(n):
@@ -123,17 +123,17 @@ class Box:
             self.clock.now += 1
 
     def settle(self) -> None:
-        """Wait until what the last step gave to be written is on the disk."""
+        """Wait until the files of the last step are written."""
         for course in self.trainer._seated:
             if course._keeping is not None:
                 course._keeping.exception()
 
     def crash(self) -> None:
-        """End where the last checkpoint is."""
+        """Close the trainer, which leaves its trials at their last checkpoints."""
         self.trainer.close()
 
-    def run(self) -> "Box":
-        """Until every trial has ended."""
+    def run(self) -> "TrainerHarness":
+        """Step until every trial has ended."""
         while not self.trainer.idle:
             self.steps(1)
         return self
@@ -144,14 +144,14 @@ class Box:
         return outcome
 
 
-def alone(chosen: Trial, folder: Path, **more: Any) -> Box:
-    """The same trial by itself, in a folder that is left empty."""
-    box = Box(folder / "alone", **more)
-    box.start("only", chosen)
-    box.run()
-    box.trainer.close()
-    shutil.rmtree(box.folder)
-    return box
+def alone(chosen: Trial, folder: Path, **more: Any) -> TrainerHarness:
+    """The harness of a trial that ran to its end by itself; its folder is removed."""
+    harness = TrainerHarness(folder / "alone", **more)
+    harness.start("only", chosen)
+    harness.run()
+    harness.trainer.close()
+    shutil.rmtree(harness.folder)
+    return harness
 
 
 def expect_same(found: Recorder, expected: Recorder, tolerance: float = 1e-4) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cotrain_cases import Box, Recorder, alone, base, data, trial
+from cotrain_cases import Recorder, TrainerHarness, alone, base, data, trial
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.train import checkpoint as checkpoints
@@ -138,13 +138,13 @@ VARIED = [trial(epochs=3, lora_dropout=0.2), trial(epochs=3, optimizer="adamw_8b
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_trial_goes_on_after_a_crash_bit_for_bit(tmp_path: Path, chosen: Trial, overlap: bool) -> None:
     expected = alone(chosen, tmp_path).reports["only"]
-    crashed = Box(tmp_path, overlap=overlap)
+    crashed = TrainerHarness(tmp_path, overlap=overlap)
     before = crashed.start("run", chosen)
     crashed.steps(8)  # the last checkpoint is that of the evaluation after step 6
     crashed.crash()
-    box = Box(tmp_path, overlap=overlap)
-    after = box.start("run", chosen)
-    result = box.run().result("run")
+    harness = TrainerHarness(tmp_path, overlap=overlap)
+    after = harness.start("run", chosen)
+    result = harness.run().result("run")
     total = max(expected.rows)
     assert after.planned == [(total, 6)]
     assert after.values == {step: row for step, row in expected.values.items() if step > 6}
@@ -165,13 +165,13 @@ def test_a_trial_goes_on_after_a_crash_bit_for_bit(tmp_path: Path, chosen: Trial
 def test_each_row_comes_once_whatever_the_reader_has(tmp_path: Path, logged: int | None, first: int) -> None:
     chosen = trial(epochs=2)
     expected = alone(chosen, tmp_path).reports["only"]
-    crashed = Box(tmp_path)
+    crashed = TrainerHarness(tmp_path)
     crashed.start("run", chosen)
     crashed.steps(5)  # checkpoint at 3
     crashed.crash()
-    box = Box(tmp_path)
-    report = box.start("run", chosen, logged=logged)
-    box.run()
+    harness = TrainerHarness(tmp_path)
+    report = harness.start("run", chosen, logged=logged)
+    harness.run()
     assert report.values == {step: row for step, row in expected.values.items() if step >= first}
     assert report.planned == [(8, first - 1)]
 
@@ -179,17 +179,17 @@ def test_each_row_comes_once_whatever_the_reader_has(tmp_path: Path, logged: int
 def test_a_stopped_trial_goes_on_and_a_finished_one_is_finished(tmp_path: Path) -> None:
     chosen = trial(epochs=2)
     expected = alone(chosen, tmp_path)
-    first = Box(tmp_path)
+    first = TrainerHarness(tmp_path)
     first.start("run", chosen)
     first.steps(4)
     first.stop("run")
     assert first.run().result("run").stopped
-    second = Box(tmp_path)
+    second = TrainerHarness(tmp_path)
     report = second.start("run", chosen)
     result = second.run().result("run")
     assert list(report.rows) == [5, 6, 7, 8]
     assert report.values[8] == expected.reports["only"].values[8]
-    third = Box(tmp_path)
+    third = TrainerHarness(tmp_path)
     again = third.start("run", chosen, logged=7)
     summary = third.run().result("run").summary
     assert summary == result.summary | {
@@ -203,11 +203,11 @@ def test_a_stopped_trial_goes_on_and_a_finished_one_is_finished(tmp_path: Path) 
 def test_a_crash_between_the_last_step_and_the_end_costs_nothing(tmp_path: Path) -> None:
     chosen = trial(epochs=2)
     expected = alone(chosen, tmp_path)
-    box = Box(tmp_path)
-    box.start("run", chosen)
-    box.steps(8)
+    harness = TrainerHarness(tmp_path)
+    harness.start("run", chosen)
+    harness.steps(8)
     # As if it had ended before the adapters were saved: the last checkpoint still has everything.
-    other = Box(tmp_path / "other")
+    other = TrainerHarness(tmp_path / "other")
     other.start("run", chosen)
     other.steps(7)
     engine, course = other.trainer._engine, other.trainer._seated[0]
@@ -215,7 +215,7 @@ def test_a_crash_between_the_last_step_and_the_end_costs_nothing(tmp_path: Path)
     course.write(8, dict(engine_state.read()[0].values), engine)
     course._writer.put(course._checkpointing(engine.state(0)))
     other.crash()
-    again = Box(tmp_path / "other")
+    again = TrainerHarness(tmp_path / "other")
     again.start("run", chosen)
     assert again.run().result("run").steps == 8
     files = [folder / "run/adapter/adapter_model.safetensors" for folder in (tmp_path, tmp_path / "other")]
@@ -234,7 +234,7 @@ def test_a_crash_between_the_last_step_and_the_end_costs_nothing(tmp_path: Path)
     ],
 )
 def test_a_checkpoint_that_is_not_the_trials_is_not_used(tmp_path: Path, change: str, words: str) -> None:
-    crashed = Box(tmp_path)
+    crashed = TrainerHarness(tmp_path)
     crashed.start("run", trial(epochs=2))
     crashed.steps(5)
     crashed.crash()
@@ -250,9 +250,9 @@ def test_a_checkpoint_that_is_not_the_trials_is_not_used(tmp_path: Path, change:
         (folder / "rows.jsonl").write_text("")
     else:
         os.truncate(folder / "last.safetensors", 900)
-    box = Box(tmp_path, **more)
-    report = box.start("run", chosen)
-    box.run()
+    harness = TrainerHarness(tmp_path, **more)
+    report = harness.start("run", chosen)
+    harness.run()
     assert any("is not used" in note and words in note for note in report.notes)
     assert list(report.rows) == [1, 2, 3, 4, 5, 6, 7, 8]
     # Some reference values are still there: on some CPUs the last bits depend on how many are computed.
@@ -265,32 +265,32 @@ def test_a_checkpoint_that_is_not_the_trials_is_not_used(tmp_path: Path, change:
 def test_a_run_whose_data_or_model_has_changed_since_its_first_steps_fails(
     tmp_path: Path, change: str
 ) -> None:
-    crashed = Box(tmp_path)
+    crashed = TrainerHarness(tmp_path)
     crashed.start("run", trial(epochs=2))
     crashed.steps(5)
     crashed.crash()
     more = {"rows": data(seed=4)} if change == "rows" else {"base": base(seed=4)}
-    changed = Box(tmp_path, **more)
+    changed = TrainerHarness(tmp_path, **more)
     changed.start("run", trial(epochs=2), logged=5)
     outcome = changed.run().outcomes["run"]
     assert isinstance(outcome, TrialFailure)
     assert outcome.cause is FailureCause.BAD_DATA
     assert "changed since the first 5 steps" in outcome.message
-    again = Box(tmp_path)
+    again = TrainerHarness(tmp_path)
     again.start("run", trial(epochs=2), logged=5)
     assert again.run().result("run").steps == 8
 
 
 def test_a_trial_goes_on_beside_others(tmp_path: Path) -> None:
-    crashed = Box(tmp_path)
+    crashed = TrainerHarness(tmp_path)
     crashed.start("run", trial(epochs=3))
     crashed.steps(4)
     crashed.crash()
-    box = Box(tmp_path)
-    box.start("other", trial(seed=8, lora_r=16, epochs=3))
-    box.steps(2)
-    report = box.start("run", trial(epochs=3))
-    box.run()
+    harness = TrainerHarness(tmp_path)
+    harness.start("other", trial(seed=8, lora_r=16, epochs=3))
+    harness.steps(2)
+    report = harness.start("run", trial(epochs=3))
+    harness.run()
     expected = alone(trial(epochs=3), tmp_path).reports["only"].values
     assert list(report.rows) == list(range(4, 13))
     for step, row in report.values.items():
@@ -307,64 +307,64 @@ def step_of(folder: Path) -> int | None:
 
 
 def test_checkpoints_are_written_at_evaluations_and_from_time_to_time(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("run", trial(max_steps=12, eval_steps=6))
+    harness = TrainerHarness(tmp_path)
+    harness.start("run", trial(max_steps=12, eval_steps=6))
     steps = []
     for _ in range(11):
-        box.steps(1)
+        harness.steps(1)
         steps.append(step_of(tmp_path / "run"))
-        box.clock.now += SECONDS / 4 - 1
-    box.crash()
+        harness.clock.now += SECONDS / 4 - 1
+    harness.crash()
     assert steps == [None, None, None, None, 5, 6, 6, 6, 6, 10, 10]
 
 
 def test_a_slow_disk_gets_few_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    box = Box(tmp_path)
+    harness = TrainerHarness(tmp_path)
 
     def slowly(path: Path, kept: Checkpoint) -> None:
-        box.clock.now += 10
+        harness.clock.now += 10
         save_checkpoint(path, kept)
 
     monkeypatch.setattr("kto_sweep.train.keeper.save_checkpoint", slowly)
-    box.start("run", trial(max_steps=12, eval_steps=1))
+    harness.start("run", trial(max_steps=12, eval_steps=1))
     steps = []
     for _ in range(11):
-        box.steps(1)
+        harness.steps(1)
         steps.append(step_of(tmp_path / "run"))
-        box.clock.now += SHARE * 10 / 3
-    box.crash()
+        harness.clock.now += SHARE * 10 / 3
+    harness.crash()
     assert steps == [1, 1, 1, 4, 4, 4, 7, 7, 7, 10, 10]
 
 
 def test_a_full_disk_costs_a_warning_and_not_the_trial(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    report: Recorder = box.start("run", trial(max_steps=9, eval_steps=9, lora_r=64))
-    box.steps(1)
-    box.clock.now += SECONDS
+    harness = TrainerHarness(tmp_path)
+    report: Recorder = harness.start("run", trial(max_steps=9, eval_steps=9, lora_r=64))
+    harness.steps(1)
+    harness.clock.now += SECONDS
     with file_size_limit(100_000):
-        box.steps(1)
-        box.clock.now += SECONDS
-        box.steps(1)
+        harness.steps(1)
+        harness.clock.now += SECONDS
+        harness.steps(1)
     assert step_of(tmp_path / "run") is None
     warnings = [note for note in report.notes if "no checkpoint written" in note]
     assert warnings == ["WARNING: step 2: no checkpoint written: " + warnings[0].rpartition(": ")[2]]
-    box.clock.now += SECONDS
-    box.steps(1)
+    harness.clock.now += SECONDS
+    harness.steps(1)
     assert step_of(tmp_path / "run") == 4
-    assert box.run().result("run").steps == 9
+    assert harness.run().result("run").steps == 9
 
 
 # Lineage.
 
 
 def test_the_lineage_says_where_adapters_come_from(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("run", trial())
-    box.steps(1)
+    harness = TrainerHarness(tmp_path)
+    harness.start("run", trial())
+    harness.steps(1)
     path = tmp_path / "run" / "lineage.json"
     begun = json.loads(path.read_text())
     assert "result" not in begun
-    box.run()
+    harness.run()
     found = json.loads(path.read_text())
     assert found["model"]["name"] == "tiny"
     assert len(found["model"]["fingerprint"]) == len(found["data"]["fingerprint"]) == 64
@@ -376,15 +376,15 @@ def test_the_lineage_says_where_adapters_come_from(tmp_path: Path) -> None:
     assert torch.__version__.startswith(found["software"]["torch"])  # the package's may lack "+cu130"
     assert found["hardware"]["device"].startswith("CPU")
     assert found["result"]["end"] == "finished"
-    assert found["result"]["summary"]["eval/common_loss"] == box.result("run").summary["eval/common_loss"]
+    assert found["result"]["summary"]["eval/common_loss"] == harness.result("run").summary["eval/common_loss"]
     assert found["started"] <= found["ended"]
 
 
 def test_the_lineage_of_a_failed_trial_says_why(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("run", trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30))
-    box.run()
-    failure = box.outcomes["run"]
+    harness = TrainerHarness(tmp_path)
+    harness.start("run", trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30))
+    harness.run()
+    failure = harness.outcomes["run"]
     assert isinstance(failure, TrialFailure)
     result = json.loads((tmp_path / "run" / "lineage.json").read_text())["result"]
     assert result == {"end": "failed", "cause": FailureCause.DIVERGED, "message": failure.message}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from cotrain_cases import Box, Recorder, alone, base, data, expect_same, memory, trial
+from cotrain_cases import Recorder, TrainerHarness, alone, base, data, expect_same, memory, trial
 from packed_cases import naive_log_prob, tiny_model
 from peft import PeftModel
 
@@ -25,10 +25,10 @@ OTHERS = {
 
 
 def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    report = box.start("run", trial(epochs=2))
-    result = box.run().result("run")
-    box.trainer.close()
+    harness = TrainerHarness(tmp_path)
+    report = harness.start("run", trial(epochs=2))
+    result = harness.run().result("run")
+    harness.trainer.close()
     assert report.planned == [(8, 0)]
     assert "14 rows" in report.notes
     assert (result.steps, result.stopped) == (8, False)
@@ -57,13 +57,13 @@ def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
 
 def test_the_adapters_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
     chosen = trial(max_steps=8, eval_steps=1, learning_rate=0.1, warmup_ratio=0.2, lora_r=8)
-    box = Box(tmp_path)
-    report = box.start("run", chosen)
-    box.run()
+    harness = TrainerHarness(tmp_path)
+    report = harness.start("run", chosen)
+    harness.run()
     losses = {step: row["eval/common_loss"] for step, row in report.rows.items()}
     best = min(losses, key=losses.__getitem__)
     assert best not in (1, 8)  # else this test shows nothing
-    again = Box(tmp_path / "again")
+    again = TrainerHarness(tmp_path / "again")
     again.start("run", chosen)
     again.steps(best)
     again.stop("run")
@@ -76,72 +76,74 @@ def test_the_adapters_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
 def test_trials_that_come_and_go_are_each_as_if_alone(tmp_path: Path, overlap: bool) -> None:
     expected = {name: alone(chosen, tmp_path) for name, chosen in OTHERS.items()}
     expected["calm"] = alone(trial(max_steps=12), tmp_path)
-    box = Box(tmp_path, overlap=overlap)
-    box.start("ranks", OTHERS["ranks"])
-    box.steps(1)
-    box.start("calm", trial(max_steps=12))  # joins late
-    box.steps(2)
-    box.start("apo", OTHERS["apo"])
-    box.start("8bit", OTHERS["8bit"])
-    box.steps(1)
-    assert box.trainer.running == ["ranks", "calm", "apo", "8bit"]
-    box.run()
+    harness = TrainerHarness(tmp_path, overlap=overlap)
+    harness.start("ranks", OTHERS["ranks"])
+    harness.steps(1)
+    harness.start("calm", trial(max_steps=12))  # joins late
+    harness.steps(2)
+    harness.start("apo", OTHERS["apo"])
+    harness.start("8bit", OTHERS["8bit"])
+    harness.steps(1)
+    assert harness.trainer.running == ["ranks", "calm", "apo", "8bit"]
+    harness.run()
     for name, single in expected.items():
-        expect_same(box.reports[name], single.reports["only"])
-        found, wanted = box.result(name).summary, single.result("only").summary
+        expect_same(harness.reports[name], single.reports["only"])
+        found, wanted = harness.result(name).summary, single.result("only").summary
         assert found.keys() == wanted.keys()
         assert found["eval/common_loss"] == pytest.approx(wanted["eval/common_loss"], rel=1e-3)
 
 
 def test_slots_grow_with_the_trials_and_shrink_when_nobody_comes(tmp_path: Path) -> None:
-    box = Box(tmp_path)
+    harness = TrainerHarness(tmp_path)
     for name, steps in (("a", 3), ("b", 60), ("c", 60)):
-        box.start(name, trial(max_steps=steps, eval_steps=60))
-    engine: Engine = box.trainer._engine
-    box.steps(1)
+        harness.start(name, trial(max_steps=steps, eval_steps=60))
+    engine: Engine = harness.trainer._engine
+    harness.steps(1)
     assert engine.slots == 3
-    box.steps(2)
-    assert box.trainer.running == ["b", "c"]
-    box.start("d", trial(max_steps=60, eval_steps=60))
-    box.steps(1)
+    harness.steps(2)
+    assert harness.trainer.running == ["b", "c"]
+    harness.start("d", trial(max_steps=60, eval_steps=60))
+    harness.steps(1)
     assert engine.slots == 3  # the new trial took the empty slot
-    box.stop("b")
-    box.steps(30)
+    harness.stop("b")
+    harness.steps(30)
     assert engine.slots == 2
-    box.run()
+    harness.run()
     for name in ("c", "d"):
-        expect_same(box.reports[name], alone(trial(max_steps=60, eval_steps=60), tmp_path).reports["only"])
+        expect_same(
+            harness.reports[name], alone(trial(max_steps=60, eval_steps=60), tmp_path).reports["only"]
+        )
 
 
 def test_stopping_one_reaches_no_other(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("a", trial(epochs=3, seed=2))
-    box.start("b", trial(epochs=3))
-    box.steps(4)
-    box.stop("a")
-    box.run()
-    stopped = box.result("a")
+    harness = TrainerHarness(tmp_path)
+    harness.start("a", trial(epochs=3, seed=2))
+    harness.start("b", trial(epochs=3))
+    harness.steps(4)
+    harness.stop("a")
+    harness.run()
+    stopped = harness.result("a")
     assert (stopped.steps, stopped.stopped) == (4, True)
-    assert list(box.reports["a"].rows) == [1, 2, 3, 4]
+    assert list(harness.reports["a"].rows) == [1, 2, 3, 4]
     assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").exists()
-    expect_same(box.reports["b"], alone(trial(epochs=3), tmp_path).reports["only"])
+    expect_same(harness.reports["b"], alone(trial(epochs=3), tmp_path).reports["only"])
 
 
 def test_a_trial_that_is_stopped_before_it_begins(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.stop("a")
-    box.start("a", trial())
-    assert box.run().result("a") == TrainResult({}, 0, stopped=True)
+    harness = TrainerHarness(tmp_path)
+    harness.stop("a")
+    harness.start("a", trial())
+    assert harness.run().result("a") == TrainResult({}, 0, stopped=True)
 
 
 def test_a_stop_interrupts_the_reference_pass(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    report = box.start("a", trial())
-    report.preparing = lambda what, done, total: box.stop("a")  # type: ignore[method-assign]
-    result = box.run().result("a")
+    harness = TrainerHarness(tmp_path)
+    report = harness.start("a", trial())
+    report.preparing = lambda what, done, total: harness.stop("a")  # type: ignore[method-assign]
+    result = harness.run().result("a")
     assert (result.steps, result.stopped) == (0, True)
-    box.start("b", trial())
-    assert box.run().result("b").steps == 4
+    harness.start("b", trial())
+    assert harness.run().result("b").steps == 4
 
 
 def exploding(**more: Any) -> Any:
@@ -150,36 +152,37 @@ def exploding(**more: Any) -> Any:
 
 def test_a_diverging_trial_ends_with_its_cause_and_reaches_no_other(tmp_path: Path) -> None:
     expected = alone(trial(max_steps=12), tmp_path)
-    box = Box(tmp_path)
-    box.start("bad", exploding(max_steps=12))
-    box.start("good", trial(max_steps=12))
-    box.run()
-    failure = box.outcomes["bad"]
+    harness = TrainerHarness(tmp_path)
+    harness.start("bad", exploding(max_steps=12))
+    harness.start("good", trial(max_steps=12))
+    harness.run()
+    failure = harness.outcomes["bad"]
     assert isinstance(failure, TrialFailure)
     assert failure.cause is FailureCause.DIVERGED
-    bad = box.reports["bad"]
+    bad = harness.reports["bad"]
     assert math.isnan(bad.rows[max(bad.rows)]["loss"])
     assert any(note.startswith("WARNING: step") and "loss is nan" in note for note in bad.notes)
     assert "KTO: loss not finite" in bad.alerts
     assert not (tmp_path / "bad" / "checkpoint" / "last.safetensors").exists()
-    expect_same(box.reports["good"], expected.reports["only"])
+    expect_same(harness.reports["good"], expected.reports["only"])
 
 
 def test_what_one_trial_cannot_be_ends_it_alone(tmp_path: Path) -> None:
-    box = Box(tmp_path)
+    harness = TrainerHarness(tmp_path)
     (tmp_path / "file").write_text("in the way")
-    box.start("good", trial())
-    box.steps(1)
-    box.start("targets", trial(lora_targets=("no_such_proj",), lora_r=64))  # a rank that needs another layout
-    box.start("file", trial())
-    box.run()
-    assert isinstance(box.outcomes["targets"], UsageError)
-    assert isinstance(box.outcomes["file"], OSError)
-    assert box.result("good").steps == 4
+    harness.start("good", trial())
+    harness.steps(1)
+    # A rank that needs another layout.
+    harness.start("targets", trial(lora_targets=("no_such_proj",), lora_r=64))
+    harness.start("file", trial())
+    harness.run()
+    assert isinstance(harness.outcomes["targets"], UsageError)
+    assert isinstance(harness.outcomes["file"], OSError)
+    assert harness.result("good").steps == 4
 
 
 def test_which_trials_fit_together(tmp_path: Path) -> None:
-    trainer = Box(tmp_path).trainer
+    trainer = TrainerHarness(tmp_path).trainer
     assert trainer.fits(trial(learning_rate=1e-5, lora_r=64, batch_size=32, seed=9, beta=0.5, epochs=3))
     for other in ({"max_length": 32}, {"eval_fraction": 0.2}, {"quantization": "4bit"}):
         assert not trainer.fits(trial(**other))
@@ -188,9 +191,11 @@ def test_which_trials_fit_together(tmp_path: Path) -> None:
 
 def test_without_held_out_rows_nothing_is_evaluated(tmp_path: Path) -> None:
     rows = data()
-    box = Box(tmp_path, rows=TrainingData("data.jsonl", rows.train, [], rows.train_partners, [], ()))
-    report = box.start("run", trial(max_steps=2))
-    assert box.run().result("run").steps == 2
+    harness = TrainerHarness(
+        tmp_path, rows=TrainingData("data.jsonl", rows.train, [], rows.train_partners, [], ())
+    )
+    report = harness.start("run", trial(max_steps=2))
+    assert harness.run().result("run").steps == 2
     assert not any(name.startswith("eval/") for row in report.rows.values() for name in row)
 
 
@@ -200,11 +205,11 @@ def test_other_trials_find_the_reference_in_the_cache(tmp_path: Path) -> None:
     loaded.model.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
     counts = []
     for more in ({}, {"lora_r": 8, "learning_rate": 1e-3, "seed": 5, "beta": 0.5}):
-        box = Box(tmp_path, base=loaded)
+        harness = TrainerHarness(tmp_path, base=loaded)
         forwards.clear()
-        box.start(f"run{len(counts)}", trial(batch_size=14, max_steps=1, **more))
-        box.run()
-        box.trainer.close()
+        harness.start(f"run{len(counts)}", trial(batch_size=14, max_steps=1, **more))
+        harness.run()
+        harness.trainer.close()
         counts.append(len(forwards))
     # Two forwards for all rows, the first time only.
     assert counts[0] == counts[1] + 2
@@ -213,55 +218,55 @@ def test_other_trials_find_the_reference_in_the_cache(tmp_path: Path) -> None:
 def test_a_short_memory_splits_then_recomputes_and_changes_nothing(tmp_path: Path) -> None:
     chosen = trial(max_steps=5, batch_size=6)
     expected = alone(chosen, tmp_path)
-    box = Box(tmp_path)
-    layer = box.trainer._ground.base.model.base_model.layers[0]
-    box.start("run", chosen)
-    box.steps(1)
+    harness = TrainerHarness(tmp_path)
+    layer = harness.trainer._ground.base.model.base_model.layers[0]
+    harness.start("run", chosen)
+    harness.steps(1)
     with memory(
-        box.trainer,
+        harness.trainer,
         lambda tokens: not torch.is_grad_enabled() or tokens < (200 if layer.gradient_checkpointing else 3),
     ):
-        box.run()
-    report = box.reports["run"]
+        harness.run()
+    report = harness.reports["run"]
     expect_same(report, expected.reports["only"])
     assert any("layers are recomputed" in note for note in report.notes)
     # The next trial begins without what this one needed.
-    box.start("next", chosen)
-    box.run()
+    harness.start("next", chosen)
+    harness.run()
     assert not layer.gradient_checkpointing
-    expect_same(box.reports["next"], expected.reports["only"])
+    expect_same(harness.reports["next"], expected.reports["only"])
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_the_last_to_join_waits_when_memory_runs_out_and_then_goes_on(tmp_path: Path, overlap: bool) -> None:
     chosen = {"a": trial(max_steps=7), "b": trial(max_steps=9, seed=3), "c": trial(max_steps=5, lora_r=8)}
-    box = Box(tmp_path, overlap=overlap)
-    box.start("a", chosen["a"])
-    box.start("b", chosen["b"])
-    box.steps(3)
-    box.start("c", chosen["c"])
-    box.steps(2)
-    with memory(box.trainer, lambda tokens: len(box.trainer.running) <= 2):
-        box.run()
-    assert any("waits until another one has ended" in note for note in box.reports["c"].notes)
-    assert box.trainer.room == Room(2, "2 trials at once: memory ran out with 3")
-    assert box.reports["c"].planned == [(5, 0)]
+    harness = TrainerHarness(tmp_path, overlap=overlap)
+    harness.start("a", chosen["a"])
+    harness.start("b", chosen["b"])
+    harness.steps(3)
+    harness.start("c", chosen["c"])
+    harness.steps(2)
+    with memory(harness.trainer, lambda tokens: len(harness.trainer.running) <= 2):
+        harness.run()
+    assert any("waits until another one has ended" in note for note in harness.reports["c"].notes)
+    assert harness.trainer.room == Room(2, "2 trials at once: memory ran out with 3")
+    assert harness.reports["c"].planned == [(5, 0)]
     for name, each in chosen.items():
-        assert box.result(name).steps == each.max_steps
-        expect_same(box.reports[name], alone(each, tmp_path).reports["only"])
+        assert harness.result(name).steps == each.max_steps
+        expect_same(harness.reports[name], alone(each, tmp_path).reports["only"])
 
 
 def test_a_trial_that_is_stopped_while_it_waits_leaves_its_adapters(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("a", trial(max_steps=6))
-    box.start("b", trial(max_steps=6))
-    box.steps(2)
-    with memory(box.trainer, lambda tokens: len(box.trainer.running) == 1):
-        box.steps(1)
-        assert box.trainer.running == ["a"]
-        box.stop("b")
-        box.run()
-    assert box.result("b").stopped
+    harness = TrainerHarness(tmp_path)
+    harness.start("a", trial(max_steps=6))
+    harness.start("b", trial(max_steps=6))
+    harness.steps(2)
+    with memory(harness.trainer, lambda tokens: len(harness.trainer.running) == 1):
+        harness.steps(1)
+        assert harness.trainer.running == ["a"]
+        harness.stop("b")
+        harness.run()
+    assert harness.result("b").stopped
     assert {path.name for path in (tmp_path / "b" / "adapter").iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -269,82 +274,85 @@ def test_a_trial_that_is_stopped_while_it_waits_leaves_its_adapters(tmp_path: Pa
 
 
 def test_a_trial_that_does_not_fit_alone_fails_and_the_next_one_has_all_the_memory(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("run", trial())
-    box.steps(1)
-    with memory(box.trainer, lambda tokens: False):
-        box.run()
-    failure = box.outcomes["run"]
+    harness = TrainerHarness(tmp_path)
+    harness.start("run", trial())
+    harness.steps(1)
+    with memory(harness.trainer, lambda tokens: False):
+        harness.run()
+    failure = harness.outcomes["run"]
     assert isinstance(failure, TrialFailure)
     assert failure.cause is FailureCause.OUT_OF_MEMORY
     assert failure.message == "CUDA out of memory. Tried to allocate 20.00 GiB."
-    box.start("next", trial())
-    assert box.run().result("next").steps == 4
+    harness.start("next", trial())
+    assert harness.run().result("next").steps == 4
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -> None:
     """Under the tests' clock a step of two trials takes as long as one of one: the second is free."""
-    box = Box(tmp_path, overlap=overlap)
+    harness = TrainerHarness(tmp_path, overlap=overlap)
     for name in "ab":
-        assert box.trainer.room.slots == (1 if name == "a" else 2)
-        box.start(name, trial(max_steps=60, eval_steps=60))
-        box.steps(SETTLING + WINDOW + 2)
-    assert box.trainer.room.slots == 4
-    first, second = ([note for note in box.reports[name].notes if "at once" in note] for name in ("a", "b"))
+        assert harness.trainer.room.slots == (1 if name == "a" else 2)
+        harness.start(name, trial(max_steps=60, eval_steps=60))
+        harness.steps(SETTLING + WINDOW + 2)
+    assert harness.trainer.room.slots == 4
+    first, second = (
+        [note for note in harness.reports[name].notes if "at once" in note] for name in ("a", "b")
+    )
     assert first == ["2 trials at once, to see what is gained", *second]
     assert second[0].startswith("4 trials at once: 2 in place of 1 added ")
-    box.crash()
+    harness.crash()
 
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_each_step_has_its_own_time(tmp_path: Path, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever the host reads its numbers: before an evaluation two steps are read at once."""
-    box = Box(tmp_path, overlap=overlap)
+    harness = TrainerHarness(tmp_path, overlap=overlap)
     tokens: list[int] = []
     step = Engine.step
 
     def second_long(self: Engine) -> StepResult:
-        box.clock.now += 1
+        harness.clock.now += 1
         result = step(self)
         tokens.append(result.known[0].tokens)
         return result
 
     monkeypatch.setattr(Engine, "step", second_long)
-    report = box.start("a", trial(max_steps=8, eval_steps=4))
-    while not box.trainer.idle:
-        box.trainer.step()
+    report = harness.start("a", trial(max_steps=8, eval_steps=4))
+    while not harness.trainer.idle:
+        harness.trainer.step()
     told = [row["tokens_per_second"] for row in report.rows.values()]
     assert told == pytest.approx(tokens, rel=1e-3)
     assert len(set(tokens)) > 1
 
 
 def test_an_evaluation_that_does_not_fit_has_others_wait(tmp_path: Path) -> None:
-    box = Box(tmp_path)
-    box.start("a", trial(max_steps=3))
-    box.start("b", trial(max_steps=7, eval_steps=7))
+    harness = TrainerHarness(tmp_path)
+    harness.start("a", trial(max_steps=3))
+    harness.start("b", trial(max_steps=7, eval_steps=7))
     with memory(
-        box.trainer, lambda tokens: torch.is_grad_enabled() or len(box.trainer.running) != 2 or no_eval(box)
+        harness.trainer,
+        lambda tokens: torch.is_grad_enabled() or len(harness.trainer.running) != 2 or no_eval(harness),
     ):
-        box.run()
+        harness.run()
     for name, steps in (("a", 3), ("b", 7)):
-        assert box.result(name).steps == steps
-    assert any("waits" in note for note in box.reports["b"].notes)
+        assert harness.result(name).steps == steps
+    assert any("waits" in note for note in harness.reports["b"].notes)
 
 
-def no_eval(box: Box) -> bool:
+def no_eval(harness: TrainerHarness) -> bool:
     """Whether the forward that runs is no evaluation: those are of the trial whose row is not written yet."""
-    return all(course.steps < 3 for course in box.trainer._seated)
+    return all(course.steps < 3 for course in harness.trainer._seated)
 
 
 def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
     loaded = base()
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     attention = loaded.model.config._attn_implementation
-    box = Box(tmp_path, base=loaded)
-    box.start("a", trial())
-    box.run()
-    box.trainer.close()
+    harness = TrainerHarness(tmp_path, base=loaded)
+    harness.start("a", trial())
+    harness.run()
+    harness.trainer.close()
     assert loaded.model.config._attn_implementation == attention
     assert not any(module._forward_hooks for module in loaded.model.modules())
     for name, tensor in loaded.model.state_dict().items():
@@ -352,10 +360,10 @@ def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_rows_come_one_step_late_when_host_and_device_overlap(tmp_path: Path) -> None:
-    box = Box(tmp_path, overlap=True)
-    report: Recorder = box.start("a", trial(max_steps=6, eval_steps=4))
+    harness = TrainerHarness(tmp_path, overlap=True)
+    report: Recorder = harness.start("a", trial(max_steps=6, eval_steps=4))
     seen = []
     for _ in range(6):
-        box.steps(1)
+        harness.steps(1)
         seen.append(len(report.rows))
     assert seen == [0, 1, 2, 4, 4, 6]  # all are there at an evaluation and at the end

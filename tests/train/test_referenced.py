@@ -31,14 +31,14 @@ def trial(**more: object) -> Trial:
     return Trial(model="tiny", dataset="none", **values | more)  # type: ignore[arg-type]
 
 
-class Box:
-    """One home on which processes come and go: each has a model of its own and the same cache."""
+class SharedCache:
+    """The reference cache of a home, used by one process after another, each with a model of its own."""
 
     def __init__(self, cache: Path) -> None:
         self._cache = cache
 
     def start(self, rows: int = ROWS) -> tuple[Decoder, References]:
-        """A new process's."""
+        """Decoder and references of a new process."""
         model = tiny_model()
         decoder = packed_decoder(model)
         base = LoadedBase("tiny", model, cast(Any, None), torch.float32, "none")  # all is tokenised
@@ -56,15 +56,15 @@ class Box:
 
 
 @pytest.fixture
-def box(tmp_path: Path) -> Box:
-    return Box(tmp_path)
+def shared_cache(tmp_path: Path) -> SharedCache:
+    return SharedCache(tmp_path)
 
 
-def test_only_rows_that_a_trial_touches_are_read(box: Box) -> None:
-    assert box.read(trial(max_steps=3)) == 3 * 4 + HELD_OUT
-    assert box.read(trial(max_steps=5)) == 2 * 4
-    assert box.read(trial(epochs=3)) == ROWS - 5 * 4
-    assert box.read(trial(epochs=3, seed=7)) == 0
+def test_only_rows_that_a_trial_touches_are_read(shared_cache: SharedCache) -> None:
+    assert shared_cache.read(trial(max_steps=3)) == 3 * 4 + HELD_OUT
+    assert shared_cache.read(trial(max_steps=5)) == 2 * 4
+    assert shared_cache.read(trial(epochs=3)) == ROWS - 5 * 4
+    assert shared_cache.read(trial(epochs=3, seed=7)) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,28 +77,30 @@ def test_only_rows_that_a_trial_touches_are_read(box: Box) -> None:
         {"optimizer": "adamw_8bit", "weight_decay": 0.1},
     ],
 )
-def test_what_values_do_not_depend_on_reads_nothing(box: Box, more: dict[str, object]) -> None:
-    box.read(trial(max_steps=3))
-    assert box.read(trial(**{"max_steps": 3} | more)) == 0
+def test_what_values_do_not_depend_on_reads_nothing(
+    shared_cache: SharedCache, more: dict[str, object]
+) -> None:
+    shared_cache.read(trial(max_steps=3))
+    assert shared_cache.read(trial(**{"max_steps": 3} | more)) == 0
 
 
-def test_another_seed_reads_its_other_rows_only(box: Box) -> None:
+def test_another_seed_reads_its_other_rows_only(shared_cache: SharedCache) -> None:
     first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
-    box.read(first)
+    shared_cache.read(first)
     more = set(trained_rows(second, ROWS)) - set(trained_rows(first, ROWS))
     assert 0 < len(more) < 12
-    assert box.read(second) == len(more)
+    assert shared_cache.read(second) == len(more)
 
 
-def test_a_row_more_in_the_data_is_a_row_more_to_read(box: Box) -> None:
+def test_a_row_more_in_the_data_is_a_row_more_to_read(shared_cache: SharedCache) -> None:
     whole = trial(epochs=1)
-    box.read(whole)
+    shared_cache.read(whole)
     # The last row's partner was the first one, and is the new row now.
-    assert box.read(whole, ROWS + 1) == 2
+    assert shared_cache.read(whole, ROWS + 1) == 2
 
 
-def test_a_trial_that_joins_adds_its_rows_in_place(box: Box) -> None:
-    decoder, references = box.start()
+def test_a_trial_that_joins_adds_its_rows_in_place(shared_cache: SharedCache) -> None:
+    decoder, references = shared_cache.start()
     first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
     references.fill(first)
     filled = np.flatnonzero(~np.isnan(references.train.reference[:, 0]))
@@ -114,8 +116,8 @@ def test_a_trial_that_joins_adds_its_rows_in_place(box: Box) -> None:
     engine.close()
 
 
-def test_values_are_those_of_one_row_at_a_time(box: Box) -> None:
-    _, references = box.start()
+def test_values_are_those_of_one_row_at_a_time(shared_cache: SharedCache) -> None:
+    _, references = shared_cache.start()
     references.fill(trial(epochs=1))
     model = tiny_model()
     for part in (references.train, references.held_out):
@@ -143,7 +145,7 @@ def test_trained_rows_are_those_of_all_batches(more: dict[str, object], steps: i
     assert trained_rows(chosen, ROWS) == sorted({at for _, batch in batches for at in batch})
 
 
-def test_the_entry_names_the_base_model(box: Box, tmp_path: Path) -> None:
-    box.read(trial(max_steps=1))
+def test_the_entry_names_the_base_model(shared_cache: SharedCache, tmp_path: Path) -> None:
+    shared_cache.read(trial(max_steps=1))
     (entry,) = entries(tmp_path)
     assert (entry.about["model"], entry.about["dtype"], entry.rows) == ("tiny", "float32", 4 + HELD_OUT)

@@ -2,7 +2,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from cotrain_cases import Box, memory, trial
+from cotrain_cases import TrainerHarness, memory, trial
 
 from kto_sweep.train.adapter_files import save_adapters
 from kto_sweep.train.writer import MOST, Writer
@@ -64,16 +64,18 @@ def test_a_trial_whose_files_take_long_holds_nobody_up(
         save_adapters(folder, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("kto_sweep.train.course.save_adapters", slowly)
-    box = Box(tmp_path)
-    box.start("slow", trial(max_steps=2, eval_steps=2))
-    box.start("other", trial(max_steps=6, eval_steps=6))
-    box.steps(5)
-    assert len(box.reports["other"].values) == 5
-    assert box.outcomes == {}  # the slow one has taken its two steps; it has ended once its files are there
-    assert len(box.reports["slow"].values) == 2
+    harness = TrainerHarness(tmp_path)
+    harness.start("slow", trial(max_steps=2, eval_steps=2))
+    harness.start("other", trial(max_steps=6, eval_steps=6))
+    harness.steps(5)
+    assert len(harness.reports["other"].values) == 5
+    assert (
+        harness.outcomes == {}
+    )  # the slow one has taken its two steps; it has ended once its files are there
+    assert len(harness.reports["slow"].values) == 2
     gate.set()
-    box.run()
-    assert {box.result(name).steps for name in ("slow", "other")} == {2, 6}
+    harness.run()
+    assert {harness.result(name).steps for name in ("slow", "other")} == {2, 6}
     for folder in ("slow/best", "slow/adapter", "other/adapter"):
         assert (tmp_path / folder / "adapter_model.safetensors").exists()
 
@@ -91,21 +93,21 @@ def test_a_full_disk_under_the_best_adapters_ends_their_trial_alone(
         save_adapters(folder, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("kto_sweep.train.course.save_adapters", full)
-    box = Box(tmp_path)
-    box.start("other", trial(max_steps=6, eval_steps=2))
-    box.start("unlucky", trial(max_steps=6, eval_steps=2))
+    harness = TrainerHarness(tmp_path)
+    harness.start("other", trial(max_steps=6, eval_steps=2))
+    harness.start("unlucky", trial(max_steps=6, eval_steps=2))
     for _ in range(2):
-        box.trainer.step()
-    writer = box.trainer._seated[1]._writer
-    with memory(box.trainer, lambda tokens: then == "steps on" or box.trainer.running == ["other"]):
+        harness.trainer.step()
+    writer = harness.trainer._seated[1]._writer
+    with memory(harness.trainer, lambda tokens: then == "steps on" or harness.trainer.running == ["other"]):
         if then == "is stopped while it waits":
             threading.Timer(0.5, gate.set).start()  # it stands up once there is room among its files
-            box.trainer.step()
-            assert box.trainer.running == ["other"]
-            box.stop("unlucky")
+            harness.trainer.step()
+            assert harness.trainer.running == ["other"]
+            harness.stop("unlucky")
         gate.set()
         writer.put_last(lambda: None).result(PATIENCE)
-        box.run()
-    assert isinstance(box.outcomes["unlucky"], OSError)
-    assert box.result("other").steps == 6
+        harness.run()
+    assert isinstance(harness.outcomes["unlucky"], OSError)
+    assert harness.result("other").steps == 6
     assert '"end": "failed"' in (tmp_path / "unlucky/lineage.json").read_text()

@@ -1,4 +1,4 @@
-"""A network between an agent and its server that can be taken away."""
+"""A proxy between an agent and its server that simulates a network in bad condition."""
 
 import random
 import socket
@@ -8,31 +8,31 @@ from contextlib import suppress
 from enum import StrEnum
 
 
-class Weather(StrEnum):
-    """What the network does."""
+class NetworkCondition(StrEnum):
+    """What happens to connections."""
 
-    FINE = "fine"
+    NORMAL = "normal"
     SLOW = "slow"
-    """Every piece takes a quarter of a second."""
+    """Each piece of data is delayed by a quarter of a second."""
     REFUSED = "refused"
-    """Nobody listens any more; open connections are cut."""
-    SILENT = "silent"
-    """Connections are taken, and nothing comes back."""
-    CUT = "cut"
-    """Connections break after some bytes."""
+    """New connections are refused, and open ones closed."""
+    BLACK_HOLE = "black hole"
+    """Connections are accepted, and never answered."""
+    TRUNCATED = "truncated"
+    """Connections close in the middle of their data."""
     BAD_GATEWAY = "bad gateway"
-    """A proxy answers in the server's place: 502."""
+    """The answer is HTTP 502, as from a gateway that cannot reach the server."""
 
 
-class Proxy:
-    """Passes connections on to `port` of this machine, as the weather allows."""
+class FlakyProxy:
+    """Forwards connections to `port` of this computer, as the condition of the network allows."""
 
     def __init__(self, port: int) -> None:
         self._target = port
-        self._held = self._bound(0)  # nobody else gets the port while nobody listens on it
-        self.port = int(self._held.getsockname()[1])
+        self._reserved = self._bound(0)  # keeps the port from other programs while connections are refused
+        self.port = int(self._reserved.getsockname()[1])
         self._listener = self._listen()
-        self.weather = Weather.FINE
+        self.condition = NetworkCondition.NORMAL
         self._open: set[socket.socket] = set()
         self._ended = False
         threading.Thread(target=self._accept, daemon=True).start()
@@ -41,22 +41,22 @@ class Proxy:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def turn(self, weather: Weather) -> None:
-        """Change the weather, also for those who are under way."""
-        self.weather = weather
-        if weather is Weather.REFUSED:
+    def set_condition(self, condition: NetworkCondition) -> None:
+        """Change the condition, also of open connections."""
+        self.condition = condition
+        if condition is NetworkCondition.REFUSED:
             self._listener.close()
         elif self._listener.fileno() < 0:
             self._listener = self._listen()
-        if weather is not Weather.FINE:
+        if condition is not NetworkCondition.NORMAL:
             for connection in list(self._open):
                 with suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._ended = True
-        self.turn(Weather.REFUSED)
-        self._held.close()
+        self.set_condition(NetworkCondition.REFUSED)
+        self._reserved.close()
 
     def _bound(self, port: int) -> socket.socket:
         bound = socket.socket()
@@ -83,12 +83,12 @@ class Proxy:
 
     def _serve(self, client: socket.socket) -> None:
         with client:
-            if self.weather is Weather.SILENT:
+            if self.condition is NetworkCondition.BLACK_HOLE:
                 self._open.add(client)
-                while self.weather is Weather.SILENT and not self._ended:
+                while self.condition is NetworkCondition.BLACK_HOLE and not self._ended:
                     time.sleep(0.1)
                 return
-            if self.weather is Weather.BAD_GATEWAY:
+            if self.condition is NetworkCondition.BAD_GATEWAY:
                 with suppress(OSError):
                     client.recv(65536)
                     client.sendall(
@@ -106,9 +106,9 @@ class Proxy:
     def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
-                if self.weather is Weather.SLOW:
+                if self.condition is NetworkCondition.SLOW:
                     time.sleep(0.25)
-                if self.weather is Weather.CUT and random.random() < 0.5:
+                if self.condition is NetworkCondition.TRUNCATED and random.random() < 0.5:
                     sink.sendall(data[: len(data) // 2])
                     break
                 sink.sendall(data)

@@ -1,4 +1,4 @@
-"""A sweep on a box of its own, with all that can be killed within reach: agents, workers, the server."""
+"""A sweep on a machine of its own: starts its agents, finds every process to kill, and checks the result."""
 
 import base64
 import json
@@ -13,35 +13,36 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from machine import ROOT, Machine
+
 from kto_sweep.home import Home
 from kto_sweep.local_server.process import server_pid
-from kto_sweep.local_server.start import ensure_server, stop_server
+from kto_sweep.local_server.start import ensure_server
 
-# What a shell starts in the background ignores Ctrl-C, and so would agents until they handle it.
+# Background jobs of a shell ignore SIGINT, and agents would inherit that until they install a handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "examples" / "support_replies.jsonl"
 STEPS = 40
 EVAL_STEPS = 5
-"""Checkpoints come after evaluations."""
+"""Checkpoints are written after evaluations."""
 RUNS = """query($entity: String!, $project: String!, $sweep: String!) {
     project(entityName: $entity, name: $project) { sweep(sweepName: $sweep) {
         state runs { edges { node { name state config summaryMetrics history(samples: 100000) } } } } } }"""
 
 Losses = dict[tuple[Any, ...], list[float]]
-"""The loss of every step, by cell."""
+"""The losses of a run's steps, by its cell of the grid."""
 
 
 def grid(axes: Mapping[str, list[Any]], **fixed: Any) -> str:
-    """A sweep file, as JSON is YAML."""
+    """Text of a sweep file, as JSON, which is YAML."""
     values = {"model_size": "tiny", "dataset": str(ROWS), "max_length": 96, "batch_size": 2}
     values |= {"max_steps": STEPS, "eval_steps": EVAL_STEPS, "eval_fraction": 0.05} | fixed
-    parameters = {name: {"values": found} for name, found in axes.items()}
+    parameters = {name: {"values": searched} for name, searched in axes.items()}
     parameters |= {name: {"value": value} for name, value in values.items() if name not in axes}
     return json.dumps({"method": "grid", "parameters": parameters})
 
@@ -62,96 +63,65 @@ class Run:
 
 
 @dataclass
-class Arena:
-    """One box. `axes` are those of its grid."""
+class SweepHarness(Machine):
+    """A machine with one grid sweep and its agents. `axes` are the searched parameters."""
 
     base_model: ClassVar[Path | None] = None
-    """The tiny one, if it was made before. Otherwise each box makes its own."""
+    """The tiny model, if it exists already; otherwise each worker makes its own."""
 
-    folder: Path
     axes: Mapping[str, list[Any]]
-    environ: dict[str, str] = field(default_factory=dict)
-    """Added to that of every command."""
+    _: KW_ONLY
     options: tuple[str, ...] = ()
-    """Of every agent."""
+    """Command-line options of every agent."""
     server: Home | None = None
-    """Where the server is, if not on this box."""
+    """Home of the server that has the sweep, if not this machine's own."""
     sweep: tuple[str, str, str] = ("", "", "")
+    """Entity, project, sweep id."""
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _logs: int = 0
-
-    @property
-    def home(self) -> Home:
-        return Home(self.folder / "home")
-
-    def environment(self) -> dict[str, str]:
-        names = ("PATH", "LANG", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
-        kept = {name: os.environ[name] for name in names if name in os.environ}
-        own = {"HOME": str(self.folder), "KTO_SWEEP_HOME": str(self.home.root), "OMP_NUM_THREADS": "1"}
-        return kept | own | self.environ
-
-    def patch(self, code: str) -> None:
-        """Have each Python process of this box run this as it starts."""
-        site = self.folder / "site"
-        site.mkdir(parents=True)
-        (site / "sitecustomize.py").write_text(code)
-        before = self.environ.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
-        self.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
-
-    def command(self, *args: str) -> str:
-        """Standard output of a command that must succeed."""
-        done = subprocess.run(
-            [sys.executable, "-m", "kto_sweep", *args],
-            cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def create(self, **fixed: Any) -> None:
+        """Create the sweep; `fixed` are parameters with one value."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.base_model is not None:
-            shutil.copytree(self.base_model, self.home.models / self.base_model.name, dirs_exist_ok=True)
-        (self.folder / "sweep.yaml").write_text(grid(self.axes, **fixed))
-        path = json.loads(self.command("create", "sweep.yaml", "--json"))["path"]
-        entity, project, name = path.split("/")
+            self.add_model(self.base_model)
+        entity, project, name = self.create_sweep(grid(self.axes, **fixed))["path"].split("/")
         self.sweep = (entity, project, name)
 
     def start_agent(self, *options: str) -> subprocess.Popen[bytes]:
-        """An agent whose output goes to a file."""
-        self._logs += 1
-        with (self.folder / f"agent-{self._logs:02}.log").open("wb") as log:
+        """A new agent, whose output goes to a file."""
+        with (self.folder / f"agent-{len(self.agents) + 1:02}.log").open("wb") as log:
             agent = subprocess.Popen(
                 [sys.executable, "-m", "kto_sweep", "agent", self.sweep[2], *self.options, *options],
-                cwd=self.folder, env=self.environment(), stdout=log, stderr=subprocess.STDOUT,
+                cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         self.agents.append(agent)
         return agent
 
     @property
-    def alive(self) -> list[subprocess.Popen[bytes]]:
+    def running_agents(self) -> list[subprocess.Popen[bytes]]:
         return [agent for agent in self.agents if agent.poll() is None]
 
-    def said(self) -> str:
-        """What all agents have printed."""
+    def output(self) -> str:
+        """Output of all agents."""
         return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("agent-*.log")))
 
     def workers(self, agent: subprocess.Popen[bytes] | None = None) -> list[int]:
-        """Process ids of the workers of this box, or of one agent."""
+        """Process ids of all workers of this machine, or of one agent."""
         mine = f"KTO_SWEEP_HOME={self.home.root}".encode()
-        found = []
+        pids = []
         for pid, parent, words in processes():
             if "kto_sweep.train.worker" in words and (agent is None or parent == agent.pid):
                 with suppress(OSError):
                     if mine in Path(f"/proc/{pid}/environ").read_bytes():
-                        found.append(pid)
-        return found
+                        pids.append(pid)
+        return pids
 
     def server_pid(self) -> int | None:
         return server_pid(self.home)
 
     def steps(self) -> int:
-        """Rows that all trials have on disk."""
+        """Number of rows in the logs of all trials on disk."""
         count = 0
         for path in self.home.runs.glob("*/log.jsonl"):
             with suppress(OSError):
@@ -159,33 +129,34 @@ class Arena:
         return count
 
     def wait(self, condition: Callable[[], object], seconds: float = 300, what: str = "that") -> None:
+        """Wait until `condition()` is true."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it never came to {what}\n{self.said()}"
+            assert time.monotonic() < deadline, f"waited {seconds} s for {what}\n{self.output()}"
             time.sleep(0.05)
 
     def wait_for_progress(self, rows: int = 1, seconds: float = 300) -> None:
-        """Until so many more steps were taken, or everything has ended."""
-        wanted = self.steps() + rows
-        self.wait(lambda: self.steps() >= wanted or not self.alive, seconds, "the next step")
+        """Wait until the trials have logged `rows` more steps, or all agents have exited."""
+        target = self.steps() + rows
+        self.wait(lambda: self.steps() >= target or not self.running_agents, seconds, "the next step")
 
     def finish(self, seconds: float = 600) -> None:
-        """Wait for the agents; one more does what they have left."""
+        """Wait for the agents to exit; start another one until no trial is left."""
         deadline = time.monotonic() + seconds
         while True:
-            for agent in self.alive:
+            for agent in self.running_agents:
                 agent.wait(max(1.0, deadline - time.monotonic()))
-            if self.is_over():
+            if self.is_finished():
                 return
-            assert time.monotonic() < deadline, self.said()
+            assert time.monotonic() < deadline, self.output()
             self.start_agent()
 
-    def is_over(self) -> bool:
-        """Whether no trial is left to be done."""
-        over = {run.state for run in self.runs()} <= {"finished", "failed", "killed"}
-        return over and self.sweep_state() == "FINISHED"
+    def is_finished(self) -> bool:
+        """Whether no trial is left to run."""
+        ended = {run.state for run in self.runs()} <= {"finished", "failed", "killed"}
+        return ended and self.sweep_state() == "FINISHED"
 
-    def _ask(self) -> dict[str, Any]:
+    def _query_sweep(self) -> dict[str, Any]:
         address = ensure_server(self.server or self.home)
         body = {
             "query": RUNS,
@@ -197,14 +168,15 @@ class Arena:
         request.add_header("Authorization", f"Basic {token}")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(request, timeout=30) as response:
-            found: dict[str, Any] = json.loads(response.read())["data"]["project"]["sweep"]
-            return found
+            sweep: dict[str, Any] = json.loads(response.read())["data"]["project"]["sweep"]
+            return sweep
 
     def sweep_state(self) -> str:
-        return str(self._ask()["state"])
+        return str(self._query_sweep()["state"])
 
     def runs(self) -> list[Run]:
-        nodes = [edge["node"] for edge in self._ask()["runs"]["edges"]]
+        """The runs that the server has for the sweep."""
+        nodes = [edge["node"] for edge in self._query_sweep()["runs"]["edges"]]
         return [
             Run(
                 node["name"],
@@ -217,6 +189,7 @@ class Arena:
         ]
 
     def cell(self, run: Run) -> tuple[Any, ...]:
+        """The run's values of the searched parameters."""
         return tuple(run.config[name] for name in self.axes)
 
     def expected_cells(self) -> Counter[tuple[Any, ...]]:
@@ -228,33 +201,36 @@ class Arena:
     def losses(self) -> Losses:
         return {self.cell(run): [row["loss"] for row in run.rows if "loss" in row] for run in self.runs()}
 
-    def check(self, undisturbed: Losses) -> None:
-        """Every cell once and finished; every row once and in order, on server and disk; the same losses."""
+    def check(self, baseline: Losses) -> None:
+        """Assert that each cell has one finished run, and each run every row once and in order, with the
+        baseline's losses, both on the server and on disk.
+        """
         runs = self.runs()
-        assert Counter(self.cell(run) for run in runs) == self.expected_cells(), self.said()
-        assert {run.state for run in runs} == {"finished"}, self.said()
+        assert Counter(self.cell(run) for run in runs) == self.expected_cells(), self.output()
+        assert {run.state for run in runs} == {"finished"}, self.output()
         for run in runs:
-            steps = list(range(1, len(undisturbed[self.cell(run)]) + 1))
-            assert [row["_step"] for row in run.rows] == steps, self.said()
+            steps = list(range(1, len(baseline[self.cell(run)]) + 1))
+            assert [row["_step"] for row in run.rows] == steps, self.output()
             lines = (self.home.runs / run.name / "log.jsonl").read_text().splitlines()
-            assert [json.loads(line)["step"] for line in lines] == steps, self.said()
+            assert [json.loads(line)["step"] for line in lines] == steps, self.output()
             for rows in ([json.loads(line) for line in lines], run.rows):
-                for row, loss in zip(rows, undisturbed[self.cell(run)], strict=True):
+                for row, loss in zip(rows, baseline[self.cell(run)], strict=True):
                     assert abs(row["loss"] - loss) <= 1e-4 * abs(loss), (run.name, row)
-        assert not [run for run in runs if "failure/cause" in run.summary], self.said()
+        assert not [run for run in runs if "failure/cause" in run.summary], self.output()
 
     def close(self) -> None:
-        for agent in self.alive:
+        """Kill the agents and workers, and stop the server."""
+        for agent in self.running_agents:
             agent.kill()
             agent.wait()
         for pid in self.workers():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        stop_server(self.home)
+        super().close()
 
 
 def processes() -> Iterator[tuple[int, int, str]]:
-    """(process, its parent, its command line) of all there are."""
+    """(pid, parent's pid, command line) of every process on this computer."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             with suppress(OSError):
@@ -265,19 +241,19 @@ def processes() -> Iterator[tuple[int, int, str]]:
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A disk of its own; raises OSError where it cannot be mounted."""
+    """A folder that is a disk of `mebibytes`. Raises OSError where it cannot be mounted."""
     folder.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder)]
     if os.getuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
-        raise OSError("no disk of its own can be mounted here")
+        raise OSError("needs root and mount, to mount a small disk")
     try:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
 
 
-def seeded() -> random.Random:
-    """A generator whose seed is printed; FAULT_SEED repeats a run."""
+def seeded_random() -> random.Random:
+    """A generator whose seed is printed. FAULT_SEED=... repeats a run."""
     seed = int(os.environ.get("FAULT_SEED") or random.SystemRandom().randrange(10**6))
     print(f"FAULT_SEED={seed}")
     return random.Random(seed)

@@ -1,0 +1,134 @@
+"""A user's machine for a test: a home folder, an embedded server and a clean environment of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kto_sweep.home import Home
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
+
+ROOT = Path(__file__).parents[1]
+INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+"""Environment variables that commands get from the tests. None of them is a key, a home or a setting."""
+
+
+@dataclass
+class Machine:
+    """Runs `kto-sweep` and Python as a user with no W&B key does."""
+
+    folder: Path
+    """HOME of every command. It contains `home`."""
+    _: KW_ONLY
+    directory: Path | None = None
+    """Current directory of every command; None: `folder`."""
+    environ: dict[str, str] = field(default_factory=dict)
+    """Environment variables of every command, besides the standard ones."""
+
+    @property
+    def home(self) -> Home:
+        return Home(self.folder / "home")
+
+    @cached_property
+    def address(self) -> LocalServer:
+        """Address of the embedded server. The first access starts it; a server that died stays dead."""
+        return ensure_server(self.home)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All environment variables of a command."""
+        inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        own = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "KTO_SWEEP_HOME": str(self.home.root),
+            "OMP_NUM_THREADS": "1",
+        }
+        return inherited | own | self.environ
+
+    def server_environment(self) -> dict[str, str]:
+        """What a user sets for wandb's own tools to use the embedded server, which this starts if needed."""
+        address = ensure_server(self.home)
+        return {"WANDB_BASE_URL": address.url, "WANDB_API_KEY": address.key}
+
+    def add_model(self, folder: Path) -> None:
+        """Copy a base model into the home, which saves each worker the seconds of making its own."""
+        shutil.copytree(folder, self.home.models / folder.name, dirs_exist_ok=True)
+
+    def patch(self, code: str) -> None:
+        """Run `code` at the start of each Python process of this machine."""
+        site = self.folder / "site"
+        site.mkdir(parents=True)
+        (site / "sitecustomize.py").write_text(code)
+        paths = [str(site), self.environment.get("PYTHONPATH", "")]
+        self.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+
+    def start_python(self, *args: str, **env: str) -> "subprocess.Popen[str]":
+        """A running Python process; its stdout and stderr come through one pipe."""
+        return subprocess.Popen(
+            [sys.executable, *args],
+            cwd=self.directory or self.folder,
+            env=self.environment | env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def start(self, *args: str, **env: str) -> "subprocess.Popen[str]":
+        """A running kto-sweep command; its stdout and stderr come through one pipe."""
+        return self.start_python("-m", "kto_sweep", *args, **env)
+
+    def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        """A kto-sweep command that has ended, with any exit code."""
+        return self._complete(("-m", "kto_sweep", *args), env)
+
+    def python(self, *args: str, code: int = 0, **env: str) -> str:
+        """Output of a Python process that must exit with `code`: stdout, and stderr if `code` is not 0."""
+        process = self._complete(args, env)
+        assert process.returncode == code, process.stdout + process.stderr
+        return process.stdout + (process.stderr if code else "")
+
+    def run(self, *args: str, code: int = 0, **env: str) -> str:
+        """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
+        return self.python("-m", "kto_sweep", *args, code=code, **env)
+
+    def json(self, *args: str, **env: str) -> dict[str, Any]:
+        """The object that a kto-sweep command prints with --json."""
+        answer = json.loads(self.run(*args, "--json", **env))
+        assert isinstance(answer, dict)
+        return answer
+
+    def create_sweep(self, text: str, **env: str) -> dict[str, Any]:
+        """What `kto-sweep create --json` prints for a sweep file with this text."""
+        (self.folder / "sweep.yaml").write_text(text)
+        return self.json("create", "sweep.yaml", **env)
+
+    def api(self, expression: str) -> Any:
+        """The value of a Python expression, through JSON; `api` is wandb.Api on the embedded server."""
+        script = f"""
+import faulthandler, json, wandb
+faulthandler.dump_traceback_later(100, exit=True)  # a script that hangs says where
+api = wandb.Api()
+print("RESULT " + json.dumps({expression}))
+"""
+        output = self.python("-c", script, WANDB_SILENT="true", **self.server_environment())
+        return json.loads(output.rpartition("RESULT ")[2])
+
+    def close(self) -> None:
+        stop_server(self.home)
+
+    def _complete(self, args: tuple[str, ...], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=self.directory or self.folder,
+            env=self.environment | env,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
