@@ -4,7 +4,7 @@ KtoSweepError                 exit 1: the work failed
 |-- ServerError               a server is down, refuses the key, or does not know what was asked for
 |-- TrialFailure              one trial cannot go on; carries its cause
 `-- UsageError                exit 2: what was typed or written cannot be right
-    |-- SpecError             a sweep file: all its problems at once
+    |-- SweepFileError        a sweep file: all its problems at once
     |-- TrialConfigError      one trial's configuration: all its problems at once
     `-- DataError             a data file
 """
@@ -101,18 +101,48 @@ class DataError(UsageError):
     """A data file that cannot be read or trained on."""
 
 
+class Severity(StrEnum):
+    """How bad a problem is."""
+
+    ERROR = "error"
+    """A server or the trainer refuses it."""
+    WARNING = "warning"
+    """Allowed, but probably not intended."""
+    NOTE = "note"
+    """Good to know."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong in a file or a configuration."""
 
-    where: str
-    """Place, as a person finds it: `sweeps/lr.yaml:14 parameters.batch_size`."""
+    path: tuple[str, ...]
+    """Keys from the top of the file or configuration; list positions as text, from "0"."""
     what: str
     """What is wrong, with the value: `0 is not a batch size`."""
     why: str = ""
     """One sentence: the rule that it breaks."""
     hint: str = ""
     """What to type instead."""
+    severity: Severity = Severity.ERROR
+    file: str = ""
+    """Empty: the problem is not in a file."""
+    line: int | None = None
+    """Line in the file, counted from 1; None: the line of `path`."""
+
+    @property
+    def where(self) -> str:
+        """The place for people: `sweeps/lr.yaml:14 parameters.batch_size`."""
+        if not self.file:
+            return ".".join(self.path)
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        keys = ".".join(key for key in self.path if not key.isdigit())  # the line shows the list position
+        return f"{place} {keys}" if keys else place
+
+    @property
+    def one_line(self) -> str:
+        """Place, what, why and hint as sentences on one line."""
+        return ". ".join(part for part in (f"{self.where}: {self.what}", self.why, self.hint) if part)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}"]
@@ -132,7 +162,7 @@ class ProblemsError(UsageError):
         self.problems = tuple(problems)
 
 
-class SpecError(ProblemsError):
+class SweepFileError(ProblemsError):
     """A sweep file that cannot be registered."""
 
 

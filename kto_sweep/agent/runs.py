@@ -14,7 +14,7 @@ from typing import Any, Literal
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
 
-from kto_sweep.alerts import AlertRule, Alerts, carried_by
+from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_whole
 from kto_sweep.run_log import RunLog, last_step
@@ -94,7 +94,7 @@ class TrialRun:
         record: RunRecord,
         claim: Claim,
         objective: Objective,
-        alerts: Alerts,
+        alerts: RunAlerts,
         keep: int = 0,
         superseded: Sequence[Path] = (),
     ) -> None:
@@ -109,7 +109,7 @@ class TrialRun:
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
         for row in self._files.kept:
             objective.see(row)
-            alerts.see(row)  # an earlier attempt has told of it
+            alerts.check(row)  # an earlier attempt has told of it
         self._sent_steps = keep
         """The run has the metrics of the steps up to this one, from an earlier attempt."""
         self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
@@ -184,7 +184,7 @@ class TrialRun:
             for name in ("failure/cause", "failure/message"):  # of an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
-            watched = Alerts((*alerts, *carried_by(config)))
+            watched = RunAlerts((*alerts, *rules_of(config)))
             if run.resumed:  # what the server has counts: it may miss the last seconds of a killed agent
                 return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
             keep = last_step(folder) if goes_on else 0
@@ -233,7 +233,7 @@ class TrialRun:
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
-            for title, text in self._alerts.see(fresh):
+            for title, text in self._alerts.check(fresh):
                 self.alert(title, f"step {step}: {text}")
 
     def note(self, text: str) -> None:

@@ -28,7 +28,7 @@ from kto_sweep.disk import require_space
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
-from kto_sweep.plan.preflight import planner
+from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep.ref import recall, remember
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
@@ -176,7 +176,9 @@ def _timekeeper(
     at = datetime.fromtimestamp(time.time() + rest)
     console.print(f"Its time is over in {duration(rest)}, at {at:%Y-%m-%d %H:%M:%S}")
     gpu = find_gpu() if devices[0].visible else None
-    timekeeper = Timekeeper(allowances, Forecast(by(planner(gpu, home, this_box=True, exact=False))), home)
+    timekeeper = Timekeeper(
+        allowances, Forecast(by(planner_for(gpu, home, this_box=True, exact=False))), home
+    )
     timekeeper.learn_earlier(view)
     return timekeeper
 

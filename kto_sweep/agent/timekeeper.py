@@ -7,7 +7,7 @@ from kto_sweep.agent.runs import CHECKPOINT
 from kto_sweep.budget import Allowance, Forecast, Plan
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.home import Home
-from kto_sweep.plan.plan import Planner
+from kto_sweep.plan.planner import Planner
 from kto_sweep.protocol import Done
 from kto_sweep.run_log import last_step
 from kto_sweep.sweep.view import SweepView
@@ -62,7 +62,7 @@ def by(planner: Planner) -> Plan:
 
     def plan(config: Mapping[str, Any], done_steps: int, together: int) -> tuple[int, float | None]:
         try:
-            steps, time = planner.rest(Trial.from_config(config), done_steps, together)
+            steps, time = planner.remaining_time(Trial.from_config(config), done_steps, together)
         except (KtoSweepError, OSError):
             return 0, None  # its worker will say what is wrong with it
         return steps, None if time is None else time.seconds

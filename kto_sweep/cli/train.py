@@ -25,11 +25,11 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for name, rule in reversed(list(PARAMETERS.items())):
         flag = "--" + name.replace("_", "-")
-        fits = rule.kind.options if isinstance(rule.kind, Choice) else ()
+        fits = rule.type.options if isinstance(rule.type, Choice) else ()
         told = rule.doc + (f": {', '.join(fits)}." if fits else ".")
-        if rule.default is not None and not isinstance(rule.kind, Flag):
+        if rule.default is not None and not isinstance(rule.type, Flag):
             told += f" Default: {number(rule.default)}."
-        if isinstance(rule.kind, Flag):
+        if isinstance(rule.type, Flag):
             option = click.option(flag, name, is_flag=True, default=None, help=told)
         else:
             metavar = flag.rpartition("-")[2].upper()

@@ -9,7 +9,7 @@ from kto_sweep.compare.replicates import SEED, Replicates, group
 from kto_sweep.compare.verdict import Verdict, judge
 from kto_sweep.errors import UsageError
 from kto_sweep.metrics import METRICS, direction
-from kto_sweep.search import pareto
+from kto_sweep.search.objectives import pareto_front
 from kto_sweep.sweep.view import RUNNING, SweepView
 from kto_sweep.text import nearest
 from kto_sweep.trial import lookup
@@ -141,4 +141,4 @@ def front(ranked: Sequence[Ranked], losses: Mapping[str, Sequence[float | None]]
         if item.trial.state == "finished" and None not in losses[item.trial.run_id]
     }
     names = list(rows)
-    return frozenset(names[place] for place in pareto.front(list(rows.values())))
+    return frozenset(names[place] for place in pareto_front(list(rows.values())))

@@ -20,7 +20,7 @@ FORMATS_HINT = (
 )
 """What to write, for every error about the form of a row."""
 
-_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
+DATA_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<file>[^:]+))?")
 
 
@@ -58,7 +58,7 @@ def find_data(source: str, base_dirs: Sequence[Path] = ()) -> Path | None:
         if path.is_file():
             return path
         if path.is_dir():
-            files = sorted(child.name for child in path.iterdir() if child.suffix in _SUFFIXES)
+            files = sorted(child.name for child in path.iterdir() if child.suffix in DATA_SUFFIXES)
             inside = (
                 f"name a file in it: {path / files[0]}" if files else "it holds no .jsonl, .csv or .parquet"
             )
@@ -151,7 +151,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 def is_hub_id(source: str) -> bool:
     """Whether `source` can be a data set on the hub, OWNER/NAME, or a file in it, OWNER/NAME:FILE."""
     found = _HUB_ID.fullmatch(source)
-    return found is not None and (found["file"] is not None or Path(source).suffix not in _SUFFIXES)
+    return found is not None and (found["file"] is not None or Path(source).suffix not in DATA_SUFFIXES)
 
 
 def within(source: str | None, file: str) -> str:
@@ -185,7 +185,7 @@ def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
     for folder in [wanted.parent, *(base / wanted.parent for base in base_dirs), Path("examples"), Path()]:
         if folder.is_dir():
             for child in sorted(folder.iterdir()):
-                if child.suffix in _SUFFIXES:
+                if child.suffix in DATA_SUFFIXES:
                     names.setdefault(child.name, str(child))
     match = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.5)
     if match:

@@ -9,10 +9,10 @@ from kto_sweep.data import lint_findings as find
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.files import FORMATS_HINT
 from kto_sweep.data.formats import describe_bad
-from kto_sweep.data.lint_findings import Finding, Level
+from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
 from kto_sweep.data.lint_rows import MeasuredData, ReadData, Unit
-from kto_sweep.errors import DataError
+from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
 
 
@@ -76,12 +76,12 @@ class LintReport:
     lengths: LengthReport
     split: Split | None
     """None when training refuses the data."""
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then notes."""
 
-    def count(self, level: Level) -> int:
-        """Findings of one level."""
-        return sum(finding.level is level for finding in self.findings)
+    def count(self, severity: Severity) -> int:
+        """The number of findings of this severity."""
+        return sum(finding.severity is severity for finding in self.findings)
 
 
 def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fraction: float) -> LintReport:
@@ -117,7 +117,7 @@ def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fra
         balance=balance(counts.desirable, counts.undesirable),
         lengths=lengths,
         split=None if split is None else _sides(split),
-        findings=tuple(sorted(findings, key=lambda finding: list(Level).index(finding.level))),
+        findings=tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity))),
     )
 
 
@@ -151,7 +151,7 @@ def _count(read: ReadData, data: MeasuredData) -> Counts:
 
 def _split(
     read: ReadData, data: MeasuredData, max_length: int | None, eval_fraction: float
-) -> tuple[TrainingData | None, list[Finding]]:
+) -> tuple[TrainingData | None, list[LintFinding]]:
     """The rows as training gets them, or the error with which it refuses them."""
     loaded = read.loaded
     if not loaded.examples:
@@ -164,8 +164,8 @@ def _split(
     return split, []
 
 
-def _refused(what: str, hint: str) -> Finding:
-    return Finding(Level.ERROR, "cannot_train", 1, what, hint)
+def _refused(what: str, hint: str) -> LintFinding:
+    return lint_finding(Severity.ERROR, "cannot_train", 1, what, hint)
 
 
 def _sides(split: TrainingData) -> Split:

@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 from kto_sweep.data.dataset import TrainingData
@@ -12,6 +11,7 @@ from kto_sweep.data.formats import BadRow
 from kto_sweep.data.lint_lengths import LengthReport
 from kto_sweep.data.lint_rows import MeasuredData, ReadData, completion_key, prompt_key, spoken_key
 from kto_sweep.data.rows import Example
+from kto_sweep.errors import Problem, Severity
 
 LEAK = 0.7
 """AUC of the length alone from which it is worth a word: it tells the label of 7 in 10 pairs of rows."""
@@ -25,31 +25,16 @@ NEAR = 4 / 3
 Group = tuple[int, ...]
 
 
-class Level(StrEnum):
-    """How bad a finding is."""
+@dataclass(frozen=True, kw_only=True)
+class LintFinding(Problem):
+    """One problem of a data file's rows."""
 
-    ERROR = "error"
-    """Training refuses the data."""
-    WARNING = "warning"
-    """Training goes on; its results may not be what was meant."""
-    NOTE = "note"
-    """Good to know."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found."""
-
-    level: Level
     code: str
     """A name for programs."""
     count: int
     """Rows, copies or answers, as `what` says."""
-    what: str
-    hint: str
-    """What to do."""
     groups: tuple[Group, ...] = ()
-    """Lines in the file; those that belong together, such as a row and its copies, in one group."""
+    """Lines in the file; related ones, such as a row and its copies, in one group."""
 
     @property
     def lines(self) -> list[int]:
@@ -57,7 +42,14 @@ class Finding:
         return [line for group in self.groups for line in group]
 
 
-def find_left_out(bad: Iterable[BadRow]) -> list[Finding]:
+def lint_finding(
+    severity: Severity, code: str, count: int, what: str, hint: str, groups: tuple[Group, ...] = ()
+) -> LintFinding:
+    """A finding about a whole data file."""
+    return LintFinding((), what, hint=hint, severity=severity, code=code, count=count, groups=groups)
+
+
+def find_left_out(bad: Iterable[BadRow]) -> list[LintFinding]:
     """Rows that training leaves out, one finding per reason, the most frequent first."""
     lines: dict[str, list[int]] = defaultdict(list)
     for row in bad:
@@ -66,33 +58,33 @@ def find_left_out(bad: Iterable[BadRow]) -> list[Finding]:
     return [
         finding
         for why, at in sorted(lines.items(), key=lambda item: -len(item[1]))
-        for finding in _rows(Level.WARNING, "left_out", at, f"left out: {why}", hint)
+        for finding in _rows(Severity.WARNING, "left_out", at, f"left out: {why}", hint)
     ]
 
 
-def find_later_turns(read: ReadData) -> list[Finding]:
+def find_later_turns(read: ReadData) -> list[LintFinding]:
     """Rows whose last turns are not trained on."""
     what = "with turns behind the last assistant turn; training leaves those turns out"
     hint = "nothing to do, if the label is about the last assistant turn"
-    return _rows(Level.NOTE, "later_turns", read.cut_turns, what, hint)
+    return _rows(Severity.NOTE, "later_turns", read.cut_turns, what, hint)
 
 
-def find_copies(examples: Sequence[Example]) -> list[Finding]:
+def find_copies(examples: Sequence[Example]) -> list[LintFinding]:
     """Rows that repeat an earlier one, label included; ids of tool calls aside."""
     groups = _alike(examples, lambda row: (prompt_key(row), completion_key(row), row.label))
     count = sum(len(group) - 1 for group in groups)
     what = f"{count:,} {'copy of an earlier row' if count == 1 else 'copies of earlier rows'}, label included"
     hint = "delete the copies: each weighs as much as a row of its own"
-    return [Finding(Level.WARNING, "duplicate", count, what, hint, groups)] if groups else []
+    return [lint_finding(Severity.WARNING, "duplicate", count, what, hint, groups)] if groups else []
 
 
-def find_contradictions(examples: Sequence[Example]) -> list[Finding]:
+def find_contradictions(examples: Sequence[Example]) -> list[LintFinding]:
     """Answers that carry both labels; ids of tool calls aside."""
     hint = "decide which label is right and delete the other row"
-    return _answers(Level.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
+    return _answers(Severity.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
 
 
-def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[Finding]:
+def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[LintFinding]:
     """Answers that carry both labels only once max_length has cut away what tells them apart."""
     shortened = {*data.cut_prompts, *data.cut_completions}
     if not shortened:
@@ -107,15 +99,15 @@ def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[Fi
     groups = [group for group in _both_labels(data.examples, key) if shortened.intersection(group)]
     what = f"with both labels once cut to max_length {max_length}"
     hint = "a larger max_length keeps what tells them apart"
-    return _answers(Level.WARNING, "contradictory_when_cut", _without(groups, known), what, hint)
+    return _answers(Severity.WARNING, "contradictory_when_cut", _without(groups, known), what, hint)
 
 
-def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[Finding]:
+def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[LintFinding]:
     """Answers that say the same under both labels, and differ in their tool calls."""
     talking = [row for row in examples if spoken_key(row)]
     groups = _both_labels(talking, lambda row: (prompt_key(row), spoken_key(row)))
     return _answers(
-        Level.NOTE,
+        Severity.NOTE,
         "contradictory_without_calls",
         _without(groups, _contradictions(examples)),
         "with both labels that differ in their tool calls alone",
@@ -123,7 +115,7 @@ def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[Findi
     )
 
 
-def find_neighbours(data: MeasuredData) -> list[Finding]:
+def find_neighbours(data: MeasuredData) -> list[LintFinding]:
     """Rows that stand right behind a row with the same prompt."""
     behind = [
         line
@@ -135,10 +127,10 @@ def find_neighbours(data: MeasuredData) -> list[Finding]:
         "nothing to do: rows are shuffled, and a mismatched answer always comes from another prompt; "
         "trainers that mismatch neighbours, as TRL does, get a wrong KL from this order"
     )
-    return _rows(Level.NOTE, "same_prompt_neighbours", behind, what, hint)
+    return _rows(Severity.NOTE, "same_prompt_neighbours", behind, what, hint)
 
 
-def find_imbalance(desirable: int, undesirable: int) -> list[Finding]:
+def find_imbalance(desirable: int, undesirable: int) -> list[LintFinding]:
     """One label that far outnumbers the other; the same bound as training's own note."""
     more, fewer = max(desirable, undesirable), min(desirable, undesirable)
     if fewer == 0 or more <= NEAR * fewer:
@@ -147,10 +139,10 @@ def find_imbalance(desirable: int, undesirable: int) -> list[Finding]:
     ratio = more / fewer
     what = f"{ratio:.2g} {sides[0]} rows for each {sides[1]} one"
     hint = f"rho: 1 weighs both labels the same (or {sides[1]}_weight: {ratio:.3g})"
-    return [Finding(Level.WARNING, "imbalance", more - fewer, what, hint)]
+    return [lint_finding(Severity.WARNING, "imbalance", more - fewer, what, hint)]
 
 
-def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) -> list[Finding]:
+def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) -> list[LintFinding]:
     """Labels that the completion's length gives away, beyond what chance does with so few rows."""
     if lengths.auc is None:
         return []
@@ -163,10 +155,10 @@ def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) ->
     what = f"length alone tells the labels apart: AUC {strength:.2f}, {longer} completions are longer"
     learned = "more" if longer == "desirable" else "less"
     hint = f"add short {longer} and long {shorter} ones, or the model may just learn to write {learned}"
-    return [Finding(Level.WARNING, "length_leak", desirable + undesirable, what, hint)]
+    return [lint_finding(Severity.WARNING, "length_leak", desirable + undesirable, what, hint)]
 
 
-def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[Finding]:
+def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[LintFinding]:
     """Rows that lose tokens to max_length."""
     if lengths.total is None:
         return []
@@ -181,13 +173,13 @@ def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> lis
     begin = f"with a prompt cut at its beginning to max_length {max_length}"
     end = f"with a completion cut at its end to max_length {max_length}"
     return [
-        *_rows(Level.WARNING, "prompt_fills_max_length", filled, alone, hint),
-        *_rows(Level.WARNING, "prompt_cut", others, begin, hint),
-        *_rows(Level.WARNING, "completion_cut", data.cut_completions, end, hint),
+        *_rows(Severity.WARNING, "prompt_fills_max_length", filled, alone, hint),
+        *_rows(Severity.WARNING, "prompt_cut", others, begin, hint),
+        *_rows(Severity.WARNING, "completion_cut", data.cut_completions, end, hint),
     ]
 
 
-def find_thin_split(split: TrainingData, eval_fraction: float) -> list[Finding]:
+def find_thin_split(split: TrainingData, eval_fraction: float) -> list[LintFinding]:
     """Held-out rows that are too few, or of one label, for the eval metrics to say much."""
     desirable = sum(row.label for row in split.eval)
     undesirable = len(split.eval) - desirable
@@ -200,11 +192,11 @@ def find_thin_split(split: TrainingData, eval_fraction: float) -> list[Finding]:
     if fewest == 0:
         one = "desirable" if desirable else "undesirable"
         what = f"all held-out rows are {one}: eval/auc and margins stay empty"
-        return [Finding(Level.WARNING, "held_out_one_label", len(split.eval), what, hint)]
+        return [lint_finding(Severity.WARNING, "held_out_one_label", len(split.eval), what, hint)]
     what = (
         f"only {desirable} desirable and {undesirable} undesirable rows are held out: eval metrics are noisy"
     )
-    return [Finding(Level.WARNING, "few_held_out", len(split.eval), what, hint)]
+    return [lint_finding(Severity.WARNING, "few_held_out", len(split.eval), what, hint)]
 
 
 def _alike(rows: Iterable[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
@@ -231,17 +223,19 @@ def _without(groups: Iterable[Group], known: Iterable[Group]) -> tuple[Group, ..
     return tuple(group for group in groups if not lines.issuperset(group))
 
 
-def _rows(level: Level, code: str, lines: Sequence[int], what: str, hint: str) -> list[Finding]:
+def _rows(severity: Severity, code: str, lines: Sequence[int], what: str, hint: str) -> list[LintFinding]:
     """A finding about single rows; none when there are none."""
     if not lines:
         return []
     text = f"{len(lines):,} row{'' if len(lines) == 1 else 's'} {what}"
-    return [Finding(level, code, len(lines), text, hint, tuple((line,) for line in lines))]
+    return [lint_finding(severity, code, len(lines), text, hint, tuple((line,) for line in lines))]
 
 
-def _answers(level: Level, code: str, groups: tuple[Group, ...], what: str, hint: str) -> list[Finding]:
+def _answers(
+    severity: Severity, code: str, groups: tuple[Group, ...], what: str, hint: str
+) -> list[LintFinding]:
     """A finding about answers that several rows share; none when there are none."""
     if not groups:
         return []
     text = f"{len(groups):,} answer{'' if len(groups) == 1 else 's'} {what}"
-    return [Finding(level, code, len(groups), text, hint, groups)]
+    return [lint_finding(severity, code, len(groups), text, hint, groups)]

@@ -20,7 +20,7 @@ Standings = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
-class Rule:
+class AshaRule:
     """The `asha` option of a sweep."""
 
     bands: tuple[int, ...]
@@ -29,12 +29,12 @@ class Rule:
     """One in `eta` of the runs at a band goes on."""
 
 
-def parse_rule(section: Mapping[str, Any], name: str) -> Rule:
+def parse_asha(section: Mapping[str, Any], name: str) -> AshaRule:
     """The rule of a section of that name. Raises ValueError, saying which key is wrong."""
     unknown = [str(key) for key in section if key not in KEYS]
     if unknown:
         raise ValueError(f"{name}.{unknown[0]}: the keys are {', '.join(KEYS)}")
-    return Rule(*parse_bands(section, name))
+    return AshaRule(*parse_bands(section, name))
 
 
 def best(standings: Standings, eta: float, *, maximize: bool = False, least: int = 0) -> list[int]:
@@ -45,7 +45,7 @@ def best(standings: Standings, eta: float, *, maximize: bool = False, least: int
 
 
 def judge(
-    rule: Rule,
+    rule: AshaRule,
     run: int,
     passed: int,
     reached: int,
@@ -69,7 +69,7 @@ def judge(
 
 
 def promotable(
-    rule: Rule,
+    rule: AshaRule,
     paused: Mapping[int, int],
     standings_at: Callable[[int], Standings],
     *,

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from kto_sweep.search.distributions import Categorical, Continuous, Distribution, IntUniform
-from kto_sweep.search.space import Space, Value, value_key
+from kto_sweep.search.distributions import Categorical, Continuous, Distribution, IntUniform, Value, value_key
+from kto_sweep.search.space import Space
 
 MOST_LEVELS = 64
 """Whole numbers up to this count are levels; a longer range is as good as continuous."""

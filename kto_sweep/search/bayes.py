@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from kto_sweep.search import pareto
 from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
-from kto_sweep.search.space import Space, Value, parse_space
+from kto_sweep.search.distributions import Value
+from kto_sweep.search.objectives import pareto_front
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -111,7 +113,7 @@ def _improving_point(
     tamed = zip(*map(_tamed, zip(*(loss for _, loss in chosen), strict=True)), strict=True)
     for (point, _), values in zip(chosen, tamed, strict=True):
         study.add_trial(create_trial(params=_params(cube, point), distributions=space, values=values))
-    best = [chosen[place][0] for place in pareto.front([loss for _, loss in chosen])]
+    best = [chosen[place][0] for place in pareto_front([loss for _, loss in chosen])]
     reach = [(min(axis), max(axis)) for axis in zip(*best, strict=True)]
     margin = EDGE / (len(chosen) + 1)
     for point in pending:
@@ -168,7 +170,7 @@ def _most_telling(losses: Sequence[Seen], rng: random.Random) -> Sequence[Seen]:
     """
     if len(losses) <= MOST_OBSERVED:
         return losses
-    front = set(pareto.front([loss for _, loss in losses]))
+    front = set(pareto_front([loss for _, loss in losses]))
     order = sorted(range(len(losses)), key=lambda place: (place not in front, losses[place][1]))
     ranked = [losses[place] for place in order]
     half = MOST_OBSERVED // 2

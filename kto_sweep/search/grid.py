@@ -9,8 +9,8 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from kto_sweep.search.distributions import Distribution, IntUniform
-from kto_sweep.search.space import Parameter, Space, Value
+from kto_sweep.search.distributions import Distribution, IntUniform, Value
+from kto_sweep.search.space import Parameter, Space
 
 LONGEST_AXIS = 1_000_000
 """Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""

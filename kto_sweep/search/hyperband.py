@@ -19,7 +19,7 @@ LARGEST_BAND = 2**31
 
 
 @dataclass(frozen=True)
-class Rule:
+class HyperbandRule:
     """The `early_terminate` section of a sweep."""
 
     bands: tuple[int, ...]
@@ -30,14 +30,14 @@ class Rule:
     """Judge the value at the band; otherwise the best value so far."""
 
 
-def parse_rule(section: Mapping[str, Any]) -> Rule:
+def parse_hyperband(section: Mapping[str, Any]) -> HyperbandRule:
     """The rule of an `early_terminate` section. Raises ValueError, saying which key is wrong."""
     if section.get("type") != "hyperband":
         raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is known")
     strict = section.get("strict", True)
     if not isinstance(strict, bool):
         raise ValueError(f"early_terminate.strict is {strict!r}; write true or false")
-    return Rule(*parse_bands(section, "early_terminate"), strict)
+    return HyperbandRule(*parse_bands(section, "early_terminate"), strict)
 
 
 def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], float]:
@@ -69,13 +69,13 @@ def _bands(section: Mapping[str, Any], eta: float, name: str) -> tuple[int, ...]
     raise ValueError(f"{name} needs min_iter, or max_iter with s")
 
 
-def band_reached(rule: Rule, iterations: int) -> int | None:
+def band_reached(rule: HyperbandRule, iterations: int) -> int | None:
     """The largest band within `iterations`; None before the first."""
     return max((band for band in rule.bands if band <= iterations), default=None)
 
 
 def should_stop(
-    rule: Rule,
+    rule: HyperbandRule,
     history: Sequence[float],
     values_at: Callable[[int], Sequence[float]],
     *,
@@ -101,7 +101,7 @@ def should_stop(
     )
 
 
-def threshold(rule: Rule, values: Sequence[float]) -> float:
+def threshold(rule: HyperbandRule, values: Sequence[float]) -> float:
     """The value above which a run of these stops (lower is better); infinite while there are none."""
     ranked = sorted(values)
     position = math.floor(len(ranked) / rule.eta)

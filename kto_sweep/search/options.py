@@ -3,40 +3,21 @@
 Like all of a sweep's configuration it may hold anything: what is wrong is said, and left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from kto_sweep.search import asha as halving
+from kto_sweep.search.asha import AshaRule, parse_asha
+from kto_sweep.search.objectives import OBJECTIVE_COUNTS, Objective, metric_of
 from kto_sweep.search.replicates import FIRST_SEED, SEED
 from kto_sweep.text import number_from_text
 
 BLOCK = "kto_sweep"
-MOST_REPLICATES = 100
-OBJECTIVES = (2, 3)
-"""How many there may be: of more, almost every trial is on the front."""
-
-OF_SEARCH = ("replicates", "asha", "objectives")
+MAX_REPLICATES = 100
+SEARCH_KEYS = ("replicates", "asha", "objectives")
 """Keys of the block that are the server's business."""
-_OF_CREATE = ("alerts", "warm_start")
+_CREATE_KEYS = ("alerts", "warm_start")
 """Keys that `kto-sweep create` turns into W&B's own; a stock client leaves them in their place."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One of several metrics that a sweep is judged by."""
-
-    name: str
-    maximize: bool = False
-
-    @property
-    def goal(self) -> str:
-        """In W&B's words."""
-        return "maximize" if self.maximize else "minimize"
-
-    def loss(self, value: float) -> float:
-        """The value as one that is to be small."""
-        return -value if self.maximize else value
 
 
 @dataclass(frozen=True)
@@ -45,7 +26,7 @@ class Options:
 
     seeds: tuple[int, ...] = ()
     """Those with which each configuration is trained; empty: it is trained once."""
-    asha: halving.Rule | None = None
+    asha: AshaRule | None = None
     """When runs pause, and go on."""
     objectives: tuple[Objective, ...] = ()
     """Two or three, the sweep's own metric first; empty: it has that alone."""
@@ -60,9 +41,9 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
         problems.append(f"{BLOCK}: {block!r} is not a group of options; ignored")
         return Options()
     for key in block:
-        if key in _OF_CREATE:
+        if key in _CREATE_KEYS:
             problems.append(f"{BLOCK}.{key}: it takes `kto-sweep create` to put it in its place; ignored")
-        elif key not in OF_SEARCH:
+        elif key not in SEARCH_KEYS:
             problems.append(f"{BLOCK}.{key}: no such option; ignored")
     objectives = _objectives(config, block.get("objectives"), problems)
     if objectives:
@@ -71,19 +52,12 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
     return Options(seeds, _asha(config, block, problems), objectives)
 
 
-def metric_of(config: Mapping[str, Any], objectives: Sequence[Objective]) -> Any:
-    """The metric of a configuration: the first objective where it names none."""
-    if config.get("metric") is None and objectives:
-        return {"name": objectives[0].name, "goal": objectives[0].goal}
-    return config.get("metric")
-
-
 def _objectives(config: Mapping[str, Any], section: object, problems: list[str]) -> tuple[Objective, ...]:
     here, metric = f"{BLOCK}.objectives", config.get("metric")
     if section is None:
         return ()
     entries = section if isinstance(section, list) else []
-    if len(entries) not in OBJECTIVES or not all(map(_is_objective, entries)):
+    if len(entries) not in OBJECTIVE_COUNTS or not all(map(_is_objective, entries)):
         problems.append(f"{here}: must be two or three of {{name: ..., goal: minimize}}; ignored")
         return ()
     found = tuple(Objective(each["name"], each.get("goal") == "maximize") for each in entries)
@@ -105,7 +79,7 @@ def _is_objective(entry: object) -> bool:
     )
 
 
-def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> halving.Rule | None:
+def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> AshaRule | None:
     here, section = f"{BLOCK}.asha", block.get("asha")
     if section is None:
         return None
@@ -118,7 +92,7 @@ def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[st
         problems.append(f"{here}: needs a metric with a name; ignored")
     else:
         try:
-            return halving.parse_rule(section, here)
+            return parse_asha(section, here)
         except ValueError as problem:
             problems.append(f"{problem}; ignored")
     return None
@@ -129,7 +103,7 @@ def _seeds(config: Mapping[str, Any], count: object, problems: list[str]) -> tup
     if count is None:
         return ()
     if not is_replicates(count):
-        problems.append(f"{here}: {count!r} is not a number from 2 to {MOST_REPLICATES}; ignored")
+        problems.append(f"{here}: {count!r} is not a number from 2 to {MAX_REPLICATES}; ignored")
     elif config.get("method") not in ("random", "bayes"):
         problems.append(f"{here}: it takes `kto-sweep create` to make a grid's seeds; ignored")
     elif (first := first_seed(config.get("parameters"))) is None:
@@ -141,7 +115,7 @@ def _seeds(config: Mapping[str, Any], count: object, problems: list[str]) -> tup
 
 def is_replicates(count: object) -> TypeGuard[int]:
     """Whether `count` is a number of seeds."""
-    return isinstance(count, int) and not isinstance(count, bool) and 2 <= count <= MOST_REPLICATES
+    return isinstance(count, int) and not isinstance(count, bool) and 2 <= count <= MAX_REPLICATES
 
 
 def first_seed(parameters: object) -> int | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.fingerprints import Trained
-from kto_sweep.search.options import Objective
+from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 

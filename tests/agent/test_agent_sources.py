@@ -5,7 +5,8 @@ from agent_box import ROOT, SWEEP, Box
 
 from kto_sweep.agent.sources import require_sources
 from kto_sweep.errors import UsageError
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 
 def space(**values: str) -> Space:

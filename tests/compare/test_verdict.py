@@ -8,8 +8,8 @@ from kto_sweep.compare.ranking import rank
 from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
 from kto_sweep.fingerprints import Trained, Witness
-from kto_sweep.search.options import Objective
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.objectives import Objective
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 

@@ -9,10 +9,10 @@ import pytest
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
-from kto_sweep.plan.plan import Planner
-from kto_sweep.plan.preflight import check
-from kto_sweep.sweep_file.spec import load_spec
+from kto_sweep.plan.planner import Planner
+from kto_sweep.sweep_file.sweep_config import load_sweep_config
 
 HERE = Path(__file__).parent
 HEAD = """\
@@ -86,11 +86,11 @@ def test_without_a_gpu_a_plan_only_informs(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_of_a_continuous_space_the_corners_are_shown_and_the_time_is_that_of_a_sample() -> None:
-    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(Path("sweeps/bayes.yaml")))
-    assert {(o.cell.trial.batch_size, o.cell.trial.lora_r) for o in plan.outlooks} == {
+    plan = Planner(GPUS["h200"], exact=False).plan(load_sweep_config(Path("sweeps/bayes.yaml")))
+    assert {(o.cell.trial.batch_size, o.cell.trial.lora_r) for o in plan.cells} == {
         (batch, rank) for batch in (8, 16, 32) for rank in (8, 16, 32, 64)
     }
-    assert {outlook.cell.count for outlook in plan.outlooks} == {0}
+    assert {estimate.cell.count for estimate in plan.cells} == {0}
     assert plan.trials == 30
     assert plan.serial is not None
     assert plan.makespan is not None
@@ -101,19 +101,19 @@ def test_more_trials_together_take_more_and_no_longer_each(tmp_path: Path) -> No
     file = sweep(
         tmp_path, "  model_size: {value: 0.5b}\n  learning_rate: {values: [1.0e-6, 2.0e-6, 3.0e-6]}\n"
     )
-    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(file))
-    (outlook,) = plan.outlooks
-    assert (outlook.cell.count, plan.together) == (3, 3)
-    assert outlook.time is not None
+    plan = Planner(GPUS["h200"], exact=False).plan(load_sweep_config(file))
+    (estimate,) = plan.cells
+    assert (estimate.cell.count, plan.together) == (3, 3)
+    assert estimate.time is not None
     assert plan.serial is not None
     assert plan.makespan is not None
-    assert plan.serial.seconds > 3 * outlook.time.seconds
+    assert plan.serial.seconds > 3 * estimate.time.seconds
     assert plan.makespan.seconds < plan.serial.seconds
 
 
 def test_a_full_finetune_takes_many_times_the_memory(tmp_path: Path) -> None:
     file = sweep(tmp_path, "  model_size: {value: 1.5b}\n  full_finetune: {values: [false, true]}\n")
-    lora, full = Planner(GPUS["rtx3090"], exact=False).plan(load_spec(file)).outlooks
+    lora, full = Planner(GPUS["rtx3090"], exact=False).plan(load_sweep_config(file)).cells
     assert (lora.trainer, full.trainer) == ("packed", "trl")
     assert lora.fits
     assert not full.fits
@@ -150,14 +150,16 @@ def test_create_refuses_what_cannot_run_here(tmp_path: Path, capsys: pytest.Capt
     assert "--force" in error
     assert not (tmp_path / "home").exists()
     said: list[str] = []
-    assert check(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
+    assert (
+        check_before_create(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
+    )
     assert "1 cell cannot fit" in said[-1]
 
 
 def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
     said: list[str] = []
     file = sweep(tmp_path, "  model_size: {value: 14b}\n  quantization: {value: none}\n")
-    check(file, Home(tmp_path / "home"), force=False, say=said.append)
+    check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append)
     assert said[-1].startswith("Plan: 1 trial; ")
 
 
@@ -176,5 +178,7 @@ def test_create_does_not_ask_for_what_only_the_gpu_box_has(tmp_path: Path, text:
     file = sweep(tmp_path, text)
     if "hub" in told:
         file.write_text(file.read_text().replace("examples/support_replies.jsonl", "org/rows-on-the-hub"))
-    assert check(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
+    assert (
+        check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
+    )
     assert told in said[-1]

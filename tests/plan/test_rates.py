@@ -11,9 +11,9 @@ import torch
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import BY_MODEL
 from kto_sweep.plan.gpus import GPUS, present_gpu
-from kto_sweep.plan.memory import Load, Stack
-from kto_sweep.plan.seconds import EXACT, SHEET, Clockwork, estimate
-from kto_sweep.plan.workload import Measurer
+from kto_sweep.plan.memory import AdapterShape, StepLoad
+from kto_sweep.plan.timing import EXACT, SHEET, TimingModel, estimate_trial_time
+from kto_sweep.plan.workload import WorkloadCache
 from kto_sweep.rates import FILE, Rate, read_rates, write_rates
 from kto_sweep.train.result import Report
 from kto_sweep.train.session import Session
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 ROWS = str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl")
 MODEL = BY_MODEL["Qwen/Qwen2.5-7B-Instruct"]
-LOAD = Load(2000, 1700, 1700)
+LOAD = StepLoad(2000, 1700, 1700)
 
 
 def rate(trials: int, tokens: float, seconds: float, device: str = "NVIDIA H200") -> Rate:
@@ -56,25 +56,28 @@ def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: P
 
 
 def test_a_measured_rate_goes_before_the_data_sheet() -> None:
-    sheet = Clockwork.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
-    here = Clockwork.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
-    guessed, measured = sheet.step(LOAD, Stack(1, 16)), here.step(LOAD, Stack(1, 16))
+    sheet = TimingModel.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
+    here = TimingModel.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
+    guessed, measured = sheet.step(LOAD, AdapterShape(1, 16)), here.step(LOAD, AdapterShape(1, 16))
     assert guessed is not None
     assert measured is not None
     assert (guessed.factor, guessed.source) == (SHEET, "data sheet")
     assert (measured.seconds, measured.factor) == (pytest.approx(0.4), EXACT)
     assert measured.at_most == pytest.approx(0.4 * EXACT)
     # Of another number of trials it scales as the model of a step does.
-    three = here.step(Load(6000, 5100, 5100), Stack(3, 16))
+    three = here.step(StepLoad(6000, 5100, 5100), AdapterShape(3, 16))
     assert three is not None
     assert 0.4 < three.seconds < 3 * 0.4
     assert three.factor > EXACT
 
 
 def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:
-    assert Clockwork.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, Stack(1, 16)) is None
+    assert (
+        TimingModel.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, AdapterShape(1, 16))
+        is None
+    )
     unknown = present_gpu("Some Accelerator", 64.0)
-    assert not Clockwork.of(MODEL, "none", unknown, unknown.name, []).known
+    assert not TimingModel.of(MODEL, "none", unknown, unknown.name, []).known
 
 
 def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
@@ -84,11 +87,11 @@ def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> Non
     (found,) = read_rates(home.root)
     assert (found.device, found.model, found.trials) == ("cpu", BY_MODEL["tiny"].key, 1)
     assert found.tokens > 4 * 20
-    clock = Clockwork.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
-    told = estimate(trial, Measurer().workload(trial), clock)
+    timing = TimingModel.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
+    told = estimate_trial_time(trial, WorkloadCache().workload(trial), timing)
     assert told is not None
     assert told.seconds > 14 * found.seconds / 2
-    half = estimate(trial, Measurer().workload(trial), clock, done_steps=7)
+    half = estimate_trial_time(trial, WorkloadCache().workload(trial), timing, done_steps=7)
     assert half is not None
     assert half.seconds < told.seconds
     assert seconds.steps == 14

@@ -116,7 +116,7 @@ def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> Non
         "parameters.beta.value",
     ]
     assert found.errors[0].what == "rows.jsonl: all 40 usable rows have label true"
-    assert found.spec is None
+    assert found.sweep is None
 
 
 def test_a_broken_line_of_the_data_is_told_with_its_place(folder: Path) -> None:

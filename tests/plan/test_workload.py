@@ -11,7 +11,7 @@ from kto_sweep.data.formats import load_examples
 from kto_sweep.data.split import all_batches
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.models.tokenizer import load_tokenizer
-from kto_sweep.plan.workload import Measurer
+from kto_sweep.plan.workload import WorkloadCache
 from kto_sweep.train.pack import pair_rows
 from kto_sweep.trial import Trial
 
@@ -25,13 +25,13 @@ def test_loads_are_those_that_training_packs() -> None:
     tokens = tokenise(load_examples(ROWS).examples, load_tokenizer("tiny"), 96)
     data = prepare_data(load_examples(ROWS), tokens, eval_fraction=0.1, max_length=96)
     rows = pair_rows(data.train, data.train_partners, 96)
-    work = Measurer().workload(trial)
+    work = WorkloadCache().workload(trial)
     assert work.exact
     assert (len(work.train), len(work.held_out)) == (len(data.train), len(data.eval))
     total = work.steps(trial)
     fed = [sum(rows[at].tokens() - 1 for at in chosen) for _, chosen in all_batches(len(rows), 8, total, 5)]
-    fullest, mean = work.fullest_load(trial), work.mean_load(trial)
-    assert fullest.tokens + fullest.mismatched == max(fed)
+    peak, mean = work.peak_load(trial), work.mean_load(trial)
+    assert peak.tokens + peak.mismatched == max(fed)
     each = sum(row.tokens() - 1 for row in rows) / len(rows)
     assert mean.tokens + mean.mismatched == pytest.approx(8 * each, abs=2)
     longest = work.longest_row
@@ -39,9 +39,9 @@ def test_loads_are_those_that_training_packs() -> None:
 
 
 def test_without_the_tokenizer_tokens_are_guessed_from_characters() -> None:
-    work = Measurer().workload(Trial(model="nobody/has-this-model", dataset=ROWS, max_length=2048))
+    work = WorkloadCache().workload(Trial(model="nobody/has-this-model", dataset=ROWS, max_length=2048))
     assert not work.exact
-    exact = Measurer().workload(Trial(model="tiny", dataset=ROWS, max_length=2048))
+    exact = WorkloadCache().workload(Trial(model="tiny", dataset=ROWS, max_length=2048))
     assert len(work.train) == pytest.approx(len(exact.train), abs=8)
     characters = sum(len(str(row.prompt)) for row in islice(load_examples(ROWS).examples, 10))
     assert work.mean_load(Trial(model="x", dataset=ROWS, batch_size=1)).tokens < characters

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.search.axes import Cube, Levels, Scale, cube_of
-from kto_sweep.search.random import next_config
-from kto_sweep.search.space import Space, parse_space, value_key
+from kto_sweep.search.distributions import value_key
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 ENTRIES: dict[str, dict[str, object]] = {
     "categorical": {"values": ["a", 1, True, None, [1, 2], {"b": 1.5}]},
@@ -35,8 +36,8 @@ ENTRIES: dict[str, dict[str, object]] = {
 
 
 def space(**parameters: object) -> Space:
-    parsed, violations = parse_space(parameters)
-    assert parsed is not None, violations
+    parsed, problems = parse_space(parameters)
+    assert parsed is not None, problems
     return parsed
 
 
@@ -64,7 +65,7 @@ def test_value_comes_back_from_its_coordinate(entry: dict[str, object], place: f
 def test_every_random_draw_is_a_point(entry: dict[str, object]) -> None:
     searched = space(p=entry)
     rng = random.Random(1)
-    assert all(cube_of(searched).point(next_config(searched, rng)) is not None for _ in range(50))
+    assert all(cube_of(searched).point(searched.sample(rng)) is not None for _ in range(50))
 
 
 def test_nested_parameters_and_fixed_ones() -> None:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.search import bayes
-from kto_sweep.search import random as random_search
 from kto_sweep.search.axes import cube_of
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 MIXED = {
     "lr": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
@@ -29,8 +29,8 @@ PLANE = {"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 1.0}}
 
 
 def space(parameters: dict[str, Any]) -> Space:
-    parsed, violations = parse_space(parameters)
-    assert parsed is not None, violations
+    parsed, problems = parse_space(parameters)
+    assert parsed is not None, problems
     return parsed
 
 
@@ -67,7 +67,7 @@ def test_suggestions_lie_in_the_space_whatever_was_seen(data: st.DataObject) -> 
         | st.sampled_from([0.0, 1.0, 1e300, -1e300])
     )
     seen = [
-        Observation(random_search.next_config(searched, rng), data.draw(value), data.draw(st.booleans()))
+        Observation(searched.sample(rng), data.draw(value), data.draw(st.booleans()))
         for _ in range(data.draw(st.integers(0, 12)))
     ]
     seen.append(Observation({"lr": "high"}, 1.0))
@@ -90,7 +90,7 @@ def test_better_than_chance_in_the_median_of_ten_seeds() -> None:
     for seed in range(10):
         ours.append(min(values(search(PLANE, bowl, 10, seed))))
         rng = random.Random(seed)
-        chance.append(min(bowl(random_search.next_config(searched, rng)) for _ in range(12)))
+        chance.append(min(bowl(searched.sample(rng)) for _ in range(12)))
     assert statistics.median(ours) < statistics.median(chance) / 4
 
 
@@ -193,7 +193,7 @@ def test_torch_is_loaded_by_the_first_question_after_the_start_and_not_before() 
 import sys
 import kto_sweep.server.main
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 space, _ = parse_space({"x": {"min": 0.0, "max": 1.0}})
 next_config(space, [Observation({"x": 0.1}, 1.0)], seed=0)
 heavy = {"torch", "optuna"}
@@ -208,7 +208,7 @@ def test_load_leaves_nothing_to_import_to_the_questions_after_it() -> None:
     code = """
 import sys
 from kto_sweep.search import bayes
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 bayes.load()
 before = set(sys.modules)
 space, _ = parse_space({"lr": {"min": 0.0, "max": 1.0}, "kind": {"values": ["a", "b"]}})

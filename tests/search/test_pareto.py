@@ -5,10 +5,10 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kto_sweep.search import pareto
 from kto_sweep.search.bayes import Observation, next_config
+from kto_sweep.search.objectives import pareto_front
 from kto_sweep.search.replicates import pooled
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 
 PLANE, _ = parse_space({"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 1.0}})
 ROWS = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.0])] * 3), max_size=12)
@@ -21,7 +21,7 @@ def beats(one, other):
 @given(ROWS)
 def test_the_front_is_what_nothing_beats(rows):
     unbeaten = [place for place, row in enumerate(rows) if not any(beats(other, row) for other in rows)]
-    assert pareto.front(rows) == unbeaten
+    assert pareto_front(rows) == unbeaten
 
 
 def test_a_search_with_two_objectives_spreads_along_their_front():

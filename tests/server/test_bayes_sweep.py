@@ -12,7 +12,7 @@ import pytest
 from server_bench import Bench, Box
 
 from kto_sweep.search import bayes
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.server import suggest
 
 BAYES: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.create import order_note
 
 RATES = {"values": [1.0e-6, 5.0e-6]}

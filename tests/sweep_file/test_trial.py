@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_kto_literature() -> None:
 def test_every_default_passes_its_own_rule() -> None:
     for rule in PARAMETERS.values():
         if rule.name != "dataset":
-            assert rule.apply(rule.default) == (rule.default, None)
+            assert rule.parse(rule.default) == (rule.default, None)
         assert rule.doc
         assert not rule.doc.endswith(".")
 
@@ -197,7 +197,7 @@ def test_groups_hold_plain_or_prefixed_names() -> None:
 
 def test_a_parameter_given_twice_is_a_problem() -> None:
     (problem,) = problems_of({**NEEDED, "lora_r": 8, "lora": {"r": 16}})
-    assert problem.startswith("lora.r: lora_r is given twice")
+    assert problem.startswith("lora.r: lora_r is set twice")
 
 
 @pytest.mark.parametrize(

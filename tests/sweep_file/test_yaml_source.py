@@ -26,8 +26,8 @@ again: *base
 
 
 def read(text: str) -> YamlSource:
-    source, findings = read_yaml(text)
-    assert findings == []
+    source, problems = read_yaml(text)
+    assert problems == []
     assert source is not None
     return source
 
@@ -79,11 +79,11 @@ def test_data_are_those_of_pyyaml_but_for_dates() -> None:
     ],
 )
 def test_what_cannot_be_read_is_one_finding(text: str, line: int, what: str, hint: str) -> None:
-    source, (finding,) = read_yaml(text)
+    source, (problem,) = read_yaml(text)
     assert source is None
-    assert finding.line == line
-    assert what in finding.what
-    assert hint in finding.hint
+    assert problem.line == line
+    assert what in problem.what
+    assert hint in problem.hint
 
 
 def test_an_empty_file_has_no_data() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kto_sweep.sweep_file.block import without_block
-from kto_sweep.sweep_file.spec import ExaminedSpec, examine_text
+from kto_sweep.sweep_file.kto_sweep_block import without_block
+from kto_sweep.sweep_file.sweep_config import CheckedSweepFile, check_sweep_text
 
 BAYES: dict[str, Any] = {
     "method": "bayes",
@@ -20,13 +20,13 @@ BAYES: dict[str, Any] = {
 }
 
 
-def examined(block: Any, **top: Any) -> ExaminedSpec:
-    return examine_text(yaml.safe_dump({**BAYES, **top, "kto_sweep": block}), Path("s.yaml"))
+def checked(block: Any, **top: Any) -> CheckedSweepFile:
+    return check_sweep_text(yaml.safe_dump({**BAYES, **top, "kto_sweep": block}), Path("s.yaml"))
 
 
 def told(block: Any, **top: Any) -> list[str]:
-    """Place and words of each finding."""
-    return [f"{'.'.join(each.path[1:])}: {each.what}" for each in examined(block, **top).findings]
+    """Place and words of each problem."""
+    return [f"{'.'.join(each.path[1:])}: {each.what}" for each in checked(block, **top).problems]
 
 
 @pytest.mark.parametrize(
@@ -53,18 +53,18 @@ def test_asha_and_hyperband_exclude_each_other() -> None:
 
 @pytest.mark.parametrize("method", ["grid", "random", "bayes"])
 def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
-    spec = examined({"asha": {"min_iter": "1", "eta": "3e0"}}, method=method).spec
-    assert spec is not None
-    assert spec.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
-    config, notes = without_block(spec.config)
+    sweep = checked({"asha": {"min_iter": "1", "eta": "3e0"}}, method=method).sweep
+    assert sweep is not None
+    assert sweep.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
+    config, notes = without_block(sweep.config)
     assert "kto_sweep" not in config
     assert notes == ("asha is of the embedded server: here every trial trains to its end",)
 
 
 def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
-    spec = examined({"asha": {"min_iter": 9}}).spec
-    assert spec is not None
-    assert any("asha compares trials from evaluation 9 on" in notice for notice in spec.notices)
+    sweep = checked({"asha": {"min_iter": 9}}).sweep
+    assert sweep is not None
+    assert any("asha compares trials from evaluation 9 on" in notice for notice in sweep.notices)
 
 
 TWO = [{"name": "eval/common_loss"}, {"name": "trial/seconds", "goal": "minimize"}]
@@ -97,11 +97,11 @@ def test_the_first_objective_is_the_metric() -> None:
     assert told({"objectives": TWO}, metric={"name": "eval/loss", "goal": "minimize"}) == [first]
     assert told({"objectives": TWO}, metric={"name": "eval/common_loss", "goal": "maximize"}) == [first]
     other = [{"name": "eval/auc", "goal": "maximize"}, TWO[1]]
-    spec = examined({"objectives": other}).spec
-    assert spec is not None
-    assert spec.config["metric"] == other[0]
-    assert spec.config["kto_sweep"] == {"objectives": other}
-    (note,) = without_block(spec.config)[1]
+    sweep = checked({"objectives": other}).sweep
+    assert sweep is not None
+    assert sweep.config["metric"] == other[0]
+    assert sweep.config["kto_sweep"] == {"objectives": other}
+    (note,) = without_block(sweep.config)[1]
     assert note.endswith("here the search follows the first alone; compare marks time and memory")
 
 
@@ -119,13 +119,13 @@ def test_a_warm_start_that_cannot_be(names: Any, problem: str) -> None:
 
 @pytest.mark.parametrize("method", ["grid", "random"])
 def test_only_bayes_learns_from_earlier_sweeps(method: str) -> None:
-    (finding,) = examined({"warm_start": ["abc"]}, method=method).findings
-    assert finding.what == f"warm_start with method {method}"
-    assert ("--reuse" in finding.hint) == (method == "grid")
+    (problem,) = checked({"warm_start": ["abc"]}, method=method).problems
+    assert problem.what == f"warm_start with method {method}"
+    assert ("--reuse" in problem.hint) == (method == "grid")
 
 
 def test_a_warm_start_is_left_to_create() -> None:
-    spec = examined({"warm_start": ["abc", "me/kto/def"]}).spec
-    assert spec is not None
-    assert spec.warm_start == ("abc", "me/kto/def")
-    assert "kto_sweep" not in spec.config
+    sweep = checked({"warm_start": ["abc", "me/kto/def"]}).sweep
+    assert sweep is not None
+    assert sweep.warm_start == ("abc", "me/kto/def")
+    assert "kto_sweep" not in sweep.config

@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kto_sweep.errors import SpecError, UsageError
-from kto_sweep.sweep_file.spec import SweepSpec, load_spec
+from kto_sweep.errors import SweepFileError, UsageError
+from kto_sweep.sweep_file.sweep_config import SweepConfig, load_sweep_config
 from kto_sweep.trial import Trial
 
 HEAD = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: data.jsonl}\n"
 
 
-def load(folder: Path, text: str) -> SweepSpec:
+def load(folder: Path, text: str) -> SweepConfig:
     file = folder / "sweep.yaml"
     file.write_text(text, encoding="utf-8")
-    return load_spec(file, dataset_check=False)
+    return load_sweep_config(file, dataset_check=False)
 
 
 def problems_of(folder: Path, text: str) -> list[str]:
     """Each problem without the folder: `3 parameters.x: what is wrong ...`."""
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(SweepFileError) as caught:
         load(folder, text)
     return [str(problem).removeprefix(f"{folder}/sweep.yaml:") for problem in caught.value.problems]
 
@@ -50,8 +50,8 @@ def test_five_mistakes_are_five_problems_in_one_report(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("sweep.yaml").write_text(FIVE_MISTAKES, encoding="utf-8")
-    with pytest.raises(SpecError) as caught:
-        load_spec(Path("sweep.yaml"), dataset_check=False)
+    with pytest.raises(SweepFileError) as caught:
+        load_sweep_config(Path("sweep.yaml"), dataset_check=False)
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         "sweep.yaml: 5 problems\n"
@@ -72,26 +72,26 @@ def test_five_mistakes_are_five_problems_in_one_report(
 
 
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
-    spec = load(tmp_path, HEAD + "  beta: {values: [0.1, 0.3]}\n")
-    assert spec.config["metric"] == {"name": "eval/common_loss", "goal": "minimize"}
-    assert spec.config["program"] == "agent.py"
-    assert (spec.metric_name, spec.goal, spec.method) == ("eval/common_loss", "minimize", "grid")
-    assert (spec.project, spec.name, spec.notices, spec.expected_trials) == (None, None, (), 2)
+    sweep = load(tmp_path, HEAD + "  beta: {values: [0.1, 0.3]}\n")
+    assert sweep.config["metric"] == {"name": "eval/common_loss", "goal": "minimize"}
+    assert sweep.config["program"] == "agent.py"
+    assert (sweep.metric_name, sweep.goal, sweep.method) == ("eval/common_loss", "minimize", "grid")
+    assert (sweep.project, sweep.name, sweep.notices, sweep.expected_trials) == (None, None, (), 2)
 
 
 def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         "name: first\nproject: kto\nentity: me\nprogram: mine.py\ndescription: why\n"
         "metric: {name: eval/auc, goal: maximize, target: 0.9}\nrun_cap: 1\n" + HEAD,
     )
-    assert (spec.name, spec.project, spec.config["entity"]) == ("first", "kto", "me")
-    assert spec.config["program"] == "mine.py"
-    assert spec.config["metric"] == {"name": "eval/auc", "goal": "maximize", "target": 0.9}
+    assert (sweep.name, sweep.project, sweep.config["entity"]) == ("first", "kto", "me")
+    assert sweep.config["program"] == "mine.py"
+    assert sweep.config["metric"] == {"name": "eval/auc", "goal": "maximize", "target": 0.9}
 
 
 def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         "run_cap: '20'\nearly_terminate: {type: hyperband, min_iter: '2', eta: 2e0}\n"
         + HEAD
@@ -100,16 +100,16 @@ def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) ->
         '  full_finetune: {value: "false"}\n'
         "  lora: {parameters: {alpha: {values: [16, '3.2E1']}}}\n",
     )
-    assert spec.config["parameters"]["learning_rate"] == {"values": [5e-7, 2.5e-7, 1e-7]}
-    assert spec.config["parameters"]["batch_size"] == {"value": 8}
-    assert spec.config["parameters"]["full_finetune"] == {"value": False}
-    assert spec.config["parameters"]["lora"]["parameters"]["alpha"] == {"values": [16, 32.0]}
-    assert (spec.config["run_cap"], spec.config["early_terminate"]["eta"]) == (20, 2.0)
-    assert spec.notices[0] == (
+    assert sweep.config["parameters"]["learning_rate"] == {"values": [5e-7, 2.5e-7, 1e-7]}
+    assert sweep.config["parameters"]["batch_size"] == {"value": 8}
+    assert sweep.config["parameters"]["full_finetune"] == {"value": False}
+    assert sweep.config["parameters"]["lora"]["parameters"]["alpha"] == {"values": [16, 32.0]}
+    assert (sweep.config["run_cap"], sweep.config["early_terminate"]["eta"]) == (20, 2.0)
+    assert sweep.notices[0] == (
         "learning_rate: YAML 1.1 reads 5e-7, 1e-7 as text; registered as the number that is meant "
         "(write 5.0e-7, 1.0e-7 to silence this)"
     )
-    assert [notice.split(":")[0] for notice in spec.notices] == [
+    assert [notice.split(":")[0] for notice in sweep.notices] == [
         "learning_rate",
         "batch_size",
         "full_finetune",
@@ -122,12 +122,12 @@ def test_the_proposed_spelling_silences_the_notice(tmp_path: Path) -> None:
 
 
 def test_text_ranges_are_registered_as_numbers(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         HEAD.replace("grid", "random")
         + "  learning_rate: {distribution: log_uniform_values, min: 5e-7, max: 1e-4}\n",
     )
-    entry = spec.config["parameters"]["learning_rate"]
+    entry = sweep.config["parameters"]["learning_rate"]
     assert entry == {"distribution": "log_uniform_values", "min": 5e-7, "max": 1e-4}
 
 
@@ -154,13 +154,13 @@ def test_expected_trials(tmp_path: Path, text: str, expected: int | None) -> Non
 
 
 def test_groups_and_tied_values(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         HEAD + "  lora:\n    values: [{r: 8, alpha: 16}, {r: 16, alpha: 64}]\n"
         "  training:\n    parameters:\n      beta: {values: [0.1, 0.2]}\n",
     )
-    assert spec.expected_trials == 4
-    config = spec.space.config({("lora",): {"r": 16, "alpha": 64}, ("training", "beta"): 0.2})
+    assert sweep.expected_trials == 4
+    config = sweep.space.config({("lora",): {"r": 16, "alpha": 64}, ("training", "beta"): 0.2})
     trial = Trial.from_config(config)
     assert (trial.lora_r, trial.lora_alpha, trial.beta) == (16, 64.0, 0.2)
 
@@ -364,14 +364,14 @@ def test_files_that_are_no_sweeps(tmp_path: Path, text: str, problem: str) -> No
 
 
 def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         "metric: {name: eval/margins, goal: minimize}\n"
         "early_terminate: {type: hyperband, max_iter: 81, s: 2}\n"
         + HEAD.replace("grid", "bayes")
         + "  learning_rate: {distribution: log_uniform, min: -14, max: -9}\n",
     )
-    said = "\n".join(spec.notices)
+    said = "\n".join(sweep.notices)
     for part in (
         "diverging trials win",
         "better when it is higher",
@@ -380,14 +380,14 @@ def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
         "log_uniform_values",
     ):
         assert part in said
-    assert len(spec.notices) == 5
+    assert len(sweep.notices) == 5
 
 
 def test_a_file_that_is_no_text_is_one_message(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_bytes(b"method: \xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):
-        load_spec(file)
+        load_sweep_config(file)
     file.write_bytes(b"method: \x00")
-    with pytest.raises(SpecError, match="not YAML"):
-        load_spec(file)
+    with pytest.raises(SweepFileError, match="not YAML"):
+        load_sweep_config(file)
