@@ -160,8 +160,8 @@ class Trial:
     def weights(self, n_desirable: int, n_undesirable: int) -> tuple[float, float]:
         """(lambda_D, lambda_U) for a training set with these counts of the two labels.
 
-        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4) with a smaller weight of
-        1. Without: the explicit weights, 1 by default. (1, 1) when a label is missing.
+        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4) with a smaller weight
+        of 1. Without: the explicit weights, 1 by default. (1, 1) when a label is missing.
         """
         if self.rho is None:
             return self.desirable_weight or 1.0, self.undesirable_weight or 1.0

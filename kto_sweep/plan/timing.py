@@ -137,8 +137,8 @@ def estimate_trial_time(
 ) -> TimeEstimate | None:
     """Time of `trial` from step `done_steps` to its end; None: unknown.
 
-    `together`: the number of trials like it on the GPU. The time does not include the start of the worker, the
-    load of the model and the reference pass.
+    `together`: the number of trials like it on the GPU. The time does not include the start of the worker,
+    the load of the model and the reference pass.
     """
     shape = adapter_shape(trial, together)
     load = _scaled(workload.mean_load(trial), together)

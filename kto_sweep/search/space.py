@@ -29,14 +29,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters of a sweep, in the order in which W&B's grid visits them."""
+    """All parameters of a sweep, in W&B's grid order."""
 
     parameters: tuple[Parameter, ...]
     searched: tuple[Parameter, ...] = field(init=False)
     """The parameters with more than one possible value."""
 
     def __post_init__(self) -> None:
-        # W&B sorts each group by itself: opt.lr comes before opt-x, though "opt-x" < "opt.lr".
+        # W&B sorts each group separately: opt.lr comes before opt-x, though "opt-x" < "opt.lr".
         ordered = tuple(sorted(self.parameters, key=lambda parameter: parameter.path))
         object.__setattr__(self, "parameters", ordered)
         object.__setattr__(self, "searched", tuple(p for p in ordered if p.varies))
@@ -47,7 +47,7 @@ class Space:
         return None if None in counts else math.prod(count for count in counts if count is not None)
 
     def config(self, values: Mapping[tuple[str, ...], Value]) -> dict[str, Value]:
-        """One trial's nested configuration from its values by path; what does not vary need not be given.
+        """One trial's nested configuration from its values by path; constants may be left out.
 
         Raises KeyError for a searched parameter that has no value.
         """

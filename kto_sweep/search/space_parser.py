@@ -56,7 +56,7 @@ def _parse_section(section: Mapping[str, object], path: Path) -> tuple[list[Para
 
 
 def is_name(name: object) -> bool:
-    """True for what W&B takes as a parameter's name."""
+    """Whether W&B accepts `name` as a parameter's name."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
@@ -73,7 +73,7 @@ def _bad_name(path: Path, name: object) -> Problem:
     return Problem(
         path,
         f"{show(name)} is not a parameter name",
-        "A name begins with a letter or _ and goes on with letters, digits, _, . and -.",
+        "A name is a letter or _, then letters, digits, _, . and -.",
         "rename it" if isinstance(name, str) else f'write it in quotes: "{name}"',
     )
 
@@ -81,7 +81,7 @@ def _bad_name(path: Path, name: object) -> Problem:
 def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Parameter], list[Problem]]:
     section = entry["parameters"]
     others = [
-        Problem((*path, str(key)), f"{key} stands beside parameters", hint="move it below parameters")
+        Problem((*path, str(key)), f"{key} next to parameters", hint="move it below parameters")
         for key in entry
         if key != "parameters"
     ]
@@ -90,7 +90,7 @@ def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Paramete
         bad = Problem((*path, "parameters"), what, hint="write name: {values: [...]} entries below it")
         return [], [*others, bad]
     parameters, problems = _parse_section(section, (*path, "parameters"))
-    # In the file the keys lead through `parameters`; the parameter's own name does not hold it.
+    # Keys in the file include `parameters`; the parameter's name does not.
     named = [Parameter((*path, *p.path[len(path) + 1 :]), p.distribution) for p in parameters]
     return named, others + problems
 
@@ -98,7 +98,7 @@ def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Paramete
 def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Problem]]:
     if not isinstance(entry, Mapping):
         hint = f"values: {listed(entry)}" if isinstance(entry, list) else f"value: {show(entry)}"
-        return None, [Problem(path, f"{show(entry)} stands without a key", hint=hint)]
+        return None, [Problem(path, f"{show(entry)} without a key", hint=hint)]
     keys = convert_numbers(entry)
     name = _distribution_name(keys, path)
     if isinstance(name, Problem):
@@ -131,7 +131,7 @@ def _as_number(value: object) -> object:
 
 
 def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
-    """The distribution that is named, or that W&B infers from the keys."""
+    """The distribution named in the entry, or the one that W&B infers from its keys."""
     if "distribution" in keys:
         named = keys["distribution"]
         if isinstance(named, str) and named in FORMS:
@@ -147,7 +147,7 @@ def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
     present = [key for key in _ALL_KEYS if key in keys]
     return Problem(
         path,
-        f"{', '.join(present)} alone do not make a distribution" if present else "has no value",
+        f"{', '.join(present)} by itself is not a distribution" if present else "has no value",
         "A parameter needs value, values, min and max, or distribution.",
         _missing_hint(keys),
     )
@@ -168,9 +168,9 @@ def _missing_hint(keys: Mapping[str, Any]) -> str:
 
 
 def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Problem:
-    """int_uniform of two whole numbers, uniform of two fractions; W&B refuses one of each."""
+    """int_uniform for two whole numbers, uniform for two fractions; W&B refuses a mixture."""
     if not is_number(low) or not is_number(high):
-        return "uniform"  # what is wrong with the number is said where numbers are checked
+        return "uniform"  # _value_problems reports what is wrong with it
     if has_step:
         return Problem((*path, "q"), "q without a distribution", hint="add distribution: q_uniform")
     if isinstance(low, int) != isinstance(high, int):
@@ -201,7 +201,7 @@ def _key_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Pr
 
 
 def _value_problems(keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Each key's value by itself."""
+    """Problems of each key's value by itself."""
     for key, value in keys.items():
         here = (*path, str(key))
         if key in NUMBER_KEYS and not is_number(value):
@@ -227,11 +227,11 @@ def _json_problems(value: object, path: Path) -> Iterator[Problem]:
         yield Problem(path, f"{value} is not a finite number", "A run's configuration is sent as JSON.")
     elif not isinstance(value, str | int | float | None):
         hint = f'write it in quotes: "{value}"'
-        yield Problem(path, f"{value} is read as a {type(value).__name__}", hint=hint)
+        yield Problem(path, f"{value} is a {type(value).__name__} in YAML", hint=hint)
 
 
 def _relation_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """What the values of several keys, or a key and its distribution, must obey."""
+    """Problems of a key's value with its distribution or with other keys."""
     form = FORMS[name]
     for key in form.positive:
         if key in keys and keys[key] <= 0:
@@ -264,12 +264,12 @@ def _probability_problems(
         yield Problem(path, what, hint="one for each value")
     elif abs(math.fsum(probabilities) - 1) > 1e-6:
         yield Problem(
-            path, f"the probabilities have the sum {show(math.fsum(probabilities))}", hint="make it 1"
+            path, f"the probabilities sum to {show(math.fsum(probabilities))}", hint="make the sum 1"
         )
 
 
 def _exponent_hint(name: str) -> str:
-    """What to do about the two ways in which W&B's log-uniform ranges are written."""
+    """A reminder of whether a log-uniform distribution's ends are exponents or values."""
     if name.endswith("log_uniform"):
         return f"min and max of {name} are exponents of e; for the values themselves: {name}_values"
     if name.endswith("log_uniform_values"):

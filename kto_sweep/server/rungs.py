@@ -21,7 +21,7 @@ def judge(connection: sqlite3.Connection, rules: SweepRules, sweep: Sweep, run_i
         return
     if run.state is not RunState.RUNNING or run.stop_requested:
         return
-    rung, pauses = asha.judge(
+    rung, pauses = asha.pauses_at(
         rule,
         run.id,
         run.rung,

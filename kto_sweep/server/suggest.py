@@ -45,7 +45,7 @@ def prepare(rules: SweepRules) -> None:
 
 @cache
 def _load_bayes() -> None:
-    threading.Thread(target=bayes.load, name="load-bayes", daemon=True).start()
+    threading.Thread(target=bayes.warm_up, name="load-bayes", daemon=True).start()
 
 
 def suggest(

@@ -69,7 +69,7 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
         for band in rule.bands:
             if band > at[run]:
                 rungs[band].append((run, quality[run]))
-                at[run], pauses = asha.judge(rule, run, at[run], band, rungs.__getitem__)
+                at[run], pauses = asha.pauses_at(rule, run, at[run], band, rungs.__getitem__)
                 if pauses:
                     paused[run] = band
                     break
@@ -88,8 +88,8 @@ def test_a_batch_of_rows_is_judged_band_by_band():
     """Run 9 is among the best at band 1 and not at band 3, which it has logged past already."""
     rule = asha.AshaRule((1, 3, 9), 3)
     standings = {1: [(1, 2.0), (2, 3.0), (9, 1.0)], 3: [(1, 1.0), (2, 2.0), (9, 3.0)]}
-    assert asha.judge(rule, 9, 0, 5, standings.__getitem__) == (3, True)
-    assert asha.judge(rule, 9, 3, 8, standings.__getitem__) == (3, False)
+    assert asha.pauses_at(rule, 9, 0, 5, standings.__getitem__) == (3, True)
+    assert asha.pauses_at(rule, 9, 3, 8, standings.__getitem__) == (3, False)
 
 
 def test_at_the_end_one_of_a_band_goes_on_in_any_case():
@@ -97,8 +97,8 @@ def test_at_the_end_one_of_a_band_goes_on_in_any_case():
     standings = {1: [(1, 0.1), (2, 0.2), (4, 0.4)], 3: [(1, 0.1), (2, 0.2)]}
     assert asha.promotable(rule, {1: 3, 2: 3, 4: 1}, standings.__getitem__) == []
     assert asha.promotable(rule, {1: 3, 2: 3, 4: 1}, standings.__getitem__, least=1) == [1]
-    assert asha.judge(rule, 1, 1, 3, standings.__getitem__) == (3, True)
-    assert asha.judge(rule, 1, 1, 3, standings.__getitem__, least=1) == (3, False)
+    assert asha.pauses_at(rule, 1, 1, 3, standings.__getitem__) == (3, True)
+    assert asha.pauses_at(rule, 1, 1, 3, standings.__getitem__, least=1) == (3, False)
 
 
 def test_higher_bands_come_first():

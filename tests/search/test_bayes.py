@@ -176,7 +176,7 @@ def test_prior_trials_count_from_the_first_suggestion_on() -> None:
 def test_many_trials_are_thinned_and_the_best_ones_stay() -> None:
     losses = [((number / 1000,), (float(number),)) for number in range(1000)]
     chosen = bayes._most_telling(losses, random.Random(0))
-    assert len(chosen) == len(set(chosen)) == bayes.MOST_OBSERVED
+    assert len(chosen) == len(set(chosen)) == bayes.MAX_OBSERVED
     assert set(losses[:100]) <= set(chosen)
 
 
@@ -209,7 +209,7 @@ def test_load_leaves_nothing_to_import_to_the_questions_after_it() -> None:
 import sys
 from kto_sweep.search import bayes
 from kto_sweep.search.space_parser import parse_space
-bayes.load()
+bayes.warm_up()
 before = set(sys.modules)
 space, _ = parse_space({"lr": {"min": 0.0, "max": 1.0}, "kind": {"values": ["a", "b"]}})
 seen = [bayes.Observation({"lr": x / 10, "kind": "a"}, x) for x in range(8)]
