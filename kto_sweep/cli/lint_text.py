@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from kto_sweep.data.lint import Balance, LintReport, Split
-from kto_sweep.data.lint_findings import NEAR, LintFinding
+from kto_sweep.data.lint_findings import MAX_LABEL_RATIO, LintFinding
 from kto_sweep.data.lint_lengths import Bin, LengthReport
 from kto_sweep.errors import Severity
 
@@ -62,7 +62,7 @@ def _overview(report: LintReport) -> list[str]:
 def _balance(balance: Balance) -> str:
     rows = f"{balance.ratio:.2f} desirable rows for each undesirable one"
     if balance.rho == balance.ratio:
-        return f"{rows}; equal weights give rho {balance.rho:.2f}, which is fine (1 to {NEAR:.2f})"
+        return f"{rows}; equal weights give rho {balance.rho:.2f}, which is fine (1 to {MAX_LABEL_RATIO:.2f})"
     good, bad = balance.desirable_weight, balance.undesirable_weight
     return f"{rows}; use rho: {balance.rho:g} (desirable_weight {good:.3g}, undesirable_weight {bad:.3g})"
 

@@ -120,7 +120,7 @@ def train(
     import os
     from dataclasses import replace
 
-    from kto_sweep.data.files import within
+    from kto_sweep.data.files import join_source
     from kto_sweep.home import Home
     from kto_sweep.train_command.prepare import Asked, prepare
 
@@ -128,7 +128,7 @@ def train(
     if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
         typed["lora_targets"] = [part.strip() for part in typed["lora_targets"].split(",")]
     if dataset_file is not None:
-        typed["dataset"] = within(typed.get("dataset"), dataset_file)
+        typed["dataset"] = join_source(typed.get("dataset"), dataset_file)
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()

@@ -6,7 +6,7 @@ Errors are combinations that no trial can be trained with; warnings are allowed 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from kto_sweep.data.lint_findings import NEAR
+from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
 from kto_sweep.errors import Problem, Severity
 from kto_sweep.metrics import METRICS
 from kto_sweep.models.presets import PRESETS
@@ -74,7 +74,7 @@ def _unexpected_effects(values: Values, metric: str) -> Iterator[Problem]:
         hint = "batch_size: 8 or more, or loss_type: apo_zero_unpaired, which has no KL term"
         yield Problem(_place(values, "batch_size", smallest), f"a batch of {smallest}", why, hint)
     rho = [value for value in valid_values(values, "rho") if isinstance(value, float)]
-    if rho and (min(rho) > NEAR or max(rho) < 1):
+    if rho and (min(rho) > MAX_LABEL_RATIO or max(rho) < 1):
         shown = show(rho[0]) if len(rho) == 1 else f"{show(min(rho))} to {show(max(rho))}"
         why = "rho weighs all desirable rows against all undesirable ones; KTO's authors use 1 to 4/3."
         yield Problem(_place(values, "rho"), f"rho {shown} is outside 1 to 4/3", why, "rho: 1")

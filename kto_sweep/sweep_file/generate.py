@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import yaml
 
 from kto_sweep.data.lint import balance
-from kto_sweep.data.lint_findings import ENOUGH_HELD_OUT
+from kto_sweep.data.lint_findings import MIN_HELD_OUT
 from kto_sweep.data.lint_lengths import percentiles
 from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters, measure_tokens, read_data
 from kto_sweep.errors import DataError, UsageError
@@ -203,9 +203,9 @@ def _from_data(summary: DataSummary, reasons: dict[str, str]) -> dict[str, Setti
         f"99 of 100 rows have at most {summary.p99:,} tokens, the longest {summary.longest:,}{estimated}."
     )
     fewest = min(summary.desirable, summary.undesirable)
-    fraction = min(0.3, max(0.1, math.ceil(20 * ENOUGH_HELD_OUT / fewest) / 20))
+    fraction = min(0.3, max(0.1, math.ceil(20 * MIN_HELD_OUT / fewest) / 20))
     reasons["eval_fraction"] = (
-        f"Of {summary.rows:,} rows; eval/auc needs at least {ENOUGH_HELD_OUT} held-out rows of each label."
+        f"Of {summary.rows:,} rows; eval/auc needs at least {MIN_HELD_OUT} held-out rows of each label."
     )
     settings: dict[str, Setting] = {"max_length": Fixed(length), "eval_fraction": Fixed(fraction)}
     weighed = balance(summary.desirable, summary.undesirable)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kto_sweep.data.files import find_data
 from kto_sweep.data.lint import LintReport, lint
-from kto_sweep.data.lint_findings import NEAR
+from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
 from kto_sweep.data.lint_rows import measure_characters, read_data
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
@@ -111,7 +111,7 @@ def _check_weights(checked: CheckedSweepFile, dataset: GivenValue, report: LintR
         return
     desirable, undesirable = (float(str(values[0])) if values and values[0] else 1.0 for values in weights)
     ratio = report.balance.ratio * desirable / undesirable
-    if not 1 / NEAR < ratio < NEAR * NEAR:
+    if not 1 / MAX_LABEL_RATIO < ratio < MAX_LABEL_RATIO * MAX_LABEL_RATIO:
         why = "The weights and the counts of the two labels together; KTO's authors use 1 to 4/3."
         what = f"desirable rows weigh {ratio:.2g} times as much as undesirable ones"
         name = "desirable_weight" if weights[0] else "undesirable_weight"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.data.formats import describe_bad, load_examples
 from kto_sweep.home import Home
-from kto_sweep.models.hub import bytes_to_download, without_safetensors
+from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
@@ -64,7 +64,7 @@ def _weights(trial: Trial) -> str:
     name = trial.base_model
     path = Path(name).expanduser()
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise without_safetensors(name)
+        raise no_safetensors_error(name)
     if path.exists() or name == PRESETS["tiny"].model:
         return ""
     missing = bytes_to_download(name)

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kto_sweep.auc
-from kto_sweep.auc import auc
+import kto_sweep.data.auc
+from kto_sweep.data.auc import auc
 
 some = st.lists(st.integers(-3, 3), min_size=1, max_size=8).map(lambda values: np.array(values, float))
 
 
 def test_the_worked_examples() -> None:
-    assert doctest.testmod(kto_sweep.auc).failed == 0
+    assert doctest.testmod(kto_sweep.data.auc).failed == 0
 
 
 @given(some, some)

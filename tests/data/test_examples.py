@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kto_sweep.auc import auc
+from kto_sweep.data.auc import auc
 from kto_sweep.data.formats import load_examples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
