@@ -10,7 +10,7 @@ each until it has got past the place where it died; who is alone when the next w
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from kto_sweep.errors import FailureCause, is_gpu_trouble
+from kto_sweep.errors import FailureCause, is_gpu_error
 
 RETRIES = 2
 SUSPICIOUS = 2
@@ -47,7 +47,7 @@ def pause(cause: str, failures: int) -> float:
 
 def cause_of_death(last_words: str) -> FailureCause:
     """What ended a worker, by what it said in the end."""
-    if is_gpu_trouble(last_words) or is_hardware(last_words):
+    if is_gpu_error(last_words) or is_hardware(last_words):
         return FailureCause.SICK_GPU
     return FailureCause.WORKER_CRASH
 

@@ -6,7 +6,7 @@ import urllib.error
 from collections.abc import Callable
 
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.http import NO_ANSWER, opener
+from kto_sweep.http import CONNECTION_ERRORS, opener_for
 
 ROUND_SECONDS = 10.0
 
@@ -63,9 +63,9 @@ class Lifeline:
 
     def _answers(self) -> bool:
         try:
-            opener(self._url).open(self._url, timeout=self._interval).close()
+            opener_for(self._url).open(self._url, timeout=self._interval).close()
         except urllib.error.HTTPError as error:
             return error.code < 500  # any answer of the server itself will do
-        except NO_ANSWER:
+        except CONNECTION_ERRORS:
             return False
         return True

@@ -11,7 +11,7 @@ from kto_sweep.agent.stations import Stations
 from kto_sweep.agent.tally import Tally
 from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import Trials
-from kto_sweep.protocol import MakeRoom
+from kto_sweep.protocol import SetConcurrency
 from kto_sweep.wandb_client.private_api import Command
 
 
@@ -145,7 +145,7 @@ class Places:
         elif self._stations.may_start(slot.station, work):
             self._trials.open(slot)
 
-    def make_room(self, station: Station, message: MakeRoom) -> None:
+    def make_room(self, station: Station, message: SetConcurrency) -> None:
         """Have as many slots as the worker wants; one that is too many ends with its trial."""
         if message.reason:
             self._display.say(f"{station.device.name}: {message.reason}")

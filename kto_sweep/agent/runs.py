@@ -16,9 +16,9 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
-from kto_sweep.json_file import write_whole
+from kto_sweep.json_file import write_atomic
 from kto_sweep.run_log import RunLog, last_step
-from kto_sweep.run_record import Claim, RunRecord, read_record
+from kto_sweep.run_record import RunLock, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER
 
@@ -92,7 +92,7 @@ class TrialRun:
         run: wandb.Run,
         folder: Path,
         record: RunRecord,
-        claim: Claim,
+        claim: RunLock,
         objective: Objective,
         alerts: RunAlerts,
         keep: int = 0,
@@ -148,10 +148,10 @@ class TrialRun:
         resume: Literal["must", "allow"] | None
         resume = "must" if adopt else "allow" if goes_on and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder)
+        claim = RunLock(folder)
         run: wandb.Run | None = None
         try:
-            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            write_atomic(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
             record = RunRecord(
                 ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
@@ -194,7 +194,7 @@ class TrialRun:
         except BaseException as error:
             if run is not None:
                 _hand_back(run)
-            claim.drop()
+            claim.release()
             if run is None or is_service_gone(error):
                 raise
             raise HandedBackError(str(error)) from error
@@ -214,7 +214,7 @@ class TrialRun:
             at = datetime.fromisoformat(row["timestamp"]).timestamp()
             values = {name: value for name, value in row.items() if name not in {"step", "timestamp"}}
             self._run.log({**values, "_timestamp": at}, step=row["step"])
-        self._files.echo_again()
+        self._files.echo_earlier()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Take note of the number of optimizer steps, and of those that an earlier attempt has logged."""
@@ -304,7 +304,7 @@ class TrialRun:
     def let_go(self) -> None:
         """Let others have its folder; a second time changes nothing."""
         self._files.close()
-        self._claim.drop()
+        self._claim.release()
 
     def _keep(self, record: RunRecord) -> None:
         with contextlib.suppress(OSError):  # a full disk must not keep the run from ending

@@ -46,9 +46,9 @@ from kto_sweep.agent.timekeeper import Timekeeper
 from kto_sweep.agent.trials import OPENINGS, Trials
 from kto_sweep.agent.worker_process import WorkerProcess
 from kto_sweep.alerts import AlertRule
-from kto_sweep.fingerprints import Trained, Witness
+from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
-from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
+from kto_sweep.protocol import Done, Message, Ready, SetConcurrency, WorkerBroken
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.private_api import Command, end_service, service_has_ended
 
@@ -87,7 +87,7 @@ class Supervisor:
         only: Command | None = None,
         pauses: bool = False,
         timekeeper: Timekeeper | None = None,
-        earlier: Sequence[Trained] = (),
+        earlier: Sequence[TrainedRun] = (),
     ) -> None:
         """`only`: train this trial, which is of no sweep, and ask no server for others.
 
@@ -99,7 +99,7 @@ class Supervisor:
         self._sweep = str(ref)
         self._display = display
         self._timekeeper = timekeeper
-        self._witness = Witness(earlier, display.say)
+        self._input_drift = InputDrift(earlier, display.say)
         self._grows = trials_per_device is None
         self._events: Events = queue.SimpleQueue()
         self.tally = Tally(count)
@@ -237,18 +237,20 @@ class Supervisor:
                 for slot in station.slots:
                     if slot.work is None:
                         self._places.serve(slot)
-            case Broken(text):
+            case WorkerBroken(text):
                 station.last_words = text
-            case MakeRoom() if self._grows:
+            case SetConcurrency() if self._grows:
                 self._places.make_room(station, message)
-            case MakeRoom():
+            case SetConcurrency():
                 pass  # a number was given
             case _:
                 holder = station.holder(message.run_id)
                 if holder is not None:  # else a last word of a trial that was closed already
                     if isinstance(message, Done) and holder.work:
                         self._deaths.worked(station)
-                        self._witness.see(Trained(message.run_id, holder.work.config, message.summary))
+                        self._input_drift.check(
+                            TrainedRun(message.run_id, holder.work.config, message.summary)
+                        )
                         if self._timekeeper:
                             self._timekeeper.learn(holder.work.config, message)
                     self._trials.hear(holder, message)

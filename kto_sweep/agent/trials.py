@@ -29,8 +29,8 @@ from kto_sweep.protocol import (
     Note,
     Planned,
     Preparing,
-    Start,
-    Stop,
+    StartTrial,
+    StopTrial,
     TrialMessage,
 )
 from kto_sweep.run_record import home_id
@@ -221,7 +221,9 @@ class Trials:
         assert work.run is not None
         assert worker is not None
         work.ordered = True
-        worker.send(Start(work.run_id, work.config, str(self.folder(work.run_id)), work.run.logged_steps))
+        worker.send(
+            StartTrial(work.run_id, work.config, str(self.folder(work.run_id)), work.run.logged_steps)
+        )
 
     def order_stop(self, station: Station, run_id: str) -> None:
         """Have the worker end a trial after the step it is in; one that waits for a worker ends at once."""
@@ -230,7 +232,7 @@ class Trials:
             return
         if slot.work.ordered:
             if station.worker is not None:
-                station.worker.send(Stop(run_id))
+                station.worker.send(StopTrial(run_id))
         elif slot.work.run is not None and not slot.work.closing:
             self._stop(slot, {})
         elif self.drop_unopened(slot):

@@ -23,7 +23,7 @@ from kto_sweep.agent.presence import Orphan, Presence
 from kto_sweep.agent.runs import TrialRun
 from kto_sweep.agent.tally import Tally
 from kto_sweep.home import Home
-from kto_sweep.protocol import Message, Order, Ready, Start
+from kto_sweep.protocol import Message, Order, Ready, StartTrial
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.private_api import Command
 
@@ -141,7 +141,7 @@ class Stage:
 
     def started(self) -> list[str]:
         """The trials that a worker was given."""
-        return [order.run_id for order in self.orders if isinstance(order, Start)]
+        return [order.run_id for order in self.orders if isinstance(order, StartTrial)]
 
     def said(self) -> str:
         return self.output.getvalue()

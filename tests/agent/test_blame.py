@@ -9,7 +9,7 @@ from stage import Worker as StandIn
 from kto_sweep.agent.blame import Death, cause_of_death, is_hardware, is_retried, is_sick, pause
 from kto_sweep.agent.slots import Work
 from kto_sweep.errors import FailureCause
-from kto_sweep.protocol import Done, Metrics, Order, Start
+from kto_sweep.protocol import Done, Metrics, Order, StartTrial
 
 
 @pytest.mark.parametrize("cause", list(FailureCause))
@@ -83,7 +83,7 @@ class Deadly:
         self._aboard: dict[StandIn, set[str]] = {}
 
     def on_order(self, worker: StandIn, order: Order) -> None:
-        if not isinstance(order, Start):
+        if not isinstance(order, StartTrial):
             return
         aboard = self._aboard.setdefault(worker, set())
         aboard.add(order.run_id)

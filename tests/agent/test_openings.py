@@ -11,15 +11,15 @@ from kto_sweep.agent import presence, stations, trials
 from kto_sweep.agent.presence import Orphan, find_orphans
 from kto_sweep.agent.runs import HandedBackError
 from kto_sweep.disk import shortage
-from kto_sweep.protocol import Done, Order, Start
-from kto_sweep.run_record import Claim, RunRecord, home_id
+from kto_sweep.protocol import Done, Order, StartTrial
+from kto_sweep.run_record import RunLock, RunRecord, home_id
 from kto_sweep.sweep.view import OWNER
 from kto_sweep.wandb_client.private_api import Command
 
 
 def finish_at_once(grid: Grid):
     def on_order(worker: Worker, order: Order) -> None:
-        if isinstance(order, Start):
+        if isinstance(order, StartTrial):
             grid.over.add(order.run_id)
             worker.say(Done(order.run_id, {}, stopped=False, steps=1))
 
@@ -128,7 +128,7 @@ def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone
     (folder / "trial.json").write_text("{}")
     RunRecord(REF.entity, REF.project, REF.id, True, "", agent="dead").write(folder)
     stage.beat, stage.on_order = grid.beat, finish_at_once(grid)
-    claim, took = Claim(folder), []
+    claim, took = RunLock(folder), []
 
     def take_over(orphan: Orphan, token: str) -> bool:
         took.append(token)

@@ -9,7 +9,7 @@ from kto_sweep.agent import supervisor
 from kto_sweep.agent.events import ServiceGone
 from kto_sweep.agent.runs import ServiceGoneError
 from kto_sweep.cli import run
-from kto_sweep.protocol import Done, Order, Start, Stop
+from kto_sweep.protocol import Done, Order, StartTrial, StopTrial
 from kto_sweep.train_command import run as train_run
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target
@@ -19,7 +19,7 @@ def put_away(stopped: list[str]):
     """A worker that puts away what it is told to stop."""
 
     def on_order(worker: Worker, order: Order) -> None:
-        if isinstance(order, Stop):
+        if isinstance(order, StopTrial):
             stopped.append(order.run_id)
             worker.say(Done(order.run_id, {}, steps=3, stopped=True))
 
@@ -47,7 +47,7 @@ def test_a_signal_that_reaches_the_service_as_well_ends_the_agent_when_the_trial
 
 def test_a_service_that_ends_while_the_agent_leaves_does_not_start_it_again(stage: Stage) -> None:
     def on_order(worker: Worker, order: Order) -> None:
-        if isinstance(order, Stop):
+        if isinstance(order, StopTrial):
             stage.happens(ServiceGone())
             worker.say(Done(order.run_id, {}, steps=3, stopped=True))
 
@@ -68,7 +68,7 @@ def test_a_service_that_ends_alone_is_replaced_by_starting_again(
     with pytest.raises(ServiceGoneError) as gone:
         stage.perform(count=3)
     assert (gone.value.count, gone.value.sweep) == (3, str(REF))
-    assert all(isinstance(order, Start) for order in stage.orders)
+    assert all(isinstance(order, StartTrial) for order in stage.orders)
 
 
 @pytest.mark.parametrize("named", ["", "ab12cd34"])

@@ -14,7 +14,7 @@ from kto_sweep.agent import worker_process
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.worker_process import LAST_BYTES, WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.protocol import Broken, Message
+from kto_sweep.protocol import Message, WorkerBroken
 
 Start = Callable[[str], "Started"]
 
@@ -91,7 +91,7 @@ def test_a_worker_that_sends_what_is_no_message_is_ended(start):
     )
     assert worker.wait() == -signal.SIGKILL
     (told,) = worker.messages
-    assert isinstance(told, Broken)
+    assert isinstance(told, WorkerBroken)
 
 
 def test_half_a_message_of_a_worker_that_was_killed_is_none(start):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kto_sweep.errors import TrialConfigError
-from kto_sweep.metrics import DEFAULT_METRIC, METRICS, direction, known
+from kto_sweep.metrics import DEFAULT_METRIC, METRICS, goal_of
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.trial import PARAMETERS, Trial, check_value
 
@@ -284,9 +284,9 @@ def test_any_trial_survives_yaml(
 def test_presets_and_metrics_are_keyed_by_their_names() -> None:
     assert all(preset.name == name for name, preset in PRESETS.items())
     assert all(metric.name == name for name, metric in METRICS.items())
-    assert known(DEFAULT_METRIC)
+    assert DEFAULT_METRIC in METRICS
     assert not known("accuracy")
-    assert (direction(DEFAULT_METRIC), direction("eval/auc"), direction("nonsense")) == (
+    assert (goal_of(DEFAULT_METRIC), goal_of("eval/auc"), goal_of("nonsense")) == (
         "minimize",
         "maximize",
         "minimize",
