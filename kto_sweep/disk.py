@@ -56,6 +56,6 @@ def require_space(folder: Path) -> None:
     free = free_bytes(folder)
     if free < MIN_FREE_BYTES:
         raise KtoSweepError(
-            f"{folder}: {free >> 20} MiB free on this disk, but a trial needs {MIN_FREE_BYTES >> 20} MiB or more",
+            f"{folder}: {free >> 20} MiB free, but a trial needs {MIN_FREE_BYTES >> 20} MiB or more",
             hint="free some space, or set KTO_SWEEP_HOME to a folder on another disk",
         )

@@ -42,8 +42,9 @@ class InputDrift:
             earlier = {seen for other, seen in self._seen if other == requested}
             if earlier and fingerprint not in earlier:
                 self._say(
-                    f"Warning: {requested[0]} changed during this sweep. Run {trial.run_id} used others than the "
-                    "trials before it, so its results are not comparable   (kto-sweep status lists the runs)"
+                    f"Warning: {requested[0]} changed during this sweep. Run {trial.run_id} used others "
+                    "than the trials before it, so its results are not comparable   (kto-sweep status "
+                    "lists the runs)"
                 )
             self._seen.add((requested, fingerprint))
 

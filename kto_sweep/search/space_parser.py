@@ -136,8 +136,8 @@ def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
         named = keys["distribution"]
         if isinstance(named, str) and named in FORMS:
             return named
-        known = nearest(str(named), FORMS) or ", ".join(FORMS)
-        return Problem((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=known)
+        hint = nearest(str(named), FORMS) or ", ".join(FORMS)
+        return Problem((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=hint)
     if "value" in keys:
         return "constant"
     if "values" in keys:

@@ -85,7 +85,7 @@ def check_parameters(section: Any, method: Any) -> CheckedParameters:
             values.setdefault(name, []).extend(given)
             places.setdefault(name, {})[path] = entry.place
             wrong = list(_check_distribution(entry, distributions.get(path), PARAMETERS[name], method))
-            problems += wrong or [found for value in given if (found := _check_value(name, value))]
+            problems += wrong or list(filter(None, (_check_value(name, value) for value in given)))
     problems += _check_twice(places)
     problems += _check_combinations(values, places, misspelt)
     space = None if refused else Space(tuple(parameters))

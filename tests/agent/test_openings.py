@@ -114,7 +114,7 @@ def test_a_disk_that_takes_nothing_is_found_before_there_is_a_folder(tmp_path, m
     assert not shortage(tmp_path / "runs" / "run1")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert shortage(tmp_path / "runs" / "run1") == "takes no more: no"
+    assert shortage(tmp_path / "runs" / "run1") == "refuses writes: no"
 
 
 def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone(

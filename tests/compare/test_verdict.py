@@ -66,7 +66,9 @@ def test_trials_of_changed_files_are_not_ranked_in_silence():
     others = [ran("e", "r3", max_length=64), ran("f", "r1", "bfloat16:n"), trial("g", 0.1)]
     assert verdict(*alike, *others).beware == ()
     (told,) = verdict(*alike, ran("d", "r2"), *others).beware
-    assert told.startswith("the rows of d.jsonl changed during this sweep: not the same for d as for a, b, c")
+    assert told.startswith(
+        "the rows of d.jsonl changed during this sweep: d used different ones than a, b, c"
+    )
     (told,) = verdict(*alike, ran("d", "r1", "float32:n")).beware
     assert told.startswith("the weights of tiny changed")
 
@@ -78,7 +80,7 @@ def test_an_agent_says_once_that_a_file_has_changed():
     for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
         drift.check(TrainedRun(run_id, config, {"trial/data": rows}))
     assert len(said) == 1
-    assert "the rows of d.jsonl changed during this sweep: run c had others" in said[0]
+    assert "the rows of d.jsonl changed during this sweep. Run c used others" in said[0]
 
 
 def test_a_name_cannot_command_the_terminal():

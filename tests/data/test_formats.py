@@ -84,7 +84,7 @@ def test_labels_that_mean_undesirable(write_rows: WriteRows, label: Any) -> None
         ([1, 2], "not a JSON object"),
         ({"label": True}, "neither conversations, nor messages, nor prompt and completion"),
         ({"prompt": "x", "label": True}, "prompt without completion"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "a pair (chosen, rejected)"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "a preference pair (chosen, rejected)"),
         ({"conversations": [USER], "label": True}, "no assistant turn"),
         ({"conversations": [ANSWER], "label": True}, "no prompt before the assistant turn"),
         ({"conversations": [], "label": True}, "conversations is empty"),

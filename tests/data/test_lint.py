@@ -205,8 +205,8 @@ def test_rows_left_out_are_named_by_reason(report: Report, make_tokenizer: MakeT
     found = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
     left_out = [finding for finding in found.findings if finding.code == "left_out"]
     assert [(finding.what, finding.lines) for finding in left_out] == [
-        ("2 rows left out: no assistant turn", [1, 403]),
-        ("1 row left out: the chat template refuses it: refused", [402]),
+        ("2 rows skipped: no assistant turn", [1, 403]),
+        ("1 row skipped: the chat template refuses it: refused", [402]),
     ]
     assert {finding.severity for finding in left_out} == {Severity.WARNING}
 
@@ -297,7 +297,7 @@ def test_imbalance_is_warned_of_with_the_rho_to_use(report: Report, more: bool, 
     assert found.severity is Severity.WARNING
     assert found.what.startswith(ratio)
     fewer = "undesirable_weight" if more else "desirable_weight"
-    assert found.hint == f"rho: 1 weighs both labels the same (or {fewer}: 1.5)"
+    assert found.hint == f"rho: 1 gives both labels the same weight (or {fewer}: 1.5)"
 
 
 def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
@@ -329,7 +329,7 @@ def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
     assert only(found, "prompt_fills_max_length").lines == [401, 404]
     assert only(found, "prompt_cut").lines == [402, 405]
     assert only(found, "completion_cut").lines == [403]
-    assert only(found, "prompt_cut").hint == "max_length: 107 holds every row, 67 holds 99 in 100"
+    assert only(found, "prompt_cut").hint == "max_length: 107 fits every row, 67 fits 99 of 100"
     assert found.lengths.total is not None
     assert found.lengths.total.max == 107
     assert not codes(report([*APART, *rows], make_tokenizer(), max_length=107)) & {

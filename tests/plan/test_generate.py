@@ -102,8 +102,8 @@ def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixtur
         ([], "no data is named"),
         (["--data", DATA], "no base model is named"),
         (["--data", "absent.jsonl", "--model-size", "3b"], "absent.jsonl: no such data file"),
-        (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "stands beside model"),
-        (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid visits values"),
+        (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "set together with model"),
+        (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid needs a list of values"),
         (["--data", DATA, "--model-size", "3b", "--lr", "2"], "2 is not a learning rate"),
     ],
 )
@@ -122,7 +122,7 @@ def test_flags_mean_values_lists_and_ranges() -> None:
     assert parse_flag("lora_targets", "q_proj,v_proj", "grid") == Fixed(("q_proj", "v_proj"))
     assert parse_flag("dataset", "../data/rows.jsonl", "grid") == Fixed("../data/rows.jsonl")
     assert parse_flag("eval_steps", "null", "grid") == Fixed(None)
-    with pytest.raises(UsageError, match="has no ranges"):
+    with pytest.raises(UsageError, match="cannot have a range"):
         parse_flag("optimizer", "1..2", "bayes")
-    with pytest.raises(UsageError, match="ends before it begins"):
+    with pytest.raises(UsageError, match="ends are in the wrong order"):
         parse_flag("beta", "0.5..0.02", "bayes")

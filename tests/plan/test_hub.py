@@ -40,8 +40,8 @@ def test_weights_in_the_cache_ask_nobody(hub: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("org/absent", "no such model on the hub that you may have"),
-        ("org/pickled", "has no weights as safetensors"),
+        ("org/absent", "not a model on the hub that you can access"),
+        ("org/pickled", "has no safetensors weights"),
     ],
 )
 def test_what_cannot_be_had_is_told(hub: list[str], model: str, words: str) -> None:
@@ -51,7 +51,7 @@ def test_what_cannot_be_had_is_told(hub: list[str], model: str, words: str) -> N
 
 def test_without_a_network(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="the hub cannot be reached") as caught:
+    with pytest.raises(UsageError, match="the hub could not be reached") as caught:
         bytes_to_download("org/model")
     assert "local folder" in str(caught.value.hint)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -145,7 +145,7 @@ def test_create_refuses_what_cannot_run_here(tmp_path: Path, capsys: pytest.Capt
     file = sweep(tmp_path, "  model_size: {values: [0.5b, 8b]}\n  quantization: {value: none}\n")
     assert run(["create", str(file), "--local"]) == 2
     error = capsys.readouterr().err
-    assert "model_size=8b cannot run here" in error
+    assert "model_size=8b needs at least" in error
     assert "NVIDIA Small has 5.0 for tensors" in error
     assert "--force" in error
     assert not (tmp_path / "home").exists()
@@ -168,9 +168,9 @@ def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
     [
         (
             "  model: {value: ./only/on/the/gpu/box}\n",
-            "not made: ./only/on/the/gpu/box: no such model folder",
+            "skipped: ./only/on/the/gpu/box: no such model folder",
         ),
-        ("  model_size: {value: 3b}\n", "not made, as org/rows-on-the-hub is not on this box"),
+        ("  model_size: {value: 3b}\n", "skipped, org/rows-on-the-hub is not on this box"),
     ],
 )
 def test_create_does_not_ask_for_what_only_the_gpu_box_has(tmp_path: Path, text: str, told: str) -> None:

@@ -12,7 +12,7 @@ from kto_sweep.home import Home
 from kto_sweep.models.architecture import BY_MODEL
 from kto_sweep.plan.gpus import GPUS, present_gpu
 from kto_sweep.plan.memory import AdapterShape, StepLoad
-from kto_sweep.plan.timing import EXACT, SHEET, TimingModel, estimate_trial_time
+from kto_sweep.plan.timing import DATA_SHEET, MEASURED, TimingModel, estimate_trial_time
 from kto_sweep.plan.workload import WorkloadCache
 from kto_sweep.rates import FILE, Rate, read_rates, write_rates
 from kto_sweep.train.result import Report
@@ -61,14 +61,14 @@ def test_a_measured_rate_goes_before_the_data_sheet() -> None:
     guessed, measured = sheet.step(LOAD, AdapterShape(1, 16)), here.step(LOAD, AdapterShape(1, 16))
     assert guessed is not None
     assert measured is not None
-    assert (guessed.factor, guessed.source) == (SHEET, "data sheet")
-    assert (measured.seconds, measured.factor) == (pytest.approx(0.4), EXACT)
-    assert measured.at_most == pytest.approx(0.4 * EXACT)
+    assert (guessed.factor, guessed.source) == (DATA_SHEET, "data sheet")
+    assert (measured.seconds, measured.factor) == (pytest.approx(0.4), MEASURED)
+    assert measured.at_most == pytest.approx(0.4 * MEASURED)
     # Of another number of trials it scales as the model of a step does.
     three = here.step(StepLoad(6000, 5100, 5100), AdapterShape(3, 16))
     assert three is not None
     assert 0.4 < three.seconds < 3 * 0.4
-    assert three.factor > EXACT
+    assert three.factor > MEASURED
 
 
 def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:

@@ -45,7 +45,11 @@ def test_a_sound_sweep_has_nothing(folder: Path) -> None:
     ("line", "where", "what"),
     [
         ("  batch_size: {values: [8, 500]}", "5 parameters.batch_size.values", "a batch of 500"),
-        ("  lora_targets: {value: [q_prj]}", "5 parameters.lora_targets.value", "no linear layer"),
+        (
+            "  lora_targets: {value: [q_prj]}",
+            "5 parameters.lora_targets.value",
+            "these models have no linear layer",
+        ),
         ("  rho: {value: 0}", "5 parameters.rho.value", "0 is not a rho"),
         (
             "  loss_type: {values: [kto, apo_zero_unpaired]}",
@@ -66,7 +70,7 @@ def test_errors(folder: Path, line: str, where: str, what: str) -> None:
     ("lines", "what", "hint"),
     [
         ("  batch_size: {value: 2}", "a batch of 2", "batch_size: 8"),
-        ("  rho: {value: 3}", "rho 3.0 is outside of 1 to 4/3", "rho: 1"),
+        ("  rho: {value: 3}", "rho 3.0 is outside 1 to 4/3", "rho: 1"),
         ("  desirable_weight: {value: 3}", "desirable rows weigh 3 times", "rho: 1"),
         (
             "  full_finetune: {value: true}\n  lora_dropout: {value: 0.1}",
@@ -75,16 +79,16 @@ def test_errors(folder: Path, line: str, where: str, what: str) -> None:
         ),
         ("  lora_dropout: {value: 0.1}", "lora_dropout 0.1 makes every step slower", "lora_dropout: 0"),
         ("  epochs: {value: 2}\n  max_steps: {value: 9}", "epochs has no effect", "remove one"),
-        ("  eval_steps: {value: 90}", "eval_steps 90, and a trial takes 54 steps", "eval_steps: 13"),
+        ("  eval_steps: {value: 90}", "eval_steps 90, but a trial has 54 steps", "eval_steps: 13"),
         (
             "  eval_steps: {value: 10}\nearly_terminate: {type: hyperband, min_iter: 9}",
-            "trials are compared from value 9 of eval/common_loss on, and log 6",
+            "trials are compared from value 9 of eval/common_loss on, but log 6",
             "eval_steps: 3",
         ),
-        ("metric: {name: rewards/margins, goal: maximize}", "judged by rewards/margins", ""),
+        ("metric: {name: rewards/margins, goal: maximize}", "the metric is rewards/margins", ""),
         (
             "metric: {name: tokens_per_second, goal: maximize}",
-            "judged by tokens_per_second",
+            "the metric is tokens_per_second",
             "eval/common_loss",
         ),
     ],

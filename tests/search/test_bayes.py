@@ -175,17 +175,17 @@ def test_prior_trials_count_from_the_first_suggestion_on() -> None:
 
 def test_many_trials_are_thinned_and_the_best_ones_stay() -> None:
     losses = [((number / 1000,), (float(number),)) for number in range(1000)]
-    chosen = bayes._most_telling(losses, random.Random(0))
+    chosen = bayes._subset(losses, random.Random(0))
     assert len(chosen) == len(set(chosen)) == bayes.MAX_OBSERVED
     assert set(losses[:100]) <= set(chosen)
 
 
 def test_scale_of_losses() -> None:
     """0 for the best, 1 for the median; a diverged trial is bad, and no worse than that."""
-    assert bayes._tamed([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
-    assert bayes._tamed([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
-    assert bayes._tamed([7.0, 7.0]) == [0, 0]
-    assert bayes._tamed([-1.7e308, 1.7e308]) == [0, 1]
+    assert bayes._scaled([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
+    assert bayes._scaled([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
+    assert bayes._scaled([7.0, 7.0]) == [0, 0]
+    assert bayes._scaled([-1.7e308, 1.7e308]) == [0, 1]
 
 
 def test_torch_is_loaded_by_the_first_question_after_the_start_and_not_before() -> None:

@@ -205,7 +205,7 @@ def test_a_run_that_fell_silent_while_it_was_to_pause_is_paused(bench: Bench) ->
         ({"kto_sweep": {"asha": 3}}, "kto_sweep.asha: needs min_iter"),
         ({"kto_sweep": {"asha": {"min_iter": "x"}}}, "kto_sweep.asha.min_iter is 'x'"),
         ({"kto_sweep": {"asha": {"min_iter": 1, "b": 2}}}, "kto_sweep.asha.b: the keys are"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "neither early_terminate nor"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "combined with early_terminate or"),
         ({"metric": None}, "needs a metric"),
     ],
 )

@@ -39,7 +39,7 @@ def told(block: Any, **top: Any) -> list[str]:
         ({"asha": {"min_iter": 0}}, "asha.min_iter: 0 is not a whole number of at least 1"),
         ({"asha": {"min_iter": 1, "eta": 1}}, "asha.eta: 1 is not a number above 1"),
         ({"asha": {"min_iter": 1, "strict": True}}, "asha.strict: strict is not a key of asha"),
-        ({"asha": {"min_iter": 1}, "replicates": 2}, "asha: asha, and replicates"),
+        ({"asha": {"min_iter": 1}, "replicates": 2}, "asha: asha together with replicates"),
     ],
 )
 def test_asha_that_cannot_be(block: Any, problem: str) -> None:
@@ -48,7 +48,9 @@ def test_asha_that_cannot_be(block: Any, problem: str) -> None:
 
 def test_asha_and_hyperband_exclude_each_other() -> None:
     hyperband = {"type": "hyperband", "min_iter": 1}
-    assert told({"asha": {"min_iter": 1}}, early_terminate=hyperband) == ["asha: asha, and early_terminate"]
+    assert told({"asha": {"min_iter": 1}}, early_terminate=hyperband) == [
+        "asha: asha together with early_terminate"
+    ]
 
 
 @pytest.mark.parametrize("method", ["grid", "random", "bayes"])
@@ -58,7 +60,7 @@ def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
     assert sweep.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
     config, notes = without_block(sweep.config)
     assert "kto_sweep" not in config
-    assert notes == ("asha is of the embedded server: here every trial trains to its end",)
+    assert notes == ("asha needs the embedded server; on W&B every trial trains to its end",)
 
 
 def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
@@ -78,14 +80,14 @@ TWO = [{"name": "eval/common_loss"}, {"name": "trial/seconds", "goal": "minimize
         ([TWO[0], "eval/auc"], "objectives.1: eval/auc is not a metric"),
         ([TWO[0], {"goal": "minimize"}], "objectives.1: no name"),
         ([TWO[0], {"name": "eval/acu"}], "objectives.1.name: eval/acu is not a metric that trials log"),
-        ([TWO[0], {"name": "failure/cause"}], "objectives.1.name: failure/cause cannot be searched by"),
+        ([TWO[0], {"name": "failure/cause"}], "objectives.1.name: failure/cause cannot be the metric"),
         ([TWO[0], {"name": "eval/auc"}], "objectives.1: no goal"),
         ([TWO[0], {"name": "loss", "goal": "up"}], "objectives.1.goal: up is not a goal"),
         (
             [TWO[0], {"name": "loss", "impute": "best"}],
             "objectives.1.impute: impute is not a key of an objective",
         ),
-        ([TWO[0], TWO[0]], "objectives.1.name: eval/common_loss for the second time"),
+        ([TWO[0], TWO[0]], "objectives.1.name: eval/common_loss is listed twice"),
     ],
 )
 def test_objectives_that_cannot_be(objectives: Any, problem: str) -> None:
@@ -102,7 +104,7 @@ def test_the_first_objective_is_the_metric() -> None:
     assert sweep.config["metric"] == other[0]
     assert sweep.config["kto_sweep"] == {"objectives": other}
     (note,) = without_block(sweep.config)[1]
-    assert note.endswith("here the search follows the first alone; compare marks time and memory")
+    assert note.endswith("the search follows the first one only; compare still marks time and memory")
 
 
 @pytest.mark.parametrize(

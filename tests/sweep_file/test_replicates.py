@@ -53,7 +53,7 @@ def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others
     )
     config, notes = without_block(sweep.config)
     assert config == {key: value for key, value in sweep.config.items() if key != "kto_sweep"}
-    assert notes == ("replicates is of the embedded server: here each configuration is trained once",)
+    assert notes == ("replicates needs the embedded server; on W&B each configuration is trained once",)
 
 
 def test_the_first_seed_is_a_trials_own():

@@ -252,7 +252,7 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (5e-6, "x: 5.0e-06 stands without a key. value: 5.0e-06"),
+        (5e-6, "x: 5.0e-06 without a key. value: 5.0e-06"),
         ([1, 2], "values: [1, 2]"),
         ({}, "has no value"),
         ({"vaules": [1]}, "values: in place of vaules:"),
@@ -280,12 +280,12 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
         ({"values": 5}, "values: [5]"),
         ({"value": 1, "values": [1]}, "values is not a key of constant"),
         ({"values": [1, 2], "probabilities": [1.0]}, "1 probabilities for 2 values"),
-        ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "sum 0.9"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "sum to 0.9"),
         ({"values": [1, 2], "probabilities": [1.5, -0.5]}, "not all numbers of 0 or more"),
         ({"value": yaml.safe_load("2024-01-01")}, 'write it in quotes: "2024-01-01"'),
         ({"values": [1, {"a": [float("nan")]}]}, "x.values.1.a.0: nan is not a finite number"),
         ({"parameters": {}}, "x.parameters: {} is not a group of parameters"),
-        ({"parameters": {"y": {"value": 1}}, "value": 3}, "x.value: value stands beside parameters"),
+        ({"parameters": {"y": {"value": 1}}, "value": 3}, "x.value: value next to parameters"),
     ],
 )
 def test_a_problem_says_what_to_type(entry: object, said: str) -> None:

@@ -59,7 +59,7 @@ def test_five_mistakes_are_five_problems_in_one_report(
         "  It says how trials are chosen.\n"
         "  Hint: grid\n"
         "sweep.yaml:4 metric.name: eval/comon_loss is not a metric that trials log\n"
-        "  The search would wait for a value that never comes.\n"
+        "  The search would wait for a value that is never logged.\n"
         "  Hint: eval/common_loss\n"
         "sweep.yaml:9 parameters.learning_rat: learning_rat is not a parameter of a trial\n"
         "  Hint: learning_rate\n"
@@ -106,7 +106,7 @@ def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) ->
     assert sweep.config["parameters"]["lora"]["parameters"]["alpha"] == {"values": [16, 32.0]}
     assert (sweep.config["run_cap"], sweep.config["early_terminate"]["eta"]) == (20, 2.0)
     assert sweep.notices[0] == (
-        "learning_rate: YAML 1.1 reads 5e-7, 1e-7 as text; registered as the number that is meant "
+        "learning_rate: YAML 1.1 reads 5e-7, 1e-7 as text; registered as a number "
         "(write 5.0e-7, 1.0e-7 to silence this)"
     )
     assert [notice.split(":")[0] for notice in sweep.notices] == [
@@ -178,7 +178,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("metric: {goal: minimize}", "1 metric: no name"),
         ("metric: {name: common_loss}", "1 metric.name: common_loss is not a metric"),
         ("metric: {name: [a]}", "1 metric.name: "),
-        ("metric: {name: failure/cause}", "1 metric.name: failure/cause cannot be searched by"),
+        ("metric: {name: failure/cause}", "1 metric.name: failure/cause cannot be the metric"),
         ("metric: {name: eval/auc}", "1 metric: no goal"),
         (
             "metric: {name: eval/auc, goal: maximise}",
@@ -192,7 +192,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("metric: {name: eval/loss, impute: mean}", "1 metric.impute: mean is not a way"),
         ("early_terminate: hyperband", "1 early_terminate: hyperband is not a group of keys"),
         ("early_terminate: {min_iter: 1}", "1 early_terminate: no type"),
-        ("early_terminate: {type: median, min_iter: 1}", "1 early_terminate.type: median is not a kind"),
+        ("early_terminate: {type: median, min_iter: 1}", "1 early_terminate.type: median is not a type"),
         ("early_terminate: {type: hyperband}", "1 early_terminate: neither min_iter nor max_iter"),
         ("early_terminate: {type: hyperband, max_iter: 9}", "1 early_terminate: max_iter without s"),
         ("early_terminate: {type: hyperband, min_iter: 0}", "1 early_terminate.min_iter: 0 is not a whole"),
@@ -213,7 +213,7 @@ def test_settings_that_cannot_be(tmp_path: Path, top: str, problem: str) -> None
     ("method", "problem"),
     [
         ("", "1: no method"),
-        ("method: custom\n", "1 method: custom cannot be run here"),
+        ("method: custom\n", "1 method: custom is not supported"),
         ("method: Bayes\n", "1 method: Bayes is not a method"),
         ("method: [grid]\n", "1 method: "),
     ],
@@ -229,7 +229,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ("lr: {value: 1.0e-5}", "5 parameters.lr: lr is not a parameter of a trial\n  Hint: learning_rate"),
         (
             "learning_rate: 1.0e-5",
-            "5 parameters.learning_rate: 1.0e-05 stands without a key\n  Hint: value: 1.0e-05",
+            "5 parameters.learning_rate: 1.0e-05 without a key\n  Hint: value: 1.0e-05",
         ),
         ("learning_rate: {value: fast}", "5 parameters.learning_rate.value: fast is not a learning rate"),
         (
@@ -243,7 +243,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         (
             "beta: {distribution: uniform, min: 0.1, max: 1.0}",
             "5 parameters.beta.distribution: a grid cannot visit uniform\n"
-            "  method grid tries every value, and uniform has no end of them.\n"
+            "  method grid tries every value, and uniform has infinitely many.\n"
             "  Hint: values: [0.1, 0.55, 1.0], or method: random",
         ),
         ("beta: {min: 0.1, max: 1.0}", "5 parameters.beta.min: a grid cannot visit uniform"),
@@ -258,12 +258,12 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ),
         (
             "rho: {value: 1.2}\n  desirable_weight: {value: 2.0}",
-            "5 parameters.rho: stands beside desirable_weight",
+            "5 parameters.rho: set together with desirable_weight",
         ),
-        ("model: {value: a/b}", "3 parameters.model_size: stands beside model"),
+        ("model: {value: a/b}", "3 parameters.model_size: set together with model"),
         (
             "lora_r: {value: 8}\n  lora: {parameters: {r: {value: 8}}}",
-            "6 parameters.lora.parameters.r: lora_r is given",
+            "6 parameters.lora.parameters.r: lora_r is set",
         ),
         (
             "full_finetune: {values: [true, false]}\n  quantization: {value: 4bit}",
@@ -352,7 +352,7 @@ def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path
         ("method: grid\nparameters:\n\tbeta: 1\n", "3: column 1: not YAML"),
         (
             HEAD + "  beta: {value: 0.1}\n  beta: {value: 0.2}\n",
-            "6 parameters.beta: beta stands here and in line 5",
+            "6 parameters.beta: beta is set here and in line 5",
         ),
         (HEAD + "  beta: !secret 3\n", "5: column 9: not YAML"),
         (HEAD + "---\n" + HEAD, "5: column 1: not YAML"),
@@ -371,15 +371,15 @@ def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
         + HEAD.replace("grid", "bayes")
         + "  learning_rate: {distribution: log_uniform, min: -14, max: -9}\n",
     )
-    said = "\n".join(sweep.notices)
+    notices = "\n".join(sweep.notices)
     for part in (
         "diverging trials win",
-        "better when it is higher",
-        "no end of its own",
+        "better when higher",
+        "runs until you stop it",
         "from evaluation 9 on",
         "log_uniform_values",
     ):
-        assert part in said
+        assert part in notices
     assert len(sweep.notices) == 5
 
 

@@ -144,7 +144,7 @@ def test_the_ends_fit(name: str, value: object) -> None:
             "quantization",
             yaml.safe_load("no"),
             "quantization: false is not a quantization\n"
-            "  How the base weights are held (null: as the preset says): one of none, 4bit, 8bit.\n"
+            "  Precision of the base weights (null: the preset's): one of none, 4bit, 8bit.\n"
             "  Hint: none",
         ),
     ],
@@ -203,8 +203,8 @@ def test_a_parameter_given_twice_is_a_problem() -> None:
 @pytest.mark.parametrize(
     ("config", "where"),
     [
-        ({"model": "a/b"}, "model_size: stands beside model"),
-        ({"rho": 1.2, "desirable_weight": 1.0}, "rho: stands beside desirable_weight"),
+        ({"model": "a/b"}, "model_size: set together with model"),
+        ({"rho": 1.2, "desirable_weight": 1.0}, "rho: set together with desirable_weight"),
         ({"full_finetune": True, "quantization": "4bit"}, "full_finetune: true with quantization 4bit"),
     ],
 )
@@ -285,7 +285,6 @@ def test_presets_and_metrics_are_keyed_by_their_names() -> None:
     assert all(preset.name == name for name, preset in PRESETS.items())
     assert all(metric.name == name for name, metric in METRICS.items())
     assert DEFAULT_METRIC in METRICS
-    assert not known("accuracy")
     assert (goal_of(DEFAULT_METRIC), goal_of("eval/auc"), goal_of("nonsense")) == (
         "minimize",
         "maximize",
