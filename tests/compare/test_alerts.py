@@ -1,4 +1,4 @@
-"""Alert rules: read, met once, and carried from a sweep file to its agents."""
+"""Alert rules: parsed, raised once, and sent from a sweep file to its agents."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_rules_are_read(text, shown):
         ("failure/cause > 1", "failure/cause is not a metric", "one of loss"),
     ],
 )
-def test_what_is_no_rule_says_what_to_type(text, says, hint):
+def test_invalid_rules_say_what_to_type(text, says, hint):
     with pytest.raises(UsageError, match=says) as refused:
         parse_rule(text)
     assert refused.value.hint.startswith(hint)

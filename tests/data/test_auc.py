@@ -16,10 +16,10 @@ def test_the_worked_examples() -> None:
 
 
 @given(some, some)
-def test_it_is_the_share_of_pairs_in_order(higher: np.ndarray, lower: np.ndarray) -> None:
+def test_auc_is_the_share_of_ordered_pairs(higher: np.ndarray, lower: np.ndarray) -> None:
     pairs = [(a > b) + (a == b) / 2 for a in higher for b in lower]
     assert auc(higher, lower) == pytest.approx(np.mean(pairs))
 
 
-def test_a_number_that_is_none_is_not_ranked() -> None:
+def test_nan_gives_nan() -> None:
     assert np.isnan(auc(np.array([1.0, np.nan]), np.array([0.0])))

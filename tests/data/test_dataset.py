@@ -32,7 +32,7 @@ def test_rows_are_split_and_paired_within_each_side() -> None:
         assert all(row.group != rows[j].group for row, j in zip(rows, partner_of, strict=True))
 
 
-def test_notes_say_what_a_person_should_know() -> None:
+def test_notes() -> None:
     data = prepare_data(
         loaded([BadRow(17, "no assistant turn")], cut_turns=3),
         tokenised([*TEN, *((group, True) for group in range(10, 14))], cut_completions=2),
@@ -62,7 +62,7 @@ def test_notes_say_what_a_person_should_know() -> None:
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
+def test_untrainable_data_is_refused(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
     tokens = tokenised(pairs, bad=[BadRow(4, "the chat template refuses it")])
     with pytest.raises(DataError) as raised:
         prepare_data(loaded(), tokens, eval_fraction=0.1, max_length=100)

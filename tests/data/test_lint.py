@@ -78,7 +78,7 @@ def report(tmp_path: Path) -> Callable[..., LintReport]:
 Report = Callable[..., LintReport]
 
 APART = [row(f"question {i}", f"answer {i:03}", i % 2 == 0) for i in range(400)]
-"""So many rows, all as they should be, that nothing is worth a word."""
+"""Enough clean rows for a report without findings."""
 
 
 def only(report: LintReport, code: str) -> LintFinding:
@@ -155,7 +155,7 @@ def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
 
 @settings(max_examples=100, deadline=None)
 @given(some_rows)
-def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decides(
+def test_without_a_tokenizer_the_same_data_is_refused_except_for_token_checks(
     make_tokenizer: MakeTokenizer, folder: Path, rows: list[Row]
 ) -> None:
     read = read_data(write(folder / "characters.jsonl", rows))
@@ -185,7 +185,7 @@ def test_a_file_without_rows_is_an_error(report: Report) -> None:
 # What it warns of.
 
 
-def test_nothing_is_found_in_clean_rows(report: Report, make_tokenizer: MakeTokenizer) -> None:
+def test_clean_rows_have_no_findings(report: Report, make_tokenizer: MakeTokenizer) -> None:
     assert codes(report(APART)) == codes(report(APART, make_tokenizer())) == set()
 
 
@@ -200,7 +200,7 @@ def test_counts_and_split(report: Report, make_tokenizer: MakeTokenizer) -> None
     assert (found.split.train.desirable, found.split.train.undesirable) == (181, 180)
 
 
-def test_rows_left_out_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
+def test_skipped_rows_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
     bad = [{"messages": [{"role": "user", "content": "x"}], "label": True}]
     found = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
     left_out = [finding for finding in found.findings if finding.code == "left_out"]
@@ -219,7 +219,7 @@ def test_copies_are_named_with_their_original(report: Report) -> None:
     assert "contradictory" not in codes(found)
 
 
-def test_ids_of_tool_calls_make_no_row_another_one(report: Report) -> None:
+def test_ids_of_tool_calls_are_ignored(report: Report) -> None:
     twice = [row("where?", "", True, tool_calls=call("Oslo", id)) for id in ("a1", "b2")]
     other = row("where?", "", True, tool_calls=call("Rome", "a1"))
     assert only(report([*APART, *twice, other]), "duplicate").groups == ((401, 402),)
@@ -232,7 +232,7 @@ def test_contradictions_are_named_together(report: Report) -> None:
     assert "duplicate" not in codes(found)
 
 
-def test_answers_that_differ_in_their_calls_alone_are_noted(report: Report) -> None:
+def test_answers_that_differ_only_in_their_calls_are_noted(report: Report) -> None:
     rows = [row("where?", "Looking.", label, tool_calls=call(str(label), "a")) for label in (True, False)]
     silent = [row("who?", "", label, tool_calls=call(str(label), "a")) for label in (True, False)]
     found = report([*APART, *rows, *silent])
@@ -241,7 +241,7 @@ def test_answers_that_differ_in_their_calls_alone_are_noted(report: Report) -> N
     assert "contradictory" not in codes(found)
 
 
-def test_answers_that_differ_behind_the_cut_alone_are_named(
+def test_answers_that_differ_only_after_truncation_are_named(
     report: Report, make_tokenizer: MakeTokenizer
 ) -> None:
     ends = [row("where?", "same " * 20 + end, label) for end, label in (("x", True), ("y", False))]
@@ -260,7 +260,7 @@ def test_neighbours_with_one_prompt_are_noted(report: Report) -> None:
     assert only(report(paired), "same_prompt_neighbours").count == 200
 
 
-def test_turns_behind_the_answer_are_noted(report: Report) -> None:
+def test_turns_after_the_answer_are_noted(report: Report) -> None:
     later = row("x", "y", True)
     later["conversations"].append({"role": "user", "content": "thanks"})
     found = only(report([*APART, later]), "later_turns")
@@ -292,7 +292,7 @@ def test_balance_says_the_rho_to_use_and_its_weights(
 
 
 @pytest.mark.parametrize(("more", "ratio"), [(True, "1.5 desirable rows"), (False, "1.5 undesirable rows")])
-def test_imbalance_is_warned_of_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
+def test_imbalance_gets_a_warning_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
     found = only(report([*APART, *(row(f"more {i}", "answer 999", more) for i in range(100))]), "imbalance")
     assert found.severity is Severity.WARNING
     assert found.what.startswith(ratio)
@@ -300,7 +300,7 @@ def test_imbalance_is_warned_of_with_the_rho_to_use(report: Report, more: bool, 
     assert found.hint == f"rho: 1 gives both labels the same weight (or {fewer}: 1.5)"
 
 
-def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
+def test_labels_predicted_by_length_get_a_warning(report: Report) -> None:
     longer = [row(f"q {i}", "x" * (10 + i % 7 + 4 * (i % 2)), i % 2 == 1) for i in range(200)]
     found = report(longer)
     leak = only(found, "length_leak")
@@ -313,7 +313,7 @@ def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
     assert "length_leak" not in codes(report(longer[:6]))
 
 
-def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
+def test_truncated_rows_are_named_by_line_with_the_max_length_that_fits_all(
     report: Report, make_tokenizer: MakeTokenizer
 ) -> None:
     # A byte is a token, and so is each tag: a prompt has 4 tokens more than its text, a completion 2.
@@ -339,7 +339,7 @@ def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
     }
 
 
-def test_held_out_rows_that_say_little_are_warned_of(report: Report) -> None:
+def test_too_few_held_out_rows_get_a_warning(report: Report) -> None:
     found = only(report(APART[:100]), "few_held_out")
     assert found.what.startswith("only 5 desirable and 5 undesirable rows are held out")
     assert found.hint == "eval_fraction: 0.4"

@@ -1,4 +1,4 @@
-"""Generated sweep files: as golden files, and as W&B's tools and ours take them."""
+"""Generated sweep files: against golden files, and accepted by W&B's tools and ours."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ GENERATED = {
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -42,7 +42,7 @@ def generate(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_files_are_as_they_were_and_have_no_errors(name: str) -> None:
+def test_generated_files_match_the_golden_files_and_have_no_errors(name: str) -> None:
     text = generate(name)
     golden = HERE / "generated" / name
     if os.environ.get("KTO_SWEEP_WRITE_GOLDEN"):
@@ -62,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Ser
     stop_server(home)
 
 
-def test_create_and_the_stock_wandb_sweep_take_them(
+def test_create_and_the_stock_wandb_sweep_accept_them(
     server: tuple[Home, ServerAddress], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, address = server
@@ -89,7 +89,7 @@ def test_create_and_the_stock_wandb_sweep_take_them(
         assert "wandb agent local/kto/" in done.stdout + done.stderr
 
 
-def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("mine")
     assert run(["generate", "grid", "mine.yaml", "--data", DATA, "--model-size", "3b"]) == 2
     assert "mine.yaml is there already" in capsys.readouterr().err
@@ -107,9 +107,7 @@ def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixtur
         (["--data", DATA, "--model-size", "3b", "--lr", "2"], "2 is not a learning rate"),
     ],
 )
-def test_what_cannot_be_written_leaves_no_file(
-    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_flags_leave_no_file(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "grid", "new.yaml", *flags]) == 2
     assert told in capsys.readouterr().err
     assert not Path("new.yaml").exists()

@@ -1,4 +1,4 @@
-"""Memory from sizes alone, against what a GPU took and against what the engine keeps here."""
+"""Memory from sizes alone, against measurements on a GPU and against what autograd saves here."""
 
 import dataclasses
 from pathlib import Path
@@ -46,7 +46,7 @@ ON_AN_H200 = [
 
 
 @pytest.mark.parametrize(("size", "trials", "fullest", "gib", "seconds"), ON_AN_H200)
-def test_peaks_and_steps_are_those_that_an_h200_measured(
+def test_peaks_and_steps_match_those_measured_on_an_h200(
     size: str, trials: int, fullest: StepLoad, gib: float, seconds: float
 ) -> None:
     shape = AdapterShape(trials, 16)
@@ -66,8 +66,8 @@ def small_model(**sizes: int) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**config | sizes))
 
 
-def kept_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, Architecture]:
-    """Bytes that autograd keeps of 60 tokens until the backward, float32, and the model's sizes."""
+def saved_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, Architecture]:
+    """Bytes that autograd saves for the backward of 60 tokens, in float32, and the model's sizes."""
     model = small_model(**sizes)
     decoder = Decoder(model)
     adapters = AdapterStack(model, 1, rank, ["all-linear"])
@@ -101,9 +101,9 @@ def kept_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, 
         ({"rank": 32}, {"rank": 8}),
     ],
 )
-def test_what_a_layer_keeps_grows_as_the_formula_says(more: dict, fewer: dict) -> None:
-    """Differences only: on a CPU norms and attention keep other things than on a GPU."""
-    (large, large_model), (small, small_model_) = kept_bytes(**more), kept_bytes(**fewer)
+def test_saved_bytes_of_a_layer_follow_the_formula(more: dict, fewer: dict) -> None:
+    """Differences only: on a CPU, norms and attention save other tensors than on a GPU."""
+    (large, large_model), (small, small_model_) = saved_bytes(**more), saved_bytes(**fewer)
     expected = [
         activation_bytes_per_token(
             model, "none", AdapterShape(1, sizes.get("rank", 8), dropout="dropout" in sizes)
@@ -115,7 +115,7 @@ def test_what_a_layer_keeps_grows_as_the_formula_says(more: dict, fewer: dict) -
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
-def test_adapters_are_as_many_as_the_engine_lays_out(targets: str | tuple[str, ...]) -> None:
+def test_adapter_parameters_match_the_engine(targets: str | tuple[str, ...]) -> None:
     model = small_model(intermediate_size=96, num_key_value_heads=2)
     sizes = Architecture.from_config(model.config.to_dict())
     for rank in (4, 8, 20):
@@ -138,7 +138,7 @@ def test_quantised_weights_are_those_of_bitsandbytes() -> None:
     assert gib == pytest.approx(6.525e9 * 4.127 / 8 / 2**30 + 2 * 2 * 152064 * 3584 / 2**30, rel=1e-3)
 
 
-def test_recomputing_and_a_smaller_step_take_less() -> None:
+def test_recomputing_and_a_smaller_step_need_less_memory() -> None:
     model, shape, load = QWEN["7b"], AdapterShape(1, 16), StepLoad(3144, 2678, 2404)
     whole = peak_memory(model, "none", shape, load).gib
     again = peak_memory(model, "none", shape, load, recompute=True).gib

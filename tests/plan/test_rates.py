@@ -1,4 +1,4 @@
-"""Measured rates: kept on the box by training, used by plans."""
+"""Measured rates: written by training, used by plans."""
 
 import resource
 import signal
@@ -30,7 +30,7 @@ def rate(trials: int, tokens: float, seconds: float, device: str = "NVIDIA H200"
     return Rate(device, MODEL.key, "none", trials, tokens, seconds)
 
 
-def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) -> None:
+def test_the_newest_rate_of_a_kind_stays_and_a_damaged_file_is_empty(tmp_path: Path) -> None:
     assert read_rates(tmp_path) == []
     write_rates(tmp_path, [rate(1, 2000, 0.2), rate(3, 6000, 0.5)])
     write_rates(tmp_path, [rate(1, 2100, 0.3)])
@@ -41,7 +41,7 @@ def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) ->
     assert len(read_rates(tmp_path)) == 1
 
 
-def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_rates_and_no_scratch_file(tmp_path: Path) -> None:
     write_rates(tmp_path, [rate(1, 2000, 0.2)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -55,7 +55,7 @@ def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_measured_rate_goes_before_the_data_sheet() -> None:
+def test_a_measured_rate_takes_precedence_over_the_data_sheet() -> None:
     sheet = TimingModel.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
     here = TimingModel.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
     guessed, measured = sheet.step(LOAD, AdapterShape(1, 16)), here.step(LOAD, AdapterShape(1, 16))
@@ -71,7 +71,7 @@ def test_a_measured_rate_goes_before_the_data_sheet() -> None:
     assert three.factor > MEASURED
 
 
-def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:
+def test_the_time_on_an_unknown_device_is_unknown() -> None:
     assert (
         TimingModel.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, AdapterShape(1, 16))
         is None
@@ -80,7 +80,7 @@ def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:
     assert not TimingModel.of(MODEL, "none", unknown, unknown.name, []).known
 
 
-def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
+def test_training_writes_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     trial = Trial(model="tiny", dataset=ROWS, batch_size=4, max_length=96, max_steps=14)
     seconds = Session(home, torch.device("cpu")).train(trial, tmp_path / "out", Silent(), lambda: False)
@@ -98,7 +98,7 @@ def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> Non
 
 
 class Silent(Report):
-    """A report that nobody reads."""
+    """A report that ignores everything."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Static problems of a sweep and its data, beyond those of single values."""
+"""Static problems of a sweep and its data, besides those of single values."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def check(folder: Path, text: str) -> Validation:
     return validate(Path("sweep.yaml"))
 
 
-def test_a_sound_sweep_has_nothing(folder: Path) -> None:
+def test_a_valid_sweep_has_no_problems(folder: Path) -> None:
     found = check(folder, GRID + "  batch_size: {values: [4, 8]}\n")
     assert (found.errors, found.warnings) == ((), ())
     assert found.checked().expected_trials == 2
@@ -99,7 +99,7 @@ def test_warnings(folder: Path, lines: str, what: str, hint: str) -> None:
     assert any(what in problem.what and hint in problem.hint for problem in found.warnings), found.warnings
 
 
-def test_margins_as_the_metric_are_told_what_goes_wrong(folder: Path) -> None:
+def test_margins_as_the_metric_get_a_warning_with_the_reason(folder: Path) -> None:
     (warning,) = check(folder, GRID + "metric: {name: rewards/margins, goal: maximize}\n").warnings
     assert "diverging trials win" in warning.what
     assert "eval/common_loss" in warning.what
@@ -123,7 +123,7 @@ def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> Non
     assert found.sweep is None
 
 
-def test_a_broken_line_of_the_data_is_told_with_its_place(folder: Path) -> None:
+def test_a_broken_line_of_the_data_is_an_error_with_its_line(folder: Path) -> None:
     with (folder / "rows.jsonl").open("a") as file:
         file.write("{\n")
     (problem,) = check(folder, GRID).errors

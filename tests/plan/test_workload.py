@@ -1,4 +1,4 @@
-"""Tokens of a trial's steps before it runs, against those that training feeds."""
+"""Estimated tokens of a trial's steps, against those of training."""
 
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 ROWS = str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl")
 
 
-def test_loads_are_those_that_training_packs() -> None:
+def test_loads_match_those_of_training() -> None:
     trial = Trial(model="tiny", dataset=ROWS, batch_size=8, max_length=96, seed=5)
     tokens = tokenise(load_examples(ROWS).examples, load_tokenizer("tiny"), 96)
     data = prepare_data(load_examples(ROWS), tokens, eval_fraction=0.1, max_length=96)
@@ -38,7 +38,7 @@ def test_loads_are_those_that_training_packs() -> None:
     assert longest.tokens + longest.mismatched <= max(row.tokens() for row in rows)
 
 
-def test_without_the_tokenizer_tokens_are_guessed_from_characters() -> None:
+def test_without_the_tokenizer_tokens_are_estimated_from_characters() -> None:
     work = WorkloadCache().workload(Trial(model="nobody/has-this-model", dataset=ROWS, max_length=2048))
     assert not work.exact
     exact = WorkloadCache().workload(Trial(model="tiny", dataset=ROWS, max_length=2048))

@@ -81,7 +81,7 @@ def test_nested_parameters_and_fixed_ones() -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"x": 2.0}, {"x": True}, {"x": "0.5"}, {"x": None}, {"x": {"y": 1}}, {"y": 0.5}]
 )
-def test_configuration_of_another_space_is_no_point(config: dict[str, object]) -> None:
+def test_configuration_of_another_space_has_no_point(config: dict[str, object]) -> None:
     assert cube(x={"min": 0.0, "max": 1.0}).point(config) is None
 
 
@@ -91,7 +91,7 @@ def test_numbers_are_ordered_and_names_are_not() -> None:
     assert names == Levels(("x", "y"), ordered=False)
 
 
-def test_value_listed_twice_or_without_a_chance_is_no_level_of_its_own() -> None:
+def test_repeated_values_and_those_of_probability_zero_are_no_levels() -> None:
     (axis,) = cube(a={"values": [4, 4.0, 8]}).axes
     assert axis == Levels((4, 8), ordered=True)
     (axis,) = cube(a={"values": ["x", "y", "z"], "probabilities": [0.5, 0.5, 0.0]}).axes

@@ -19,7 +19,7 @@ def beats(one, other):
 
 
 @given(ROWS)
-def test_the_front_is_what_nothing_beats(rows):
+def test_the_front_is_what_nothing_dominates(rows):
     unbeaten = [place for place, row in enumerate(rows) if not any(beats(other, row) for other in rows)]
     assert pareto_front(rows) == unbeaten
 
@@ -41,7 +41,7 @@ def test_a_search_with_two_objectives_spreads_along_their_front():
     assert max(config["x"] for config in found) > 0.6
 
 
-def test_the_metric_of_several_objectives_may_be_maximized_while_trials_are_under_way():
+def test_a_maximized_metric_with_several_objectives_and_pending_trials():
     seen = [Observation({"x": x / 8, "y": 0.5}, x / 8, costs=(1.0,)) for x in range(8)]
     seen.append(Observation({"x": 0.99, "y": 0.4}, None, pending=True))
     found = next_config(PLANE, seen, maximize=True, seed=1)

@@ -1,4 +1,4 @@
-"""The search options of the `kto_sweep:` block: what is refused, what is registered where."""
+"""The search options of the `kto_sweep:` block: which are refused, and where they are registered."""
 
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ def checked(block: Any, **top: Any) -> CheckedSweepFile:
     return check_sweep_text(yaml.safe_dump({**BAYES, **top, "kto_sweep": block}), Path("s.yaml"))
 
 
-def told(block: Any, **top: Any) -> list[str]:
-    """Place and words of each problem."""
-    return [f"{'.'.join(each.path[1:])}: {each.what}" for each in checked(block, **top).problems]
+def problems_of(block: Any, **top: Any) -> list[str]:
+    """Place and text of each problem."""
+    return [f"{'.'.join(problem.path[1:])}: {problem.what}" for problem in checked(block, **top).problems]
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ def told(block: Any, **top: Any) -> list[str]:
         ({"asha": {"min_iter": 1}, "replicates": 2}, "asha: asha together with replicates"),
     ],
 )
-def test_asha_that_cannot_be(block: Any, problem: str) -> None:
-    assert told(block) == [problem]
+def test_invalid_asha(block: Any, problem: str) -> None:
+    assert problems_of(block) == [problem]
 
 
 def test_asha_and_hyperband_exclude_each_other() -> None:
     hyperband = {"type": "hyperband", "min_iter": 1}
-    assert told({"asha": {"min_iter": 1}}, early_terminate=hyperband) == [
+    assert problems_of({"asha": {"min_iter": 1}}, early_terminate=hyperband) == [
         "asha: asha together with early_terminate"
     ]
 
 
 @pytest.mark.parametrize("method", ["grid", "random", "bayes"])
-def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
+def test_asha_is_registered_only_with_the_embedded_server(method: str) -> None:
     sweep = checked({"asha": {"min_iter": "1", "eta": "3e0"}}, method=method).sweep
     assert sweep is not None
     assert sweep.config["kto_sweep"] == {"asha": {"min_iter": 1, "eta": 3.0}}
@@ -63,7 +63,7 @@ def test_asha_is_registered_with_the_embedded_server_alone(method: str) -> None:
     assert notes == ("asha needs the embedded server; on W&B every trial trains to its end",)
 
 
-def test_bands_that_no_trial_reaches_are_spoken_of() -> None:
+def test_bands_that_no_trial_reaches_get_a_notice() -> None:
     sweep = checked({"asha": {"min_iter": 9}}).sweep
     assert sweep is not None
     assert any("asha compares trials from evaluation 9 on" in notice for notice in sweep.notices)
@@ -90,14 +90,16 @@ TWO = [{"name": "eval/common_loss"}, {"name": "trial/seconds", "goal": "minimize
         ([TWO[0], TWO[0]], "objectives.1.name: eval/common_loss is listed twice"),
     ],
 )
-def test_objectives_that_cannot_be(objectives: Any, problem: str) -> None:
-    assert told({"objectives": objectives}) == [problem]
+def test_invalid_objectives(objectives: Any, problem: str) -> None:
+    assert problems_of({"objectives": objectives}) == [problem]
 
 
 def test_the_first_objective_is_the_metric() -> None:
     first = "objectives.0: the first objective is not the sweep's metric"
-    assert told({"objectives": TWO}, metric={"name": "eval/loss", "goal": "minimize"}) == [first]
-    assert told({"objectives": TWO}, metric={"name": "eval/common_loss", "goal": "maximize"}) == [first]
+    assert problems_of({"objectives": TWO}, metric={"name": "eval/loss", "goal": "minimize"}) == [first]
+    assert problems_of({"objectives": TWO}, metric={"name": "eval/common_loss", "goal": "maximize"}) == [
+        first
+    ]
     other = [{"name": "eval/auc", "goal": "maximize"}, TWO[1]]
     sweep = checked({"objectives": other}).sweep
     assert sweep is not None
@@ -115,18 +117,18 @@ def test_the_first_objective_is_the_metric() -> None:
         (["abc", 12345678], "warm_start.1: 12345678 is not the name of a sweep"),
     ],
 )
-def test_a_warm_start_that_cannot_be(names: Any, problem: str) -> None:
-    assert told({"warm_start": names}) == [problem]
+def test_invalid_warm_start(names: Any, problem: str) -> None:
+    assert problems_of({"warm_start": names}) == [problem]
 
 
 @pytest.mark.parametrize("method", ["grid", "random"])
-def test_only_bayes_learns_from_earlier_sweeps(method: str) -> None:
+def test_only_bayes_supports_a_warm_start(method: str) -> None:
     (problem,) = checked({"warm_start": ["abc"]}, method=method).problems
     assert problem.what == f"warm_start with method {method}"
     assert ("--reuse" in problem.hint) == (method == "grid")
 
 
-def test_a_warm_start_is_left_to_create() -> None:
+def test_a_warm_start_is_not_registered() -> None:
     sweep = checked({"warm_start": ["abc", "me/kto/def"]}).sweep
     assert sweep is not None
     assert sweep.warm_start == ("abc", "me/kto/def")

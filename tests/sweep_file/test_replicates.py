@@ -37,14 +37,14 @@ def test_seeds_multiply_the_cells_and_the_block_is_not_registered(seed, seeds):
 
 
 @pytest.mark.parametrize("count", ["1", "many", "2.5", "true", "101"])
-def test_what_is_no_number_of_seeds_is_refused(count):
+def test_invalid_numbers_of_seeds_are_refused(count):
     (problem,) = checked(count).problems
     assert problem.path == ("kto_sweep", "replicates")
     assert problem.hint == "replicates: 3"
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others(method):
+def test_replicates_of_other_methods_are_registered_only_with_the_embedded_server(method):
     sweep = checked(3, method=method).sweep
     assert sweep.config["kto_sweep"] == {"replicates": 3}
     assert "seed" not in sweep.config["parameters"]
@@ -56,10 +56,10 @@ def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others
     assert notes == ("replicates needs the embedded server; on W&B each configuration is trained once",)
 
 
-def test_the_first_seed_is_a_trials_own():
+def test_the_first_seed_is_the_default_seed_of_a_trial():
     assert Trial.seed == FIRST_SEED
 
 
-def test_seeds_that_are_searched_are_not_made_as_well():
+def test_replicates_with_a_searched_seed_are_refused():
     (problem,) = checked(3, seed="  seed: {values: [1, 2]}").problems
     assert "seed: {value: 42}" in problem.hint

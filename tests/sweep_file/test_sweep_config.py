@@ -1,4 +1,4 @@
-"""Sweep files: what is registered, every problem with its line, and what is said once."""
+"""Sweep files: the registered configuration, every problem with its line, and notices."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ parameters:
 """
 
 
-def test_five_mistakes_are_five_problems_in_one_report(
+def test_five_mistakes_are_five_problems_in_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert (sweep.project, sweep.name, sweep.notices, sweep.expected_trials) == (None, None, (), 2)
 
 
-def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
+def test_settings_of_the_file_are_kept(tmp_path: Path) -> None:
     sweep = load(
         tmp_path,
         "name: first\nproject: kto\nentity: me\nprogram: mine.py\ndescription: why\n"
@@ -90,7 +90,7 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     assert sweep.config["metric"] == {"name": "eval/auc", "goal": "maximize", "target": 0.9}
 
 
-def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) -> None:
+def test_text_numbers_are_registered_as_numbers_with_one_notice(tmp_path: Path) -> None:
     sweep = load(
         tmp_path,
         "run_cap: '20'\nearly_terminate: {type: hyperband, min_iter: '2', eta: 2e0}\n"
@@ -117,7 +117,7 @@ def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) ->
     ]
 
 
-def test_the_proposed_spelling_silences_the_notice(tmp_path: Path) -> None:
+def test_the_suggested_spelling_silences_the_notice(tmp_path: Path) -> None:
     assert load(tmp_path, HEAD + "  learning_rate: {values: [5.0e-7, 1.0e-7]}\n").notices == ()
 
 
@@ -204,7 +204,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("early_terminate: {type: hyperband, min_itr: 1, max_iter: 8, s: 2}", "1 early_terminate.min_itr: "),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, top: str, problem: str) -> None:
+def test_invalid_settings(tmp_path: Path, top: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, f"{top}\n{HEAD}")
     assert found.startswith(problem)
 
@@ -218,7 +218,7 @@ def test_settings_that_cannot_be(tmp_path: Path, top: str, problem: str) -> None
         ("method: [grid]\n", "1 method: "),
     ],
 )
-def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> None:
+def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, HEAD.replace("method: grid\n", method))
     assert found.startswith(problem)
 
@@ -271,7 +271,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ),
     ],
 )
-def test_parameters_that_cannot_be(tmp_path: Path, entry: str, problem: str) -> None:
+def test_invalid_parameters(tmp_path: Path, entry: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, f"{HEAD}  {entry}\n")
     assert found.startswith(problem)
 
@@ -358,12 +358,12 @@ def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path
         (HEAD + "---\n" + HEAD, "5: column 1: not YAML"),
     ],
 )
-def test_files_that_are_no_sweeps(tmp_path: Path, text: str, problem: str) -> None:
+def test_files_that_are_not_sweeps(tmp_path: Path, text: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, text)
     assert found.startswith(problem)
 
 
-def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
+def test_notices_about_settings_that_are_probably_not_intended(tmp_path: Path) -> None:
     sweep = load(
         tmp_path,
         "metric: {name: eval/margins, goal: minimize}\n"
@@ -383,7 +383,7 @@ def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
     assert len(sweep.notices) == 5
 
 
-def test_a_file_that_is_no_text_is_one_message(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_one_message(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_bytes(b"method: \xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):

@@ -78,7 +78,7 @@ def test_data_are_those_of_pyyaml_but_for_dates() -> None:
         (f"a: {'9' * 5000}\n", 1, "not YAML", ""),
     ],
 )
-def test_what_cannot_be_read_is_one_finding(text: str, line: int, what: str, hint: str) -> None:
+def test_unreadable_yaml_is_one_problem(text: str, line: int, what: str, hint: str) -> None:
     source, (problem,) = read_yaml(text)
     assert source is None
     assert problem.line == line
