@@ -135,7 +135,7 @@ def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone
         return presence.take_over(orphan, token)
 
     monkeypatch.setattr(trials, "take_over", take_over)
-    later(lambda: len(took) > 2 * trials.OPENINGS, claim.drop)
+    later(lambda: len(took) > 2 * trials.OPENINGS, claim.release)
     assert stage.perform(find_orphans(stage.home)).finished == 1
     assert stage.said().count("run cell0 waits: a worker of a dead agent has it still") == 1
     assert grid.handed_out == {"cell0": 0}
