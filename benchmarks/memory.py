@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from kto_sweep.models.architecture import Architecture
-from kto_sweep.plan.memory import GIB, Load, peak, scoring_peak
-from kto_sweep.plan.seconds import adapters
+from kto_sweep.plan.memory import GIB, StepLoad, peak_memory, scoring_peak
+from kto_sweep.plan.timing import adapter_shape
 from kto_sweep.trial import Trial
 
 STEPS, MAX_LENGTH, HELD_OUT = 10, 1024, 64
@@ -161,21 +161,21 @@ def predict(case: Case, rows: list[Any]) -> dict[str, float]:
     from kto_sweep.data.split import all_batches
 
     train, held_out = rows[HELD_OUT:], rows[:HELD_OUT]
-    model, stack = architecture(case.size), adapters(case.trial(0), case.together)
+    model, shape = architecture(case.size), adapter_shape(case.trial(0), case.together)
     orders = [list(all_batches(len(train), case.batch, STEPS, seed)) for seed in range(case.together)]
     loads = [load_of([[train[at] for at in order[step][1]] for order in orders]) for step in range(STEPS)]
-    peaks = [peak(model, case.quantization, stack, load, recompute=case.recompute) for load in loads]
+    peaks = [peak_memory(model, case.quantization, shape, load, recompute=case.recompute) for load in loads]
     fullest = max(peaks, key=lambda found: found.total)
     scored = load_of([held_out])
     return {
         "weights": fullest.weights / GIB,
         "adapters": fullest.adapters / GIB,
         "step": fullest.gib,
-        "scoring": scoring_peak(model, case.quantization, stack, scored.tokens + scored.mismatched).gib,
+        "scoring": scoring_peak(model, case.quantization, shape, scored.tokens + scored.mismatched).gib,
     }
 
 
-def load_of(slots: list[list[Any]]) -> Load:
+def load_of(slots: list[list[Any]]) -> StepLoad:
     """Of one forward with these rows in each slot; what prompts of a slot begin with is fed once."""
     import torch
 
@@ -184,7 +184,7 @@ def load_of(slots: list[list[Any]]) -> Load:
     rows = [row for own in slots for row in own]
     items = [Item(row, slot) for slot, own in enumerate(slots) for row in own]
     fed = pack(items, len(slots), torch.device("cpu")).tokens
-    return Load(fed, sum(len(row.completion) for row in rows), sum(len(row.mismatched) for row in rows))
+    return StepLoad(fed, sum(len(row.completion) for row in rows), sum(len(row.mismatched) for row in rows))
 
 
 def run(case: Case, rows_file: Path) -> dict[str, Any] | str:

@@ -23,9 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.search import bayes
-from kto_sweep.search import random as random_search
 from kto_sweep.search.bayes import Observation
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 MARKS = (10, 20, 40)
 """Finished trials after which the best value is noted."""
@@ -102,7 +102,7 @@ def _ours(surface: Surface, trials: list[Observation], seed: int) -> Config:
 
 
 def _chance(surface: Surface, trials: list[Observation], seed: int) -> Config:
-    return random_search.next_config(surface.space, random.Random(f"{seed} {len(trials)}"))
+    return surface.space.sample(random.Random(f"{seed} {len(trials)}"))
 
 
 def _wandb(surface: Surface, trials: list[Observation], seed: int) -> Config:

@@ -10,7 +10,7 @@ from kto_sweep.env_vars import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.models.presets import PRESETS
-from kto_sweep.sweep_file.block import BLOCK, KEYS
+from kto_sweep.sweep_file.kto_sweep_block import BLOCK, KEYS
 from kto_sweep.text import show
 from kto_sweep.trial import PARAMETERS
 
@@ -74,7 +74,7 @@ def _parameters() -> Iterator[str]:
     rows = []
     for rule in PARAMETERS.values():
         default = "" if rule.default is None else f"`{show(rule.default)}`"
-        rows.append((f"`{rule.name}`", default, rule.kind.description, rule.doc))
+        rows.append((f"`{rule.name}`", default, rule.type.description, rule.doc))
     yield from _table(("parameter", "default", "values", "meaning"), rows)
 
 

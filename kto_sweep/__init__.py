@@ -7,7 +7,7 @@ a registered sweep         sweep/: on W&B, or on server/: embedded, W&B-compatib
      | search/: the next trial of the space
      v
 agent/   one supervisor per box: the W&B runs of the trials; no torch
-     | trial configuration  ^ metrics                        protocol: what the two say to each other
+     | trial configuration  ^ metrics                        protocol: orders and messages
      v                      |
 train/   one worker per device: data/ -> KTO step -> evaluation -> adapters; no wandb
      |

@@ -1,4 +1,4 @@
-"""Alert rules such as `kl_raw > 10`: read, carried to the agents, and met at most once by each run."""
+"""Alert rules such as `kl_raw > 10`: parsed, sent to the agents, and raised at most once per run."""
 
 import operator
 import re
@@ -11,10 +11,10 @@ from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.text import nearest, number_from_text
 
 PARAMETER = "_alerts"
-"""The parameter of a registered sweep that holds its file's rules, as one text with `;` between them.
+"""The parameter of a registered sweep that holds its file's rules, joined by `;`.
 
-Both W&B and the embedded server hand a sweep's parameters to every agent, wherever it runs; they might
-refuse other keys of ours. Like all names that begin with _, it is none of a trial's own parameters.
+W&B and the embedded server send a sweep's parameters to every agent, but might refuse unknown keys. Like all
+names that begin with _, it is not a parameter of the trial.
 """
 
 _SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
@@ -25,7 +25,7 @@ _LOGGED = tuple(name for name in METRICS if name not in NOT_LOGGED and not name.
 
 @dataclass(frozen=True)
 class AlertRule:
-    """A metric and the limit that it should not pass."""
+    """A metric and its limit."""
 
     metric: str
     sign: str
@@ -36,18 +36,18 @@ class AlertRule:
         return f"{self.metric} {self.sign} {self.limit:.15g}"
 
     def is_met(self, value: float) -> bool:
-        """Whether the value is beyond the limit; NaN never is."""
+        """Whether the value meets the rule; NaN never does."""
         return bool(_SIGNS[self.sign](value, self.limit))
 
 
-def read_rule(text: str) -> AlertRule:
-    """The rule that a text means. Raises UsageError: what is wrong, and in its hint what to type."""
-    found = _RULE.fullmatch(text.strip())
-    if found is None:
+def parse_rule(text: str) -> AlertRule:
+    """The rule in `text`. Raises UsageError, with what to type as its hint."""
+    match = _RULE.fullmatch(text.strip())
+    if match is None:
         raise UsageError(
-            f"{text!r} is not an alert: it takes a metric, one of > >= < <=, and a number", hint=_EXAMPLE
+            f"{text!r} is not an alert rule: write a metric, one of > >= < <=, and a number", hint=_EXAMPLE
         )
-    name, sign, limit = found.groups()
+    name, sign, limit = match.groups()
     if name not in _LOGGED:
         near = nearest(name, _LOGGED) or nearest(f"eval/{name}", _LOGGED)
         raise UsageError(
@@ -60,35 +60,35 @@ def read_rule(text: str) -> AlertRule:
     return AlertRule(name, sign, float(number))
 
 
-def carried(rules: Iterable[AlertRule]) -> dict[str, str]:
-    """The definition of PARAMETER for these rules."""
+def parameter_of(rules: Iterable[AlertRule]) -> dict[str, str]:
+    """The value of PARAMETER that carries these rules."""
     return {"value": "; ".join(str(rule) for rule in rules)}
 
 
-def carried_by(config: Mapping[str, Any]) -> tuple[AlertRule, ...]:
-    """The rules in a trial's configuration; those of another version, which cannot be read, are left out."""
+def rules_of(config: Mapping[str, Any]) -> tuple[AlertRule, ...]:
+    """The rules in a trial's configuration, without those of other versions that cannot be parsed."""
     rules = []
     for text in str(config.get(PARAMETER) or "").split(";"):
         try:
-            rules.append(read_rule(text))
+            rules.append(parse_rule(text))
         except UsageError:
             continue
     return tuple(rules)
 
 
-def without_rules(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a registered sweep that are its trials' own."""
+def without_alert_rules(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A registered sweep's parameters without PARAMETER."""
     return {name: value for name, value in parameters.items() if name != PARAMETER}
 
 
-class Alerts:
-    """The rules that one run has not met yet."""
+class RunAlerts:
+    """Watches the metrics of one run for the rules that it has not met yet."""
 
     def __init__(self, rules: Sequence[AlertRule]) -> None:
-        self._waiting = list(dict.fromkeys(rules))
+        self._pending = list(dict.fromkeys(rules))
 
-    def see(self, values: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Title and text of each alert that these metrics give; each rule gives one in a run's life."""
-        met = [rule for rule in self._waiting if rule.metric in values and rule.is_met(values[rule.metric])]
-        self._waiting = [rule for rule in self._waiting if rule not in met]
+    def check(self, values: Mapping[str, float]) -> list[tuple[str, str]]:
+        """Title and text of each alert that these metrics raise; each rule raises one alert per run."""
+        met = [rule for rule in self._pending if rule.metric in values and rule.is_met(values[rule.metric])]
+        self._pending = [rule for rule in self._pending if rule not in met]
         return [(f"KTO: {rule}", f"{rule.metric} is {values[rule.metric]:.4g}") for rule in met]

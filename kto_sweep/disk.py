@@ -1,4 +1,4 @@
-"""Whether there is room on the disk."""
+"""Checks for free disk space."""
 
 import errno
 import shutil
@@ -7,44 +7,44 @@ from pathlib import Path
 
 from kto_sweep.errors import KtoSweepError, is_disk_full
 
-ENOUGH = 200 << 20
-"""Bytes that a trial finds free before it is begun or goes on: its adapters, checkpoint and logs."""
-PROBE = 4 << 20
-"""Bytes that are written to see whether they can be."""
+MIN_FREE_BYTES = 200 << 20
+"""Free bytes needed to start or resume a trial, for its adapters, checkpoint and logs."""
+PROBE_BYTES = 4 << 20
+"""Bytes written to test whether the disk accepts them."""
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free where `folder` is, or will be."""
-    return shutil.disk_usage(_nearest(folder)).free
+    """Free bytes on the disk where `folder` is or will be."""
+    return shutil.disk_usage(_existing(folder)).free
 
 
-def _nearest(folder: Path) -> Path:
-    """The folder, or the one in which it will be."""
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def needed_bytes(folder: Path) -> int:
-    """What the trial in `folder` needs: files are replaced as a whole, so one more of its largest."""
+    """Bytes that the trial in `folder` needs: a new file is written before the old one is removed."""
     sizes = [0]
     for path in folder.glob("*/*.safetensors"):
-        with suppress(OSError):  # removed meanwhile
+        with suppress(OSError):  # removed in the meantime
             sizes.append(path.stat().st_size)
-    return ENOUGH + max(sizes)
+    return MIN_FREE_BYTES + max(sizes)
 
 
 def shortage(folder: Path) -> str:
-    """Why the trial in `folder` cannot be begun or go on now; empty when there is room."""
+    """Why there is not enough space for the trial in `folder`; empty when there is."""
     free, needed = free_bytes(folder), needed_bytes(folder)
     if free < needed:
-        return f"has {free >> 20} MiB free, {needed >> 20} MiB are needed"
-    probe = _nearest(folder) / "room.probe"  # nothing else tells of a quota
+        return f"has {free >> 20} MiB free, needs {needed >> 20} MiB"
+    probe = _existing(folder) / "room.probe"  # only a write shows whether a quota is used up
     try:
-        probe.write_bytes(bytes(PROBE))
+        probe.write_bytes(bytes(PROBE_BYTES))
     except OSError as error:
         if is_disk_full(error) or error.errno == errno.EROFS:
-            return f"takes no more: {error.strerror}"
+            return f"refuses writes: {error.strerror}"
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -52,10 +52,10 @@ def shortage(folder: Path) -> str:
 
 
 def require_space(folder: Path) -> None:
-    """Raise KtoSweepError when no trial could be begun."""
+    """Raise KtoSweepError when there is not enough space to start a trial."""
     free = free_bytes(folder)
-    if free < ENOUGH:
+    if free < MIN_FREE_BYTES:
         raise KtoSweepError(
-            f"{folder}: {free >> 20} MiB are free on this disk, and a trial needs {ENOUGH >> 20} MiB or more",
+            f"{folder}: {free >> 20} MiB free, but a trial needs {MIN_FREE_BYTES >> 20} MiB or more",
             hint="free some space, or set KTO_SWEEP_HOME to a folder on another disk",
         )

@@ -1,12 +1,13 @@
-"""Every error that a user can meet, and how it ends the program.
+"""Every error that a user can see, and its exit code.
 
 KtoSweepError                 exit 1: the work failed
-|-- ServerError               a server is down, refuses the key, or does not know what was asked for
-|-- TrialFailure              one trial cannot go on; carries its cause
-`-- UsageError                exit 2: what was typed or written cannot be right
-    |-- SpecError             a sweep file: all its problems at once
-    |-- TrialConfigError      one trial's configuration: all its problems at once
-    `-- DataError             a data file
+|-- ServerError               a server is unreachable, refuses the key, or does not have what was requested
+|-- TrialFailure              one trial failed; has its cause
+`-- UsageError                exit 2: wrong command line, file or configuration
+    |-- DataError             a data file that cannot be read or trained on
+    `-- ProblemsError         several problems at once
+        |-- SweepFileError    a sweep file that cannot be registered
+        `-- TrialConfigError  a configuration that cannot be trained
 """
 
 import errno
@@ -16,16 +17,16 @@ from enum import StrEnum
 
 EXIT_CODES: Mapping[int, str] = {
     0: "done",
-    1: "the work failed, or some of it cannot be done",
-    2: "what was typed or written cannot be right",
+    1: "the work failed, in whole or in part",
+    2: "wrong command line, file or configuration",
     130: "interrupted by Ctrl-C",
-    143: "ended by SIGTERM: the trials of an agent were put back",
+    143: "ended by SIGTERM: an agent's trials were requeued",
 }
-"""How a command ends; with another signal 128 + its number."""
+"""Exit codes of a command; after other signals 128 + the signal's number."""
 
 
 class KtoSweepError(Exception):
-    """What went wrong, where, and in `hint` what to type instead."""
+    """What is wrong and where; `hint` says what to type instead."""
 
     exit_code = 1
 
@@ -36,7 +37,7 @@ class KtoSweepError(Exception):
 
 
 class ServerError(KtoSweepError):
-    """A server cannot be reached, refuses the key, or does not know the thing asked for."""
+    """A server is unreachable, refuses the key, or does not have what was requested."""
 
 
 class FailureCause(StrEnum):
@@ -54,7 +55,7 @@ class FailureCause(StrEnum):
 
     @property
     def is_the_trials_own(self) -> bool:
-        """Whether the trial itself is at fault; the other causes lie in its surroundings."""
+        """Whether the trial itself caused it; the other causes come from the machine or the network."""
         return self in _OWN
 
 
@@ -67,7 +68,7 @@ _OWN = {
 
 
 class TrialFailure(KtoSweepError):
-    """One trial cannot go on; the sweep can."""
+    """One trial failed; the sweep continues."""
 
     def __init__(self, cause: FailureCause, message: str, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -75,24 +76,24 @@ class TrialFailure(KtoSweepError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the system says that there is no room, or that the user's share of it is used up."""
+    """Whether the error means a full disk or an exceeded quota."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
-_GPU_WORDS = (
+_GPU_ERROR_WORDS = (
     *("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuDNN error", "cuBLAS error"),
     *("CUBLAS_STATUS_", "CUDNN_STATUS_", "NVML_SUCCESS", "No CUDA GPUs are available"),
 )
-"""What torch, its libraries and Triton say when the GPU or its driver has not done what it was told."""
+"""Words in the messages of torch, its libraries and Triton for errors of the GPU or its driver."""
 
 
-def is_gpu_trouble(text: str) -> bool:
-    """Whether an error's text says that a process cannot use its GPU, or not any more."""
-    return any(words in text for words in _GPU_WORDS)
+def is_gpu_error(text: str) -> bool:
+    """Whether an error's text means that a process cannot use its GPU."""
+    return any(words in text for words in _GPU_ERROR_WORDS)
 
 
 class UsageError(KtoSweepError):
-    """What was typed or written cannot be right."""
+    """Wrong command line, file or configuration."""
 
     exit_code = 2
 
@@ -101,18 +102,48 @@ class DataError(UsageError):
     """A data file that cannot be read or trained on."""
 
 
+class Severity(StrEnum):
+    """How bad a problem is."""
+
+    ERROR = "error"
+    """A server or the trainer refuses it."""
+    WARNING = "warning"
+    """Allowed, but probably not intended."""
+    NOTE = "note"
+    """Good to know."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong in a file or a configuration."""
 
-    where: str
-    """Place, as a person finds it: `sweeps/lr.yaml:14 parameters.batch_size`."""
+    path: tuple[str, ...]
+    """Keys from the top of the file or configuration; list positions as text, from "0"."""
     what: str
     """What is wrong, with the value: `0 is not a batch size`."""
     why: str = ""
     """One sentence: the rule that it breaks."""
     hint: str = ""
     """What to type instead."""
+    severity: Severity = Severity.ERROR
+    file: str = ""
+    """Empty: the problem is not in a file."""
+    line: int | None = None
+    """Line in the file, counted from 1; None: the line of `path`."""
+
+    @property
+    def where(self) -> str:
+        """The place for people: `sweeps/lr.yaml:14 parameters.batch_size`."""
+        if not self.file:
+            return ".".join(self.path)
+        place = self.file if self.line is None else f"{self.file}:{self.line}"
+        keys = ".".join(key for key in self.path if not key.isdigit())  # the line shows the list position
+        return f"{place} {keys}" if keys else place
+
+    @property
+    def one_line(self) -> str:
+        """Place, what, why and hint as sentences on one line."""
+        return ". ".join(part for part in (f"{self.where}: {self.what}", self.why, self.hint) if part)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}"]
@@ -124,7 +155,7 @@ class Problem:
 
 
 class ProblemsError(UsageError):
-    """Several problems at once; base of the errors that check whole files."""
+    """Several problems at once; base of the errors from checking whole files."""
 
     def __init__(self, subject: str, problems: Sequence[Problem], *, hint: str = "") -> None:
         count = f"{len(problems)} problem{'' if len(problems) == 1 else 's'}"
@@ -132,7 +163,7 @@ class ProblemsError(UsageError):
         self.problems = tuple(problems)
 
 
-class SpecError(ProblemsError):
+class SweepFileError(ProblemsError):
     """A sweep file that cannot be registered."""
 
 

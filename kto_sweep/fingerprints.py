@@ -1,7 +1,7 @@
-"""Whether the trials of a sweep were trained on the same rows and the same base model. Pure.
+"""Detects whether all trials of a sweep were trained on the same rows and base model. Pure.
 
-A run's summary has fingerprints of both. Trials whose settings ask for the same, but whose fingerprints
-differ, had different files under one name: somebody has changed them while the sweep ran.
+A run's summary has fingerprints of both. When trials with equal settings have different fingerprints, a file
+changed while the sweep ran, and their results are not comparable.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,83 +12,85 @@ from kto_sweep.errors import KtoSweepError
 from kto_sweep.trial import Trial
 
 DATA, MODEL = "trial/data", "trial/model"
-MOST_NAMED = 6
-"""Runs of one group that are named."""
+MAX_NAMED_RUNS = 6
+"""Runs of one group named in a message."""
 
 
 @dataclass(frozen=True)
-class Trained:
-    """One trial, and what it was trained on by its summary."""
+class TrainedRun:
+    """The configuration and summary of one ended trial."""
 
     run_id: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
 
 
-Ground = tuple[tuple[str, ...], str]
-"""What a trial asked for (its name for people first), and the fingerprint of what it got."""
+InputFingerprint = tuple[tuple[str, ...], str]
+"""A requested input (its description first, then the settings that identify it), and its fingerprint."""
 
 
-class Witness:
-    """Says it once when a trial got something else than those before it."""
+class InputDrift:
+    """Warns when a trial had other inputs than the trials before it."""
 
-    def __init__(self, trials: Iterable[Trained], say: Callable[[str], None]) -> None:
-        self._seen = {ground for trial in trials for ground in _grounds(trial)}
+    def __init__(self, trials: Iterable[TrainedRun], say: Callable[[str], None]) -> None:
+        self._seen = {fingerprint for trial in trials for fingerprint in _fingerprints(trial)}
         self._say = say
 
-    def see(self, trial: Trained) -> None:
-        """Take note of a trial that has ended."""
-        for asked, fingerprint in _grounds(trial):
-            before = {known for other, known in self._seen if other == asked}
-            if before and fingerprint not in before:
+    def check(self, trial: TrainedRun) -> None:
+        """Compare an ended trial with those before it, and record its fingerprints."""
+        for requested, fingerprint in _fingerprints(trial):
+            earlier = {seen for other, seen in self._seen if other == requested}
+            if earlier and fingerprint not in earlier:
                 self._say(
-                    f"BEWARE: {asked[0]} changed during this sweep: run {trial.run_id} had others than the "
-                    "trials before it, and its results cannot be compared with theirs   (kto-sweep status "
-                    "names the runs)"
+                    f"Warning: {requested[0]} changed during this sweep. Run {trial.run_id} used others "
+                    "than the trials before it, so its results are not comparable   (kto-sweep status "
+                    "lists the runs)"
                 )
-            self._seen.add((asked, fingerprint))
+            self._seen.add((requested, fingerprint))
 
 
-def differences(trials: Iterable[Trained]) -> list[str]:
-    """A sentence for each file under one name that was not the same for all trials."""
+def differences(trials: Iterable[TrainedRun]) -> list[str]:
+    """A sentence for each input that was not the same for all trials."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for trial in trials:
-        for asked, fingerprint in _grounds(trial):
-            groups.setdefault(asked, {}).setdefault(fingerprint, []).append(trial.run_id)
-    return [_told(asked[0], list(found.values())) for asked, found in groups.items() if len(found) > 1]
+        for requested, fingerprint in _fingerprints(trial):
+            groups.setdefault(requested, {}).setdefault(fingerprint, []).append(trial.run_id)
+    return [
+        _difference(requested[0], list(runs.values())) for requested, runs in groups.items() if len(runs) > 1
+    ]
 
 
-def _grounds(trial: Trained) -> Iterator[Ground]:
+def _fingerprints(run: TrainedRun) -> Iterator[InputFingerprint]:
     try:
-        wanted = Trial.from_config(trial.config)
+        trial = Trial.from_config(run.config)
     except KtoSweepError:
         return
-    model = (wanted.base_model, str(wanted.effective_quantization), str(wanted.full_finetune))
-    split = (str(wanted.max_length), str(wanted.eval_fraction))
-    for name, asked in (
-        (DATA, (f"the rows of {_printable(wanted.dataset)}", *split, *model)),
-        (MODEL, (f"the weights of {_printable(wanted.base_model)}", *model)),
+    model = (trial.base_model, str(trial.effective_quantization), str(trial.full_finetune))
+    split = (str(trial.max_length), str(trial.eval_fraction))
+    for name, requested in (
+        (DATA, (f"the rows of {_printable(trial.dataset)}", *split, *model)),
+        (MODEL, (f"the weights of {_printable(trial.base_model)}", *model)),
     ):
-        found = trial.summary.get(name)
-        if isinstance(found, str):
-            kind, _, fingerprint = found.rpartition(":")  # weights of another precision have another one
-            yield (*asked, kind), fingerprint
+        value = run.summary.get(name)
+        if isinstance(value, str):
+            precision, _, fingerprint = value.rpartition(":")  # depends on the precision of the weights
+            yield (*requested, precision), fingerprint
 
 
 def _printable(name: str) -> str:
-    """Without what would command a terminal: the name came from a run."""
+    """The name without terminal control characters: it comes from a run and is untrusted."""
     return "".join(char for char in name if char.isprintable())
 
 
-def _told(what: str, groups: list[list[str]]) -> str:
+def _difference(what: str, groups: list[list[str]]) -> str:
     groups = sorted(groups, key=len, reverse=True)
     others = "; ".join(_named(group) for group in groups[1:])
     return (
-        f"{what} changed during this sweep: not the same for {others} as for {_named(groups[0])}. "
-        "Their results cannot be compared with each other."
+        f"{what} changed during this sweep: {others} used different ones than {_named(groups[0])}. "
+        "Their results are not comparable."
     )
 
 
 def _named(runs: list[str]) -> str:
-    more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
-    return ", ".join(runs[:MOST_NAMED]) + more
+    more = f" and {len(runs) - MAX_NAMED_RUNS} more" if len(runs) > MAX_NAMED_RUNS else ""
+    return ", ".join(runs[:MAX_NAMED_RUNS]) + more

@@ -1,4 +1,4 @@
-"""Where kto-sweep keeps its files on a box: `KTO_SWEEP_HOME`, by default `~/.kto-sweep`."""
+"""The folder of kto-sweep's files on a machine: `KTO_SWEEP_HOME`, by default `~/.kto-sweep`."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Home:
-    """The folders of one KTO_SWEEP_HOME; each is made by its first user."""
+    """The folders of one KTO_SWEEP_HOME; each is created on first use."""
 
     root: Path
 
@@ -25,7 +25,7 @@ class Home:
 
     @property
     def sweeps(self) -> Path:
-        """One small record per sweep created or run from this box."""
+        """One small record per sweep created or run from this machine."""
         return self.root / "sweeps"
 
     @property
@@ -35,10 +35,10 @@ class Home:
 
     @property
     def models(self) -> Path:
-        """Models made here, such as the tiny preset."""
+        """Models generated locally, such as the tiny preset."""
         return self.root / "models"
 
     @property
     def cache(self) -> Path:
-        """Reference log-probs, by content."""
+        """Reference log-probs, keyed by content."""
         return self.root / "cache"

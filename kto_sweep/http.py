@@ -1,20 +1,20 @@
-"""Plain calls of a server, to see whether it answers."""
+"""Plain HTTP requests that check whether a server responds."""
 
 import http.client
 import ipaddress
 import urllib.request
 from urllib.parse import urlsplit
 
-NO_ANSWER = (OSError, ValueError, http.client.HTTPException)
-"""What a call raises when nobody is there, the address is none, or another program has the port."""
+CONNECTION_ERRORS = (OSError, ValueError, http.client.HTTPException)
+"""Raised by a request when no server listens, the URL is invalid, or another program has the port."""
 
 
-def opener(url: str) -> urllib.request.OpenerDirector:
-    """What calls `url`: a server of this box without a proxy, as wandb's own service does."""
-    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * _is_here(url))
+def opener_for(url: str) -> urllib.request.OpenerDirector:
+    """An opener for `url`; like wandb's service, it bypasses proxies for servers on this machine."""
+    return urllib.request.build_opener(*[urllib.request.ProxyHandler({})] * _is_loopback(url))
 
 
-def _is_here(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     try:
         host = urlsplit(url).hostname or ""
         return host == "localhost" or ipaddress.ip_address(host).is_loopback

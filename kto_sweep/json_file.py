@@ -1,4 +1,4 @@
-"""Small records on disk: one dataclass of plain fields as a JSON object in a file, replaced as a whole."""
+"""Small records on disk: a dataclass of plain fields as a JSON object in one file, replaced atomically."""
 
 import json
 import os
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 Record = TypeVar("Record", bound="DataclassInstance")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Put `text` in place of what was there; readers, and a power cut, find the old or the new.
+def write_atomic(path: Path, text: str) -> None:
+    """Replace the file's content atomically: readers see the old or the new text, also after a power cut.
 
     Raises OSError.
     """
@@ -30,15 +30,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_record(path: Path, record: "DataclassInstance") -> None:
-    """Put `record` in place of what was there. Raises OSError."""
-    write_whole(path, json.dumps(asdict(record)) + "\n")
+    """Replace the record in `path` atomically. Raises OSError."""
+    write_atomic(path, json.dumps(asdict(record)) + "\n")
 
 
-def read_record_of(kind: type[Record], path: Path) -> Record | None:
-    """The record in `path`; None when there is none that is whole, each field of its type."""
+def read_record_file(kind: type[Record], path: Path) -> Record | None:
+    """The record in `path`; None when the file is missing, damaged, or has a field of another type."""
     try:
         record = kind(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):
         return None
-    whole = all(isinstance(getattr(record, each.name), each.type) for each in fields(record))  # type: ignore[arg-type]
-    return record if whole else None
+    valid = all(isinstance(getattr(record, field.name), field.type) for field in fields(record))  # type: ignore[arg-type]
+    return record if valid else None

@@ -1,4 +1,4 @@
-"""Every metric that a trial logs: name, unit, which way is better, meaning."""
+"""Every metric that a trial logs: name, unit, goal, meaning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ class Metric:
     name: str
     unit: str
     goal: Goal | None
-    """Which way is better; None: neither by itself."""
+    """Which direction is better; None: neither."""
     meaning: str
     caution: str = ""
-    """Why a sweep had better not be judged by it."""
+    """Why it is a poor metric for a sweep."""
 
 
-_MARGIN = "it contains beta and grows without bound, so that diverging trials win; eval/common_loss does not"
+_MARGIN = "it scales with beta and grows without bound, so diverging trials win; eval/common_loss avoids both"
 _OWN_LOSS = "its scale depends on beta and loss_type; eval/common_loss compares trials that differ in them"
 
 _TABLE = (
@@ -29,9 +29,9 @@ _TABLE = (
     Metric("rewards/chosen", "nats", "maximize", "mean of beta r over desirable completions"),
     Metric("rewards/rejected", "nats", "minimize", "mean of beta r over undesirable completions"),
     Metric("rewards/margins", "nats", "maximize", "rewards/chosen - rewards/rejected", _MARGIN),
-    Metric("kl", "nats", None, "z0: estimated KL(policy, reference), not below 0"),
+    Metric("kl", "nats", None, "z0: estimated KL(policy, reference), clamped at 0"),
     Metric(
-        "kl_raw", "nats", None, "the estimate before it is cut at 0; negative when the policy drifts away"
+        "kl_raw", "nats", None, "the estimate before it is clamped at 0; negative when the policy drifts away"
     ),
     Metric("logps/chosen", "nats", None, "mean log-probability of desirable completions"),
     Metric("logps/rejected", "nats", None, "mean log-probability of undesirable completions"),
@@ -47,17 +47,20 @@ _TABLE = (
         "eval/common_loss",
         "",
         "minimize",
-        "KTO loss at beta 0.1 and rho 1: the same yardstick for all trials",
+        "KTO loss at beta 0.1 and rho 1: comparable across trials",
     ),
     Metric("eval/loss", "", "minimize", "KTO loss with the trial's own beta and weights", _OWN_LOSS),
-    Metric("eval/auc", "", "maximize", "chance that a desirable completion has the higher reward"),
+    Metric("eval/auc", "", "maximize", "probability that a desirable completion has the higher reward"),
     Metric("eval/margins", "nats", "maximize", "mean desirable - mean undesirable reward", _MARGIN),
     Metric("eval/dprime", "sd", "maximize", "margin in pooled standard deviations"),
     Metric(
-        "eval/desirable_below_ref", "", "minimize", "share of desirable completions less likely than before"
+        "eval/desirable_below_ref",
+        "",
+        "minimize",
+        "share of desirable completions less likely than under the reference model",
     ),
-    Metric("eval/kl", "nats", None, "z0 over the held-out set, not below 0"),
-    Metric("eval/kl_raw", "nats", None, "the same before it is cut at 0"),
+    Metric("eval/kl", "nats", None, "z0 over the held-out set, clamped at 0"),
+    Metric("eval/kl_raw", "nats", None, "the same before it is clamped at 0"),
     # Only in a run's summary.
     Metric("objective/best", "", None, "best value of the sweep's metric"),
     Metric("objective/last", "", None, "last value of the sweep's metric"),
@@ -71,18 +74,13 @@ _TABLE = (
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 DEFAULT_METRIC = "eval/common_loss"
-"""What a sweep minimizes when its file names no metric."""
+"""The metric of a sweep whose file names none; minimized."""
 
 NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause", "trial/data", "trial/model"})
-"""Written once at a run's end or not numbers: a search cannot follow them."""
+"""Metrics that are text, or written once when a run ends: a search cannot follow them."""
 
 
-def known(name: str) -> bool:
-    """True for a metric that trials write."""
-    return name in METRICS
-
-
-def direction(name: str) -> Goal:
-    """Which way is better; minimize, W&B's own default, when neither is or the metric is unknown."""
+def goal_of(name: str) -> Goal:
+    """The metric's goal; minimize, W&B's default, when it has none or is unknown."""
     metric = METRICS.get(name)
     return (metric.goal if metric else None) or "minimize"

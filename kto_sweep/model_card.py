@@ -1,4 +1,4 @@
-"""The model card of a trained run: what the hub shows, from the run's lineage and nothing else."""
+"""The model card of a trained run, written from its lineage file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,13 @@ RESULTS = (
     *("loss", "rewards/margins", "kl", "eval/common_loss", "eval/loss", "eval/auc", "eval/margins"),
     *("eval/dprime", "eval/desirable_below_ref", "eval/kl_raw", "trial/seconds"),
 )
-"""Metrics that a card shows, where the run has them."""
+"""Metrics shown on a card, if the run has them."""
 
 
 def write_card(folder: Path, merged: Path | None = None) -> None:
-    """Write README.md into the run's folder and beside its weights, which are then fit for the hub.
+    """Write README.md into the run's folder and next to its weights, ready to upload to the hub.
 
-    `merged`: into the folder of the run's merged model instead.
+    `merged`: write it only into this folder of the run's merged model.
     """
     about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
     text = "\n".join(card_lines(about, merged=merged is not None)) + "\n"
@@ -26,12 +26,12 @@ def write_card(folder: Path, merged: Path | None = None) -> None:
 
 
 def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[str]:
-    """The card's lines; `about` is what lineage.json holds."""
+    """The card's lines; `about` is the content of lineage.json."""
     model, data, trial = about["model"], about["data"], about["trial"]
     result = about.get("result", {})
     full = merged or bool(trial.get("full_finetune"))
     yield from ("---", f"library_name: {'transformers' if full else 'peft'}")
-    if "/" in model["name"] and not Path(model["name"]).exists():  # the hub links it
+    if "/" in model["name"] and not Path(model["name"]).exists():  # the hub links the base model
         yield f"base_model: {json.dumps(model['name'])}"
     yield from ("pipeline_tag: text-generation", "tags:", "- kto", "- kto-sweep")
     if not full:

@@ -1,4 +1,4 @@
-"""What a trial's parameters may be: the kinds of value, and one rule per parameter."""
+"""The types of a trial's parameters, and the definition of one parameter."""
 
 import math
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from kto_sweep.errors import Problem
 from kto_sweep.text import listed, nearest, number_from_text, show
 
 
-class Kind(Protocol):
-    """A kind of value."""
+class ParameterType(Protocol):
+    """The values that a parameter accepts."""
 
     @property
     def description(self) -> str:
-        """What fits, for a sentence: `a whole number of at least 1`."""
+        """The accepted values, for a sentence: `a whole number of at least 1`."""
 
     def convert(self, value: object) -> object:
-        """The value as the trial holds it. Raises ValueError when it does not fit."""
+        """The value as a trial holds it. Raises ValueError when it is not accepted."""
 
     def suggest(self, value: object) -> str:
-        """What to type in place of a value that does not fit; empty when nothing is near."""
+        """A value to type instead; empty when none is near."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WholeNumber:
 
     @property
     def description(self) -> str:
-        """What fits."""
+        """The accepted values."""
         span = f"of at least {self.least}" if self.most is None else f"from {self.least} to {self.most}"
         return f"a whole number {span}"
 
@@ -43,7 +43,7 @@ class WholeNumber:
         return int(number)
 
     def suggest(self, value: object) -> str:
-        """Nothing: there is no nearest number that is meant."""
+        """Empty: no number is the intended one."""
         return ""
 
 
@@ -54,12 +54,12 @@ class Real:
     low: float
     high: float = math.inf
     with_low: bool = False
-    """True: the low end itself fits too."""
+    """True: `low` itself is accepted."""
     with_high: bool = False
 
     @property
     def description(self) -> str:
-        """What fits."""
+        """The accepted values."""
         low = f"{'of at least' if self.with_low else 'above'} {self.low:g}"
         if self.high == math.inf:
             return f"a number {low}"
@@ -75,7 +75,7 @@ class Real:
         return number
 
     def suggest(self, value: object) -> str:
-        """Nothing: there is no nearest number that is meant."""
+        """Empty: no number is the intended one."""
         return ""
 
 
@@ -87,7 +87,7 @@ class Choice:
 
     @property
     def description(self) -> str:
-        """What fits."""
+        """The accepted values."""
         return f"one of {', '.join(self.options)}"
 
     def convert(self, value: object) -> str:
@@ -97,7 +97,7 @@ class Choice:
         return value
 
     def suggest(self, value: object) -> str:
-        """The nearest word; `none` for what YAML makes of an unquoted no or off."""
+        """The nearest word; `none` for False, which YAML reads from an unquoted no or off."""
         if value is False and "none" in self.options:
             return "none"
         return nearest(str(value).lower(), self.options) or ""
@@ -105,7 +105,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """Any text but the empty one."""
+    """Text that is not empty."""
 
     description: str = "text"
 
@@ -116,13 +116,13 @@ class Text:
         return value
 
     def suggest(self, value: object) -> str:
-        """A number in quotes, in case it is a name."""
+        """The value in quotes."""
         return "" if isinstance(value, str) else f'"{show(value)}"'
 
 
 @dataclass(frozen=True)
 class Flag:
-    """true or false; also as text."""
+    """true or false, also as text."""
 
     description: str = "true or false"
 
@@ -135,7 +135,7 @@ class Flag:
         return value
 
     def suggest(self, value: object) -> str:
-        """Nothing: the description says it."""
+        """Empty: `description` says it all."""
         return ""
 
 
@@ -161,39 +161,38 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class ParameterRule:
+class ParameterDefinition:
     """One parameter of a trial."""
 
     name: str
-    kind: Kind
+    type: ParameterType
     default: object
-    """None, too, where there is none: see `optional`."""
+    """None also where there is no default: see `optional`."""
     optional: bool
-    """True: null means the same as not given."""
+    """True: null is the same as not set."""
     doc: str
     """What it is, with its unit; no full stop."""
     noun: str
     """For messages: `0 is not a batch size`."""
 
-    def apply(self, value: object) -> tuple[object, Problem | None]:
-        """The value as the trial holds it, and what is wrong with it if anything is."""
+    def parse(self, value: object) -> tuple[object, Problem | None]:
+        """The value as a trial holds it, and the problem with it, if any."""
         if value is None and self.optional:
             return None, None
         try:
-            return self.kind.convert(value), None
+            return self.type.convert(value), None
         except ValueError:
             return value, self._problem(value)
 
-    def check(self, value: object) -> Problem | None:
-        """What is wrong with a value; its `where` is the parameter's name."""
-        return self.apply(value)[1]
-
     def _problem(self, value: object) -> Problem:
-        example = self.kind.suggest(value)
+        example = self.type.suggest(value)
         if not example and self.default is not None:
             example = f"the default is {show(self.default)}"
         return Problem(
-            self.name, f"{show(value)} is not {self.noun}", f"{self.doc}: {self.kind.description}.", example
+            (self.name,),
+            f"{show(value)} is not {self.noun}",
+            f"{self.doc}: {self.type.description}.",
+            example,
         )
 
 

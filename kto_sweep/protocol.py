@@ -1,8 +1,8 @@
-"""What the supervisor and a worker say to each other: one JSON object a line.
+"""The protocol between supervisor and workers: one JSON object per line.
 
-Orders go to the worker's standard input, messages come back on a pipe of their own, so that whatever a
-library prints cannot be taken for a message. What is about a run names it: a worker may train several.
-The end of the orders (the supervisor is gone) tells a worker to stop.
+Orders go to the worker's standard input. Messages come back on a separate pipe, so that nothing a library
+prints is read as a message. A worker may train several runs, so whatever concerns one names it. The end of
+standard input (the supervisor has exited) tells a worker to stop.
 """
 
 import json
@@ -11,43 +11,43 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
 MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
-"""Environment variable that tells a worker which file descriptor takes its messages."""
+"""Environment variable with the file descriptor for a worker's messages."""
 DEVICES = "KTO_SWEEP_DEVICES"
-"""Environment variable that tells a worker how many devices it trains each trial on."""
+"""Environment variable with the number of devices that a worker trains each trial on."""
 
 
 @dataclass(frozen=True)
-class Start:
+class StartTrial:
     """Order: train a trial."""
 
     run_id: str
     config: Mapping[str, Any]
     """The trial's configuration, as the sweep server sent it."""
     out_dir: str
-    """Folder for adapters and logs. A trial that has a checkpoint in it goes on from there."""
+    """Folder for adapters and logs. If it has a checkpoint, the trial resumes from it."""
     logged_steps: int | None = None
-    """The last step whose metrics were received, if that is known: each later one comes exactly once. None:
-    those after the checkpoint's step come."""
+    """The last step whose metrics were received: the worker sends each later step exactly once. None:
+    unknown, it sends the steps after the checkpoint's."""
 
 
 @dataclass(frozen=True)
-class Stop:
-    """Order: end a trial after the step it is in."""
+class StopTrial:
+    """Order: stop a trial after its current step."""
 
     run_id: str
 
 
 @dataclass(frozen=True)
 class Ready:
-    """Message: libraries are loaded, trials can start."""
+    """Message: the libraries are loaded, and trials can start."""
 
     device: str
-    """What the worker trains on, for people: `NVIDIA H200` or `CPU, 2 threads`."""
+    """The worker's device, for people: `NVIDIA H200` or `CPU, 2 threads`."""
 
 
 @dataclass(frozen=True)
 class Preparing:
-    """Message: how far something is that must be done before the first step."""
+    """Message: progress of work before the first step."""
 
     run_id: str
     what: str
@@ -57,12 +57,12 @@ class Preparing:
 
 @dataclass(frozen=True)
 class Planned:
-    """Message: how many optimizer steps the trial takes."""
+    """Message: the trial's number of optimizer steps."""
 
     run_id: str
     total_steps: int
     done_steps: int = 0
-    """Steps that an earlier attempt has done and logged: the trial goes on after them."""
+    """Steps done and logged by an earlier attempt; the trial continues after them."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Alert:
-    """Message: something about the trial that a person should look at."""
+    """Message: a W&B alert about the trial."""
 
     run_id: str
     title: str
@@ -93,7 +93,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Done:
-    """Message: the trial ended, by itself or because it was told to."""
+    """Message: the trial finished, or was stopped."""
 
     run_id: str
     summary: Mapping[str, float | int | str]
@@ -103,7 +103,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """Message: the trial cannot go on."""
+    """Message: the trial failed."""
 
     run_id: str
     cause: str
@@ -111,41 +111,41 @@ class Failed:
     message: str
     hint: str = ""
     trace: str = field(default="", repr=False)
-    """Python's traceback when the failure is a defect, else empty."""
+    """Python's traceback when the failure is a bug, else empty."""
 
 
 @dataclass(frozen=True)
-class MakeRoom:
-    """Message: how many trials the worker wants to train at once, from what it has measured."""
+class SetConcurrency:
+    """Message: the number of trials that the worker wants to train at once, from its measurements."""
 
     slots: int
     reason: str
-    """For people; empty when there is nothing to tell yet."""
+    """For people; empty when there is none yet."""
 
 
 @dataclass(frozen=True)
-class Broken:
-    """Message: this worker cannot go on, for a reason that is none of one trial; it ends."""
+class WorkerBroken:
+    """Message: the worker exits, because of an error that no trial caused."""
 
     text: str
 
 
-Order = Start | Stop
+Order = StartTrial | StopTrial
 TrialMessage = Preparing | Planned | Metrics | Note | Alert | Done | Failed
-Message = Ready | MakeRoom | Broken | TrialMessage
+Message = Ready | SetConcurrency | WorkerBroken | TrialMessage
 
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}
 
 
 def encode(line: Order | Message) -> bytes:
-    """One line of JSON, newline included. NaN and infinities travel as Python's own tokens."""
+    """One line of JSON with its newline. NaN and infinities are encoded as Python's json does."""
     return json.dumps({"kind": type(line).__name__.lower(), **asdict(line)}).encode() + b"\n"
 
 
 def decode(line: bytes) -> Any:
-    """The order or message that `encode` wrote.
+    """The order or message in a line that `encode` wrote.
 
-    Raises ValueError when the line is none.
+    Raises ValueError for any other line.
     """
     try:
         fields = json.loads(line)

@@ -1,69 +1,62 @@
-"""Measured training rates of this box, one small file: written by workers, read by plans.
+"""Measured step times of this machine in one small file, written by workers and read by plans.
 
-A rate belongs to a device, the sizes of a model, how its weights are held and the number of trials trained
-together. The newest measurement of a kind replaces the one before.
+A rate belongs to a device, a model's sizes, its quantization and the number of trials trained together. A new
+measurement replaces the previous one of the same kind.
 """
 
 import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from kto_sweep.json_file import write_atomic
+
 FILE = "rates.json"
-"""In the home."""
+"""File name in the home."""
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How long steps took."""
+    """The median step time of one kind of training."""
 
     device: str
-    """As the driver names it; cpu."""
+    """The driver's name of the GPU, or cpu."""
     model: str
-    """The key of its Architecture."""
+    """`Architecture.key` of the model."""
     quantization: str
     trials: int
-    """Trained together."""
+    """Number of trials trained together."""
     tokens: float
-    """Prompt and completion tokens of a step, all trials together: the median."""
+    """Median prompt and completion tokens of a step, all trials together."""
     seconds: float
-    """Of a step: the median."""
+    """Median time of a step."""
 
     @property
     def kind(self) -> tuple[str, str, str, int]:
-        """What it is a rate of."""
+        """What was measured: a file has one rate of each kind."""
         return self.device, self.model, self.quantization, self.trials
 
 
 def read_rates(root: Path) -> list[Rate]:
-    """The rates in the home `root`; none when there are none, or the file cannot be read."""
+    """The rates in the home `root`; empty when the file is missing or damaged."""
     try:
-        told = json.loads((root / FILE).read_text(encoding="utf-8"))
-        if told["format"] != FORMAT:
+        content = json.loads((root / FILE).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
             return []
-        return [Rate(**entry) for entry in told["rates"]]
+        return [Rate(**entry) for entry in content["rates"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def write_rates(root: Path, fresh: Iterable[Rate]) -> None:
-    """Put `fresh` beside the rates that are there, each in place of an older one of its kind.
+    """Add `fresh` to the rates in the home `root`; each replaces the previous one of its kind.
 
-    A disk that is full keeps the old file: a rate is no reason to fail.
+    Errors such as a full disk are ignored and leave the old file.
     """
     kept = {rate.kind: rate for rate in [*read_rates(root), *fresh]}
     text = json.dumps({"format": FORMAT, "rates": [asdict(rate) for rate in kept.values()]}, indent=1)
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=root, prefix=FILE)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(root / FILE)
-        except OSError:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_atomic(root / FILE, text)

@@ -1,7 +1,7 @@
-"""A trial's own files: every metric as JSON lines, and the table that people read.
+"""A trial's log files: every metric as JSON lines, and a table for people.
 
-log.jsonl      {"step": 5, "timestamp": "...", "loss": 0.49, ...}, one object a logged step
-console.log    the table and everything else that was said
+log.jsonl      {"step": 5, "timestamp": "...", "loss": 0.49, ...}, one object per logged step
+console.log    the table and all other messages
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HEADER_EVERY = 100
-"""Rows of the table between two repetitions of its header."""
+"""The table repeats its header after this many rows."""
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("Loss", "loss", "{:.4f}"),
@@ -31,20 +31,20 @@ _WIDTH = 8
 
 
 class StepTable:
-    """Rows of the table, as metrics come in."""
+    """Formats metrics as rows of the table."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._began = clock()
+        self._started = clock()
         self._total = 0
         self._done_before = 0
         self._rows = 0
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
-        """Take note of the number of steps, and of those done before; time counts from here."""
+        """Set the number of steps, and of those done before; the ETA counts from this call."""
         self._total = total_steps
         self._done_before = done_steps
-        self._began = self._clock()
+        self._started = self._clock()
 
     def lines(self, step: int, values: Mapping[str, float]) -> list[str]:
         """The table's next lines: a row for a training step, a line for an evaluation."""
@@ -58,15 +58,17 @@ class StepTable:
             lines.append(f"{f'{step}/{self._total}':>11}{cells}{self._eta(step):>9}")
         evaluated = {name: value for name, value in values.items() if name.startswith("eval/")}
         if evaluated:
-            told = "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items())
-            lines.append(f"{f'{step}/{self._total}':>11}  eval  {told}")
+            shown = "  ".join(
+                f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items()
+            )
+            lines.append(f"{f'{step}/{self._total}':>11}  eval  {shown}")
         return lines
 
     def _eta(self, step: int) -> str:
         done = step - self._done_before
         if not (done > 0 and step <= self._total):
             return "-"
-        return clock_time((self._clock() - self._began) / done * (self._total - step))
+        return clock_time((self._clock() - self._started) / done * (self._total - step))
 
 
 def _cell(values: Mapping[str, float], name: str, form: str) -> str:
@@ -80,16 +82,17 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class WholeLines:
-    """A text file that grows by whole lines only: what a full disk does not take waits for the next line.
+class LineFile:
+    """A text file that grows by whole lines only; lines that a full disk refuses are retried with the next
+    one.
 
-    It begins with `kept`; None: with what it has. Any thread may write.
+    It starts with `kept`; None: with its existing content. Thread-safe.
     """
 
     def __init__(self, path: Path, kept: Sequence[str] | None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._waiting: list[str] = []
+        self._unwritten: list[str] = []
         if kept is not None:
             scratch = path.with_name(f"{path.name}.new")
             try:
@@ -104,27 +107,27 @@ class WholeLines:
     def write(self, line: str) -> None:
         """Add a line."""
         with self._lock:
-            self._waiting.append(line + "\n")
-            data = "".join(self._waiting).encode()
+            self._unwritten.append(line + "\n")
+            data = "".join(self._unwritten).encode()
             with contextlib.suppress(OSError):
                 if self._file.write(data) == len(data):
                     self._end += len(data)
-                    self._waiting.clear()
+                    self._unwritten.clear()
                     return
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)
 
     def close(self) -> None:
-        """Close the file; what it never took is lost."""
-        with contextlib.suppress(OSError):  # a network's disk may tell only now that it is full
+        """Close the file; unwritten lines are lost."""
+        with contextlib.suppress(OSError):  # a network disk may report only now that it is full
             self._file.close()
 
 
 class RunLog:
-    """Writes both files; a Report that keeps what it is told on disk.
+    """Writes both files; implements Report.
 
-    Rows of an earlier attempt stay up to step `keep`, and its console log if there are any. `echo` gets each
-    line of the console log as well.
+    Rows of an earlier attempt up to step `keep` stay, and if there are any its console log. Each line of the
+    console log also goes to `echo`.
     """
 
     def __init__(
@@ -133,31 +136,31 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         kept = _rows_until(folder / "log.jsonl", keep)
         self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
-        """The rows that stayed."""
-        self._jsonl = WholeLines(folder / "log.jsonl", kept)
+        """The rows of the earlier attempt that stay."""
+        self._jsonl = LineFile(folder / "log.jsonl", kept)
         self._console_path = folder / "console.log"
-        self._console = WholeLines(self._console_path, None if kept else [])
+        self._console = LineFile(self._console_path, None if kept else [])
         self._echo = echo
         self._table = StepTable()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
-        """Take note of the number of steps, for the table."""
+        """Set the number of steps, for the table."""
         self._table.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one line of JSON, and the table's row."""
+        """Write the metrics as one line of JSON, and as a row of the table."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._jsonl.write(json.dumps({"step": step, "timestamp": stamp, **values}))
         for line in self._table.lines(step, values):
             self.note(line)
 
     def note(self, text: str) -> None:
-        """Write one line of console log."""
+        """Write one line to the console log."""
         self._console.write(text)
         self._echo(text)
 
-    def echo_again(self) -> None:
-        """Echo the console log's lines of earlier attempts; also what a power cut has left of them."""
+    def echo_earlier(self) -> None:
+        """Echo the console log's lines of earlier attempts, including those damaged by a power cut."""
         for line in self._console_path.read_text(encoding="utf-8", errors="replace").splitlines():
             self._echo(line)
 
@@ -168,7 +171,7 @@ class RunLog:
 
 
 def _rows_until(path: Path, step: int) -> list[str]:
-    """The file's lines up to `step`; those from the first damaged one on are left out, and come again."""
+    """The file's lines up to `step`, without those from the first damaged one on, which are logged again."""
     kept: list[str] = []
     with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
         for line in lines:
@@ -180,16 +183,16 @@ def _rows_until(path: Path, step: int) -> list[str]:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    """A line's values; None when it is damaged or half written."""
+    """A line's values; None when it is damaged or incomplete."""
     try:
-        found = json.loads(line) if line.endswith(b"\n") else None
+        row = json.loads(line) if line.endswith(b"\n") else None
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("step"), int) else None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def last_step(folder: Path) -> int:
-    """The last step that the log of a run's folder has; 0 without one."""
+    """The last step in the log of a run's folder; 0 without a log."""
     step = 0
     with contextlib.suppress(OSError), (folder / "log.jsonl").open("rb") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""What a trial's folder says of its W&B run: where it belongs, whether it has ended, who works on it."""
+"""The record of a W&B run in its trial's folder, and the lock that a process holds while it uses the run."""
 
 import fcntl
 import os
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.home import Home
-from kto_sweep.json_file import read_record_of, write_record
+from kto_sweep.json_file import read_record_file, write_record
 
 _FILE = "run.json"
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as this box opened it."""
+    """One run as this machine opened it."""
 
     entity: str
     project: str
@@ -24,51 +24,51 @@ class RunRecord:
     local: bool
     """On the embedded server of this KTO_SWEEP_HOME."""
     base_url: str
-    """The W&B server otherwise."""
+    """URL of the W&B server otherwise."""
     ended: bool = False
-    """Its last word was said, if perhaps not heard by the server."""
+    """The run ended, though the server may not have all of its data."""
     sent: bool = False
-    """The server is known to have everything."""
+    """The server has all of its data."""
     agent: str = ""
-    """The agent that has it: see agent/lease.py."""
+    """The agent that owns it: see agent/lease.py."""
     device: str = ""
-    """What it was trained on last."""
+    """The device that it was last trained on."""
     attempt: int = 1
-    """How often this box has opened it."""
+    """The number of times this machine has opened it."""
     home: str = ""
     """The id of the home that it was opened in: see `home_id`."""
 
     def write(self, folder: Path) -> None:
-        """Keep it in the run's folder."""
+        """Write it to the run's folder."""
         write_record(folder / _FILE, self)
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The record in a run's folder; None when there is none that can be read."""
-    return read_record_of(RunRecord, folder / _FILE)
+    """The record in a run's folder; None when it is missing or damaged."""
+    return read_record_file(RunRecord, folder / _FILE)
 
 
-class Claim:
-    """Says that this process works on a run, until it is dropped or the process ends, however that ends.
+class RunLock:
+    """Marks a run as in use by this process, until it is released or the process ends in any way.
 
-    A lock on the folder itself, so that nothing is left behind.
+    A shared flock on the folder itself, so no lock file remains.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Waits while the run is being sent."""
+        """Acquires the lock; blocks while another process holds it exclusively to upload the run."""
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._folder, fcntl.LOCK_SH)
 
-    def drop(self) -> None:
-        """Let others have it; a second time changes nothing."""
+    def release(self) -> None:
+        """Release the lock; idempotent."""
         if self._folder >= 0:
             os.close(self._folder)
             self._folder = -1
 
 
 @contextmanager
-def unclaimed(folder: Path) -> Iterator[bool]:
-    """Whether nobody works on the run; nobody can begin to until the end of the block."""
+def try_exclusive(folder: Path) -> Iterator[bool]:
+    """Whether the run is not in use; if so, it stays locked against use until the end of the block."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         free = False
@@ -81,27 +81,27 @@ def unclaimed(folder: Path) -> Iterator[bool]:
 
 
 def home_id(home: Home) -> str:
-    """A name that only this home has: what tells its runs from those that another box has taken over."""
+    """This home's unique id, which distinguishes its runs from those that another machine has taken over."""
     path = home.root / "home-id"
-    known = _read_id(path)
-    if not known:
-        path.unlink(missing_ok=True)  # it is damaged; the runs know it
+    identifier = _read_id(path)
+    if not identifier:
+        path.unlink(missing_ok=True)  # it is damaged; the runs' records have it
         home.root.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"home-id.{os.getpid()}")
         scratch.write_text(_id_of_runs(home) or secrets.token_hex(8))
         with suppress(FileExistsError):
             os.link(scratch, path)
         scratch.unlink()
-        known = _read_id(path)
-    return known
+        identifier = _read_id(path)
+    return identifier
 
 
 def _read_id(path: Path) -> str:
     try:
-        found = path.read_text(encoding="ascii").strip()
+        text = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return ""
-    return found if len(found) == 16 and found.isalnum() else ""
+    return text if len(text) == 16 and text.isalnum() else ""
 
 
 def _id_of_runs(home: Home) -> str:

@@ -1,4 +1,4 @@
-"""Finds the sweep files and example data that come with the package, installed or in a checkout."""
+"""Finds the sweep files and example data shipped with the package, installed or in a checkout."""
 
 from pathlib import Path
 
@@ -7,15 +7,15 @@ SHIPPED_FOLDERS = ("sweeps", "examples")
 
 
 def shipped_root() -> Path:
-    """The folder that holds `sweeps` and `examples`: kto_sweep/shipped of a wheel, else the checkout."""
+    """The folder of `sweeps` and `examples`: kto_sweep/shipped in a wheel, else the checkout."""
     installed = PACKAGE / "shipped"
     return installed if installed.is_dir() else PACKAGE.parent
 
 
 def find_file(name: str, cwd: Path | None = None) -> Path | None:
-    """The file that `name` means: below `cwd` (default: the current one), else the shipped one, or None.
+    """The file `name`: below `cwd` (default: the current folder), else the shipped one, or None.
 
-    A shipped file is named as in a checkout: sweeps/demo.yaml, examples/support_replies.jsonl.
+    A shipped file is named by its path in a checkout: sweeps/demo.yaml, examples/support_replies.jsonl.
     """
     given = Path(name).expanduser()
     here = given if cwd is None else cwd / given
@@ -27,7 +27,7 @@ def find_file(name: str, cwd: Path | None = None) -> Path | None:
 
 
 def shipped_names() -> tuple[str, ...]:
-    """The names of all shipped sweep files and examples, as `find_file` takes them."""
+    """The names of all shipped sweep files and examples, for `find_file`."""
     root = shipped_root()
     files = [path for folder in SHIPPED_FOLDERS for path in (root / folder).glob("*") if path.is_file()]
     return tuple(sorted(str(path.relative_to(root)) for path in files))

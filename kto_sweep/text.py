@@ -1,4 +1,4 @@
-"""How values, numbers and near misses are written in messages and hints, and numbers read from text."""
+"""Formats values, numbers and counts for messages, and parses numbers from text."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
 def number_from_text(text: str) -> int | float | None:
-    """The number that a text means, or None: YAML 1.1 reads 5e-7 and 1E6, having no dot or sign, as text."""
+    """The number in `text`, or None; YAML 1.1 reads 5e-7 and 1E6, without a dot or sign, as text."""
     stripped = text.strip()
     match = _NUMBER.fullmatch(stripped)
     if match is None:
@@ -22,7 +22,7 @@ def number_from_text(text: str) -> int | float | None:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number to compute with: finite, and if a whole one, not beyond all floats."""
+    """Whether a value is a finite number; an int must fit a float."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     try:
@@ -32,7 +32,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def show(value: object) -> str:
-    """A value as a person would write it in a message: JSON, cut at 60 characters."""
+    """A value for a message: text as it is, other values as JSON; truncated to 60 characters."""
     if isinstance(value, float):
         return show_number(value)
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
@@ -40,14 +40,14 @@ def show(value: object) -> str:
 
 
 def show_number(x: float) -> str:
-    """A number as YAML 1.1 reads it back as a number: 5.0e-07 and not 5e-07."""
+    """A number in a form that YAML 1.1 reads as a number: 5.0e-07 and not 5e-07."""
     text = repr(x)
     mantissa, exponent, power = text.partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
 
 
 def yaml_form(text: str) -> str:
-    """A number's text as YAML 1.1 reads it as a number: 5e-7 as 5.0e-7, 1E6 as 1.0E+6."""
+    """A number's text in a form that YAML 1.1 reads as a number: 5.0e-7 for 5e-7, 1.0E+6 for 1E6."""
     match = re.fullmatch(r"([-+]?[\d.]+)([eE])([-+]?)(\d+)", text.strip())
     if match is None:
         return text.strip()
@@ -75,6 +75,6 @@ def duration(seconds: float) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word most like `word`, or None when none is like it."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return found[0] if found else None
+    """The word of `known` most similar to `word`, or None when none is similar."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -11,18 +11,29 @@ from typing import Any, Literal
 
 from kto_sweep.errors import Problem, TrialConfigError
 from kto_sweep.models.presets import PRESETS, Quantization
-from kto_sweep.parameter_types import Choice, Flag, Kind, ParameterRule, Real, Targets, Text, WholeNumber
+from kto_sweep.parameter_types import (
+    Choice,
+    Flag,
+    ParameterDefinition,
+    ParameterType,
+    Real,
+    Targets,
+    Text,
+    WholeNumber,
+)
 from kto_sweep.text import nearest
 
 Path = tuple[str, ...]
 
 EVALUATIONS = 4
-"""How often a trial is evaluated unless eval_steps says otherwise; the last one is after its last step."""
+"""Evaluations per trial by default, without eval_steps; the last is after its last step."""
 
 
-def _parameter(kind: Kind, doc: str, default: Any = dataclasses.MISSING, *, noun: str = "") -> Any:
-    """A field of Trial with its rule."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "doc": doc, "noun": noun})
+def _parameter(
+    value_type: ParameterType, doc: str, default: Any = dataclasses.MISSING, *, noun: str = ""
+) -> Any:
+    """A field of Trial with its definition."""
+    return dataclasses.field(default=default, metadata={"type": value_type, "doc": doc, "noun": noun})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +79,7 @@ class Trial:
         Choice(("adamw", "adamw_8bit")), "Optimizer", "adamw"
     )
     seed: int = _parameter(
-        WholeNumber(0, 2**32 - 1), "Start of every random generator (order of rows, adapters, dropout)", 42
+        WholeNumber(0, 2**32 - 1), "Seed of every random generator (order of rows, adapters, dropout)", 42
     )
     lora_r: int = _parameter(WholeNumber(1), "Rank of the adapters", 16, noun="a LoRA rank")
     lora_alpha: float | None = _parameter(
@@ -81,7 +92,7 @@ class Trial:
         Targets(), "Layers with adapters", "all-linear", noun="a set of LoRA targets"
     )
     quantization: Literal["none", "4bit", "8bit"] | None = _parameter(
-        Choice(("none", "4bit", "8bit")), "How the base weights are held (null: as the preset says)", None
+        Choice(("none", "4bit", "8bit")), "Precision of the base weights (null: the preset's)", None
     )
     eval_fraction: float = _parameter(Real(0, 1), "Share of the prompts held out for evaluation", 0.1)
     eval_steps: int | None = _parameter(
@@ -96,24 +107,23 @@ class Trial:
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> "Trial":
-        """The trial that a run's configuration describes; numbers may be text, groups may be nested.
+        """The trial of a run's configuration; numbers may be text, parameters may be nested.
 
-        Keys that begin with _ are W&B's own and are not looked at.
+        Keys that begin with _ are W&B's own and ignored.
         Raises TrialConfigError with every problem.
         """
         values: dict[str, object] = {}
         problems: list[Problem] = []
         for path, value in leaves(config):
-            where = ".".join(path)
             name = parameter_name(path)
             if name is None:
                 problems.append(unknown_parameter(path))
             elif name in values:
-                problems.append(Problem(where, f"{name} is given twice", hint="keep one of the two"))
+                problems.append(Problem(path, f"{name} is set twice", hint="keep one of the two"))
             else:
                 values[name], problem = check_value(name, value)
                 if problem is not None:
-                    problems.append(dataclasses.replace(problem, where=where))
+                    problems.append(dataclasses.replace(problem, path=path))
         problems += combination_problems({name: (value,) for name, value in values.items()})
         if problems:
             raise TrialConfigError("the trial's configuration", problems)
@@ -130,12 +140,12 @@ class Trial:
 
     @property
     def base_model(self) -> str:
-        """Hub id, folder or file of the base model; `tiny` for the model made here."""
+        """Hub id, folder or file of the base model; `tiny` for the generated toy model."""
         return self.model if self.model is not None else PRESETS[self.model_size or ""].model
 
     @property
     def effective_quantization(self) -> Quantization:
-        """How the base weights are held: as asked, else by the preset; unchanged when all are trained."""
+        """Precision of the base weights: quantization, or the preset's; none when all weights are trained."""
         if self.quantization is not None:
             return self.quantization
         if self.model_size is None or self.full_finetune:
@@ -148,10 +158,10 @@ class Trial:
         return 2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha
 
     def weights(self, n_desirable: int, n_undesirable: int) -> tuple[float, float]:
-        """(lambda_D, lambda_U) for a training set with so many examples of each label.
+        """(lambda_D, lambda_U) for a training set with these counts of the two labels.
 
-        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4), the smaller weight
-        being 1. Without: the explicit weights, 1 by default. One label alone has nothing to balance: 1, 1.
+        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4) with a smaller weight
+        of 1. Without: the explicit weights, 1 by default. (1, 1) when a label is missing.
         """
         if self.rho is None:
             return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
@@ -165,12 +175,12 @@ class Trial:
         return self.eval_steps or math.ceil(total_steps / EVALUATIONS)
 
 
-def _rule(field: "dataclasses.Field[Any]") -> ParameterRule:
+def _definition(field: "dataclasses.Field[Any]") -> ParameterDefinition:
     required = field.default is dataclasses.MISSING
     words = field.name.replace("_", " ")
-    return ParameterRule(
+    return ParameterDefinition(
         name=field.name,
-        kind=field.metadata["kind"],
+        type=field.metadata["type"],
         default=None if required else field.default,
         optional=not required and field.default is None,
         doc=field.metadata["doc"],
@@ -178,7 +188,9 @@ def _rule(field: "dataclasses.Field[Any]") -> ParameterRule:
     )
 
 
-PARAMETERS: Mapping[str, ParameterRule] = {field.name: _rule(field) for field in dataclasses.fields(Trial)}
+PARAMETERS: Mapping[str, ParameterDefinition] = {
+    field.name: _definition(field) for field in dataclasses.fields(Trial)
+}
 
 _OTHER_NAMES = {
     "lr": "learning_rate",
@@ -200,11 +212,11 @@ _OTHER_NAMES = {
     "target_modules": "lora_targets",
     "load_in_4bit": "quantization",
 }
-"""What other KTO scripts call the parameters: for hints only."""
+"""Names of the parameters in other KTO scripts, for hints only."""
 
 
 def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Every (path, value) of a nested configuration, without the keys that begin with _."""
+    """Every (path, value) of a nested configuration, except keys that begin with _."""
     for key, value in config.items():
         if str(key).startswith("_"):
             continue
@@ -221,53 +233,55 @@ def parameter_name(path: Path) -> str | None:
 
 
 def unknown_parameter(path: Path) -> Problem:
-    """The problem of a name that is no parameter, with the nearest that is."""
+    """The problem of an unknown parameter, with the nearest known one as its hint."""
     near = _OTHER_NAMES.get(path[-1]) or nearest(path[-1], PARAMETERS) or nearest("_".join(path), PARAMETERS)
     hint = near or f"the parameters are {', '.join(PARAMETERS)}"
-    return Problem(".".join(path), f"{path[-1]} is not a parameter of a trial", hint=hint)
+    return Problem(path, f"{path[-1]} is not a parameter of a trial", hint=hint)
 
 
 def check_value(name: str, value: object) -> tuple[object, Problem | None]:
-    """A parameter's value as the trial holds it, and what is wrong with it if anything is.
+    """A parameter's value as a trial holds it, and the problem with it, if any; its path is the name.
 
-    Text that means a number (5e-7), true or false is converted. `where` of the problem is the name.
+    Text that means a number (5e-7), true or false is converted.
     """
-    return PARAMETERS[name].apply(value)
+    return PARAMETERS[name].parse(value)
 
 
 def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Problem]:
-    """What is wrong with parameters together; `possible` holds the values that each one given may take."""
+    """Problems of parameters in combination; `possible` has the values of each parameter that is set."""
     given = {name for name, values in possible.items() if any(value is not None for value in values)}
     problems = []
     if "dataset" not in given:
         problems.append(
-            Problem("dataset", "no dataset", "A trial needs data.", "dataset: a file or a hub id")
+            Problem(("dataset",), "no dataset", "A trial needs data.", "dataset: a file or a hub id")
         )
     if not given & {"model", "model_size"}:
         sizes = ", ".join(PRESETS)
         problems.append(
-            Problem("model_size", "no base model", "A trial needs a base model.", f"one of {sizes}; or model")
+            Problem(
+                ("model_size",), "no base model", "A trial needs a base model.", f"one of {sizes}; or model"
+            )
         )
     if {"model", "model_size"} <= given:
-        what = "stands beside model"
-        problems.append(Problem("model_size", what, "Both name the base model.", "remove one of the two"))
+        what = "set together with model"
+        problems.append(Problem(("model_size",), what, "Both name the base model.", "remove one of the two"))
     weights = sorted(given & {"desirable_weight", "undesirable_weight"})
     if "rho" in given and weights:
         why = "rho sets both weights from the counts of the two labels."
         problems.append(
-            Problem("rho", f"stands beside {' and '.join(weights)}", why, "remove one or the other")
+            Problem(("rho",), f"set together with {' and '.join(weights)}", why, "remove one or the other")
         )
     quantised = [value for value in possible.get("quantization", ()) if value in ("4bit", "8bit")]
     if True in possible.get("full_finetune", ()) and quantised:
         why = "Quantised weights cannot be trained."
         problems.append(
-            Problem("full_finetune", f"true with quantization {quantised[0]}", why, "quantization: none")
+            Problem(("full_finetune",), f"true with quantization {quantised[0]}", why, "quantization: none")
         )
     return problems
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a nested parameter; None when it is not there."""
+    """The value of a nested parameter such as `lora.r`; None when it is not set."""
     value: Any = config
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:

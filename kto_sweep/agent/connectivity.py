@@ -8,7 +8,7 @@ from collections.abc import Callable
 from kto_sweep.agent.events import Tick
 from kto_sweep.agent.transition import Transition
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.http import NO_ANSWER, opener
+from kto_sweep.http import CONNECTION_ERRORS, opener_for
 
 PROBE_SECONDS = 10.0
 WARN_SECONDS = 45.0
@@ -63,10 +63,10 @@ class Connectivity:
 
     def _answers(self) -> bool:
         try:
-            opener(self._url).open(self._url, timeout=self._interval).close()
+            opener_for(self._url).open(self._url, timeout=self._interval).close()
         except urllib.error.HTTPError as error:
             return error.code < 500  # any answer of the server itself will do
-        except NO_ANSWER:
+        except CONNECTION_ERRORS:
             return False
         return True
 

@@ -39,9 +39,9 @@ from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import shortage
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.fingerprints import Trained, Witness
+from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
-from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, Start, Stop, TrialMessage
+from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, StartTrial, StopTrial, TrialMessage
 from kto_sweep.run_record import home_id
 from kto_sweep.wandb_client.private_api import Command, RefusedError, end_service, service_has_ended
 
@@ -81,7 +81,7 @@ class Executor:
         *,
         connectivity: Connectivity | None = None,
         allowances: Sequence[Allowance] = (),
-        drift: Witness | None = None,
+        drift: InputDrift | None = None,
         open_run: Callable[..., TrialRun] = TrialRun.open,
         start_worker: Callable[..., WorkerProcess] = WorkerProcess,
         heartbeat_seconds: float = INTERVAL_SECONDS,
@@ -180,7 +180,7 @@ class Executor:
             case do.Dispatch():
                 self._dispatch(action)
             case do.RequestStop(device, run_id):
-                self._workers[device].send(Stop(run_id))
+                self._workers[device].send(StopTrial(run_id))
             case do.Heartbeat():
                 self._beat_on(action)
             case do.CloseSlot(slot):
@@ -194,7 +194,7 @@ class Executor:
                 self._runs[run_id].note(text)
             case do.CompareInputs(config, message):
                 if self._drift is not None:
-                    self._drift.see(Trained(message.run_id, config, message.summary))
+                    self._drift.check(TrainedRun(message.run_id, config, message.summary))
             case do.Say(text):
                 self._progress.say(text)
             case do.ShowStarted(run_id, name, config, device):
@@ -233,7 +233,9 @@ class Executor:
         trial = action.trial
         if self._has_space(action.slot, trial.run_id):
             folder = str(self._folder(trial.run_id))
-            self._workers[action.device].send(Start(trial.run_id, trial.config, folder, trial.logged_step))
+            self._workers[action.device].send(
+                StartTrial(trial.run_id, trial.config, folder, trial.logged_step)
+            )
 
     def _has_space(self, slot: int, run_id: str) -> bool:
         why = shortage(self._folder(run_id))

@@ -16,8 +16,8 @@ from typing import Any
 
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.json_file import write_whole
-from kto_sweep.run_record import RunRecord, read_record, unclaimed
+from kto_sweep.json_file import write_atomic
+from kto_sweep.run_record import RunRecord, read_record, try_exclusive
 from kto_sweep.sweep.ref import SweepRef
 
 WORKER_SECONDS = 15.0
@@ -124,9 +124,9 @@ def restore_files(home: Home, run_id: str, config: Mapping[str, Any], record: Ru
     record_here = read_record(folder)
     if record_here is not None and _read_config(folder) is not None:
         return False
-    with unclaimed(folder) as free:
+    with try_exclusive(folder) as free:
         if free:
-            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            write_atomic(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             (record_here or record).write(folder)
     return free
 
@@ -149,7 +149,7 @@ def take_over(orphan: OrphanedTrial, token: str) -> bool:
     """
     deadline = time.monotonic() + WORKER_SECONDS
     while time.monotonic() < deadline:
-        with unclaimed(orphan.folder) as free:
+        with try_exclusive(orphan.folder) as free:
             record = read_record(orphan.folder)
             if record is None or (record != orphan.record and record.agent != token):
                 return False

@@ -11,7 +11,7 @@ culprit.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from kto_sweep.errors import FailureCause, is_gpu_trouble
+from kto_sweep.errors import FailureCause, is_gpu_error
 
 RETRIES = 2
 ISOLATED_AFTER = 2
@@ -48,7 +48,7 @@ def retry_delay(cause: str, failures: int) -> float:
 
 def exit_cause(output: str) -> FailureCause:
     """What ended a worker, by the last lines that it printed."""
-    if is_gpu_trouble(output) or is_hardware(output):
+    if is_gpu_error(output) or is_hardware(output):
         return FailureCause.SICK_GPU
     return FailureCause.WORKER_CRASH
 

@@ -25,11 +25,11 @@ from kto_sweep.agent.wandb_run import ServiceGoneError, forget_checkpoint
 from kto_sweep.agent.workers import log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space
-from kto_sweep.fingerprints import Witness
+from kto_sweep.fingerprints import InputDrift
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
-from kto_sweep.plan.preflight import planner
+from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep.ref import recall, remember
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
@@ -101,7 +101,7 @@ def run_agent(
                 SweepSource(api, view.ref, home), home, progress, lease,
                 RunOptions(view.metric, view.goal, target.local, patience, alerts),
                 connectivity=connectivity, allowances=allowances,
-                drift=Witness(view.trained(), progress.say),
+                drift=InputDrift(view.trained(), progress.say),
             )  # fmt: skip
             state = supervise(state, executor)
         stats = state.stats
@@ -149,7 +149,7 @@ def _forecast(
     at = datetime.fromtimestamp(time.time() + rest)
     console.print(f"Time is up in {duration(rest)}, at {at:%Y-%m-%d %H:%M:%S}")
     gpu = find_gpu() if devices[0].visible else None
-    forecast = Forecast(plan_by(planner(gpu, home, this_box=True, exact=False)))
+    forecast = Forecast(plan_by(planner_for(gpu, home, this_box=True, exact=False)))
     return learn_earlier(forecast, home, view)
 
 

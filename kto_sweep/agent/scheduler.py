@@ -32,7 +32,7 @@ from kto_sweep.agent.events import (
 )
 from kto_sweep.agent.state import AgentState, Phase
 from kto_sweep.agent.transition import RESTART_SECONDS, Transition
-from kto_sweep.protocol import Broken, MakeRoom, Message, Ready
+from kto_sweep.protocol import Message, Ready, SetConcurrency, WorkerBroken
 
 MAX_TICK_SECONDS = 5.0
 """A longer time between two ticks counts as this much: while the agent itself stood still (stopped, or its
@@ -133,9 +133,9 @@ def _on_message(t: Transition, name: str, message: Message) -> None:
             t.say(f"{name}: ready ({description})")
             for slot in t.slots_of(name):
                 slots.fill(t, slot.number)
-        case Broken(text):
+        case WorkerBroken(text):
             t.set_device(name, exit_message=text)
-        case MakeRoom():
+        case SetConcurrency():
             if t.state.settings.adjusts_slots:  # else --trials-per-gpu was given
                 slots.set_concurrency(t, name, message)
         case _:

@@ -5,7 +5,7 @@ from kto_sweep.agent import trial_lifecycle as trials
 from kto_sweep.agent.events import Commands, RunNotOpened, RunOpened
 from kto_sweep.agent.state import Assignment, DeviceState, Phase, Slot, TrialStatus
 from kto_sweep.agent.transition import Transition
-from kto_sweep.protocol import MakeRoom
+from kto_sweep.protocol import SetConcurrency
 from kto_sweep.text import duration
 
 MAX_FAILED_TRIALS = 2
@@ -141,7 +141,7 @@ def _may_start(t: Transition, slot: Slot, trial: Assignment) -> bool:
     return t.now >= trial.not_before and not alone
 
 
-def set_concurrency(t: Transition, name: str, message: MakeRoom) -> None:
+def set_concurrency(t: Transition, name: str, message: SetConcurrency) -> None:
     """Have as many slots as the worker can make use of; one too many closes when its trial ends."""
     if message.reason:
         t.say(f"{name}: {message.reason}")

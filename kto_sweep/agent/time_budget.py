@@ -13,7 +13,7 @@ from typing import Any
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.cells import cost_key
-from kto_sweep.plan.plan import Planner
+from kto_sweep.plan.planner import Planner
 from kto_sweep.run_log import last_step
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.trial import Trial
@@ -149,7 +149,7 @@ def plan_by(planner: Planner) -> Plan:
 
     def plan(trial: Trial, done_steps: int, together: int) -> tuple[int, float | None]:
         try:
-            steps, time = planner.rest(trial, done_steps, together)
+            steps, time = planner.remaining_time(trial, done_steps, together)
         except (KtoSweepError, OSError):
             return 0, None  # its worker will say what is wrong with it
         return steps, None if time is None else time.seconds

@@ -8,7 +8,7 @@ from types import FrameType
 
 import wandb
 
-from kto_sweep.alerts import Alerts, carried_by
+from kto_sweep.alerts import RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.run_log import RunLog
@@ -19,7 +19,7 @@ class WandbAgentReport:
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         self._run = run
-        self._alerts = Alerts(carried_by(dict(run.config)))
+        self._alerts = RunAlerts(rules_of(dict(run.config)))
         self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
 
     def preparing(self, what: str, done: int, total: int) -> None:
@@ -34,7 +34,7 @@ class WandbAgentReport:
         """Log to the run and to the files."""
         self._run.log(dict(values), step=step)
         self._files.metrics(step, values)
-        for title, text in self._alerts.see(values):
+        for title, text in self._alerts.check(values):
             self.alert(title, f"step {step}: {text}")
 
     def note(self, text: str) -> None:

@@ -14,11 +14,11 @@ from typing import Any, Literal
 import wandb
 from wandb.sdk.mailbox import MailboxClosedError
 
-from kto_sweep.alerts import AlertRule, Alerts, carried_by
+from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
-from kto_sweep.json_file import write_whole
+from kto_sweep.json_file import write_atomic
 from kto_sweep.run_log import RunLog, last_step
-from kto_sweep.run_record import Claim, RunRecord, read_record
+from kto_sweep.run_record import RunLock, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER
 
@@ -92,9 +92,9 @@ class TrialRun:
         run: wandb.Run,
         folder: Path,
         record: RunRecord,
-        claim: Claim,
+        claim: RunLock,
         objective: ObjectiveTracker,
-        alerts: Alerts,
+        alerts: RunAlerts,
         keep: int = 0,
         superseded: Sequence[Path] = (),
     ) -> None:
@@ -109,7 +109,7 @@ class TrialRun:
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
         for row in self._files.kept:
             objective.see(row)
-            alerts.see(row)  # an earlier attempt has sent them
+            alerts.check(row)  # an earlier attempt has sent them
         self._sent_steps = keep
         """The run has the metrics of the steps up to this one, from an earlier attempt."""
         self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
@@ -148,10 +148,10 @@ class TrialRun:
         resume: Literal["must", "allow"] | None
         resume = "must" if adopt else "allow" if resumes and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
-        claim = Claim(folder)
+        claim = RunLock(folder)
         run: wandb.Run | None = None
         try:
-            write_whole(folder / "trial.json", json.dumps(config, indent=2) + "\n")
+            write_atomic(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
             record = RunRecord(
                 ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
@@ -184,7 +184,7 @@ class TrialRun:
             for name in ("failure/cause", "failure/message"):  # of an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
-            watched = Alerts((*alerts, *carried_by(config)))
+            watched = RunAlerts((*alerts, *rules_of(config)))
             if run.resumed:  # the server's rows count: it may miss the last seconds of a killed agent
                 return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
             keep = checkpoint_step(folder)
@@ -194,7 +194,7 @@ class TrialRun:
         except BaseException as error:
             if run is not None:
                 _give_back(run)
-            claim.drop()
+            claim.release()
             if run is None or is_service_gone(error):
                 raise
             raise GivenBackError(str(error)) from error
@@ -214,7 +214,7 @@ class TrialRun:
             at = datetime.fromisoformat(row["timestamp"]).timestamp()
             values = {name: value for name, value in row.items() if name not in {"step", "timestamp"}}
             self._run.log({**values, "_timestamp": at}, step=row["step"])
-        self._files.echo_again()
+        self._files.echo_earlier()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps, and of those that an earlier attempt has logged."""
@@ -233,7 +233,7 @@ class TrialRun:
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
-            for title, text in self._alerts.see(fresh):
+            for title, text in self._alerts.check(fresh):
                 self.alert(title, f"step {step}: {text}")
 
     def note(self, text: str) -> None:
@@ -304,7 +304,7 @@ class TrialRun:
     def let_go(self) -> None:
         """Release its folder; a second time changes nothing."""
         self._files.close()
-        self._claim.drop()
+        self._claim.release()
 
     def _keep(self, record: RunRecord) -> None:
         with contextlib.suppress(OSError):  # a full disk must not prevent the run's end

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.home import Home
-from kto_sweep.protocol import DEVICES, MESSAGE_FD, Broken, Message, Order, decode, encode
+from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, WorkerBroken, decode, encode
 
 LAST_BYTES = 1 << 16
 """Of a worker's log that are read after its end."""
@@ -61,7 +61,7 @@ class WorkerProcess:
                     if line.endswith(b"\n"):  # a worker that is killed in mid-line leaves half of one
                         on_message(decode(line))
             except ValueError as error:
-                on_message(Broken(str(error)))
+                on_message(WorkerBroken(str(error)))
                 self._process.kill()
         return self._process.wait()
 

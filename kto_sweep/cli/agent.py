@@ -119,7 +119,7 @@ def agent(
     from kto_sweep.agent.run_agent import run_agent
     from kto_sweep.agent.time_budget import read_moment, read_span
     from kto_sweep.agent.wandb_run import ServiceGoneError
-    from kto_sweep.alerts import read_rule
+    from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 
     began = time.monotonic()
@@ -136,7 +136,7 @@ def agent(
             patience=patience,
             share_gpus=share_gpus,
             gpus_per_trial=gpus_per_trial,
-            alerts=[read_rule(text) for text in alerts],
+            alerts=[parse_rule(text) for text in alerts],
             gpu_seconds=read_span(budget) if budget is not None else None,
             until=read_moment(until, datetime.now().astimezone()).timestamp() if until is not None else None,
         )

@@ -40,10 +40,17 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     kto-sweep generate grid my.yaml --data rows.jsonl --model-size 3b,7b --lr 5e-7,1e-7 --batch-size 6,8
     kto-sweep generate bayes my.yaml --data rows.jsonl --model-size 0.5b --lr 5e-7..1e-4 --beta 0.02..0.5
     """
-    from kto_sweep.errors import SpecError, UsageError
+    from kto_sweep.errors import SweepFileError, UsageError
     from kto_sweep.models.presets import PRESETS
-    from kto_sweep.sweep_file.generate import Fixed, complete, look, parse_flag, preset_settings, write
-    from kto_sweep.sweep_file.spec import examine_text
+    from kto_sweep.sweep_file.generate import (
+        Fixed,
+        complete_settings,
+        inspect_data,
+        parse_flag,
+        preset_settings,
+        to_yaml,
+    )
+    from kto_sweep.sweep_file.sweep_config import check_sweep_text
 
     if out.exists():
         raise UsageError(f"{out} is there already", hint="choose another name, or remove it")
@@ -62,12 +69,12 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     model = str(named.value) if isinstance(named, Fixed) else None
     if model is not None and "model" not in given:
         model = PRESETS[model].model
-    facts = look(str(data.value), model)
-    settings, because = complete(method, given, facts)
-    text = write(method, settings, because, facts, str(out))
-    examined = examine_text(text, out)
-    if examined.spec is None:
-        raise SpecError("these flags", examined.problems(examined.findings))
+    summary = inspect_data(str(data.value), model)
+    settings, reasons = complete_settings(method, given, summary)
+    text = to_yaml(method, settings, reasons, summary, str(out))
+    checked = check_sweep_text(text, out)
+    if checked.sweep is None:
+        raise SweepFileError("these flags", checked.located(checked.problems))
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -75,7 +82,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
         raise UsageError(
             f"{out}: cannot be written: {error.strerror}", hint="choose another folder"
         ) from error
-    expected = examined.spec.expected_trials
+    expected = checked.sweep.expected_trials
     if as_json:
         print_json({"file": str(out), "method": method, "expected_trials": expected})
         return

@@ -1,8 +1,13 @@
 """kto-sweep lint: what training will make of a data file, before it starts."""
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from kto_sweep.cli.output import console, json_option, print_json, say
+
+if TYPE_CHECKING:
+    from kto_sweep.data.lint_findings import LintFinding
 
 
 @click.command()
@@ -28,8 +33,8 @@ def lint(
 
     from kto_sweep.cli.lint_text import print_report
     from kto_sweep.data.lint import lint as check
-    from kto_sweep.data.lint_findings import Level
     from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
+    from kto_sweep.errors import Severity
     from kto_sweep.models.tokenizer import load_tokenizer
     from kto_sweep.trial import Trial
 
@@ -48,12 +53,24 @@ def lint(
         measured = measure_tokens(read.loaded.examples, load_tokenizer(model), length)
         report = check(read, measured, max_length=length, eval_fraction=fraction)
     if as_json:
-        findings = [{**asdict(finding), "lines": finding.lines} for finding in report.findings]
-        levels = {f"{level}s": report.count(level) for level in Level}
+        findings = [_as_object(finding) for finding in report.findings]
+        levels = {f"{level}s": report.count(level) for level in Severity}
         print_json({"model": model, **levels, **asdict(report), "findings": findings})
     else:
         print_report(console(), report, data, model)
-    return 1 if report.count(Level.ERROR) else 0
+    return 1 if report.count(Severity.ERROR) else 0
+
+
+def _as_object(finding: "LintFinding") -> dict[str, Any]:
+    return {
+        "level": finding.severity,
+        "code": finding.code,
+        "count": finding.count,
+        "what": finding.what,
+        "hint": finding.hint,
+        "groups": finding.groups,
+        "lines": finding.lines,
+    }
 
 
 def _check(name: str, value: float) -> None:

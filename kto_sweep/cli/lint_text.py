@@ -5,8 +5,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from kto_sweep.data.lint import Balance, LintReport, Split
-from kto_sweep.data.lint_findings import NEAR, Finding, Level
+from kto_sweep.data.lint_findings import MAX_LABEL_RATIO, LintFinding
 from kto_sweep.data.lint_lengths import Bin, LengthReport
+from kto_sweep.errors import Severity
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,7 +22,7 @@ SHOWN_ALIKE = 8
 BAR = 50
 """Characters of the longest bar."""
 
-_STYLES = {Level.ERROR: "bold red", Level.WARNING: "yellow", Level.NOTE: "dim"}
+_STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
 def print_report(out: "Console", report: LintReport, data: str, model: str | None) -> None:
@@ -61,7 +62,7 @@ def _overview(report: LintReport) -> list[str]:
 def _balance(balance: Balance) -> str:
     rows = f"{balance.ratio:.2f} desirable rows for each undesirable one"
     if balance.rho == balance.ratio:
-        return f"{rows}; equal weights give rho {balance.rho:.2f}, which is fine (1 to {NEAR:.2f})"
+        return f"{rows}; equal weights give rho {balance.rho:.2f}, which is fine (1 to {MAX_LABEL_RATIO:.2f})"
     good, bad = balance.desirable_weight, balance.undesirable_weight
     return f"{rows}; use rho: {balance.rho:g} (desirable_weight {good:.3g}, undesirable_weight {bad:.3g})"
 
@@ -127,13 +128,13 @@ def _range(item: Bin) -> str:
     return f"{item.low:,}" if item.low == item.high else f"{item.low:,}-{item.high:,}"
 
 
-def _print_findings(out: "Console", findings: tuple[Finding, ...]) -> None:
+def _print_findings(out: "Console", findings: tuple[LintFinding, ...]) -> None:
     from rich.text import Text
 
     for code, alike in groupby(findings, lambda finding: finding.code):
         same = list(alike)
         for finding in same[:SHOWN_ALIKE]:
-            head = (f"{finding.level.capitalize():<8}", _STYLES[finding.level])
+            head = (f"{finding.severity.capitalize():<8}", _STYLES[finding.severity])
             text = Text.assemble(head, f" {finding.what}{_places(finding)}\n{'':9}{finding.hint}")
             out.print(text, soft_wrap=True)
         if len(same) > SHOWN_ALIKE:
@@ -141,7 +142,7 @@ def _print_findings(out: "Console", findings: tuple[Finding, ...]) -> None:
             out.print(more, markup=False, soft_wrap=True)
 
 
-def _places(finding: Finding) -> str:
+def _places(finding: LintFinding) -> str:
     """` (lines 12, 17, ...)`; rows that belong together as `12 and 340`."""
     if not finding.groups:
         return ""
@@ -154,10 +155,10 @@ def _few(items: list[str], between: str) -> str:
 
 
 def _ending(report: LintReport, data: str, model: str | None) -> list[str]:
-    counts = [(level, report.count(level)) for level in Level]
+    counts = [(level, report.count(level)) for level in Severity]
     summary = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts)
     again = f"kto-sweep lint {shlex.quote(data)}"
-    if report.count(Level.ERROR):
+    if report.count(Severity.ERROR):
         step = f"mend what stands under Error, then {again}"
     elif model is None:
         step = f"{again} --model NAME, with the model that you will train"

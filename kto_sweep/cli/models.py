@@ -28,21 +28,21 @@ def models(gpu: str | None, as_json: bool) -> None:
     """
     from kto_sweep.models.architecture import find_architecture
     from kto_sweep.models.presets import PRESETS
-    from kto_sweep.plan.memory import Load, Stack, peak
+    from kto_sweep.plan.memory import AdapterShape, StepLoad, peak_memory
 
     found = pick_gpu(gpu)
     rows: list[dict[str, Any]] = []
     for preset in PRESETS.values():
         sizes = find_architecture(preset.model)
         assert sizes is not None
-        stack, length = Stack(1, preset.lora_r), preset.max_length
-        one = Load(length, length // 2, length // 2)
-        whole = Load(*(ROWS * n for n in (one.tokens, one.targets, one.mismatched)))
-        needed = peak(sizes, preset.quantization, stack, whole).gib
-        least = peak(sizes, preset.quantization, stack, one, recompute=True).gib
+        shape, length = AdapterShape(1, preset.lora_r), preset.max_length
+        one = StepLoad(length, length // 2, length // 2)
+        whole = StepLoad(*(ROWS * n for n in (one.tokens, one.targets, one.mismatched)))
+        needed = peak_memory(sizes, preset.quantization, shape, whole).gib
+        least = peak_memory(sizes, preset.quantization, shape, one, recompute=True).gib
         fits = None
         if found is not None:
-            fits = "yes" if needed <= found.room else "split" if least <= found.room else "no"
+            fits = "yes" if needed <= found.usable_gib else "split" if least <= found.usable_gib else "no"
         rows.append(
             {
                 "size": preset.name,
@@ -63,7 +63,7 @@ def models(gpu: str | None, as_json: bool) -> None:
 
     screen = console()
     screen.print(
-        f"{found.name}, {found.room:.1f} GiB for tensors" if found else "no GPU here: name one by --gpu"
+        f"{found.name}, {found.usable_gib:.1f} GiB for tensors" if found else "no GPU here: name one by --gpu"
     )
     table = Table(box=None, pad_edge=False)
     for header in ("size", "model", "weights", "LoRA r", "length", "GiB", "at least", "fits", ""):

@@ -30,15 +30,15 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     """
     from kto_sweep.cli.plan_text import as_object, print_plan
     from kto_sweep.home import Home
-    from kto_sweep.plan.preflight import planner
+    from kto_sweep.plan.planner import planner_for
     from kto_sweep.sweep_file.validate import validate
 
-    spec = validate(file).checked()
-    made = planner(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(spec)
+    sweep = validate(file).checked()
+    made = planner_for(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(sweep)
     if as_json:
-        print_json({"file": str(file), "method": spec.method, **as_object(made)})
+        print_json({"file": str(file), "method": sweep.method, **as_object(made)})
     else:
-        print_plan(console(), made, spec.method, str(file))
+        print_plan(console(), made, sweep.method, str(file))
     return 1 if made.impossible else 0
 
 

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.cli.output import number
-from kto_sweep.plan.plan import Outlook, Plan
-from kto_sweep.plan.seconds import Estimate
+from kto_sweep.plan.planner import CellEstimate, Plan
+from kto_sweep.plan.timing import TimeEstimate
 from kto_sweep.text import duration
 
 if TYPE_CHECKING:
@@ -15,27 +15,27 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
     """A table of the cells, what does not fit and what would, a summary, and the next command."""
     from rich.table import Table
 
-    where = f"{plan.gpu.name}, {plan.gpu.room:.1f} GiB for tensors" if plan.gpu else "no GPU named"
+    where = f"{plan.gpu.name}, {plan.gpu.usable_gib:.1f} GiB for tensors" if plan.gpu else "no GPU named"
     trials = "trials without end" if plan.trials is None else f"{plan.trials} trials"
     console.print(f"{file}: {method}, {trials}; {where}\n", markup=False)
     table = Table(box=None, pad_edge=False)
-    names = list(dict.fromkeys(name for outlook in plan.outlooks for name in outlook.cell.varied))
+    names = list(dict.fromkeys(name for estimate in plan.cells for name in estimate.cell.varied))
     headers = [*names, "trials", "steps", "GiB", "at least"]
     headers += ["fits", "together", "time"] if plan.gpu else ["time"] if plan.serial else []
     headers.append("disk MB")
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
-    for outlook in plan.outlooks:
-        told = [number(outlook.cell.varied.get(name)) for name in names]
-        table.add_row(*told, *_cells(outlook, plan))
+    for estimate in plan.cells:
+        told = [number(estimate.cell.varied.get(name)) for name in names]
+        table.add_row(*told, *_cells(estimate, plan))
     console.print(table)
     console.print()
-    for outlook in plan.impossible:
-        console.print(f"Does not fit: {_name(outlook)}; would: {outlook.remedy}", markup=False)
-    for outlook in plan.outlooks:
-        if outlook.largest_batch is not None:
-            what = f"fits without splitting up to batch_size {outlook.largest_batch}"
-            console.print(f"{_name(outlook)}: {what}; beyond it steps are split, with the same numbers")
+    for estimate in plan.impossible:
+        console.print(f"Does not fit: {_name(estimate)}; would: {estimate.remedy}", markup=False)
+    for estimate in plan.cells:
+        if estimate.largest_batch is not None:
+            what = f"fits without splitting up to batch_size {estimate.largest_batch}"
+            console.print(f"{_name(estimate)}: {what}; beyond it steps are split, with the same numbers")
     for note in plan.notes:
         console.print(f"Note: {note}", markup=False)
     console.print(plan.summary(), markup=False, soft_wrap=True)
@@ -45,29 +45,29 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
         console.print(f"Next: kto-sweep create {file}", markup=False)
 
 
-def _cells(outlook: Outlook, plan: Plan) -> list[str]:
+def _cells(estimate: CellEstimate, plan: Plan) -> list[str]:
     told = [
-        str(outlook.cell.count or "-"),
-        f"{outlook.steps:,}",
-        _gib(outlook.peak_gib),
-        _gib(outlook.least_gib),
+        str(estimate.cell.count or "-"),
+        f"{estimate.steps:,}",
+        _gib(estimate.peak_gib),
+        _gib(estimate.least_gib),
     ]
-    time = "-" if outlook.time is None else duration(outlook.time.seconds)
+    time = "-" if estimate.time is None else duration(estimate.time.seconds)
     if plan.gpu:
-        fits = {None: "?", True: "yes", False: "no"}[outlook.fits]
-        fits = "split" if outlook.fits and not outlook.comfortable else fits
-        told += [fits, str(outlook.together or "-"), time]
+        fits = {None: "?", True: "yes", False: "no"}[estimate.fits]
+        fits = "split" if estimate.fits and not estimate.comfortable else fits
+        told += [fits, str(estimate.together or "-"), time]
     elif plan.serial:
         told.append(time)
-    return [*told, f"{outlook.disk_bytes / 1e6:,.0f}"]
+    return [*told, f"{estimate.disk_bytes / 1e6:,.0f}"]
 
 
 def _gib(amount: float | None) -> str:
     return "?" if amount is None else f"{amount:.1f}"
 
 
-def _name(outlook: Outlook) -> str:
-    varied = outlook.cell.varied
+def _name(estimate: CellEstimate) -> str:
+    varied = estimate.cell.varied
     return "  ".join(f"{name}={number(value)}" for name, value in varied.items()) or "every trial"
 
 
@@ -76,7 +76,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
     return {
         "gpu": None
         if plan.gpu is None
-        else {"name": plan.gpu.name, "gib": plan.gpu.gib, "room": plan.gpu.room},
+        else {"name": plan.gpu.name, "gib": plan.gpu.gib, "room": plan.gpu.usable_gib},
         "trials": plan.trials,
         "trials_together": plan.together,
         "serial": _time(plan.serial),
@@ -84,30 +84,30 @@ def as_object(plan: Plan) -> dict[str, Any]:
         "disk_bytes": plan.disk_bytes,
         "exact_tokens": plan.exact_tokens,
         "impossible": len(plan.impossible),
-        "cells": [_cell(outlook) for outlook in plan.outlooks],
+        "cells": [_cell(estimate) for estimate in plan.cells],
         "notes": list(plan.notes),
     }
 
 
-def _cell(outlook: Outlook) -> dict[str, Any]:
+def _cell(estimate: CellEstimate) -> dict[str, Any]:
     return {
-        "parameters": dict(outlook.cell.varied),
-        "trials": outlook.cell.count,
-        "steps": outlook.steps,
-        "trainer": outlook.trainer,
-        "peak_gib": outlook.peak_gib,
-        "least_gib": outlook.least_gib,
-        "fits": outlook.fits,
-        "comfortable": outlook.comfortable,
-        "together": outlook.together,
-        "largest_batch": outlook.largest_batch,
-        "remedy": outlook.remedy or None,
-        "time": _time(outlook.time),
-        "disk_bytes": outlook.disk_bytes,
+        "parameters": dict(estimate.cell.varied),
+        "trials": estimate.cell.count,
+        "steps": estimate.steps,
+        "trainer": estimate.trainer,
+        "peak_gib": estimate.peak_gib,
+        "least_gib": estimate.least_gib,
+        "fits": estimate.fits,
+        "comfortable": estimate.comfortable,
+        "together": estimate.together,
+        "largest_batch": estimate.largest_batch,
+        "remedy": estimate.remedy or None,
+        "time": _time(estimate.time),
+        "disk_bytes": estimate.disk_bytes,
     }
 
 
-def _time(time: Estimate | None) -> dict[str, Any] | None:
+def _time(time: TimeEstimate | None) -> dict[str, Any] | None:
     if time is None:
         return None
     return {"seconds": time.seconds, "uncertainty_factor": time.factor, "source": time.source}

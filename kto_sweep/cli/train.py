@@ -25,11 +25,11 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     for name, rule in reversed(list(PARAMETERS.items())):
         flag = "--" + name.replace("_", "-")
-        fits = rule.kind.options if isinstance(rule.kind, Choice) else ()
+        fits = rule.type.options if isinstance(rule.type, Choice) else ()
         told = rule.doc + (f": {', '.join(fits)}." if fits else ".")
-        if rule.default is not None and not isinstance(rule.kind, Flag):
+        if rule.default is not None and not isinstance(rule.type, Flag):
             told += f" Default: {number(rule.default)}."
-        if isinstance(rule.kind, Flag):
+        if isinstance(rule.type, Flag):
             option = click.option(flag, name, is_flag=True, default=None, help=told)
         else:
             metavar = flag.rpartition("-")[2].upper()
@@ -120,7 +120,7 @@ def train(
     import os
     from dataclasses import replace
 
-    from kto_sweep.data.files import within
+    from kto_sweep.data.files import join_source
     from kto_sweep.home import Home
     from kto_sweep.train_command.prepare import Asked, prepare
 
@@ -128,7 +128,7 @@ def train(
     if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
         typed["lora_targets"] = [part.strip() for part in typed["lora_targets"].split(",")]
     if dataset_file is not None:
-        typed["dataset"] = within(typed.get("dataset"), dataset_file)
+        typed["dataset"] = join_source(typed.get("dataset"), dataset_file)
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()

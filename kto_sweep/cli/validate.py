@@ -1,10 +1,14 @@
 """kto-sweep validate: all static problems of a sweep file and its data at once."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from kto_sweep.cli.output import json_option, print_json, say
+
+if TYPE_CHECKING:
+    from kto_sweep.errors import Problem
 
 
 @click.command()
@@ -20,28 +24,30 @@ def validate(file: Path, as_json: bool) -> int:
     kto-sweep validate sweeps/lr_grid.yaml
     kto-sweep validate my.yaml --json
     """
-    from dataclasses import asdict
-
     from kto_sweep.sweep_file.validate import validate as check
     from kto_sweep.text import counted
 
-    found = check(file)
+    validation = check(file)
     if as_json:
         print_json(
             {
                 "file": str(file),
-                "valid": not found.errors,
-                "errors": [asdict(problem) for problem in found.errors],
-                "warnings": [asdict(problem) for problem in found.warnings],
-                "method": found.spec.method if found.spec else None,
-                "expected_trials": found.spec.expected_trials if found.spec else None,
+                "valid": not validation.errors,
+                "errors": [_as_object(problem) for problem in validation.errors],
+                "warnings": [_as_object(problem) for problem in validation.warnings],
+                "method": validation.sweep.method if validation.sweep else None,
+                "expected_trials": validation.sweep.expected_trials if validation.sweep else None,
             }
         )
-        return 2 if found.errors else 0
-    for word, problems in (("Error", found.errors), ("Warning", found.warnings)):
+        return 2 if validation.errors else 0
+    for word, problems in (("Error", validation.errors), ("Warning", validation.warnings)):
         for problem in problems:
             say(f"{word}: {problem}")
-    say(f"{file}: {counted(len(found.errors), 'error')}, {counted(len(found.warnings), 'warning')}")
-    if not found.errors:
+    say(f"{file}: {counted(len(validation.errors), 'error')}, {counted(len(validation.warnings), 'warning')}")
+    if not validation.errors:
         say(f"Next: kto-sweep plan {file}")
-    return 2 if found.errors else 0
+    return 2 if validation.errors else 0
+
+
+def _as_object(problem: "Problem") -> dict[str, str]:
+    return {"where": problem.where, "what": problem.what, "why": problem.why, "hint": problem.hint}

@@ -8,8 +8,8 @@ from kto_sweep.compare.ranking import Ranked, columns, rank, varied
 from kto_sweep.compare.replicates import SEED, Replicates, group
 from kto_sweep.compare.verdict import Verdict, judge
 from kto_sweep.errors import UsageError
-from kto_sweep.metrics import METRICS, direction
-from kto_sweep.search import pareto
+from kto_sweep.metrics import METRICS, goal_of
+from kto_sweep.search.objectives import pareto_front
 from kto_sweep.sweep.view import RUNNING, SweepView
 from kto_sweep.text import nearest
 from kto_sweep.trial import lookup
@@ -76,7 +76,7 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
     Raises UsageError for a metric that neither this program nor any trial knows.
     """
     by = metric or view.metric
-    goal = view.goal if by == view.metric else direction(by)
+    goal = view.goal if by == view.metric else goal_of(by)
     logged = {name for trial in view.trials for name in trial.summary}
     if metric is not None and by not in METRICS and by not in logged:
         names = sorted({*METRICS, *(name for name in logged if not name.startswith("_"))})
@@ -141,4 +141,4 @@ def front(ranked: Sequence[Ranked], losses: Mapping[str, Sequence[float | None]]
         if item.trial.state == "finished" and None not in losses[item.trial.run_id]
     }
     names = list(rows)
-    return frozenset(names[place] for place in pareto.front(list(rows.values())))
+    return frozenset(names[place] for place in pareto_front(list(rows.values())))

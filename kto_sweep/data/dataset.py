@@ -1,4 +1,4 @@
-"""The rows of one trial, ready to train on: split, paired, checked, and described in a few lines."""
+"""The rows of one trial, ready to train on: split, paired with mismatched completions, and checked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,11 @@ from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners, split_by_prompt
 from kto_sweep.data.tokenise import TokenisedData
 from kto_sweep.errors import DataError
+from kto_sweep.text import counted
 
 SEED = 0
-"""Seed of the split and of the partners. One for all trials: they are compared on the same held-out rows, and
-share the reference values of the same pairs, so neither may change with a trial's own seed."""
+"""Seed of the split and of the partners, the same for all trials: they are compared on the same held-out rows
+and share the reference values of the same pairs, so neither may depend on a trial's own seed."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class TrainingData:
     train_partners: list[int]
     """For each train row, the train row whose completion mismatches its prompt."""
     eval_partners: list[int]
-    """The same within the held-out rows."""
+    """The same for the held-out rows."""
     notes: tuple[str, ...]
-    """What a person should know, one line each, said once at the start."""
+    """Lines for the console log, printed once at the start."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -39,7 +40,7 @@ class TrainingData:
 def prepare_data(
     loaded: LoadedData, tokens: TokenisedData, *, eval_fraction: float, max_length: int
 ) -> TrainingData:
-    """The rows split and paired.
+    """The rows, split and paired.
 
     Raises DataError when they cannot be trained on: no rows, one label only, too few prompts.
     """
@@ -49,8 +50,8 @@ def prepare_data(
     if len({row.label for row in train}) < 2:
         missing = "undesirable" if train[0].label else "desirable"
         raise DataError(
-            f"{loaded.path}: the only {missing} rows are held out",
-            hint=f"give more {missing} rows with other prompts, or a smaller eval_fraction",
+            f"{loaded.path}: all {missing} rows are held out",
+            hint=f"add {missing} rows with other prompts, or use a smaller eval_fraction",
         )
     return TrainingData(
         path=loaded.path,
@@ -66,14 +67,14 @@ def _check_labels(loaded: LoadedData, tokens: TokenisedData) -> None:
     if not tokens.rows:
         raise DataError(
             f"{loaded.path}: no usable row: {describe_bad([*loaded.bad, *tokens.bad])}",
-            hint="use a model whose chat template takes these conversations, or write them otherwise",
+            hint="use a model whose chat template accepts these conversations, or change their format",
         )
     desirable, undesirable = _label_counts(tokens.rows)
     if not desirable or not undesirable:
         given, missing = ("true", "false") if desirable else ("false", "true")
         raise DataError(
             f"{loaded.path}: all {len(tokens.rows):,} usable rows have label {given}",
-            hint=f"KTO learns from both: add rows with label {missing}",
+            hint=f"KTO needs both labels: add rows with label {missing}",
         )
 
 
@@ -82,12 +83,12 @@ def _check_prompts(path: str, rows: Sequence[TokenRow], eval_fraction: float) ->
     if prompts < 2:
         raise DataError(
             f"{path}: all {len(rows):,} rows have the same prompt",
-            hint="KTO compares answers to different prompts: give rows with at least two",
+            hint="KTO needs at least two prompts: its KL estimate mismatches answers with other prompts",
         )
     if eval_fraction > 0 and prompts < 4:  # two on each side, for mismatched pairs within each
         raise DataError(
-            f"{path}: {prompts} different prompts are too few to hold some out",
-            hint="give rows with at least four prompts",
+            f"{path}: {prompts} different prompts are too few for held-out rows",
+            hint="use at least four different prompts",
         )
 
 
@@ -106,11 +107,11 @@ def _notes(
     ]
     bad = [*loaded.bad, *tokens.bad]
     if bad:
-        notes.append(f"data: left out {len(bad):,} row{'' if len(bad) == 1 else 's'}: {describe_bad(bad)}")
+        notes.append(f"data: skipped {counted(len(bad), 'row')}: {describe_bad(bad)}")
     cuts = [
-        (tokens.cut_prompts, f"prompts cut at their beginning to max_length {max_length}"),
-        (tokens.cut_completions, f"completions cut at their end to max_length {max_length}"),
-        (loaded.cut_turns, "rows cut after their last assistant turn"),
+        (tokens.cut_prompts, f"prompts truncated at the start to max_length {max_length}"),
+        (tokens.cut_completions, f"completions truncated at the end to max_length {max_length}"),
+        (loaded.cut_turns, "rows with turns after the last assistant turn, which are dropped"),
     ]
     if any(count for count, _ in cuts):
         notes.append("data: " + "; ".join(f"{count:,} {what}" for count, what in cuts if count))
@@ -119,10 +120,10 @@ def _notes(
         sides = ("desirable", "undesirable")
         more, fewer = sides if desirable > undesirable else sides[::-1]
         notes.append(
-            f"data: {ratio:.1f} {more} rows for each {fewer} one; rho: 1 weighs both labels the same"
+            f"data: {ratio:.1f} {more} rows for each {fewer} one; rho: 1 gives both labels the same weight"
         )
     if held_out and len({row.label for row in held_out}) < 2:
-        notes.append("data: the held-out rows have one label only, so eval/auc and margins stay empty")
+        notes.append("data: the held-out rows have one label only, so eval/auc and eval/margins are empty")
     return notes
 
 

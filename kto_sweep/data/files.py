@@ -1,6 +1,6 @@
-"""Find a data file and read its raw rows, whatever the container: JSON lines, JSON, CSV, parquet, hub.
+"""Finds a data file and reads its raw rows from any container: JSON lines, JSON, CSV, parquet, the hub.
 
-What a row means is decided in formats.py; here a row is any JSON value with its place in the file.
+Here a row is any JSON value with its line; formats.py parses it.
 """
 
 import csv
@@ -18,15 +18,15 @@ FORMATS_HINT = (
     'one JSON object a line: {"conversations": [{"role": "user", "content": "..."}, '
     '{"role": "assistant", "content": "..."}], "label": true}'
 )
-"""What to write, for every error about the form of a row."""
+"""The hint of every error about the format of a row."""
 
-_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
+DATA_SUFFIXES = frozenset({".jsonl", ".json", ".ndjson", ".csv", ".parquet"})
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(:(?P<file>[^:]+))?")
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row before anybody asked what it means."""
+    """One row before it is parsed."""
 
     number: int
     """Line in a text file, else position; counted from 1."""
@@ -35,10 +35,10 @@ class RawRow:
 
 
 def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterator[RawRow]]:
-    """The name to use in messages, and the rows of `source`: a file (see `find_data`) or on the hub.
+    """The name for messages, and the rows, of `source`: a file (see `find_data`), or data on the hub.
 
-    There it is a data set, `OWNER/NAME`, or one file of it, `OWNER/NAME:FILE`.
-    Raises DataError: no such file or data set; a row that cannot be read at all (raised by the iterator).
+    On the hub it is a dataset, `OWNER/NAME`, or one of its files, `OWNER/NAME:FILE`.
+    Raises DataError: no such file or dataset; the iterator raises it for a row that cannot be read.
     """
     path = find_data(source, base_dirs)
     if path is not None:
@@ -49,18 +49,20 @@ def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterato
 
 
 def find_data(source: str, base_dirs: Sequence[Path] = ()) -> Path | None:
-    """The file that `source` names: as given, else below one of `base_dirs`, else among the shipped examples.
+    """The file of `source`: as given, below one of `base_dirs`, or a shipped example; None: no such file.
 
-    Raises DataError when it names a folder.
+    Raises DataError when it is a folder.
     """
     given = Path(source).expanduser()
     for path in [given, *(base / given for base in base_dirs)]:
         if path.is_file():
             return path
         if path.is_dir():
-            files = sorted(child.name for child in path.iterdir() if child.suffix in _SUFFIXES)
+            files = sorted(child.name for child in path.iterdir() if child.suffix in DATA_SUFFIXES)
             inside = (
-                f"name a file in it: {path / files[0]}" if files else "it holds no .jsonl, .csv or .parquet"
+                f"name a file in it: {path / files[0]}"
+                if files
+                else "it has no .jsonl, .csv or .parquet file"
             )
             raise DataError(f"{source} is a folder, not a data file", hint=inside)
     return find_file(source)
@@ -75,7 +77,7 @@ def _read_file(path: Path) -> Iterator[RawRow]:
 
 
 def _read_text(path: Path) -> str:
-    """The file's text; a byte-order mark is dropped."""
+    """The file's text without a byte-order mark."""
     try:
         data = path.read_bytes()
         return data.decode("utf-8-sig")
@@ -90,7 +92,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:
-    """Rows of JSON lines, or of one JSON list: told apart by content, since names are often wrong."""
+    """Rows of JSON lines, or of one JSON list; detected by content, because suffixes are often wrong."""
     text = _read_text(path)
     if text.lstrip().startswith("["):
         try:
@@ -99,7 +101,7 @@ def _read_json(path: Path) -> Iterator[RawRow]:
             if path.suffix == ".json":
                 raise DataError(
                     f"{path}:{error.lineno}: broken JSON: {error.msg} (column {error.colno})",
-                    hint=f"mend line {error.lineno}; the file is one JSON list of objects",
+                    hint=f"fix line {error.lineno}; the file is one JSON list of objects",
                 ) from error
         else:
             yield from (RawRow(number, item) for number, item in enumerate(items, start=1))
@@ -115,17 +117,17 @@ def _parse_line(path: Path, number: int, line: str) -> object:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}:{number}: broken JSON: {error.msg} (column {error.colno})",
-            hint=f"mend or delete line {number}; a row is {FORMATS_HINT}",
+            hint=f"fix or delete line {number}; a row is {FORMATS_HINT}",
         ) from error
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    """Rows of a CSV file with a header; cells that hold JSON lists or objects are read as such."""
+    """Rows of a CSV file with a header; cells with a JSON list or object are parsed."""
     reader = csv.DictReader(_read_text(path).splitlines(keepends=True))
     number = 2  # the header is line 1
     for row in reader:
         yield RawRow(number, {name: _cell(text) for name, text in row.items() if name is not None})
-        number = reader.line_num + 1  # a quoted cell may span lines; a row is named by its first
+        number = reader.line_num + 1  # a quoted cell may span lines; a row's number is its first line
 
 
 def _cell(text: str | None) -> object:
@@ -144,52 +146,52 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
     try:
         rows = parquet.read_table(path).to_pylist()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {error}", hint="download or write it again") from error
+        raise DataError(f"{path}: not a parquet file: {error}", hint="download it again") from error
     yield from (RawRow(number, row) for number, row in enumerate(rows, start=1))
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether `source` can be a data set on the hub, OWNER/NAME, or a file in it, OWNER/NAME:FILE."""
-    found = _HUB_ID.fullmatch(source)
-    return found is not None and (found["file"] is not None or Path(source).suffix not in _SUFFIXES)
+    """Whether `source` can be a dataset on the hub, OWNER/NAME, or one of its files, OWNER/NAME:FILE."""
+    match = _HUB_ID.fullmatch(source)
+    return match is not None and (match["file"] is not None or Path(source).suffix not in DATA_SUFFIXES)
 
 
-def within(source: str | None, file: str) -> str:
-    """The name of a file of a data set on the hub, of a folder, or by itself."""
+def join_source(source: str | None, file: str) -> str:
+    """The name of `file` in `source`, a dataset on the hub or a folder; None: the file by itself."""
     if source is None:
         return file
     return f"{source}:{file}" if is_hub_id(source) and not Path(source).is_dir() else str(Path(source, file))
 
 
 def _read_hub(source: str) -> Iterator[RawRow]:
-    """Rows of the `train` split of a data set on the Hugging Face hub, or of one file in it."""
+    """Rows of the `train` split of a dataset on the Hugging Face hub, or of one of its files."""
     import datasets  # slow to import, rarely needed
 
-    found = _HUB_ID.fullmatch(source)
-    assert found is not None
+    match = _HUB_ID.fullmatch(source)
+    assert match is not None
     try:
-        rows = datasets.load_dataset(found["name"], data_files=found["file"], split="train")
+        rows = datasets.load_dataset(match["name"], data_files=match["file"], split="train")
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()
         raise DataError(
-            f"{source}: no such file, and the hub does not give it: {reason[0] if reason else error!r}",
-            hint="give the path of a .jsonl file, or check the name and HF_TOKEN",
+            f"{source}: not a local file, and the hub refused it: {reason[0] if reason else error!r}",
+            hint="check the name; for a gated or private dataset, request access and set HF_TOKEN",
         ) from error
     yield from (RawRow(number, dict(row)) for number, row in enumerate(rows, start=1))
 
 
 def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
-    """What to type instead of a name that does not exist."""
+    """The hint for a name that does not exist."""
     wanted = Path(source).expanduser()
     names: dict[str, str] = {}
     for folder in [wanted.parent, *(base / wanted.parent for base in base_dirs), Path("examples"), Path()]:
         if folder.is_dir():
             for child in sorted(folder.iterdir()):
-                if child.suffix in _SUFFIXES:
+                if child.suffix in DATA_SUFFIXES:
                     names.setdefault(child.name, str(child))
     match = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.5)
     if match:
         return f"did you mean {names[match[0]]}?"
     if names:
-        return f"there is {', '.join(list(names.values())[:3])}"
-    return "give the path of a .jsonl file, or a data set on the hub (owner/name)"
+        return f"data files here: {', '.join(list(names.values())[:3])}"
+    return "use the path of a .jsonl file, or a dataset on the hub (owner/name)"

@@ -1,4 +1,4 @@
-"""From a data file to examples: which turn is the completion, what is the prompt, which label.
+"""From raw rows to examples: prompt, completion and label.
 
 {"conversations": [turns], "label": true}      the last assistant turn is the completion,
 {"messages": [turns], "label": 0}              all turns before it are the prompt
@@ -26,7 +26,7 @@ _UNDESIRABLE = frozenset(
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is left out."""
+    """A row that cannot be used."""
 
     line: int
     """Line in the file (row of a table), counted from 1."""
@@ -36,14 +36,14 @@ class BadRow:
 
 @dataclass(frozen=True)
 class LoadedData:
-    """All rows of one data file, usable or not: none is dropped without a word."""
+    """All rows of one data file, usable or not."""
 
     path: str
     """The file or hub id, for messages."""
     examples: list[Example]
     bad: list[BadRow]
     cut_turns: int
-    """Rows that go on after the last assistant turn; those later turns are left out."""
+    """Rows with turns after the last assistant turn, which are dropped."""
 
 
 def load_examples(source: str, *, base_dirs: Sequence[Path] = ()) -> LoadedData:
@@ -64,13 +64,13 @@ def load_examples(source: str, *, base_dirs: Sequence[Path] = ()) -> LoadedData:
             examples.append(example)
             cut_turns += cut
     if not examples:
-        found = describe_bad(bad) if bad else "it has no rows"
-        raise DataError(f"{path}: no usable row: {found}", hint=f"a row is {FORMATS_HINT}")
+        why = describe_bad(bad) if bad else "it has no rows"
+        raise DataError(f"{path}: no usable row: {why}", hint=f"a row is {FORMATS_HINT}")
     return LoadedData(path, examples, bad, cut_turns)
 
 
 def parse_row(row: object, line: int) -> tuple[Example, bool]:
-    """The row as an example, and whether turns after its last assistant turn were left out.
+    """The row as an example, and whether turns after its last assistant turn were dropped.
 
     Raises BadRowError.
     """
@@ -90,11 +90,11 @@ def parse_row(row: object, line: int) -> tuple[Example, bool]:
 
 
 def _check_unicode(row: dict[str, object]) -> None:
-    """JSON can write half a surrogate pair, which no tokenizer takes."""
+    """Raise BadRowError for half a surrogate pair, which JSON allows and tokenizers refuse."""
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise BadRowError("a character that is no Unicode (half a surrogate pair)") from error
+        raise BadRowError("invalid Unicode (half a surrogate pair)") from error
 
 
 def _from_turns(turns: list[Message], row: dict[str, object], line: int) -> tuple[Example, bool]:
@@ -119,7 +119,7 @@ def _from_text(prompt: str, completion: str, row: dict[str, object], line: int) 
 
 
 def _turns_of(value: object, field: str, role: str) -> list[Message]:
-    """Turns of a prompt or completion column, where one side is text and the other is not."""
+    """Turns of a prompt or completion field, which may be text when the other is a list."""
     return [{"role": role, "content": value}] if isinstance(value, str) else read_turns(value, field)
 
 
@@ -137,9 +137,11 @@ def _label(row: dict[str, object]) -> bool:
 
 
 def _missing(row: dict[str, object]) -> str:
-    """Why a row without any known pair of fields cannot be read."""
+    """Why a row without a supported set of fields cannot be used."""
     if "chosen" in row and "rejected" in row:
-        return "a pair (chosen, rejected): write each answer as a row of its own, with label true or false"
+        return (
+            "a preference pair (chosen, rejected): write each answer as its own row, with label true or false"
+        )
     for field, other in (("prompt", "completion"), ("completion", "prompt")):
         if field in row:
             return f"{field} without {other}"

@@ -1,4 +1,4 @@
-"""A data file judged before a GPU is used: what training will refuse, and what it will do with the rest.
+"""Checks a data file without a GPU: what training refuses, and what to know about the rest.
 
 file --> read_data --> measure_tokens | measure_characters --> lint --> counts, lengths, split, findings
 """
@@ -9,10 +9,10 @@ from kto_sweep.data import lint_findings as find
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.files import FORMATS_HINT
 from kto_sweep.data.formats import describe_bad
-from kto_sweep.data.lint_findings import Finding, Level
+from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
 from kto_sweep.data.lint_rows import MeasuredData, ReadData, Unit
-from kto_sweep.errors import DataError
+from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
 
 
@@ -23,25 +23,25 @@ class Counts:
     rows: int
     usable: int
     desirable: int
-    """Of the usable rows; so are all that follow."""
+    """Of the usable rows, like all counts below."""
     undesirable: int
     prompts: int
-    """Different ones."""
+    """Distinct prompts."""
     prompts_with_both: int
     """Prompts with desirable and undesirable answers."""
 
 
 @dataclass(frozen=True)
 class Balance:
-    """How the labels are weighed so that neither drowns the other (KTO, arXiv 2402.01306, section 4)."""
+    """Weights that balance the two labels (KTO, arXiv 2402.01306, section 4)."""
 
     ratio: float
     """Desirable rows for each undesirable one: rho with equal weights."""
     rho: float
-    """What to set: the ratio itself, which sets nothing, when it is in [1, 4/3]; else 1."""
+    """The rho to use: the ratio itself (equal weights) if it is in [1, 4/3], else 1."""
     desirable_weight: float
     undesirable_weight: float
-    """The weights that this rho amounts to."""
+    """The two weights with this rho."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Split:
-    """What is trained on and what is held out, by prompt."""
+    """Rows to train on and held-out rows, split by prompt."""
 
     train: Side
     eval: Side
@@ -62,13 +62,13 @@ class Split:
 
 @dataclass(frozen=True)
 class LintReport:
-    """All that is known about a data file before training."""
+    """Counts, lengths, split and findings of a data file."""
 
     path: str
     unit: Unit
-    """Of all lengths."""
+    """Unit of all lengths."""
     max_length: int | None
-    """None: not checked, for want of a tokenizer."""
+    """None: not checked, because there is no tokenizer."""
     eval_fraction: float
     counts: Counts
     balance: Balance | None
@@ -76,18 +76,18 @@ class LintReport:
     lengths: LengthReport
     split: Split | None
     """None when training refuses the data."""
-    findings: tuple[Finding, ...]
+    findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then notes."""
 
-    def count(self, level: Level) -> int:
-        """Findings of one level."""
-        return sum(finding.level is level for finding in self.findings)
+    def count(self, severity: Severity) -> int:
+        """The number of findings of this severity."""
+        return sum(finding.severity is severity for finding in self.findings)
 
 
 def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fraction: float) -> LintReport:
     """The report on rows that were read and measured; its errors are what training refuses.
 
-    `max_length` is the one that `data` was cut to; None when it was measured in characters.
+    `max_length` is that of `data`; None when it was measured in characters.
     """
     counts = _count(read, data)
     lengths = report_lengths(data)
@@ -117,12 +117,12 @@ def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fra
         balance=balance(counts.desirable, counts.undesirable),
         lengths=lengths,
         split=None if split is None else _sides(split),
-        findings=tuple(sorted(findings, key=lambda finding: list(Level).index(finding.level))),
+        findings=tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity))),
     )
 
 
 def balance(desirable: int, undesirable: int) -> Balance | None:
-    """The rho to use, and the weights that training makes of it; None when a label is missing.
+    """The rho to use and the resulting weights; None when a label is missing.
 
     >>> balance(300, 100)
     Balance(ratio=3.0, rho=1.0, desirable_weight=1.0, undesirable_weight=3.0)
@@ -130,7 +130,7 @@ def balance(desirable: int, undesirable: int) -> Balance | None:
     if not desirable or not undesirable:
         return None
     ratio = desirable / undesirable
-    rho = ratio if 1 <= ratio <= find.NEAR else 1.0
+    rho = ratio if 1 <= ratio <= find.MAX_LABEL_RATIO else 1.0
     weights = Trial(dataset="", rho=rho).weights(desirable, undesirable)
     return Balance(ratio, rho, *weights)
 
@@ -151,21 +151,21 @@ def _count(read: ReadData, data: MeasuredData) -> Counts:
 
 def _split(
     read: ReadData, data: MeasuredData, max_length: int | None, eval_fraction: float
-) -> tuple[TrainingData | None, list[Finding]]:
-    """The rows as training gets them, or the error with which it refuses them."""
+) -> tuple[TrainingData | None, list[LintFinding]]:
+    """The rows as training gets them, or the error with which training refuses them."""
     loaded = read.loaded
     if not loaded.examples:
-        found = describe_bad(loaded.bad) if loaded.bad else "it has no rows"
-        return None, [_refused(f"no usable row: {found}", f"a row is {FORMATS_HINT}")]
-    try:  # max_length is for training's notes alone: the rows are cut already
+        why = describe_bad(loaded.bad) if loaded.bad else "it has no rows"
+        return None, [_refused(f"no usable row: {why}", f"a row is {FORMATS_HINT}")]
+    try:  # max_length is only for training's notes: the rows are already truncated
         split = prepare_data(loaded, data.tokens, eval_fraction=eval_fraction, max_length=max_length or 0)
     except DataError as error:
         return None, [_refused(error.message.removeprefix(f"{loaded.path}: "), error.hint)]
     return split, []
 
 
-def _refused(what: str, hint: str) -> Finding:
-    return Finding(Level.ERROR, "cannot_train", 1, what, hint)
+def _refused(what: str, hint: str) -> LintFinding:
+    return lint_finding(Severity.ERROR, "cannot_train", 1, what, hint)
 
 
 def _sides(split: TrainingData) -> Split:

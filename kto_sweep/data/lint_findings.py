@@ -1,55 +1,40 @@
-"""What a linter finds in rows that can be trained on, one function per question."""
+"""Checks of a data file's usable rows, one function per check."""
 
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from itertools import pairwise
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.formats import BadRow
 from kto_sweep.data.lint_lengths import LengthReport
-from kto_sweep.data.lint_rows import MeasuredData, ReadData, completion_key, prompt_key, spoken_key
+from kto_sweep.data.lint_rows import MeasuredData, ReadData, completion_key, completion_text, prompt_key
 from kto_sweep.data.rows import Example
+from kto_sweep.errors import Problem, Severity
 
-LEAK = 0.7
-"""AUC of the length alone from which it is worth a word: it tells the label of 7 in 10 pairs of rows."""
+LEAK_AUC = 0.7
+"""AUC of the length alone from which the linter warns: it ranks 7 in 10 pairs of rows correctly."""
 
-ENOUGH_HELD_OUT = 20
-"""Held-out rows of each label below which `eval/auc` of an untrained model strays by 0.1 and more."""
+MIN_HELD_OUT = 20
+"""Held-out rows per label; with fewer, `eval/auc` of an untrained model varies by 0.1 and more."""
 
-NEAR = 4 / 3
-"""How much one label may outweigh the other (KTO, arXiv 2402.01306, section 4); training warns from here."""
+MAX_LABEL_RATIO = 4 / 3
+"""Ratio of the labels above which training warns (KTO, arXiv 2402.01306, section 4)."""
 
 Group = tuple[int, ...]
 
 
-class Level(StrEnum):
-    """How bad a finding is."""
+@dataclass(frozen=True, kw_only=True)
+class LintFinding(Problem):
+    """One problem of a data file's rows."""
 
-    ERROR = "error"
-    """Training refuses the data."""
-    WARNING = "warning"
-    """Training goes on; its results may not be what was meant."""
-    NOTE = "note"
-    """Good to know."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing found."""
-
-    level: Level
     code: str
     """A name for programs."""
     count: int
     """Rows, copies or answers, as `what` says."""
-    what: str
-    hint: str
-    """What to do."""
     groups: tuple[Group, ...] = ()
-    """Lines in the file; those that belong together, such as a row and its copies, in one group."""
+    """Lines in the file; related ones, such as a row and its copies, in one group."""
 
     @property
     def lines(self) -> list[int]:
@@ -57,47 +42,54 @@ class Finding:
         return [line for group in self.groups for line in group]
 
 
-def find_left_out(bad: Iterable[BadRow]) -> list[Finding]:
-    """Rows that training leaves out, one finding per reason, the most frequent first."""
+def lint_finding(
+    severity: Severity, code: str, count: int, what: str, hint: str, groups: tuple[Group, ...] = ()
+) -> LintFinding:
+    """A finding about a whole data file."""
+    return LintFinding((), what, hint=hint, severity=severity, code=code, count=count, groups=groups)
+
+
+def find_left_out(bad: Iterable[BadRow]) -> list[LintFinding]:
+    """Rows that training skips, one finding per reason, the most frequent first."""
     lines: dict[str, list[int]] = defaultdict(list)
     for row in bad:
         lines[row.why].append(row.line)
-    hint = "training goes on without such rows: mend or delete them"
+    hint = "training skips these rows: fix or delete them"
     return [
         finding
         for why, at in sorted(lines.items(), key=lambda item: -len(item[1]))
-        for finding in _rows(Level.WARNING, "left_out", at, f"left out: {why}", hint)
+        for finding in _rows(Severity.WARNING, "left_out", at, f"skipped: {why}", hint)
     ]
 
 
-def find_later_turns(read: ReadData) -> list[Finding]:
-    """Rows whose last turns are not trained on."""
-    what = "with turns behind the last assistant turn; training leaves those turns out"
-    hint = "nothing to do, if the label is about the last assistant turn"
-    return _rows(Level.NOTE, "later_turns", read.cut_turns, what, hint)
+def find_later_turns(read: ReadData) -> list[LintFinding]:
+    """Rows with turns after the last assistant turn."""
+    what = "with turns after the last assistant turn; training drops those turns"
+    hint = "nothing to do if the label is about the last assistant turn"
+    return _rows(Severity.NOTE, "later_turns", read.cut_turns, what, hint)
 
 
-def find_copies(examples: Sequence[Example]) -> list[Finding]:
-    """Rows that repeat an earlier one, label included; ids of tool calls aside."""
-    groups = _alike(examples, lambda row: (prompt_key(row), completion_key(row), row.label))
+def find_copies(examples: Sequence[Example]) -> list[LintFinding]:
+    """Rows equal to an earlier one, label included, ids of tool calls ignored."""
+    groups = _equal_rows(examples, lambda row: (prompt_key(row), completion_key(row), row.label))
     count = sum(len(group) - 1 for group in groups)
     what = f"{count:,} {'copy of an earlier row' if count == 1 else 'copies of earlier rows'}, label included"
-    hint = "delete the copies: each weighs as much as a row of its own"
-    return [Finding(Level.WARNING, "duplicate", count, what, hint, groups)] if groups else []
+    hint = "delete the copies: each one counts as another row"
+    return [lint_finding(Severity.WARNING, "duplicate", count, what, hint, groups)] if groups else []
 
 
-def find_contradictions(examples: Sequence[Example]) -> list[Finding]:
-    """Answers that carry both labels; ids of tool calls aside."""
+def find_contradictions(examples: Sequence[Example]) -> list[LintFinding]:
+    """Answers with both labels, ids of tool calls ignored."""
     hint = "decide which label is right and delete the other row"
-    return _answers(Level.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
+    return _answers(Severity.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
 
 
-def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[Finding]:
-    """Answers that carry both labels only once max_length has cut away what tells them apart."""
+def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[LintFinding]:
+    """Answers with both labels only because max_length truncates their differences."""
     shortened = {*data.cut_prompts, *data.cut_completions}
     if not shortened:
         return []
-    known = _contradictions(data.examples)
+    excluded = _contradictions(data.examples)
     row_at = dict(zip(data.tokens.lines, data.tokens.rows, strict=True))
 
     def key(example: Example) -> object:
@@ -105,110 +97,110 @@ def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[Fi
         return tuple(row.prompt), tuple(row.completion)
 
     groups = [group for group in _both_labels(data.examples, key) if shortened.intersection(group)]
-    what = f"with both labels once cut to max_length {max_length}"
-    hint = "a larger max_length keeps what tells them apart"
-    return _answers(Level.WARNING, "contradictory_when_cut", _without(groups, known), what, hint)
+    what = f"with both labels after truncation to max_length {max_length}"
+    hint = "a larger max_length keeps their differences"
+    return _answers(Severity.WARNING, "contradictory_when_cut", _without(groups, excluded), what, hint)
 
 
-def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[Finding]:
-    """Answers that say the same under both labels, and differ in their tool calls."""
-    talking = [row for row in examples if spoken_key(row)]
-    groups = _both_labels(talking, lambda row: (prompt_key(row), spoken_key(row)))
+def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[LintFinding]:
+    """Answers with the same text under both labels that differ in their tool calls."""
+    talking = [row for row in examples if completion_text(row)]
+    groups = _both_labels(talking, lambda row: (prompt_key(row), completion_text(row)))
     return _answers(
-        Level.NOTE,
+        Severity.NOTE,
         "contradictory_without_calls",
         _without(groups, _contradictions(examples)),
-        "with both labels that differ in their tool calls alone",
-        "nothing to do: the calls are trained on; what drops tool_calls sees contradictions here",
+        "with both labels that differ only in their tool calls",
+        "nothing to do: tool calls are trained on; a trainer that drops tool_calls sees contradictions",
     )
 
 
-def find_neighbours(data: MeasuredData) -> list[Finding]:
-    """Rows that stand right behind a row with the same prompt."""
+def find_neighbours(data: MeasuredData) -> list[LintFinding]:
+    """Rows directly after a row with the same prompt."""
     behind = [
         line
         for line, (row, after) in zip(data.tokens.lines[1:], pairwise(data.tokens.rows), strict=False)
         if row.group == after.group
     ]
-    what = "right behind a row with the same prompt"
+    what = "directly after a row with the same prompt"
     hint = (
-        "nothing to do: rows are shuffled, and a mismatched answer always comes from another prompt; "
-        "trainers that mismatch neighbours, as TRL does, get a wrong KL from this order"
+        "nothing to do: rows are shuffled, and a mismatched answer always has another prompt; trainers that "
+        "mismatch neighbouring rows, such as TRL, compute a wrong KL from this order"
     )
-    return _rows(Level.NOTE, "same_prompt_neighbours", behind, what, hint)
+    return _rows(Severity.NOTE, "same_prompt_neighbours", behind, what, hint)
 
 
-def find_imbalance(desirable: int, undesirable: int) -> list[Finding]:
-    """One label that far outnumbers the other; the same bound as training's own note."""
+def find_imbalance(desirable: int, undesirable: int) -> list[LintFinding]:
+    """One label that outnumbers the other; training notes it from the same ratio."""
     more, fewer = max(desirable, undesirable), min(desirable, undesirable)
-    if fewer == 0 or more <= NEAR * fewer:
+    if fewer == 0 or more <= MAX_LABEL_RATIO * fewer:
         return []
     sides = ("desirable", "undesirable") if desirable > undesirable else ("undesirable", "desirable")
     ratio = more / fewer
     what = f"{ratio:.2g} {sides[0]} rows for each {sides[1]} one"
-    hint = f"rho: 1 weighs both labels the same (or {sides[1]}_weight: {ratio:.3g})"
-    return [Finding(Level.WARNING, "imbalance", more - fewer, what, hint)]
+    hint = f"rho: 1 gives both labels the same weight (or {sides[1]}_weight: {ratio:.3g})"
+    return [lint_finding(Severity.WARNING, "imbalance", more - fewer, what, hint)]
 
 
-def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) -> list[Finding]:
-    """Labels that the completion's length gives away, beyond what chance does with so few rows."""
+def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) -> list[LintFinding]:
+    """A completion length that predicts the label better than chance with this number of rows."""
     if lengths.auc is None:
         return []
-    # Standard deviation of Mann-Whitney's U over n m, when length says nothing.
+    # Standard deviation of the AUC (Mann-Whitney's U / nm) when length and label are independent.
     chance = math.sqrt((desirable + undesirable + 1) / (12 * desirable * undesirable))
     strength = max(lengths.auc, 1 - lengths.auc)
-    if strength < max(LEAK, 0.5 + 3 * chance):
+    if strength < max(LEAK_AUC, 0.5 + 3 * chance):
         return []
     longer, shorter = ("desirable", "undesirable") if lengths.auc > 0.5 else ("undesirable", "desirable")
-    what = f"length alone tells the labels apart: AUC {strength:.2f}, {longer} completions are longer"
+    what = f"length alone predicts the label: AUC {strength:.2f}, {longer} completions are longer"
     learned = "more" if longer == "desirable" else "less"
-    hint = f"add short {longer} and long {shorter} ones, or the model may just learn to write {learned}"
-    return [Finding(Level.WARNING, "length_leak", desirable + undesirable, what, hint)]
+    hint = (
+        f"add short {longer} and long {shorter} completions, or the model may only learn to write {learned}"
+    )
+    return [lint_finding(Severity.WARNING, "length_leak", desirable + undesirable, what, hint)]
 
 
-def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[Finding]:
-    """Rows that lose tokens to max_length."""
+def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[LintFinding]:
+    """Rows that max_length truncates."""
     if lengths.total is None:
         return []
     filled = [line for line, n in zip(data.tokens.lines, data.prompts, strict=True) if n >= max_length]
     others = sorted(set(data.cut_prompts).difference(filled))
-    hint = f"max_length: {lengths.total.max} holds every row"
+    hint = f"max_length: {lengths.total.max} fits every row"
     if max_length < lengths.total.p99 < lengths.total.max:
-        hint += f", {lengths.total.p99} holds 99 in 100"
-    alone = (
-        f"with a prompt that fills max_length {max_length}; the prompt keeps its end, at most half of that"
-    )
-    begin = f"with a prompt cut at its beginning to max_length {max_length}"
-    end = f"with a completion cut at its end to max_length {max_length}"
+        hint += f", {lengths.total.p99} fits 99 of 100"
+    fills = f"with a prompt of max_length {max_length} or more; only its end is kept, at most half of that"
+    begin = f"with a prompt truncated at the start to max_length {max_length}"
+    end = f"with a completion truncated at the end to max_length {max_length}"
     return [
-        *_rows(Level.WARNING, "prompt_fills_max_length", filled, alone, hint),
-        *_rows(Level.WARNING, "prompt_cut", others, begin, hint),
-        *_rows(Level.WARNING, "completion_cut", data.cut_completions, end, hint),
+        *_rows(Severity.WARNING, "prompt_fills_max_length", filled, fills, hint),
+        *_rows(Severity.WARNING, "prompt_cut", others, begin, hint),
+        *_rows(Severity.WARNING, "completion_cut", data.cut_completions, end, hint),
     ]
 
 
-def find_thin_split(split: TrainingData, eval_fraction: float) -> list[Finding]:
-    """Held-out rows that are too few, or of one label, for the eval metrics to say much."""
+def find_thin_split(split: TrainingData, eval_fraction: float) -> list[LintFinding]:
+    """Held-out rows that are too few, or of one label only, for meaningful eval metrics."""
     desirable = sum(row.label for row in split.eval)
     undesirable = len(split.eval) - desirable
     fewest = min(desirable, undesirable)
-    if fewest >= ENOUGH_HELD_OUT:
+    if fewest >= MIN_HELD_OUT:
         return []
     usable = [split.counts[0] + desirable, split.counts[1] + undesirable]
-    wanted = math.ceil(20 * ENOUGH_HELD_OUT / min(usable)) / 20  # in steps of 0.05
+    wanted = math.ceil(20 * MIN_HELD_OUT / min(usable)) / 20  # in steps of 0.05
     hint = f"eval_fraction: {wanted:g}" if eval_fraction < wanted <= 0.5 else "add rows with other prompts"
     if fewest == 0:
         one = "desirable" if desirable else "undesirable"
-        what = f"all held-out rows are {one}: eval/auc and margins stay empty"
-        return [Finding(Level.WARNING, "held_out_one_label", len(split.eval), what, hint)]
+        what = f"all held-out rows are {one}: eval/auc and eval/margins are empty"
+        return [lint_finding(Severity.WARNING, "held_out_one_label", len(split.eval), what, hint)]
     what = (
         f"only {desirable} desirable and {undesirable} undesirable rows are held out: eval metrics are noisy"
     )
-    return [Finding(Level.WARNING, "few_held_out", len(split.eval), what, hint)]
+    return [lint_finding(Severity.WARNING, "few_held_out", len(split.eval), what, hint)]
 
 
-def _alike(rows: Iterable[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
-    """Lines of rows with the same key, where there are several; in file order."""
+def _equal_rows(rows: Iterable[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
+    """Lines of rows that share a key with others, by key, in file order."""
     lines: dict[object, list[int]] = defaultdict(list)
     for row in rows:
         lines[key(row)].append(row.line)
@@ -216,32 +208,34 @@ def _alike(rows: Iterable[Example], key: Callable[[Example], object]) -> tuple[G
 
 
 def _both_labels(rows: Sequence[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
-    """The same, where the rows carry both labels."""
+    """The groups of equal rows that have both labels."""
     label = {row.line: row.label for row in rows}
-    return tuple(group for group in _alike(rows, key) if len({label[line] for line in group}) == 2)
+    return tuple(group for group in _equal_rows(rows, key) if len({label[line] for line in group}) == 2)
 
 
 def _contradictions(examples: Sequence[Example]) -> tuple[Group, ...]:
     return _both_labels(examples, lambda row: (prompt_key(row), completion_key(row)))
 
 
-def _without(groups: Iterable[Group], known: Iterable[Group]) -> tuple[Group, ...]:
-    """The groups that are not part of a known one."""
-    lines = {line for group in known for line in group}
+def _without(groups: Iterable[Group], excluded: Iterable[Group]) -> tuple[Group, ...]:
+    """The groups that are not part of an excluded one."""
+    lines = {line for group in excluded for line in group}
     return tuple(group for group in groups if not lines.issuperset(group))
 
 
-def _rows(level: Level, code: str, lines: Sequence[int], what: str, hint: str) -> list[Finding]:
+def _rows(severity: Severity, code: str, lines: Sequence[int], what: str, hint: str) -> list[LintFinding]:
     """A finding about single rows; none when there are none."""
     if not lines:
         return []
     text = f"{len(lines):,} row{'' if len(lines) == 1 else 's'} {what}"
-    return [Finding(level, code, len(lines), text, hint, tuple((line,) for line in lines))]
+    return [lint_finding(severity, code, len(lines), text, hint, tuple((line,) for line in lines))]
 
 
-def _answers(level: Level, code: str, groups: tuple[Group, ...], what: str, hint: str) -> list[Finding]:
-    """A finding about answers that several rows share; none when there are none."""
+def _answers(
+    severity: Severity, code: str, groups: tuple[Group, ...], what: str, hint: str
+) -> list[LintFinding]:
+    """A finding about answers of several rows; none when there are none."""
     if not groups:
         return []
     text = f"{len(groups):,} answer{'' if len(groups) == 1 else 's'} {what}"
-    return [Finding(level, code, len(groups), text, hint, groups)]
+    return [lint_finding(severity, code, len(groups), text, hint, groups)]

@@ -1,4 +1,4 @@
-"""Lengths in a few numbers: percentiles, a histogram by label, and how far they give the label away."""
+"""Statistics of row lengths: percentiles, a histogram by label, and the AUC of length for the label."""
 
 import math
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_sweep.auc import auc
+from kto_sweep.data.auc import auc
 from kto_sweep.data.lint_rows import Lengths, MeasuredData
 
 BINS = 12
-"""Bars of a histogram, at most, without the open one at its end."""
+"""Bars of a histogram at most, without the open-ended last one."""
 
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Lengths that occur in the data: half of the rows are at most `p50` long, and so on."""
+    """Percentiles of lengths, as lengths that occur in the data."""
 
     min: int
     p50: int
@@ -30,16 +30,16 @@ class Bin:
     """One bar of a histogram."""
 
     low: int
-    """Shortest length in it."""
+    """Shortest length in the bar."""
     high: int | None
-    """Longest; None: no end."""
+    """Longest length in the bar; None: open-ended."""
     desirable: int
     undesirable: int
 
 
 @dataclass(frozen=True)
 class LengthReport:
-    """All that is told about lengths; None or empty where there are no such rows."""
+    """Statistics of lengths; None or empty where there are no such rows."""
 
     prompt: Percentiles | None
     completion: Percentiles | None
@@ -47,15 +47,15 @@ class LengthReport:
     """Completions of desirable rows."""
     undesirable: Percentiles | None
     total: Percentiles | None
-    """Prompt and completion together: what max_length limits."""
+    """Prompt and completion together, which max_length limits."""
     auc: float | None
-    """Chance that a desirable completion is longer than an undesirable one; None when a label is missing."""
+    """Probability that a desirable completion is longer than an undesirable one; None without both labels."""
     histogram: tuple[Bin, ...]
     """Of `total`."""
 
 
 def report_lengths(data: MeasuredData) -> LengthReport:
-    """Lengths before any cut."""
+    """Statistics of the lengths before truncation."""
     labels, total = data.labels, data.prompts + data.completions
     good, bad = data.completions[labels], data.completions[~labels]
     return LengthReport(
@@ -70,19 +70,19 @@ def report_lengths(data: MeasuredData) -> LengthReport:
 
 
 def percentiles(lengths: Lengths) -> Percentiles | None:
-    """None of no lengths.
+    """Percentiles of the lengths; None when there are none.
 
     >>> percentiles(np.arange(1, 201))
     Percentiles(min=1, p50=100, p90=180, p95=190, p99=198, max=200)
     """
     if not lengths.size:
         return None
-    found = np.percentile(lengths, [0, 50, 90, 95, 99, 100], method="inverted_cdf")
-    return Percentiles(*(int(length) for length in found))
+    values = np.percentile(lengths, [0, 50, 90, 95, 99, 100], method="inverted_cdf")
+    return Percentiles(*(int(length) for length in values))
 
 
 def histogram(lengths: Lengths, labels: NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """Bars of one round width up to the 99th percentile, and an open one for what is longer.
+    """Bars of one round width up to the 99th percentile, and an open-ended one above.
 
     >>> histogram(np.array([3, 12, 14]), np.array([True, True, False]))[:2]
     (Bin(low=2, high=3, desirable=1, undesirable=0), Bin(low=4, high=5, desirable=0, undesirable=0))

@@ -1,4 +1,4 @@
-"""What a linter needs beyond training: every row's line, its length before any cut, and what cutting does."""
+"""Rows with what the linter needs beyond training: lines, lengths before truncation, truncated rows."""
 
 import json
 import sys
@@ -24,28 +24,28 @@ Unit = Literal["tokens", "characters"]
 Lengths = NDArray[np.int64]
 
 CHARACTERS_PER_TOKEN = 3.3
-"""English with some code or JSON in it, with tokenizers of 50,000 words and more."""
+"""For English with some code or JSON, and tokenizers of 50,000 tokens or more."""
 
 
 @dataclass(frozen=True)
 class ReadData:
-    """A data file as training reads it, with lines where training keeps a count."""
+    """A data file as training reads it, with line numbers in place of counts."""
 
     loaded: LoadedData
-    """May hold no example at all."""
+    """May have no examples."""
     cut_turns: list[int]
-    """Lines of rows that go on after their last assistant turn."""
+    """Lines of rows with turns after the last assistant turn."""
 
 
 @dataclass(frozen=True)
 class MeasuredData:
-    """The rows that training would get, and their lengths before any cut; all lists in file order."""
+    """The rows that training would get, and their lengths before truncation; all lists in file order."""
 
     unit: Unit
-    """Of the lengths. Characters where there is no tokenizer: `tokens` then holds stand-ins."""
+    """Unit of the lengths. Characters without a tokenizer; `tokens` then has placeholders."""
     tokens: TokenisedData
     examples: list[Example]
-    """Where each row comes from."""
+    """The example of each row."""
     prompts: Lengths
     completions: Lengths
     cut_prompts: list[int]
@@ -83,7 +83,7 @@ def read_data(source: str, base_dirs: Sequence[Path] = ()) -> ReadData:
 def measure_tokens(
     examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> MeasuredData:
-    """Rows as `tokenise` gives them to training, and how many tokens they had before."""
+    """Rows as `tokenise` gives them to training, with their lengths in tokens before truncation."""
     whole = tokenise(examples, tokenizer, sys.maxsize)
     begin = Encoder(tokenizer).begin
     rows: list[TokenRow] = []
@@ -109,14 +109,14 @@ def measure_tokens(
 
 
 def measure_characters(examples: Sequence[Example]) -> MeasuredData:
-    """Rows without a tokenizer: lengths in characters, nothing cut, prompts told apart by their text."""
+    """Rows without a tokenizer: lengths in characters, nothing truncated, prompts grouped by their text."""
     rows: list[TokenRow] = []
     groups: dict[str, int] = {}
     for example in examples:
         key = prompt_key(example)
-        # The split orders prompts by their tokens: a digest stands for them, so that it depends on content.
-        stand_in = list(sha256(key.encode()).digest())
-        rows.append(TokenRow(stand_in, [0], example.label, groups.setdefault(key, len(groups))))
+        # The split orders prompts by their tokens, so the placeholder must depend on the content.
+        placeholder = list(sha256(key.encode()).digest())
+        rows.append(TokenRow(placeholder, [0], example.label, groups.setdefault(key, len(groups))))
     lines = [example.line for example in examples]
     return MeasuredData(
         unit="characters",
@@ -130,17 +130,17 @@ def measure_characters(examples: Sequence[Example]) -> MeasuredData:
 
 
 def prompt_key(example: Example) -> str:
-    """The same text for the same prompt."""
+    """A key that is equal for equal prompts."""
     return _key(example.prompt)
 
 
 def completion_key(example: Example) -> str:
-    """The same text for the same completion."""
+    """A key that is equal for equal completions."""
     return _key(example.completion)
 
 
-def spoken_key(example: Example) -> str:
-    """The completion without its tool calls; empty when it is nothing but calls."""
+def completion_text(example: Example) -> str:
+    """The completion without its tool calls; empty when it has only calls."""
     if isinstance(example.completion, str):
         return example.completion
     return "\n".join(turn["content"] for turn in example.completion).strip()
@@ -153,7 +153,7 @@ def _key(side: str | tuple[Message, ...]) -> str:
 
 
 def _without_ids(turn: Message) -> Message:
-    """The turn without the ids of its calls: random words that make no row another one."""
+    """The turn without the ids of its calls, which are random."""
     kept = {name: value for name, value in turn.items() if name not in {"tool_calls", "tool_call_id"}}
     if "tool_calls" in turn:
         kept["tool_calls"] = [call["function"] for call in turn["tool_calls"]]

@@ -1,4 +1,4 @@
-"""Chat turns as data files write them, brought to one form: role, content as text, tool_calls as objects."""
+"""Normalises chat turns: role, content as text, tool_calls as objects."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ _ROLES = {
 
 
 class BadRowError(ValueError):
-    """A row that cannot be used; the message says why in a few words."""
+    """A row cannot be used; the message says why in a few words."""
 
 
 def read_turns(value: object, field: str) -> list[Message]:
@@ -55,14 +55,14 @@ def _read_turn(turn: object) -> Message:
     message: Message = {"role": role, "content": _content(turn.get("content", turn.get("value")))}
     if calls := _tool_calls(turn):
         message["tool_calls"] = calls
-    for key in ("name", "tool_call_id"):  # some templates print them
+    for key in ("name", "tool_call_id"):  # some chat templates render them
         if isinstance(turn.get(key), str):
             message[key] = turn[key]
     return message
 
 
 def _content(value: object) -> str:
-    """A turn's text; null is no text, a list of text parts is joined."""
+    """A turn's text; null is empty, a list of text parts is joined."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -82,9 +82,9 @@ def _part(part: object) -> str:
 
 
 def _tool_calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
-    """The turn's calls in the form that chat templates read: arguments as an object where they are one."""
+    """The turn's tool calls as chat templates expect them: arguments as an object where possible."""
     calls = turn.get("tool_calls")
-    if not calls and turn.get("function_call"):  # the older form: one call
+    if not calls and turn.get("function_call"):  # OpenAI's older format: one call
         calls = [turn["function_call"]]
     if not calls:
         return []
@@ -103,7 +103,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
             parsed = json.loads(arguments)
         except json.JSONDecodeError:
             parsed = None
-        # Broken arguments stay as the model wrote them: they may be what the label is about.
+        # Broken arguments stay as written: they may be the reason for the label.
         arguments = parsed if isinstance(parsed, dict) else arguments
     called: dict[str, Any] = {
         "type": "function",
@@ -115,7 +115,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def calls_as_text(calls: list[dict[str, Any]]) -> str:
-    """Tool calls as JSON lines, for models whose template has no form for them."""
+    """Tool calls as JSON lines, for models whose template does not support them."""
     return "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
 
 

@@ -1,10 +1,10 @@
-"""The two forms of a KTO row: as text in the data file, and as token ids."""
+"""The data types of KTO rows: as text (Example) and as token ids (TokenRow)."""
 
 from dataclasses import dataclass
 from typing import Any
 
 Message = dict[str, Any]
-"""One chat turn: `role` and `content`, and `tool_calls` where a template renders them."""
+"""One chat turn: `role`, `content` and optionally `tool_calls`."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Which rows are held out, whose completion mismatches whose prompt, and in which order rows come.
+"""The held-out split, the mismatched partners for the KL estimate, and the order of batches.
 
-All three are pure functions of the rows and a seed: every trial, agent and trainer gets the same answer.
+All three are pure functions of the rows and a seed, so every trial, agent and trainer gets the same result.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from kto_sweep.errors import DataError
 def split_by_prompt(
     rows: Sequence[TokenRow], eval_fraction: float, seed: int
 ) -> tuple[list[TokenRow], list[TokenRow]]:
-    """Rows to train on and rows held out, in file order; no prompt is on both sides.
+    """Training rows and held-out rows, in file order; no prompt is on both sides.
 
-    Prompts are taken in an order that depends on their tokens and `seed` alone, each if it brings the
-    held-out counts of both labels nearer to `eval_fraction` of all. When 0 < eval_fraction < 1, each side
-    has a prompt if there are two, and two prompts (enough for mismatched pairs) if there are four.
+    Prompts are visited in an order that depends only on their tokens and `seed`. A prompt is held out if that
+    brings the held-out counts of both labels nearer to `eval_fraction` of all. When 0 < eval_fraction < 1,
+    each side has one prompt if there are two, and two (enough for mismatched pairs) if there are four.
     """
     if eval_fraction <= 0:
         return list(rows), []
@@ -37,16 +37,16 @@ def split_by_prompt(
 def _choose(order: Sequence[int], counts: dict[int, np.ndarray], eval_fraction: float) -> set[int]:
     """The groups to hold out."""
     total = np.sum(list(counts.values()), axis=0)
-    # One row at least of each label that can spare one: without it AUC and margins are undefined.
+    # At least one row of each label that has two: without it AUC and margins are undefined.
     wanted = np.where(total > 1, np.maximum(eval_fraction * total, 1.0), eval_fraction * total)
-    least = min(2, len(order) // 2)  # prompts that each side keeps
+    least = min(2, len(order) // 2)  # prompts on each side
     chosen: set[int] = set()
-    have = np.zeros(2)
+    held_out = np.zeros(2)
     for group in order:
-        nearer = np.abs(wanted - have - counts[group]).sum() < np.abs(wanted - have).sum()
+        nearer = np.abs(wanted - held_out - counts[group]).sum() < np.abs(wanted - held_out).sum()
         if nearer and len(chosen) < len(order) - least:
             chosen.add(group)
-            have = have + counts[group]
+            held_out = held_out + counts[group]
     for group in sorted(order, key=lambda group: int(counts[group].sum())):  # stable: ties stay in `order`
         if len(chosen) < least:
             chosen.add(group)
@@ -60,15 +60,15 @@ def _counts(rows: Sequence[TokenRow]) -> np.ndarray:
 
 
 def _shuffle_key(row: TokenRow, seed: int) -> bytes:
-    """A position that depends on the prompt's tokens and the seed, not on where the row stands."""
+    """A sort key that depends on the prompt's tokens and the seed, not on the row's position."""
     return hashlib.sha256(np.array([seed, *row.prompt], dtype=np.int64).tobytes()).digest()
 
 
 def partners(rows: Sequence[TokenRow], seed: int) -> list[int]:
-    """For each row, the row whose completion it is mismatched with; always one with another prompt.
+    """For each row, the row whose completion mismatches its prompt; always one with another prompt.
 
-    A permutation of the rows when no prompt has more than half of them, so that each completion is used
-    once; otherwise the rows of the other prompts are used in turn, each as often as the next.
+    A permutation when no prompt has more than half of the rows, so that each completion is used once;
+    otherwise the rows of the other prompts are used in turn, equally often.
 
     Raises DataError when all rows have the same prompt.
     """
@@ -83,18 +83,18 @@ def partners(rows: Sequence[TokenRow], seed: int) -> list[int]:
         )
     largest = max(groups.values(), key=len)
     others = [at for members in groups.values() if members is not largest for at in members]
-    found = [0] * len(rows)
+    partner = [0] * len(rows)
     if len(largest) > len(others):
         for position, at in enumerate(largest):
-            found[at] = others[position % len(others)]
+            partner[at] = others[position % len(others)]
         for position, at in enumerate(others):
-            found[at] = largest[position]
-        return found
-    # Groups stand in a ring, each in one piece; a step as long as the largest group always leaves a group.
+            partner[at] = largest[position]
+        return partner
+    # Groups are contiguous in the ring, so a shift by the largest group's size always leaves the group.
     ring = [*largest, *others]
     for position, at in enumerate(ring):
-        found[at] = ring[(position + len(largest)) % len(ring)]
-    return found
+        partner[at] = ring[(position + len(largest)) % len(ring)]
+    return partner
 
 
 def batches(n: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
@@ -104,7 +104,7 @@ def batches(n: int, batch_size: int, epoch: int, seed: int) -> list[list[int]]:
 
 
 def all_batches(n: int, batch_size: int, total: int, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """The first `total` batches, epoch after epoch, each with its epoch (counted from 0)."""
+    """The first `total` batches over all epochs, each with its epoch (counted from 0)."""
     done = epoch = 0
     while done < total:
         for batch in batches(n, batch_size, epoch, seed)[: total - done]:
@@ -114,7 +114,7 @@ def all_batches(n: int, batch_size: int, total: int, seed: int) -> Iterator[tupl
 
 
 def total_steps(n: int, batch_size: int, epochs: float, max_steps: int | None) -> int:
-    """Optimizer steps of a trial on `n` rows; max_steps, where given, counts instead of epochs.
+    """Optimizer steps of a trial on `n` rows; max_steps, if set, replaces epochs.
 
     >>> total_steps(100, 8, 1.5, None)  # 13 steps an epoch
     20

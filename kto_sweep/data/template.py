@@ -1,7 +1,6 @@
-"""Conversations as the text that one model reads: its chat template, and mends where a template refuses.
+"""Renders conversations with a model's chat template, with fallbacks for what the template does not support.
 
-What a template supports is found by asking it, once: many raise on a system turn, and many drop tool calls
-without a word.
+Support is probed once per template: many raise on a system turn, and many drop tool calls silently.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 _PROBE = "kto_probe_word"
 _REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
-"""What templates raise for turns they have no form for."""
+"""Exceptions that templates raise for turns they do not support."""
 
 _PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -28,19 +27,19 @@ class Rendered:
     """One example as text."""
 
     prompt: str
-    """Up to where the model starts to write."""
+    """The text up to where the model starts to write."""
     full: str
     """Prompt and completion, as the template renders the whole conversation."""
     completion: str
-    """The completion by itself, with what the template puts behind it."""
+    """The completion by itself, with what the template appends to it."""
     body: str
-    """`prompt` without the words that open the answer; empty when `full` begins with `prompt`."""
+    """`prompt` without the tokens that open the answer; empty when `full` begins with `prompt`."""
     from_template: bool
-    """Templates write the beginning-of-text and end-of-turn tokens themselves."""
+    """True: the template wrote the beginning-of-text and end-of-turn tokens."""
 
 
 class Renderer:
-    """Renders examples with one tokenizer's chat template, or plainly when it has none."""
+    """Renders examples with a tokenizer's chat template, or as plain text when it has none."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
@@ -100,7 +99,7 @@ class Renderer:
         return str(text)
 
     def _adapt(self, turns: list[Message]) -> list[Message]:
-        """Turns in forms that the template supports; what it has no form for becomes text."""
+        """Turns that the template supports: other tool calls, tool results and system turns become text."""
         if not self._calls:
             turns = [_call_as_text(turn) for turn in turns]
         if not self._tools:
@@ -132,7 +131,7 @@ def _result_as_user(turn: Message) -> Message:
 
 
 def _fold_system(turns: list[Message]) -> list[Message]:
-    """System turns put before the user turn that follows them."""
+    """Turns with each system turn merged into the user turn after it."""
     folded: list[Message] = []
     waiting: list[str] = []
     for turn in turns:
@@ -143,7 +142,7 @@ def _fold_system(turns: list[Message]) -> list[Message]:
             waiting = []
         else:
             folded.append(turn)
-    if waiting:  # no user turn at all: the system text is what the model was asked
+    if waiting:  # without a user turn, the system text is the question
         folded.insert(0, {"role": "user", "content": "\n\n".join(waiting)})
     return folded
 
@@ -153,12 +152,12 @@ def _as_they_are(turns: Sequence[Message]) -> Sequence[Message]:
 
 
 def _without_calls(turns: Sequence[Message]) -> list[Message]:
-    """No tool calls, no tool turns, no neighbours of one role: what any template takes."""
+    """Turns without tool calls, tool turns or neighbours of one role, which every template accepts."""
     return _merge_neighbours([_result_as_user(_call_as_text(turn)) for turn in turns])
 
 
 def _merge_neighbours(turns: Sequence[Message]) -> list[Message]:
-    """Neighbouring turns of one role as one turn; the completion, which is last, stays by itself."""
+    """Turns with neighbours of one role merged; the completion, which is last, stays separate."""
     merged: list[Message] = []
     for turn in turns[:-1]:
         last = merged[-1] if merged else None
@@ -171,14 +170,14 @@ def _merge_neighbours(turns: Sequence[Message]) -> list[Message]:
 
 def _plain(turns: Sequence[Message]) -> str:
     """Turns for a model without a chat template: `User: ...`, a blank line, ..., `Assistant:`."""
-    said = [f"{_PLAIN_ROLES[turn['role']]}: {_as_text(turn)}" for turn in turns]
-    return "\n\n".join([*said, "Assistant:"])
+    lines = [f"{_PLAIN_ROLES[turn['role']]}: {_as_text(turn)}" for turn in turns]
+    return "\n\n".join([*lines, "Assistant:"])
 
 
 def _undated(template: str) -> str:
-    """The template with one date for ever: today's would give other tokens, and another reference, tomorrow.
+    """The template with a fixed date: with today's, tokens and reference log-probs would change every day.
 
-    The date is the default of Llama 3.1's own template.
+    The date is the default in Llama 3.1's template.
     """
     if "strftime_now" not in template:
         return template

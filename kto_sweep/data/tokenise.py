@@ -1,4 +1,4 @@
-"""From examples to token ids, for one tokenizer and one max_length."""
+"""From examples to token ids, for one tokenizer and max_length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ class TokenisedData:
     lines: list[int]
     """Line of each row in the file."""
     bad: list[BadRow]
-    """Examples that this tokenizer's template refuses."""
+    """Examples that the chat template refuses, or that have no tokens."""
     cut_prompts: int
-    """Rows whose prompt lost its beginning to max_length."""
+    """Rows whose prompt was truncated at the start."""
     cut_completions: int
-    """Rows whose completion lost its end to max_length."""
+    """Rows whose completion was truncated at the end."""
 
 
 def tokenise(
@@ -33,8 +33,8 @@ def tokenise(
 ) -> TokenisedData:
     """Every example as token ids, at most `max_length` of prompt and completion together.
 
-    Conversations go through the chat template; text rows use none and end with the end-of-text token.
-    Rows with the same rendered prompt get the same group, whatever max_length cuts.
+    Conversations use the chat template; text rows do not, and end with the end-of-text token.
+    Rows with the same rendered prompt before truncation get the same group.
     """
     renderer = Renderer(tokenizer)
     kept: list[tuple[Example, Rendered]] = []
@@ -67,26 +67,26 @@ def tokenise(
 
 
 class Encoder:
-    """Text to token ids, with and without the tokens that a tokenizer puts around a text."""
+    """Text to token ids, with or without the special tokens that a tokenizer adds."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         eos = tokenizer.eos_token_id
         self.end: int | None = eos if isinstance(eos, int) else None
-        """The end-of-text token, where there is one."""
+        """The end-of-text token, if there is one."""
         bos = tokenizer.bos_token_id
         self.begin: int | None = bos if isinstance(bos, int) else None
-        """The beginning-of-text token, where there is one."""
+        """The beginning-of-text token, if there is one."""
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
-        """The texts' tokens and no others."""
+        """Token ids of the texts, without special tokens."""
         if not texts:
             return []
         encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
         return [list(ids) for ids in encoded["input_ids"]]
 
     def beginnings(self, texts: Sequence[str], from_template: Sequence[bool]) -> list[list[int]]:
-        """Tokens of texts that stand at the beginning: begun as the tokenizer does, unless a template did."""
+        """Token ids of texts with the tokenizer's beginning-of-text token, unless a template wrote it."""
         bare = iter(self.plain([text for text, done in zip(texts, from_template, strict=True) if done]))
         begun = iter(self._begun([text for text, done in zip(texts, from_template, strict=True) if not done]))
         return [next(bare) if done else next(begun) for done in from_template]
@@ -95,11 +95,11 @@ class Encoder:
         if not texts:
             return []
         encoded = self._tokenizer(texts, verbose=False)
-        # Some tokenizers also end every text; here the text goes on.
+        # Some tokenizers also append an end token; here the text continues.
         return [list(ids[:-1] if ids and ids[-1] == self.end else ids) for ids in encoded["input_ids"]]
 
     def ended(self, ids: list[int]) -> list[int]:
-        """The ids with one end-of-text token behind them."""
+        """The ids with one end-of-text token at the end."""
         return ids if self.end is None or ids[-1:] == [self.end] else [*ids, self.end]
 
 
@@ -108,11 +108,11 @@ def split_ids(
 ) -> tuple[list[int], list[int]]:
     """Token ids of the prompt and of the completion.
 
-    The rule is `full[len(prompt):]`. Where the full text does not begin with the prompt's tokens:
-    * the template opens the answer otherwise than it writes one (`<think>` when it asks for an answer,
-      nothing when it shows one): both are cut where they part, so that together they are the template's text;
-    * tokens merge across the border, or the template changes earlier turns once an answer follows: the
-      prompt stays as the model sees it when asked, and the completion is encoded by itself.
+    Usually `full[len(prompt):]`. When the full text does not begin with the prompt's tokens:
+    * the template opens an answer differently from how it renders one (`<think>` only when it asks for an
+      answer): both are split where they diverge, so that together they are the template's text;
+    * tokens merge across the boundary, or the template changes earlier turns once an answer follows: the
+      prompt stays as the model sees it at inference, and the completion is encoded by itself.
     """
     at = first_difference(prompt_ids, full_ids)
     if at == len(prompt_ids):
@@ -129,10 +129,10 @@ def truncate(
 ) -> tuple[list[int], list[int]]:
     """Prompt and completion of at most `max_length` tokens together, at least 2; neither is empty.
 
-    A row that is too long loses the beginning of its prompt, down to half of max_length, then the end of its
-    completion: what the answer answers stands at the prompt's end, and an answer cut short still says how it
-    begins. (TRL cuts the end only, and drops rows whose prompt fills max_length.) A beginning-of-text token
-    stays in front, as models go astray without it.
+    A row that is too long loses the start of its prompt, down to half of max_length, then the end of its
+    completion: the question is usually at the prompt's end, and a truncated answer still teaches its start.
+    (TRL truncates only the end, and drops rows whose prompt fills max_length.) A beginning-of-text token
+    stays in front, because models fail without it.
 
     >>> truncate([1, 2, 3, 4, 5, 6], [7, 8], 6, None)
     ([3, 4, 5, 6], [7, 8])
@@ -149,7 +149,7 @@ def truncate(
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning of two sequences."""
+    """Length of the common prefix of two sequences."""
     for at, (a, b) in enumerate(zip(one, other, strict=False)):
         if a != b:
             return at

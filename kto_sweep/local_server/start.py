@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.http import NO_ANSWER
+from kto_sweep.http import CONNECTION_ERRORS
 from kto_sweep.local_server.keys import home_id, key_path, read_key
 from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.local_server.process import read_address, server_pid
@@ -122,7 +122,7 @@ def _answers(url: str, expected_id: str) -> bool:
     try:
         with opener.open(f"{url}/ready", timeout=5) as response:
             answer = json.loads(response.read(10_000))
-    except NO_ANSWER:
+    except CONNECTION_ERRORS:
         return False
     return isinstance(answer, dict) and answer.get("home_id") == expected_id
 

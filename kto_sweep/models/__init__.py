@@ -1,1 +1,1 @@
-"""A base model's facts without torch: presets, sizes, hub files, tokenizer, the tiny model's recipe."""
+"""Base models without torch: presets, architecture, hub files, tokenizer, the tiny model's recipe."""

@@ -1,4 +1,4 @@
-"""The sizes of a base model that memory and time depend on, from its configuration alone."""
+"""The sizes of a base model that determine memory and time, from its config.json alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from kto_sweep.models.presets import PRESETS, names_a_path
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`model_type` of the models whose layers train/fused.py rewrites."""
 
-TIED_UNLESS_TOLD = ("gemma", "cohere")
-"""`model_type`s whose output layer is the embedding when config.json says nothing; elsewhere it is not."""
+TIED_BY_DEFAULT = ("gemma", "cohere")
+"""`model_type`s that tie output layer and embedding unless config.json says otherwise."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder of the usual kind: attention and a gated MLP in each layer."""
+    """A decoder with attention and a gated MLP in each layer."""
 
     hidden: int
     intermediate: int
@@ -30,22 +30,22 @@ class Architecture:
     tied: bool
     """The output layer is the embedding."""
     fused: bool = True
-    """train/fused.py knows its layers."""
+    """train/fused.py rewrites its layers."""
     plain_head: bool = True
     """Logits are neither capped nor scaled."""
     experts: int = 1
-    """MLPs in each layer."""
+    """MLPs per layer."""
     active_experts: int = 1
-    """Of these, how many each token passes through."""
+    """Experts per token."""
 
     @property
     def queries(self) -> int:
-        """Features of all heads' queries."""
+        """Query features of all heads."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Features of all heads' keys; as many are values."""
+        """Key features of all heads; as many as value features."""
         return self.key_value_heads * self.head_dim
 
     @property
@@ -64,65 +64,67 @@ class Architecture:
 
     @property
     def linear_weights(self) -> int:
-        """Weights of all layers' matrices, the output layer aside."""
+        """Weights of all layers' matrices, without the output layer."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         mlp = 3 * self.hidden * self.intermediate * self.experts
         return self.layers * (attention + mlp)
 
     @property
     def used_weights(self) -> int:
-        """Those of them that one token is multiplied with."""
+        """The linear weights that one token passes through."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         mlp = 3 * self.hidden * self.intermediate * self.active_experts
         return self.layers * (attention + mlp)
 
     @property
     def other_weights(self) -> int:
-        """Embedding, output layer and norms: what quantisation leaves alone."""
+        """Weights of embedding, output layer and norms, which are not quantised."""
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return tables + (2 * self.layers + 1) * self.hidden
 
     @property
     def weights(self) -> int:
-        """All of them."""
+        """All weights."""
         return self.linear_weights + self.other_weights
 
     @property
     def key(self) -> str:
-        """The same text for models of the same sizes: what measured rates are kept under."""
+        """A key that is equal for models of equal sizes, used for measured rates."""
         sizes = (self.layers, self.hidden, self.intermediate, self.heads, self.key_value_heads, self.head_dim)
         experts = f"e{self.experts}/{self.active_experts}" if self.experts > 1 else ""
         return f"{'x'.join(map(str, sizes))}v{self.vocabulary}{experts}"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """From what config.json holds. Raises KeyError for one that names its sizes otherwise."""
+        """The architecture in a config.json. Raises KeyError when it uses other names for the sizes."""
         text = config.get("text_config")
-        told: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
-        heads = int(told["num_attention_heads"])
-        hidden = int(told["hidden_size"])
-        experts = told.get("num_local_experts") or told.get("num_experts") or 1
-        family = str(told.get("model_type", ""))
-        scaled = told.get("logit_scale") or told.get("logits_scaling") or told.get("final_logit_softcapping")
-        silu = told.get("hidden_act", "silu") == "silu"
-        expert_size = told.get("moe_intermediate_size") if experts > 1 else None
+        sizes: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
+        heads = int(sizes["num_attention_heads"])
+        hidden = int(sizes["hidden_size"])
+        experts = sizes.get("num_local_experts") or sizes.get("num_experts") or 1
+        family = str(sizes.get("model_type", ""))
+        scaled = (
+            sizes.get("logit_scale") or sizes.get("logits_scaling") or sizes.get("final_logit_softcapping")
+        )
+        silu = sizes.get("hidden_act", "silu") == "silu"
+        expert_size = sizes.get("moe_intermediate_size") if experts > 1 else None
         return cls(
             hidden=hidden,
-            intermediate=int(expert_size or told["intermediate_size"]),
-            layers=int(told["num_hidden_layers"]),
+            intermediate=int(expert_size or sizes["intermediate_size"]),
+            layers=int(sizes["num_hidden_layers"]),
             heads=heads,
-            key_value_heads=int(told.get("num_key_value_heads") or heads),
-            head_dim=int(told.get("head_dim") or hidden // heads),
-            vocabulary=int(told["vocab_size"]),
-            tied=bool(told.get("tie_word_embeddings", family.startswith(TIED_UNLESS_TOLD))),
+            key_value_heads=int(sizes.get("num_key_value_heads") or heads),
+            head_dim=int(sizes.get("head_dim") or hidden // heads),
+            vocabulary=int(sizes["vocab_size"]),
+            tied=bool(sizes.get("tie_word_embeddings", family.startswith(TIED_BY_DEFAULT))),
             fused=family in FUSED_FAMILIES and silu and experts == 1,
             plain_head=not scaled,
             experts=int(experts),
-            active_experts=int(told.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+            active_experts=int(sizes.get("num_experts_per_tok") or 1) if experts > 1 else 1,
         )
 
 
-# Sizes of the presets (their published config.json), so that a plan needs no network.
+# Sizes of the presets (from their published config.json), so that a plan works offline.
 _PRESETS = {
     "tiny": Architecture(96, 288, 2, 4, 2, 24, 1200, tied=True),
     "135m": Architecture(576, 1536, 30, 9, 3, 64, 49152, tied=True),
@@ -140,18 +142,18 @@ _PRESETS = {
 }
 
 BY_MODEL = {PRESETS[name].model: sizes for name, sizes in _PRESETS.items()}
-"""Presets' sizes by their model's name."""
+"""The presets' architectures by model name."""
 
 
 def find_architecture(model: str) -> Architecture | None:
-    """The sizes of `model`: a preset's, those in a folder's config.json, a .gguf file's or the hub's.
+    """The architecture of `model`: a preset, a folder, a .gguf file or a hub id.
 
-    None when the hub cannot be asked, or the configuration names its sizes in no way that is known.
-    Raises UsageError for a folder or file that is no model.
+    None when the hub cannot be reached, or the configuration is of an unknown form.
+    Raises UsageError for a folder or file that is not a model.
     """
-    known = BY_MODEL.get(model)
-    if known is not None:
-        return known
+    preset = BY_MODEL.get(model)
+    if preset is not None:
+        return preset
     path = Path(model).expanduser()
     try:
         if path.suffix == ".gguf":
@@ -159,7 +161,7 @@ def find_architecture(model: str) -> Architecture | None:
         if path.is_dir():
             return Architecture.from_config(_read_folder(path))
         if names_a_path(model):
-            raise UsageError(f"{model}: no such model folder", hint="check the path, or give a hub id")
+            raise UsageError(f"{model}: no such model folder", hint="check the path, or use a hub id")
         return Architecture.from_config(read_config(model))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
@@ -171,12 +173,12 @@ def _read_folder(folder: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise UsageError(
             f"{folder}: no model in this folder (it has no config.json)",
-            hint="give the folder that save_pretrained wrote, or a .gguf file",
+            hint="use the folder that save_pretrained wrote, or a .gguf file",
         ) from error
 
 
 def _read_gguf(file: Path) -> Mapping[str, Any]:
-    """The header of a .gguf file in the words of a config.json."""
+    """The header of a .gguf file with the keys of a config.json."""
     if not file.is_file():
         raise UsageError(f"{file}: no such model file", hint="check the path")
     try:

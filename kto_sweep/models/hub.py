@@ -1,4 +1,4 @@
-"""What the model hub, or its cache on this box, tells of a model without downloading its weights."""
+"""A model's config and download size from the hub or its local cache, without downloading weights."""
 
 import json
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from urllib.request import Request, urlopen
 
 from kto_sweep.errors import UsageError
 
-SECONDS = 5.0
-"""For the hub's answer. Its own client tries again for half a minute where there is no network."""
+TIMEOUT_SECONDS = 5.0
+"""Timeout of a request to the hub. Its own client retries for half a minute when there is no network."""
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(model: str) -> Mapping[str, Any]:
-    """config.json of a model on the hub, from the cache or by one quick question; empty when it has none."""
+    """config.json of a model on the hub, from the cache or by one request; empty when unavailable."""
     import huggingface_hub as hub
 
     cached = hub.try_to_load_from_cache(model, "config.json")
@@ -24,37 +24,37 @@ def read_config(model: str) -> Mapping[str, Any]:
     if hub.constants.HF_HUB_OFFLINE:
         return {}
     try:
-        return as_object(_ask(f"{model}/resolve/main/config.json"))
+        return as_object(_request(f"{model}/resolve/main/config.json"))
     except (OSError, ValueError):
         return {}
 
 
 def bytes_to_download(model: str) -> int | None:
-    """How much of a model's weights training would download: 0 when the cache has them; None: not known.
+    """Bytes of weights that training would download: 0 when they are cached; None: unknown.
 
-    Raises UsageError when they cannot be had.
+    Raises UsageError when they are not available.
     """
     import huggingface_hub as hub
 
     if _are_cached(model):
         return 0
-    elsewhere = "connect to the network, or give a local folder or a .gguf file"
+    hint = "connect to the network, or use a local folder or a .gguf file"
     if hub.constants.HF_HUB_OFFLINE:
         raise UsageError(
-            f"{model}: its weights are not all on this box, and HF_HUB_OFFLINE is set", hint=elsewhere
+            f"{model}: some of its weights are not on this box, and HF_HUB_OFFLINE is set", hint=hint
         )
     try:
-        answer = as_object(_ask(f"api/models/{model}?blobs=true"))
+        answer = as_object(_request(f"api/models/{model}?blobs=true"))
     except HTTPError as error:
         if error.code in {401, 403, 404}:
             raise UsageError(
-                f"{model}: no such folder here, and no such model on the hub that you may have",
-                hint="check the name, and set HF_TOKEN if it is private or gated",
+                f"{model}: not a local folder, and not a model on the hub that you can access",
+                hint="check the name; for a gated or private model, request access and set HF_TOKEN",
             ) from error
         return None
     except OSError as error:
         raise UsageError(
-            f"{model}: its weights are not all on this box, and the hub cannot be reached", hint=elsewhere
+            f"{model}: some of its weights are not on this box, and the hub could not be reached", hint=hint
         ) from error
     except ValueError:
         return None
@@ -62,16 +62,16 @@ def bytes_to_download(model: str) -> int | None:
         file for file in answer.get("siblings", ()) if str(file.get("rfilename")).endswith(".safetensors")
     ]
     if not files:
-        raise without_safetensors(model)
+        raise no_safetensors_error(model)
     sizes = [file.get("size") for file in files]
     return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
-def without_safetensors(model: str) -> UsageError:
+def no_safetensors_error(model: str) -> UsageError:
     """The error for a folder or hub id whose weights are in another format."""
     return UsageError(
-        f"{model}: has no weights as safetensors",
-        hint="convert them with save_pretrained; formats that can hold code are not read",
+        f"{model}: has no safetensors weights",
+        hint="convert them with save_pretrained; formats that can contain code are not loaded",
     )
 
 
@@ -90,18 +90,20 @@ def _are_cached(model: str) -> bool:
     return all(isinstance(try_to_load_from_cache(model, shard), str) for shard in shards)
 
 
-def _ask(path: str) -> bytes:
-    """The hub's answer. Raises OSError."""
+def _request(path: str) -> bytes:
+    """The body of the hub's response. Raises OSError."""
     import huggingface_hub as hub
 
     token = hub.get_token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    with urlopen(Request(f"{hub.constants.ENDPOINT}/{path}", headers=headers), timeout=SECONDS) as answer:
-        found: bytes = answer.read()
-    return found
+    with urlopen(
+        Request(f"{hub.constants.ENDPOINT}/{path}", headers=headers), timeout=TIMEOUT_SECONDS
+    ) as answer:
+        body: bytes = answer.read()
+    return body
 
 
 def as_object(text: bytes) -> Mapping[str, Any]:
     """The JSON object in `text`; empty for other JSON. Raises ValueError."""
-    found = json.loads(text)
-    return found if isinstance(found, Mapping) else {}
+    value = json.loads(text)
+    return value if isinstance(value, Mapping) else {}

@@ -1,4 +1,4 @@
-"""The base models that a sweep can name by size, and how their weights are held unless it says otherwise."""
+"""Base models by `model_size`, with their default quantization."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,20 +13,18 @@ class Preset:
 
     name: str
     model: str
-    """Hub id; `tiny` is made on the box from a seed."""
+    """Hub id; `tiny` is generated locally from a seed."""
     quantization: Quantization
-    """How the base weights are held: chosen so that LoRA fits a card of 24 GB."""
+    """Chosen so that LoRA fits a GPU of 24 GB."""
     doc: str
     lora_r: int = 16
-    """Rank of the adapters of a single run; a sweep's trials have 16 unless it says otherwise."""
+    """LoRA rank of `kto-sweep train`; in a sweep the default is 16."""
     max_length: int = 2048
-    """Tokens of a single run's rows, likewise 2048."""
+    """max_length of `kto-sweep train`; in a sweep the default is 2048."""
 
 
 _TABLE = (
-    Preset(
-        "tiny", "tiny", "none", "a toy made here from a seed, without network: for demos and tests", 8, 512
-    ),
+    Preset("tiny", "tiny", "none", "a toy model made locally from a seed: for demos and tests", 8, 512),
     Preset("135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "none", "trains on a CPU"),
     Preset("360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "none", "trains on a CPU, slowly"),
     Preset("0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "none", "the smallest with a long context"),
@@ -50,5 +48,5 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _TABLE}
 
 
 def names_a_path(model: str) -> bool:
-    """Whether a model's name can only be that of a file or folder, and not a hub id."""
+    """Whether a model's name can only be a path, and not a hub id."""
     return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1

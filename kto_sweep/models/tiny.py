@@ -1,4 +1,4 @@
-"""The recipe of the `tiny` base model, and its tokenizer: all of it that needs no torch."""
+"""The recipe of the `tiny` base model and its tokenizer: the part that needs no torch."""
 
 import hashlib
 import inspect
@@ -21,7 +21,7 @@ _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that the tiny model depends on, with the corpus."""
+    """Every setting of the tiny model; with the corpus it determines the weights."""
 
     hidden: int = 96
     layers: int = 2
@@ -29,7 +29,7 @@ class Recipe:
     key_value_heads: int = 2
     vocabulary: int = 1200
     tokenizer_texts: int = 2000
-    """Conversations that the tokenizer learns its words from."""
+    """Conversations that the tokenizer is trained on."""
     steps: int = 150
     """Pre-training steps."""
     batch: int = 8
@@ -41,7 +41,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Folder of the model: another recipe or corpus gets another."""
+        """Folder name of the model; another recipe or corpus gives another name."""
         content = json.dumps(asdict(self)) + inspect.getsource(tiny_corpus) + _TEMPLATE
         return f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
@@ -57,8 +57,8 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         special_tokens=[_PAD, _END, *_ROLES],
         show_progress=False,
     )
-    spoken = itertools.islice(tiny_corpus.conversations(recipe.seed), recipe.tokenizer_texts)
-    core.train_from_iterator((turn["content"] for turns in spoken for turn in turns), trainer)
+    conversations = itertools.islice(tiny_corpus.conversations(recipe.seed), recipe.tokenizer_texts)
+    core.train_from_iterator((turn["content"] for turns in conversations for turn in turns), trainer)
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core, pad_token=_PAD, eos_token=_END, extra_special_tokens=list(_ROLES)
     )

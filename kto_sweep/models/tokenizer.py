@@ -1,4 +1,4 @@
-"""A base model's tokenizer by itself: what can be asked of a model before anything heavy is loaded."""
+"""Loads a base model's tokenizer without its weights."""
 
 import importlib.util
 from pathlib import Path
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""One of these stands in every folder that holds a tokenizer."""
+"""Every folder with a tokenizer has one of these."""
 
 
 def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerBase":
-    """The tokenizer of the model that `name` means: `tiny`, a .gguf file, a local folder or a hub id.
+    """The tokenizer of `name`: `tiny`, a .gguf file, a local folder or a hub id.
 
-    A folder may hold a tokenizer alone. `download` False: the hub is not asked, only its files on this box.
+    A folder may have a tokenizer only. `download` False: only the hub's local cache is used.
     Raises UsageError.
     """
     if name == "tiny":
@@ -31,17 +31,17 @@ def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerB
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=not download, **arguments
         )
-    except Exception as error:  # what a broken file raises depends on the byte that is broken
+    except Exception as error:  # a broken file can raise anything
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UsageError(
-            f"{name}: its tokenizer cannot be loaded: {reason}",
-            hint="check the name and the network, or give a local folder, a .gguf file, or tiny",
+            f"{name}: could not load its tokenizer: {reason}",
+            hint="check the name and the network, or use a local folder, a .gguf file, or tiny",
         ) from error
     return tokenizer
 
 
 def find_tokenizer(model: str) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer of `model` where this box has it; nothing is downloaded."""
+    """The tokenizer of `model` if it is on this machine; downloads nothing."""
     if model.count("/") == 1 and not Path(model).exists():
         from huggingface_hub import try_to_load_from_cache  # transformers takes seconds to import
 
@@ -54,9 +54,9 @@ def find_tokenizer(model: str) -> "PreTrainedTokenizerBase | None":
 
 
 def _find(name: str) -> tuple[str, str | None]:
-    """The folder or hub id, and the file in it where it is a .gguf file.
+    """The folder or hub id, and the file in it for a .gguf file.
 
-    Raises UsageError when it can only be a file or folder and there is none.
+    Raises UsageError for a path that does not exist.
     """
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
@@ -64,7 +64,7 @@ def _find(name: str) -> tuple[str, str | None]:
             raise UsageError(f"{name}: no such model file", hint="check the path")
         if importlib.util.find_spec("gguf") is None:
             raise UsageError(
-                f"{name}: reading .gguf files needs a package that is not installed",
+                f"{name}: .gguf files need a package that is not installed",
                 hint="pip install 'kto-sweep[gguf]'",
             )
         return str(path.parent), path.name
@@ -72,9 +72,11 @@ def _find(name: str) -> tuple[str, str | None]:
         if not any((path / file).is_file() for file in TOKENIZER_FILES):
             raise UsageError(
                 f"{name}: no tokenizer in this folder (it has no tokenizer.json)",
-                hint="give the folder that save_pretrained wrote, or a .gguf file",
+                hint="use the folder that save_pretrained wrote, or a .gguf file",
             )
         return str(path), None
     if path.is_file() or name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"{name}: no such model folder", hint="check the path; or a .gguf file, or a hub id")
+        raise UsageError(
+            f"{name}: no such model folder", hint="check the path, or use a .gguf file or a hub id"
+        )
     return name, None

@@ -1,6 +1,7 @@
-"""What a sweep will take before it is run: memory, time, disk, and how many trials fit side by side.
+"""Estimates of a sweep before it runs: memory, time, disk, and how many trials fit on a GPU together.
 
 data, tokenizer --> workload (tokens of each step) --+
-config.json ------> architecture --------------------+--> memory, seconds, disk of each cell --> plan
---gpu ------------> gpus ----------------------------+
+config.json ------> models.architecture -------------+--> memory, timing --> planner: each cell, the sweep
+--gpu ------------> gpus ----------------------------+                             (cells: groups of trials)
+create_check plans a sweep before it is registered.
 """

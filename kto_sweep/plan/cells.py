@@ -1,4 +1,4 @@
-"""The trials of a sweep as a plan sees them: those that take the same memory and time are one cell."""
+"""The trials of a sweep, grouped by cost: trials that need the same memory and time form one cell."""
 
 import math
 import random
@@ -8,12 +8,12 @@ from itertools import islice, product
 from typing import Any
 
 from kto_sweep.errors import TrialConfigError
+from kto_sweep.search.distributions import Value
 from kto_sweep.search.grid import can_list
-from kto_sweep.search.random import next_config
-from kto_sweep.search.space import Parameter, Space, Value
+from kto_sweep.search.space import Parameter, Space
 from kto_sweep.trial import PARAMETERS, Trial, leaves, parameter_name
 
-FREE = frozenset(
+COST_NEUTRAL_PARAMETERS = frozenset(
     {
         "learning_rate", "beta", "rho", "desirable_weight", "undesirable_weight", "loss_type", "warmup_ratio",
         "lr_scheduler", "weight_decay", "max_grad_norm", "lora_alpha", "seed",
@@ -21,54 +21,54 @@ FREE = frozenset(
 )  # fmt: skip
 """Parameters that change neither memory nor time."""
 
-LENGTHS = frozenset({"epochs", "max_steps"})
-"""Parameters that only say how many steps a trial has; its time grows in proportion."""
+STEP_COUNT_PARAMETERS = frozenset({"epochs", "max_steps"})
+"""Parameters that change only the number of steps; a trial's time is proportional to it."""
 
-MOST_CELLS = 200
-"""Cells that a plan looks at; of more, evenly many are left out."""
-SAMPLE = 32
-"""Trials drawn from a space that is no grid, for its time."""
+MAX_CELLS = 200
+"""Cells of a plan at most; of more, every n-th is taken."""
+SAMPLE_TRIALS = 32
+"""Trials drawn from a space that is not a grid, to estimate its time."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Trials alike in memory and time."""
+class PlanCell:
+    """Trials that need the same memory and time."""
 
     trial: Trial
     """One of them."""
     count: int
-    """How many there are; 0 for a corner of a space that is no grid."""
+    """Number of trials; 0 for a corner of a space that is not a grid."""
     varied: Mapping[str, Value]
-    """Its values of the searched parameters that memory and time depend on, by name."""
+    """Values of the searched parameters that change memory or time, by name."""
 
 
-def grid_cells(space: Space) -> list[Cell]:
-    """Every trial of a grid. Raises TrialConfigError for one that cannot be."""
-    priced = [parameter for parameter in space.searched if not _free(parameter)]
-    alike = math.prod(p.distribution.cell_count() or 1 for p in space.searched if _free(p))
-    lists = [_distinct(parameter.distribution.cells() or ()) for parameter in priced]
-    return _cells(space, priced, lists, alike)
+def grid_cells(space: Space) -> list[PlanCell]:
+    """The cells of all trials of a grid. Raises TrialConfigError for an invalid trial."""
+    cost_parameters = [parameter for parameter in space.searched if not _is_cost_neutral(parameter)]
+    per_cell = math.prod(p.distribution.cell_count() or 1 for p in space.searched if _is_cost_neutral(p))
+    lists = [_distinct(parameter.distribution.cells() or ()) for parameter in cost_parameters]
+    return _cells(space, cost_parameters, lists, per_cell)
 
 
-def corner_cells(space: Space) -> list[Cell]:
-    """The ends of every range, with every listed value, of a space that is no grid."""
-    priced = [parameter for parameter in space.searched if not _free(parameter)]
-    lists = [_distinct(parameter.distribution.extremes()) for parameter in priced]
-    return _cells(space, priced, lists, 0)
+def corner_cells(space: Space) -> list[PlanCell]:
+    """The ends of every range combined with every listed value, for a space that is not a grid."""
+    cost_parameters = [parameter for parameter in space.searched if not _is_cost_neutral(parameter)]
+    lists = [_distinct(parameter.distribution.extremes()) for parameter in cost_parameters]
+    return _cells(space, cost_parameters, lists, 0)
 
 
 def sample_trials(space: Space, count: int) -> list[Trial]:
-    """Trials drawn at random, the same every time; combinations that cannot be are left out."""
+    """Random trials, the same on every call, without invalid combinations."""
     rng = random.Random(0)
-    return list(_possible(next_config(space, rng) for _ in range(count)))
+    return list(_valid_trials(space.sample(rng) for _ in range(count)))
 
 
 def is_grid(space: Space, method: str) -> bool:
-    """Whether the sweep's trials can be listed."""
+    """Whether the sweep is a grid whose trials can be listed."""
     return method == "grid" and can_list(space)
 
 
-def _possible(configs: Iterator[Mapping[str, Value]]) -> Iterator[Trial]:
+def _valid_trials(configs: Iterator[Mapping[str, Value]]) -> Iterator[Trial]:
     for config in configs:
         try:
             yield Trial.from_config(config)
@@ -76,37 +76,39 @@ def _possible(configs: Iterator[Mapping[str, Value]]) -> Iterator[Trial]:
             continue
 
 
-def _cells(space: Space, priced: list[Parameter], lists: list[list[Value]], count: int) -> list[Cell]:
+def _cells(
+    space: Space, cost_parameters: list[Parameter], lists: list[list[Value]], count: int
+) -> list[PlanCell]:
     total = math.prod(map(len, lists))
-    every = max(1, math.ceil(total / MOST_CELLS))
+    every = max(1, math.ceil(total / MAX_CELLS))
     cells = []
     for values in islice(product(*lists), 0, None, every):
-        paths = [parameter.path for parameter in priced]
+        paths = [parameter.path for parameter in cost_parameters]
         chosen = {p.path: p.distribution.ppf(0.5) for p in space.searched}
         chosen |= dict(zip(paths, values, strict=True))
         names = [".".join(path) for path in paths]
         trial = Trial.from_config(space.config(chosen))
-        cells.append(Cell(trial, count * every, dict(zip(names, values, strict=True))))
+        cells.append(PlanCell(trial, count * every, dict(zip(names, values, strict=True))))
     return cells
 
 
-def _free(parameter: Parameter) -> bool:
+def _is_cost_neutral(parameter: Parameter) -> bool:
     name = parameter_name(parameter.path)
-    return name in FREE and name in PARAMETERS
+    return name in COST_NEUTRAL_PARAMETERS and name in PARAMETERS
 
 
 def _distinct(values: tuple[Value, ...]) -> list[Value]:
-    kept: list[Value] = []
+    distinct: list[Value] = []
     for value in values:
-        if not any(value == other and type(value) is type(other) for other in kept):
-            kept.append(value)
-    return kept
+        if not any(value == other and type(value) is type(other) for other in distinct):
+            distinct.append(value)
+    return distinct
 
 
 def cost_key(config: Mapping[str, Any]) -> object:
-    """What trials have in common whose steps take the same time."""
+    """A key that is equal for trials whose steps take the same time."""
     return frozenset(
         (".".join(path), repr(value))
         for path, value in leaves(config)
-        if parameter_name(path) not in FREE | LENGTHS
+        if parameter_name(path) not in COST_NEUTRAL_PARAMETERS | STEP_COUNT_PARAMETERS
     )

@@ -1,4 +1,4 @@
-"""The GPUs that a plan knows: memory, and what their data sheets promise."""
+"""GPUs by name: memory, peak FLOP/s and bandwidth from their data sheets."""
 
 import re
 import shutil
@@ -9,9 +9,9 @@ from kto_sweep.errors import UsageError
 from kto_sweep.text import nearest
 
 CONTEXT_GIB = 0.8
-"""CUDA's context and compiled kernels, which no tensor holds."""
+"""Memory of CUDA's context and compiled kernels, outside of tensors."""
 USABLE = 0.96
-"""Of the rest: the allocator cannot use every gap."""
+"""Share of the rest that tensors can use: the allocator's fragmentation wastes some."""
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,15 @@ class Gpu:
 
     name: str
     gib: float
-    """Memory as the driver gives it."""
+    """Memory as the driver reports it."""
     tflops: float | None = None
-    """16-bit matrix products with float32 sums, dense, by its data sheet; None: not known."""
+    """Dense 16-bit matrix products with float32 sums, by its data sheet; None: unknown."""
     gb_per_s: float | None = None
     """Memory bandwidth by its data sheet."""
 
     @property
-    def room(self) -> float:
-        """GiB for tensors."""
+    def usable_gib(self) -> float:
+        """GiB available for tensors."""
         return (self.gib - CONTEXT_GIB) * USABLE
 
 
@@ -64,35 +64,33 @@ def named_gpu(text: str) -> Gpu:
     if size is not None and float(size[1]) > 1:
         return Gpu(f"a GPU of {size[1]} GiB", float(size[1]))
     near = nearest(word, GPUS)
-    known = ", ".join(GPUS)
-    raise UsageError(
-        f"--gpu {text}: no such GPU is known", hint=near or f"{known}; a size such as 24GB; or this"
-    )
+    names = ", ".join(GPUS)
+    raise UsageError(f"--gpu {text}: unknown GPU", hint=near or f"{names}; a size such as 24GB; or this")
 
 
 def present_gpu(name: str, gib: float) -> Gpu:
-    """The GPU that the driver calls `name`: its speeds from the table where it is there."""
+    """The GPU that the driver calls `name`, with its speeds if the table has it."""
     words = re.sub(r"[\s_-]|nvidia|geforce|tesla|generation", "", name.lower())
-    for known in sorted(GPUS.values(), key=lambda gpu: -len(gpu.name)):
-        plain = known.name.replace("-", "")
+    for listed in sorted(GPUS.values(), key=lambda gpu: -len(gpu.name)):
+        plain = listed.name.replace("-", "")
         if plain in words or plain.removesuffix("80gb").removesuffix("40gb") in words:
-            same_size = abs(known.gib - gib) < 0.15 * known.gib
+            same_size = abs(listed.gib - gib) < 0.15 * listed.gib
             if same_size or not plain.startswith("a100"):
-                return Gpu(name, gib, known.tflops, known.gb_per_s)
+                return Gpu(name, gib, listed.tflops, listed.gb_per_s)
     return Gpu(name, gib)
 
 
 def find_gpu() -> Gpu | None:
-    """The smallest GPU of this box, by the driver's tool; None: there is none, or only parts of one."""
+    """The smallest GPU of this machine, from nvidia-smi; None without a GPU or with MIG enabled."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
     query = [tool, "--query-gpu=name,memory.total,mig.mode.current", "--format=csv,noheader,nounits"]
     try:
-        listed = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    rows = [[part.strip() for part in line.split(",")] for line in listed.splitlines() if line.strip()]
+    rows = [[part.strip() for part in line.split(",")] for line in output.splitlines() if line.strip()]
     if not rows or any(len(row) != 3 or row[2] == "Enabled" or not row[1].isdigit() for row in rows):
         return None
     name, mib, _ = min(rows, key=lambda row: int(row[1]))

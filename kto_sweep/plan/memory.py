@@ -1,12 +1,12 @@
-"""GPU memory of co-trained trials, from sizes alone: what the packed engine holds at its fullest moment.
+"""Peak GPU memory of trials trained together, computed from sizes alone.
 
-    weights            frozen, 16 bit, or quantised with embedding, output layer and norms in 16 bit
+    weights            frozen, 16 bit; or quantised, with embedding, output layer and norms in 16 bit
     adapters           per slot and parameter: float32 weight, gradient and two moments, a 16-bit copy
-    kept               what autograd keeps of each token until the backward (see `kept_per_token`)
-    working            the largest of what the output layer, the mismatched pass and the backward hold besides
+    activations        what autograd saves per token for the backward (see `activation_bytes_per_token`)
+    working            the most that the output layer, the mismatched pass or the backward needs besides
 
 The terms follow train/fused.py, lora.py, optim.py and head.py; benchmarks/memory.py compares them with the
-engine on a GPU. Memory is what tensors take (torch.cuda.max_memory_allocated).
+engine on a GPU. Memory is that of tensors (torch.cuda.max_memory_allocated).
 """
 
 import math
@@ -16,176 +16,177 @@ from dataclasses import dataclass
 from kto_sweep.models.architecture import Architecture
 
 GIB = 2**30
-ROUNDING = 128
-"""Tokens of a forward on a GPU are a multiple of this (train/pack.py)."""
+TOKEN_MULTIPLE = 128
+"""Tokens of a forward on a GPU are padded to a multiple of this (train/pack.py)."""
 LOGITS_CHUNK = 2**28
-"""Bytes of 16-bit logits of one chunk: half of head.py's bound, which counts them as float32."""
-LIBRARIES = 64 * 2**20
+"""Bytes of one chunk of 16-bit logits: half of head.py's bound, which counts them as float32."""
+WORKSPACE_BYTES = 64 * 2**20
 """Workspaces of matmul libraries."""
-BLOCK = 256
-"""Parameters of a layer's adapters are filled up to a multiple of this (train/optim.py)."""
+OPTIMIZER_BLOCK = 256
+"""Parameters of a layer's adapters are padded to a multiple of this (train/optim.py)."""
 SCORING_TOKENS = 32768
-"""Of one forward of the reference pass and of evaluations (train/engine.py)."""
-SLACK = 1.02
-"""Kept tensors take more than their bytes: the allocator does not split off less than a MiB."""
+"""Tokens of one forward of the reference pass and of evaluations (train/engine.py)."""
+ALLOCATOR_OVERHEAD = 1.02
+"""Saved tensors take more than their bytes: the allocator does not split off less than a MiB."""
 
-QUANTISED_BYTES = {"none": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Per weight of a matrix. 4 bit: NF4 with 8-bit constants for 64 weights each, and theirs for 256 of those
+BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+"""4bit is NF4 with an 8-bit constant per 64 weights, and a float32 one per 256 of those constants
 (QLoRA, arXiv 2305.14314, section 3)."""
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one optimizer step of all slots feeds."""
+class StepLoad:
+    """The tokens of one optimizer step, all slots together."""
 
     tokens: int
-    """Matched: prompts and completions."""
+    """Tokens of the matched pass: prompts and completions."""
     targets: int
-    """Completion tokens asked for."""
+    """Completion tokens whose log-probability is computed."""
     mismatched: int
     """Tokens of the mismatched completions."""
 
-    def __add__(self, other: "Load") -> "Load":
-        return Load(
+    def __add__(self, other: "StepLoad") -> "StepLoad":
+        return StepLoad(
             self.tokens + other.tokens, self.targets + other.targets, self.mismatched + other.mismatched
         )
 
 
 @dataclass(frozen=True)
-class Stack:
+class AdapterShape:
     """The adapters of all slots."""
 
     slots: int
     rank: int
-    """The largest of any slot."""
+    """The largest rank of any slot."""
     targets: str | Collection[str] = "all-linear"
     eight_bit: bool = False
-    """Moments in one byte each (adamw_8bit)."""
+    """AdamW moments of one byte each (adamw_8bit)."""
     dropout: bool = False
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes at the fullest moment."""
+class MemoryEstimate:
+    """Bytes at the peak, by use."""
 
     weights: float
     adapters: float
-    kept: float
+    activations: float
     working: float
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.weights + self.adapters + self.kept + self.working
+        """The sum of all uses, in bytes."""
+        return self.weights + self.adapters + self.activations + self.working
 
     @property
     def gib(self) -> float:
-        """All of it, in GiB."""
+        """The sum of all uses, in GiB."""
         return self.total / GIB
 
 
 def weight_bytes(model: Architecture, quantization: str) -> float:
-    """Of the frozen base model."""
-    return model.linear_weights * QUANTISED_BYTES[quantization] + 2 * model.other_weights
+    """Bytes of the frozen base model."""
+    return model.linear_weights * BYTES_PER_WEIGHT[quantization] + 2 * model.other_weights
 
 
 def adapter_parameters(model: Architecture, rank: int, targets: str | Collection[str]) -> int:
-    """Of one slot, with the filling that the optimizer's blocks need."""
+    """Adapter parameters of one slot, with the padding of the optimizer's blocks."""
     rank = math.ceil(rank / 8) * 8
     sizes = [model.linear[name] for name in _adapted(model, targets)]
-    one_layer = sum(_blocks(rank * n_in) + _blocks(rank * n_out) for n_in, n_out in sizes)
+    one_layer = sum(_padded_to_block(rank * n_in) + _padded_to_block(rank * n_out) for n_in, n_out in sizes)
     return model.layers * one_layer
 
 
 def adapter_file_bytes(model: Architecture, rank: int, targets: str | Collection[str]) -> int:
-    """Of a saved adapter: float32, without filling."""
+    """Bytes of a saved adapter: float32, without padding."""
     sizes = [model.linear[name] for name in _adapted(model, targets)]
     return 4 * model.layers * rank * sum(n_in + n_out for n_in, n_out in sizes)
 
 
-def kept_per_token(model: Architecture, quantization: str, stack: Stack) -> int:
-    """Bytes that one layer keeps of one token for the backward."""
+def activation_bytes_per_token(model: Architecture, quantization: str, shape: AdapterShape) -> int:
+    """Bytes that autograd saves per token in one layer, for the backward."""
     h, i = model.hidden, model.intermediate * model.active_experts
-    adapted = _adapted(model, stack.targets)
-    parts = _fused(model, quantization) and not stack.dropout
+    adapted = _adapted(model, shape.targets)
+    recomputes_mlp = _uses_fused_layers(model, quantization) and not shape.dropout
     norms = 2 * h if model.fused else 4 * h  # the residual stream; unfused norms keep it in float32
-    inputs = 2 * h  # what the norms give, for the gradients of the adapters' A
-    attention = 2 * model.queries + 2 * model.keys  # q, k, v and the result
-    if parts and {"gate_proj", "up_proj", "down_proj"} <= adapted:
-        mlp = 2 * i  # gate and up; the rest is computed again
+    inputs = 2 * h  # outputs of the norms, for the gradients of the adapters' A
+    attention = 2 * model.queries + 2 * model.keys  # q, k, v and the output
+    if recomputes_mlp and {"gate_proj", "up_proj", "down_proj"} <= adapted:
+        mlp = 2 * i  # gate and up; the rest is recomputed
     else:
         mlp = 3 * i + (i if "down_proj" in adapted else 0)
-    low = math.ceil(stack.rank / 8) * 8 * len(adapted)
+    low = math.ceil(shape.rank / 8) * 8 * len(adapted)
     return 2 * (norms + inputs + attention + mlp + low) + 4 * model.heads + 8
 
 
-def peak(
+def peak_memory(
     model: Architecture,
     quantization: str,
-    stack: Stack,
-    load: Load,
+    shape: AdapterShape,
+    load: StepLoad,
     *,
     recompute: bool = False,
-) -> Footprint:
-    """The fullest moment of an optimizer step whose forward holds all of `load`.
+) -> MemoryEstimate:
+    """Peak memory of an optimizer step whose forward holds all of `load`.
 
-    `recompute`: each layer keeps its input alone, and is run again in the backward.
+    `recompute`: each layer saves only its input and runs again in the backward (gradient checkpointing).
     """
     h, i = model.hidden, model.intermediate * model.active_experts
-    tokens = math.ceil(load.tokens / ROUNDING) * ROUNDING
-    mismatched = math.ceil(load.mismatched / ROUNDING) * ROUNDING
-    one_layer = kept_per_token(model, quantization, stack) * tokens * SLACK
-    kept = model.layers * (2 * h * tokens if recompute else one_layer)
+    tokens = math.ceil(load.tokens / TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    mismatched = math.ceil(load.mismatched / TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+    one_layer = activation_bytes_per_token(model, quantization, shape) * tokens * ALLOCATOR_OVERHEAD
+    activations = model.layers * (2 * h * tokens if recompute else one_layer)
     shared = 4 * model.keys * model.layers * tokens if recompute else 0  # for the mismatched pass
-    parameters = adapter_parameters(model, stack.rank, stack.targets) * stack.slots
-    unpacked = 2 * max(a * b for a, b in model.linear.values()) if quantization != "none" else 0
-    moments = {
-        "output layer": shared + _head(model, load.targets) + 2 * h * (tokens + 2 * load.targets),
+    parameters = adapter_parameters(model, shape.rank, shape.targets) * shape.slots
+    dequantized = 2 * max(a * b for a, b in model.linear.values()) if quantization != "none" else 0
+    phases = {
+        "output layer": shared + _logits_bytes(model, load.targets) + 2 * h * (tokens + 2 * load.targets),
         "mismatched": shared
         + 2 * h * load.targets
         + max(
-            _mlp_forward(model, mismatched) + unpacked,
-            _head(model, mismatched) + 4 * h * mismatched,
+            _mlp_forward_bytes(model, mismatched) + dequantized,
+            _logits_bytes(model, mismatched) + 4 * h * mismatched,
         ),
-        "backward": 2 * (4 * i + 4 * h) * tokens + unpacked + (one_layer if recompute else 0),
-        "update": (24 if stack.eight_bit else 8) * parameters - kept,
+        "backward": 2 * (4 * i + 4 * h) * tokens + dequantized + (one_layer if recompute else 0),
+        "update": (24 if shape.eight_bit else 8) * parameters - activations,
     }
-    return Footprint(
+    return MemoryEstimate(
         weights=weight_bytes(model, quantization),
-        adapters=(12 if stack.eight_bit else 18) * parameters,
-        kept=kept,
-        working=LIBRARIES + max(moments.values()),
+        adapters=(12 if shape.eight_bit else 18) * parameters,
+        activations=activations,
+        working=WORKSPACE_BYTES + max(phases.values()),
     )
 
 
-def scoring_peak(model: Architecture, quantization: str, stack: Stack, tokens: int) -> Footprint:
-    """The fullest moment of the reference pass or an evaluation over rows of `tokens` in all."""
+def scoring_peak(model: Architecture, quantization: str, shape: AdapterShape, tokens: int) -> MemoryEstimate:
+    """Peak memory of the reference pass or an evaluation over rows with `tokens` in total."""
     tokens = min(tokens, SCORING_TOKENS)
     h = model.hidden
-    parameters = adapter_parameters(model, stack.rank, stack.targets) * stack.slots
-    return Footprint(
+    parameters = adapter_parameters(model, shape.rank, shape.targets) * shape.slots
+    return MemoryEstimate(
         weights=weight_bytes(model, quantization),
-        adapters=(12 if stack.eight_bit else 18) * parameters,
-        kept=4 * model.keys * model.layers * tokens,
-        working=LIBRARIES + max(_mlp_forward(model, tokens), _head(model, tokens) + 4 * h * tokens),
+        adapters=(12 if shape.eight_bit else 18) * parameters,
+        activations=4 * model.keys * model.layers * tokens,
+        working=WORKSPACE_BYTES
+        + max(_mlp_forward_bytes(model, tokens), _logits_bytes(model, tokens) + 4 * h * tokens),
     )
 
 
-def _head(model: Architecture, targets: int) -> float:
-    """Logits of two chunks, as one is let go after the next is there; or all that autograd needs of one."""
+def _logits_bytes(model: Architecture, targets: int) -> float:
+    """Bytes of the logits of two chunks, as one is freed after the next exists; or of one with autograd's."""
     chunk = min(LOGITS_CHUNK, 2 * model.vocabulary * targets)
     if not model.plain_head or not model.fused:
         return 7 * chunk  # 16 bit once, float32 three times
     return chunk + min(LOGITS_CHUNK, max(0, 2 * model.vocabulary * targets - chunk))
 
 
-def _mlp_forward(model: Architecture, tokens: int) -> float:
-    """What a layer holds without a backward, at its widest."""
+def _mlp_forward_bytes(model: Architecture, tokens: int) -> float:
+    """The most bytes of one layer's forward without autograd."""
     return 2 * (3 * model.intermediate * model.active_experts + 4 * model.hidden) * tokens
 
 
-def _fused(model: Architecture, quantization: str) -> bool:
-    """8-bit layers round their inputs: they keep their own forward."""
+def _uses_fused_layers(model: Architecture, quantization: str) -> bool:
+    """Whether train/fused.py rewrites the layers; not 8-bit ones, which quantise their inputs."""
     return model.fused and quantization != "8bit"
 
 
@@ -196,5 +197,5 @@ def _adapted(model: Architecture, targets: str | Collection[str]) -> set[str]:
     return wanted & set(model.linear)
 
 
-def _blocks(size: int) -> int:
-    return math.ceil(size / BLOCK) * BLOCK
+def _padded_to_block(size: int) -> int:
+    return math.ceil(size / OPTIMIZER_BLOCK) * OPTIMIZER_BLOCK

@@ -1,6 +1,6 @@
-"""The tokens that trials feed: each row's lengths as training cuts and pairs it, and sums over the steps.
+"""The tokens of a trial's steps: each row's lengths as training truncates and pairs it, summed over steps.
 
-With the model's tokenizer where it is on this box, else estimated from characters.
+Counted with the model's tokenizer if it is on this machine, else estimated from characters.
 """
 
 import sys
@@ -20,34 +20,34 @@ from kto_sweep.data.rows import Example, TokenRow
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.data.tokenise import TokenisedData, tokenise, truncate
 from kto_sweep.models.tokenizer import find_tokenizer
-from kto_sweep.plan.memory import Load
+from kto_sweep.plan.memory import StepLoad
 from kto_sweep.trial import Trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATE_TOKENS = 5
-"""Around each turn, where a chat template is."""
-SEEN_STEPS = 2000
-"""Steps of a trial that are looked at for its fullest one."""
+"""Tokens that a chat template adds around each turn."""
+CHECKED_STEPS = 2000
+"""Steps of a trial that are searched for its largest one."""
 
 Lengths = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLengths:
     """Lengths in tokens of one side of the split."""
 
     prompts: Lengths
     completions: Lengths
     mismatched: Lengths
 
-    def load(self, chosen: Sequence[int] | slice) -> Load:
-        """What a step on these rows feeds."""
+    def load(self, chosen: Sequence[int] | slice) -> StepLoad:
+        """The tokens of a step on these rows."""
         completions = int(self.completions[chosen].sum())
         rows = len(self.completions[chosen])
         fed = int(self.prompts[chosen].sum()) + completions - rows
-        return Load(fed, completions, int(self.mismatched[chosen].sum()))
+        return StepLoad(fed, completions, int(self.mismatched[chosen].sum()))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -57,8 +57,8 @@ class Rows:
 class Workload:
     """The rows of one data file for one tokenizer, max_length and eval_fraction."""
 
-    train: Rows
-    held_out: Rows
+    train: RowLengths
+    held_out: RowLengths
     exact: bool
     """False: tokens were estimated from characters."""
 
@@ -66,50 +66,50 @@ class Workload:
         """Optimizer steps of the trial."""
         return total_steps(len(self.train), trial.batch_size, trial.epochs, trial.max_steps)
 
-    def mean_load(self, trial: Trial) -> Load:
-        """What its average step feeds."""
+    def mean_load(self, trial: Trial) -> StepLoad:
+        """The tokens of its average step."""
         rows = min(trial.batch_size, len(self.train))
-        whole, share = self.train.load(slice(None)), rows / len(self.train)
-        return Load(*(round(n * share) for n in (whole.tokens, whole.targets, whole.mismatched)))
+        total, share = self.train.load(slice(None)), rows / len(self.train)
+        return StepLoad(*(round(n * share) for n in (total.tokens, total.targets, total.mismatched)))
 
-    def fullest_load(self, trial: Trial) -> Load:
-        """What its fullest step feeds."""
+    def peak_load(self, trial: Trial) -> StepLoad:
+        """The tokens of its largest step."""
         batches = all_batches(len(self.train), trial.batch_size, self.steps(trial), trial.seed)
-        loads = (self.train.load(chosen) for _, chosen in islice(batches, SEEN_STEPS))
+        loads = (self.train.load(chosen) for _, chosen in islice(batches, CHECKED_STEPS))
         return max(loads, key=lambda load: load.tokens + load.mismatched)
 
     @cached_property
-    def longest_row(self) -> Load:
-        """What the largest example feeds by itself."""
+    def longest_row(self) -> StepLoad:
+        """The tokens of the largest example by itself."""
         rows = self.train
         at = int(np.argmax(rows.prompts + np.maximum(rows.completions, rows.mismatched)))
         return rows.load([at])
 
 
-class Measurer:
-    """Reads data files and measures their rows, each once."""
+class WorkloadCache:
+    """Workloads of trials; each data file is read and each row measured once."""
 
     def __init__(self, *, exact: bool = True) -> None:
         """`exact` False: no tokenizer is loaded."""
         self._exact = exact
         self._loaded: dict[str, LoadedData] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
-        self._whole: dict[tuple[str, object], TokenisedData] = {}
+        self._uncut: dict[tuple[str, object], TokenisedData] = {}
         self._workloads: dict[tuple[object, ...], Workload] = {}
 
     def workload(self, trial: Trial) -> Workload:
-        """The trial's rows. Raises DataError for data that cannot be trained on."""
+        """The trial's workload. Raises DataError for data that cannot be trained on."""
         tokenizer = self._tokenizer(trial.base_model)
-        # Models of one family share a tokenizer: their rows are measured once.
+        # Models of one family share a tokenizer, so their rows are measured once.
         name = None if tokenizer is None else (tokenizer.vocab_size, str(tokenizer.chat_template))
         key = (trial.dataset, name, trial.max_length, trial.eval_fraction)
         if key not in self._workloads:
-            whole = self._tokens(trial.dataset, name, tokenizer)
+            uncut = self._tokens(trial.dataset, name, tokenizer)
             begin = None if tokenizer is None else tokenizer.bos_token_id
-            cut = _cut(whole, trial.max_length, begin if isinstance(begin, int) else None)
+            cut = _cut(uncut, trial.max_length, begin if isinstance(begin, int) else None)
             loaded = self._data(trial.dataset)
             data = prepare_data(loaded, cut, eval_fraction=trial.eval_fraction, max_length=trial.max_length)
-            self._workloads[key] = _workload(data, trial.max_length, exact=tokenizer is not None)
+            self._workloads[key] = _workload_of(data, trial.max_length, exact=tokenizer is not None)
         return self._workloads[key]
 
     def _data(self, dataset: str) -> LoadedData:
@@ -121,12 +121,14 @@ class Measurer:
         self, dataset: str, name: object, tokenizer: "PreTrainedTokenizerBase | None"
     ) -> TokenisedData:
         key = (dataset, name)
-        if key not in self._whole:
+        if key not in self._uncut:
             examples = self._data(dataset).examples
-            self._whole[key] = (
-                _estimated(examples) if tokenizer is None else tokenise(examples, tokenizer, sys.maxsize)
+            self._uncut[key] = (
+                _estimate_tokens(examples)
+                if tokenizer is None
+                else tokenise(examples, tokenizer, sys.maxsize)
             )
-        return self._whole[key]
+        return self._uncut[key]
 
     def _tokenizer(self, model: str) -> "PreTrainedTokenizerBase | None":
         if model not in self._tokenizers:
@@ -134,14 +136,14 @@ class Measurer:
         return self._tokenizers[model]
 
 
-def _estimated(examples: Sequence[Example]) -> TokenisedData:
-    """Rows of stand-in tokens, about as many as a tokenizer would make."""
+def _estimate_tokens(examples: Sequence[Example]) -> TokenisedData:
+    """Rows of placeholder tokens, about as many as a tokenizer would give."""
     measured = measure_characters(examples)
     rows = [
         replace(
             row,
-            prompt=_stand_in(row.prompt, int(prompt), example.prompt),
-            completion=_stand_in([], int(completion), example.completion),
+            prompt=_placeholder_tokens(row.prompt, int(prompt), example.prompt),
+            completion=_placeholder_tokens([], int(completion), example.completion),
         )
         for row, prompt, completion, example in zip(
             measured.tokens.rows, measured.prompts, measured.completions, measured.examples, strict=True
@@ -150,31 +152,31 @@ def _estimated(examples: Sequence[Example]) -> TokenisedData:
     return replace(measured.tokens, rows=rows)
 
 
-def _stand_in(begin: list[int], characters: int, side: object) -> list[int]:
+def _placeholder_tokens(begin: list[int], characters: int, side: object) -> list[int]:
     turns = len(side) if isinstance(side, tuple) else 0
     tokens = max(1, round(characters / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS * turns)
     return [*begin[:tokens], *[0] * (tokens - len(begin))]
 
 
-def _cut(whole: TokenisedData, max_length: int, begin: int | None) -> TokenisedData:
+def _cut(uncut: TokenisedData, max_length: int, begin: int | None) -> TokenisedData:
     rows = []
-    for row in whole.rows:
+    for row in uncut.rows:
         prompt, completion = truncate(row.prompt, row.completion, max_length, begin)
         rows.append(replace(row, prompt=prompt, completion=completion))
-    return replace(whole, rows=rows)
+    return replace(uncut, rows=rows)
 
 
-def _workload(data: TrainingData, max_length: int, *, exact: bool) -> Workload:
+def _workload_of(data: TrainingData, max_length: int, *, exact: bool) -> Workload:
     return Workload(
-        train=_rows(data.train, data.train_partners, max_length),
-        held_out=_rows(data.eval, data.eval_partners, max_length),
+        train=_row_lengths(data.train, data.train_partners, max_length),
+        held_out=_row_lengths(data.eval, data.eval_partners, max_length),
         exact=exact,
     )
 
 
-def _rows(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> Rows:
+def _row_lengths(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> RowLengths:
     """Lengths as train/pack.py pairs rows: a mismatched completion is cut to what its prompt leaves."""
     prompts = np.array([len(row.prompt) for row in rows], dtype=np.int64)
     completions = np.array([len(row.completion) for row in rows], dtype=np.int64)
     partner = completions[np.asarray(partners, dtype=np.int64)]
-    return Rows(prompts, completions, np.minimum(partner, np.maximum(1, max_length - prompts)))
+    return RowLengths(prompts, completions, np.minimum(partner, np.maximum(1, max_length - prompts)))

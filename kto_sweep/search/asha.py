@@ -1,10 +1,10 @@
-"""Asynchronous successive halving: runs pause at bands, and the best of those that got there go on.
+"""Asynchronous successive halving (ASHA): runs pause at bands, and the best at each band resume.
 
-Bands count iterations, as hyperband's do. A run that reaches one goes on at once if it is among the best
-1/eta of all runs that have reached it by then; else it pauses, until it is, as others arrive.
-When the search has nothing new to try, at least one goes on from each band: so even a sweep of few trials
-trains one to its end.
-After Li et al., A System for Massively Parallel Hyperparameter Tuning (2020), https://arxiv.org/abs/1810.05934.
+Bands count iterations, as hyperband's do. A run that reaches a band continues if it is among the best 1/eta
+of the runs that have reached it so far. Otherwise it pauses, and resumes once later arrivals make it one of
+them. When the search has nothing new to try, at least one run resumes from each band, so that even a sweep of
+few trials trains one to its end. After Li et al., A System for Massively Parallel Hyperparameter Tuning
+(2020), https://arxiv.org/abs/1810.05934.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,36 +16,36 @@ from kto_sweep.search.hyperband import parse_bands
 KEYS = ("min_iter", "max_iter", "s", "eta")
 
 Standings = Sequence[tuple[int, float]]
-"""Number and value of each run that has reached a band, the value being the one it had there."""
+"""Number of each run that has reached a band, and its metric value there."""
 
 
 @dataclass(frozen=True)
-class Rule:
+class AshaRule:
     """The `asha` option of a sweep."""
 
     bands: tuple[int, ...]
-    """Iterations at which a run is judged, ascending."""
+    """Iterations at which runs are compared, ascending."""
     eta: float
-    """One in `eta` of the runs at a band goes on."""
+    """One in `eta` of the runs at a band continues."""
 
 
-def parse_rule(section: Mapping[str, Any], name: str) -> Rule:
-    """The rule of a section of that name. Raises ValueError, saying which key is wrong."""
+def parse_asha(section: Mapping[str, Any], name: str) -> AshaRule:
+    """The rule of the section called `name`. Raises ValueError, naming the wrong key."""
     unknown = [str(key) for key in section if key not in KEYS]
     if unknown:
         raise ValueError(f"{name}.{unknown[0]}: the keys are {', '.join(KEYS)}")
-    return Rule(*parse_bands(section, name))
+    return AshaRule(*parse_bands(section, name))
 
 
 def best(standings: Standings, eta: float, *, maximize: bool = False, least: int = 0) -> list[int]:
-    """The runs among the best 1/eta, `least` in any case, best first; of equal ones the lower number's."""
+    """The best 1/eta of the runs, at least `least`, best first; ties go to the lower number."""
     sign = -1.0 if maximize else 1.0
     ranked = sorted(standings, key=lambda standing: (sign * standing[1], standing[0]))
     return [run for run, _ in ranked[: max(least, int(len(ranked) / eta))]]
 
 
-def judge(
-    rule: Rule,
+def pauses_at(
+    rule: AshaRule,
     run: int,
     passed: int,
     reached: int,
@@ -54,11 +54,11 @@ def judge(
     maximize: bool = False,
     least: int = 0,
 ) -> tuple[int, bool]:
-    """The band that a run has come to, and whether it pauses there.
+    """The last band that a run has reached, and whether it pauses there.
 
-    `passed` is the last band at which it was judged (0: none), `reached` its number of iterations: rows may
-    come in batches larger than the bands are apart. `standings_at(band)` includes the run itself; `least`
-    runs of a band go on in any case.
+    `passed` is the last band at which it was compared (0: none), `reached` its number of iterations. One
+    batch of rows may pass several bands. `standings_at(band)` includes the run itself; at least `least` runs
+    of a band continue.
     """
     for band in rule.bands:
         if passed < band <= reached:
@@ -69,16 +69,16 @@ def judge(
 
 
 def promotable(
-    rule: Rule,
+    rule: AshaRule,
     paused: Mapping[int, int],
     standings_at: Callable[[int], Standings],
     *,
     maximize: bool = False,
     least: int = 0,
 ) -> list[int]:
-    """Those of the paused runs (with their bands) that may go on: from the highest band, the best first.
+    """The paused runs that may resume, from the highest band down, best first; `paused` has their bands.
 
-    `least` runs of a band go on in any case.
+    At least `least` runs of a band continue.
     """
     bands: Iterable[int] = sorted(set(paused.values()), reverse=True)
     return [

@@ -1,8 +1,8 @@
-"""Bayesian search: a Gaussian process of what was observed, and the point of greatest expected improvement.
+"""Bayesian search: a Gaussian process fitted to the trials so far, and the point of greatest improvement.
 
-The process is Optuna's (GPSampler: Matérn 5/2, a length scale per axis, log expected improvement, over its
-joint distribution with the pending trials; with several objectives one process each, and improvement is
-in the volume that their Pareto front covers), on the unit cube of each parameter's cumulative probability.
+The process is Optuna's GPSampler, on the unit cube of each parameter's cumulative probability: Matérn 5/2, a
+length scale per axis, log expected improvement over the joint distribution with the pending trials. With
+several objectives there is one process each, and the improvement is in the hypervolume of their Pareto front.
 """
 
 import math
@@ -11,79 +11,81 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from kto_sweep.search import pareto
 from kto_sweep.search.axes import Axis, Cube, Levels, Point, cube_of
-from kto_sweep.search.space import Space, Value, parse_space
+from kto_sweep.search.distributions import Value
+from kto_sweep.search.objectives import pareto_front
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-START = 4
-"""Trials of the quasi-random start. Several agents go on with it until there are as many losses as axes, or
-so many: the process learns a length for each axis, and with fewer losses it seeks the corners."""
-EDGE = 0.5
-"""With n losses known, no trial that the process chooses lies nearer to an end of a scale than this share of
-1 / (n + 1): it knows least of the ends, which seldom hold the best value, and would spend its first trials
-there. Where the best trial so far lies near an end, the others may go half way from it to that end."""
-MOST_LISTED = 10_000
-"""Configurations of a space that is listed to find those not tried; a larger one is sampled."""
-MOST_OBSERVED = 300
-"""Values the process is fitted to; its cost grows with their third power."""
+START_TRIALS = 4
+"""Trials of the quasi-random start. With several agents it lasts until there are as many losses as axes, or
+as many as this: the process fits a length scale per axis, and with fewer losses it moves to the corners."""
+EDGE_SHARE = 0.5
+"""With n losses, the process chooses no point nearer to an end of a scale than this share of 1 / (n + 1). Its
+uncertainty is largest at the ends, which are seldom best, so it would spend its first trials there. When the
+best trial so far lies near an end, points up to half way from it to that end are allowed."""
+MAX_LISTED = 10_000
+"""A space of at most this many configurations is listed to find untried ones; a larger one is sampled."""
+MAX_OBSERVED = 300
+"""Trials that the process is fitted to, at most; its cost is cubic in their number."""
 
 
-Seen: TypeAlias = tuple[Point, tuple[float, ...]]
-"""Where a trial lies, and its losses, one for each objective."""
+PointLosses: TypeAlias = tuple[Point, tuple[float, ...]]
+"""A trial's point and its losses, one per objective."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """A trial that was tried, or is being tried."""
+    """A trial that has run or is running."""
 
     config: Mapping[str, Any]
     value: float | None
-    """Of the metric. None: not yet known, or never."""
+    """Value of the metric; None: none yet, or none at all."""
     pending: bool = False
-    """The trial is under way; a value of its own is yet to come."""
+    """The trial is running and has no final value."""
     costs: tuple[float, ...] = ()
-    """With several objectives the others, the less the better; as many for each trial with a value."""
+    """Losses of the other objectives, lower is better; equally many for each trial with a value."""
 
 
 def next_config(
     space: Space, observations: Sequence[Observation], *, maximize: bool = False, seed: int
 ) -> dict[str, Value]:
-    """The nested configuration to try next; the same one for the same arguments.
+    """The nested configuration to try next; equal for equal arguments.
 
-    `seed` belongs to the sweep, not to the trial: the points of the start are one sequence.
-    Configurations are repeated only once a space has no other left.
+    `seed` belongs to the sweep, not to the trial: the start points are one sequence.
+    A configuration is repeated only when the space has no untried one left.
     """
     cube = cube_of(space)
     if not cube.axes:
         return cube.config(())
-    placed = [(point, o) for o in observations if (point := cube.point(o.config)) is not None]
+    points = [(point, o) for o in observations if (point := cube.point(o.config)) is not None]
     sign = -1.0 if maximize else 1.0
     losses = [
         (point, (sign * o.value, *o.costs))
-        for point, o in placed
+        for point, o in points
         if o.value is not None and all(map(math.isfinite, (o.value, *o.costs)))
     ]
-    pending = [point for point, o in placed if o.pending and o.value is None]
+    pending = [point for point, o in points if o.pending and o.value is None]
     rng = random.Random(f"{seed} {len(observations)}")
-    enough = min(max(len(cube.axes), 2), START)
-    if len(losses) < enough or len(losses) + len(pending) < START:
+    enough = min(max(len(cube.axes), 2), START_TRIALS)
+    if len(losses) < enough or len(losses) + len(pending) < START_TRIALS:
         wanted = _start_point(len(cube.axes), len(observations), seed)
     else:
         wanted = _improving_point(cube, losses, pending, rng)
-    return cube.config(_untried(cube, wanted, [point for point, _ in placed], rng))
+    return cube.config(_untried(cube, wanted, [point for point, _ in points], rng))
 
 
-def load() -> None:
-    """Import all that the search needs, which takes seconds, by asking it two small questions."""
+def warm_up() -> None:
+    """Import everything that the search needs, which takes seconds, by running it on two small spaces."""
     axes = {"x": {"min": 0.0, "max": 1.0}, "n": {"values": [1, 2, 3]}}
     space, _ = parse_space(axes)
     assert space is not None
-    seen = [Observation({"x": place / 8, "n": 1}, place) for place in range(START)]
-    for known in ([], [*seen, Observation({"x": 0.9, "n": 2}, None, pending=True)]):
-        next_config(space, known, seed=0)
+    seen = [Observation({"x": coordinate / 8, "n": 1}, coordinate) for coordinate in range(START_TRIALS)]
+    for observations in ([], [*seen, Observation({"x": 0.9, "n": 2}, None, pending=True)]):
+        next_config(space, observations, seed=0)
 
 
 def _start_point(dimensions: int, number: int, seed: int) -> Point:
@@ -91,15 +93,15 @@ def _start_point(dimensions: int, number: int, seed: int) -> Point:
     from scipy.stats import qmc
 
     engine = qmc.Sobol(dimensions, scramble=True, rng=seed)
-    if number:  # to go forward by nothing is an overflow there
+    if number:  # fast_forward(0) overflows
         engine.fast_forward(number)
     return tuple(float(x) for x in engine.random(1)[0])
 
 
 def _improving_point(
-    cube: Cube, losses: Sequence[Seen], pending: Sequence[Point], rng: random.Random
+    cube: Cube, losses: Sequence[PointLosses], pending: Sequence[Point], rng: random.Random
 ) -> Point:
-    """Where the losses are expected to improve most, given that the pending points will be known too."""
+    """The point of greatest expected improvement, given the pending points."""
     import optuna
     from optuna.trial import TrialState, create_trial
 
@@ -107,22 +109,22 @@ def _improving_point(
     space = {str(number): _distribution(axis) for number, axis in enumerate(cube.axes)}
     sampler = optuna.samplers.GPSampler(seed=rng.getrandbits(31), n_startup_trials=1)
     study = optuna.create_study(sampler=sampler, directions=["minimize"] * len(losses[0][1]))
-    chosen = _most_telling(losses, rng)
-    tamed = zip(*map(_tamed, zip(*(loss for _, loss in chosen), strict=True)), strict=True)
-    for (point, _), values in zip(chosen, tamed, strict=True):
+    chosen = _subset(losses, rng)
+    scaled = zip(*map(_scaled, zip(*(loss for _, loss in chosen), strict=True)), strict=True)
+    for (point, _), values in zip(chosen, scaled, strict=True):
         study.add_trial(create_trial(params=_params(cube, point), distributions=space, values=values))
-    best = [chosen[place][0] for place in pareto.front([loss for _, loss in chosen])]
+    best = [chosen[index][0] for index in pareto_front([loss for _, loss in chosen])]
     reach = [(min(axis), max(axis)) for axis in zip(*best, strict=True)]
-    margin = EDGE / (len(chosen) + 1)
+    margin = EDGE_SHARE / (len(chosen) + 1)
     for point in pending:
-        # One that was kept off an end stands for the end, which would be asked for again and again otherwise.
-        shown = _at_ends(cube, point, reach, margin)
+        # A point moved off an end is shown as the end itself, or the process would choose that end again.
+        shown = _snapped_to_ends(cube, point, reach, margin)
         study.add_trial(
             create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
         )
-    found = study.ask(space).params
+    params = study.ask(space).params
     return tuple(
-        _coordinate(axis, found[str(number)], _inside(*reach[number], margin))
+        _coordinate(axis, params[str(number)], _allowed(*reach[number], margin))
         for number, axis in enumerate(cube.axes)
     )
 
@@ -138,66 +140,68 @@ def _distribution(axis: Axis) -> "BaseDistribution":
 
 def _params(cube: Cube, point: Point) -> dict[str, float]:
     return {
-        str(number): axis.level(place) if isinstance(axis, Levels) else place
-        for number, (axis, place) in enumerate(zip(cube.axes, point, strict=True))
+        str(number): axis.level(coordinate) if isinstance(axis, Levels) else coordinate
+        for number, (axis, coordinate) in enumerate(zip(cube.axes, point, strict=True))
     }
 
 
-def _inside(lowest: float, highest: float, margin: float) -> tuple[float, float]:
-    """What is left of a scale when its ends are kept free, given between where the best trials lie."""
+def _allowed(lowest: float, highest: float, margin: float) -> tuple[float, float]:
+    """The allowed part of a scale, given the range of the best trials on it."""
     return min(margin, lowest / 2), 1 - min(margin, (1 - highest) / 2)
 
 
-def _coordinate(axis: Axis, param: float, inside: tuple[float, float]) -> float:
-    return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, inside[0]), inside[1])
+def _coordinate(axis: Axis, param: float, allowed: tuple[float, float]) -> float:
+    return axis.middle(int(param)) if isinstance(axis, Levels) else min(max(param, allowed[0]), allowed[1])
 
 
-def _at_ends(cube: Cube, point: Point, reach: Sequence[tuple[float, float]], margin: float) -> Point:
-    """The point, moved to the ends of those scales whose ends are no further away than what is kept free."""
+def _snapped_to_ends(cube: Cube, point: Point, reach: Sequence[tuple[float, float]], margin: float) -> Point:
+    """The point, moved to the end of each scale on which it lies within the margin."""
     moved = []
-    for axis, place, ends in zip(cube.axes, point, reach, strict=True):
-        low, high = _inside(*ends, margin)
-        moved.append(place if isinstance(axis, Levels) or low < place < high else float(round(place)))
+    for axis, coordinate, ends in zip(cube.axes, point, reach, strict=True):
+        low, high = _allowed(*ends, margin)
+        moved.append(
+            coordinate if isinstance(axis, Levels) or low < coordinate < high else float(round(coordinate))
+        )
     return tuple(moved)
 
 
-def _most_telling(losses: Sequence[Seen], rng: random.Random) -> Sequence[Seen]:
-    """All, or if they are too many the better half of those allowed and a sample of the others.
+def _subset(losses: Sequence[PointLosses], rng: random.Random) -> Sequence[PointLosses]:
+    """All losses; if too many, the best MAX_OBSERVED / 2 and a sample of the others.
 
-    Of several objectives the Pareto front is the best, then the first one counts.
+    With several objectives, the Pareto front is best, then the first objective decides.
     """
-    if len(losses) <= MOST_OBSERVED:
+    if len(losses) <= MAX_OBSERVED:
         return losses
-    front = set(pareto.front([loss for _, loss in losses]))
-    order = sorted(range(len(losses)), key=lambda place: (place not in front, losses[place][1]))
-    ranked = [losses[place] for place in order]
-    half = MOST_OBSERVED // 2
-    return ranked[:half] + rng.sample(ranked[half:], MOST_OBSERVED - half)
+    front = set(pareto_front([loss for _, loss in losses]))
+    order = sorted(range(len(losses)), key=lambda index: (index not in front, losses[index][1]))
+    ranked = [losses[index] for index in order]
+    half = MAX_OBSERVED // 2
+    return ranked[:half] + rng.sample(ranked[half:], MAX_OBSERVED - half)
 
 
-def _tamed(losses: Sequence[float]) -> list[float]:
-    """The losses between 0 for the best and 1 for the median, and 3 at most.
+def _scaled(losses: Sequence[float]) -> list[float]:
+    """The losses on a scale of 0 for the best and 1 for the median, cut at 3.
 
-    A trial that diverged says where not to search. Its own number, be it an imputed one, would make all other
-    differences too small for the process to see.
+    Unscaled, the loss of a diverged trial, measured or imputed, would make all other differences too small
+    for the process.
     """
     ranked = sorted(losses)
     best = ranked[0]
-    # Where half of them are equally good, the first that is not takes the median's place.
+    # When half of them are equally good, use the first worse one in coordinate of the median.
     other = next((loss for loss in ranked[len(ranked) // 2 :] if loss > best), None)
     if other is None:
         return [0.0] * len(losses)
-    scale = other / 2 - best / 2  # halved, for the difference of two numbers can be more than a number can be
+    scale = other / 2 - best / 2  # halved, because the difference of two floats can overflow
     return [min((loss / 2 - best / 2) / scale, 3.0) for loss in losses]
 
 
 def _untried(cube: Cube, wanted: Point, tried: Sequence[Point], rng: random.Random) -> Point:
-    """`wanted`, or if its configuration was tried the nearest one that was not."""
+    """`wanted`, or the nearest untried point if its configuration was tried."""
     keys = {cube.key(point) for point in tried}
     if cube.key(wanted) not in keys:
         return wanted
-    everything = cube.points(MOST_LISTED)
+    everything = cube.points(MAX_LISTED)
     if everything is None:
-        everything = (tuple(rng.random() for _ in cube.axes) for _ in range(MOST_LISTED // 10))
+        everything = (tuple(rng.random() for _ in cube.axes) for _ in range(MAX_LISTED // 10))
     others = [point for point in everything if cube.key(point) not in keys]
     return min(others, key=lambda point: math.dist(point, wanted), default=wanted)

@@ -1,4 +1,4 @@
-"""The 18 distributions of W&B: which keys each takes in a sweep file, W&B's defaults, and what they make."""
+"""W&B's 18 distributions: the keys of each in a sweep file, their defaults, and how to build it."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,26 +19,26 @@ Number = int | float
 
 
 @dataclass(frozen=True)
-class Form:
-    """What one distribution takes."""
+class DistributionForm:
+    """The keys of one distribution, and its builder."""
 
     build: Callable[[dict[str, Any]], Distribution]
-    """Makes the distribution of complete, converted keys. Raises OverflowError when a value is too large."""
+    """Builds the distribution from complete, converted keys. Raises OverflowError for a value too large."""
     required: tuple[str, ...] = ()
     defaults: Mapping[str, Number] = field(default_factory=dict)
     positive: tuple[str, ...] = ()
-    """Keys whose number must be above 0."""
+    """Keys whose value must be above 0."""
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key that it takes."""
+        """Every key that it accepts."""
         return (*self.required, *self.defaults)
 
 
 def _continuous(
     name: str, base: Callable[[dict[str, Any]], Uniform | Normal | Beta], *, log: bool = False
 ) -> Callable[[dict[str, Any]], Distribution]:
-    """A builder for a family without ends."""
+    """A builder for an unbounded family."""
     return lambda keys: Continuous(name, base(keys), log=log, q=keys.get("q"))
 
 
@@ -49,7 +49,7 @@ def _bounded(
     *,
     log: bool = False,
 ) -> Callable[[dict[str, Any]], Distribution]:
-    """A builder for a family between two ends."""
+    """A builder for a bounded family."""
     return lambda keys: Continuous(name, base(keys), log=log, q=keys.get("q"), bounds=ends(keys))
 
 
@@ -88,27 +88,35 @@ _MU = {"mu": 0.0, "sigma": 1.0}
 _AB = {"a": 1.0, "b": 1.0}
 _SPREAD = ("sigma", "q")
 
-FORMS: Mapping[str, Form] = {
-    "constant": Form(lambda keys: Categorical((keys["value"],)), ("value",)),
-    "categorical": Form(lambda keys: Categorical(tuple(keys["values"])), ("values",)),
-    "categorical_w_probabilities": Form(
+FORMS: Mapping[str, DistributionForm] = {
+    "constant": DistributionForm(lambda keys: Categorical((keys["value"],)), ("value",)),
+    "categorical": DistributionForm(lambda keys: Categorical(tuple(keys["values"])), ("values",)),
+    "categorical_w_probabilities": DistributionForm(
         lambda keys: Categorical(tuple(keys["values"]), tuple(keys["probabilities"])),
         ("values", "probabilities"),
     ),
-    "int_uniform": Form(lambda keys: IntUniform(keys["min"], keys["max"]), _ENDS),
-    "uniform": Form(_bounded("uniform", _plain), _ENDS),
-    "q_uniform": Form(_bounded("q_uniform", _plain), _ENDS, _Q, ("q",)),
-    "log_uniform": Form(_bounded("log_uniform", _plain, _powers, log=True), _ENDS),
-    "log_uniform_values": Form(_bounded("log_uniform_values", _logs, log=True), _ENDS, {}, _ENDS),
-    "inv_log_uniform": Form(_bounded("inv_log_uniform", _mirrored, _inverse_powers, log=True), _ENDS),
-    "inv_log_uniform_values": Form(_bounded("inv_log_uniform_values", _logs, log=True), _ENDS, {}, _ENDS),
-    "q_log_uniform": Form(_bounded("q_log_uniform", _plain, _powers, log=True), _ENDS, _Q, ("q",)),
-    "q_log_uniform_values": Form(_bounded("q_log_uniform_values", _logs, log=True), _ENDS, _Q, (*_ENDS, "q")),
-    "normal": Form(_continuous("normal", _normal), (), _MU, _SPREAD),
-    "q_normal": Form(_continuous("q_normal", _normal), (), _MU | _Q, _SPREAD),
-    "log_normal": Form(_continuous("log_normal", _normal, log=True), (), _MU, _SPREAD),
-    "q_log_normal": Form(_continuous("q_log_normal", _normal, log=True), (), _MU | _Q, _SPREAD),
-    "beta": Form(_continuous("beta", _beta), (), _AB, ("a", "b")),
-    "q_beta": Form(_continuous("q_beta", _beta), (), _AB | _Q, ("a", "b", "q")),
+    "int_uniform": DistributionForm(lambda keys: IntUniform(keys["min"], keys["max"]), _ENDS),
+    "uniform": DistributionForm(_bounded("uniform", _plain), _ENDS),
+    "q_uniform": DistributionForm(_bounded("q_uniform", _plain), _ENDS, _Q, ("q",)),
+    "log_uniform": DistributionForm(_bounded("log_uniform", _plain, _powers, log=True), _ENDS),
+    "log_uniform_values": DistributionForm(_bounded("log_uniform_values", _logs, log=True), _ENDS, {}, _ENDS),
+    "inv_log_uniform": DistributionForm(
+        _bounded("inv_log_uniform", _mirrored, _inverse_powers, log=True), _ENDS
+    ),
+    "inv_log_uniform_values": DistributionForm(
+        _bounded("inv_log_uniform_values", _logs, log=True), _ENDS, {}, _ENDS
+    ),
+    "q_log_uniform": DistributionForm(
+        _bounded("q_log_uniform", _plain, _powers, log=True), _ENDS, _Q, ("q",)
+    ),
+    "q_log_uniform_values": DistributionForm(
+        _bounded("q_log_uniform_values", _logs, log=True), _ENDS, _Q, (*_ENDS, "q")
+    ),
+    "normal": DistributionForm(_continuous("normal", _normal), (), _MU, _SPREAD),
+    "q_normal": DistributionForm(_continuous("q_normal", _normal), (), _MU | _Q, _SPREAD),
+    "log_normal": DistributionForm(_continuous("log_normal", _normal, log=True), (), _MU, _SPREAD),
+    "q_log_normal": DistributionForm(_continuous("q_log_normal", _normal, log=True), (), _MU | _Q, _SPREAD),
+    "beta": DistributionForm(_continuous("beta", _beta), (), _AB, ("a", "b")),
+    "q_beta": DistributionForm(_continuous("q_beta", _beta), (), _AB | _Q, ("a", "b", "q")),
 }
 NUMBER_KEYS = frozenset({"min", "max", "mu", "sigma", "a", "b", "q"})

@@ -1,8 +1,8 @@
-"""The distributions of a W&B sweep's parameters, each as a map between [0, 1] and its values.
+"""The distributions of a W&B sweep's parameters, each as a mapping between [0, 1] and its values.
 
-Formulas: W&B's `sweeps` package, whose names for the distributions are kept. `ppf` is the inverse of the
+Formulas and names are those of W&B's `sweeps` package. `ppf` is the inverse of the
 cumulative distribution function (the "percent point function"): uniform u in, value out.
-Results are plain Python numbers, texts, lists and dicts, so that they can be sent as JSON.
+Values are plain Python numbers, strings, lists and dicts, so that they can be sent as JSON.
 """
 
 import math
@@ -22,7 +22,7 @@ _TAIL = 1e-12
 
 
 def value_key(value: Value) -> object:
-    """A hashable key, equal for values that W&B's grid takes for the same: 3 and 3.0, but not 1 and True."""
+    """A hashable key, equal for values that W&B's grid treats as equal: 3 and 3.0, but not 1 and True."""
     if isinstance(value, bool) or value is None:
         return (type(value).__name__, value)
     if isinstance(value, int | float):
@@ -59,7 +59,7 @@ class Distribution(Protocol):
     def extremes(self) -> tuple[Value, ...]:
         """The values to check before a sweep starts: every listed one, or the two ends.
 
-        The ends of a normal distribution are those that one value in 1000 lies beyond.
+        For a normal distribution the ends are its 0.001 and 0.999 quantiles.
         """
 
 
@@ -69,7 +69,7 @@ class Categorical:
 
     values: tuple[Value, ...]
     probabilities: tuple[float, ...] | None = None
-    """One per value, with sum 1; None: all alike."""
+    """One per value, summing to 1; None: all equal."""
 
     @property
     def name(self) -> str:
@@ -80,7 +80,7 @@ class Categorical:
 
     def ppf(self, u: float) -> Value:
         """The value whose interval of [0, 1] holds `u`."""
-        # bisect_right steps over the empty interval of a value of probability 0; the clamp is for u = 1.
+        # bisect_right skips the empty interval of a value of probability 0; min() handles u = 1.
         edges = self._edges()
         last = max(i for i in range(len(self.values)) if edges[i + 1] > edges[i])
         return self.values[min(bisect_right(edges, u) - 1, last)]
@@ -108,7 +108,7 @@ class Categorical:
         n = len(self.values)
         if self.probabilities is None:
             return [i / n for i in range(n + 1)]
-        # The sum may be off by a rounding error; the last edge must be 1 all the same.
+        # Rounding errors can make the sum differ from 1, but the last edge must be 1.
         total = math.fsum(self.probabilities)
         return [0.0, *(part / total for part in accumulate(self.probabilities))]
 
@@ -138,7 +138,7 @@ class IntUniform:
         return tuple(range(self.min, self.max + 1))
 
     def cell_count(self) -> int:
-        """How many whole numbers there are."""
+        """The number of whole numbers."""
         return self.max - self.min + 1
 
     def extremes(self) -> tuple[Value, ...]:
@@ -146,8 +146,8 @@ class IntUniform:
         return (self.min, self.max)
 
 
-class Base(Protocol):
-    """A continuous distribution before exponent and rounding."""
+class ContinuousBase(Protocol):
+    """A continuous distribution before exponentiation and rounding."""
 
     def ppf(self, u: float) -> float:
         """The value at `u` in [0, 1]; finite."""
@@ -197,7 +197,7 @@ class Beta:
 
     def ppf(self, u: float) -> float:
         """Inverse of the regularised incomplete beta function, with u kept away from 0 and 1."""
-        from scipy.special import betaincinv  # half a second that only this family pays
+        from scipy.special import betaincinv  # slow to import, and only this family needs it
 
         return float(betaincinv(self.a, self.b, _inside(u)))
 
@@ -210,17 +210,17 @@ class Beta:
 
 @dataclass(frozen=True)
 class Continuous:
-    """All families over the real line: a base, perhaps its exponential, perhaps rounded to multiples of q."""
+    """All continuous families: a base, optionally exponentiated, optionally rounded to multiples of q."""
 
     name: str
     """W&B's name of the distribution."""
-    base: Base
+    base: ContinuousBase
     log: bool = False
-    """True: the value is e to the power of what the base gives."""
+    """True: the value is e to the power of the base's value."""
     q: int | float | None = None
     """Values are rounded to multiples of q; whole numbers when q is an int."""
     bounds: tuple[int | float, int | float] | None = None
-    """Ends that a value never leaves by rounding errors of log and exp; as written, before rounding to q."""
+    """Ends to which values are clamped against rounding errors of log and exp; before rounding to q."""
 
     def ppf(self, u: float) -> int | float:
         """The value at `u`: round(x / q) q, where x is the base's value or its exponential."""
@@ -228,7 +228,7 @@ class Continuous:
         return x if self.q is None else _multiple(round(x / self.q), self.q)
 
     def cdf(self, value: Value) -> float:
-        """The coordinate of `value`; with q the middle between the two edges that round to it."""
+        """The coordinate of `value`; with q, the middle of the interval that rounds to it."""
         x = _number(value)
         if self.q is None:
             return self._share_below(x)
@@ -242,18 +242,18 @@ class Continuous:
         low, step = self.bounds[0], self.q
         if isinstance(low, int) and isinstance(step, int):
             return tuple(low + i * step for i in range(count))
-        # In decimals, so that 0.1, 0.2, 0.3 stay what a person wrote.
+        # In decimals, so that 0.1, 0.2, 0.3 stay as written.
         return tuple(float(_decimal(low) + i * _decimal(step)) for i in range(count))
 
     def cell_count(self) -> int | None:
-        """q_uniform: how many steps of q from min stay below max. Others: None."""
+        """q_uniform: the number of steps of q from min below max. Others: None."""
         if self.name != "q_uniform" or self.bounds is None or self.q is None:
             return None
         low, high = map(_decimal, self.bounds)
         return math.ceil((high - low) / _decimal(self.q))
 
     def extremes(self) -> tuple[Value, ...]:
-        """Both ends, or the two values beyond which one in 1000 lies where there is no end."""
+        """Both ends; the 0.001 and 0.999 quantiles where there are none."""
         edge = 0.001 if isinstance(self.base, Normal) else 0.0
         return (self.ppf(edge), self.ppf(1 - edge))
 

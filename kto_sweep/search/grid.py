@@ -1,6 +1,6 @@
 """Grid search: every combination once, in W&B's order (parameters by name, the last one varying fastest).
 
-But for what trials must share to be trained together (SLOWEST): it varies slowest, whatever it is called.
+Except that parameters which trials must share to be trained together, SLOWEST_PARAMETERS, vary slowest.
 """
 
 import json
@@ -9,23 +9,23 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from kto_sweep.search.distributions import Distribution, IntUniform
-from kto_sweep.search.space import Parameter, Space, Value
+from kto_sweep.search.distributions import Distribution, IntUniform, Value
+from kto_sweep.search.space import Parameter, Space
 
-LONGEST_AXIS = 1_000_000
-"""Cells of one q_uniform parameter at most; more would be no grid and could fill the memory."""
+MAX_AXIS_CELLS = 1_000_000
+"""Cells of one q_uniform parameter, at most; more could fill the memory."""
 
-SLOWEST = ("model", "model_size", "quantization", "dataset", "max_length", "eval_fraction")
-"""Parameters that an agent changes for all its trials at once: base model first, then data."""
+SLOWEST_PARAMETERS = ("model", "model_size", "quantization", "dataset", "max_length", "eval_fraction")
+"""Parameters shared by all trials that an agent trains together: base model first, then data."""
 
-_encode = json.JSONEncoder(sort_keys=True).encode  # made once: a changed grid has keys by the ten thousand
+_encode = json.JSONEncoder(sort_keys=True).encode  # built once: a large grid has tens of thousands of keys
 
 
 def can_list(space: Space) -> bool:
-    """Whether a grid can visit this space: every parameter can be listed, within reason."""
+    """Whether a grid can visit this space: every parameter can be listed, within limits."""
     return all(
         (count := parameter.distribution.cell_count()) is not None
-        and count <= (sys.maxsize if isinstance(parameter.distribution, IntUniform) else LONGEST_AXIS)
+        and count <= (sys.maxsize if isinstance(parameter.distribution, IntUniform) else MAX_AXIS_CELLS)
         for parameter in space.parameters
     )
 
@@ -44,7 +44,7 @@ def next_cell(
 
 
 def cells(space: Space) -> Iterator[tuple[str, dict[str, Value]]]:
-    """Every different cell in the order of the grid: its key and its configuration."""
+    """Every distinct cell in grid order: its key and its configuration."""
     axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}
     seen = set()
     for number in range(math.prod(axis.length for axis in axes.values())):
@@ -56,25 +56,27 @@ def cells(space: Space) -> Iterator[tuple[str, dict[str, Value]]]:
 
 
 def in_order(space: Space) -> list[Parameter]:
-    """The parameters as the grid varies them, the slowest first."""
+    """The parameters in grid order, slowest first."""
 
     def place(parameter: Parameter) -> int:
-        names = {parameter.path[-1], "_".join(parameter.path[-2:])}  # also in a group: model.size
-        return next((at for at, name in enumerate(SLOWEST) if name in names), len(SLOWEST))
+        names = {parameter.path[-1], "_".join(parameter.path[-2:])}  # model_size, or model.size in a group
+        return next(
+            (rank for rank, name in enumerate(SLOWEST_PARAMETERS) if name in names), len(SLOWEST_PARAMETERS)
+        )
 
     return sorted(space.parameters, key=place)
 
 
 def cell_key(space: Space, config: Mapping[str, Any]) -> str:
-    """A text that tells cells apart: 3 and 3.0 are one value, unknown keys do not count."""
-    return _key([_at(config, parameter.path) for parameter in space.parameters])
+    """A key that is equal for equal cells: 3 and 3.0 are one value, unknown keys are ignored."""
+    return _key([_value_at(config, parameter.path) for parameter in space.parameters])
 
 
 class _Axis:
     """The cells of one parameter, by position."""
 
     def __init__(self, distribution: Distribution) -> None:
-        # A range of whole numbers can be long and need not be written out.
+        # A range of whole numbers can be long, so it stays a range.
         if isinstance(distribution, IntUniform):
             self._values: range | tuple[Value, ...] = range(distribution.min, distribution.max + 1)
         else:
@@ -86,7 +88,7 @@ class _Axis:
 
 
 def _values(axes: Mapping[tuple[str, ...], _Axis], number: int) -> dict[tuple[str, ...], Value]:
-    """The values of cell `number`: its digits in a number system whose last digit is the last parameter."""
+    """The values of cell `number`: its digits in the mixed radix of the axes, the last axis last."""
     values = {}
     for path, axis in reversed(list(axes.items())):
         number, position = divmod(number, axis.length)
@@ -94,21 +96,21 @@ def _values(axes: Mapping[tuple[str, ...], _Axis], number: int) -> dict[tuple[st
     return values
 
 
-def _at(config: Any, path: tuple[str, ...]) -> Value:
+def _value_at(config: Any, path: tuple[str, ...]) -> Value:
     for name in path:
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
 
 
 def _key(values: list[Value]) -> str:
-    return _encode([_normal(value) for value in values])
+    return _encode([_canonical(value) for value in values])
 
 
-def _normal(value: Value) -> Value:
+def _canonical(value: Value) -> Value:
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if isinstance(value, dict):
-        return {str(key): _normal(item) for key, item in value.items()}
+        return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_normal(item) for item in value]
+        return [_canonical(item) for item in value]
     return value

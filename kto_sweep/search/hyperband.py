@@ -1,9 +1,8 @@
-"""Early termination as W&B's hyperband does it: asynchronous successive stopping at fixed row counts.
+"""Hyperband early termination as in W&B: runs above a quantile stop at fixed row counts.
 
-An "iteration" is a history row with a finite value of the sweep's metric. At each band (a count of
-iterations) a run is compared with all runs of the sweep that got so far, itself among them; above their 1/eta
-quantile it stops.
-Formulas: W&B's `sweeps` package, whose behaviour they follow.
+An "iteration" is a history row with a finite value of the sweep's metric. At each band (a number of
+iterations) a run is compared with all runs of the sweep that have reached it, itself included; above their
+1/eta quantile it stops. Formulas and behaviour are those of W&B's `sweeps` package.
 """
 
 import math
@@ -15,33 +14,33 @@ from typing import Any
 from kto_sweep.text import is_number
 
 LARGEST_BAND = 2**31
-"""No run logs more rows than this; the list of bands ends here."""
+"""The list of bands ends here; no run logs more rows."""
 
 
 @dataclass(frozen=True)
-class Rule:
+class HyperbandRule:
     """The `early_terminate` section of a sweep."""
 
     bands: tuple[int, ...]
-    """Iterations at which a run is judged, ascending."""
+    """Iterations at which runs are compared, ascending."""
     eta: float
-    """One in `eta` of the runs goes on, ties aside."""
+    """One in `eta` of the runs continues, ties aside."""
     strict: bool
-    """Judge the value at the band; otherwise the best value so far."""
+    """Compare the value at the band; otherwise the best value so far."""
 
 
-def parse_rule(section: Mapping[str, Any]) -> Rule:
-    """The rule of an `early_terminate` section. Raises ValueError, saying which key is wrong."""
+def parse_hyperband(section: Mapping[str, Any]) -> HyperbandRule:
+    """The rule of an `early_terminate` section. Raises ValueError, naming the wrong key."""
     if section.get("type") != "hyperband":
-        raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is known")
+        raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is supported")
     strict = section.get("strict", True)
     if not isinstance(strict, bool):
         raise ValueError(f"early_terminate.strict is {strict!r}; write true or false")
-    return Rule(*parse_bands(section, "early_terminate"), strict)
+    return HyperbandRule(*parse_bands(section, "early_terminate"), strict)
 
 
 def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], float]:
-    """Bands and eta of a section of that name. Raises ValueError, saying which key is wrong."""
+    """Bands and eta of the section called `name`. Raises ValueError, naming the wrong key."""
     eta = section.get("eta", 3)
     if not is_number(eta) or eta <= 1:
         raise ValueError(f"{name}.eta is {eta!r}; it must be above 1")
@@ -69,24 +68,24 @@ def _bands(section: Mapping[str, Any], eta: float, name: str) -> tuple[int, ...]
     raise ValueError(f"{name} needs min_iter, or max_iter with s")
 
 
-def band_reached(rule: Rule, iterations: int) -> int | None:
+def band_reached(rule: HyperbandRule, iterations: int) -> int | None:
     """The largest band within `iterations`; None before the first."""
     return max((band for band in rule.bands if band <= iterations), default=None)
 
 
 def should_stop(
-    rule: Rule,
+    rule: HyperbandRule,
     history: Sequence[float],
     values_at: Callable[[int], Sequence[float]],
     *,
     maximize: bool = False,
     judged: int | None = None,
 ) -> bool:
-    """Whether the run with these metric values (one per iteration) is to be stopped now.
+    """Whether to stop the run with these metric values (one per iteration) now.
 
-    `values_at(band)` gives the metric at iteration `band` of every run that got so far, this one among them.
-    `judged` is the number of iterations at the last verdict: every band since then counts, as if the rows had
-    come one by one, however large the batches in which a client sends them. Without it only the last counts.
+    `values_at(band)` gives the metric at iteration `band` of every run that reached it, this one included.
+    `judged` is the number of iterations at the last decision: every band since then is checked, as if the
+    rows had arrived one by one. Without it only the last band is checked.
     """
     last = band_reached(rule, len(history))
     if last is None:
@@ -101,8 +100,8 @@ def should_stop(
     )
 
 
-def threshold(rule: Rule, values: Sequence[float]) -> float:
-    """The value above which a run of these stops (lower is better); infinite while there are none."""
+def threshold(rule: HyperbandRule, values: Sequence[float]) -> float:
+    """The value above which a run stops (lower is better); infinite when there are no values."""
     ranked = sorted(values)
     position = math.floor(len(ranked) / rule.eta)
     return ranked[position] if ranked else math.inf

@@ -1,58 +1,39 @@
-"""The `kto_sweep` key of a registered sweep: what W&B has no key for and the embedded server's search reads.
+"""The `kto_sweep` key of a registered sweep: options of the embedded server's search that W&B has no key for.
 
-Like all of a sweep's configuration it may hold anything: what is wrong is said, and left out.
+Any client may register anything, so each wrong option is reported and ignored.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from kto_sweep.search import asha as halving
+from kto_sweep.search.asha import AshaRule, parse_asha
+from kto_sweep.search.objectives import OBJECTIVE_COUNTS, Objective, metric_of
 from kto_sweep.search.replicates import FIRST_SEED, SEED
 from kto_sweep.text import number_from_text
 
 BLOCK = "kto_sweep"
-MOST_REPLICATES = 100
-OBJECTIVES = (2, 3)
-"""How many there may be: of more, almost every trial is on the front."""
-
-OF_SEARCH = ("replicates", "asha", "objectives")
-"""Keys of the block that are the server's business."""
-_OF_CREATE = ("alerts", "warm_start")
-"""Keys that `kto-sweep create` turns into W&B's own; a stock client leaves them in their place."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """One of several metrics that a sweep is judged by."""
-
-    name: str
-    maximize: bool = False
-
-    @property
-    def goal(self) -> str:
-        """In W&B's words."""
-        return "maximize" if self.maximize else "minimize"
-
-    def loss(self, value: float) -> float:
-        """The value as one that is to be small."""
-        return -value if self.maximize else value
+MAX_REPLICATES = 100
+SEARCH_KEYS = ("replicates", "asha", "objectives")
+"""Keys of the block that the server reads."""
+_CREATE_KEYS = ("alerts", "warm_start")
+"""Keys that `kto-sweep create` translates to W&B's; other clients send them unchanged."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the search is asked for beyond W&B's keys."""
+    """The search options of one sweep."""
 
     seeds: tuple[int, ...] = ()
-    """Those with which each configuration is trained; empty: it is trained once."""
-    asha: halving.Rule | None = None
-    """When runs pause, and go on."""
+    """Seeds with which each configuration is trained; empty: each is trained once."""
+    asha: AshaRule | None = None
+    """When runs pause and resume; None: never."""
     objectives: tuple[Objective, ...] = ()
-    """Two or three, the sweep's own metric first; empty: it has that alone."""
+    """Two or three, the sweep's metric first; empty: the metric is the only one."""
 
 
 def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
-    """The options of a sweep's configuration; what is wrong with them is added to `problems`."""
+    """The options of a sweep's configuration; appends what is wrong with them to `problems`."""
     block = config.get(BLOCK)
     if block is None:
         return Options()
@@ -60,10 +41,10 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
         problems.append(f"{BLOCK}: {block!r} is not a group of options; ignored")
         return Options()
     for key in block:
-        if key in _OF_CREATE:
-            problems.append(f"{BLOCK}.{key}: it takes `kto-sweep create` to put it in its place; ignored")
-        elif key not in OF_SEARCH:
-            problems.append(f"{BLOCK}.{key}: no such option; ignored")
+        if key in _CREATE_KEYS:
+            problems.append(f"{BLOCK}.{key}: only `kto-sweep create` supports it; ignored")
+        elif key not in SEARCH_KEYS:
+            problems.append(f"{BLOCK}.{key}: unknown option; ignored")
     objectives = _objectives(config, block.get("objectives"), problems)
     if objectives:
         config = {**config, "metric": metric_of(config, objectives)}
@@ -71,30 +52,23 @@ def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
     return Options(seeds, _asha(config, block, problems), objectives)
 
 
-def metric_of(config: Mapping[str, Any], objectives: Sequence[Objective]) -> Any:
-    """The metric of a configuration: the first objective where it names none."""
-    if config.get("metric") is None and objectives:
-        return {"name": objectives[0].name, "goal": objectives[0].goal}
-    return config.get("metric")
-
-
 def _objectives(config: Mapping[str, Any], section: object, problems: list[str]) -> tuple[Objective, ...]:
     here, metric = f"{BLOCK}.objectives", config.get("metric")
     if section is None:
         return ()
     entries = section if isinstance(section, list) else []
-    if len(entries) not in OBJECTIVES or not all(map(_is_objective, entries)):
+    if len(entries) not in OBJECTIVE_COUNTS or not all(map(_is_objective, entries)):
         problems.append(f"{here}: must be two or three of {{name: ..., goal: minimize}}; ignored")
         return ()
-    found = tuple(Objective(each["name"], each.get("goal") == "maximize") for each in entries)
-    if len({each.name for each in found}) < len(found):
+    objectives = tuple(Objective(entry["name"], entry.get("goal") == "maximize") for entry in entries)
+    if len({objective.name for objective in objectives}) < len(objectives):
         problems.append(f"{here}: the same metric twice; ignored")
         return ()
     named = (metric.get("name"), metric.get("goal") or "minimize") if isinstance(metric, Mapping) else None
-    if metric is not None and named != (found[0].name, found[0].goal):
-        problems.append(f"{here}: the first must be the sweep's metric, with its goal; ignored")
+    if metric is not None and named != (objectives[0].name, objectives[0].goal):
+        problems.append(f"{here}: the first must be the sweep's metric with its goal; ignored")
         return ()
-    return found
+    return objectives
 
 
 def _is_objective(entry: object) -> bool:
@@ -105,7 +79,7 @@ def _is_objective(entry: object) -> bool:
     )
 
 
-def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> halving.Rule | None:
+def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[str]) -> AshaRule | None:
     here, section = f"{BLOCK}.asha", block.get("asha")
     if section is None:
         return None
@@ -113,12 +87,12 @@ def _asha(config: Mapping[str, Any], block: Mapping[str, Any], problems: list[st
     if not isinstance(section, Mapping):
         problems.append(f"{here}: needs min_iter, or max_iter and s; ignored")
     elif config.get("early_terminate") or block.get("replicates"):
-        problems.append(f"{here}: goes with neither early_terminate nor replicates; ignored")
+        problems.append(f"{here}: cannot be combined with early_terminate or replicates; ignored")
     elif not isinstance(metric, Mapping) or not isinstance(metric.get("name"), str):
         problems.append(f"{here}: needs a metric with a name; ignored")
     else:
         try:
-            return halving.parse_rule(section, here)
+            return parse_asha(section, here)
         except ValueError as problem:
             problems.append(f"{problem}; ignored")
     return None
@@ -129,23 +103,23 @@ def _seeds(config: Mapping[str, Any], count: object, problems: list[str]) -> tup
     if count is None:
         return ()
     if not is_replicates(count):
-        problems.append(f"{here}: {count!r} is not a number from 2 to {MOST_REPLICATES}; ignored")
+        problems.append(f"{here}: {count!r} is not a number from 2 to {MAX_REPLICATES}; ignored")
     elif config.get("method") not in ("random", "bayes"):
-        problems.append(f"{here}: it takes `kto-sweep create` to make a grid's seeds; ignored")
+        problems.append(f"{here}: for a grid, only `kto-sweep create` supports it; ignored")
     elif (first := first_seed(config.get("parameters"))) is None:
-        problems.append(f"{here}: the seed must be a single number, seed: {{value: {FIRST_SEED}}}; ignored")
+        problems.append(f"{here}: seed must be a single number, seed: {{value: {FIRST_SEED}}}; ignored")
     else:
         return tuple(range(first, first + count))
     return ()
 
 
 def is_replicates(count: object) -> TypeGuard[int]:
-    """Whether `count` is a number of seeds."""
-    return isinstance(count, int) and not isinstance(count, bool) and 2 <= count <= MOST_REPLICATES
+    """Whether `count` is a valid number of seeds."""
+    return isinstance(count, int) and not isinstance(count, bool) and 2 <= count <= MAX_REPLICATES
 
 
 def first_seed(parameters: object) -> int | None:
-    """The seed of the first replicate; None when the sweep searches seeds."""
+    """The seed of the first replicate; None when the sweep searches `seed`."""
     entry = parameters.get(SEED) if isinstance(parameters, Mapping) else None
     if entry is None:
         return FIRST_SEED

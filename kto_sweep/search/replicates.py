@@ -1,6 +1,6 @@
 """Replicates: each configuration that a search chooses is trained with several seeds before the next one.
 
-Nothing is kept for it but the runs themselves: what they were told to train says what is still to be done.
+There is no state besides the runs: their configurations show which seeds are missing.
 """
 
 import statistics
@@ -11,16 +11,16 @@ from kto_sweep.search.bayes import Observation
 from kto_sweep.search.distributions import value_key
 
 SEED = "seed"
-"""The parameter in which replicates differ, at the top of a configuration."""
+"""The top-level parameter in which replicates differ."""
 FIRST_SEED = 42
-"""What a trial takes when its sweep says nothing of seeds."""
+"""A trial's default seed."""
 
 
 def next_replicate(chosen: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any] | None:
-    """The first of the chosen configurations that lacks a seed, with that seed; None when all have theirs.
+    """The first chosen configuration that lacks a seed, with that seed; None when none does.
 
-    `chosen` are those of all runs of the search, oldest first, whatever became of them. One that was chosen
-    twice is due each seed twice.
+    `chosen` are the configurations of all the search's runs, oldest first, also of failed runs. One that was
+    chosen twice needs each seed twice.
     """
     groups: dict[object, list[Mapping[str, Any]]] = {}
     for config in chosen:
@@ -35,21 +35,21 @@ def next_replicate(chosen: Iterable[Mapping[str, Any]], seeds: Sequence[int]) ->
 
 
 def pooled(observations: Iterable[Observation]) -> list[Observation]:
-    """One observation for each configuration, seeds aside, in order of their first ones.
+    """One observation per configuration, seeds aside, in order of first appearance.
 
-    Its value is the mean of those known; it is pending while none is known and one is yet to come.
+    Its value is the mean of its runs' values; it is pending while it has no value and a run is pending.
     """
     groups: dict[object, list[Observation]] = {}
-    for each in observations:
-        groups.setdefault(_key(each.config), []).append(each)
+    for observation in observations:
+        groups.setdefault(_key(observation.config), []).append(observation)
     return [_pool(group) for group in groups.values()]
 
 
 def _pool(group: Sequence[Observation]) -> Observation:
-    known = [(each.value, *each.costs) for each in group if each.value is not None]
-    if not known:
-        return Observation(group[0].config, None, any(each.pending for each in group))
-    value, *costs = map(statistics.fmean, zip(*known, strict=True))
+    losses = [(run.value, *run.costs) for run in group if run.value is not None]
+    if not losses:
+        return Observation(group[0].config, None, any(run.pending for run in group))
+    value, *costs = map(statistics.fmean, zip(*losses, strict=True))
     return Observation(group[0].config, value, costs=tuple(costs))
 
 

@@ -1,39 +1,42 @@
-"""The search space of a W&B sweep: its parameters, their distributions, and what a grid makes of them.
-
-`parse_space` reads the `parameters` section of a sweep's configuration, from a file or from a server's
-database, and knows nothing of training: any sweep that W&B accepts is a space.
-"""
+"""The search space of a W&B sweep: its parameters and their distributions."""
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kto_sweep.search.distributions import Distribution, Value, value_key
-from kto_sweep.search.space_parser import Parameter, Violation, parse_parameters
-from kto_sweep.text import number_from_text
 
-__all__ = [
-    "Distribution",
-    "Parameter",
-    "Space",
-    "Value",
-    "Violation",
-    "number_from_text",
-    "parse_space",
-    "value_key",
-]
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a space."""
+
+    path: tuple[str, ...]
+    """Its name; more than one part when it is nested."""
+    distribution: Distribution
+
+    @property
+    def name(self) -> str:
+        """The path with dots, as W&B writes nested names."""
+        return ".".join(self.path)
+
+    @property
+    def varies(self) -> bool:
+        """True when there is more than one possible value."""
+        return len({value_key(value) for value in self.distribution.extremes()}) > 1
 
 
 @dataclass(frozen=True)
 class Space:
-    """All parameters of a sweep, in the order in which W&B's grid visits them."""
+    """All parameters of a sweep, in W&B's grid order."""
 
     parameters: tuple[Parameter, ...]
     searched: tuple[Parameter, ...] = field(init=False)
     """The parameters with more than one possible value."""
 
     def __post_init__(self) -> None:
-        # W&B sorts each group by itself: opt.lr comes before opt-x, though "opt-x" < "opt.lr".
+        # W&B sorts each group separately: opt.lr comes before opt-x, though "opt-x" < "opt.lr".
         ordered = tuple(sorted(self.parameters, key=lambda parameter: parameter.path))
         object.__setattr__(self, "parameters", ordered)
         object.__setattr__(self, "searched", tuple(p for p in ordered if p.varies))
@@ -44,7 +47,7 @@ class Space:
         return None if None in counts else math.prod(count for count in counts if count is not None)
 
     def config(self, values: Mapping[tuple[str, ...], Value]) -> dict[str, Value]:
-        """One trial's nested configuration from its values by path; what does not vary need not be given.
+        """One trial's nested configuration from its values by path; constants may be left out.
 
         Raises KeyError for a searched parameter that has no value.
         """
@@ -61,8 +64,8 @@ class Space:
                 branch[leaf] = parameter.distribution.ppf(0.5)
         return tree
 
-
-def parse_space(parameters: Mapping[str, object]) -> tuple[Space | None, list[Violation]]:
-    """The space that a `parameters` section describes, or None and every violation in it."""
-    found, violations = parse_parameters(parameters)
-    return (None if violations else Space(tuple(found))), violations
+    def sample(self, rng: random.Random) -> dict[str, Value]:
+        """Random search's next trial: every parameter drawn from its distribution, independently."""
+        return self.config(
+            {parameter.path: parameter.distribution.ppf(rng.random()) for parameter in self.searched}
+        )

@@ -1,13 +1,19 @@
-"""Reads the `parameters` section of a sweep: all that W&B accepts, and every violation at once."""
+"""Reads the `parameters` section of a sweep: everything that W&B accepts, or every problem at once.
+
+The section comes from a file or from a server's database. Nothing here knows of training: any sweep that W&B
+accepts is a space.
+"""
 
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+from kto_sweep.errors import Problem
 from kto_sweep.search.distribution_forms import FORMS, NUMBER_KEYS
-from kto_sweep.search.distributions import Continuous, Distribution, value_key
+from kto_sweep.search.distributions import Continuous, Distribution
+from kto_sweep.search.space import Parameter, Space
 from kto_sweep.text import is_number, listed, nearest, number_from_text, show, show_number
 
 Path = tuple[str, ...]
@@ -15,70 +21,42 @@ Path = tuple[str, ...]
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Violation:
-    """One thing in a `parameters` section that W&B's search could not work with."""
-
-    path: tuple[str, ...]
-    """Keys below `parameters` of the offending entry; list positions as text, from "0"."""
-    what: str
-    """What is wrong, with the value."""
-    why: str = ""
-    """One sentence: the rule that it breaks."""
-    hint: str = ""
-    """What to type instead."""
-
-    def __str__(self) -> str:
-        parts = [f"{'.'.join(('parameters', *self.path))}: {self.what}", self.why, self.hint]
-        return ". ".join(part for part in parts if part)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a space."""
-
-    path: tuple[str, ...]
-    """Its name; more than one part when it is nested."""
-    distribution: Distribution
-
-    @property
-    def name(self) -> str:
-        """The path with dots, as W&B writes nested names."""
-        return ".".join(self.path)
-
-    @property
-    def varies(self) -> bool:
-        """True when there is more than one possible value."""
-        return len({value_key(value) for value in self.distribution.extremes()}) > 1
-
-
 _ALL_KEYS = ("value", "values", "probabilities", "distribution", *sorted(NUMBER_KEYS))
 
 
-def parse_parameters(
-    section: Mapping[str, object], path: Path = ()
-) -> tuple[list[Parameter], list[Violation]]:
-    """The parameters of a section and of those nested in it, and every violation."""
+def parse_space(section: Mapping[str, object]) -> tuple[Space | None, list[Problem]]:
+    """The space that a `parameters` section describes, or None and every problem in it."""
+    parameters, problems = parse_parameters(section)
+    return (None if problems else Space(tuple(parameters))), problems
+
+
+def parse_parameters(section: Mapping[str, object]) -> tuple[list[Parameter], list[Problem]]:
+    """The parameters of a section and of the groups in it, and every problem."""
+    parameters, problems = _parse_section(section, ())
+    return parameters, [replace(problem, path=("parameters", *problem.path)) for problem in problems]
+
+
+def _parse_section(section: Mapping[str, object], path: Path) -> tuple[list[Parameter], list[Problem]]:
     parameters: list[Parameter] = []
-    violations: list[Violation] = []
+    problems: list[Problem] = []
     for name, entry in section.items():
         here = (*path, str(name))
         if not is_name(name):
-            violations.append(_bad_name(here, name))
+            problems.append(_bad_name(here, name))
         elif isinstance(entry, Mapping) and "parameters" in entry:
             inner, wrong = _parse_group(entry, here)
             parameters += inner
-            violations += wrong
+            problems += wrong
         else:
             distribution, wrong = _parse_entry(entry, here)
-            violations += wrong
+            problems += wrong
             if distribution is not None:
                 parameters.append(Parameter(here, distribution))
-    return parameters, violations
+    return parameters, problems
 
 
 def is_name(name: object) -> bool:
-    """True for what W&B takes as a parameter's name."""
+    """Whether W&B accepts `name` as a parameter's name."""
     return isinstance(name, str) and _NAME.fullmatch(name) is not None
 
 
@@ -91,46 +69,46 @@ def convert_numbers(entry: Mapping[str, object]) -> dict[str, object]:
     return converted
 
 
-def _bad_name(path: Path, name: object) -> Violation:
-    return Violation(
+def _bad_name(path: Path, name: object) -> Problem:
+    return Problem(
         path,
         f"{show(name)} is not a parameter name",
-        "A name begins with a letter or _ and goes on with letters, digits, _, . and -.",
+        "A name is a letter or _, then letters, digits, _, . and -.",
         "rename it" if isinstance(name, str) else f'write it in quotes: "{name}"',
     )
 
 
-def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Parameter], list[Violation]]:
+def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Parameter], list[Problem]]:
     section = entry["parameters"]
     others = [
-        Violation((*path, str(key)), f"{key} stands beside parameters", hint="move it below parameters")
+        Problem((*path, str(key)), f"{key} next to parameters", hint="move it below parameters")
         for key in entry
         if key != "parameters"
     ]
     if not isinstance(section, Mapping) or not section:
         what = f"{show(section)} is not a group of parameters"
-        bad = Violation((*path, "parameters"), what, hint="write name: {values: [...]} entries below it")
+        bad = Problem((*path, "parameters"), what, hint="write name: {values: [...]} entries below it")
         return [], [*others, bad]
-    parameters, violations = parse_parameters(section, (*path, "parameters"))
-    # In the file the keys lead through `parameters`; the parameter's own name does not hold it.
+    parameters, problems = _parse_section(section, (*path, "parameters"))
+    # Keys in the file include `parameters`; the parameter's name does not.
     named = [Parameter((*path, *p.path[len(path) + 1 :]), p.distribution) for p in parameters]
-    return named, others + violations
+    return named, others + problems
 
 
-def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Violation]]:
+def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Problem]]:
     if not isinstance(entry, Mapping):
         hint = f"values: {listed(entry)}" if isinstance(entry, list) else f"value: {show(entry)}"
-        return None, [Violation(path, f"{show(entry)} stands without a key", hint=hint)]
+        return None, [Problem(path, f"{show(entry)} without a key", hint=hint)]
     keys = convert_numbers(entry)
     name = _distribution_name(keys, path)
-    if isinstance(name, Violation):
+    if isinstance(name, Problem):
         return None, [name]
     form = FORMS[name]
-    violations = [*_key_violations(name, keys, path), *_value_violations(keys, path)]
-    if not violations:
-        violations += _relation_violations(name, keys, path)
-    if violations:
-        return None, violations
+    problems = [*_key_problems(name, keys, path), *_value_problems(keys, path)]
+    if not problems:
+        problems += _relation_problems(name, keys, path)
+    if problems:
+        return None, problems
     complete: dict[str, Any] = {
         **form.defaults,
         **{key: value for key, value in keys.items() if key != "distribution"},
@@ -144,7 +122,7 @@ def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[V
     except OverflowError:
         pass
     what = f"{name} with these numbers gives values too large to compute"
-    return None, [Violation(path, what, hint=_exponent_hint(name))]
+    return None, [Problem(path, what, hint=_exponent_hint(name))]
 
 
 def _as_number(value: object) -> object:
@@ -152,14 +130,14 @@ def _as_number(value: object) -> object:
     return value if number is None else number
 
 
-def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Violation:
-    """The distribution that is named, or that W&B infers from the keys."""
+def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
+    """The distribution named in the entry, or the one that W&B infers from its keys."""
     if "distribution" in keys:
         named = keys["distribution"]
         if isinstance(named, str) and named in FORMS:
             return named
-        known = nearest(str(named), FORMS) or ", ".join(FORMS)
-        return Violation((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=known)
+        hint = nearest(str(named), FORMS) or ", ".join(FORMS)
+        return Problem((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=hint)
     if "value" in keys:
         return "constant"
     if "values" in keys:
@@ -167,9 +145,9 @@ def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Violation:
     if "min" in keys and "max" in keys:
         return _inferred_range(keys["min"], keys["max"], "q" in keys, path)
     present = [key for key in _ALL_KEYS if key in keys]
-    return Violation(
+    return Problem(
         path,
-        f"{', '.join(present)} alone do not make a distribution" if present else "has no value",
+        f"{', '.join(present)} by itself is not a distribution" if present else "has no value",
         "A parameter needs value, values, min and max, or distribution.",
         _missing_hint(keys),
     )
@@ -189,15 +167,15 @@ def _missing_hint(keys: Mapping[str, Any]) -> str:
     return "value: ... or values: [...]"
 
 
-def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Violation:
-    """int_uniform of two whole numbers, uniform of two fractions; W&B refuses one of each."""
+def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Problem:
+    """int_uniform for two whole numbers, uniform for two fractions; W&B refuses a mixture."""
     if not is_number(low) or not is_number(high):
-        return "uniform"  # what is wrong with the number is said where numbers are checked
+        return "uniform"  # _value_problems reports what is wrong with it
     if has_step:
-        return Violation((*path, "q"), "q without a distribution", hint="add distribution: q_uniform")
+        return Problem((*path, "q"), "q without a distribution", hint="add distribution: q_uniform")
     if isinstance(low, int) != isinstance(high, int):
         whole = "min" if isinstance(low, int) else "max"
-        return Violation(
+        return Problem(
             path,
             f"min {show(low)} and max {show(high)} are a whole number and a fraction",
             "W&B infers int_uniform from two whole numbers and uniform from two fractions.",
@@ -206,15 +184,15 @@ def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Vi
     return "int_uniform" if isinstance(low, int) else "uniform"
 
 
-def _key_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
+def _key_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
     form = FORMS[name]
     for key in form.required:
         if key not in keys:
-            yield Violation(path, f"{name} without {key}", hint=f"add {key}:")
+            yield Problem(path, f"{name} without {key}", hint=f"add {key}:")
     for key in keys:
         if key not in (*form.keys, "distribution"):
             takes = ", ".join(form.keys)
-            yield Violation(
+            yield Problem(
                 (*path, str(key)),
                 f"{show(key)} is not a key of {name}",
                 f"{name} takes {takes}.",
@@ -222,78 +200,76 @@ def _key_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[
             )
 
 
-def _value_violations(keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
-    """Each key's value by itself."""
+def _value_problems(keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Problems of each key's value by itself."""
     for key, value in keys.items():
         here = (*path, str(key))
         if key in NUMBER_KEYS and not is_number(value):
-            yield Violation(here, f"{show(value)} is not a number")
+            yield Problem(here, f"{show(value)} is not a number")
         elif key in ("values", "probabilities") and (not isinstance(value, list) or not value):
             hint = "" if isinstance(value, list | Mapping) else f"{key}: [{show(value)}]"
-            yield Violation(here, f"{show(value)} is not a list of {key}", hint=hint)
+            yield Problem(here, f"{show(value)} is not a list of {key}", hint=hint)
         elif key == "values":
             for i, item in enumerate(value):
-                yield from _json_violations(item, (*here, str(i)))
+                yield from _json_problems(item, (*here, str(i)))
         elif key == "value":
-            yield from _json_violations(value, here)
+            yield from _json_problems(value, here)
 
 
-def _json_violations(value: object, path: Path) -> Iterator[Violation]:
+def _json_problems(value: object, path: Path) -> Iterator[Problem]:
     if isinstance(value, list):
         for i, item in enumerate(value):
-            yield from _json_violations(item, (*path, str(i)))
+            yield from _json_problems(item, (*path, str(i)))
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _json_violations(item, (*path, str(key)))
+            yield from _json_problems(item, (*path, str(key)))
     elif isinstance(value, float) and not math.isfinite(value):
-        yield Violation(path, f"{value} is not a finite number", "A run's configuration is sent as JSON.")
+        yield Problem(path, f"{value} is not a finite number", "A run's configuration is sent as JSON.")
     elif not isinstance(value, str | int | float | None):
         hint = f'write it in quotes: "{value}"'
-        yield Violation(path, f"{value} is read as a {type(value).__name__}", hint=hint)
+        yield Problem(path, f"{value} is a {type(value).__name__} in YAML", hint=hint)
 
 
-def _relation_violations(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Violation]:
-    """What the values of several keys, or a key and its distribution, must obey."""
+def _relation_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
+    """Problems of a key's value with its distribution or with other keys."""
     form = FORMS[name]
     for key in form.positive:
         if key in keys and keys[key] <= 0:
             hint = _exponent_hint(name) if key in ("min", "max") else ""
-            yield Violation(
-                (*path, key), f"{show(keys[key])} is not above 0", f"{name} needs {key} > 0.", hint
-            )
+            yield Problem((*path, key), f"{show(keys[key])} is not above 0", f"{name} needs {key} > 0.", hint)
     if name == "int_uniform":
         for key in ("min", "max"):
             if not isinstance(keys[key], int):
                 whole = keys[key] == int(keys[key])
                 hint = f"{key}: {int(keys[key])}" if whole else "distribution: uniform, for fractions"
-                yield Violation((*path, key), f"{show(keys[key])} is not a whole number", hint=hint)
+                yield Problem((*path, key), f"{show(keys[key])} is not a whole number", hint=hint)
     if "min" in form.keys and keys["min"] >= keys["max"]:
         same = keys["min"] == keys["max"]
         hint = (
             f"value: {show(keys['min'])}" if same else f"min: {show(keys['max'])}, max: {show(keys['min'])}"
         )
         what = f"min {show(keys['min'])} is not below max {show(keys['max'])}"
-        yield Violation((*path, "min"), what, hint=hint)
+        yield Problem((*path, "min"), what, hint=hint)
     if "probabilities" in keys:
-        yield from _probability_violations(keys["values"], keys["probabilities"], (*path, "probabilities"))
+        yield from _probability_problems(keys["values"], keys["probabilities"], (*path, "probabilities"))
 
 
-def _probability_violations(
+def _probability_problems(
     values: Sequence[Any], probabilities: Sequence[Any], path: Path
-) -> Iterator[Violation]:
+) -> Iterator[Problem]:
     if not all(is_number(share) and share >= 0 for share in probabilities):
-        yield Violation(path, f"{listed(probabilities)} are not all numbers of 0 or more")
+        yield Problem(path, f"{listed(probabilities)} are not all numbers of 0 or more")
     elif len(probabilities) != len(values):
         what = f"{len(probabilities)} probabilities for {len(values)} values"
-        yield Violation(path, what, hint="one for each value")
+        yield Problem(path, what, hint="one for each value")
     elif abs(math.fsum(probabilities) - 1) > 1e-6:
-        yield Violation(
-            path, f"the probabilities have the sum {show(math.fsum(probabilities))}", hint="make it 1"
+        yield Problem(
+            path, f"the probabilities sum to {show(math.fsum(probabilities))}", hint="make the sum 1"
         )
 
 
 def _exponent_hint(name: str) -> str:
-    """What to do about the two ways in which W&B's log-uniform ranges are written."""
+    """A reminder of whether a log-uniform distribution's ends are exponents or values."""
     if name.endswith("log_uniform"):
         return f"min and max of {name} are exponents of e; for the values themselves: {name}_values"
     if name.endswith("log_uniform_values"):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kto_sweep.search.bayes import Observation
-from kto_sweep.search.options import Objective
+from kto_sweep.search.objectives import Objective
 from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs

@@ -21,7 +21,7 @@ def pause_if_behind(connection: sqlite3.Connection, rules: SweepRules, sweep: Sw
         return
     if run.state is not RunState.RUNNING or run.stop_requested:
         return
-    rung, pauses = asha.judge(
+    rung, pauses = asha.pauses_at(
         rule,
         run.id,
         run.rung,

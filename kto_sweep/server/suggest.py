@@ -11,7 +11,6 @@ from functools import cache
 from typing import Any
 
 from kto_sweep.search import bayes, grid, replicates
-from kto_sweep.search import random as random_search
 from kto_sweep.search.options import Options
 from kto_sweep.search.space import Space
 from kto_sweep.server import run_writes
@@ -46,7 +45,7 @@ def preload(rules: SweepRules) -> None:
 
 @cache
 def _load_bayes() -> None:
-    threading.Thread(target=bayes.load, name="load-bayes", daemon=True).start()
+    threading.Thread(target=bayes.warm_up, name="load-bayes", daemon=True).start()
 
 
 def suggest(
@@ -66,7 +65,7 @@ def suggest(
         return Suggestion(due, None, 0, is_last)
     if rules.method == "bayes" and rules.metric is not None:
         config = _next_bayes(connection, sweep, rules.space, rules.metric, rules.options)
-    config = config or random_search.next_config(rules.space, rng)
+    config = config or rules.space.sample(rng)
     return Suggestion({**config, replicates.SEED: seeds[0]} if seeds else config, None, 0, is_last)
 
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import yaml
 
-from kto_sweep.search import grid, hyperband
-from kto_sweep.search.options import Options, metric_of, read_options
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search import grid
+from kto_sweep.search.hyperband import HyperbandRule, parse_hyperband
+from kto_sweep.search.objectives import metric_of
+from kto_sweep.search.options import Options, read_options
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.text import is_number
 
 MAX_CONFIG = 1_000_000
@@ -67,7 +70,7 @@ class SweepRules:
     """None when a client-side scheduler chooses the trials, or the parameters are invalid."""
     metric: SweepMetric | None
     run_cap: int | None
-    early_termination: hyperband.Rule | None
+    early_termination: HyperbandRule | None
     program: str
     name: str | None
     queue_only: bool
@@ -143,8 +146,8 @@ def _space(config: Mapping[str, Any], method: str, problems: list[str]) -> Space
     if not isinstance(parameters, Mapping) or not parameters:
         problems.append("parameters: missing")
         return None
-    space, violations = parse_space(parameters)
-    problems += map(str, violations)
+    space, refused = parse_space(parameters)
+    problems += [problem.one_line for problem in refused]
     if space is not None and method == "grid" and not grid.can_list(space):
         infinite = [p.name for p in space.parameters if p.distribution.cell_count() is None]
         names = ", ".join(infinite) or "so many values"
@@ -197,7 +200,7 @@ def _run_cap(value: object, problems: list[str]) -> int | None:
 
 def _early_termination(
     section: object, metric: SweepMetric | None, problems: list[str]
-) -> hyperband.Rule | None:
+) -> HyperbandRule | None:
     if not section:
         return None
     if not isinstance(section, Mapping):
@@ -207,7 +210,7 @@ def _early_termination(
         problems.append("early_terminate: needs a metric with a name")
         return None
     try:
-        return hyperband.parse_rule(section)
+        return parse_hyperband(section)
     except ValueError as problem:
         problems.append(str(problem))
         return None

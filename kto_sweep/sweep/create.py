@@ -8,13 +8,13 @@ from pathlib import Path
 from kto_sweep.disk import require_space
 from kto_sweep.home import Home
 from kto_sweep.local_server.login_tokens import login_link
-from kto_sweep.plan.preflight import check
+from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.search.grid import in_order
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef, remember
 from kto_sweep.sweep.reuse import find_observations, find_prior_runs
 from kto_sweep.sweep.server_choice import DEFAULT_PROJECT, find_target
-from kto_sweep.sweep_file.block import without_block
+from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.text import counted
 from kto_sweep.wandb_client.connection import connect
 
@@ -55,28 +55,28 @@ def register(
     """Check a sweep file, register it, and remember it as the sweep used last on this box.
 
     `reuse` names a sweep of the same project: its finished trials that are the same are not trained again.
-    Raises SpecError with all problems of the file and its data, UsageError for cells that do not fit on this
-    box's GPU (with `force` only what a server would refuse), ServerError when the server cannot be had.
+    Raises SweepFileError with all problems of the file and its data, UsageError for cells that do not fit on
+    this box's GPU (with `force` only what a server would refuse), ServerError when the server cannot be had.
     """
     from kto_sweep.wandb_client.private_api import create_sweep, is_embedded
 
-    spec = check(file, home, force=force, say=say)
+    sweep = check_before_create(file, home, force=force, say=say)
     target = find_target(home, local=local)
     if target.local:
         require_space(home.root)  # else its server would have us wait until there is some
     say(f"Talking to the {target}" if target.local else f"Talking to {target}")
-    if not target.local and spec.method == "grid" and (note := order_note(spec.space)):
+    if not target.local and sweep.method == "grid" and (note := order_note(sweep.space)):
         say(f"Note: {note}")
     api = connect(target)
-    project = project or spec.config.get("project") or DEFAULT_PROJECT
-    entity = entity or spec.config.get("entity")
-    config, notes = (spec.config, ()) if is_embedded(api) else without_block(spec.config)
+    project = project or sweep.config.get("project") or DEFAULT_PROJECT
+    entity = entity or sweep.config.get("entity")
+    config, notes = (sweep.config, ()) if is_embedded(api) else without_block(sweep.config)
     for note in notes:
         say(f"Note: {note}")
     new = {**config, "project": project, "entity": entity}
     reused = find_prior_runs(home, api, target, reuse, new) if reuse else ()
     observed: list[str] = []
-    for earlier, taken in find_observations(home, api, target, spec.warm_start, new):
+    for earlier, taken in find_observations(home, api, target, sweep.warm_start, new):
         many = counted(len(earlier.trials), "trial")
         say(f"Warm start: {len(taken)} of {many} of {earlier.ref} are observations")
         observed += taken
@@ -88,7 +88,7 @@ def register(
     url = ref.url(target.app_url)
     page = url.removeprefix(target.app_url)
     login = login_link(target.app_url, target.key, time.time(), page) if target.local else ""
-    return Registered(ref, url, spec.method, spec.expected_trials, reused, login)
+    return Registered(ref, url, sweep.method, sweep.expected_trials, reused, login)
 
 
 def order_note(space: Space) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.plan.cells import LENGTHS, cost_key
+from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
 from kto_sweep.sweep.grid_status import CellState, Ledger, missing
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup
@@ -74,4 +74,4 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 def _cost(config: Mapping[str, Any]) -> object:
     """What trials have in common that take the same time."""
-    return cost_key(config), *(repr(lookup(config, name)) for name in sorted(LENGTHS))
+    return cost_key(config), *(repr(lookup(config, name)) for name in sorted(STEP_COUNT_PARAMETERS))

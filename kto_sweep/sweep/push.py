@@ -17,7 +17,7 @@ from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import RUNNING, SweepView
-from kto_sweep.sweep_file.block import without_block
+from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.wandb_client.connection import Target, connect, is_deleted, is_unknown, trouble
 from kto_sweep.wandb_client.private_api import create_sweep, set_run_state, set_sweep_state
 from kto_sweep.wandb_client.reader import read_sweep

@@ -8,7 +8,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.json_file import read_record_of, write_record
+from kto_sweep.json_file import read_record_file, write_record
 
 _NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
 _PROJECT = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
@@ -111,4 +111,4 @@ def recall(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
 
 
 def _read(path: Path) -> SweepRecord | None:
-    return read_record_of(SweepRecord, path)
+    return read_record_file(SweepRecord, path)

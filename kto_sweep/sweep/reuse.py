@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kto_sweep.alerts import without_rules
+from kto_sweep.alerts import without_alert_rules
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.search import grid
 from kto_sweep.search.axes import cube_of
 from kto_sweep.search.distributions import value_key
 from kto_sweep.search.options import read_options
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView, TrialRecord
@@ -67,7 +68,7 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     and model. Of several equal trials the first counts.
     Raises UsageError when the new sweep is no grid that can be listed.
     """
-    space, _ = parse_space(without_rules(config["parameters"]))
+    space, _ = parse_space(without_alert_rules(config["parameters"]))
     if config["method"] != "grid" or space is None or not grid.can_list(space):
         raise UsageError(
             f"--reuse takes over the cells of a grid, and this sweep's method is {config['method']}",
@@ -86,7 +87,7 @@ def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
 
     Seeds aside: all else must be the same, data and model too, or the values would not compare.
     """
-    space, _ = parse_space(without_rules(config["parameters"]))
+    space, _ = parse_space(without_alert_rules(config["parameters"]))
     assert space is not None
     objectives = read_options(config, []).objectives
     metrics = [each.name for each in objectives] or [config["metric"]["name"]]
@@ -105,7 +106,9 @@ def _is_of(space: Space, config: Mapping[str, Any]) -> bool:
     """Whether the trial is one of this space, given that the searched values are."""
     searched = {parameter.path: lookup(config, parameter.name) for parameter in space.searched}
     try:
-        ours, theirs = (Trial.from_config(each) for each in (space.config(searched), without_rules(config)))
+        ours, theirs = (
+            Trial.from_config(each) for each in (space.config(searched), without_alert_rules(config))
+        )
     except TrialConfigError:
         return False
     return replace(ours, seed=theirs.seed) == theirs

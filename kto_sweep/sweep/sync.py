@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_log import last_step
-from kto_sweep.run_record import RunRecord, home_id, read_record, unclaimed
+from kto_sweep.run_record import RunRecord, home_id, read_record, try_exclusive
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import find_remote, local_target
 from kto_sweep.sweep.view import OWNER
@@ -93,7 +93,7 @@ def _send_to(home: Home, target: Target, api: "wandb.Api", runs: list[Unsent]) -
     with ExitStack() as claims:
         going = []
         for run in runs:
-            if not claims.enter_context(unclaimed(run.folder)):
+            if not claims.enter_context(try_exclusive(run.folder)):
                 yield _outcome(run, "an agent works on it")
                 continue
             there = _read(api, run)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.fingerprints import Trained
-from kto_sweep.search.options import Objective
+from kto_sweep.fingerprints import TrainedRun
+from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 
@@ -82,9 +82,9 @@ class SweepView:
         """How many runs are in one of these states; those of other sweeps fill the cells of a grid alone."""
         return sum(trial.state in states for trial in self.trials if self.is_own(trial))
 
-    def trained(self) -> list[Trained]:
+    def trained(self) -> list[TrainedRun]:
         """What each trial was trained on."""
-        return [Trained(trial.run_id, trial.config, trial.summary) for trial in self.trials]
+        return [TrainedRun(trial.run_id, trial.config, trial.summary) for trial in self.trials]
 
     def is_own(self, trial: TrialRecord) -> bool:
         """Whether the trial is one that this sweep has, or would have had, to train."""

@@ -1,5 +1,6 @@
 """The sweep file: YAML in, a checked W&B sweep configuration out, or every problem with its line.
 
-yaml_source --> checks, parameters, block, data_files --> spec (what to register) --> validate (with the data)
+yaml_source --> setting_checks, kto_sweep_block, parameters, data_files --> sweep_config (what to register)
+            --> validate: the same with the contents of its data files
 generate writes such a file from flags and data.
 """

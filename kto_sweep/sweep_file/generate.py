@@ -1,8 +1,7 @@
 """A sweep file from a few flags and the data: commented YAML, with a reason and its source beside each range.
 
-flags --parse_flag--> fixed values, lists, ranges
-data  --look-------> rho, max_length, eval_fraction
-                                     --write--> text that W&B's tools and ours read
+flags --parse_flag----> fixed values, lists, ranges --+
+data  --inspect_data--> DataSummary ------------------+--> complete_settings --to_yaml--> a sweep file
 """
 
 import math
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 import yaml
 
 from kto_sweep.data.lint import balance
-from kto_sweep.data.lint_findings import ENOUGH_HELD_OUT
+from kto_sweep.data.lint_findings import MIN_HELD_OUT
 from kto_sweep.data.lint_lengths import percentiles
 from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters, measure_tokens, read_data
 from kto_sweep.errors import DataError, UsageError
@@ -36,9 +35,9 @@ from kto_sweep.trial import PARAMETERS, check_value
 WIDTH = 108
 RUN_CAP = 30
 GUESS = 1.15
-"""Room for rows whose tokens were estimated from characters."""
+"""Margin on max_length when tokens are estimated from characters."""
 DECADE = 10
-"""A range whose ends are this far apart is searched by factors and not by differences."""
+"""A range with at least this ratio of its ends is searched on a log scale."""
 
 
 @dataclass(frozen=True)
@@ -67,42 +66,45 @@ Setting = Fixed | Listed | Range
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """What the data says about a sweep's parameters."""
+class DataSummary:
+    """Counts and lengths of a data file, from which parameters are set."""
 
     rows: int
     desirable: int
     undesirable: int
     p99: int
-    """Tokens that 99 of 100 rows have at most."""
+    """99th percentile of a row's tokens."""
     longest: int
+    """Tokens of the longest row."""
     exact: bool
     """Measured with the model's tokenizer."""
 
 
 def parse_flag(name: str, text: str, method: str) -> Setting:
-    """What a flag means: `5e-7,1e-7` is a list, `5e-7..1e-4` a range, anything else one value.
+    """A flag's value: `5e-7,1e-7` is a list, `5e-7..1e-4` a range, anything else one value.
 
-    Raises UsageError, naming the flag, for a value that no trial takes and for a range in a grid.
+    Raises UsageError, naming the flag, for an invalid value and for a range in a grid.
     """
     flag = f"--{name.replace('_', '-')} {text}"
     rule = PARAMETERS[name]
     ends = text.split("..")
     numbers = [number_from_text(end) for end in ends]
     if len(ends) == 2 and None not in numbers:
-        if not isinstance(rule.kind, WholeNumber | Real):
-            raise UsageError(f"{flag}: {name} has no ranges", hint=f"a list: {listed(['a', 'b'])[1:-1]}")
+        if not isinstance(rule.type, WholeNumber | Real):
+            raise UsageError(
+                f"{flag}: {name} cannot have a range", hint=f"a list: {listed(['a', 'b'])[1:-1]}"
+            )
         low, high = (_checked(name, flag, end) for end in ends)
         assert isinstance(low, int | float)
         assert isinstance(high, int | float)
         if not low < high:
-            raise UsageError(f"{flag}: the range ends before it begins", hint=f"{ends[1]}..{ends[0]}")
+            raise UsageError(f"{flag}: the range's ends are in the wrong order", hint=f"{ends[1]}..{ends[0]}")
         if method == "grid":
             middle = math.sqrt(low * high) if low > 0 else (low + high) / 2
-            middle = round(middle) if isinstance(rule.kind, WholeNumber) else float(f"{middle:.2g}")
+            middle = round(middle) if isinstance(rule.type, WholeNumber) else float(f"{middle:.2g}")
             hint = ",".join(show(end) for end in (low, middle, high))
             raise UsageError(
-                f"{flag}: a grid visits values and knows no ranges", hint=f"{hint}; or method bayes"
+                f"{flag}: a grid needs a list of values, not a range", hint=f"{hint}; or method bayes"
             )
         return Range(low, high)
     if name == "lora_targets":  # a list is one value
@@ -114,14 +116,14 @@ def parse_flag(name: str, text: str, method: str) -> Setting:
 def _checked(name: str, flag: str, value: object) -> object:
     if value == "null" and PARAMETERS[name].optional:
         return None
-    found, problem = check_value(name, value)
+    parsed, problem = check_value(name, value)
     if problem is not None:
         raise UsageError(f"{flag}: {problem.what}\n  {problem.why}", hint=problem.hint)
-    return found
+    return parsed
 
 
-def look(source: str, model: str | None) -> DataFacts:
-    """The facts of a data file, in tokens of `model` where its tokenizer is on this box.
+def inspect_data(source: str, model: str | None) -> DataSummary:
+    """The summary of a data file, in tokens of `model` if its tokenizer is on this machine.
 
     Raises DataError for data that cannot be trained on.
     """
@@ -136,9 +138,9 @@ def look(source: str, model: str | None) -> DataFacts:
     undesirable = len(measured.tokens.rows) - desirable
     if lengths is None or not desirable or not undesirable:
         what = "no usable row" if lengths is None else "its rows have one label only"
-        raise DataError(f"{source}: {what}", hint=f"kto-sweep lint {source} says more")
+        raise DataError(f"{source}: {what}", hint=f"for details: kto-sweep lint {source}")
     scale = 1.0 if tokenizer is not None else 1 / CHARACTERS_PER_TOKEN
-    return DataFacts(
+    return DataSummary(
         rows=desirable + undesirable,
         desirable=desirable,
         undesirable=undesirable,
@@ -148,121 +150,122 @@ def look(source: str, model: str | None) -> DataFacts:
     )
 
 
-def complete(
-    method: str, given: Mapping[str, Setting], facts: DataFacts
+def complete_settings(
+    method: str, given: Mapping[str, Setting], summary: DataSummary
 ) -> tuple[dict[str, Setting], dict[str, str]]:
-    """All parameters of the file, in its order, and what the data has to do with some of them.
+    """All parameters of the file, in its order, and for those set from the data the reason.
 
-    Where nothing given is searched, the method's usual parameters are.
+    When no given parameter is searched, the method's default parameters are.
     """
     settings = dict(given)
     size = settings.get("model_size")
     one_size = str(size.value) if isinstance(size, Fixed) else None
     if not any(isinstance(setting, Listed | Range) for setting in given.values()):
-        for name, setting in _usual(method, one_size, facts).items():
+        for name, setting in _default_search(method, one_size, summary).items():
             settings.setdefault(name, setting)
-    because: dict[str, str] = {}
-    from_data = _from_data(facts, because)
+    reasons: dict[str, str] = {}
+    from_data = _from_data(summary, reasons)
     if {"desirable_weight", "undesirable_weight"} & settings.keys():
         from_data.pop("rho", None)
     for name, setting in from_data.items():
         if name not in settings:
             settings[name] = setting
         else:
-            because.pop(name, None)
+            reasons.pop(name, None)
     searched = [name for name, setting in settings.items() if not isinstance(setting, Fixed)]
     order = [*searched, *("model_size", "model", "dataset", *PARAMETERS)]
     ordered = dict.fromkeys(name for name in order if name in settings)
-    return {name: settings[name] for name in ordered}, because
+    return {name: settings[name] for name in ordered}, reasons
 
 
-def _usual(method: str, size: str | None, facts: DataFacts) -> dict[str, Setting]:
-    fitting = [batch for batch in SEARCH_BATCHES if batch * 8 <= facts.rows] or [4]
+def _default_search(method: str, size: str | None, summary: DataSummary) -> dict[str, Setting]:
+    fitting = [batch for batch in SEARCH_BATCHES if batch * 8 <= summary.rows] or [4]
     if method == "grid":
         batches = [batch for batch in GRID_BATCHES if batch in fitting] or fitting
-        return {"learning_rate": Listed(grid_rates(size)), "batch_size": _some(batches)}
+        return {"learning_rate": Listed(grid_rates(size)), "batch_size": _fixed_or_listed(batches)}
     return {
         "learning_rate": Range(*search_rates(size)),
-        "batch_size": _some(fitting),
+        "batch_size": _fixed_or_listed(fitting),
         "beta": Range(*SEARCH_BETA),
         "lora_r": Listed(SEARCH_RANKS),
     }
 
 
-def _some(values: Sequence[object]) -> Setting:
+def _fixed_or_listed(values: Sequence[object]) -> Setting:
     return Fixed(values[0]) if len(values) == 1 else Listed(tuple(values))
 
 
-def _from_data(facts: DataFacts, because: dict[str, str]) -> dict[str, Setting]:
-    """max_length, eval_fraction and, for data that needs it, rho."""
-    length = max(64, math.ceil(facts.p99 * (1 if facts.exact else GUESS) / 64) * 64)
-    measured = "" if facts.exact else ", estimated from characters"
-    because["max_length"] = (
-        f"99 of 100 rows have at most {facts.p99:,} tokens, the longest {facts.longest:,}{measured}."
+def _from_data(summary: DataSummary, reasons: dict[str, str]) -> dict[str, Setting]:
+    """max_length, eval_fraction and, for unbalanced labels, rho."""
+    length = max(64, math.ceil(summary.p99 * (1 if summary.exact else GUESS) / 64) * 64)
+    estimated = "" if summary.exact else ", estimated from characters"
+    reasons["max_length"] = (
+        f"99 of 100 rows have at most {summary.p99:,} tokens, the longest {summary.longest:,}{estimated}."
     )
-    fewest = min(facts.desirable, facts.undesirable)
-    fraction = min(0.3, max(0.1, math.ceil(20 * ENOUGH_HELD_OUT / fewest) / 20))
-    because["eval_fraction"] = (
-        f"Of {facts.rows:,} rows; {ENOUGH_HELD_OUT} held-out rows of each label are the least for eval/auc."
+    fewest = min(summary.desirable, summary.undesirable)
+    fraction = min(0.3, max(0.1, math.ceil(20 * MIN_HELD_OUT / fewest) / 20))
+    reasons["eval_fraction"] = (
+        f"Of {summary.rows:,} rows; eval/auc needs at least {MIN_HELD_OUT} held-out rows of each label."
     )
-    found: dict[str, Setting] = {"max_length": Fixed(length), "eval_fraction": Fixed(fraction)}
-    weighed = balance(facts.desirable, facts.undesirable)
+    settings: dict[str, Setting] = {"max_length": Fixed(length), "eval_fraction": Fixed(fraction)}
+    weighed = balance(summary.desirable, summary.undesirable)
     if weighed is not None and weighed.rho != weighed.ratio:
-        found["rho"] = Fixed(weighed.rho)
-        because["rho"] = (
-            f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable rows; both weigh alike."
+        settings["rho"] = Fixed(weighed.rho)
+        reasons["rho"] = (
+            f"{summary.desirable:,} desirable and {summary.undesirable:,} undesirable rows: "
+            "1 gives both labels the same weight."
         )
-    return found
+    return settings
 
 
-def write(
-    method: str, settings: Mapping[str, Setting], because: Mapping[str, str], facts: DataFacts, file: str
+def to_yaml(
+    method: str, settings: Mapping[str, Setting], reasons: Mapping[str, str], summary: DataSummary, file: str
 ) -> str:
     """The file's text."""
-    lines = [*_head(method, settings, facts, file), "", "program: agent.py", f"method: {method}"]
+    lines = [*_head(method, settings, summary, file), "", "program: agent.py", f"method: {method}"]
     if method != "grid":
-        lines.append(f"run_cap: {RUN_CAP}  # a {method} sweep never ends by itself")
+        lines.append(f"run_cap: {RUN_CAP}  # without it, a {method} sweep runs until you stop it")
     lines += [
         "metric:",
-        "  name: eval/common_loss  # at a fixed beta and rho: no diverging trial wins, and betas compare",
+        "  name: eval/common_loss  # fixed beta and rho: comparable across betas; diverging trials lose",
         "  goal: minimize",
     ]
     if method != "grid":
         lines += [
             "early_terminate:",
             "  type: hyperband",
-            "  min_iter: 1  # trials are compared after evaluations 1, 2 and 4, of the 4 that each makes",
-            "  eta: 2  # the better half goes on",
+            "  min_iter: 1  # trials are compared after evaluations 1, 2 and 4; each has 4",
+            "  eta: 2  # the better half continues",
         ]
     lines += ["", "parameters:"]
     for name, setting in settings.items():
         searched = not isinstance(setting, Fixed)
-        told = (
-            [because[name]]
-            if name in because
+        comment = (
+            [reasons[name]]
+            if name in reasons
             else [str(REASONS[name])]
             if searched and name in REASONS
             else []
         )
-        if searched and not told:
-            told = [f"{PARAMETERS[name].doc}."]
-        lines += [f"  # {line}" for text in told for line in textwrap.wrap(text, WIDTH - 4)]
+        if searched and not comment:
+            comment = [f"{PARAMETERS[name].doc}."]
+        lines += [f"  # {line}" for text in comment for line in textwrap.wrap(text, WIDTH - 4)]
         lines.append(f"  {name}:")
         lines += [f"    {line}" for line in _body(name, setting)]
     return "\n".join(lines) + "\n"
 
 
-def _head(method: str, settings: Mapping[str, Setting], facts: DataFacts, file: str) -> Iterable[str]:
+def _head(method: str, settings: Mapping[str, Setting], summary: DataSummary, file: str) -> Iterable[str]:
     searched = [name for name, setting in settings.items() if not isinstance(setting, Fixed)]
     cells = math.prod(len(s.values) for s in settings.values() if isinstance(s, Listed))
     many = f"{cells} trials, every combination once" if method == "grid" else f"{RUN_CAP} trials at most"
     yield f"# Searches: {', '.join(searched) or 'nothing'}: {many}."
-    labels = f"{facts.desirable:,} desirable and {facts.undesirable:,} undesirable"
-    yield f"# Data:     {facts.rows:,} rows, {labels}."
+    labels = f"{summary.desirable:,} desirable and {summary.undesirable:,} undesirable"
+    yield f"# Data:     {summary.rows:,} rows, {labels}."
     yield f"# Costs:    kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)"
     yield f"# Start:    kto-sweep create {file}"
     yield "#           kto-sweep agent"
-    yield f"#           (W&B's own tools: wandb sweep {file}, then the wandb agent that it names)"
+    yield f"#           (with W&B's tools: wandb sweep {file}, then the wandb agent command it prints)"
 
 
 def _body(name: str, setting: Setting) -> list[str]:
@@ -271,10 +274,10 @@ def _body(name: str, setting: Setting) -> list[str]:
     if isinstance(setting, Listed):
         return [f"values: [{', '.join(map(_yaml, setting.values))}]"]
     ends = [f"min: {_yaml(setting.low)}", f"max: {_yaml(setting.high)}"]
-    if isinstance(PARAMETERS[name].kind, WholeNumber):
+    if isinstance(PARAMETERS[name].type, WholeNumber):
         return ends
     if setting.low > 0 and setting.high >= DECADE * setting.low:
-        return ["distribution: log_uniform_values  # every factor of ten is as likely", *ends]
+        return ["distribution: log_uniform_values  # every factor of ten is equally likely", *ends]
     return ["distribution: uniform", *ends]
 
 
@@ -294,7 +297,7 @@ def _yaml(value: object) -> str:
 
 
 def preset_settings(name: str) -> dict[str, Setting]:
-    """What `--preset` means: the size, and how its weights are held."""
+    """The settings of `--preset`: model size and quantization."""
     kind, _, size = name.partition("-")
     quantization = "4bit" if kind == "qlora" else PRESETS[size].quantization
     return {"model_size": Fixed(size), "quantization": Fixed(quantization)}

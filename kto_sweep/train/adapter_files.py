@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kto_sweep.json_file import write_whole
+from kto_sweep.json_file import write_atomic
 from kto_sweep.train.lora import AdapterSpec
 from kto_sweep.train.tensor_file import write_tensors
 
@@ -35,7 +35,7 @@ def save_adapters(
         "inference_mode": True,
     }
     with replaced(folder) as new:
-        write_whole(new / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+        write_atomic(new / "adapter_config.json", json.dumps(config, indent=2) + "\n")
         weights = {f"base_model.model.{name}.weight": tensor for name, tensor in tensors.items()}
         write_tensors(new / "adapter_model.safetensors", weights, {"format": "pt"})
 

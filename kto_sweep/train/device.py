@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kto_sweep.errors import FailureCause, TrialFailure, is_gpu_trouble
+from kto_sweep.errors import FailureCause, TrialFailure, is_gpu_error
 from kto_sweep.train.room import Memory
 
 
@@ -105,7 +105,7 @@ def is_broken(error: BaseException) -> bool:
     """Whether `error` came from a device that this process cannot use any more."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError | LostProcessError) or is_gpu_trouble(str(error))
+    return isinstance(error, torch.AcceleratorError | LostProcessError) or is_gpu_error(str(error))
 
 
 def out_of_memory(error: str) -> TrialFailure:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.home import Home
-from kto_sweep.protocol import Done, MakeRoom, Start
+from kto_sweep.protocol import Done, SetConcurrency, StartTrial
 from kto_sweep.train.cotrain import CoTrainer
 from kto_sweep.train.course import ground_of
 from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
@@ -63,7 +63,7 @@ class Dispatcher:
     def _idle(self) -> bool:
         return not self._line and (self._trainer is None or self._trainer.idle)
 
-    def _accept(self, start: Start) -> None:
+    def _accept(self, start: StartTrial) -> None:
         run_id = start.run_id
         try:
             trial = Trial.from_config(start.config)
@@ -139,7 +139,7 @@ class Dispatcher:
     def _tell_room(self, room: Room) -> None:
         if room != self._room:
             self._room = room
-            self._mailbox.send(MakeRoom(room.slots, room.reason))
+            self._mailbox.send(SetConcurrency(room.slots, room.reason))
 
     def _tell(self, run_id: str, outcome: TrainResult | Exception) -> None:
         if isinstance(outcome, Exception):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kto_sweep.auc import auc
+from kto_sweep.data.auc import auc
 
 COMMON_BETA = 0.1
 """beta of `eval/common_loss`: the same for all trials, so that those with different betas can be compared."""

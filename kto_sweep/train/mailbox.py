@@ -26,11 +26,11 @@ from kto_sweep.protocol import (
     Order,
     Planned,
     Preparing,
-    Start,
+    StartTrial,
     decode,
     encode,
 )
-from kto_sweep.run_record import Claim
+from kto_sweep.run_record import RunLock
 
 
 class Mailbox:
@@ -41,9 +41,9 @@ class Mailbox:
         self._messages = messages
         self._lock = threading.Lock()
         self._to_stop: set[str] = set()
-        self._claims: dict[str, Claim] = {}
+        self._claims: dict[str, RunLock] = {}
         self._closed = threading.Event()
-        self._starts: queue.Queue[Start | None] = queue.Queue()
+        self._starts: queue.Queue[StartTrial | None] = queue.Queue()
         """None wakes up who waits when the supervisor is gone."""
 
     def listen(self) -> None:
@@ -59,19 +59,19 @@ class Mailbox:
             self._close()
 
     def _take(self, order: Order) -> None:
-        if isinstance(order, Start):
+        if isinstance(order, StartTrial):
             self._to_stop.discard(order.run_id)  # of an earlier attempt
             self._claim(order)
             self._starts.put(order)
         else:
             self._to_stop.add(order.run_id)
 
-    def _claim(self, start: Start) -> None:
+    def _claim(self, start: StartTrial) -> None:
         """Say that this process writes to the trial's folder, even when its supervisor is gone."""
         folder = Path(start.out_dir)
         with contextlib.suppress(OSError):  # the trial itself finds out, and says so
             folder.mkdir(parents=True, exist_ok=True)
-            self._claims[start.run_id] = Claim(folder)
+            self._claims[start.run_id] = RunLock(folder)
 
     def _close(self) -> None:
         self._closed.set()
@@ -86,7 +86,7 @@ class Mailbox:
         """Whether this trial was told to stop, or nobody is left to report to."""
         return run_id in self._to_stop or self.closed
 
-    def starts(self, *, wait: bool) -> list[Start]:
+    def starts(self, *, wait: bool) -> list[StartTrial]:
         """The trials ordered since the last call; with `wait`, not before there is one or nobody is left."""
         found = []
         try:
@@ -99,7 +99,7 @@ class Mailbox:
     def send(self, message: Message) -> None:
         """Send one message; a supervisor that is gone is no error, the order line says so too."""
         if isinstance(message, Done | Failed) and message.run_id in self._claims:
-            self._claims.pop(message.run_id).drop()
+            self._claims.pop(message.run_id).release()
         with self._lock:
             try:
                 self._messages.write(encode(message))

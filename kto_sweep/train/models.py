@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
 from kto_sweep.home import Home
-from kto_sweep.models.hub import without_safetensors
+from kto_sweep.models.hub import no_safetensors_error
 from kto_sweep.models.presets import Quantization, names_a_path
 from kto_sweep.train.tiny import tiny_model
 
@@ -262,7 +262,7 @@ def _explained(name: str, error: Exception) -> KtoSweepError:
             hint="choose a model of an architecture that transformers knows",
         )
     if "safetensors" in first_line and isinstance(error, OSError):
-        return without_safetensors(name)
+        return no_safetensors_error(name)
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     return UsageError(
         f"{name}: cannot be loaded: {kind}{first_line}",

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 from kto_sweep.home import Home
-from kto_sweep.protocol import DEVICES, MESSAGE_FD, Broken, Ready
+from kto_sweep.protocol import DEVICES, MESSAGE_FD, Ready, WorkerBroken
 from kto_sweep.train.mailbox import Mailbox
 
 
@@ -40,7 +40,7 @@ def main() -> None:
     try:
         work(mailbox, Home.from_environment())
     except Exception as error:
-        mailbox.send(Broken(f"{type(error).__name__}: {error}"))
+        mailbox.send(WorkerBroken(f"{type(error).__name__}: {error}"))
         with contextlib.suppress(OSError):  # its log's disk may be full
             traceback.print_exc()
         os._exit(1)  # at an ordinary end Python would abort over the thread that waits for orders

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.data.formats import describe_bad, load_examples
 from kto_sweep.home import Home
-from kto_sweep.models.hub import bytes_to_download, without_safetensors
+from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.presets import PRESETS
-from kto_sweep.plan.cells import Cell
+from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
-from kto_sweep.plan.plan import Planner
-from kto_sweep.plan.preflight import planner
+from kto_sweep.plan.planner import planner_for
 from kto_sweep.text import counted, duration
 from kto_sweep.train_command.prepare import Prepared
 from kto_sweep.train_command.run import choose_devices, open_server
@@ -37,27 +36,27 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
     say(
         f"data      {loaded.path}: {rows}" + (f"; left out: {describe_bad(loaded.bad)}" if loaded.bad else "")
     )
-    plan: Planner = planner(None if cpu else find_gpu(), home, this_box=True)
-    outlook = plan.outlook(Cell(trial, 1, {}))
+    planner = planner_for(None if cpu else find_gpu(), home, this_box=True)
+    estimate = planner.estimate_cell(PlanCell(trial, 1, {}))
     held = trial.effective_quantization
     say(f"model     {trial.base_model}, {'16 or 32 bit' if held == 'none' else held}{_weights(trial)}")
     devices = choose_devices(gpus=gpus, cpu=cpu)
     say(f"device    {', '.join(device.name for device in devices)}")
-    say(f"steps     {outlook.steps:,} of {counted(trial.batch_size, 'example')}")
-    if outlook.peak_gib is None or outlook.least_gib is None:
+    say(f"steps     {estimate.steps:,} of {counted(trial.batch_size, 'example')}")
+    if estimate.peak_gib is None or estimate.least_gib is None:
         say("memory    not known: the model's sizes are not on this box, and the hub does not tell them")
     else:
-        fits = {None: "", True: "; fits", False: f"; does not fit: {outlook.remedy}"}[outlook.fits]
-        say(f"memory    {outlook.peak_gib:.1f} GiB, {outlook.least_gib:.1f} at the least{fits}")
-    if outlook.time is not None:
-        say(f"time      {duration(outlook.time.seconds)}, give or take a factor of {outlook.time.factor:g}")
+        fits = {None: "", True: "; fits", False: f"; does not fit: {estimate.remedy}"}[estimate.fits]
+        say(f"memory    {estimate.peak_gib:.1f} GiB, {estimate.least_gib:.1f} at the least{fits}")
+    if estimate.time is not None:
+        say(f"time      {duration(estimate.time.seconds)}, give or take a factor of {estimate.time.factor:g}")
     api = open_server(run.target, offline=run.offline)
     who = f", logged in as {api.viewer.username}" if api is not None else ": offline, sent later"
     say(f"log       {run.target}{who}; project {run.job.project}, run {run.job.name}")
     for name, value in trial.to_config().items():
         say(f"  {name}: {value}")
-    say("Dry run: nothing was trained." + ("" if outlook.fits is not False else " It cannot run here."))
-    return outlook.fits is not False
+    say("Dry run: nothing was trained." + ("" if estimate.fits is not False else " It cannot run here."))
+    return estimate.fits is not False
 
 
 def _weights(trial: Trial) -> str:
@@ -65,7 +64,7 @@ def _weights(trial: Trial) -> str:
     name = trial.base_model
     path = Path(name).expanduser()
     if path.is_dir() and not any(path.glob("*.safetensors")):
-        raise without_safetensors(name)
+        raise no_safetensors_error(name)
     if path.exists() or name == PRESETS["tiny"].model:
         return ""
     missing = bytes_to_download(name)

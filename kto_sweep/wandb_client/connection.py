@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
-from kto_sweep.http import NO_ANSWER, opener
+from kto_sweep.http import CONNECTION_ERRORS, opener_for
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ def connect(target: Target) -> "wandb.Api":
     """
     target.enter()
     try:
-        opener(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
+        opener_for(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
         pass  # any answer will do
-    except NO_ANSWER as error:
+    except CONNECTION_ERRORS as error:
         reason = getattr(error, "reason", error)
         raise ServerError(
             f"no answer from {target}: {reason}",

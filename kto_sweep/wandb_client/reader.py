@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from kto_sweep.alerts import without_rules
+from kto_sweep.alerts import without_alert_rules
 from kto_sweep.errors import FailureCause, ServerError
 from kto_sweep.metrics import DEFAULT_METRIC
-from kto_sweep.search.options import metric_of, read_options
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.objectives import metric_of
+from kto_sweep.search.options import read_options
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
-from kto_sweep.sweep_file.spec import expected_trials
+from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.wandb_client.connection import Target, is_unknown, trouble
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
             hint="kto-sweep status   (without a name: the sweep used last on this box)",
         ) from error
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
-    space, _ = parse_space(without_rules(config.get("parameters") or {}))
+    space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
     options = read_options(config, [])
     metric = metric_of(config, options.objectives) or {}
     pauses = options.asha is not None

@@ -24,7 +24,7 @@ from kto_sweep.agent.wandb_run import TrialRun
 from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.protocol import Message, Order, Ready, Start
+from kto_sweep.protocol import Message, Order, Ready, StartTrial
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.private_api import Command
 
@@ -190,7 +190,7 @@ class AgentHarness:
 
     def started(self) -> list[str]:
         """The trials that a worker was given."""
-        return [order.run_id for order in self.orders if isinstance(order, Start)]
+        return [order.run_id for order in self.orders if isinstance(order, StartTrial)]
 
     def said(self) -> str:
         return self.output.getvalue()

@@ -14,7 +14,7 @@ from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.state import AgentState, Assignment, Outcome, Phase, Settings, TrialStatus
 from kto_sweep.agent.time_budget import Forecast
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.protocol import Broken, Done, Failed, MakeRoom, Metrics, Ready
+from kto_sweep.protocol import Done, Failed, Metrics, Ready, SetConcurrency, WorkerBroken
 
 GPU_0, GPU_1 = (Device(f"gpu {at}", str(at), f"GPU-{at}") for at in range(2))
 Kind = TypeVar("Kind")
@@ -216,7 +216,7 @@ class World:
         for name, number in self.starting.items():
             next_ones.append(events.WorkerMessage(name, number, Ready(name)))
         for name, (number, trials) in self.workers.items():
-            next_ones.append(events.WorkerMessage(name, number, MakeRoom(3, "there is room")))
+            next_ones.append(events.WorkerMessage(name, number, SetConcurrency(3, "there is room")))
             if self.deadly and self.cells[0] in trials:  # no worker survives this trial
                 next_ones += [events.WorkerExited(name, number, -9)] * 9
             for run_id in sorted(trials):
@@ -248,8 +248,8 @@ class World:
             next_ones += [
                 events.WorkerExited(name, number, -11, "segmentation fault"),
                 events.WorkerExited(name, number, 1, "CUDA error: GPU is lost"),
-                events.WorkerMessage(name, number, Broken("uncorrectable ECC error")),
-                events.WorkerMessage(name, number, MakeRoom(1, "")),
+                events.WorkerMessage(name, number, WorkerBroken("uncorrectable ECC error")),
+                events.WorkerMessage(name, number, SetConcurrency(1, "")),
             ]
             for run_id in sorted(trials):
                 next_ones += [

@@ -7,7 +7,7 @@ from agent_harness import CONFIG, AgentHarness, later, refuse_registration
 
 from kto_sweep.agent import heartbeat
 from kto_sweep.errors import ServerError
-from kto_sweep.protocol import Done, MakeRoom, Order, Start
+from kto_sweep.protocol import Done, Order, SetConcurrency, StartTrial
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.connection import is_deleted
 from kto_sweep.wandb_client.private_api import Command, RefusedError, _command
@@ -38,10 +38,10 @@ def one_trial(
         return [Command("run", "run1", CONFIG)]
 
     def on_order(worker, order: Order) -> None:
-        if isinstance(order, Start):
+        if isinstance(order, StartTrial):
             then()
             later(lambda: until(harness), lambda: worker.say(Done("run1", {}, steps=1, stopped=False)))
-            worker.say(MakeRoom(2, "there is room"))
+            worker.say(SetConcurrency(2, "there is room"))
 
     harness.register_agent, harness.beat, harness.on_order = register, beat, on_order
     return agents

@@ -26,7 +26,7 @@ from kto_sweep.agent.lease import (
 )
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.run_record import Claim, RunRecord, home_id, read_record
+from kto_sweep.run_record import RunLock, RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
@@ -150,8 +150,8 @@ def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
 
 def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     folder = leave(home, "run", "dead")
-    code = "import sys,time;from pathlib import Path;from kto_sweep.run_record import Claim;" + (
-        "claim=Claim(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
+    code = "import sys,time;from pathlib import Path;from kto_sweep.run_record import RunLock;" + (
+        "claim=RunLock(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)
     assert worker.stdout is not None
@@ -159,18 +159,18 @@ def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     assert take_over(find_orphaned_trials(home)[0], "new")
     assert worker.poll() is not None or not Path(f"/proc/{worker.pid}/fd").exists()
     worker.communicate()
-    Claim(folder).drop()
+    RunLock(folder).drop()
 
 
 def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, monkeypatch):
     monkeypatch.setattr(lease, "WORKER_SECONDS", 0.3)
     folder = leave(home, "run", "dead")
     (orphan,) = find_orphaned_trials(home)
-    claim = Claim(folder)
+    claim = RunLock(folder)
     with pytest.raises(BusyError):
         take_over(orphan, "new")
     assert read_record(folder) == orphan.record
-    claim.drop()
+    claim.release()
     assert take_over(orphan, "new")
 
 
@@ -183,9 +183,9 @@ def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(ho
     assert not restore_files(home, "elsewhere", config, record)
     for name in ("run.json", "trial.json"):
         (folder / name).write_bytes(damage)
-        claim = Claim(folder)
+        claim = RunLock(folder)
         assert not restore_files(home, "run", config, record)
-        claim.drop()
+        claim.release()
         restored = restore_files(home, "run", config, record)
         assert restored or (name, damage) in {("trial.json", b"{}"), ("trial.json", b'{"entity": 1}')}
         assert [orphan.run_id for orphan in find_orphaned_trials(home)] == ["run"]

@@ -12,14 +12,14 @@ from kto_sweep.agent.lease import OrphanedTrial, find_orphaned_trials
 from kto_sweep.agent.state import MAX_OPENINGS, Assignment
 from kto_sweep.agent.wandb_run import GivenBackError
 from kto_sweep.disk import shortage
-from kto_sweep.protocol import Done, Order, Start
-from kto_sweep.run_record import Claim, RunRecord
+from kto_sweep.protocol import Done, Order, StartTrial
+from kto_sweep.run_record import RunLock, RunRecord
 from kto_sweep.wandb_client.private_api import Command
 
 
 def finish_at_once(grid: Grid):
     def on_order(worker: FakeWorker, order: Order) -> None:
-        if isinstance(order, Start):
+        if isinstance(order, StartTrial):
             grid.over.add(order.run_id)
             worker.say(Done(order.run_id, {}, stopped=False, steps=1))
 
@@ -126,7 +126,7 @@ def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone
     (folder / "trial.json").write_text("{}")
     RunRecord(REF.entity, REF.project, REF.id, True, "", agent="dead").write(folder)
     harness.beat, harness.on_order = grid.beat, finish_at_once(grid)
-    claim, took = Claim(folder), []
+    claim, took = RunLock(folder), []
 
     def take_over(orphan: OrphanedTrial, token: str) -> bool:
         took.append(token)

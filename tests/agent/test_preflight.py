@@ -8,7 +8,8 @@ from short_sweep import SWEEP
 
 from kto_sweep.agent.preflight import require_sources
 from kto_sweep.errors import UsageError
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 
 def space(**values: str) -> Space:

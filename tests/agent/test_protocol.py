@@ -14,16 +14,16 @@ from kto_sweep.protocol import (
     Planned,
     Preparing,
     Ready,
-    Start,
-    Stop,
+    StartTrial,
+    StopTrial,
     decode,
     encode,
 )
 
 VALUES = st.dictionaries(st.text(), st.floats(allow_nan=False))
 LINES = st.one_of(
-    st.builds(Start, st.text(), st.dictionaries(st.text(), st.integers() | st.text()), st.text()),
-    st.builds(Stop, st.text()),
+    st.builds(StartTrial, st.text(), st.dictionaries(st.text(), st.integers() | st.text()), st.text()),
+    st.builds(StopTrial, st.text()),
     st.builds(Ready, st.text()),
     st.builds(Planned, st.text(), st.integers()),
     st.builds(Preparing, st.text(), st.text(), st.integers(), st.integers()),
@@ -45,7 +45,7 @@ def test_nan_travels():
     assert math.isnan(decode(encode(Metrics("r", 1, {"loss": math.nan}))).values["loss"])
 
 
-@pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"kind": "rm"}', b"hello", b'{"kind": "stop"}'])
+@pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"kind": "rm"}', b"hello", b'{"kind": "stoptrial"}'])
 def test_anything_else_is_refused(raw):
     with pytest.raises(ValueError, match=r"."):
         decode(raw)

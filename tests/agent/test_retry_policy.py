@@ -16,7 +16,7 @@ from kto_sweep.agent.retry_policy import (
 )
 from kto_sweep.agent.state import Assignment
 from kto_sweep.errors import FailureCause
-from kto_sweep.protocol import Done, Metrics, Order, Start
+from kto_sweep.protocol import Done, Metrics, Order, StartTrial
 
 
 @pytest.mark.parametrize("cause", list(FailureCause))
@@ -89,7 +89,7 @@ class Deadly:
         self._running: dict[FakeWorker, set[str]] = {}
 
     def on_order(self, worker: FakeWorker, order: Order) -> None:
-        if not isinstance(order, Start):
+        if not isinstance(order, StartTrial):
             return
         running = self._running.setdefault(worker, set())
         running.add(order.run_id)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, WholeLines, clock_time, last_step
+from kto_sweep.run_log import HEADER_EVERY, LineFile, RunLog, StepTable, clock_time, last_step
 
 TRAIN = {
     "loss": 0.4987,
@@ -83,7 +83,7 @@ def test_a_damaged_console_log_is_echoed_as_far_as_it_can_be_read(tmp_path):
     (tmp_path / "console.log").write_bytes(b"first\n\xff\x80\x00\nlast\n")
     said = []
     log = RunLog(tmp_path, keep=1, echo=said.append)
-    log.echo_again()
+    log.echo_earlier()
     log.close()
     assert (said[0], said[-1]) == ("first", "last")
 
@@ -102,7 +102,7 @@ class Gone(io.RawIOBase):
 
 
 def test_a_disk_that_takes_nothing_any_more_disturbs_nobody(tmp_path):
-    lines = WholeLines(tmp_path / "log", None)
+    lines = LineFile(tmp_path / "log", None)
     lines.write("first")
     taken, lines._file = lines._file, Gone()
     lines.write("second")
@@ -120,7 +120,7 @@ def test_lines_of_several_threads_stay_whole_and_come_once(tmp_path):
             time.sleep(0.0005)  # the others' turn
             return super().write(data)
 
-    lines = WholeLines(tmp_path / "log", None)
+    lines = LineFile(tmp_path / "log", None)
     lines.close()
     lines._file = Slow(tmp_path / "log", "ab")
     with ThreadPoolExecutor(4) as threads:

@@ -14,7 +14,7 @@ from kto_sweep.agent.state import AgentState, Assignment, Ending, EndKind, Outco
 from kto_sweep.agent.time_budget import Forecast
 from kto_sweep.agent.trial_lifecycle import CLOSE_SECONDS, OPENING_SECONDS
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.protocol import Done, Failed, MakeRoom, Metrics, Note, Ready
+from kto_sweep.protocol import Done, Failed, Metrics, Note, Ready, SetConcurrency
 
 DONE = Done("a", {"trial/seconds": 4.0}, 2, stopped=False)
 
@@ -195,16 +195,16 @@ def test_on_a_full_disk_a_trial_waits_and_that_is_said_once() -> None:
 
 def test_workers_say_how_many_slots_they_want() -> None:
     state = running("a", adjusts_slots=True)
-    state, actions = play(state, said(state, "gpu 0", MakeRoom(3, "2 more are worth it")))
+    state, actions = play(state, said(state, "gpu 0", SetConcurrency(3, "2 more are worth it")))
     assert lines(actions) == ["gpu 0: 2 more are worth it"]
     assert [beat.slot for beat in of_kind(actions, do.Heartbeat)] == [1, 2]
-    state, actions = play(state, said(state, "gpu 0", MakeRoom(1, "")))
+    state, actions = play(state, said(state, "gpu 0", SetConcurrency(1, "")))
     assert [close.slot for close in of_kind(actions, do.CloseSlot)] == [1, 2]
 
 
 def test_a_given_number_of_slots_stays() -> None:
     state = running("a")
-    state, actions = play(state, said(state, "gpu 0", MakeRoom(3, "2 more are worth it")))
+    state, actions = play(state, said(state, "gpu 0", SetConcurrency(3, "2 more are worth it")))
     assert len(state.slots) == 1
     assert not actions
 

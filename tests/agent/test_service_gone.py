@@ -9,7 +9,7 @@ from kto_sweep.agent.state import AgentState, Outcome, Settings
 from kto_sweep.agent.wandb_run import ServiceGoneError
 from kto_sweep.cli import run
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.protocol import Done, Order, Start, Stop
+from kto_sweep.protocol import Done, Order, StartTrial, StopTrial
 from kto_sweep.train_command import run as train_run
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target
@@ -19,7 +19,7 @@ def put_away(stopped: list[str]):
     """A worker that puts away what it is told to stop."""
 
     def on_order(worker: FakeWorker, order: Order) -> None:
-        if isinstance(order, Stop):
+        if isinstance(order, StopTrial):
             stopped.append(order.run_id)
             worker.say(Done(order.run_id, {}, steps=3, stopped=True))
 
@@ -47,7 +47,7 @@ def test_a_service_that_ends_while_the_agent_shuts_down_does_not_start_it_again(
     harness: AgentHarness,
 ) -> None:
     def on_order(worker: FakeWorker, order: Order) -> None:
-        if isinstance(order, Stop):
+        if isinstance(order, StopTrial):
             harness.happens(ServiceGone())
             worker.say(Done(order.run_id, {}, steps=3, stopped=True))
 
@@ -66,7 +66,7 @@ def test_a_service_that_ends_alone_is_replaced_by_starting_again(
     state = harness.perform(count=3)
     assert (state.outcome, state.trials_left) == (Outcome.RESTART, 3)
     assert "wandb-core" in str(state.error)
-    assert all(isinstance(order, Start) for order in harness.orders)
+    assert all(isinstance(order, StartTrial) for order in harness.orders)
 
 
 @pytest.mark.parametrize("named", ["", "ab12cd34"])

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kto_sweep.run_record import read_record, unclaimed
+from kto_sweep.run_record import read_record, try_exclusive
 
 OPENED = """
 import os, sys
@@ -13,7 +13,7 @@ os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_SIL
 import wandb
 from wandb.sdk import wandb_setup
 from kto_sweep.agent.wandb_run import GivenBackError, ObjectiveTracker, TrialRun
-from kto_sweep.run_record import unclaimed
+from kto_sweep.run_record import try_exclusive
 from kto_sweep.sweep.ref import SweepRef
 
 sys.stdout.reconfigure(line_buffering=True)
@@ -53,7 +53,7 @@ try:
     run.succeed({})
 except RuntimeError as error:
     print(error)
-with unclaimed(folder) as free:
+with try_exclusive(folder) as free:
     print("free:", free)
 run.let_go()
 os._exit(0)
@@ -72,7 +72,7 @@ def test_a_run_that_cannot_be_started_is_given_back_and_not_finished(tmp_path):
     folder = tmp_path / "run1"
     said = python(OPENED + NOT_STARTED, folder)
     assert said == ["preempting", "ends with 1", "not started: Is a directory", "open: []"]
-    with unclaimed(folder) as free:
+    with try_exclusive(folder) as free:
         assert free
 
 

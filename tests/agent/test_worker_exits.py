@@ -11,7 +11,7 @@ from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.state import AgentState, EndKind, Outcome, Phase, TrialStatus
 from kto_sweep.agent.transition import RESTART_SECONDS
 from kto_sweep.agent.worker_exits import MAX_IDLE_EXITS
-from kto_sweep.protocol import Broken, Done, Metrics, Ready
+from kto_sweep.protocol import Done, Metrics, Ready, WorkerBroken
 
 BOTH = [GPU_0, GPU_1]
 
@@ -162,7 +162,7 @@ def test_a_worker_that_the_system_does_not_start_is_tried_again_and_that_is_said
 def test_the_reason_that_a_worker_gives_is_shown() -> None:
     state = running("a")
     _, actions = play(
-        state, said(state, "gpu 0", Broken("RuntimeError: no driver\nmore")), exited(state, "gpu 0", 1)
+        state, said(state, "gpu 0", WorkerBroken("RuntimeError: no driver\nmore")), exited(state, "gpu 0", 1)
     )
     assert lines(actions) == [
         "gpu 0: the worker ended with exit status 1 (RuntimeError: no driver); starting another"

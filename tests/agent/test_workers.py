@@ -13,9 +13,9 @@ from kto_sweep.agent import workers
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.workers import LAST_BYTES, WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.protocol import Broken, Message
+from kto_sweep.protocol import Message, WorkerBroken
 
-Start = Callable[[str], "Started"]
+StartTrial = Callable[[str], "Started"]
 
 
 class Started:
@@ -34,7 +34,7 @@ class Started:
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch) -> Start:
+def start(tmp_path, monkeypatch) -> StartTrial:
     def made(code: str) -> Started:
         real = subprocess.Popen
 
@@ -82,7 +82,7 @@ def test_a_worker_that_sends_what_is_no_message_is_ended(start):
     )
     assert worker.wait() == -signal.SIGKILL
     (message,) = worker.messages
-    assert isinstance(message, Broken)
+    assert isinstance(message, WorkerBroken)
 
 
 def test_half_a_message_of_a_worker_that_was_killed_is_none(start):

@@ -3,11 +3,11 @@
 import pytest
 
 from kto_sweep.errors import FailureCause
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.grid_status import CellState, read_ledger
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
-from kto_sweep.sweep_file.spec import expected_trials
+from kto_sweep.sweep_file.sweep_config import expected_trials
 
 PARAMETERS = {
     "learning_rate": {"values": [1e-6, 1e-5]},

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from kto_sweep.compare.ranking import columns, csv_rows, rank, varied
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup

@@ -7,7 +7,7 @@ from test_verdict import LOSS, RATES, trial
 
 from kto_sweep.cli.ranking_table import ranking
 from kto_sweep.compare.comparison import compare
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView
 

@@ -7,9 +7,9 @@ from kto_sweep.compare.comparison import compare, front
 from kto_sweep.compare.ranking import rank
 from kto_sweep.compare.replicates import group, noise
 from kto_sweep.errors import UsageError
-from kto_sweep.fingerprints import Trained, Witness
-from kto_sweep.search.options import Objective
-from kto_sweep.search.space import parse_space
+from kto_sweep.fingerprints import InputDrift, TrainedRun
+from kto_sweep.search.objectives import Objective
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
@@ -66,7 +66,9 @@ def test_trials_of_changed_files_are_not_ranked_in_silence():
     others = [ran("e", "r3", max_length=64), ran("f", "r1", "bfloat16:n"), trial("g", 0.1)]
     assert verdict(*alike, *others).beware == ()
     (told,) = verdict(*alike, ran("d", "r2"), *others).beware
-    assert told.startswith("the rows of d.jsonl changed during this sweep: not the same for d as for a, b, c")
+    assert told.startswith(
+        "the rows of d.jsonl changed during this sweep: d used different ones than a, b, c"
+    )
     (told,) = verdict(*alike, ran("d", "r1", "float32:n")).beware
     assert told.startswith("the weights of tiny changed")
 
@@ -74,11 +76,11 @@ def test_trials_of_changed_files_are_not_ranked_in_silence():
 def test_an_agent_says_once_that_a_file_has_changed():
     said = []
     config = {"dataset": "d.jsonl", "model_size": "tiny"}
-    witness = Witness([Trained("a", config, {"trial/data": "r1"})], said.append)
+    drift = InputDrift([TrainedRun("a", config, {"trial/data": "r1"})], said.append)
     for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
-        witness.see(Trained(run_id, config, {"trial/data": rows}))
+        drift.check(TrainedRun(run_id, config, {"trial/data": rows}))
     assert len(said) == 1
-    assert "the rows of d.jsonl changed during this sweep: run c had others" in said[0]
+    assert "the rows of d.jsonl changed during this sweep. Run c used others" in said[0]
 
 
 def test_a_name_cannot_command_the_terminal():

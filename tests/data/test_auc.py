@@ -5,21 +5,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kto_sweep.auc
-from kto_sweep.auc import auc
+import kto_sweep.data.auc
+from kto_sweep.data.auc import auc
 
 some = st.lists(st.integers(-3, 3), min_size=1, max_size=8).map(lambda values: np.array(values, float))
 
 
 def test_the_worked_examples() -> None:
-    assert doctest.testmod(kto_sweep.auc).failed == 0
+    assert doctest.testmod(kto_sweep.data.auc).failed == 0
 
 
 @given(some, some)
-def test_it_is_the_share_of_pairs_in_order(higher: np.ndarray, lower: np.ndarray) -> None:
+def test_auc_is_the_share_of_ordered_pairs(higher: np.ndarray, lower: np.ndarray) -> None:
     pairs = [(a > b) + (a == b) / 2 for a in higher for b in lower]
     assert auc(higher, lower) == pytest.approx(np.mean(pairs))
 
 
-def test_a_number_that_is_none_is_not_ranked() -> None:
+def test_nan_gives_nan() -> None:
     assert np.isnan(auc(np.array([1.0, np.nan]), np.array([0.0])))

@@ -32,7 +32,7 @@ def test_rows_are_split_and_paired_within_each_side() -> None:
         assert all(row.group != rows[j].group for row, j in zip(rows, partner_of, strict=True))
 
 
-def test_notes_say_what_a_person_should_know() -> None:
+def test_notes() -> None:
     data = prepare_data(
         loaded([BadRow(17, "no assistant turn")], cut_turns=3),
         tokenised([*TEN, *((group, True) for group in range(10, 14))], cut_completions=2),
@@ -41,9 +41,10 @@ def test_notes_say_what_a_person_should_know() -> None:
     )
     assert data.notes == (
         "data: rows.jsonl: 14 rows, 9 desirable, 5 undesirable, 14 prompts; 11 to train on, 3 held out",
-        "data: left out 1 row: 1 no assistant turn (line 17)",
-        "data: 2 completions cut at their end to max_length 100; 3 rows cut after their last assistant turn",
-        "data: 1.8 desirable rows for each undesirable one; rho: 1 weighs both labels the same",
+        "data: skipped 1 row: 1 no assistant turn (line 17)",
+        "data: 2 completions truncated at the end to max_length 100; "
+        "3 rows with turns after the last assistant turn, which are dropped",
+        "data: 1.8 desirable rows for each undesirable one; rho: 1 gives both labels the same weight",
     )
 
 
@@ -56,12 +57,12 @@ def test_notes_say_what_a_person_should_know() -> None:
         ([(0, True), (0, False)], "all 2 rows have the same prompt", "at least two"),
         (
             [(0, True), (1, False), (2, False)],
-            "3 different prompts are too few to hold some out",
-            "at least four prompts",
+            "3 different prompts are too few for held-out rows",
+            "at least four different prompts",
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
+def test_untrainable_data_is_refused(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
     tokens = tokenised(pairs, bad=[BadRow(4, "the chat template refuses it")])
     with pytest.raises(DataError) as raised:
         prepare_data(loaded(), tokens, eval_fraction=0.1, max_length=100)

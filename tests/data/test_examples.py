@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kto_sweep.auc import auc
+from kto_sweep.data.auc import auc
 from kto_sweep.data.formats import load_examples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -33,7 +33,7 @@ def test_the_replies_are_clean_balanced_and_varied() -> None:
     assert len({json.dumps([e.prompt, e.completion]) for e in data.examples}) == 360
 
 
-def test_length_does_not_tell_good_from_bad() -> None:
+def test_length_does_not_predict_the_label() -> None:
     lengths: dict[bool, list[int]] = {True: [], False: []}
     for example in load_examples(str(REPLIES)).examples:
         lengths[example.label].append(len(example.completion[0]["content"]))  # type: ignore[index]

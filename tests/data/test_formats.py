@@ -45,7 +45,7 @@ def test_last_assistant_turn_is_completion_and_the_rest_prompt(write_rows: Write
     assert not data.bad
 
 
-def test_turns_after_the_last_assistant_turn_are_left_out_and_counted(write_rows: WriteRows) -> None:
+def test_turns_after_the_last_assistant_turn_are_dropped_and_counted(write_rows: WriteRows) -> None:
     data = load_examples(str(write_rows({"messages": [USER, ANSWER, USER], "label": 1})))
     assert data.examples[0].completion == (ANSWER,)
     assert data.cut_turns == 1
@@ -84,7 +84,7 @@ def test_labels_that_mean_undesirable(write_rows: WriteRows, label: Any) -> None
         ([1, 2], "not a JSON object"),
         ({"label": True}, "neither conversations, nor messages, nor prompt and completion"),
         ({"prompt": "x", "label": True}, "prompt without completion"),
-        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "a pair (chosen, rejected)"),
+        ({"prompt": "x", "chosen": "a", "rejected": "b"}, "a preference pair (chosen, rejected)"),
         ({"conversations": [USER], "label": True}, "no assistant turn"),
         ({"conversations": [ANSWER], "label": True}, "no prompt before the assistant turn"),
         ({"conversations": [], "label": True}, "conversations is empty"),
@@ -220,7 +220,7 @@ def test_missing_file_names_the_nearest(write_rows: WriteRows) -> None:
     assert raised.value.hint == f"did you mean {path}?"
 
 
-def test_folder_is_no_data_file(write_rows: WriteRows) -> None:
+def test_folder_is_not_a_data_file(write_rows: WriteRows) -> None:
     path = write_rows(good())
     with pytest.raises(DataError, match="is a folder") as raised:
         load_examples(str(path.parent))
@@ -236,7 +236,7 @@ def test_file_is_found_below_the_given_folders(
     assert len(data.examples) == 1
 
 
-def test_nothing_usable_is_an_error_that_says_why(write_rows: WriteRows) -> None:
+def test_no_usable_row_is_an_error_with_the_reason(write_rows: WriteRows) -> None:
     with pytest.raises(DataError, match=r"no usable row: 2 no assistant turn \(lines 1, 2\)"):
         load_examples(
             str(write_rows({"messages": [USER], "label": True}, {"messages": [USER], "label": True}))

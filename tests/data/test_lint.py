@@ -15,10 +15,10 @@ import kto_sweep.data.lint
 from kto_sweep.data.dataset import prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.lint import LintReport, balance, lint
-from kto_sweep.data.lint_findings import Finding, Level
+from kto_sweep.data.lint_findings import LintFinding
 from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
 from kto_sweep.data.tokenise import tokenise
-from kto_sweep.errors import DataError
+from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
 
 MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
@@ -78,10 +78,10 @@ def report(tmp_path: Path) -> Callable[..., LintReport]:
 Report = Callable[..., LintReport]
 
 APART = [row(f"question {i}", f"answer {i:03}", i % 2 == 0) for i in range(400)]
-"""So many rows, all as they should be, that nothing is worth a word."""
+"""Enough clean rows for a report without findings."""
 
 
-def only(report: LintReport, code: str) -> Finding:
+def only(report: LintReport, code: str) -> LintFinding:
     [finding] = [finding for finding in report.findings if finding.code == code]
     return finding
 
@@ -138,7 +138,7 @@ def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
     read = read_data(path)
     measured = measure_tokens(read.loaded.examples, tokenizer, max_length)
     report = lint(read, measured, max_length=max_length, eval_fraction=eval_fraction)
-    errors = [finding for finding in report.findings if finding.level is Level.ERROR]
+    errors = [finding for finding in report.findings if finding.severity is Severity.ERROR]
     if refusal is not None:
         [error] = errors
         assert (f"{path}: {error.what}", error.hint) == (refusal.message, refusal.hint)
@@ -155,7 +155,7 @@ def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
 
 @settings(max_examples=100, deadline=None)
 @given(some_rows)
-def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decides(
+def test_without_a_tokenizer_the_same_data_is_refused_except_for_token_checks(
     make_tokenizer: MakeTokenizer, folder: Path, rows: list[Row]
 ) -> None:
     read = read_data(write(folder / "characters.jsonl", rows))
@@ -167,7 +167,7 @@ def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decide
         eval_fraction=0.1,
     )
     refused = [
-        {finding.what for finding in report.findings if finding.level is Level.ERROR}
+        {finding.what for finding in report.findings if finding.severity is Severity.ERROR}
         for report in (characters, tokens)
     ]
     # Which prompts are held out hangs on their tokens.
@@ -178,14 +178,14 @@ def test_without_a_tokenizer_the_same_is_refused_but_for_what_a_tokenizer_decide
 
 def test_a_file_without_rows_is_an_error(report: Report) -> None:
     found = only(report([]), "cannot_train")
-    assert found.level is Level.ERROR
+    assert found.severity is Severity.ERROR
     assert found.what == "no usable row: it has no rows"
 
 
 # What it warns of.
 
 
-def test_nothing_is_found_in_clean_rows(report: Report, make_tokenizer: MakeTokenizer) -> None:
+def test_clean_rows_have_no_findings(report: Report, make_tokenizer: MakeTokenizer) -> None:
     assert codes(report(APART)) == codes(report(APART, make_tokenizer())) == set()
 
 
@@ -200,26 +200,26 @@ def test_counts_and_split(report: Report, make_tokenizer: MakeTokenizer) -> None
     assert (found.split.train.desirable, found.split.train.undesirable) == (181, 180)
 
 
-def test_rows_left_out_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
+def test_skipped_rows_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
     bad = [{"messages": [{"role": "user", "content": "x"}], "label": True}]
     found = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
     left_out = [finding for finding in found.findings if finding.code == "left_out"]
     assert [(finding.what, finding.lines) for finding in left_out] == [
-        ("2 rows left out: no assistant turn", [1, 403]),
-        ("1 row left out: the chat template refuses it: refused", [402]),
+        ("2 rows skipped: no assistant turn", [1, 403]),
+        ("1 row skipped: the chat template refuses it: refused", [402]),
     ]
-    assert {finding.level for finding in left_out} == {Level.WARNING}
+    assert {finding.severity for finding in left_out} == {Severity.WARNING}
 
 
 def test_copies_are_named_with_their_original(report: Report) -> None:
     found = report([*APART, APART[4], APART[4], APART[7]])
     copies = only(found, "duplicate")
-    assert (copies.level, copies.count) == (Level.WARNING, 3)
+    assert (copies.severity, copies.count) == (Severity.WARNING, 3)
     assert copies.groups == ((5, 401, 402), (8, 403))
     assert "contradictory" not in codes(found)
 
 
-def test_ids_of_tool_calls_make_no_row_another_one(report: Report) -> None:
+def test_ids_of_tool_calls_are_ignored(report: Report) -> None:
     twice = [row("where?", "", True, tool_calls=call("Oslo", id)) for id in ("a1", "b2")]
     other = row("where?", "", True, tool_calls=call("Rome", "a1"))
     assert only(report([*APART, *twice, other]), "duplicate").groups == ((401, 402),)
@@ -228,20 +228,20 @@ def test_ids_of_tool_calls_make_no_row_another_one(report: Report) -> None:
 def test_contradictions_are_named_together(report: Report) -> None:
     found = report([*APART, row("question 0", "answer 000", False)])
     answers = only(found, "contradictory")
-    assert (answers.level, answers.count, answers.groups) == (Level.WARNING, 1, ((1, 401),))
+    assert (answers.severity, answers.count, answers.groups) == (Severity.WARNING, 1, ((1, 401),))
     assert "duplicate" not in codes(found)
 
 
-def test_answers_that_differ_in_their_calls_alone_are_noted(report: Report) -> None:
+def test_answers_that_differ_only_in_their_calls_are_noted(report: Report) -> None:
     rows = [row("where?", "Looking.", label, tool_calls=call(str(label), "a")) for label in (True, False)]
     silent = [row("who?", "", label, tool_calls=call(str(label), "a")) for label in (True, False)]
     found = report([*APART, *rows, *silent])
     noted = only(found, "contradictory_without_calls")
-    assert (noted.level, noted.groups) == (Level.NOTE, ((401, 402),))
+    assert (noted.severity, noted.groups) == (Severity.NOTE, ((401, 402),))
     assert "contradictory" not in codes(found)
 
 
-def test_answers_that_differ_behind_the_cut_alone_are_named(
+def test_answers_that_differ_only_after_truncation_are_named(
     report: Report, make_tokenizer: MakeTokenizer
 ) -> None:
     ends = [row("where?", "same " * 20 + end, label) for end, label in (("x", True), ("y", False))]
@@ -255,16 +255,16 @@ def test_answers_that_differ_behind_the_cut_alone_are_named(
 
 def test_neighbours_with_one_prompt_are_noted(report: Report) -> None:
     neighbours = only(report([*APART, APART[399], APART[0], APART[399]]), "same_prompt_neighbours")
-    assert (neighbours.level, neighbours.lines) == (Level.NOTE, [401])
+    assert (neighbours.severity, neighbours.lines) == (Severity.NOTE, [401])
     paired = [row(f"question {i // 2}", f"answer {i:03}", i % 2 == 0) for i in range(400)]
     assert only(report(paired), "same_prompt_neighbours").count == 200
 
 
-def test_turns_behind_the_answer_are_noted(report: Report) -> None:
+def test_turns_after_the_answer_are_noted(report: Report) -> None:
     later = row("x", "y", True)
     later["conversations"].append({"role": "user", "content": "thanks"})
     found = only(report([*APART, later]), "later_turns")
-    assert (found.level, found.lines) == (Level.NOTE, [401])
+    assert (found.severity, found.lines) == (Severity.NOTE, [401])
 
 
 @pytest.mark.parametrize(
@@ -292,15 +292,15 @@ def test_balance_says_the_rho_to_use_and_its_weights(
 
 
 @pytest.mark.parametrize(("more", "ratio"), [(True, "1.5 desirable rows"), (False, "1.5 undesirable rows")])
-def test_imbalance_is_warned_of_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
+def test_imbalance_gets_a_warning_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
     found = only(report([*APART, *(row(f"more {i}", "answer 999", more) for i in range(100))]), "imbalance")
-    assert found.level is Level.WARNING
+    assert found.severity is Severity.WARNING
     assert found.what.startswith(ratio)
     fewer = "undesirable_weight" if more else "desirable_weight"
-    assert found.hint == f"rho: 1 weighs both labels the same (or {fewer}: 1.5)"
+    assert found.hint == f"rho: 1 gives both labels the same weight (or {fewer}: 1.5)"
 
 
-def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
+def test_labels_predicted_by_length_get_a_warning(report: Report) -> None:
     longer = [row(f"q {i}", "x" * (10 + i % 7 + 4 * (i % 2)), i % 2 == 1) for i in range(200)]
     found = report(longer)
     leak = only(found, "length_leak")
@@ -313,7 +313,7 @@ def test_labels_that_length_gives_away_are_warned_of(report: Report) -> None:
     assert "length_leak" not in codes(report(longer[:6]))
 
 
-def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
+def test_truncated_rows_are_named_by_line_with_the_max_length_that_fits_all(
     report: Report, make_tokenizer: MakeTokenizer
 ) -> None:
     # A byte is a token, and so is each tag: a prompt has 4 tokens more than its text, a completion 2.
@@ -329,7 +329,7 @@ def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
     assert only(found, "prompt_fills_max_length").lines == [401, 404]
     assert only(found, "prompt_cut").lines == [402, 405]
     assert only(found, "completion_cut").lines == [403]
-    assert only(found, "prompt_cut").hint == "max_length: 107 holds every row, 67 holds 99 in 100"
+    assert only(found, "prompt_cut").hint == "max_length: 107 fits every row, 67 fits 99 of 100"
     assert found.lengths.total is not None
     assert found.lengths.total.max == 107
     assert not codes(report([*APART, *rows], make_tokenizer(), max_length=107)) & {
@@ -339,7 +339,7 @@ def test_cuts_are_named_by_line_with_the_max_length_that_holds_all(
     }
 
 
-def test_held_out_rows_that_say_little_are_warned_of(report: Report) -> None:
+def test_too_few_held_out_rows_get_a_warning(report: Report) -> None:
     found = only(report(APART[:100]), "few_held_out")
     assert found.what.startswith("only 5 desirable and 5 undesirable rows are held out")
     assert found.hint == "eval_fraction: 0.4"
@@ -353,10 +353,10 @@ def test_errors_come_first_and_notes_last(report: Report) -> None:
     later = row("x", "y", True)
     later["conversations"].append({"role": "user", "content": "thanks"})
     found = report([later, later, {"label": True}])
-    levels = [finding.level for finding in found.findings]
-    assert levels == sorted(levels, key=list(Level).index)
-    assert set(levels) == set(Level)
-    assert [found.count(level) for level in Level] == [1, 2, 2]
+    levels = [finding.severity for finding in found.findings]
+    assert levels == sorted(levels, key=list(Severity).index)
+    assert set(levels) == set(Severity)
+    assert [found.count(level) for level in Severity] == [1, 2, 2]
 
 
 def test_the_worked_examples() -> None:

@@ -35,7 +35,7 @@ def test_every_row_is_in_the_bar_whose_range_it_is_in(rows: list[tuple[int, bool
 
 
 @given(lengths)
-def test_percentiles_are_lengths_that_hold_so_many_rows(rows: list[tuple[int, bool]]) -> None:
+def test_percentiles_are_lengths_in_the_data(rows: list[tuple[int, bool]]) -> None:
     sizes = np.array([n for n, _ in rows])
     found = percentiles(sizes)
     assert found is not None

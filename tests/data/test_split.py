@@ -68,7 +68,9 @@ def test_split_of_nothing_holds_nothing_out() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(some_rows, st.integers(0, 5))
-def test_partners_have_another_prompt_and_each_completion_its_turn(rows: list[TokenRow], seed: int) -> None:
+def test_partners_have_another_prompt_and_use_each_completion_equally(
+    rows: list[TokenRow], seed: int
+) -> None:
     sizes = Counter(r.group for r in rows)
     if len(sizes) < 2:
         with pytest.raises(DataError, match="same prompt"):
@@ -103,7 +105,7 @@ def test_batches_use_each_row_once_in_an_order_of_the_epoch() -> None:
     assert flat(batches(10, 3, 0, seed=3)) == flat(first)
 
 
-def test_all_batches_go_on_over_epochs() -> None:
+def test_all_batches_continue_over_epochs() -> None:
     steps = list(all_batches(10, 4, 7, seed=3))
     assert [epoch for epoch, _ in steps] == [0, 0, 0, 1, 1, 1, 2]
     assert [batch for _, batch in steps[3:6]] == batches(10, 4, 1, seed=3)

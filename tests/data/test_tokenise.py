@@ -66,7 +66,7 @@ def test_without_a_template_conversations_read_as_plain_text(make_tokenizer: Mak
     )
 
 
-def test_system_turn_goes_into_the_user_turn_where_the_template_refuses_it(
+def test_system_turn_is_merged_into_the_user_turn_when_the_template_refuses_it(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     template = (
@@ -104,7 +104,7 @@ def test_neighbours_of_one_role_are_merged_where_the_template_wants_turns_to_alt
     ]
 
 
-def test_tool_calls_become_text_where_the_template_has_no_form_for_them(
+def test_tool_calls_become_text_when_the_template_does_not_support_them(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     _, completion = texts(chat(USER, CALL), make_tokenizer())
@@ -113,7 +113,7 @@ def test_tool_calls_become_text_where_the_template_has_no_form_for_them(
     assert both == 'Looking.\n{"name": "find", "arguments": {"q": "x"}}<|end|>\n'
 
 
-def test_tool_calls_are_rendered_by_a_template_that_has_a_form_for_them(
+def test_tool_calls_are_rendered_by_a_template_that_supports_them(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     template = (
@@ -129,7 +129,9 @@ def test_tool_calls_are_rendered_by_a_template_that_has_a_form_for_them(
     assert texts(chat(USER, CALL), make_tokenizer(template))[1] == "[find(x)]<|end|>"
 
 
-def test_template_that_opens_the_answer_otherwise_than_it_shows_one(make_tokenizer: MakeTokenizer) -> None:
+def test_template_that_opens_an_answer_differently_from_how_it_renders_one(
+    make_tokenizer: MakeTokenizer,
+) -> None:
     template = (
         "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>*thinking*{% endif %}"
@@ -158,7 +160,7 @@ def test_todays_date_does_not_change_the_tokens(make_tokenizer: MakeTokenizer) -
     assert texts(chat(USER, ANSWER), make_tokenizer(template))[0].startswith("26 Jul 2024<|user|>")
 
 
-def test_groups_are_prompts_whatever_is_cut(make_tokenizer: MakeTokenizer) -> None:
+def test_groups_are_prompts_before_truncation(make_tokenizer: MakeTokenizer) -> None:
     other: Message = {"role": "user", "content": "Bye?"}
     long: Message = {"role": "assistant", "content": "x" * 50}
     data = tokenise([chat(USER, ANSWER), chat(other, ANSWER), chat(USER, long)], make_tokenizer(), 16)
@@ -166,7 +168,7 @@ def test_groups_are_prompts_whatever_is_cut(make_tokenizer: MakeTokenizer) -> No
     assert data.rows[0].prompt != data.rows[2].prompt
 
 
-def test_rows_that_are_too_long_are_cut_and_counted(make_tokenizer: MakeTokenizer) -> None:
+def test_long_rows_are_truncated_and_counted(make_tokenizer: MakeTokenizer) -> None:
     data = tokenise(
         [chat(USER, {"role": "assistant", "content": "x" * 50}), chat(USER, ANSWER)], make_tokenizer(), 20
     )

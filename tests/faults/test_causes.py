@@ -48,7 +48,7 @@ def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
         rows = (tmp_path / "rows.jsonl").read_text().splitlines(keepends=True)
         (tmp_path / "rows.jsonl").write_text("".join(rows[:-40]))
         harness.finish()
-        assert harness.output().count("BEWARE: the rows of rows.jsonl changed during this sweep") == 1
+        assert harness.output().count("Warning: the rows of rows.jsonl changed during this sweep") == 1
         (told,) = json.loads(harness.run("status", "--json"))["differences"]
         assert all(run.name in told for run in harness.runs())
         assert "Beware" in harness.run("compare")

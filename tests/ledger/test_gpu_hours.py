@@ -1,6 +1,6 @@
 """What a sweep has taken of its GPUs, by hand-made runs."""
 
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.gpu_hours import spending, spent_seconds
 from kto_sweep.sweep.grid_status import read_ledger
 from kto_sweep.sweep.ref import SweepRef

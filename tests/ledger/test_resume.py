@@ -7,7 +7,7 @@ from machine import Machine
 from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.home import Home
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep import resume
 from kto_sweep.sweep.ref import SweepRef, remember
 from kto_sweep.sweep.view import SweepView, TrialRecord

@@ -7,7 +7,7 @@ from hub_stub import serving
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What a hub with one model was asked for; nothing is in the cache yet."""
+    """Paths requested from a stub of the hub with one model; the cache is empty."""
     asked: list[str] = []
     with serving(asked) as address:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)

@@ -1,4 +1,4 @@
-"""A hub of our own with one model, served on this machine."""
+"""A local stub of the hub with one model."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ ANSWERS = {
 
 @contextmanager
 def serving(asked: list[str]) -> Iterator[str]:
-    """The address of the hub; what it is asked for goes to `asked`."""
+    """The URL of the stub; requested paths are appended to `asked`."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

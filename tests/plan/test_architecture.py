@@ -1,4 +1,4 @@
-"""The sizes of a model from wherever its configuration is."""
+"""A model's architecture from a preset, a folder, a .gguf file or the hub."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from kto_sweep.models.architecture import Architecture, find_architecture
 SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True)
 
 
-def test_a_model_on_the_hub_is_asked_for_once_and_quickly(hub: list[str]) -> None:
+def test_a_model_on_the_hub_takes_one_request_with_a_timeout(hub: list[str]) -> None:
     assert find_architecture("org/model") == SIZES
     assert find_architecture("org/absent") is None
     assert hub == ["/org/model/resolve/main/config.json", "/org/absent/resolve/main/config.json"]
@@ -27,7 +27,7 @@ def test_presets_need_no_network(hub: list[str]) -> None:
     assert hub == []
 
 
-def test_without_the_hub_nothing_is_known(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_hub_the_architecture_is_unknown(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert find_architecture("org/model") is None
 
@@ -62,7 +62,7 @@ def test_other_kinds_of_models() -> None:
         Architecture.from_config({"model_type": "rwkv", "hidden_size": 64})
 
 
-def test_what_is_no_model_is_an_error(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_an_error(tmp_path: Path) -> None:
     for name in (str(tmp_path), str(tmp_path / "absent.gguf"), "./no/such/folder"):
         with pytest.raises(UsageError):
             find_architecture(name)

@@ -1,4 +1,4 @@
-"""Generated sweep files: as golden files, and as W&B's tools and ours take them."""
+"""Generated sweep files: against golden files, and accepted by W&B's tools and ours."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ GENERATED = {
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -42,7 +42,7 @@ def generate(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", GENERATED)
-def test_files_are_as_they_were_and_have_no_errors(name: str) -> None:
+def test_generated_files_match_the_golden_files_and_have_no_errors(name: str) -> None:
     text = generate(name)
     golden = HERE / "generated" / name
     if os.environ.get("KTO_SWEEP_WRITE_GOLDEN"):
@@ -62,7 +62,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Loc
     stop_server(home)
 
 
-def test_create_and_the_stock_wandb_sweep_take_them(
+def test_create_and_the_stock_wandb_sweep_accept_them(
     server: tuple[Home, LocalServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home, address = server
@@ -89,7 +89,7 @@ def test_create_and_the_stock_wandb_sweep_take_them(
         assert "wandb agent local/kto/" in done.stdout + done.stderr
 
 
-def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("mine")
     assert run(["generate", "grid", "mine.yaml", "--data", DATA, "--model-size", "3b"]) == 2
     assert "mine.yaml is there already" in capsys.readouterr().err
@@ -102,14 +102,12 @@ def test_a_file_that_is_there_is_never_written_over(capsys: pytest.CaptureFixtur
         ([], "no data is named"),
         (["--data", DATA], "no base model is named"),
         (["--data", "absent.jsonl", "--model-size", "3b"], "absent.jsonl: no such data file"),
-        (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "stands beside model"),
-        (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid visits values"),
+        (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "set together with model"),
+        (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid needs a list of values"),
         (["--data", DATA, "--model-size", "3b", "--lr", "2"], "2 is not a learning rate"),
     ],
 )
-def test_what_cannot_be_written_leaves_no_file(
-    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_flags_leave_no_file(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", "grid", "new.yaml", *flags]) == 2
     assert told in capsys.readouterr().err
     assert not Path("new.yaml").exists()
@@ -122,7 +120,7 @@ def test_flags_mean_values_lists_and_ranges() -> None:
     assert parse_flag("lora_targets", "q_proj,v_proj", "grid") == Fixed(("q_proj", "v_proj"))
     assert parse_flag("dataset", "../data/rows.jsonl", "grid") == Fixed("../data/rows.jsonl")
     assert parse_flag("eval_steps", "null", "grid") == Fixed(None)
-    with pytest.raises(UsageError, match="has no ranges"):
+    with pytest.raises(UsageError, match="cannot have a range"):
         parse_flag("optimizer", "1..2", "bayes")
-    with pytest.raises(UsageError, match="ends before it begins"):
+    with pytest.raises(UsageError, match="ends are in the wrong order"):
         parse_flag("beta", "0.5..0.02", "bayes")

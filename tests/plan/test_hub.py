@@ -1,4 +1,4 @@
-"""Whether a model's weights can be had, before anything is downloaded."""
+"""Whether a model's weights are available, before anything is downloaded."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ COMMIT = "0" * 40
 
 
 def put_in_cache(cache: Path, model: str, files: dict[str, str]) -> None:
-    """As huggingface_hub keeps what it has downloaded."""
+    """Write files in the layout of huggingface_hub's cache."""
     folder = cache / f"models--{model.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True, exist_ok=True)
     (folder / "refs/main").write_text(COMMIT)
@@ -21,11 +21,11 @@ def put_in_cache(cache: Path, model: str, files: dict[str, str]) -> None:
         (folder / "snapshots" / COMMIT / name).write_text(text)
 
 
-def test_the_size_of_what_is_still_to_be_downloaded(hub: list[str]) -> None:
+def test_size_of_the_download(hub: list[str]) -> None:
     assert bytes_to_download("org/model") == 3 * 10**9
 
 
-def test_weights_in_the_cache_ask_nobody(hub: list[str], tmp_path: Path) -> None:
+def test_cached_weights_need_no_request(hub: list[str], tmp_path: Path) -> None:
     shards = {"a": "model-1.safetensors", "b": "model-2.safetensors"}
     index = {"model.safetensors.index.json": json.dumps({"weight_map": shards})}
     put_in_cache(tmp_path / "cache", "org/model", {**index, "model-1.safetensors": ""})
@@ -40,18 +40,18 @@ def test_weights_in_the_cache_ask_nobody(hub: list[str], tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("org/absent", "no such model on the hub that you may have"),
-        ("org/pickled", "has no weights as safetensors"),
+        ("org/absent", "not a model on the hub that you can access"),
+        ("org/pickled", "has no safetensors weights"),
     ],
 )
-def test_what_cannot_be_had_is_told(hub: list[str], model: str, words: str) -> None:
+def test_unavailable_weights_are_an_error(hub: list[str], model: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         bytes_to_download(model)
 
 
 def test_without_a_network(hub: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UsageError, match="the hub cannot be reached") as caught:
+    with pytest.raises(UsageError, match="the hub could not be reached") as caught:
         bytes_to_download("org/model")
     assert "local folder" in str(caught.value.hint)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

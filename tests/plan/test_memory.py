@@ -1,4 +1,4 @@
-"""Memory from sizes alone, against what a GPU took and against what the engine keeps here."""
+"""Memory from sizes alone, against measurements on a GPU and against what autograd saves here."""
 
 import dataclasses
 from pathlib import Path
@@ -11,8 +11,15 @@ from transformers import AutoConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausa
 from kto_sweep.models.architecture import BY_MODEL, Architecture, find_architecture
 from kto_sweep.models.tiny import Recipe
 from kto_sweep.plan.gpus import GPUS
-from kto_sweep.plan.memory import Load, Stack, adapter_parameters, kept_per_token, peak, weight_bytes
-from kto_sweep.plan.seconds import Clockwork
+from kto_sweep.plan.memory import (
+    AdapterShape,
+    StepLoad,
+    activation_bytes_per_token,
+    adapter_parameters,
+    peak_memory,
+    weight_bytes,
+)
+from kto_sweep.plan.timing import TimingModel
 from kto_sweep.train.decoder import Decoder
 from kto_sweep.train.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.pack import Item, PairedRow, pack
@@ -28,24 +35,24 @@ torch.set_num_threads(1)
 # Of benchmarks/RESULTS.md, 2026-11-23, "the packed step in fewer kernels". The tokens are those of the
 # fullest of the 29 steps that each line measured: batches of 8 rows, seeds 0 to trials - 1.
 ON_AN_H200 = [
-    ("7b", 1, Load(3144, 2678, 2404), 25.7, 0.177),
-    ("7b", 3, Load(7670, 6309, 6893), 42.1, 0.151),
-    ("1.5b", 4, Load(10970, 9478, 8398), 20.9, 0.052),
-    ("1.5b", 8, Load(19800, 16934, 15244), 35.8, 0.044),
-    ("0.5b", 1, Load(3144, 2678, 2404), 3.9, 0.098),
-    ("0.5b", 8, Load(19800, 16934, 15244), 16.8, 0.020),
-    ("0.5b", 16, Load(36980, 31005, 29397), 30.5, 0.018),
+    ("7b", 1, StepLoad(3144, 2678, 2404), 25.7, 0.177),
+    ("7b", 3, StepLoad(7670, 6309, 6893), 42.1, 0.151),
+    ("1.5b", 4, StepLoad(10970, 9478, 8398), 20.9, 0.052),
+    ("1.5b", 8, StepLoad(19800, 16934, 15244), 35.8, 0.044),
+    ("0.5b", 1, StepLoad(3144, 2678, 2404), 3.9, 0.098),
+    ("0.5b", 8, StepLoad(19800, 16934, 15244), 16.8, 0.020),
+    ("0.5b", 16, StepLoad(36980, 31005, 29397), 30.5, 0.018),
 ]
 
 
 @pytest.mark.parametrize(("size", "trials", "fullest", "gib", "seconds"), ON_AN_H200)
-def test_peaks_and_steps_are_those_that_an_h200_measured(
-    size: str, trials: int, fullest: Load, gib: float, seconds: float
+def test_peaks_and_steps_match_those_measured_on_an_h200(
+    size: str, trials: int, fullest: StepLoad, gib: float, seconds: float
 ) -> None:
-    stack = Stack(trials, 16)
-    assert peak(QWEN[size], "none", stack, fullest).gib == pytest.approx(gib, rel=0.05)
-    mean = Load(2075 * trials, 1705 * trials, 1705 * trials)
-    step = Clockwork(QWEN[size], "none", GPUS["h200"]).step(mean, stack)
+    shape = AdapterShape(trials, 16)
+    assert peak_memory(QWEN[size], "none", shape, fullest).gib == pytest.approx(gib, rel=0.05)
+    mean = StepLoad(2075 * trials, 1705 * trials, 1705 * trials)
+    step = TimingModel(QWEN[size], "none", GPUS["h200"]).step(mean, shape)
     assert step is not None
     assert step.seconds / trials == pytest.approx(seconds, rel=0.15)
 
@@ -59,8 +66,8 @@ def small_model(**sizes: int) -> PreTrainedModel:
     return Qwen2ForCausalLM(Qwen2Config(**config | sizes))
 
 
-def kept_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, Architecture]:
-    """Bytes that autograd keeps of 60 tokens until the backward, float32, and the model's sizes."""
+def saved_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, Architecture]:
+    """Bytes that autograd saves for the backward of 60 tokens, in float32, and the model's sizes."""
     model = small_model(**sizes)
     decoder = Decoder(model)
     adapters = AdapterStack(model, 1, rank, ["all-linear"])
@@ -94,11 +101,13 @@ def kept_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int, 
         ({"rank": 32}, {"rank": 8}),
     ],
 )
-def test_what_a_layer_keeps_grows_as_the_formula_says(more: dict, fewer: dict) -> None:
-    """Differences only: on a CPU norms and attention keep other things than on a GPU."""
-    (large, large_model), (small, small_model_) = kept_bytes(**more), kept_bytes(**fewer)
+def test_saved_bytes_of_a_layer_follow_the_formula(more: dict, fewer: dict) -> None:
+    """Differences only: on a CPU, norms and attention save other tensors than on a GPU."""
+    (large, large_model), (small, small_model_) = saved_bytes(**more), saved_bytes(**fewer)
     expected = [
-        kept_per_token(model, "none", Stack(1, sizes.get("rank", 8), dropout="dropout" in sizes))
+        activation_bytes_per_token(
+            model, "none", AdapterShape(1, sizes.get("rank", 8), dropout="dropout" in sizes)
+        )
         for model, sizes in ((large_model, more), (small_model_, fewer))
     ]
     # 16 bit in the formula, 32 bit here; 60 tokens, 2 layers.
@@ -106,13 +115,13 @@ def test_what_a_layer_keeps_grows_as_the_formula_says(more: dict, fewer: dict) -
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "down_proj")])
-def test_adapters_are_as_many_as_the_engine_lays_out(targets: str | tuple[str, ...]) -> None:
+def test_adapter_parameters_match_the_engine(targets: str | tuple[str, ...]) -> None:
     model = small_model(intermediate_size=96, num_key_value_heads=2)
     sizes = Architecture.from_config(model.config.to_dict())
     for rank in (4, 8, 20):
-        stack = AdapterStack(model, 1, rank, [targets])
-        assert adapter_parameters(sizes, rank, targets) == stack.layout.parameters
-        stack.detach()
+        shape = AdapterStack(model, 1, rank, [targets])
+        assert adapter_parameters(sizes, rank, targets) == shape.layout.parameters
+        shape.detach()
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -129,11 +138,11 @@ def test_quantised_weights_are_those_of_bitsandbytes() -> None:
     assert gib == pytest.approx(6.525e9 * 4.127 / 8 / 2**30 + 2 * 2 * 152064 * 3584 / 2**30, rel=1e-3)
 
 
-def test_recomputing_and_a_smaller_step_take_less() -> None:
-    model, stack, load = QWEN["7b"], Stack(1, 16), Load(3144, 2678, 2404)
-    whole = peak(model, "none", stack, load).gib
-    again = peak(model, "none", stack, load, recompute=True).gib
-    one = peak(model, "none", stack, Load(400, 300, 300), recompute=True).gib
+def test_recomputing_and_a_smaller_step_need_less_memory() -> None:
+    model, shape, load = QWEN["7b"], AdapterShape(1, 16), StepLoad(3144, 2678, 2404)
+    whole = peak_memory(model, "none", shape, load).gib
+    again = peak_memory(model, "none", shape, load, recompute=True).gib
+    one = peak_memory(model, "none", shape, StepLoad(400, 300, 300), recompute=True).gib
     assert one < again < whole
     assert one > weight_bytes(model, "none") / 2**30
 

@@ -1,4 +1,4 @@
-"""Plans of sweeps: what fits, what would, how long; and create, which asks first."""
+"""Plans of sweeps: what fits, remedies, times; and create, which plans first."""
 
 import json
 import os
@@ -9,10 +9,10 @@ import pytest
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
-from kto_sweep.plan.plan import Planner
-from kto_sweep.plan.preflight import check
-from kto_sweep.sweep_file.spec import load_spec
+from kto_sweep.plan.planner import Planner
+from kto_sweep.sweep_file.sweep_config import load_sweep_config
 
 HERE = Path(__file__).parent
 HEAD = """\
@@ -24,7 +24,7 @@ parameters:
 
 @pytest.fixture(autouse=True)
 def box_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No driver, no model files, a home and a folder of its own."""
+    """No GPU driver, no model files, an empty home and working folder."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("KTO_SWEEP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -32,7 +32,7 @@ def box_without_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def driver(folder: Path, line: str) -> None:
-    """A driver's tool that tells of one GPU."""
+    """A fake nvidia-smi that lists one GPU."""
     (folder / "bin").mkdir()
     tool = folder / "bin" / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\necho '{line}'\n")
@@ -54,7 +54,7 @@ def test_a_grid_of_sizes_as_a_person_reads_it(capsys: pytest.CaptureFixture[str]
     assert shown == golden.read_text()
 
 
-def test_cells_that_cannot_fit_are_named_with_what_would(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_that_do_not_fit_are_named_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "sweeps/model_size_grid.yaml", "--gpu", "5GB"]) == 1
     shown = capsys.readouterr().out
     assert "Does not fit: model_size=3b; would: quantization: 4bit" in shown
@@ -77,7 +77,7 @@ def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert not told["exact_tokens"]
 
 
-def test_without_a_gpu_a_plan_only_informs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_a_plan_never_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "sweeps/lr_grid.yaml"]) == 0
     shown = capsys.readouterr().out
     assert "no GPU named" in shown
@@ -85,42 +85,42 @@ def test_without_a_gpu_a_plan_only_informs(capsys: pytest.CaptureFixture[str]) -
     assert "kto-sweep plan sweeps/lr_grid.yaml --gpu h200" in shown
 
 
-def test_of_a_continuous_space_the_corners_are_shown_and_the_time_is_that_of_a_sample() -> None:
-    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(Path("sweeps/bayes.yaml")))
-    assert {(o.cell.trial.batch_size, o.cell.trial.lora_r) for o in plan.outlooks} == {
+def test_a_continuous_space_shows_its_corners_and_the_time_of_a_sample() -> None:
+    plan = Planner(GPUS["h200"], exact=False).plan(load_sweep_config(Path("sweeps/bayes.yaml")))
+    assert {(o.cell.trial.batch_size, o.cell.trial.lora_r) for o in plan.cells} == {
         (batch, rank) for batch in (8, 16, 32) for rank in (8, 16, 32, 64)
     }
-    assert {outlook.cell.count for outlook in plan.outlooks} == {0}
+    assert {estimate.cell.count for estimate in plan.cells} == {0}
     assert plan.trials == 30
     assert plan.serial is not None
     assert plan.makespan is not None
     assert plan.makespan.seconds <= plan.serial.seconds
 
 
-def test_more_trials_together_take_more_and_no_longer_each(tmp_path: Path) -> None:
+def test_trials_together_need_more_memory_and_not_more_time_each(tmp_path: Path) -> None:
     file = sweep(
         tmp_path, "  model_size: {value: 0.5b}\n  learning_rate: {values: [1.0e-6, 2.0e-6, 3.0e-6]}\n"
     )
-    plan = Planner(GPUS["h200"], exact=False).plan(load_spec(file))
-    (outlook,) = plan.outlooks
-    assert (outlook.cell.count, plan.together) == (3, 3)
-    assert outlook.time is not None
+    plan = Planner(GPUS["h200"], exact=False).plan(load_sweep_config(file))
+    (estimate,) = plan.cells
+    assert (estimate.cell.count, plan.together) == (3, 3)
+    assert estimate.time is not None
     assert plan.serial is not None
     assert plan.makespan is not None
-    assert plan.serial.seconds > 3 * outlook.time.seconds
+    assert plan.serial.seconds > 3 * estimate.time.seconds
     assert plan.makespan.seconds < plan.serial.seconds
 
 
-def test_a_full_finetune_takes_many_times_the_memory(tmp_path: Path) -> None:
+def test_a_full_finetune_needs_many_times_the_memory(tmp_path: Path) -> None:
     file = sweep(tmp_path, "  model_size: {value: 1.5b}\n  full_finetune: {values: [false, true]}\n")
-    lora, full = Planner(GPUS["rtx3090"], exact=False).plan(load_spec(file)).outlooks
+    lora, full = Planner(GPUS["rtx3090"], exact=False).plan(load_sweep_config(file)).cells
     assert (lora.trainer, full.trainer) == ("packed", "trl")
     assert lora.fits
     assert not full.fits
     assert full.remedy.startswith("full_finetune: false")
 
 
-def test_gpus_by_name_by_size_and_as_the_driver_calls_them() -> None:
+def test_gpus_by_name_by_size_and_by_the_drivers_name() -> None:
     assert named_gpu("RTX 3090") is GPUS["rtx3090"]
     assert named_gpu("24GB").gib == 24
     assert present_gpu("NVIDIA H200", 139.8).tflops == 989
@@ -140,24 +140,26 @@ def test_the_gpu_of_this_box(tmp_path: Path) -> None:
     assert (found.gib, found.gb_per_s) == (24.0, 936)
 
 
-def test_create_refuses_what_cannot_run_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_create_refuses_cells_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver(tmp_path, "NVIDIA Small, 6144, [N/A]")
     file = sweep(tmp_path, "  model_size: {values: [0.5b, 8b]}\n  quantization: {value: none}\n")
     assert run(["create", str(file), "--local"]) == 2
     error = capsys.readouterr().err
-    assert "model_size=8b cannot run here" in error
+    assert "model_size=8b needs at least" in error
     assert "NVIDIA Small has 5.0 for tensors" in error
     assert "--force" in error
     assert not (tmp_path / "home").exists()
     said: list[str] = []
-    assert check(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
+    assert (
+        check_before_create(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
+    )
     assert "1 cell cannot fit" in said[-1]
 
 
-def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
+def test_create_without_a_gpu_only_prints_the_plan(tmp_path: Path) -> None:
     said: list[str] = []
     file = sweep(tmp_path, "  model_size: {value: 14b}\n  quantization: {value: none}\n")
-    check(file, Home(tmp_path / "home"), force=False, say=said.append)
+    check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append)
     assert said[-1].startswith("Plan: 1 trial; ")
 
 
@@ -166,15 +168,17 @@ def test_create_on_a_laptop_only_informs(tmp_path: Path) -> None:
     [
         (
             "  model: {value: ./only/on/the/gpu/box}\n",
-            "not made: ./only/on/the/gpu/box: no such model folder",
+            "skipped: ./only/on/the/gpu/box: no such model folder",
         ),
-        ("  model_size: {value: 3b}\n", "not made, as org/rows-on-the-hub is not on this box"),
+        ("  model_size: {value: 3b}\n", "skipped, org/rows-on-the-hub is not on this box"),
     ],
 )
-def test_create_does_not_ask_for_what_only_the_gpu_box_has(tmp_path: Path, text: str, told: str) -> None:
+def test_create_skips_the_plan_when_data_or_model_are_elsewhere(tmp_path: Path, text: str, told: str) -> None:
     said: list[str] = []
     file = sweep(tmp_path, text)
     if "hub" in told:
         file.write_text(file.read_text().replace("examples/support_replies.jsonl", "org/rows-on-the-hub"))
-    assert check(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
+    assert (
+        check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
+    )
     assert told in said[-1]

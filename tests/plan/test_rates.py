@@ -1,4 +1,4 @@
-"""Measured rates: kept on the box by training, used by plans."""
+"""Measured rates: written by training, used by plans."""
 
 import resource
 import signal
@@ -11,9 +11,9 @@ import torch
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import BY_MODEL
 from kto_sweep.plan.gpus import GPUS, present_gpu
-from kto_sweep.plan.memory import Load, Stack
-from kto_sweep.plan.seconds import EXACT, SHEET, Clockwork, estimate
-from kto_sweep.plan.workload import Measurer
+from kto_sweep.plan.memory import AdapterShape, StepLoad
+from kto_sweep.plan.timing import DATA_SHEET, MEASURED, TimingModel, estimate_trial_time
+from kto_sweep.plan.workload import WorkloadCache
 from kto_sweep.rates import FILE, Rate, read_rates, write_rates
 from kto_sweep.train.result import Report
 from kto_sweep.train.session import Session
@@ -23,14 +23,14 @@ torch.set_num_threads(1)
 
 ROWS = str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl")
 MODEL = BY_MODEL["Qwen/Qwen2.5-7B-Instruct"]
-LOAD = Load(2000, 1700, 1700)
+LOAD = StepLoad(2000, 1700, 1700)
 
 
 def rate(trials: int, tokens: float, seconds: float, device: str = "NVIDIA H200") -> Rate:
     return Rate(device, MODEL.key, "none", trials, tokens, seconds)
 
 
-def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) -> None:
+def test_the_newest_rate_of_a_kind_stays_and_a_damaged_file_is_empty(tmp_path: Path) -> None:
     assert read_rates(tmp_path) == []
     write_rates(tmp_path, [rate(1, 2000, 0.2), rate(3, 6000, 0.5)])
     write_rates(tmp_path, [rate(1, 2100, 0.3)])
@@ -41,7 +41,7 @@ def test_the_newest_of_a_kind_stays_and_a_broken_file_is_none(tmp_path: Path) ->
     assert len(read_rates(tmp_path)) == 1
 
 
-def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_old_rates_and_no_scratch_file(tmp_path: Path) -> None:
     write_rates(tmp_path, [rate(1, 2000, 0.2)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -55,47 +55,50 @@ def test_a_full_disk_keeps_the_rates_that_are_there_and_nothing_else(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_a_measured_rate_goes_before_the_data_sheet() -> None:
-    sheet = Clockwork.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
-    here = Clockwork.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
-    guessed, measured = sheet.step(LOAD, Stack(1, 16)), here.step(LOAD, Stack(1, 16))
+def test_a_measured_rate_takes_precedence_over_the_data_sheet() -> None:
+    sheet = TimingModel.of(MODEL, "none", GPUS["h200"], "", [rate(1, 2000, 0.4)])
+    here = TimingModel.of(MODEL, "none", GPUS["h200"], "NVIDIA H200", [rate(1, 2000, 0.4)])
+    guessed, measured = sheet.step(LOAD, AdapterShape(1, 16)), here.step(LOAD, AdapterShape(1, 16))
     assert guessed is not None
     assert measured is not None
-    assert (guessed.factor, guessed.source) == (SHEET, "data sheet")
-    assert (measured.seconds, measured.factor) == (pytest.approx(0.4), EXACT)
-    assert measured.at_most == pytest.approx(0.4 * EXACT)
+    assert (guessed.factor, guessed.source) == (DATA_SHEET, "data sheet")
+    assert (measured.seconds, measured.factor) == (pytest.approx(0.4), MEASURED)
+    assert measured.at_most == pytest.approx(0.4 * MEASURED)
     # Of another number of trials it scales as the model of a step does.
-    three = here.step(Load(6000, 5100, 5100), Stack(3, 16))
+    three = here.step(StepLoad(6000, 5100, 5100), AdapterShape(3, 16))
     assert three is not None
     assert 0.4 < three.seconds < 3 * 0.4
-    assert three.factor > EXACT
+    assert three.factor > MEASURED
 
 
-def test_nothing_is_told_of_a_device_that_nothing_is_known_of() -> None:
-    assert Clockwork.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, Stack(1, 16)) is None
+def test_the_time_on_an_unknown_device_is_unknown() -> None:
+    assert (
+        TimingModel.of(MODEL, "none", None, "cpu", [rate(1, 2000, 0.4)]).step(LOAD, AdapterShape(1, 16))
+        is None
+    )
     unknown = present_gpu("Some Accelerator", 64.0)
-    assert not Clockwork.of(MODEL, "none", unknown, unknown.name, []).known
+    assert not TimingModel.of(MODEL, "none", unknown, unknown.name, []).known
 
 
-def test_training_leaves_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
+def test_training_writes_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
     home = Home(tmp_path / "home")
     trial = Trial(model="tiny", dataset=ROWS, batch_size=4, max_length=96, max_steps=14)
     seconds = Session(home, torch.device("cpu")).train(trial, tmp_path / "out", Silent(), lambda: False)
     (found,) = read_rates(home.root)
     assert (found.device, found.model, found.trials) == ("cpu", BY_MODEL["tiny"].key, 1)
     assert found.tokens > 4 * 20
-    clock = Clockwork.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
-    told = estimate(trial, Measurer().workload(trial), clock)
+    timing = TimingModel.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
+    told = estimate_trial_time(trial, WorkloadCache().workload(trial), timing)
     assert told is not None
     assert told.seconds > 14 * found.seconds / 2
-    half = estimate(trial, Measurer().workload(trial), clock, done_steps=7)
+    half = estimate_trial_time(trial, WorkloadCache().workload(trial), timing, done_steps=7)
     assert half is not None
     assert half.seconds < told.seconds
     assert seconds.steps == 14
 
 
 class Silent(Report):
-    """A report that nobody reads."""
+    """A report that ignores everything."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
         pass

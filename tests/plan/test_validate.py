@@ -1,4 +1,4 @@
-"""Static problems of a sweep and its data, beyond those of single values."""
+"""Static problems of a sweep and its data, besides those of single values."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def check(folder: Path, text: str) -> Validation:
     return validate(Path("sweep.yaml"))
 
 
-def test_a_sound_sweep_has_nothing(folder: Path) -> None:
+def test_a_valid_sweep_has_no_problems(folder: Path) -> None:
     found = check(folder, GRID + "  batch_size: {values: [4, 8]}\n")
     assert (found.errors, found.warnings) == ((), ())
     assert found.checked().expected_trials == 2
@@ -45,7 +45,11 @@ def test_a_sound_sweep_has_nothing(folder: Path) -> None:
     ("line", "where", "what"),
     [
         ("  batch_size: {values: [8, 500]}", "5 parameters.batch_size.values", "a batch of 500"),
-        ("  lora_targets: {value: [q_prj]}", "5 parameters.lora_targets.value", "no linear layer"),
+        (
+            "  lora_targets: {value: [q_prj]}",
+            "5 parameters.lora_targets.value",
+            "these models have no linear layer",
+        ),
         ("  rho: {value: 0}", "5 parameters.rho.value", "0 is not a rho"),
         (
             "  loss_type: {values: [kto, apo_zero_unpaired]}",
@@ -66,7 +70,7 @@ def test_errors(folder: Path, line: str, where: str, what: str) -> None:
     ("lines", "what", "hint"),
     [
         ("  batch_size: {value: 2}", "a batch of 2", "batch_size: 8"),
-        ("  rho: {value: 3}", "rho 3.0 is outside of 1 to 4/3", "rho: 1"),
+        ("  rho: {value: 3}", "rho 3.0 is outside 1 to 4/3", "rho: 1"),
         ("  desirable_weight: {value: 3}", "desirable rows weigh 3 times", "rho: 1"),
         (
             "  full_finetune: {value: true}\n  lora_dropout: {value: 0.1}",
@@ -75,16 +79,16 @@ def test_errors(folder: Path, line: str, where: str, what: str) -> None:
         ),
         ("  lora_dropout: {value: 0.1}", "lora_dropout 0.1 makes every step slower", "lora_dropout: 0"),
         ("  epochs: {value: 2}\n  max_steps: {value: 9}", "epochs has no effect", "remove one"),
-        ("  eval_steps: {value: 90}", "eval_steps 90, and a trial takes 54 steps", "eval_steps: 13"),
+        ("  eval_steps: {value: 90}", "eval_steps 90, but a trial has 54 steps", "eval_steps: 13"),
         (
             "  eval_steps: {value: 10}\nearly_terminate: {type: hyperband, min_iter: 9}",
-            "trials are compared from value 9 of eval/common_loss on, and log 6",
+            "trials are compared from value 9 of eval/common_loss on, but log 6",
             "eval_steps: 3",
         ),
-        ("metric: {name: rewards/margins, goal: maximize}", "judged by rewards/margins", ""),
+        ("metric: {name: rewards/margins, goal: maximize}", "the metric is rewards/margins", ""),
         (
             "metric: {name: tokens_per_second, goal: maximize}",
-            "judged by tokens_per_second",
+            "the metric is tokens_per_second",
             "eval/common_loss",
         ),
     ],
@@ -95,7 +99,7 @@ def test_warnings(folder: Path, lines: str, what: str, hint: str) -> None:
     assert any(what in problem.what and hint in problem.hint for problem in found.warnings), found.warnings
 
 
-def test_margins_as_the_metric_are_told_what_goes_wrong(folder: Path) -> None:
+def test_margins_as_the_metric_get_a_warning_with_the_reason(folder: Path) -> None:
     (warning,) = check(folder, GRID + "metric: {name: rewards/margins, goal: maximize}\n").warnings
     assert "diverging trials win" in warning.what
     assert "eval/common_loss" in warning.what
@@ -116,10 +120,10 @@ def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> Non
         "parameters.beta.value",
     ]
     assert found.errors[0].what == "rows.jsonl: all 40 usable rows have label true"
-    assert found.spec is None
+    assert found.sweep is None
 
 
-def test_a_broken_line_of_the_data_is_told_with_its_place(folder: Path) -> None:
+def test_a_broken_line_of_the_data_is_an_error_with_its_line(folder: Path) -> None:
     with (folder / "rows.jsonl").open("a") as file:
         file.write("{\n")
     (problem,) = check(folder, GRID).errors

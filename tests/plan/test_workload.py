@@ -1,4 +1,4 @@
-"""Tokens of a trial's steps before it runs, against those that training feeds."""
+"""Estimated tokens of a trial's steps, against those of training."""
 
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,7 @@ from kto_sweep.data.formats import load_examples
 from kto_sweep.data.split import all_batches
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.models.tokenizer import load_tokenizer
-from kto_sweep.plan.workload import Measurer
+from kto_sweep.plan.workload import WorkloadCache
 from kto_sweep.train.pack import pair_rows
 from kto_sweep.trial import Trial
 
@@ -20,28 +20,28 @@ torch.set_num_threads(1)
 ROWS = str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl")
 
 
-def test_loads_are_those_that_training_packs() -> None:
+def test_loads_match_those_of_training() -> None:
     trial = Trial(model="tiny", dataset=ROWS, batch_size=8, max_length=96, seed=5)
     tokens = tokenise(load_examples(ROWS).examples, load_tokenizer("tiny"), 96)
     data = prepare_data(load_examples(ROWS), tokens, eval_fraction=0.1, max_length=96)
     rows = pair_rows(data.train, data.train_partners, 96)
-    work = Measurer().workload(trial)
+    work = WorkloadCache().workload(trial)
     assert work.exact
     assert (len(work.train), len(work.held_out)) == (len(data.train), len(data.eval))
     total = work.steps(trial)
     fed = [sum(rows[at].tokens() - 1 for at in chosen) for _, chosen in all_batches(len(rows), 8, total, 5)]
-    fullest, mean = work.fullest_load(trial), work.mean_load(trial)
-    assert fullest.tokens + fullest.mismatched == max(fed)
+    peak, mean = work.peak_load(trial), work.mean_load(trial)
+    assert peak.tokens + peak.mismatched == max(fed)
     each = sum(row.tokens() - 1 for row in rows) / len(rows)
     assert mean.tokens + mean.mismatched == pytest.approx(8 * each, abs=2)
     longest = work.longest_row
     assert longest.tokens + longest.mismatched <= max(row.tokens() for row in rows)
 
 
-def test_without_the_tokenizer_tokens_are_guessed_from_characters() -> None:
-    work = Measurer().workload(Trial(model="nobody/has-this-model", dataset=ROWS, max_length=2048))
+def test_without_the_tokenizer_tokens_are_estimated_from_characters() -> None:
+    work = WorkloadCache().workload(Trial(model="nobody/has-this-model", dataset=ROWS, max_length=2048))
     assert not work.exact
-    exact = Measurer().workload(Trial(model="tiny", dataset=ROWS, max_length=2048))
+    exact = WorkloadCache().workload(Trial(model="tiny", dataset=ROWS, max_length=2048))
     assert len(work.train) == pytest.approx(len(exact.train), abs=8)
     characters = sum(len(str(row.prompt)) for row in islice(load_examples(ROWS).examples, 10))
     assert work.mean_load(Trial(model="x", dataset=ROWS, batch_size=1)).tokens < characters

@@ -20,8 +20,8 @@ VALUES = st.lists(st.floats(-10, 10) | st.sampled_from([0.0, 1.0]), max_size=40)
 
 @given(SECTIONS)
 def test_bands_are_those_of_hyperband(section):
-    rule = asha.parse_rule(section, "asha")
-    assert rule.bands == hyperband.parse_rule({"type": "hyperband", **section}).bands
+    rule = asha.parse_asha(section, "asha")
+    assert rule.bands == hyperband.parse_hyperband({"type": "hyperband", **section}).bands
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_bands_are_those_of_hyperband(section):
 )
 def test_what_is_no_rule_is_told(section, problem):
     with pytest.raises(ValueError, match=problem):
-        asha.parse_rule(section, "asha")
+        asha.parse_asha(section, "asha")
 
 
 @given(VALUES, st.sampled_from([1.5, 2, 3, 4]), st.booleans())
@@ -56,7 +56,7 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
     Their place in the order decides who goes past it early: such a run may be overtaken later.
     """
     rng = random.Random(seed)
-    rule = asha.Rule((1, eta, eta**2), eta)
+    rule = asha.AshaRule((1, eta, eta**2), eta)
     quality = [rng.random() for _ in range(trials)]
     rungs: dict[int, list[tuple[int, float]]] = {band: [] for band in rule.bands}
     at = dict.fromkeys(range(trials), 0)
@@ -69,7 +69,7 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
         for band in rule.bands:
             if band > at[run]:
                 rungs[band].append((run, quality[run]))
-                at[run], pauses = asha.judge(rule, run, at[run], band, rungs.__getitem__)
+                at[run], pauses = asha.pauses_at(rule, run, at[run], band, rungs.__getitem__)
                 if pauses:
                     paused[run] = band
                     break
@@ -86,22 +86,22 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
 
 def test_a_batch_of_rows_is_judged_band_by_band():
     """Run 9 is among the best at band 1 and not at band 3, which it has logged past already."""
-    rule = asha.Rule((1, 3, 9), 3)
+    rule = asha.AshaRule((1, 3, 9), 3)
     standings = {1: [(1, 2.0), (2, 3.0), (9, 1.0)], 3: [(1, 1.0), (2, 2.0), (9, 3.0)]}
-    assert asha.judge(rule, 9, 0, 5, standings.__getitem__) == (3, True)
-    assert asha.judge(rule, 9, 3, 8, standings.__getitem__) == (3, False)
+    assert asha.pauses_at(rule, 9, 0, 5, standings.__getitem__) == (3, True)
+    assert asha.pauses_at(rule, 9, 3, 8, standings.__getitem__) == (3, False)
 
 
 def test_at_the_end_one_of_a_band_goes_on_in_any_case():
-    rule = asha.Rule((1, 3), 3)
+    rule = asha.AshaRule((1, 3), 3)
     standings = {1: [(1, 0.1), (2, 0.2), (4, 0.4)], 3: [(1, 0.1), (2, 0.2)]}
     assert asha.promotable(rule, {1: 3, 2: 3, 4: 1}, standings.__getitem__) == []
     assert asha.promotable(rule, {1: 3, 2: 3, 4: 1}, standings.__getitem__, least=1) == [1]
-    assert asha.judge(rule, 1, 1, 3, standings.__getitem__) == (3, True)
-    assert asha.judge(rule, 1, 1, 3, standings.__getitem__, least=1) == (3, False)
+    assert asha.pauses_at(rule, 1, 1, 3, standings.__getitem__) == (3, True)
+    assert asha.pauses_at(rule, 1, 1, 3, standings.__getitem__, least=1) == (3, False)
 
 
 def test_higher_bands_come_first():
-    rule = asha.Rule((1, 3), 2)
+    rule = asha.AshaRule((1, 3), 2)
     standings = {1: [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)], 3: [(5, 0.5), (6, 0.6)]}
     assert asha.promotable(rule, {2: 1, 1: 1, 4: 1, 5: 3, 6: 3}, standings.__getitem__) == [5, 1, 2]

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.search.axes import Cube, Levels, Scale, cube_of
-from kto_sweep.search.random import next_config
-from kto_sweep.search.space import Space, parse_space, value_key
+from kto_sweep.search.distributions import value_key
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 ENTRIES: dict[str, dict[str, object]] = {
     "categorical": {"values": ["a", 1, True, None, [1, 2], {"b": 1.5}]},
@@ -35,8 +36,8 @@ ENTRIES: dict[str, dict[str, object]] = {
 
 
 def space(**parameters: object) -> Space:
-    parsed, violations = parse_space(parameters)
-    assert parsed is not None, violations
+    parsed, problems = parse_space(parameters)
+    assert parsed is not None, problems
     return parsed
 
 
@@ -64,7 +65,7 @@ def test_value_comes_back_from_its_coordinate(entry: dict[str, object], place: f
 def test_every_random_draw_is_a_point(entry: dict[str, object]) -> None:
     searched = space(p=entry)
     rng = random.Random(1)
-    assert all(cube_of(searched).point(next_config(searched, rng)) is not None for _ in range(50))
+    assert all(cube_of(searched).point(searched.sample(rng)) is not None for _ in range(50))
 
 
 def test_nested_parameters_and_fixed_ones() -> None:
@@ -80,7 +81,7 @@ def test_nested_parameters_and_fixed_ones() -> None:
 @pytest.mark.parametrize(
     "config", [{}, {"x": 2.0}, {"x": True}, {"x": "0.5"}, {"x": None}, {"x": {"y": 1}}, {"y": 0.5}]
 )
-def test_configuration_of_another_space_is_no_point(config: dict[str, object]) -> None:
+def test_configuration_of_another_space_has_no_point(config: dict[str, object]) -> None:
     assert cube(x={"min": 0.0, "max": 1.0}).point(config) is None
 
 
@@ -90,7 +91,7 @@ def test_numbers_are_ordered_and_names_are_not() -> None:
     assert names == Levels(("x", "y"), ordered=False)
 
 
-def test_value_listed_twice_or_without_a_chance_is_no_level_of_its_own() -> None:
+def test_repeated_values_and_those_of_probability_zero_are_no_levels() -> None:
     (axis,) = cube(a={"values": [4, 4.0, 8]}).axes
     assert axis == Levels((4, 8), ordered=True)
     (axis,) = cube(a={"values": ["x", "y", "z"], "probabilities": [0.5, 0.5, 0.0]}).axes

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.search import bayes
-from kto_sweep.search import random as random_search
 from kto_sweep.search.axes import cube_of
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 MIXED = {
     "lr": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-3},
@@ -29,15 +29,15 @@ PLANE = {"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 1.0}}
 
 
 def space(parameters: dict[str, Any]) -> Space:
-    parsed, violations = parse_space(parameters)
-    assert parsed is not None, violations
+    parsed, problems = parse_space(parameters)
+    assert parsed is not None, problems
     return parsed
 
 
 def search(
     parameters: dict[str, Any], loss: Any, trials: int, seed: int, maximize: bool = False
 ) -> list[Observation]:
-    """What one agent finds in so many trials."""
+    """The observations of one agent after this many trials."""
     searched = space(parameters)
     seen: list[Observation] = []
     for _ in range(trials):
@@ -57,7 +57,7 @@ def values(seen: list[Observation]) -> list[float]:
 
 @settings(max_examples=5, deadline=None)
 @given(data=st.data())
-def test_suggestions_lie_in_the_space_whatever_was_seen(data: st.DataObject) -> None:
+def test_suggestions_lie_in_the_space_for_any_observations(data: st.DataObject) -> None:
     """Values that no metric should have, failures, pending trials, configurations of another space."""
     searched = space(MIXED)
     rng = random.Random(data.draw(st.integers(0, 1000)))
@@ -67,7 +67,7 @@ def test_suggestions_lie_in_the_space_whatever_was_seen(data: st.DataObject) -> 
         | st.sampled_from([0.0, 1.0, 1e300, -1e300])
     )
     seen = [
-        Observation(random_search.next_config(searched, rng), data.draw(value), data.draw(st.booleans()))
+        Observation(searched.sample(rng), data.draw(value), data.draw(st.booleans()))
         for _ in range(data.draw(st.integers(0, 12)))
     ]
     seen.append(Observation({"lr": "high"}, 1.0))
@@ -77,7 +77,7 @@ def test_suggestions_lie_in_the_space_whatever_was_seen(data: st.DataObject) -> 
     assert set(found["o"]) == {"batch", "kind"}
 
 
-def test_same_question_has_the_same_answer_and_another_sweep_another() -> None:
+def test_equal_arguments_give_equal_suggestions_and_another_seed_another() -> None:
     seen = search(PLANE, bowl, 5, seed=1)
     searched = space(PLANE)
     assert next_config(searched, seen, seed=1) == next_config(searched, seen, seed=1)
@@ -90,7 +90,7 @@ def test_better_than_chance_in_the_median_of_ten_seeds() -> None:
     for seed in range(10):
         ours.append(min(values(search(PLANE, bowl, 10, seed))))
         rng = random.Random(seed)
-        chance.append(min(bowl(random_search.next_config(searched, rng)) for _ in range(12)))
+        chance.append(min(bowl(searched.sample(rng)) for _ in range(12)))
     assert statistics.median(ours) < statistics.median(chance) / 4
 
 
@@ -109,7 +109,7 @@ def test_trials_that_diverge_do_not_hide_the_differences_between_the_others() ->
     assert statistics.median(best) < 0.08
 
 
-def test_four_agents_that_ask_at_once_get_different_and_distant_trials() -> None:
+def test_four_concurrent_agents_get_different_and_distant_trials() -> None:
     searched = space(PLANE)
     seen = search(PLANE, bowl, 6, seed=0)
     asked: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ def test_four_agents_at_the_start_get_points_that_spread() -> None:
     assert len({(config["x"] < 0.5, config["y"] < 0.5) for config in asked}) >= 3
 
 
-def test_more_agents_than_known_losses_go_on_with_the_start() -> None:
+def test_more_agents_than_losses_continue_the_start() -> None:
     """The ninth of the sequence, as if nothing was known; with a loss for each axis the process is asked."""
     searched = space({name: {"min": 0.0, "max": 1.0} for name in "abc"})
     configs: list[dict[str, Any]] = []
@@ -144,7 +144,7 @@ def test_more_agents_than_known_losses_go_on_with_the_start() -> None:
         assert (next_config(searched, seen, seed=5) == configs[8]) == (known < 3)
 
 
-def test_finite_space_is_walked_without_repetition_and_goes_on_afterwards() -> None:
+def test_finite_space_is_exhausted_without_repetition_and_then_repeated() -> None:
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}}
     seen = search(parameters, lambda config: config["a"] + (config["b"] == "x"), 7, seed=0)
     assert len({str(observation.config) for observation in seen[:6]}) == 6
@@ -173,27 +173,27 @@ def test_prior_trials_count_from_the_first_suggestion_on() -> None:
     assert bowl(found) < 0.02
 
 
-def test_many_trials_are_thinned_and_the_best_ones_stay() -> None:
+def test_many_trials_are_sampled_and_the_best_ones_stay() -> None:
     losses = [((number / 1000,), (float(number),)) for number in range(1000)]
-    chosen = bayes._most_telling(losses, random.Random(0))
-    assert len(chosen) == len(set(chosen)) == bayes.MOST_OBSERVED
+    chosen = bayes._subset(losses, random.Random(0))
+    assert len(chosen) == len(set(chosen)) == bayes.MAX_OBSERVED
     assert set(losses[:100]) <= set(chosen)
 
 
 def test_scale_of_losses() -> None:
     """0 for the best, 1 for the median; a diverged trial is bad, and no worse than that."""
-    assert bayes._tamed([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
-    assert bayes._tamed([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
-    assert bayes._tamed([7.0, 7.0]) == [0, 0]
-    assert bayes._tamed([-1.7e308, 1.7e308]) == [0, 1]
+    assert bayes._scaled([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
+    assert bayes._scaled([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
+    assert bayes._scaled([7.0, 7.0]) == [0, 0]
+    assert bayes._scaled([-1.7e308, 1.7e308]) == [0, 1]
 
 
-def test_torch_is_loaded_by_the_first_question_after_the_start_and_not_before() -> None:
+def test_torch_is_imported_by_the_first_suggestion_after_the_start_and_not_before() -> None:
     code = """
 import sys
 import kto_sweep.server.main
 from kto_sweep.search.bayes import Observation, next_config
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 space, _ = parse_space({"x": {"min": 0.0, "max": 1.0}})
 next_config(space, [Observation({"x": 0.1}, 1.0)], seed=0)
 heavy = {"torch", "optuna"}
@@ -204,12 +204,12 @@ assert heavy <= set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_load_leaves_nothing_to_import_to_the_questions_after_it() -> None:
+def test_warm_up_imports_everything_that_later_suggestions_need() -> None:
     code = """
 import sys
 from kto_sweep.search import bayes
-from kto_sweep.search.space import parse_space
-bayes.load()
+from kto_sweep.search.space_parser import parse_space
+bayes.warm_up()
 before = set(sys.modules)
 space, _ = parse_space({"lr": {"min": 0.0, "max": 1.0}, "kind": {"values": ["a", "b"]}})
 seen = [bayes.Observation({"lr": x / 10, "kind": "a"}, x) for x in range(8)]

@@ -5,10 +5,10 @@ import statistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kto_sweep.search import pareto
 from kto_sweep.search.bayes import Observation, next_config
+from kto_sweep.search.objectives import pareto_front
 from kto_sweep.search.replicates import pooled
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 
 PLANE, _ = parse_space({"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0.0, "max": 1.0}})
 ROWS = st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, 2.0, 3.0])] * 3), max_size=12)
@@ -19,9 +19,9 @@ def beats(one, other):
 
 
 @given(ROWS)
-def test_the_front_is_what_nothing_beats(rows):
+def test_the_front_is_what_nothing_dominates(rows):
     unbeaten = [place for place, row in enumerate(rows) if not any(beats(other, row) for other in rows)]
-    assert pareto.front(rows) == unbeaten
+    assert pareto_front(rows) == unbeaten
 
 
 def test_a_search_with_two_objectives_spreads_along_their_front():
@@ -41,7 +41,7 @@ def test_a_search_with_two_objectives_spreads_along_their_front():
     assert max(config["x"] for config in found) > 0.6
 
 
-def test_the_metric_of_several_objectives_may_be_maximized_while_trials_are_under_way():
+def test_a_maximized_metric_with_several_objectives_and_pending_trials():
     seen = [Observation({"x": x / 8, "y": 0.5}, x / 8, costs=(1.0,)) for x in range(8)]
     seen.append(Observation({"x": 0.99, "y": 0.4}, None, pending=True))
     found = next_config(PLANE, seen, maximize=True, seed=1)

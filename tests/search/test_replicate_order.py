@@ -25,7 +25,7 @@ def test_each_choice_gets_all_its_seeds_before_the_next(choices):
 
 
 @given(st.permutations([(letter, seed) for letter in "ab" for seed in SEEDS]), st.integers(1, 6))
-def test_a_run_that_was_deleted_is_the_one_that_is_due(runs, kept):
+def test_a_deleted_run_is_the_next_one(runs, kept):
     chosen = [{"x": letter, "seed": seed} for letter, seed in runs[:kept]]
     while due := next_replicate(chosen, SEEDS):
         chosen.append(due)
@@ -34,7 +34,7 @@ def test_a_run_that_was_deleted_is_the_one_that_is_due(runs, kept):
     }
 
 
-def test_a_configuration_is_worth_the_mean_of_its_known_seeds():
+def test_the_value_of_a_configuration_is_the_mean_of_its_seeds():
     seen = pooled(
         [
             Observation({"x": 1, "seed": 42}, 1.0),

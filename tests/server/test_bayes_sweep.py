@@ -14,7 +14,7 @@ from sdk_scripts import run_script, script_results, start_script, upsert_sweep
 from server_harness import ServerHarness
 
 from kto_sweep.search import bayes
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.server import suggest
 
 BAYES: dict[str, Any] = {

@@ -207,7 +207,7 @@ def test_a_run_that_goes_silent_while_pausing_is_paused(harness: ServerHarness) 
         ({"kto_sweep": {"asha": 3}}, "kto_sweep.asha: needs min_iter"),
         ({"kto_sweep": {"asha": {"min_iter": "x"}}}, "kto_sweep.asha.min_iter is 'x'"),
         ({"kto_sweep": {"asha": {"min_iter": 1, "b": 2}}}, "kto_sweep.asha.b: the keys are"),
-        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "neither early_terminate nor"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 1}}, "combined with early_terminate or"),
         ({"metric": None}, "needs a metric"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from server_harness import ServerHarness
 
-from kto_sweep.search.options import Objective
+from kto_sweep.search.objectives import Objective
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import projects, sweeps
 from kto_sweep.server.sweep_rules import read_rules

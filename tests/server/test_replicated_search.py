@@ -108,8 +108,8 @@ def test_wandb_sweep_registers_the_options(machine: Machine) -> None:
         ([1], "[1] is not a group of options"),
         ({"replicates": "3"}, "replicates: '3' is not a number from 2 to 100"),
         ({"replicates": {"a": [None]}}, "is not a number from 2 to 100"),
-        ({"alerts": ["loss > 1"]}, "alerts: it takes `kto-sweep create`"),
-        ({"nonsense": 1, 2: 3}, "nonsense: no such option"),
+        ({"alerts": ["loss > 1"]}, "alerts: only `kto-sweep create`"),
+        ({"nonsense": 1, 2: 3}, "nonsense: unknown option"),
     ],
 )
 def test_invalid_options_are_reported_and_ignored(block: Any, problem: str) -> None:
@@ -121,7 +121,7 @@ def test_invalid_options_are_reported_and_ignored(block: Any, problem: str) -> N
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"method": "grid", "parameters": {"lr": {"values": [1, 2]}}}, "make a grid's seeds"),
+        ({"method": "grid", "parameters": {"lr": {"values": [1, 2]}}}, "for a grid, only"),
         ({"parameters": {"seed": {"values": [1, 2]}, "lr": {"min": 0.0, "max": 1.0}}}, "a single number"),
     ],
 )

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kto_sweep.search import grid, hyperband
-from kto_sweep.search import random as random_search
-from kto_sweep.search.space import Space, parse_space
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 
 
 def space(**parameters: object) -> Space:
-    parsed, violations = parse_space(parameters)
-    assert parsed is not None, violations
+    parsed, problems = parse_space(parameters)
+    assert parsed is not None, problems
     return parsed
 
 
@@ -120,7 +120,7 @@ def test_random_draws_follow_their_distributions() -> None:
         fixed={"value": "x"},
     )
     rng = random.Random(1)
-    drawn = [random_search.next_config(searched, rng) for _ in range(4000)]
+    drawn = [searched.sample(rng) for _ in range(4000)]
     assert {config["fixed"] for config in drawn} == {"x"}
     expected = {"u": (1.0, 2 / math.sqrt(12)), "n": (3.0, 0.5), "c": (0.75, math.sqrt(0.1875))}
     for name, (mean, deviation) in expected.items():
@@ -132,9 +132,7 @@ def test_random_draws_follow_their_distributions() -> None:
 
 def test_random_draws_are_repeated_by_the_same_seed() -> None:
     searched = space(u={"min": 0.0, "max": 1.0})
-    assert random_search.next_config(searched, random.Random(3)) == random_search.next_config(
-        searched, random.Random(3)
-    )
+    assert searched.sample(random.Random(3)) == searched.sample(random.Random(3))
 
 
 @pytest.mark.parametrize(
@@ -147,12 +145,12 @@ def test_random_draws_are_repeated_by_the_same_seed() -> None:
     ],
 )
 def test_bands_of_the_max_iter_form(section: dict[str, int], bands: tuple[int, ...]) -> None:
-    assert hyperband.parse_rule({"type": "hyperband", **section}).bands == bands
+    assert hyperband.parse_hyperband({"type": "hyperband", **section}).bands == bands
 
 
 def test_bands_of_the_min_iter_form_grow_by_eta() -> None:
-    assert hyperband.parse_rule({"type": "hyperband", "min_iter": 3}).bands[:4] == (3, 9, 27, 81)
-    assert hyperband.parse_rule({"type": "hyperband", "min_iter": 3, "eta": 1e200}).bands == (3,)
+    assert hyperband.parse_hyperband({"type": "hyperband", "min_iter": 3}).bands[:4] == (3, 9, 27, 81)
+    assert hyperband.parse_hyperband({"type": "hyperband", "min_iter": 3, "eta": 1e200}).bands == (3,)
 
 
 @pytest.mark.parametrize(
@@ -172,11 +170,11 @@ def test_bands_of_the_min_iter_form_grow_by_eta() -> None:
 )
 def test_rules_that_cannot_be(section: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="early_terminate"):
-        hyperband.parse_rule(section)
+        hyperband.parse_hyperband(section)
 
 
 def judge(histories: list[list[float]], number: int, **section: object) -> bool:
-    rule = hyperband.parse_rule({"type": "hyperband", "min_iter": 2, "eta": 2, **section})
+    rule = hyperband.parse_hyperband({"type": "hyperband", "min_iter": 2, "eta": 2, **section})
 
     def values_at(band: int) -> list[float]:
         return [history[band - 1] for history in histories if len(history) >= band]
@@ -202,7 +200,7 @@ def test_without_strict_the_best_value_so_far_counts() -> None:
 
 
 def test_maximized_metric_turns_the_verdict_round() -> None:
-    rule = hyperband.parse_rule({"type": "hyperband", "min_iter": 1, "eta": 2})
+    rule = hyperband.parse_hyperband({"type": "hyperband", "min_iter": 1, "eta": 2})
     values = [1.0, 2.0, 3.0, 4.0]
     stopped = [hyperband.should_stop(rule, [v], lambda band: values, maximize=True) for v in values]
     assert stopped == [True, False, False, False]
@@ -210,7 +208,7 @@ def test_maximized_metric_turns_the_verdict_round() -> None:
 
 def test_batch_that_crosses_two_bands_is_judged_at_both() -> None:
     """Bands 2 and 4: the bad run is above the threshold at 2; at 4 it is alone."""
-    rule = hyperband.parse_rule({"type": "hyperband", "min_iter": 2, "eta": 2})
+    rule = hyperband.parse_hyperband({"type": "hyperband", "min_iter": 2, "eta": 2})
     at = {2: [1.0, 2.0, 9.0], 4: [9.0]}
     history = [9.0] * 5
     assert not hyperband.should_stop(rule, history, at.__getitem__)
@@ -220,5 +218,5 @@ def test_batch_that_crosses_two_bands_is_judged_at_both() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(1.1, 5))
 def test_best_run_is_never_stopped(values: list[float], eta: float) -> None:
-    rule = hyperband.Rule((1,), eta, True)
+    rule = hyperband.HyperbandRule((1,), eta, True)
     assert not hyperband.should_stop(rule, [min(values)], lambda band: values)

@@ -1,8 +1,8 @@
-"""The order of a grid on W&B, and what `create` says of it."""
+"""The order of a grid on W&B, and the note of `create` about it."""
 
 import pytest
 
-from kto_sweep.search.space import parse_space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.create import order_note
 
 RATES = {"values": [1.0e-6, 5.0e-6]}
@@ -19,7 +19,9 @@ SIZES = {"values": ["0.5b", "7b"]}
         ({"learning_rate": RATES, "base": {"parameters": {"model_size": SIZES}}}, None),
     ],
 )
-def test_a_model_that_changes_too_often_is_told_of(parameters: dict[str, object], name: str | None) -> None:
+def test_a_grid_order_that_changes_the_model_often_gets_a_note(
+    parameters: dict[str, object], name: str | None
+) -> None:
     space, _ = parse_space(parameters)
     assert space is not None
     note = order_note(space)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from kto_sweep.search.replicates import FIRST_SEED
-from kto_sweep.sweep_file.block import without_block
-from kto_sweep.sweep_file.spec import examine_text
+from kto_sweep.sweep_file.kto_sweep_block import without_block
+from kto_sweep.sweep_file.sweep_config import check_sweep_text
 from kto_sweep.trial import Trial
 
 GRID = """
@@ -21,8 +21,8 @@ kto_sweep: {{replicates: {count}}}
 """
 
 
-def examined(count, *, method="grid", seed=""):
-    return examine_text(GRID.format(method=method, count=count, seed=seed), Path("s.yaml"))
+def checked(count, *, method="grid", seed=""):
+    return check_sweep_text(GRID.format(method=method, count=count, seed=seed), Path("s.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -30,34 +30,36 @@ def examined(count, *, method="grid", seed=""):
     [("", [42, 43, 44]), ("  seed: {value: 7}", [7, 8, 9]), ("  seed: {value: '7'}", [7, 8, 9])],
 )
 def test_seeds_multiply_the_cells_and_the_block_is_not_registered(seed, seeds):
-    spec = examined(3, seed=seed).spec
-    assert spec.config["parameters"]["seed"] == {"values": seeds}
-    assert spec.expected_trials == 6
-    assert "kto_sweep" not in spec.config
+    sweep = checked(3, seed=seed).sweep
+    assert sweep.config["parameters"]["seed"] == {"values": seeds}
+    assert sweep.expected_trials == 6
+    assert "kto_sweep" not in sweep.config
 
 
 @pytest.mark.parametrize("count", ["1", "many", "2.5", "true", "101"])
-def test_what_is_no_number_of_seeds_is_refused(count):
-    (finding,) = examined(count).findings
-    assert finding.path == ("kto_sweep", "replicates")
-    assert finding.hint == "replicates: 3"
+def test_invalid_numbers_of_seeds_are_refused(count):
+    (problem,) = checked(count).problems
+    assert problem.path == ("kto_sweep", "replicates")
+    assert problem.hint == "replicates: 3"
 
 
 @pytest.mark.parametrize("method", ["random", "bayes"])
-def test_the_other_methods_leave_seeds_to_the_embedded_server_and_none_to_others(method):
-    spec = examined(3, method=method).spec
-    assert spec.config["kto_sweep"] == {"replicates": 3}
-    assert "seed" not in spec.config["parameters"]
-    assert "run_cap counts runs: 20 are 6 configurations with 3 seeds, and 2 runs of one more" in spec.notices
-    config, notes = without_block(spec.config)
-    assert config == {key: value for key, value in spec.config.items() if key != "kto_sweep"}
-    assert notes == ("replicates is of the embedded server: here each configuration is trained once",)
+def test_replicates_of_other_methods_are_registered_only_with_the_embedded_server(method):
+    sweep = checked(3, method=method).sweep
+    assert sweep.config["kto_sweep"] == {"replicates": 3}
+    assert "seed" not in sweep.config["parameters"]
+    assert (
+        "run_cap counts runs: 20 are 6 configurations with 3 seeds, and 2 runs of one more" in sweep.notices
+    )
+    config, notes = without_block(sweep.config)
+    assert config == {key: value for key, value in sweep.config.items() if key != "kto_sweep"}
+    assert notes == ("replicates needs the embedded server; on W&B each configuration is trained once",)
 
 
-def test_the_first_seed_is_a_trials_own():
+def test_the_first_seed_is_the_default_seed_of_a_trial():
     assert Trial.seed == FIRST_SEED
 
 
-def test_seeds_that_are_searched_are_not_made_as_well():
-    (finding,) = examined(3, seed="  seed: {values: [1, 2]}").findings
-    assert "seed: {value: 42}" in finding.hint
+def test_replicates_with_a_searched_seed_are_refused():
+    (problem,) = checked(3, seed="  seed: {values: [1, 2]}").problems
+    assert "seed: {value: 42}" in problem.hint

@@ -1,4 +1,4 @@
-"""Where shipped files are found, and that a file of one's own comes first."""
+"""Shipped files are found, and local files take precedence."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def test_a_shipped_file_is_found_from_anywhere(tmp_path: Path) -> None:
     assert find_file("./examples/support_replies.jsonl", tmp_path) is not None
 
 
-def test_ones_own_file_comes_first(tmp_path: Path) -> None:
+def test_a_local_file_takes_precedence(tmp_path: Path) -> None:
     (tmp_path / "sweeps").mkdir()
     own = tmp_path / "sweeps" / "demo.yaml"
     own.touch()
@@ -26,7 +26,7 @@ def test_nothing_else_of_the_checkout_is_shipped(tmp_path: Path) -> None:
     assert find_file("demo.yaml", tmp_path) is None
 
 
-def test_the_names_are_those_that_find_file_takes(tmp_path: Path) -> None:
+def test_shipped_names_are_accepted_by_find_file(tmp_path: Path) -> None:
     names = shipped_names()
     assert {"sweeps/demo.yaml", "sweeps/lr_grid.yaml", "examples/support_replies.jsonl"} <= set(names)
     assert all(find_file(name, tmp_path) is not None for name in names)

@@ -10,12 +10,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kto_sweep.search.space import Distribution, Space, number_from_text, parse_space, value_key
+from kto_sweep.search.distributions import Distribution, value_key
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
+from kto_sweep.text import number_from_text
 
 
 def space_of(**parameters: object) -> Space:
-    space, violations = parse_space(parameters)
-    assert violations == []
+    space, problems = parse_space(parameters)
+    assert problems == []
     assert space is not None
     return space
 
@@ -24,10 +27,10 @@ def distribution(**entry: object) -> Distribution:
     return space_of(x=entry).parameters[0].distribution
 
 
-def violations_of(**parameters: object) -> list[str]:
-    space, violations = parse_space(parameters)
+def problems_of(**parameters: object) -> list[str]:
+    space, problems = parse_space(parameters)
     assert space is None
-    return [str(violation) for violation in violations]
+    return [problem.one_line for problem in problems]
 
 
 ENTRIES: dict[str, dict[str, Any]] = {
@@ -249,7 +252,7 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (5e-6, "x: 5.0e-06 stands without a key. value: 5.0e-06"),
+        (5e-6, "x: 5.0e-06 without a key. value: 5.0e-06"),
         ([1, 2], "values: [1, 2]"),
         ({}, "has no value"),
         ({"vaules": [1]}, "values: in place of vaules:"),
@@ -277,39 +280,39 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
         ({"values": 5}, "values: [5]"),
         ({"value": 1, "values": [1]}, "values is not a key of constant"),
         ({"values": [1, 2], "probabilities": [1.0]}, "1 probabilities for 2 values"),
-        ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "sum 0.9"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.4]}, "sum to 0.9"),
         ({"values": [1, 2], "probabilities": [1.5, -0.5]}, "not all numbers of 0 or more"),
         ({"value": yaml.safe_load("2024-01-01")}, 'write it in quotes: "2024-01-01"'),
         ({"values": [1, {"a": [float("nan")]}]}, "x.values.1.a.0: nan is not a finite number"),
         ({"parameters": {}}, "x.parameters: {} is not a group of parameters"),
-        ({"parameters": {"y": {"value": 1}}, "value": 3}, "x.value: value stands beside parameters"),
+        ({"parameters": {"y": {"value": 1}}, "value": 3}, "x.value: value next to parameters"),
     ],
 )
-def test_a_violation_says_what_to_type(entry: object, said: str) -> None:
-    (violation,) = violations_of(x=entry)
-    assert said in violation
+def test_a_problem_says_what_to_type(entry: object, said: str) -> None:
+    (problem,) = problems_of(x=entry)
+    assert said in problem
 
 
 def test_a_whole_number_beyond_all_floats_is_not_a_number() -> None:
-    (violation,) = violations_of(x={"min": 1, "max": 10**400})
-    assert violation.endswith("is not a number")
+    (problem,) = problems_of(x={"min": 1, "max": 10**400})
+    assert problem.endswith("is not a number")
 
 
-def test_all_violations_come_at_once_with_their_paths() -> None:
-    _, violations = parse_space(
+def test_all_problems_come_at_once_with_their_paths() -> None:
+    _, problems = parse_space(
         {"a": {"min": 3, "max": 1}, "b c": {"value": 1}, "d": {"parameters": {"e": {}, "f": {"values": "x"}}}}
     )
-    assert [v.path for v in violations] == [
-        ("a", "min"),
-        ("b c",),
-        ("d", "parameters", "e"),
-        ("d", "parameters", "f", "values"),
+    assert [problem.path for problem in problems] == [
+        ("parameters", "a", "min"),
+        ("parameters", "b c"),
+        ("parameters", "d", "parameters", "e"),
+        ("parameters", "d", "parameters", "f", "values"),
     ]
 
 
 def test_names_that_yaml_reads_as_something_else_are_refused() -> None:
-    (violation,) = parse_space(yaml.safe_load("on: {value: 1}"))[1]
-    assert violation.what == "true is not a parameter name"
+    (problem,) = parse_space(yaml.safe_load("on: {value: 1}"))[1]
+    assert problem.what == "true is not a parameter name"
 
 
 JSON = st.recursive(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kto_sweep.errors import TrialConfigError
-from kto_sweep.metrics import DEFAULT_METRIC, METRICS, direction, known
+from kto_sweep.metrics import DEFAULT_METRIC, METRICS, goal_of
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.trial import PARAMETERS, Trial, check_value
 
@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_kto_literature() -> None:
 def test_every_default_passes_its_own_rule() -> None:
     for rule in PARAMETERS.values():
         if rule.name != "dataset":
-            assert rule.apply(rule.default) == (rule.default, None)
+            assert rule.parse(rule.default) == (rule.default, None)
         assert rule.doc
         assert not rule.doc.endswith(".")
 
@@ -144,7 +144,7 @@ def test_the_ends_fit(name: str, value: object) -> None:
             "quantization",
             yaml.safe_load("no"),
             "quantization: false is not a quantization\n"
-            "  How the base weights are held (null: as the preset says): one of none, 4bit, 8bit.\n"
+            "  Precision of the base weights (null: the preset's): one of none, 4bit, 8bit.\n"
             "  Hint: none",
         ),
     ],
@@ -197,14 +197,14 @@ def test_groups_hold_plain_or_prefixed_names() -> None:
 
 def test_a_parameter_given_twice_is_a_problem() -> None:
     (problem,) = problems_of({**NEEDED, "lora_r": 8, "lora": {"r": 16}})
-    assert problem.startswith("lora.r: lora_r is given twice")
+    assert problem.startswith("lora.r: lora_r is set twice")
 
 
 @pytest.mark.parametrize(
     ("config", "where"),
     [
-        ({"model": "a/b"}, "model_size: stands beside model"),
-        ({"rho": 1.2, "desirable_weight": 1.0}, "rho: stands beside desirable_weight"),
+        ({"model": "a/b"}, "model_size: set together with model"),
+        ({"rho": 1.2, "desirable_weight": 1.0}, "rho: set together with desirable_weight"),
         ({"full_finetune": True, "quantization": "4bit"}, "full_finetune: true with quantization 4bit"),
     ],
 )
@@ -284,9 +284,8 @@ def test_any_trial_survives_yaml(
 def test_presets_and_metrics_are_keyed_by_their_names() -> None:
     assert all(preset.name == name for name, preset in PRESETS.items())
     assert all(metric.name == name for name, metric in METRICS.items())
-    assert known(DEFAULT_METRIC)
-    assert not known("accuracy")
-    assert (direction(DEFAULT_METRIC), direction("eval/auc"), direction("nonsense")) == (
+    assert DEFAULT_METRIC in METRICS
+    assert (goal_of(DEFAULT_METRIC), goal_of("eval/auc"), goal_of("nonsense")) == (
         "minimize",
         "maximize",
         "minimize",

@@ -26,8 +26,8 @@ again: *base
 
 
 def read(text: str) -> YamlSource:
-    source, findings = read_yaml(text)
-    assert findings == []
+    source, problems = read_yaml(text)
+    assert problems == []
     assert source is not None
     return source
 
@@ -67,23 +67,23 @@ def test_data_are_those_of_pyyaml_but_for_dates() -> None:
     [
         ("a: 1\nb: [1, 2\nc: 3\n", 3, "not YAML", "close the bracket"),
         ("a:\n\t- 1\n", 2, "column 1", "spaces"),
-        ("a: b: c\n", 1, "mapping values are not allowed", "quotes"),
+        ("a: b: c\n", 1, "mapping values are not allowed", "quote"),
         ("a: 1\n---\nb: 2\n", 2, "document", "remove ---"),
         ("a: 'open\n", 2, "not YAML", ""),
-        ("a: &x [*x]\n", 1, "holds itself", ""),
-        ("a: {b: 1, b: 2}\n", 1, "b stands here and in line 1", "remove one"),
+        ("a: &x [*x]\n", 1, "contains itself", ""),
+        ("a: {b: 1, b: 2}\n", 1, "b is set here and in line 1", "remove one"),
         ("a: !!python/object:os.system 1\n", 1, "could not determine a constructor", ""),
         ("? [1, 2]\n: 3\n", 1, "not YAML", ""),
         ("a: \x07\n", 1, "not YAML", ""),
         (f"a: {'9' * 5000}\n", 1, "not YAML", ""),
     ],
 )
-def test_what_cannot_be_read_is_one_finding(text: str, line: int, what: str, hint: str) -> None:
-    source, (finding,) = read_yaml(text)
+def test_unreadable_yaml_is_one_problem(text: str, line: int, what: str, hint: str) -> None:
+    source, (problem,) = read_yaml(text)
     assert source is None
-    assert finding.line == line
-    assert what in finding.what
-    assert hint in finding.hint
+    assert problem.line == line
+    assert what in problem.what
+    assert hint in problem.hint
 
 
 def test_an_empty_file_has_no_data() -> None:

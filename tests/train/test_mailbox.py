@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from kto_sweep.protocol import Start, encode
+from kto_sweep.protocol import StartTrial, encode
 from kto_sweep.train.mailbox import Mailbox
 
 
-@pytest.mark.parametrize("cut_off", [b"", b'{"kind": "st', b'{"kind": "stop", "run_id": "run\xc3'])
+@pytest.mark.parametrize("cut_off", [b"", b'{"kind": "st', b'{"kind": "stoptrial", "run_id": "run\xc3'])
 def test_a_worker_ends_with_its_supervisor_even_one_that_was_killed_in_the_middle_of_an_order(
     tmp_path, cut_off
 ):
@@ -16,10 +16,10 @@ def test_a_worker_ends_with_its_supervisor_even_one_that_was_killed_in_the_middl
     with os.fdopen(receive, "rb") as orders, (tmp_path / "messages").open("wb") as messages:
         mailbox = Mailbox(orders, messages)
         mailbox.listen()
-        os.write(send, encode(Start("run", {}, str(tmp_path / "run"))) + cut_off)
+        os.write(send, encode(StartTrial("run", {}, str(tmp_path / "run"))) + cut_off)
         assert [start.run_id for start in mailbox.starts(wait=True)] == ["run"]
         assert not mailbox.closed
         os.close(send)
         assert mailbox.starts(wait=True) == []
         assert mailbox.closed
-        mailbox._claims.pop("run").drop()
+        mailbox._claims.pop("run").release()

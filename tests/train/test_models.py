@@ -124,7 +124,7 @@ def test_weights_that_can_hold_code_are_refused(saved: Path, tmp_path: Path) -> 
         if file.suffix != ".safetensors":
             (folder / file.name).write_bytes(file.read_bytes())
     torch.save({"anything": torch.zeros(1)}, folder / "pytorch_model.bin")
-    with pytest.raises(UsageError, match="has no weights as safetensors"):
+    with pytest.raises(UsageError, match="has no safetensors weights"):
         load(folder, tmp_path)
 
 

@@ -53,8 +53,8 @@ def test_a_gguf_file(tmp_path: Path) -> None:
         ("./absent", "no such model folder"),
         ("{folder}/broken/tokenizer.json", "no such model folder"),
         ("{folder}", "no tokenizer in this folder"),
-        ("{folder}/broken", "its tokenizer cannot be loaded"),
-        ("{folder}/broken.gguf", "its tokenizer cannot be loaded"),
+        ("{folder}/broken", "could not load its tokenizer"),
+        ("{folder}/broken.gguf", "could not load its tokenizer"),
     ],
 )
 def test_what_has_no_tokenizer_is_named(tmp_path: Path, name: str, message: str) -> None:
@@ -72,7 +72,7 @@ def test_what_has_no_tokenizer_is_named(tmp_path: Path, name: str, message: str)
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="nobody/no-such-model: its tokenizer cannot be loaded") as raised:
+    with pytest.raises(UsageError, match="nobody/no-such-model: could not load its tokenizer") as raised:
         load_tokenizer("nobody/no-such-model")
     assert "network" in raised.value.hint
 

@@ -66,6 +66,6 @@ def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
 def test_every_row_of_a_real_file_is_used_or_named(base: LoadedBase) -> None:
     data = real_data("behavior_merged.jsonl", base)
     assert len(data.train) + len(data.eval) == 2370
-    assert "left out 2 rows: 2 no assistant turn (lines 1307, 1391)" in data.notes[1]
+    assert "skipped 2 rows: 2 no assistant turn (lines 1307, 1391)" in data.notes[1]
     groups = [row.group for row in data.train]
     assert all(groups[at] != groups[partner] for at, partner in enumerate(data.train_partners))

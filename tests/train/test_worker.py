@@ -14,7 +14,18 @@ import pytest
 from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.home import Home
-from kto_sweep.protocol import Done, Failed, Message, Metrics, Note, Planned, Preparing, Ready, Start, Stop
+from kto_sweep.protocol import (
+    Done,
+    Failed,
+    Message,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    Ready,
+    StartTrial,
+    StopTrial,
+)
 
 ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 SECONDS = 120.0
@@ -46,7 +57,7 @@ class Worker:
             "learning_rate": 3e-3,
         }
         folder = str(self.home.runs / run_id)
-        self.process.send(Start(run_id, values | config, folder, logged))
+        self.process.send(StartTrial(run_id, values | config, folder, logged))
 
     def until(self, seen: Callable[[Message], bool]) -> Message:
         """Wait for a message."""
@@ -163,8 +174,8 @@ def test_a_stop_reaches_its_trial_alone_and_signals_reach_none(hire: Callable[[]
     worker.until_step("s2", 2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(worker.pid, number)
-    worker.process.send(Stop("s1"))
-    worker.process.send(Stop("waiting"))
+    worker.process.send(StopTrial("s1"))
+    worker.process.send(StopTrial("waiting"))
     ended = worker.until_ended("s1", "waiting")
     for name in ("s1", "waiting"):
         done = ended[name]

@@ -139,4 +139,4 @@ def test_a_file_of_a_data_set_is_named_beside_it(tmp_path: Path) -> None:
     flags = ("--model-size", "tiny", "--dry-run", "--dataset-file", "rows.jsonl")
     assert "data/rows.jsonl" in machine.run("train", *flags, "--dataset-name", "data", code=2)
     output = machine.run("train", *flags, "--dataset-name", "some/set", code=2, HF_HUB_OFFLINE="1")
-    assert "some/set:rows.jsonl: no such file, and the hub does not give it" in output
+    assert "some/set:rows.jsonl: not a local file, and the hub refused it" in output

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kto_sweep.errors import SpecError
+from kto_sweep.errors import SweepFileError
 from kto_sweep.server.sweep_rules import read_rules
-from kto_sweep.sweep_file.spec import load_spec
+from kto_sweep.sweep_file.sweep_config import load_sweep_config
 
 HEAD = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: data.jsonl}\n"
 
@@ -71,10 +71,10 @@ def test_nothing_that_yaml_can_say_is_a_traceback(
     file.write_text(text, encoding="utf-8")
     assert all(isinstance(problem, str) for problem in read_rules(text).problems)
     try:
-        spec = load_spec(file, dataset_check=False)
-    except SpecError as error:
+        sweep = load_sweep_config(file, dataset_check=False)
+    except SweepFileError as error:
         wheres = [problem.where for problem in error.problems]
     else:
         wheres = []
-        assert json.loads(json.dumps(spec.config)) == spec.config
+        assert json.loads(json.dumps(sweep.config)) == sweep.config
     assert all(where.startswith(f"{file}:") for where in wheres)

@@ -1,4 +1,4 @@
-"""Sweep files: what is registered, every problem with its line, and what is said once."""
+"""Sweep files: the registered configuration, every problem with its line, and notices."""
 
 import json
 from pathlib import Path
@@ -6,22 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kto_sweep.errors import SpecError, UsageError
-from kto_sweep.sweep_file.spec import SweepSpec, load_spec
+from kto_sweep.errors import SweepFileError, UsageError
+from kto_sweep.sweep_file.sweep_config import SweepConfig, load_sweep_config
 from kto_sweep.trial import Trial
 
 HEAD = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: data.jsonl}\n"
 
 
-def load(folder: Path, text: str) -> SweepSpec:
+def load(folder: Path, text: str) -> SweepConfig:
     file = folder / "sweep.yaml"
     file.write_text(text, encoding="utf-8")
-    return load_spec(file, dataset_check=False)
+    return load_sweep_config(file, dataset_check=False)
 
 
 def problems_of(folder: Path, text: str) -> list[str]:
     """Each problem without the folder: `3 parameters.x: what is wrong ...`."""
-    with pytest.raises(SpecError) as caught:
+    with pytest.raises(SweepFileError) as caught:
         load(folder, text)
     return [str(problem).removeprefix(f"{folder}/sweep.yaml:") for problem in caught.value.problems]
 
@@ -45,13 +45,13 @@ parameters:
 """
 
 
-def test_five_mistakes_are_five_problems_in_one_report(
+def test_five_mistakes_are_five_problems_in_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("sweep.yaml").write_text(FIVE_MISTAKES, encoding="utf-8")
-    with pytest.raises(SpecError) as caught:
-        load_spec(Path("sweep.yaml"), dataset_check=False)
+    with pytest.raises(SweepFileError) as caught:
+        load_sweep_config(Path("sweep.yaml"), dataset_check=False)
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         "sweep.yaml: 5 problems\n"
@@ -59,7 +59,7 @@ def test_five_mistakes_are_five_problems_in_one_report(
         "  It says how trials are chosen.\n"
         "  Hint: grid\n"
         "sweep.yaml:4 metric.name: eval/comon_loss is not a metric that trials log\n"
-        "  The search would wait for a value that never comes.\n"
+        "  The search would wait for a value that is never logged.\n"
         "  Hint: eval/common_loss\n"
         "sweep.yaml:9 parameters.learning_rat: learning_rat is not a parameter of a trial\n"
         "  Hint: learning_rate\n"
@@ -72,26 +72,26 @@ def test_five_mistakes_are_five_problems_in_one_report(
 
 
 def test_defaults_are_filled_in(tmp_path: Path) -> None:
-    spec = load(tmp_path, HEAD + "  beta: {values: [0.1, 0.3]}\n")
-    assert spec.config["metric"] == {"name": "eval/common_loss", "goal": "minimize"}
-    assert spec.config["program"] == "agent.py"
-    assert (spec.metric_name, spec.goal, spec.method) == ("eval/common_loss", "minimize", "grid")
-    assert (spec.project, spec.name, spec.notices, spec.expected_trials) == (None, None, (), 2)
+    sweep = load(tmp_path, HEAD + "  beta: {values: [0.1, 0.3]}\n")
+    assert sweep.config["metric"] == {"name": "eval/common_loss", "goal": "minimize"}
+    assert sweep.config["program"] == "agent.py"
+    assert (sweep.metric_name, sweep.goal, sweep.method) == ("eval/common_loss", "minimize", "grid")
+    assert (sweep.project, sweep.name, sweep.notices, sweep.expected_trials) == (None, None, (), 2)
 
 
-def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
-    spec = load(
+def test_settings_of_the_file_are_kept(tmp_path: Path) -> None:
+    sweep = load(
         tmp_path,
         "name: first\nproject: kto\nentity: me\nprogram: mine.py\ndescription: why\n"
         "metric: {name: eval/auc, goal: maximize, target: 0.9}\nrun_cap: 1\n" + HEAD,
     )
-    assert (spec.name, spec.project, spec.config["entity"]) == ("first", "kto", "me")
-    assert spec.config["program"] == "mine.py"
-    assert spec.config["metric"] == {"name": "eval/auc", "goal": "maximize", "target": 0.9}
+    assert (sweep.name, sweep.project, sweep.config["entity"]) == ("first", "kto", "me")
+    assert sweep.config["program"] == "mine.py"
+    assert sweep.config["metric"] == {"name": "eval/auc", "goal": "maximize", "target": 0.9}
 
 
-def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) -> None:
-    spec = load(
+def test_text_numbers_are_registered_as_numbers_with_one_notice(tmp_path: Path) -> None:
+    sweep = load(
         tmp_path,
         "run_cap: '20'\nearly_terminate: {type: hyperband, min_iter: '2', eta: 2e0}\n"
         + HEAD
@@ -100,16 +100,16 @@ def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) ->
         '  full_finetune: {value: "false"}\n'
         "  lora: {parameters: {alpha: {values: [16, '3.2E1']}}}\n",
     )
-    assert spec.config["parameters"]["learning_rate"] == {"values": [5e-7, 2.5e-7, 1e-7]}
-    assert spec.config["parameters"]["batch_size"] == {"value": 8}
-    assert spec.config["parameters"]["full_finetune"] == {"value": False}
-    assert spec.config["parameters"]["lora"]["parameters"]["alpha"] == {"values": [16, 32.0]}
-    assert (spec.config["run_cap"], spec.config["early_terminate"]["eta"]) == (20, 2.0)
-    assert spec.notices[0] == (
-        "learning_rate: YAML 1.1 reads 5e-7, 1e-7 as text; registered as the number that is meant "
+    assert sweep.config["parameters"]["learning_rate"] == {"values": [5e-7, 2.5e-7, 1e-7]}
+    assert sweep.config["parameters"]["batch_size"] == {"value": 8}
+    assert sweep.config["parameters"]["full_finetune"] == {"value": False}
+    assert sweep.config["parameters"]["lora"]["parameters"]["alpha"] == {"values": [16, 32.0]}
+    assert (sweep.config["run_cap"], sweep.config["early_terminate"]["eta"]) == (20, 2.0)
+    assert sweep.notices[0] == (
+        "learning_rate: YAML 1.1 reads 5e-7, 1e-7 as text; registered as a number "
         "(write 5.0e-7, 1.0e-7 to silence this)"
     )
-    assert [notice.split(":")[0] for notice in spec.notices] == [
+    assert [notice.split(":")[0] for notice in sweep.notices] == [
         "learning_rate",
         "batch_size",
         "full_finetune",
@@ -117,17 +117,17 @@ def test_text_numbers_are_registered_as_numbers_and_said_once(tmp_path: Path) ->
     ]
 
 
-def test_the_proposed_spelling_silences_the_notice(tmp_path: Path) -> None:
+def test_the_suggested_spelling_silences_the_notice(tmp_path: Path) -> None:
     assert load(tmp_path, HEAD + "  learning_rate: {values: [5.0e-7, 1.0e-7]}\n").notices == ()
 
 
 def test_text_ranges_are_registered_as_numbers(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         HEAD.replace("grid", "random")
         + "  learning_rate: {distribution: log_uniform_values, min: 5e-7, max: 1e-4}\n",
     )
-    entry = spec.config["parameters"]["learning_rate"]
+    entry = sweep.config["parameters"]["learning_rate"]
     assert entry == {"distribution": "log_uniform_values", "min": 5e-7, "max": 1e-4}
 
 
@@ -154,13 +154,13 @@ def test_expected_trials(tmp_path: Path, text: str, expected: int | None) -> Non
 
 
 def test_groups_and_tied_values(tmp_path: Path) -> None:
-    spec = load(
+    sweep = load(
         tmp_path,
         HEAD + "  lora:\n    values: [{r: 8, alpha: 16}, {r: 16, alpha: 64}]\n"
         "  training:\n    parameters:\n      beta: {values: [0.1, 0.2]}\n",
     )
-    assert spec.expected_trials == 4
-    config = spec.space.config({("lora",): {"r": 16, "alpha": 64}, ("training", "beta"): 0.2})
+    assert sweep.expected_trials == 4
+    config = sweep.space.config({("lora",): {"r": 16, "alpha": 64}, ("training", "beta"): 0.2})
     trial = Trial.from_config(config)
     assert (trial.lora_r, trial.lora_alpha, trial.beta) == (16, 64.0, 0.2)
 
@@ -178,7 +178,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("metric: {goal: minimize}", "1 metric: no name"),
         ("metric: {name: common_loss}", "1 metric.name: common_loss is not a metric"),
         ("metric: {name: [a]}", "1 metric.name: "),
-        ("metric: {name: failure/cause}", "1 metric.name: failure/cause cannot be searched by"),
+        ("metric: {name: failure/cause}", "1 metric.name: failure/cause cannot be the metric"),
         ("metric: {name: eval/auc}", "1 metric: no goal"),
         (
             "metric: {name: eval/auc, goal: maximise}",
@@ -192,7 +192,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("metric: {name: eval/loss, impute: mean}", "1 metric.impute: mean is not a way"),
         ("early_terminate: hyperband", "1 early_terminate: hyperband is not a group of keys"),
         ("early_terminate: {min_iter: 1}", "1 early_terminate: no type"),
-        ("early_terminate: {type: median, min_iter: 1}", "1 early_terminate.type: median is not a kind"),
+        ("early_terminate: {type: median, min_iter: 1}", "1 early_terminate.type: median is not a type"),
         ("early_terminate: {type: hyperband}", "1 early_terminate: neither min_iter nor max_iter"),
         ("early_terminate: {type: hyperband, max_iter: 9}", "1 early_terminate: max_iter without s"),
         ("early_terminate: {type: hyperband, min_iter: 0}", "1 early_terminate.min_iter: 0 is not a whole"),
@@ -204,7 +204,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("early_terminate: {type: hyperband, min_itr: 1, max_iter: 8, s: 2}", "1 early_terminate.min_itr: "),
     ],
 )
-def test_settings_that_cannot_be(tmp_path: Path, top: str, problem: str) -> None:
+def test_invalid_settings(tmp_path: Path, top: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, f"{top}\n{HEAD}")
     assert found.startswith(problem)
 
@@ -213,12 +213,12 @@ def test_settings_that_cannot_be(tmp_path: Path, top: str, problem: str) -> None
     ("method", "problem"),
     [
         ("", "1: no method"),
-        ("method: custom\n", "1 method: custom cannot be run here"),
+        ("method: custom\n", "1 method: custom is not supported"),
         ("method: Bayes\n", "1 method: Bayes is not a method"),
         ("method: [grid]\n", "1 method: "),
     ],
 )
-def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> None:
+def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, HEAD.replace("method: grid\n", method))
     assert found.startswith(problem)
 
@@ -229,7 +229,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ("lr: {value: 1.0e-5}", "5 parameters.lr: lr is not a parameter of a trial\n  Hint: learning_rate"),
         (
             "learning_rate: 1.0e-5",
-            "5 parameters.learning_rate: 1.0e-05 stands without a key\n  Hint: value: 1.0e-05",
+            "5 parameters.learning_rate: 1.0e-05 without a key\n  Hint: value: 1.0e-05",
         ),
         ("learning_rate: {value: fast}", "5 parameters.learning_rate.value: fast is not a learning rate"),
         (
@@ -243,7 +243,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         (
             "beta: {distribution: uniform, min: 0.1, max: 1.0}",
             "5 parameters.beta.distribution: a grid cannot visit uniform\n"
-            "  method grid tries every value, and uniform has no end of them.\n"
+            "  method grid tries every value, and uniform has infinitely many.\n"
             "  Hint: values: [0.1, 0.55, 1.0], or method: random",
         ),
         ("beta: {min: 0.1, max: 1.0}", "5 parameters.beta.min: a grid cannot visit uniform"),
@@ -258,12 +258,12 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ),
         (
             "rho: {value: 1.2}\n  desirable_weight: {value: 2.0}",
-            "5 parameters.rho: stands beside desirable_weight",
+            "5 parameters.rho: set together with desirable_weight",
         ),
-        ("model: {value: a/b}", "3 parameters.model_size: stands beside model"),
+        ("model: {value: a/b}", "3 parameters.model_size: set together with model"),
         (
             "lora_r: {value: 8}\n  lora: {parameters: {r: {value: 8}}}",
-            "6 parameters.lora.parameters.r: lora_r is given",
+            "6 parameters.lora.parameters.r: lora_r is set",
         ),
         (
             "full_finetune: {values: [true, false]}\n  quantization: {value: 4bit}",
@@ -271,7 +271,7 @@ def test_methods_that_cannot_be(tmp_path: Path, method: str, problem: str) -> No
         ),
     ],
 )
-def test_parameters_that_cannot_be(tmp_path: Path, entry: str, problem: str) -> None:
+def test_invalid_parameters(tmp_path: Path, entry: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, f"{HEAD}  {entry}\n")
     assert found.startswith(problem)
 
@@ -352,42 +352,42 @@ def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path
         ("method: grid\nparameters:\n\tbeta: 1\n", "3: column 1: not YAML"),
         (
             HEAD + "  beta: {value: 0.1}\n  beta: {value: 0.2}\n",
-            "6 parameters.beta: beta stands here and in line 5",
+            "6 parameters.beta: beta is set here and in line 5",
         ),
         (HEAD + "  beta: !secret 3\n", "5: column 9: not YAML"),
         (HEAD + "---\n" + HEAD, "5: column 1: not YAML"),
     ],
 )
-def test_files_that_are_no_sweeps(tmp_path: Path, text: str, problem: str) -> None:
+def test_files_that_are_not_sweeps(tmp_path: Path, text: str, problem: str) -> None:
     (found,) = problems_of(tmp_path, text)
     assert found.startswith(problem)
 
 
-def test_notices_about_what_is_allowed_and_hardly_meant(tmp_path: Path) -> None:
-    spec = load(
+def test_notices_about_settings_that_are_probably_not_intended(tmp_path: Path) -> None:
+    sweep = load(
         tmp_path,
         "metric: {name: eval/margins, goal: minimize}\n"
         "early_terminate: {type: hyperband, max_iter: 81, s: 2}\n"
         + HEAD.replace("grid", "bayes")
         + "  learning_rate: {distribution: log_uniform, min: -14, max: -9}\n",
     )
-    said = "\n".join(spec.notices)
+    notices = "\n".join(sweep.notices)
     for part in (
         "diverging trials win",
-        "better when it is higher",
-        "no end of its own",
+        "better when higher",
+        "runs until you stop it",
         "from evaluation 9 on",
         "log_uniform_values",
     ):
-        assert part in said
-    assert len(spec.notices) == 5
+        assert part in notices
+    assert len(sweep.notices) == 5
 
 
-def test_a_file_that_is_no_text_is_one_message(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_one_message(tmp_path: Path) -> None:
     file = tmp_path / "s.yaml"
     file.write_bytes(b"method: \xff\xfe")
     with pytest.raises(UsageError, match="UTF-8"):
-        load_spec(file)
+        load_sweep_config(file)
     file.write_bytes(b"method: \x00")
-    with pytest.raises(SpecError, match="not YAML"):
-        load_spec(file)
+    with pytest.raises(SweepFileError, match="not YAML"):
+        load_sweep_config(file)

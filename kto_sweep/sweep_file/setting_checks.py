@@ -1,18 +1,19 @@
-"""What a sweep file says beside its parameters: W&B's keys, the metric, run_cap and early termination."""
+"""Checks of a sweep file's settings: every key but `parameters`, such as metric, run_cap, early_terminate."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from kto_sweep.errors import Problem
 from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.search.options import BLOCK
-from kto_sweep.sweep_file.yaml_source import Finding, Path
+from kto_sweep.sweep_file.yaml_source import Path
 from kto_sweep.text import is_number, nearest, number_from_text, show
 
 TOP_LEVEL = (
     "method", "parameters", "metric", "metrics", "early_terminate", "run_cap", "program", "command", "name",
     "description", "project", "entity", "controller", "scheduler", "job", "image_uri", "apiVersion", "kind",
 )  # fmt: skip
-"""Every key that W&B takes at the top of a sweep."""
+"""Every key that W&B accepts at the top of a sweep."""
 
 METHODS = ("grid", "random", "bayes")
 _TEXTS = ("program", "name", "description", "project", "entity")
@@ -22,7 +23,7 @@ _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
 
 def convert_settings(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The file's data without empty keys; numbers of run_cap, metric and early_terminate as numbers."""
+    """The file's data without empty keys, with the text numbers of run_cap, metric and bands as numbers."""
     config = {key: value for key, value in data.items() if value is not None}
     if "run_cap" in config:
         config["run_cap"] = _as_number(config["run_cap"])
@@ -38,8 +39,8 @@ def convert_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def check_settings(config: Mapping[str, Any]) -> list[Finding]:
-    """Everything wrong at the top of a sweep, `parameters` aside."""
+def check_settings(config: Mapping[str, Any]) -> list[Problem]:
+    """Every problem of a sweep's settings."""
     return [
         *_check_top_level(config),
         *_check_method(config),
@@ -48,139 +49,136 @@ def check_settings(config: Mapping[str, Any]) -> list[Finding]:
     ]
 
 
-def _check_top_level(config: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
     yield from unknown_keys(config, (*TOP_LEVEL, BLOCK), (), "a sweep")
     for key in _TEXTS:
         value = config.get(key)
         if value is not None and (not isinstance(value, str) or not value.strip()):
             hint = "" if isinstance(value, str | list | Mapping) else f'{key}: "{show(value)}"'
-            yield Finding((key,), f"{show(value)} is not a {key}", "It must be text.", hint)
+            yield Problem((key,), f"{show(value)} is not a {key}", "It must be text.", hint)
     run_cap = config.get("run_cap")
     if run_cap is not None and not _is_count(run_cap):
-        yield Finding(
+        yield Problem(
             ("run_cap",),
             f"{show(run_cap)} is not a number of trials",
             "It must be a whole number of at least 1.",
         )
     command = config.get("command")
     if command is not None and not isinstance(command, list):
-        yield Finding(("command",), f"{show(command)} is not a list", hint="command: ['${env}', python, ...]")
+        yield Problem(("command",), f"{show(command)} is not a list", hint="command: ['${env}', python, ...]")
     if "metrics" in config:
-        why = "Several metrics need method custom, which kto-sweep does not run."
-        yield Finding(("metrics",), "several metrics", why, "metric: {name: ..., goal: ...}")
+        why = "In W&B, several metrics need method custom, which kto-sweep does not run."
+        hint = "metric: {name: ..., goal: ...}; or kto_sweep: {objectives: [...]}"
+        yield Problem(("metrics",), "several metrics", why, hint)
 
 
-def _check_method(config: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_method(config: Mapping[str, Any]) -> Iterator[Problem]:
     method = config.get("method")
     if "method" not in config:
-        yield Finding(
+        yield Problem(
             (), "no method", "It says how trials are chosen.", f"method: one of {', '.join(METHODS)}"
         )
     elif method == "custom":
-        why = (
-            "custom leaves the choice of trials to a `wandb sweep-scheduler`, which kto-sweep does not start."
-        )
-        yield Finding(("method",), "custom cannot be run here", why, f"one of {', '.join(METHODS)}")
+        why = "method custom lets a `wandb sweep-scheduler` choose trials, which kto-sweep does not start."
+        yield Problem(("method",), "custom is not supported", why, f"one of {', '.join(METHODS)}")
     elif method not in METHODS:
         hint = nearest(str(method).lower(), METHODS) or f"one of {', '.join(METHODS)}"
-        yield Finding(("method",), f"{show(method)} is not a method", "It says how trials are chosen.", hint)
+        yield Problem(("method",), f"{show(method)} is not a method", "It says how trials are chosen.", hint)
 
 
-def _check_metric(metric: Any) -> Iterator[Finding]:
+def _check_metric(metric: Any) -> Iterator[Problem]:
     if metric is None:
         return
     if not isinstance(metric, Mapping):
         hint = f"metric: {{name: {metric}}}" if isinstance(metric, str) else "metric: {name: ..., goal: ...}"
-        yield Finding(("metric",), f"{show(metric)} is not a metric", hint=hint)
+        yield Problem(("metric",), f"{show(metric)} is not a metric", hint=hint)
         return
     yield from unknown_keys(metric, _METRIC_KEYS, ("metric",), "metric")
     yield from check_metric(metric, ("metric",))
     target = metric.get("target")
     if target is not None and not is_number(target):
-        yield Finding(("metric", "target"), f"{show(target)} is not a number")
+        yield Problem(("metric", "target"), f"{show(target)} is not a number")
     for key, words in (("impute", _IMPUTE), ("impute_while_running", (*_IMPUTE, "false"))):
         value = metric.get(key)
         if value is not None and show(value) not in words:
-            yield Finding(("metric", key), f"{show(value)} is not a way to impute", hint=", ".join(words))
+            yield Problem(("metric", key), f"{show(value)} is not a way to impute", hint=", ".join(words))
 
 
-def check_metric(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
-    """Everything wrong with name and goal of the metric that stands at `here`."""
+def check_metric(metric: Mapping[str, Any], here: Path) -> Iterator[Problem]:
+    """Every problem with name and goal of the metric at `here`."""
     yield from _check_metric_name(metric, here)
     yield from _check_goal(metric, here)
 
 
-def _check_metric_name(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
+def _check_metric_name(metric: Mapping[str, Any], here: Path) -> Iterator[Problem]:
     name = metric.get("name")
     if name is None:
-        yield Finding(here, "no name", hint="name: eval/common_loss")
+        yield Problem(here, "no name", hint="name: eval/common_loss")
     elif show(name) in NOT_LOGGED:
-        why = "It is written once, when a run ends, or is not a number: a search cannot follow it."
-        yield Finding((*here, "name"), f"{name} cannot be searched by", why, "eval/common_loss")
+        why = "It is text, or is logged only when a run ends, so a search cannot follow it."
+        yield Problem((*here, "name"), f"{name} cannot be the metric", why, "eval/common_loss")
     elif show(name) not in METRICS:
-        searchable = [known for known in METRICS if known not in NOT_LOGGED]
+        searchable = [metric for metric in METRICS if metric not in NOT_LOGGED]
         near = nearest(str(name), searchable) or nearest(f"eval/{name}", searchable)
-        why = "The search would wait for a value that never comes."
+        why = "The search would wait for a value that is never logged."
         hint = near or ", ".join(searchable)
-        yield Finding((*here, "name"), f"{show(name)} is not a metric that trials log", why, hint)
+        yield Problem((*here, "name"), f"{show(name)} is not a metric that trials log", why, hint)
 
 
-def _check_goal(metric: Mapping[str, Any], here: Path) -> Iterator[Finding]:
-    goal, known = metric.get("goal"), METRICS.get(str(metric.get("name")))
-    if goal is None and known is not None and known.goal == "maximize":
-        why = f"W&B minimizes when nothing is said, and {known.name} is better when it is higher."
-        yield Finding(here, "no goal", why, "goal: maximize")
+def _check_goal(metric: Mapping[str, Any], here: Path) -> Iterator[Problem]:
+    goal, logged = metric.get("goal"), METRICS.get(str(metric.get("name")))
+    if goal is None and logged is not None and logged.goal == "maximize":
+        why = f"W&B minimizes by default, but higher is better for {logged.name}."
+        yield Problem(here, "no goal", why, "goal: maximize")
     elif goal not in (None, "minimize", "maximize"):
         hint = nearest(str(goal).lower(), ("minimize", "maximize")) or "minimize or maximize"
-        yield Finding((*here, "goal"), f"{show(goal)} is not a goal", hint=hint)
+        yield Problem((*here, "goal"), f"{show(goal)} is not a goal", hint=hint)
 
 
-def _check_early_terminate(settings: Any) -> Iterator[Finding]:
+def _check_early_terminate(settings: Any) -> Iterator[Problem]:
     if settings is None:
         return
     here = ("early_terminate",)
     if not isinstance(settings, Mapping):
         hint = "early_terminate: {type: hyperband, min_iter: 1}"
-        yield Finding(here, f"{show(settings)} is not a group of keys", hint=hint)
+        yield Problem(here, f"{show(settings)} is not a group of keys", hint=hint)
         return
     yield from unknown_keys(settings, _HYPERBAND_KEYS, here, "early_terminate")
     if settings.get("type") != "hyperband":
         at = (*here, "type") if "type" in settings else here
-        what = f"{show(settings['type'])} is not a kind" if "type" in settings else "no type"
-        yield Finding(at, what, "W&B knows one way to end trials early.", "type: hyperband")
+        what = f"{show(settings['type'])} is not a type" if "type" in settings else "no type"
+        yield Problem(at, what, "W&B supports only hyperband.", "type: hyperband")
     yield from check_bands(settings, here)
     if not isinstance(settings.get("strict", True), bool):
-        yield Finding((*here, "strict"), f"{show(settings['strict'])} is not true or false")
+        yield Problem((*here, "strict"), f"{show(settings['strict'])} is not true or false")
 
 
-def check_bands(settings: Mapping[str, Any], here: Path) -> Iterator[Finding]:
-    """Everything wrong with the bands that stand at `here`."""
+def check_bands(settings: Mapping[str, Any], here: Path) -> Iterator[Problem]:
+    """Every problem with the bands at `here`."""
     if ("min_iter" in settings) == ("max_iter" in settings):
         what = "both min_iter and max_iter" if "min_iter" in settings else "neither min_iter nor max_iter"
-        why = "They are the first and the last number of evaluations at which trials are compared."
-        yield Finding(here, what, why, "min_iter: 1")
+        why = "min_iter is the first and max_iter the last evaluation at which trials are compared."
+        yield Problem(here, what, why, "min_iter: 1")
     if "max_iter" in settings and "s" not in settings:
-        yield Finding(
-            here, "max_iter without s", "s is how often trials are compared before max_iter.", "s: 2"
-        )
+        yield Problem(here, "max_iter without s", "s is the number of comparisons before max_iter.", "s: 2")
     for key in ("min_iter", "max_iter", "s"):
         if key in settings and not _is_count(settings[key]):
             what = f"{show(settings[key])} is not a whole number of at least 1"
-            yield Finding((*here, key), what, hint="min_iter: 1" if key == "min_iter" else "")
+            yield Problem((*here, key), what, hint="min_iter: 1" if key == "min_iter" else "")
     eta = settings.get("eta", 3)
     if not is_number(eta) or eta <= 1:
-        yield Finding(
-            (*here, "eta"), f"{show(eta)} is not a number above 1", "One trial in eta goes on.", "eta: 3"
+        yield Problem(
+            (*here, "eta"), f"{show(eta)} is not a number above 1", "One trial in eta continues.", "eta: 3"
         )
 
 
-def unknown_keys(group: Mapping[Any, Any], known: Iterable[str], path: Path, of: str) -> Iterator[Finding]:
-    """A finding for each key of a group at `path` that is not known."""
+def unknown_keys(group: Mapping[Any, Any], known: Iterable[str], path: Path, of: str) -> Iterator[Problem]:
+    """A problem for each key of a group at `path` that is not in `known`."""
     known = tuple(known)
     for key in group:
         if key not in known:
             hint = nearest(str(key), known) or f"the keys are {', '.join(known)}"
-            yield Finding((*path, str(key)), f"{show(key)} is not a key of {of}", hint=hint)
+            yield Problem((*path, str(key)), f"{show(key)} is not a key of {of}", hint=hint)
 
 
 def _as_number(value: Any) -> Any:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kto_sweep.errors import SpecError, UsageError
-from kto_sweep.search.space import parse_space
+from kto_sweep.errors import SweepFileError, UsageError
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.shipped_files import shipped_names, shipped_root
-from kto_sweep.sweep_file.spec import load_spec
+from kto_sweep.sweep_file.sweep_config import load_sweep_config
 from kto_sweep.trial import Trial
 
 HEAD = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: data.jsonl}\n"
@@ -21,17 +21,17 @@ def test_data_files_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_text(HEAD, encoding="utf-8")
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "project" / "dota.jsonl").touch()
-    with pytest.raises(SpecError) as caught:
-        load_spec(file)
+    with pytest.raises(SweepFileError) as caught:
+        load_sweep_config(file)
     (problem,) = caught.value.problems
     assert problem.where.endswith("s.yaml:4 parameters.dataset.value")
     assert (problem.what, problem.hint) == ("no data file data.jsonl", "dota.jsonl")
 
     (tmp_path / "project" / "data.jsonl").touch()
-    (notice,) = load_spec(file).notices
+    (notice,) = load_sweep_config(file).notices
     assert notice == f"data.jsonl is not below the current folder: start the agents in {tmp_path}/project"
     (tmp_path / "elsewhere" / "data.jsonl").touch()
-    assert load_spec(file).notices == ()
+    assert load_sweep_config(file).notices == ()
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_data_names(
     file = here / "s.yaml"
     file.write_text(HEAD.replace("data.jsonl", name), encoding="utf-8")
     if ends_with is None:
-        load_spec(file)
+        load_sweep_config(file)
         return
-    with pytest.raises(SpecError) as caught:
-        load_spec(file)
+    with pytest.raises(SweepFileError) as caught:
+        load_sweep_config(file)
     assert caught.value.problems[0].hint == ends_with
 
 
@@ -66,16 +66,16 @@ def test_a_missing_file_leads_to_the_nearest_one(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     Path("lr_gird.yaml").touch()
     with pytest.raises(UsageError, match="no such file") as caught:
-        load_spec(Path("lr_grd.yaml"))
+        load_sweep_config(Path("lr_grd.yaml"))
     assert caught.value.hint == "lr_gird.yaml"
     with pytest.raises(UsageError) as caught:
-        load_spec(Path("sweeps/lr_gid.yaml"))
+        load_sweep_config(Path("sweeps/lr_gid.yaml"))
     assert caught.value.hint == "sweeps/lr_grid.yaml"
     with pytest.raises(UsageError) as caught:
-        load_spec(Path("zzz"))
+        load_sweep_config(Path("zzz"))
     assert "sweeps/demo.yaml" in caught.value.hint
     with pytest.raises(UsageError, match="is a folder"):
-        load_spec(tmp_path)
+        load_sweep_config(tmp_path)
 
 
 SWEEPS = [name for name in shipped_names() if name.startswith("sweeps/")]
@@ -86,11 +86,11 @@ def test_shipped_sweeps_load_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = load_spec(Path(name))
-    assert (spec.metric_name, spec.goal) == ("eval/common_loss", "minimize")
-    assert spec.config["program"] == "agent.py"
+    sweep = load_sweep_config(Path(name))
+    assert (sweep.metric_name, sweep.goal) == ("eval/common_loss", "minimize")
+    assert sweep.config["program"] == "agent.py"
     trial = Trial.from_config(
-        spec.space.config({p.path: p.distribution.ppf(0.4) for p in spec.space.searched})
+        sweep.space.config({p.path: p.distribution.ppf(0.4) for p in sweep.space.searched})
     )
     assert trial.dataset == "examples/support_replies.jsonl"
 
@@ -108,8 +108,8 @@ def test_shipped_sweeps_say_what_they_search_and_cost_and_how_to_start(name: str
 
 
 def test_the_learning_rate_grid_is_that_of_wandbs_example() -> None:
-    spec = load_spec(Path("sweeps/lr_grid.yaml"))
-    assert spec.config["parameters"]["learning_rate"]["values"] == [5e-7, 2.5e-7, 1e-7]
-    assert spec.config["parameters"]["batch_size"]["values"] == [6, 8, 10]
-    assert spec.expected_trials == 9
-    assert len(spec.notices) == 1
+    sweep = load_sweep_config(Path("sweeps/lr_grid.yaml"))
+    assert sweep.config["parameters"]["learning_rate"]["values"] == [5e-7, 2.5e-7, 1e-7]
+    assert sweep.config["parameters"]["batch_size"]["values"] == [6, 8, 10]
+    assert sweep.expected_trials == 9
+    assert len(sweep.notices) == 1

@@ -1,6 +1,6 @@
-"""Text that means a number, in a sweep file's parameters: registered as the number, and said so once.
+"""Text that means a number, in a sweep file's parameters: converted to the number, with a notice.
 
-YAML 1.1, which W&B reads too, takes 5e-7 for text because it has no point.
+YAML 1.1, which W&B uses too, reads 5e-7 as text because it has no decimal point.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ def convert_section(section: Mapping[str, Any], path: Path = ()) -> tuple[dict[s
     for name, body in section.items():
         here = (*path, name)
         if "parameters" in body:
-            inner, said = convert_section(body["parameters"], here)
+            inner, inner_notices = convert_section(body["parameters"], here)
             converted[name] = {**body, "parameters": inner}
-            notices += said
+            notices += inner_notices
         else:
             converted[name] = _convert_entry(body, here)
             notices += _notice(here, list(_changed(body, converted[name])))
@@ -38,7 +38,7 @@ def _convert_entry(body: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _convert_value(value: Any, path: Path) -> Any:
-    """The value that the trial will hold in place of a text; all others, and groups, as they are."""
+    """Text as the value that a trial holds for it; other values unchanged."""
     if isinstance(value, Mapping):
         return {key: _convert_value(inner, (*path, str(key))) for key, inner in value.items()}
     name = parameter_name(path)
@@ -48,7 +48,7 @@ def _convert_value(value: Any, path: Path) -> Any:
 
 
 def _changed(before: Any, after: Any) -> Iterator[str]:
-    """Every text in `before` that is no text in `after`."""
+    """Every text in `before` that is not text in `after`."""
     if isinstance(before, Mapping):
         for key in before:
             yield from _changed(before[key], after[key])
@@ -63,6 +63,6 @@ def _notice(path: Path, texts: list[str]) -> Iterator[str]:
     if texts:
         written, better = ", ".join(texts), ", ".join(yaml_form(text) for text in texts)
         yield (
-            f"{'.'.join(path)}: YAML 1.1 reads {written} as text; registered as the number that is meant "
+            f"{'.'.join(path)}: YAML 1.1 reads {written} as text; registered as a number "
             f"(write {better} to silence this)"
         )

@@ -1,0 +1,61 @@
+"""Checks before a sweep is registered: its file and data, and whether its cells fit on this machine's GPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kto_sweep.data.files import find_data
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.plan.gpus import find_gpu
+from kto_sweep.plan.planner import planner_for
+from kto_sweep.sweep_file.sweep_config import SweepConfig
+from kto_sweep.sweep_file.validate import validate
+from kto_sweep.text import counted
+from kto_sweep.trial import parameter_name
+
+
+def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[str], None]) -> SweepConfig:
+    """The sweep of a file that can run here; warnings and the plan's summary go to `say`.
+
+    Raises SweepFileError with every error, UsageError when cells do not fit on this machine's GPU; with
+    `force` only for what a server would refuse. Without a GPU the plan is only printed.
+    """
+    validation = validate(file)
+    for warning in validation.warnings:
+        say(f"Note: {warning.where}: {warning.what}")
+    if validation.sweep is None or not force:
+        validation.checked()
+    sweep = validation.sweep
+    assert sweep is not None
+    if validation.errors:
+        for problem in validation.errors:
+            say(f"Error, ignored because of --force: {problem}")
+        return sweep
+    missing = [name for name in dataset_names(sweep) if find_data(name) is None]
+    if missing:  # creating a sweep downloads nothing
+        say(f"Plan: skipped, {missing[0]} is not on this box; to download it: kto-sweep plan {file}")
+        return sweep
+    gpu = find_gpu()
+    try:
+        plan = planner_for(gpu, home, this_box=True, exact=False).plan(sweep)
+    except UsageError as error:  # such as a model folder that only the GPU machine has
+        say(f"Plan: skipped: {error.message}")
+        return sweep
+    say(f"Plan: {plan.summary()}")
+    if plan.impossible and not force:
+        first = plan.impossible[0]
+        cell = ", ".join(f"{name}={value}" for name, value in first.cell.varied.items()) or "every trial"
+        others = len(plan.impossible) - 1
+        more = f" (and {counted(others, 'other cell')})" if others else ""
+        available = f"{gpu.name} has {gpu.usable_gib:.1f} for tensors" if gpu else ""
+        raise UsageError(
+            f"{file}: {cell}{more} needs at least {first.least_gib:.1f} GiB, but {available}",
+            hint=f"{first.remedy}; kto-sweep plan {file} shows all cells, --force registers it anyway",
+        )
+    return sweep
+
+
+def dataset_names(sweep: SweepConfig) -> list[str]:
+    """The data files and hub ids that the sweep names."""
+    datasets = [p for p in sweep.space.parameters if parameter_name(p.path) == "dataset"]
+    return [str(source) for parameter in datasets for source in parameter.distribution.extremes()]
