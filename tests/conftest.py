@@ -11,7 +11,7 @@ import pytest
 from kto_sweep.home import Home
 from kto_sweep.server.listening import FIRST_PORT
 
-FIRST = ("agent", "faults", "train_command", "ledger")
+FIRST = ("agent", "faults", "train_command", "sweep")
 """Folders whose tests start whole boxes: they come first, that no process is left alone with a long one."""
 PORT = pytest.StashKey[socket.socket]()
 

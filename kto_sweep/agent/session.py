@@ -29,7 +29,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.preflight import planner
-from kto_sweep.sweep.ref import recall, remember
+from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.text import counted, duration
@@ -94,7 +94,7 @@ def work_on(
                 metric=view.metric, goal=view.goal, local=target.local,
                 trials_per_device=trials_per_device, count=count,
                 grace=grace, patience=patience, orphans=orphans, alerts=alerts, timekeeper=timekeeper,
-                pauses=view.pauses, earlier=view.trained(),
+                pauses=view.pauses_trials, earlier=view.trained(),
             )  # fmt: skip
             try:
                 tally = supervisor.run()
@@ -127,12 +127,12 @@ def _open_sweep(
 ) -> tuple["wandb.Api", Target, SweepView]:
     """The sweep that is meant, on its server. Raises KtoSweepError when no trial of it could be begun."""
     target, ref = find_sweep(home, sweep, local=local)
-    console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
+    console.print(f"Talking to {target}", soft_wrap=True)
     api = connect(target)
     view = read_sweep(api, target, ref)
-    remember(home, ref, local=target.local, base_url=target.base_url)
+    save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-    record = recall(home, ref.id)
+    record = load_sweep_record(home, ref.id)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
         console.print(f"It is paused: its trials begin after   kto-sweep resume {ref.id}")
@@ -183,7 +183,7 @@ def _timekeeper(
 
 def _forget_paused(home: Home, view: SweepView) -> None:
     """Of trials that successive halving has paused for good, keep no checkpoint to go on from."""
-    if view.pauses and view.state in {"FINISHED", "CANCELED"}:
+    if view.pauses_trials and view.state in {"FINISHED", "CANCELED"}:
         for trial in view.trials:
             if trial.state == "killed":
                 forget_checkpoint(home.runs / trial.run_id)
@@ -202,7 +202,7 @@ def leave_at_once(code: int) -> NoReturn:
 
 def _told(tally: Tally, view: SweepView) -> str:
     told = [f"{tally.finished} finished"]
-    stopped = counted(tally.stopped, "pause") if view.pauses else f"{tally.stopped} stopped early"
+    stopped = counted(tally.stopped, "pause") if view.pauses_trials else f"{tally.stopped} stopped early"
     told += [stopped] if tally.stopped else []
     told += [f"{tally.failed} failed"] if tally.failed else []
     return f"Trials of this agent: {', '.join(told)}"

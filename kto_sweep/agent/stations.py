@@ -15,7 +15,7 @@ from kto_sweep.disk import shortage
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.connection import is_deleted
-from kto_sweep.wandb_client.private_api import Command, RefusedError, heartbeat, register_agent
+from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, heartbeat, register_agent
 
 if TYPE_CHECKING:
     import wandb
@@ -119,7 +119,7 @@ class Stations:
             return []
         try:
             commands = heartbeat(self._api, agent_id, runs)
-        except RefusedError:
+        except KeyRejectedError:
             self.refused = True
             raise
         self.refused = False

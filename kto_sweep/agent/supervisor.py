@@ -50,7 +50,7 @@ from kto_sweep.fingerprints import Trained, Witness
 from kto_sweep.home import Home
 from kto_sweep.protocol import Broken, Done, MakeRoom, Message, Ready
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.wandb_client.private_api import Command, end_service, service_has_ended
+from kto_sweep.wandb_client.private_api import Command, kill_wandb_core, wandb_core_exited
 
 if TYPE_CHECKING:
     import wandb
@@ -176,10 +176,10 @@ class Supervisor:
         if self._departure.is_overdue:
             raise KeyboardInterrupt  # the workers are killed on the way out
         self._handle(self._next_event())
-        if service_has_ended():
+        if wandb_core_exited():
             raise ServiceGoneError
         if self._lifeline.moved_to:
-            end_service()  # it knows the old address only
+            kill_wandb_core()  # it knows the old address only
             raise ServiceGoneError(f"the server is at {self._lifeline.moved_to} now")
         self._places.order_ready()
         if not self.tally.is_leaving:
@@ -222,7 +222,7 @@ class Supervisor:
             case Signalled(number):
                 self._interrupt(number)
             case Lost(error):
-                if service_has_ended():
+                if wandb_core_exited():
                     raise ServiceGoneError
                 raise error
             case ServiceGone():

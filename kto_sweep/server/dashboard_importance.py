@@ -4,8 +4,8 @@ import sqlite3
 import threading
 from dataclasses import asdict
 
-from kto_sweep.compare.importance import importances
-from kto_sweep.compare.replicates import SEED
+from kto_sweep.compare.importance import parameter_importance
+from kto_sweep.compare.seed_groups import SEED
 from kto_sweep.server import objective, run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.states import ENDED
@@ -46,5 +46,5 @@ class ImportanceCache:
                 while len(self._known) >= REMEMBERED:
                     self._known.pop(next(iter(self._known)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]
-                self._known[key] = asdict(importances(searched, configs, values))
+                self._known[key] = asdict(parameter_importance(searched, configs, values))
             return self._known[key]

@@ -140,7 +140,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             os.environ["WANDB_NAME"] = job.name
         api = open_server(target, offline=offline)
         ref = SweepRef(_entity(job, target, api), job.project, "")
-        where = "no server: it is sent later" if offline else f"{'the ' if target.local else ''}{target}"
+        where = "no server: it is sent later" if offline else f"{target}"
         console.print(f"Talking to {where}", soft_wrap=True)
         if not offline:
             console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)

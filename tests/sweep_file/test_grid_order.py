@@ -3,7 +3,7 @@
 import pytest
 
 from kto_sweep.search.space import parse_space
-from kto_sweep.sweep.create import order_note
+from kto_sweep.sweep.create import grid_order_note
 
 RATES = {"values": [1.0e-6, 5.0e-6]}
 SIZES = {"values": ["0.5b", "7b"]}
@@ -19,8 +19,8 @@ SIZES = {"values": ["0.5b", "7b"]}
         ({"learning_rate": RATES, "base": {"parameters": {"model_size": SIZES}}}, None),
     ],
 )
-def test_a_model_that_changes_too_often_is_told_of(parameters: dict[str, object], name: str | None) -> None:
+def test_a_model_that_changes_too_often_gives_a_note(parameters: dict[str, object], name: str | None) -> None:
     space, _ = parse_space(parameters)
     assert space is not None
-    note = order_note(space)
-    assert (f"{name} changes before others" in note) if name else note == ""
+    note = grid_order_note(space)
+    assert (f"Here {name} changes early" in note) if name else note == ""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from safetensors.numpy import load_file
-from train_box import Box, rows
+from train_machine import Machine, rows
 
 from kto_sweep.shipped_files import find_file
 
@@ -17,26 +17,26 @@ RUN_OF = (
 
 
 @pytest.fixture(scope="module")
-def trained(box: Box) -> str:
+def trained(machine: Machine) -> str:
     """The output of a run of 6 steps into the folder `out`."""
-    return box.train(
+    return machine.train(
         *("--batch-size", "2", "--gradient-accumulation", "2", "--max-steps", "6", "--samples", "2"),
         *("--wandb-project", "mine", "--output-dir", "out"),
     )
 
 
-def test_one_run_has_its_table_files_and_a_run_without_a_sweep(box, trained):
+def test_one_run_has_its_table_files_and_a_run_without_a_sweep(machine, trained):
     assert "batch_size 4: 2 x 2 examples" in trained
     assert "Margin" in trained
     assert "6/6" in trained
     assert "360 rows, 176 desirable" in trained
-    (folder,) = box.folders()
-    out = (box.folder / "out").resolve()
+    (folder,) = machine.folders()
+    out = (machine.folder / "out").resolve()
     assert folder.resolve() == out
     assert f"Trained weights, log, lineage and model card: {out}\n" in trained
     assert len(rows(folder)) == 6
     assert json.loads((folder / "lineage.json").read_text())["result"]["end"] == "finished"
-    name, state, batch, alone, samples = box.python(
+    name, state, batch, alone, samples = machine.python(
         RUN_OF.format("r.summary_metrics['samples']['nrows']", folder.name)
     )
     assert (name, state, batch, alone) == (
@@ -45,8 +45,8 @@ def test_one_run_has_its_table_files_and_a_run_without_a_sweep(box, trained):
     assert samples == 2
 
 
-def test_the_card_beside_the_adapters_tells_data_parameters_results_and_lineage(box, trained):
-    card = (box.folder / "out" / "adapter" / "README.md").read_text()
+def test_the_card_beside_the_adapters_tells_data_parameters_results_and_lineage(machine, trained):
+    card = (machine.folder / "out" / "adapter" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "| held out | 36 |" in card
     assert "| `learning_rate` | 0.003 |" in card
@@ -54,72 +54,72 @@ def test_the_card_beside_the_adapters_tells_data_parameters_results_and_lineage(
     assert "base weights" in card
 
 
-def test_merged_weights_are_new_and_never_overwritten(box, trained):
-    box.run("merge", "out", "--output", "merged")
-    names = {path.name for path in (box.folder / "merged").iterdir()}
+def test_merged_weights_are_new_and_never_overwritten(machine, trained):
+    machine.run("merge", "out", "--output", "merged")
+    names = {path.name for path in (machine.folder / "merged").iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= names
-    merged = load_file(box.folder / "merged" / "model.safetensors")
-    (base_file,) = box.home.models.rglob("model.safetensors")
+    merged = load_file(machine.folder / "merged" / "model.safetensors")
+    (base_file,) = machine.home.models.rglob("model.safetensors")
     base = load_file(base_file)
     assert base.keys() == merged.keys()
     assert any((base[name] != merged[name]).any() for name in base if "proj" in name)
     assert all((base[name] == merged[name]).all() for name in base if "norm" in name)
-    assert "is there already" in box.run("merge", "out", "--output", "merged", code=2)
+    assert "is there already" in machine.run("merge", "out", "--output", "merged", code=2)
 
 
-def test_chat_answers_a_typed_prompt_twice(box, trained):
-    text = box.run("chat", "out", "--prompt", "My parcel is late.", "--max-tokens", "12", "--json")
+def test_chat_answers_a_typed_prompt_twice(machine, trained):
+    text = machine.run("chat", "out", "--prompt", "My parcel is late.", "--max-tokens", "12", "--json")
     ((answers),) = json.loads(text)["answers"]
     assert "My parcel is late." in answers["prompt"]
     assert answers["base"]
     assert answers["tuned"]
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same_rows(box):
-    (box.folder / "own.jsonl").write_text(EXAMPLE.read_text())
+def test_a_resumed_run_logs_the_same_rows(machine):
+    (machine.folder / "own.jsonl").write_text(EXAMPLE.read_text())
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6", "--local-file", "own.jsonl")
-    (box.folder / "elsewhere").mkdir()
-    elsewhere = replace(box, directory=box.folder / "elsewhere")
-    told = box.interrupted(*steps, after=" 3/12")
-    cut = box.folders()[0]
-    assert f"kto-sweep train --resume-from-checkpoint {cut.name}" in told
+    (machine.folder / "elsewhere").mkdir()
+    elsewhere = replace(machine, directory=machine.folder / "elsewhere")
+    output = machine.interrupted(*steps, after=" 3/12")
+    cut = machine.folders()[0]
+    assert f"kto-sweep train --resume-from-checkpoint {cut.name}" in output
     assert 3 <= len(rows(cut)) < 12
-    assert "cannot go on with beta 0.3 (was 0.1)" in box.run(
+    assert "cannot be resumed with beta 0.3 (was 0.1)" in machine.run(
         "train", "--resume-from-checkpoint", cut.name, "--beta", "0.3", code=2
     )
-    told = elsewhere.run("train", "--resume-from-checkpoint", "--cpu")  # with its data all the same
-    assert f"Going on with run {cut.name}" in told
+    output = elsewhere.run("train", "--resume-from-checkpoint", "--cpu")  # with its data all the same
+    assert f"Resuming run {cut.name}" in output
     text = elsewhere.run("chat", cut.name, "--count", "1", "--max-tokens", "4", "--json")
     assert len(json.loads(text)["answers"]) == 1
-    assert "is finished" in box.run("train", "--resume-from-checkpoint", cut.name, code=2)
-    box.train(*steps)
-    whole = box.folders()[0]
+    assert "is finished" in machine.run("train", "--resume-from-checkpoint", cut.name, code=2)
+    machine.train(*steps)
+    whole = machine.folders()[0]
     assert whole != cut
     assert rows(cut) == rows(whole)
-    state, last = box.python(
+    state, last = machine.python(
         f"(lambda r: [r.state, r.summary_metrics['_step']])(api.run('local/kto-sweep/{cut.name}'))"
     )
     assert (state, last) == ("finished", 12)
 
 
-def test_the_winner_of_a_sweep_trained_again_gives_the_same_curve(box):
-    (box.folder / "sweep.yaml").write_text(
+def test_the_winner_of_a_sweep_trained_again_gives_the_same_curve(machine):
+    (machine.folder / "sweep.yaml").write_text(
         "method: grid\nparameters:\n  lora_r: {values: [4, 8]}\n  model_size: {value: tiny}\n"
         "  dataset: {value: examples/support_replies.jsonl}\n  learning_rate: {value: 3e-3}\n"
         "  max_steps: {value: 4}\n  max_length: {value: 128}\n"
     )
-    sweep = json.loads(box.run("create", "sweep.yaml", "--json"))["id"]
-    box.run("agent", sweep, "--cpu")
-    best = json.loads(box.run("compare", sweep, "--json"))["trials"][0]["run_id"]
-    told = box.run("train", "--from", sweep, "--cpu")
-    assert f"Parameters from run {best}" in told
-    assert rows(box.folders()[0]) == rows(box.home.runs / best)
+    sweep = json.loads(machine.run("create", "sweep.yaml", "--json"))["id"]
+    machine.run("agent", sweep, "--cpu")
+    best = json.loads(machine.run("compare", sweep, "--json"))["trials"][0]["run_id"]
+    output = machine.run("train", "--from", sweep, "--cpu")
+    assert f"Parameters from run {best}" in output
+    assert rows(machine.folders()[0]) == rows(machine.home.runs / best)
 
 
-def test_a_dry_run_checks_everything_and_trains_nothing(box):
-    before = len(box.folders())
-    told = box.train("--dry-run", "--whole-data")
-    assert "360 rows" in told
-    assert "logged in as local" in told
-    assert "GiB" in told
-    assert len(box.folders()) == before
+def test_a_dry_run_checks_everything_and_trains_nothing(machine):
+    before = len(machine.folders())
+    output = machine.train("--dry-run", "--whole-data")
+    assert "360 rows" in output
+    assert "logged in as local" in output
+    assert "GiB" in output
+    assert len(machine.folders()) == before

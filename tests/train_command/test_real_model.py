@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from train_box import Box, rows
+from train_machine import Machine, rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -19,16 +19,16 @@ def model() -> str:
     return str(file)
 
 
-def test_a_short_run_learns_what_is_wanted_and_answers_differently(box: Box, model: str) -> None:
-    box.run(
+def test_a_short_run_learns_what_is_wanted_and_answers_differently(machine: Machine, model: str) -> None:
+    machine.run(
         *("train", "--cpu", "--model-name", model, "--local-file", "examples/support_replies.jsonl"),
         *("--batch-size", "8", "--max-steps", "24", "--learning-rate", "2e-4", "--max-seq-length", "128"),
         *("--output-dir", "out"),
     )
-    (folder,) = box.folders()
+    (folder,) = machine.folders()
     losses = [row["eval/common_loss"] for row in rows(folder) if "eval/common_loss" in row]
     assert losses[-1] < 0.4
-    text = box.run(
+    text = machine.run(
         "chat", "out", "--prompt", "My parcel has not arrived. Where is it?", "--max-tokens", "24", "--json"
     )
     ((answers),) = json.loads(text)["answers"]

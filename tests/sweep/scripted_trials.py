@@ -1,4 +1,4 @@
-"""Boxes with a server each, and trials that log what they are told in place of training."""
+"""Boxes with a server each, and trials that log what they are output in place of training."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from kto_sweep.sweep.server_choice import local_target
 
 sweep, most, outcomes, between = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 home, ref = Home.from_environment(), SweepRef("local", "kto-sweep", sweep)
-local_target(home).enter()
+local_target(home).export()
 api = wandb.Api()
 agent, did = register_agent(api, ref, "box"), []
 while len(did) < most:
@@ -47,7 +47,7 @@ while len(did) < most:
     elif outcome == "put back":
         run.preempt()
     else:
-        run.fail(outcome, "as told")
+        run.fail(outcome, "as output")
     did.append([run_id, rate, config["batch_size"]])
 print("RESULT " + json.dumps(did))
 """
@@ -63,8 +63,8 @@ parameters:
 
 
 @dataclass(frozen=True)
-class Box:
-    """One machine of a user, with no W&B key."""
+class Machine:
+    """A user's machine without a W&B key."""
 
     folder: Path
 
@@ -116,11 +116,11 @@ class Box:
         `outcomes` says how the trial of "learning rate, batch size" ends; `between` is run before its end.
         """
         output = self.python("-c", WORK, sweep, str(most), json.dumps(outcomes or {}), between)
-        told = next(line[7:] for line in output.splitlines() if line.startswith("RESULT "))
-        return [tuple(item) for item in json.loads(told)]
+        output = next(line[7:] for line in output.splitlines() if line.startswith("RESULT "))
+        return [tuple(item) for item in json.loads(output)]
 
     def ask(self, code: str) -> Any:
-        """What a script finds out through wandb.Api: the value of its last expression."""
+        """The value of an expression in a script that uses wandb.Api."""
         address = ensure_server(self.home)
         script = f"import json, wandb\napi = wandb.Api()\nprint('RESULT ' + json.dumps({code}))"
         output = self.python(

@@ -1,4 +1,4 @@
-"""A box of its own, with its home and embedded server; commands run as a user's do."""
+"""A user's machine with its home and embedded server, and the commands typed on it."""
 
 import json
 import signal
@@ -21,8 +21,8 @@ FLAGS = [
 
 
 @dataclass(frozen=True)
-class Box:
-    """One machine of a user, with no W&B key."""
+class Machine:
+    """A user's machine without a W&B key."""
 
     folder: Path
     """HOME and KTO_SWEEP_HOME lie in it; the current directory of commands, unless there is another."""
@@ -88,9 +88,9 @@ class Box:
         server = {"WANDB_BASE_URL": address.url, "WANDB_API_KEY": address.key, "WANDB_SILENT": "true"}
         # A script that hangs says where.
         lines = ("import faulthandler, json, wandb", "faulthandler.dump_traceback_later(100, exit=True)")
-        told = "\n".join([*lines, "api = wandb.Api()", f"print(json.dumps({code}))"])
+        output = "\n".join([*lines, "api = wandb.Api()", f"print(json.dumps({code}))"])
         done = subprocess.run(
-            [sys.executable, "-c", told],
+            [sys.executable, "-c", output],
             cwd=self.folder,
             env=self.environment | server,
             text=True,

@@ -1,7 +1,7 @@
-"""A Bayesian search that learns from earlier sweeps: which of their trials serve, and what is told of it."""
+"""A Bayesian search with observations from earlier sweeps."""
 
 import pytest
-from ledger_box import SWEEP, Box
+from scripted_trials import SWEEP, Machine
 
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
@@ -23,7 +23,7 @@ VALUE = {"eval/common_loss": 0.3}
 
 
 @pytest.mark.parametrize(
-    ("change", "summary", "state", "serves"),
+    ("change", "summary", "state", "observed"),
     [
         ({}, VALUE, "finished", True),
         ({"seed": 7}, VALUE, "finished", True),
@@ -39,11 +39,11 @@ VALUE = {"eval/common_loss": 0.3}
         ({"no_such_thing": 3}, VALUE, "finished", False),
     ],
 )
-def test_a_trial_serves_that_the_search_could_have_chosen(change, summary, state, serves):
+def test_a_trial_that_the_search_could_have_suggested_is_an_observation(change, summary, state, observed):
     trial = TrialRecord("a", "a", state, {**GOOD, **change}, summary, None)
     ref = SweepRef("me", "kto", "s")
     earlier = SweepView(ref, "", "s", "FINISHED", "random", "loss", "minimize", Space(()), None, (trial,))
-    assert bool(find_observed(CONFIG, earlier)) == serves
+    assert bool(find_observed(CONFIG, earlier)) == observed
 
 
 def test_all_objectives_are_needed():
@@ -58,19 +58,19 @@ def test_all_objectives_are_needed():
     assert [trial.run_id for trial in find_observed(config, earlier)] == ["b"]
 
 
-def test_the_search_goes_on_from_what_earlier_sweeps_found(box: Box) -> None:
+def test_the_search_continues_from_earlier_sweeps(machine: Machine) -> None:
     """Of six configurations four were tried, one of them failed: two are left, and the one that failed."""
-    first = box.create()
-    box.work(first, outcomes={"0.001 2": "nan"})
+    first = machine.create()
+    machine.work(first, outcomes={"0.001 2": "nan"})
     file = SWEEP.replace("grid", "bayes\nrun_cap: 3").replace("[0.001, 0.002]", "[0.001, 0.002, 0.004]")
-    (box.folder / "bayes.yaml").write_text(f"{file}kto_sweep: {{warm_start: [{first}]}}\n")
-    said = box.run("create", "bayes.yaml")
+    (machine.folder / "bayes.yaml").write_text(f"{file}kto_sweep: {{warm_start: [{first}]}}\n")
+    said = machine.run("create", "bayes.yaml")
     assert f"Warm start: 3 of 4 trials of local/kto-sweep/{first} are observations" in said
-    status = box.json("status")
+    status = machine.json("status")
     assert (status["expected"], status["finished"], status["missing"]) == (3, 0, 3)
-    done = box.work(status["id"])
+    done = machine.work(status["id"])
     assert sorted((rate, size) for _, rate, size in done) == [(0.001, 2), (0.004, 1), (0.004, 2)]
-    status = box.json("status")
+    status = machine.json("status")
     assert (status["state"], status["finished"], status["missing"]) == ("FINISHED", 3, 0)
-    assert len(box.json("compare")["trials"]) == 6
-    assert "not in local/other" in box.run("create", "bayes.yaml", "--project", "other", code=2)
+    assert len(machine.json("compare")["trials"]) == 6
+    assert "not in local/other" in machine.run("create", "bayes.yaml", "--project", "other", code=2)

@@ -1,4 +1,4 @@
-"""A server in front of the real one, which knows what the real one does not: saved views."""
+"""A proxy of the embedded server that adds what it lacks: saved views."""
 
 import json
 import threading
@@ -12,7 +12,7 @@ import httpx
 
 
 @dataclass
-class Front:
+class ViewsProxy:
     url: str = ""
     views: list[dict[str, Any]] = field(default_factory=list)
     """The variables of each upsertView."""
@@ -21,18 +21,18 @@ class Front:
 
 
 @contextmanager
-def front_of(target: str) -> Iterator[Front]:
-    front = Front()
+def views_proxy(target: str) -> Iterator[ViewsProxy]:
+    proxy = ViewsProxy()
     client = httpx.Client(base_url=target, timeout=60)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            asked = json.loads(body)
-            front.curves += "sampledHistory" in asked["query"]
-            if "upsertView" in asked["query"]:
-                front.views.append(asked["variables"])
-                view = {"view": {"id": "dmlldzox", "name": asked["variables"]["name"]}, "inserted": True}
+            request = json.loads(body)
+            proxy.curves += "sampledHistory" in request["query"]
+            if "upsertView" in request["query"]:
+                proxy.views.append(request["variables"])
+                view = {"view": {"id": "dmlldzox", "name": request["variables"]["name"]}, "inserted": True}
                 self.answer(200, json.dumps({"data": {"upsertView": view}}).encode())
                 return
             headers = {"Authorization": self.headers["Authorization"], "Content-Type": "application/json"}
@@ -53,11 +53,11 @@ def front_of(target: str) -> Iterator[Front]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    front.url = f"http://127.0.0.1:{server.server_port}"
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield front
+        yield proxy
     finally:
         server.shutdown()
         thread.join()

@@ -1,7 +1,7 @@
-"""A new grid takes over the trials that an earlier sweep has finished."""
+"""A new grid reuses the finished trials of an earlier sweep."""
 
 import pytest
-from ledger_box import SWEEP, Box
+from scripted_trials import SWEEP, Machine
 
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import Space
@@ -38,36 +38,36 @@ def earlier(*trials: TrialRecord) -> SweepView:
         ({"lr": 1e-6, "lora": {"r": 8}}, "finished", False),
     ],
 )
-def test_only_a_finished_trial_with_the_same_whole_configuration_serves(config, state, same):
+def test_only_a_finished_trial_with_the_same_whole_configuration_is_reused(config, state, same):
     reuse = find_reusable(CONFIG, earlier(TrialRecord("a", "a", state, config, {}, None)))
     assert [trial.run_id for trial in reuse] == (["a"] if same else [])
 
 
-def test_one_trial_serves_each_cell():
+def test_each_cell_reuses_one_trial():
     config = {"lr": 1e-6, "lora": {"r": 8}, "data": "d"}
     twice = [TrialRecord(name, name, "finished", config, {}, None) for name in ("a", "b")]
     assert [trial.run_id for trial in find_reusable(CONFIG, earlier(*twice))] == ["a"]
 
 
-def test_a_sweep_that_is_no_grid_has_no_cells_to_fill():
+def test_a_sweep_that_is_not_a_grid_cannot_reuse():
     with pytest.raises(UsageError, match="method is random"):
         find_reusable(CONFIG | {"method": "random"}, earlier())
 
 
-def test_cells_taken_over_are_not_trained_again_and_are_compared(box: Box) -> None:
-    first = box.create()
-    old = box.work(first)
+def test_reused_cells_are_not_trained_again_and_are_compared(machine: Machine) -> None:
+    first = machine.create()
+    old = machine.work(first)
     wider = SWEEP.replace("[0.001, 0.002]", "[0.002, 0.004]")
-    (box.folder / "wider.yaml").write_text(wider)
-    made = box.json("create", "wider.yaml", "--reuse", first)
+    (machine.folder / "wider.yaml").write_text(wider)
+    made = machine.json("create", "wider.yaml", "--reuse", first)
     taken = {run_id for run_id, rate, _ in old if rate == 0.002}
     assert (set(made["reused"]), made["expected_trials"]) == (taken, 4)
-    assert [(rate, size) for _, rate, size in box.work(made["id"])] == [(0.004, 1), (0.004, 2)]
-    status = box.json("status")
+    assert [(rate, size) for _, rate, size in machine.work(made["id"])] == [(0.004, 1), (0.004, 2)]
+    status = machine.json("status")
     assert (status["id"], status["state"], status["finished"]) == (made["id"], "FINISHED", 4)
-    compared = box.json("compare")
+    compared = machine.json("compare")
     assert taken < {trial["run_id"] for trial in compared["trials"]}
-    assert box.json("status", first)["finished"] == 4
-    assert "not in local/other" in box.run(
+    assert machine.json("status", first)["finished"] == 4
+    assert "not in local/other" in machine.run(
         "create", "wider.yaml", "--reuse", first, "--project", "other", code=2
     )

@@ -1,14 +1,14 @@
-"""A sweep of one server played again to another."""
+"""A sweep copied from one server to another."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ledger_box import Box
+from scripted_trials import Machine
 
 from kto_sweep.errors import UsageError
 from kto_sweep.local_server.start import ensure_server, stop_server
-from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.ref import SweepRef, save_sweep_record
 from kto_sweep.sweep.server_choice import find_remote
 
 RUNS = """[{
@@ -29,34 +29,34 @@ wandb_run.update()
 
 
 @pytest.fixture
-def other(tmp_path: Path) -> Iterator[Box]:
+def other(tmp_path: Path) -> Iterator[Machine]:
     (tmp_path / "other").mkdir()
-    box = Box(tmp_path / "other")
-    yield box
-    stop_server(box.home)
+    machine = Machine(tmp_path / "other")
+    yield machine
+    stop_server(machine.home)
 
 
-def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(box: Box, other: Box) -> None:
+def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(machine: Machine, other: Machine) -> None:
     address = ensure_server(other.home)
     there = {"WANDB_API_KEY": address.key}
-    sweep = box.create(WANDB_MODE="offline", **there)  # offline: the embedded server, key or not
-    box.work(sweep, 3, OUTCOMES, NOTES)
-    box.work(sweep, 1)
-    run_ids = [run["id"] for run in box.ask(RUNS)]
-    # Cut off: the second run is only begun there.
-    cut = box.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
+    sweep = machine.create(WANDB_MODE="offline", **there)  # offline: the embedded server, key or not
+    machine.work(sweep, 3, OUTCOMES, NOTES)
+    machine.work(sweep, 1)
+    run_ids = [run["id"] for run in machine.ask(RUNS)]
+    # An interrupted push: only the first rows of the second run arrive.
+    cut = machine.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
     assert "cut off" in cut
 
-    pushed = box.json("push", sweep, "--to", address.url, **there)
+    pushed = machine.json("push", sweep, "--to", address.url, **there)
     assert (pushed["present"], pushed["sent"], pushed["unfinished"]) == (run_ids[:1], run_ids[1:], [])
-    here = box.ask(RUNS)
+    here = machine.ask(RUNS)
     assert [run["state"] for run in here] == ["finished", "failed", "killed", "finished"]
     assert [len(run["rows"]) for run in here] == [3, 3, 3, 3]
     assert here[0]["tags"] == ["kept"]
     assert here == other.ask(RUNS)
     assert other.ask("[run.sweep.id for run in api.runs('local/kto-sweep')]") == [pushed["id"]] * 4
 
-    again = box.json("push", sweep, "--to", address.url, **there)
+    again = machine.json("push", sweep, "--to", address.url, **there)
     assert (again["id"], again["present"], again["sent"]) == (pushed["id"], run_ids, [])
     assert here == other.ask(RUNS)
 
@@ -79,14 +79,14 @@ sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
 
 
 @pytest.mark.parametrize("url", ["wandb.ai", "ftp://wandb.ai", ""])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="is not the address of a server"):
+def test_an_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is not the URL of a server"):
         find_remote(url)
 
 
-def test_what_cannot_be_pushed_is_told(box: Box) -> None:
-    assert "no key for W&B at http://127.0.0.1:9" in box.run("push", "--to", "http://127.0.0.1:9", code=2)
-    here = ensure_server(box.home)
-    remember(box.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
-    told = box.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
-    assert "is the embedded server, where the sweep is already" in told
+def test_a_push_without_a_key_or_to_its_own_server_is_refused(machine: Machine) -> None:
+    assert "no key for W&B at http://127.0.0.1:9" in machine.run("push", "--to", "http://127.0.0.1:9", code=2)
+    here = ensure_server(machine.home)
+    save_sweep_record(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
+    output = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
+    assert "is the embedded server, which has the sweep already" in output

@@ -1,14 +1,14 @@
-"""A sweep with holes goes on with them alone."""
+"""A resumed sweep runs its missing and retryable trials only."""
 
 from typing import Any
 
 import pytest
-from ledger_box import Box
+from scripted_trials import Machine
 
 from kto_sweep.home import Home
 from kto_sweep.search.space import parse_space
 from kto_sweep.sweep import resume
-from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.ref import SweepRef, save_sweep_record
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.wandb_client import private_api
 from kto_sweep.wandb_client.connection import Target
@@ -21,13 +21,13 @@ def counts(status: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(status[name] for name in ("state", "finished", "failed", "retryable", "missing"))
 
 
-def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(box: Box) -> None:
-    sweep = box.create()
-    (finished, *_), (diverged, *_), (cut_off, *_) = box.work(
+def test_a_finished_grid_runs_missing_cells_and_retries_interrupted_ones(machine: Machine) -> None:
+    sweep = machine.create()
+    (finished, *_), (diverged, *_), (cut_off, *_) = machine.work(
         sweep, 3, {"0.001 2": "worker crash", "0.002 1": "diverged"}
     )
-    box.run("stop")
-    status = box.json("status")
+    machine.run("stop")
+    status = machine.json("status")
     assert counts(status) == ("FINISHED", 1, 2, 1, 1)
     assert [(cell["parameters"]["batch_size"], cell["state"], cell["cause"]) for cell in status["cells"]] == [
         (1, "done", ""),
@@ -35,32 +35,32 @@ def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(b
         (2, "failed", "worker crash"),
         (2, "missing", ""),
     ]
-    told = box.run("status")
-    assert f"run {cut_off}: worker crash (can be tried again)   as told" in told
-    assert "missing  batch_size=2  learning_rate=0.002" in told
-    assert f"Next: kto-sweep resume {sweep}" in told
+    output = machine.run("status")
+    assert f"run {cut_off}: worker crash (can be retried)   as output" in output
+    assert "missing  batch_size=2  learning_rate=0.002" in output
+    assert f"Next: kto-sweep resume {sweep}" in output
 
-    resumed = box.json("resume")
+    resumed = machine.json("resume")
     assert (resumed["was"], resumed["state"]) == ("FINISHED", "RUNNING")
     assert (resumed["again"], resumed["missing"]) == ([cut_off], 1)
-    before = box.ask(RUNS)
-    did = box.work(sweep)
+    before = machine.ask(RUNS)
+    did = machine.work(sweep)
     assert [(rate, size) for _, rate, size in did] == [(0.001, 2), (0.002, 2)]
     assert did[0][0] == cut_off
-    assert counts(box.json("status")) == ("FINISHED", 3, 1, 0, 0)
-    after = box.ask(RUNS)
+    assert counts(machine.json("status")) == ("FINISHED", 3, 1, 0, 0)
+    after = machine.ask(RUNS)
     assert [steps for steps, _ in after.values()] == [[1, 2, 3]] * 4
     assert "failure/cause" not in after[cut_off][1]
     assert (after[finished], after[diverged]) == (before[finished], before[diverged])
 
-    assert f"Sweep local/kto-sweep/{sweep}: finished; nothing is left to run" in box.run("resume")
-    assert box.json("resume", "--failed")["again"] == [diverged]
+    assert f"Sweep local/kto-sweep/{sweep}: finished; nothing is left to run" in machine.run("resume")
+    assert machine.json("resume", "--failed")["again"] == [diverged]
 
 
-def test_a_server_that_takes_no_run_back_is_told_with_another_way(
-    box: Box, monkeypatch: pytest.MonkeyPatch
+def test_for_a_server_that_cannot_retry_runs_another_command_is_shown(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As W&B itself answers, which is out of reach of a test."""
+    """As W&B answers, which tests cannot reach."""
     space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
     assert space is not None
     trials = (
@@ -70,8 +70,8 @@ def test_a_server_that_takes_no_run_back_is_told_with_another_way(
     view = SweepView(ref, "", "s", "FINISHED", "grid", "loss", "minimize", space, 2, trials)
     monkeypatch.setattr(resume, "read_sweep", lambda *_: view)
     monkeypatch.setattr(private_api, "set_run_state", lambda *_: False)
-    home, target = Home(box.folder), Target("https://w", "https://w", local=False)
-    remember(home, ref, local=False, base_url="https://w", file="lr.yaml")
-    done = resume.reopen(home, None, target, ref, failed=False, stopped=False)
-    assert (done.state, done.again, done.refused) == ("FINISHED", (), ("b",))
-    assert "kto-sweep create lr.yaml --reuse me/kto/s" in done.advice[1]
+    home, target = Home(machine.folder), Target("https://w", "https://w", local=False)
+    save_sweep_record(home, ref, local=False, base_url="https://w", file="lr.yaml")
+    resumed = resume.resume_sweep(home, None, target, ref, failed=False, stopped=False)
+    assert (resumed.state, resumed.retried, resumed.refused) == ("FINISHED", (), ("b",))
+    assert "kto-sweep create lr.yaml --reuse me/kto/s" in resumed.advice[1]
