@@ -11,9 +11,8 @@ from kto_sweep.cli.output import json_option, print_json, say
 def sync(run: str | None, as_json: bool) -> int:
     """Send the runs of this box that ended while their server was unreachable, or only RUN.
 
-    Each run goes to its own server, and nothing is sent twice; for a named RUN the server is asked what it
-    has. A run whose agent died is sent as far as it got if you name it; otherwise it is left to `kto-sweep
-    agent`, which continues it.
+    Each run goes to its own server, and nothing is sent twice. Naming a RUN also checks what its server has,
+    and sends the rows of a run whose agent died; without a name, `kto-sweep agent` continues such a run.
 
     \b
     kto-sweep sync

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Console") -> bool:
-    """Whether the run fits on this box, as far as can be estimated; prints data, model, memory, time and log.
+    """Whether the run should fit on this box; prints data, model, device, memory, time and server.
 
     Raises UsageError, DataError and ServerError for anything that would keep the run from starting.
     """

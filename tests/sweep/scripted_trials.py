@@ -1,4 +1,4 @@
-"""Boxes with a server each, and trials that log what they are output in place of training."""
+"""A user's machine with an embedded server, and trials that log scripted values instead of training."""
 
 import json
 import os

@@ -28,9 +28,7 @@ stop_server(home)
 
 
 @pytest.mark.parametrize("kept", [None, 7, -40])
-def test_a_run_that_ended_without_its_server_is_sent_when_it_is_back(
-    machine: Machine, kept: int | None
-) -> None:
+def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine, kept: int | None) -> None:
     """Also if the file of the first attempt is truncated: its server has that part already."""
     sweep = machine.create()
     machine.work(sweep, 2)
