@@ -127,7 +127,7 @@ def test_wandbs_mode_of_a_folder_is_respected(tmp_path: Path) -> None:
     try:
         (tmp_path / "wandb").mkdir()
         (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
-        assert "offline, sent later" in machine.train("--dry-run")
+        assert "offline, synced later" in machine.train("--dry-run")
         assert "logged in as local" in machine.train("--dry-run", WANDB_MODE="disabled")
         assert "W&B is disabled here" in machine.train("--dry-run", "--wandb", code=2, WANDB_MODE="disabled")
         assert "WANDB_MODE is online, offline or disabled" in machine.train(
