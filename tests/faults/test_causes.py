@@ -53,7 +53,7 @@ def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
         assert arena.said().count("BEWARE: the rows of rows.jsonl changed during this sweep") == 1
         (told,) = json.loads(arena.command("status", "--json"))["differences"]
         assert all(run.name in told for run in arena.runs())
-        assert "Beware" in arena.command("compare")
+        assert "Warning" in arena.command("compare")
     finally:
         arena.close()
 
