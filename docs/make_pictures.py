@@ -22,7 +22,7 @@ from rich.text import Text
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
-from kto_sweep.sweep.ref import recall
+from kto_sweep.sweep.ref import load_sweep_record
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -82,7 +82,7 @@ def take(home: Home) -> None:
     """The pictures of the sweep used last in a home."""
     kto_sweep(home, "compare", "--png", str(PICTURES / "curves.png"))
     draw_terminal(kto_sweep(home, "compare"), PICTURES / "compare.svg")
-    record = recall(home)
+    record = load_sweep_record(home)
     assert record is not None
     server = ensure_server(home)
     photograph(server.login_link(record.ref.url("")), PICTURES / "dashboard.png")

@@ -13,7 +13,7 @@ from machine import Machine
 from kto_sweep.home import Home
 from kto_sweep.server.listen import FIRST_PORT
 
-FIRST = ("agent", "faults", "train_command", "ledger")
+FIRST = ("agent", "faults", "train_command", "sweep")
 """Folders with the longest tests. They run first, so that no test process ends long after the others."""
 PORT = pytest.StashKey[socket.socket]()
 

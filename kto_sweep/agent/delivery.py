@@ -67,6 +67,6 @@ def _is_incomplete(home: Home, token: str, own: str, trial: TrialRecord) -> bool
     record = read_record(folder)
     if record is None or record.agent != token or not record.sent:
         return False
-    if trial.place and trial.place.split()[0] != own:
+    if trial.device and trial.device.split()[0] != own:
         return False  # put back, and another box continues it
     return trial.state in NOT_ENDED or int(trial.summary.get("_step") or 0) < last_step(folder)

@@ -43,7 +43,7 @@ from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
 from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, StartTrial, StopTrial, TrialMessage
 from kto_sweep.run_record import home_id
-from kto_sweep.wandb_client.private_api import Command, RefusedError, end_service, service_has_ended
+from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, kill_wandb_core, wandb_core_exited
 
 TICK_SECONDS = 1.0
 SHORT_SECONDS = 10.0
@@ -137,7 +137,7 @@ class Executor:
     def _tick(self) -> events.Event:
         connectivity = self._connectivity
         if not self._service_is_lost:
-            self._service_is_lost = service_has_ended()
+            self._service_is_lost = wandb_core_exited()
             if self._service_is_lost:
                 return events.ServiceGone()
             if connectivity is not None and connectivity.moved_to:
@@ -187,7 +187,7 @@ class Executor:
                 if slot in self._heartbeats:
                     self._heartbeats[slot].end()
             case do.EndService():
-                end_service()
+                kill_wandb_core()
             case do.Record(run_id, message):
                 self._record(self._runs[run_id], message)
             case do.Log(run_id, text):
@@ -333,7 +333,7 @@ class Executor:
                 beat=partial(self._beat, slot),
                 on_commands=lambda commands: self.put(self._read_commands(slot, commands)),
                 on_gone=lambda error: self.put(
-                    events.ServiceGone() if service_has_ended() else events.SweepGone(error)
+                    events.ServiceGone() if wandb_core_exited() else events.SweepGone(error)
                 ),
                 is_gone=self._source.is_gone,
                 on_trouble=self._progress.say,
@@ -351,7 +351,7 @@ class Executor:
             return []
         try:
             commands = self._source.heartbeat(agent_id, running)
-        except RefusedError:
+        except KeyRejectedError:
             self._set_refused(refused=True)
             raise
         self._set_refused(refused=False)

@@ -35,7 +35,7 @@ def restore_damaged(console: Console, target: Target, home: Home, view: SweepVie
     base_url = os.environ.get("WANDB_BASE_URL", "")
     record = RunRecord(ref.entity, ref.project, ref.id, target.local, base_url, agent=DEAD, home=own)
     for trial in view.trials:
-        ours = trial.place.split()[:1] == [own]
+        ours = trial.device.split()[:1] == [own]
         if ours and trial.state in OPEN_STATES and restore_files(home, trial.run_id, trial.config, record):
             console.print(f"Run {trial.run_id}: its damaged records were written again", soft_wrap=True)
 

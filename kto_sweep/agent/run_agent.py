@@ -30,7 +30,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
-from kto_sweep.sweep.ref import recall, remember
+from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.text import counted, duration
@@ -87,7 +87,9 @@ def run_agent(
         state = AgentState.of(
             {device: str(log_path(home, device)) for device in devices},
             trials_per_device or 1,
-            Settings(count, grace, patience, adjusts_slots=trials_per_device is None, pauses=view.pauses),
+            Settings(
+                count, grace, patience, adjusts_slots=trials_per_device is None, pauses=view.pauses_trials
+            ),
             requeued=tuple(orphans),
             forecast=forecast,
         )
@@ -129,12 +131,12 @@ def _open_sweep(
 ) -> tuple["wandb.Api", Target, SweepView]:
     """The named sweep, on its server. Raises KtoSweepError when none of its trials could be started."""
     target, ref = find_sweep(home, sweep, local=local)
-    console.print(f"Talking to {'the ' if target.local else ''}{target}", soft_wrap=True)
+    console.print(f"Talking to {target}", soft_wrap=True)
     api = connect(target)
     view = read_sweep(api, target, ref)
-    remember(home, ref, local=target.local, base_url=target.base_url)
+    save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
-    record = recall(home, ref.id)
+    record = load_sweep_record(home, ref.id)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
         console.print(f"The sweep is paused: to start its trials, run   kto-sweep resume {ref.id}")
@@ -170,7 +172,7 @@ def _end_without_server(
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
     refused = connectivity.refused
-    console.print(f"{target} refuses the key." if refused else f"{target} does not answer.")
+    console.print(f"The key is refused by {target}." if refused else f"No answer from {target}.")
     _print_unsent(console, home, unsent)
     login = f"Next: wandb login --host {target.base_url} --relogin, then"
     first = login if refused else "When the server is back:"
@@ -193,7 +195,7 @@ def _end(
     _print_end(console, stats, after)
     if not unsent:
         return _exit_code(stats, after.count("finished"))
-    console.print(f"{target} has not received all of {counted(len(unsent), 'run')} that ended here.")
+    console.print(f"Not all of {counted(len(unsent), 'run')} that ended here reached {target}.")
     _print_unsent(console, home, unsent)
     console.print("Next: kto-sweep sync, then kto-sweep agent")
     return 128 + stats.interrupted if stats.interrupted else 1
@@ -209,7 +211,7 @@ def _exit_code(stats: AgentStats, finished: int) -> int:
 
 def _forget_paused(home: Home, view: SweepView) -> None:
     """Remove the checkpoints of trials that successive halving has paused for good."""
-    if view.pauses and view.state in {"FINISHED", "CANCELED"}:
+    if view.pauses_trials and view.state in {"FINISHED", "CANCELED"}:
         for trial in view.trials:
             if trial.state == "killed":
                 forget_checkpoint(home.runs / trial.run_id)
@@ -228,7 +230,7 @@ def exit_at_once(code: int) -> NoReturn:
 
 def _counts(stats: AgentStats, view: SweepView) -> str:
     counts = [f"{stats.finished} finished"]
-    stopped = counted(stats.stopped, "pause") if view.pauses else f"{stats.stopped} stopped early"
+    stopped = counted(stats.stopped, "pause") if view.pauses_trials else f"{stats.stopped} stopped early"
     counts += [stopped] if stats.stopped else []
     counts += [f"{stats.failed} failed"] if stats.failed else []
     return f"Trials of this agent: {', '.join(counts)}"

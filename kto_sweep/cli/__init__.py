@@ -11,34 +11,34 @@ import click
 from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError
 
-# name -> (group, summary). The summary stands here so that --help loads no command.
+# name -> (group, summary). The summaries are here so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("Start", "Run a small sweep, start to end, on this box"),
+    "demo": ("Start", "Run a small sweep on this box, start to end"),
     "generate": ("Start", "Write a sweep file from a few flags"),
     "validate": ("Start", "Check a sweep file and its data"),
-    "plan": ("Start", "Say what a sweep will take before it runs"),
+    "plan": ("Start", "Estimate memory, time and disk of a sweep"),
     "create": ("Start", "Register a sweep from a YAML file"),
-    "train": ("Run", "Train one run, from flags"),
+    "train": ("Run", "Train a single run from flags"),
     "agent": ("Run", "Train the trials of a sweep on this box"),
-    "merge": ("Run", "Write a run's adapters and base as one model"),
-    "stop": ("Run", "Start no more trials; running ones finish"),
-    "pause": ("Run", "Start no more trials for now"),
-    "resume": ("Run", "Go on with a paused or stopped sweep"),
+    "merge": ("Run", "Merge a run's adapters into its base model"),
+    "stop": ("Run", "Start no new trials; running ones finish"),
+    "pause": ("Run", "Start no new trials until resumed"),
+    "resume": ("Run", "Resume a paused or finished sweep"),
     "cancel": ("Run", "End a sweep and its running trials"),
-    "models": ("Look", "List base models and their memory here"),
+    "models": ("Look", "List base models and the memory they need"),
     "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
-    "view": ("Look", "Save a workspace on W&B for a sweep"),
+    "view": ("Look", "Save a W&B workspace for a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
-    "status": ("Look", "Say how far a sweep is"),
-    "cache": ("Look", "Show or prune reference log-probs"),
-    "sync": ("Serve", "Send runs that their server has missed"),
+    "status": ("Look", "Show the progress of a sweep"),
+    "cache": ("Look", "Show or prune cached reference log-probs"),
+    "sync": ("Serve", "Send runs that their server missed"),
     "push": ("Serve", "Copy a sweep to another W&B server"),
     "serve": ("Serve", "Run the embedded server in the foreground"),
 }
 
 
-_DISK_TROUBLES = {
+_DISK_ERRORS = {
     errno.ENOTDIR,
     errno.EROFS,
     errno.EACCES,
@@ -53,11 +53,11 @@ class LazyGroup(click.Group):
     """Loads a command's module only when that command is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order in which a newcomer needs them."""
+        """All names, in the order in which a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, loaded; None when there is none of this name."""
+        """The command, imported now; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         module = "control" if cmd_name in {"stop", "pause", "resume", "cancel"} else cmd_name
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands by group, from the table alone."""
+        """The commands by group, from COMMANDS alone."""
         for group in dict.fromkeys(group for group, _ in COMMANDS.values()):
             with formatter.section(group):
                 formatter.write_dl([(name, text) for name, (of, text) in COMMANDS.items() if of == group])
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """click's own, with the nearest name when there is no such command."""
+        """As click does, but an unknown command's error names the nearest one."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             from difflib import get_close_matches
 
@@ -86,20 +86,20 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kto-sweep")
-@click.option("--debug", is_flag=True, help="Show Python's traceback with an error.")
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def cli(debug: bool) -> None:
     """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
 
     \b
     kto-sweep demo                          a real sweep in minutes: no account, no GPU
     kto-sweep create sweeps/lr_grid.yaml    register a sweep
-    kto-sweep agent                         train its trials, one command on each box
+    kto-sweep agent                         train its trials, on each box
     kto-sweep compare                       see which trial won
     """
 
 
 def main() -> None:
-    """Run the command line; every error ends as one clear message and an exit code."""
+    """Run the command line; each error becomes one message and an exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -119,7 +119,7 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted", "", as_json)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, had enough
+    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KtoSweepError as error:
@@ -130,20 +130,20 @@ def run(args: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        print_error(*_explained(error, args), as_json)
+        print_error(*_explain_unexpected(error, args), as_json)
         return 1
     return code if isinstance(code, int) else 0
 
 
-def _explained(error: Exception, args: list[str]) -> tuple[str, str]:
-    """What an error that no command foresees is to a person, and a hint."""
-    if isinstance(error, OSError) and error.errno in _DISK_TROUBLES:
+def _explain_unexpected(error: Exception, args: list[str]) -> tuple[str, str]:
+    """Message and hint of an error that no command handles."""
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return (
             f"{error.filename or 'a disk'}: {error.strerror}",
-            "KTO_SWEEP_HOME names the folder for all files (default ~/.kto-sweep): it has to have room and "
-            "to be one that you can write to",
+            "KTO_SWEEP_HOME names the folder for all files (default ~/.kto-sweep); it must be writable and "
+            "have free space",
         )
     return (
         f"{type(error).__name__}: {error}",
-        f"this is a defect of kto-sweep; its traceback: kto-sweep --debug {' '.join(args)}",
+        f"this is a bug in kto-sweep; for the traceback: kto-sweep --debug {' '.join(args)}",
     )

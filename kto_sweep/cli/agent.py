@@ -14,13 +14,13 @@ from kto_sweep.errors import UsageError
 if TYPE_CHECKING:
     from kto_sweep.agent.wandb_run import ServiceGoneError
 
-MOST_TRIALS = 64
-RESTART_SECONDS = 5.0
-"""An agent that lost wandb's service process sooner than this does not start again by itself."""
+MAX_TRIALS = 64
+MIN_UPTIME = 5.0
+"""Seconds; an agent that loses wandb-core sooner than this does not restart itself."""
 
 
 class TrialsPerGpu(click.ParamType[int | None]):
-    """auto (None), or a number."""
+    """`auto` or a number."""
 
     name = "auto|N"
 
@@ -28,40 +28,40 @@ class TrialsPerGpu(click.ParamType[int | None]):
         """None for auto."""
         if value == "auto":
             return None
-        if not value.isdigit() or not 1 <= int(value) <= MOST_TRIALS:
-            self.fail(f"{value!r} is neither auto nor a number from 1 to {MOST_TRIALS}", param, ctx)
+        if not value.isdigit() or not 1 <= int(value) <= MAX_TRIALS:
+            self.fail(f"{value!r} is neither auto nor a number from 1 to {MAX_TRIALS}", param, ctx)
         return int(value)
 
 
 @click.command()
 @sweep_argument
 @click.option("--count", type=click.IntRange(min=1), help="Start at most this many trials.")
-@click.option("--budget", metavar="TIME", help="Take this many GPU-hours at most: 12h, 90m, 2d.")
-@click.option("--until", metavar="TIME", help="Be done by 07:00, or by an ISO date and time.")
+@click.option("--budget", metavar="TIME", help="Use at most this many GPU-hours: 12h, 90m, 2d.")
+@click.option("--until", metavar="TIME", help="End by this time: 07:00, or an ISO date and time.")
 @click.option("--gpus", help="Use these GPUs: 0,2. Default: all.")
 @click.option(
     "--trials-per-gpu",
     type=TrialsPerGpu(),
     default="auto",
     show_default=True,
-    help="Trials trained together: a number, or as many as fit and make all together faster.",
+    help="Trials trained together on a GPU; auto adds trials as long as they fit and raise throughput.",
 )
 @click.option(
     "--gpus-per-trial",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="GPUs that train one trial, by data parallelism, with TRL's trainer.",
+    help="GPUs that train one trial with data parallelism (TRL's trainer).",
 )
-@click.option("--cpu", is_flag=True, help="Use no GPU.")
-@click.option("--share-gpus", is_flag=True, help="Use GPUs that another agent of yours uses.")
+@click.option("--cpu", is_flag=True, help="Train on the CPU.")
+@click.option("--share-gpus", is_flag=True, help="Also use GPUs that another agent of yours uses.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
     metavar="SECONDS",
-    help="After a first Ctrl-C or SIGTERM, end within this time.",
+    help="Exit within this time after the first Ctrl-C or SIGTERM.",
 )
 @click.option(
     "--patience",
@@ -69,14 +69,14 @@ class TrialsPerGpu(click.ParamType[int | None]):
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="Wait so long for a server that is gone.",
+    help="Exit after the server has been unreachable for this long.",
 )
 @click.option(
     "--alert",
     "alerts",
     multiple=True,
     metavar="RULE",
-    help='Send a W&B alert for each run in which this happens: "kl_raw > 10". Repeatable.',
+    help='Send a W&B alert for each run that meets this rule: "kl_raw > 10". Repeatable.',
 )
 @local_option
 def agent(
@@ -96,11 +96,11 @@ def agent(
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
-    With --budget or --until no trial begins that cannot end in time, by how long such trials took here or
-    else by the plan. Those that still run when the time is over are put back with their checkpoints. Two
-    GPUs spend --budget 12h in six hours.
+    With --budget or --until, starts only trials that can finish in time, judged by similar trials on this
+    box or else by the plan. Trials still running at the end are returned to the sweep with their
+    checkpoints. Two GPUs use up --budget 12h in six hours.
 
-    SWEEP is an id, ENTITY/PROJECT/ID or the address of its page; without it, the sweep used last here.
+    SWEEP is an id, ENTITY/PROJECT/ID or the URL of its page. Default: the last sweep used on this box.
 
     \b
     kto-sweep agent
@@ -114,7 +114,7 @@ def agent(
     if gpus_per_trial > 1 and (trials_per_gpu or 1) > 1:
         raise UsageError(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
-            hint="leave out --trials-per-gpu: a trial on several GPUs has them to itself",
+            hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
     from kto_sweep.agent.run_agent import run_agent
     from kto_sweep.agent.time_budget import read_moment, read_span
@@ -122,7 +122,7 @@ def agent(
     from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 
-    began = time.monotonic()
+    started = time.monotonic()
     try:
         return run_agent(
             Home.from_environment(),
@@ -141,18 +141,18 @@ def agent(
             until=read_moment(until, datetime.now().astimezone()).timestamp() if until is not None else None,
         )
     except ServiceGoneError as error:
-        if time.monotonic() - began < RESTART_SECONDS or error.count == 0:
-            raise  # it would end again
-        say(f"{error.message}: starting again")
+        if time.monotonic() - started < MIN_UPTIME or error.count == 0:
+            raise  # a restart would fail the same way, or have nothing left to do
+        say(f"{error.message}: restarting")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-        words = _words_again(sys.argv[1:], error, named=sweep is not None)
-        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *words], environ)
+        arguments = _restart_arguments(sys.argv[1:], error, named=sweep is not None)
+        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *arguments], environ)
 
 
-def _words_again(words: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
-    """The words of an agent that goes on where this one ended.
+def _restart_arguments(arguments: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
+    """The command line of the agent that continues this one, with the remaining count and time.
 
-    It is of the same sweep: by now another may be the one that was used last here.
+    It names the sweep, because another one may be the last used by now.
     """
-    rest = [] if error.count is None else ["--count", str(error.count)]  # the last of an option holds
-    return [*words, *rest, *error.time_left, *([] if named else [error.sweep])]
+    remaining = [] if error.count is None else ["--count", str(error.count)]  # a repeated option overrides
+    return [*arguments, *remaining, *error.time_left, *([] if named else [error.sweep])]

@@ -1,4 +1,4 @@
-"""kto-sweep cache: the reference log-probs that later trials find, and an end to them."""
+"""kto-sweep cache: show and prune the cached reference log-probs."""
 
 import re
 import time
@@ -16,25 +16,25 @@ _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 
 
 def _age(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """Seconds: 30d is 30 days."""
+    """Seconds of an age such as 30d."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())
     if match is None:
-        raise click.BadParameter(f"{text!r} is no age; use hours, days or weeks: 12h, 30d, 8w")
+        raise click.BadParameter(f"{text!r} is not an age; use hours, days or weeks: 12h, 30d, 8w")
     return int(match[1]) * _HOURS[match[2]] * 3600.0
 
 
 @click.command()
 @click.option(
-    "--older-than", "age", metavar="AGE", callback=_age, help="Only what was last used so long ago: 30d."
+    "--older-than", "age", metavar="AGE", callback=_age, help="Only entries not used for this long: 30d."
 )
-@click.option("--prune", is_flag=True, help="Remove it, except what a running trial uses.")
+@click.option("--prune", is_flag=True, help="Remove the entries, except those that a running trial uses.")
 @json_option
 def cache(age: float | None, prune: bool, as_json: bool) -> None:
-    """Show the reference log-probs kept on this box, by base model.
+    """Show the reference log-probs cached on this box, by base model.
 
-    They cost a pass of the base model over each row, once for all trials; they can always be computed again.
+    They save a pass of the base model over each row for every later trial, and can always be recomputed.
 
     \b
     kto-sweep cache
@@ -49,10 +49,11 @@ def cache(age: float | None, prune: bool, as_json: bool) -> None:
     chosen = [entry for entry in entries(folder) if entry.used <= before]
     removed = {entry.path for entry in chosen if prune and remove(entry)}
     if as_json:
-        found = [
-            _described(entry) | ({"removed": entry.path in removed} if prune else {}) for entry in chosen
+        described = [
+            _as_json(entry) | ({"removed": entry.path in removed} if prune else {}) for entry in chosen
         ]
-        print_json({"folder": str(folder), "bytes": sum(entry.size for entry in chosen), "entries": found})
+        size = sum(entry.size for entry in chosen)
+        print_json({"folder": str(folder), "bytes": size, "entries": described})
         return
     out = console()
     if not chosen:
@@ -63,7 +64,7 @@ def cache(age: float | None, prune: bool, as_json: bool) -> None:
         freed = _size(sum(entry.size for entry in chosen if entry.path in removed))
         kept = len(chosen) - len(removed)
         out.print(
-            f"Removed {len(removed)}, {freed}." + (f" Kept {kept}: running trials use it." if kept else "")
+            f"Removed {len(removed)}, {freed}." + (f" Kept {kept}, in use by running trials." if kept else "")
         )
     else:
         out.print("Next: kto-sweep cache --older-than 30d --prune")
@@ -91,7 +92,7 @@ def _print_table(chosen: "list[Entry]", title: str) -> None:
     console().print(table)
 
 
-def _described(entry: "Entry") -> dict[str, Any]:
+def _as_json(entry: "Entry") -> dict[str, Any]:
     about = {name: entry.about.get(name) for name in ("model", "fingerprint", "quantization", "dtype")}
     return about | {
         "rows": entry.rows,
@@ -103,7 +104,7 @@ def _described(entry: "Entry") -> dict[str, Any]:
 
 
 def _size(size: float) -> str:
-    """Bytes for people: 12 KiB."""
+    """Bytes as 12 KiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""kto-sweep chat: what a base model and a tuned one answer."""
+"""kto-sweep chat: answers of the base model and of the tuned one."""
 
 import click
 
@@ -8,16 +8,20 @@ from kto_sweep.cli.output import console, json_option, print_json
 @click.command()
 @click.argument("run")
 @click.option(
-    "--prompt", "prompts", multiple=True, help="What a user says; again for more. Default: held-out."
+    "--prompt", "prompts", multiple=True, help="A user message. Repeatable. Default: held-out prompts."
 )
-@click.option("--count", type=click.IntRange(min=1), default=3, show_default=True, help="Held-out prompts.")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Per answer.")
-@click.option("--best", is_flag=True, help="The adapters of the best evaluation, not of the last step.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=3, show_default=True, help="Number of held-out prompts."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per answer."
+)
+@click.option("--best", is_flag=True, help="Use the adapters of the best evaluation, not of the last step.")
 @json_option
 def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: bool, as_json: bool) -> None:
-    """Show the answers of the base model and of RUN, a run or trial of this box, side by side.
+    """Show answers of the base model and of RUN, a run or trial of this box, side by side.
 
-    Answers are the most likely ones, word by word, so that the same command gives the same answers.
+    Decoding is greedy, so the same command always gives the same answers.
 
     \b
     kto-sweep chat ab12cd34
@@ -27,19 +31,19 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
 
     from kto_sweep.home import Home
     from kto_sweep.train.chat import compare_answers
-    from kto_sweep.train_command.resume import go_where_it_began, known_run
+    from kto_sweep.train_command.resume import require_run, restore_working_directory
 
     home = Home.from_environment()
-    folder = known_run(home, run)
-    go_where_it_began(folder)
-    found = compare_answers(home, folder, prompts, count=count, max_tokens=max_tokens, best=best)
+    folder = require_run(home, run)
+    restore_working_directory(folder)
+    answers = compare_answers(home, folder, prompts, count=count, max_tokens=max_tokens, best=best)
     if as_json:
-        print_json({"run": folder.name, "answers": [asdict(answers) for answers in found]})
+        print_json({"run": folder.name, "answers": [asdict(answer) for answer in answers]})
         return
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("prompt", "base", "tuned", show_lines=True)
-    for answers in found:
-        table.add_row(escape(answers.prompt), escape(answers.base), escape(answers.tuned))
+    for answer in answers:
+        table.add_row(escape(answer.prompt), escape(answer.base), escape(answer.tuned))
     console().print(table)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from kto_sweep.compare.comparison import Comparison
 
 CURVE_POINTS = 400
-"""Of each curve in a report or picture."""
-SPARK_POINTS = 60
-MOST_CURVES = 60
-"""Runs, the best first, whose curves are read."""
+"""Points of each curve in a report or picture."""
+SPARKLINE_POINTS = 60
+MAX_CURVES = 60
+"""Only the curves of this many best runs are read."""
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -29,10 +29,10 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @sweep_argument
 @click.option("--metric", help="Rank by this metric instead of the sweep's own.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the best N trials.")
-@click.option("--diff", is_flag=True, help="Show only parameters that differ, those that matter first.")
+@click.option("--diff", is_flag=True, help="Show only parameters that differ, the most important first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
-@click.option("--html", type=_file, metavar="FILE", help="Write a report with charts, in one file.")
-@click.option("--png", type=_file, metavar="FILE", help="Write a picture of curves and ranking.")
+@click.option("--html", type=_file, metavar="FILE", help="Write a report with charts to one HTML file.")
+@click.option("--png", type=_file, metavar="FILE", help="Write a picture of the curves and the ranking.")
 @local_option
 @json_option
 def compare(
@@ -46,7 +46,7 @@ def compare(
     local: bool,
     as_json: bool,
 ) -> None:
-    """Rank the trials of SWEEP by its metric, best first, and say what that tells.
+    """Rank the trials of SWEEP, best first, and say how sure the ranking is and what to try next.
 
     \b
     kto-sweep compare
@@ -68,35 +68,39 @@ def compare(
         raise click.UsageError("--csv and --json exclude each other")
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     if not as_json and not as_csv:
-        say(f"Talking to {'the ' if target.local else ''}{target}")
+        say(f"Talking to {target}")
     api = connect(target)
-    found = compare_trials(read_sweep(api, target, ref), metric)
+    comparison = compare_trials(read_sweep(api, target, ref), metric)
     if as_json:
-        print_json(_as_json(found, top))
+        print_json(_as_json(comparison, top))
     elif as_csv:
-        parameters = found.differing() if diff else found.parameters
-        csv.writer(sys.stdout).writerows(csv_rows(found.ranked[:top], parameters, found.metrics))
+        parameters = comparison.differing() if diff else comparison.parameters
+        csv.writer(sys.stdout).writerows(csv_rows(comparison.ranked[:top], parameters, comparison.metrics))
     else:
-        show(api, found, top=top, diff=diff)
+        show(api, comparison, top=top, diff=diff)
     if html or png:
-        best = [item.trial.run_id for item in found.ranked][:MOST_CURVES]
-        _write(found, read_curves(api, ref, best, CURVES, CURVE_POINTS), html, png, quiet=as_json or as_csv)
+        best = [item.trial.run_id for item in comparison.ranked][:MAX_CURVES]
+        curves = read_curves(api, ref, best, CURVES, CURVE_POINTS)
+        _write(comparison, curves, html, png, quiet=as_json or as_csv)
 
 
-def show(api: "wandb.Api", found: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
-    """Print the comparison for people, with the margins' courses as the server has them now."""
+def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
+    """Print the comparison for people, with sparklines of the margins' curves from the server."""
     from kto_sweep.cli.compare_text import print_comparison
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.wandb_client.private_api import read_curves
 
-    shown = found.ranked[:top]
-    runs = [item.trial.run_id for item in shown][:MOST_CURVES]
-    margins = read_curves(api, found.view.ref, runs, CURVES[:1], SPARK_POINTS)
-    print_comparison(found, shown, found.differing() if diff else found.parameters, margins)
+    shown = comparison.ranked[:top]
+    run_ids = [item.trial.run_id for item in shown][:MAX_CURVES]
+    margins = read_curves(api, comparison.view.ref, run_ids, CURVES[:1], SPARKLINE_POINTS)
+    parameters = comparison.differing() if diff else comparison.parameters
+    print_comparison(comparison, shown, parameters, margins)
 
 
-def _write(found: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool) -> None:
-    from kto_sweep.report.html import report
+def _write(
+    comparison: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool
+) -> None:
+    from kto_sweep.report.html import render_html
     from kto_sweep.report.picture import save_picture
 
     for path in (html, png):
@@ -104,21 +108,22 @@ def _write(found: "Comparison", curves: Any, html: Path | None, png: Path | None
             continue
         try:
             if path is html:
-                path.write_text(report(found, curves, datetime.now()), encoding="utf-8")
+                path.write_text(render_html(comparison, curves, datetime.now()), encoding="utf-8")
             else:
-                save_picture(found, curves, path)
+                save_picture(comparison, curves, path)
         except OSError as error:
-            raise KtoSweepError(f"{path} cannot be written: {error.strerror or error}") from error
-        say(f"Written: {path}", as_json=quiet)
+            raise KtoSweepError(f"could not write {path}: {error.strerror or error}") from error
+        say(f"Wrote {path}", as_json=quiet)
 
 
-def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
+def _as_json(comparison: "Comparison", top: int | None) -> dict[str, Any]:
+    verdict = comparison.verdict
     return {
-        "sweep": str(found.view.ref),
-        "metric": found.metric,
-        "goal": found.goal,
-        "objectives": [{"name": each.name, "goal": each.goal} for each in found.view.objectives],
-        "parameters": found.parameters,
+        "sweep": str(comparison.view.ref),
+        "metric": comparison.metric,
+        "goal": comparison.goal,
+        "objectives": [{"name": each.name, "goal": each.goal} for each in comparison.view.objectives],
+        "parameters": comparison.parameters,
         "trials": [
             {
                 "rank": item.rank,
@@ -127,23 +132,31 @@ def _as_json(found: "Comparison", top: int | None) -> dict[str, Any]:
                 "paused": item.trial.paused,
                 "failure": item.trial.failure,
                 "seconds": item.trial.seconds,
-                **{front.name: item.trial.run_id in front.runs for front in found.fronts},
+                **{front.key: item.trial.run_id in front.run_ids for front in comparison.fronts},
                 "config": item.trial.config,
                 "summary": item.trial.summary,
             }
-            for item in found.ranked[:top]
+            for item in comparison.ranked[:top]
         ],
         "replicates": [
             {
-                "run_ids": [item.trial.run_id for item in each.runs],
-                "mean": each.mean,
-                "standard_error": each.error,
+                "run_ids": [item.trial.run_id for item in group.runs],
+                "mean": group.mean,
+                "standard_error": group.standard_error,
             }
-            for each in found.replicated
+            for group in comparison.replicated
         ],
         "importance": {
-            "parameters": [vars(row) for row in found.importance.rows],
-            "note": found.importance.note,
+            "parameters": [vars(row) for row in comparison.importance.rows],
+            "note": comparison.importance.note,
         },
-        "verdict": vars(found.verdict),
+        "verdict": {
+            "best": verdict.best,
+            "trade_off": verdict.trade_off,
+            "sure": verdict.confidence,
+            "beware": verdict.warnings,
+            "mattered": verdict.importance,
+            "broke": verdict.failures,
+            "next": verdict.next_steps,
+        },
     }

@@ -1,4 +1,4 @@
-"""A comparison for people in a terminal: the ranking, replicates, importance, and the verdict."""
+"""A comparison printed in a terminal: ranking, seed groups, importance, and the verdict."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from kto_sweep.cli.output import console, number
-from kto_sweep.cli.ranking_table import fill, ranking, total_width
+from kto_sweep.cli.ranking_table import add_columns, fit_columns, total_width
 from kto_sweep.compare.comparison import Comparison, Curves
-from kto_sweep.compare.ranking import Ranked
-from kto_sweep.compare.replicates import SEED
+from kto_sweep.compare.ranking import RankedTrial
+from kto_sweep.compare.seed_groups import SEED
 from kto_sweep.trial import lookup
 
 if TYPE_CHECKING:
@@ -22,67 +22,70 @@ BAR_WIDTH = 24
 
 
 def print_comparison(
-    found: Comparison, shown: Sequence[Ranked], parameters: Sequence[str], margins: Curves
+    comparison: Comparison, shown: Sequence[RankedTrial], parameters: Sequence[str], margins: Curves
 ) -> None:
-    """All of it; `margins` holds the curves for the sparklines."""
+    """Print all parts of it; `margins` holds the curves for the sparklines."""
     out = console()
-    drawn = out.encoding.lower().startswith("utf")  # other terminals have no such letters
-    curves = {run: each for run, each in margins.items() if each and drawn}
-    columns, left_out = ranking(found, shown, parameters, curves, out.width if out.is_terminal else None)
+    has_blocks = out.encoding.lower().startswith("utf")  # other encodings lack the block characters
+    curves = {run_id: curve for run_id, curve in margins.items() if curve and has_blocks}
+    width = out.width if out.is_terminal else None
+    columns, left_out = fit_columns(comparison, shown, parameters, curves, width)
     if not out.is_terminal:
-        out.width = max(out.width, total_width(columns))  # nothing limits a file or a pipe
-    title = f"{found.view.ref}: {len(found.ranked)} trials by {found.metric} ({found.goal})"
-    out.print(fill(_table(title), columns, shown))
+        out.width = max(out.width, total_width(columns))  # a file or a pipe has no width limit
+    ref, ranked = comparison.view.ref, comparison.ranked
+    title = f"{ref}: {len(ranked)} trials by {comparison.metric} ({comparison.goal})"
+    out.print(add_columns(_table(title), columns, shown))
     if left_out:
-        out.print(f"The terminal is too narrow for: {', '.join(left_out)}", soft_wrap=True)
-    if len(shown) < len(found.ranked):
-        out.print(f"{len(found.ranked) - len(shown)} more: kto-sweep compare {found.view.ref.id}")
-    if not found.ranked:
-        out.print(f"No trial yet. Next: kto-sweep agent {found.view.ref.id}")
+        out.print(f"Columns hidden in this narrow terminal: {', '.join(left_out)}", soft_wrap=True)
+    if len(shown) < len(ranked):
+        out.print(f"{len(ranked) - len(shown)} more: kto-sweep compare {ref.id}")
+    if not ranked:
+        out.print(f"No trials yet. Next: kto-sweep agent {ref.id}")
         return
-    if not found.groups:
-        out.print(f"No trial has logged {found.metric} yet.")
+    if not comparison.groups:
+        out.print(f"No trial has logged {comparison.metric} yet.")
     else:
-        _print_signs(out, found, marked="Pareto" not in left_out)
-    if found.replicated:
-        out.print(_replicates(found, parameters))
-    if found.importance.rows:
-        out.print(_importance(found, "█" if drawn else "#"))
-    for heading, sentences in found.verdict.parts():
-        for place, sentence in enumerate(sentences):
-            out.print(f"{heading if place == 0 else '':<14} {escape(sentence)}", soft_wrap=True)
+        _print_legend(out, comparison, with_fronts="Pareto" not in left_out)
+    if comparison.replicated:
+        out.print(_seed_table(comparison, parameters))
+    if comparison.importance.rows:
+        out.print(_importance_table(comparison, "█" if has_blocks else "#"))
+    for heading, sentences in comparison.verdict.parts():
+        for index, sentence in enumerate(sentences):
+            out.print(f"{heading if index == 0 else '':<14} {escape(sentence)}", soft_wrap=True)
 
 
-def _print_signs(out: "Console", found: Comparison, *, marked: bool) -> None:
-    best = found.ranked[0].trial.run_id
-    out.print(f"* best: run {best}   {found.view.url}", soft_wrap=True)
-    signs = [f"{front.sign}: {front.meaning}" for front in found.fronts if front.runs]
-    if signs and marked:
-        out.print("; ".join(signs), soft_wrap=True)
+def _print_legend(out: "Console", comparison: Comparison, *, with_fronts: bool) -> None:
+    best = comparison.ranked[0].trial.run_id
+    out.print(f"* best: run {best}   {comparison.view.url}", soft_wrap=True)
+    fronts = [f"{front.marker}: {front.meaning}" for front in comparison.fronts if front.run_ids]
+    if fronts and with_fronts:
+        out.print("; ".join(fronts), soft_wrap=True)
     out.print()
 
 
-def _replicates(found: Comparison, parameters: Sequence[str]) -> Table:
+def _seed_table(comparison: Comparison, parameters: Sequence[str]) -> Table:
     names = [name for name in parameters if name.split(".")[-1] != SEED]
-    table = _table("Runs equal in all but the seed")
+    table = _table("Configurations with several seeds")
     for name in names:
         table.add_column(escape(name), justify="right")
-    for name in ("runs", f"mean {found.metric}", "standard error"):
+    for name in ("runs", f"mean {comparison.metric}", "standard error"):
         table.add_column(escape(name), justify="right")
-    for each in found.replicated:
-        config = each.runs[0].trial.config
+    for group in comparison.replicated:
+        config = group.runs[0].trial.config
         values = [number(lookup(config, name)) for name in names]
-        table.add_row(*map(escape, values), str(len(each.runs)), number(each.mean), number(each.error))
+        statistics = (str(len(group.runs)), number(group.mean), number(group.standard_error))
+        table.add_row(*map(escape, values), *statistics)
     return table
 
 
-def _importance(found: Comparison, block: str) -> Table:
-    table = _table(f"Importance for {found.metric}")
+def _importance_table(comparison: Comparison, block: str) -> Table:
+    table = _table(f"Parameter importance for {comparison.metric}")
     table.add_column("parameter")
     table.add_column("")
     table.add_column("share", justify="right")
     table.add_column("correlation", justify="right")
-    for row in found.importance.rows:
+    for row in comparison.importance.rows:
         correlation = "" if row.correlation is None else f"{row.correlation:+.2f}"
         bar = block * round(row.importance * BAR_WIDTH)
         table.add_row(escape(row.name), bar, f"{row.importance:.0%}", correlation)

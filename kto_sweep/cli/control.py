@@ -1,4 +1,4 @@
-"""kto-sweep stop, pause, resume, cancel: move a sweep to another state."""
+"""kto-sweep stop, pause, resume, cancel: change the state of a sweep."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from kto_sweep.wandb_client.private_api import SweepState
 
 
-def _move(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
+def _set_state(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
     from kto_sweep.home import Home
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
@@ -33,13 +33,13 @@ def _move(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool)
 @local_option
 @json_option
 def stop(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Start no more trials of SWEEP; the running ones finish.
+    """Start no new trials of SWEEP; running trials finish.
 
     \b
     kto-sweep stop
     kto-sweep stop my-team/kto/ab12cd34
     """
-    _move(sweep, "FINISHED", local=local, as_json=as_json)
+    _set_state(sweep, "FINISHED", local=local, as_json=as_json)
 
 
 @click.command()
@@ -47,50 +47,50 @@ def stop(sweep: str | None, local: bool, as_json: bool) -> None:
 @local_option
 @json_option
 def pause(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Start no more trials of SWEEP until it is resumed; the running ones finish.
+    """Start no new trials of SWEEP until it is resumed; running trials finish.
 
     \b
     kto-sweep pause
     kto-sweep pause ab12cd34
     """
-    _move(sweep, "PAUSED", local=local, as_json=as_json)
+    _set_state(sweep, "PAUSED", local=local, as_json=as_json)
 
 
 @click.command()
 @sweep_argument
-@click.option("--failed", is_flag=True, help="Try all failed trials again, whatever their cause.")
-@click.option("--stopped", is_flag=True, help="Try trials again that were stopped before their end.")
+@click.option("--failed", is_flag=True, help="Retry all failed trials, whatever the cause.")
+@click.option("--stopped", is_flag=True, help="Retry trials that were stopped early.")
 @local_option
 @json_option
 def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json: bool) -> None:
-    """Go on with a paused or finished SWEEP: run what is missing, try again what was cut off.
+    """Resume a paused or finished SWEEP: run its missing trials and retry interrupted ones.
 
-    Trials that were cut off by a crash, a full disk, a sick GPU or the network are tried again, in their old
-    runs and from their checkpoints. What is done is never run again. W&B itself takes no run of a sweep back;
-    there, `kto-sweep create FILE --reuse SWEEP` makes a sweep of what is left.
+    Trials that failed because of a crash, a full disk, a faulty GPU or the network continue from their
+    checkpoints, in the same runs. Finished trials never run again. W&B cannot retry runs of a sweep; there,
+    create a new sweep of what is left: `kto-sweep create FILE --reuse SWEEP`.
 
     \b
     kto-sweep resume
     kto-sweep resume ab12cd34 --failed
     """
     from kto_sweep.home import Home
-    from kto_sweep.sweep.resume import reopen
+    from kto_sweep.sweep.resume import resume_sweep
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
 
     home = Home.from_environment()
     target, ref = find_sweep(home, sweep, local=local)
-    done = reopen(home, connect(target), target, ref, failed=failed, stopped=stopped)
+    resumed = resume_sweep(home, connect(target), target, ref, failed=failed, stopped=stopped)
     if as_json:
         print_json(
-            {"id": ref.id, "path": str(ref), "was": done.was, "state": done.state, "again": done.again}
-            | {"refused": done.refused, "missing": done.missing}
+            {"id": ref.id, "path": str(ref), "was": resumed.previous_state, "state": resumed.state}
+            | {"again": resumed.retried, "refused": resumed.refused, "missing": resumed.missing}
         )
         return
-    say(f"Sweep {ref}: {done.summary()}")
-    for line in done.advice:
+    say(f"Sweep {ref}: {resumed.summary()}")
+    for line in resumed.advice:
         say(line)
-    say(f"Next: kto-sweep {'agent' if done.state == 'RUNNING' else 'compare'} {ref.id}")
+    say(f"Next: kto-sweep {'agent' if resumed.state == 'RUNNING' else 'compare'} {ref.id}")
 
 
 @click.command()
@@ -98,10 +98,10 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
 @local_option
 @json_option
 def cancel(sweep: str | None, local: bool, as_json: bool) -> None:
-    """End SWEEP and its running trials.
+    """End SWEEP and stop its running trials.
 
     \b
     kto-sweep cancel
     kto-sweep cancel ab12cd34
     """
-    _move(sweep, "CANCELED", local=local, as_json=as_json)
+    _set_state(sweep, "CANCELED", local=local, as_json=as_json)

@@ -1,4 +1,4 @@
-"""kto-sweep create: from a sweep file to a registered sweep."""
+"""kto-sweep create: register a sweep from a YAML file."""
 
 from pathlib import Path
 
@@ -9,10 +9,10 @@ from kto_sweep.cli.output import json_option, local_option, print_json, say
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--project", help="W&B project; the file's own, or kto-sweep.")
-@click.option("--entity", help="W&B user or team; the file's own, or that of the key.")
-@click.option("--reuse", metavar="SWEEP", help="Take over the finished trials of SWEEP that are the same.")
-@click.option("--force", is_flag=True, help="Register it although trials cannot run, by what is known.")
+@click.option("--project", help="W&B project. Default: the file's, or kto-sweep.")
+@click.option("--entity", help="W&B user or team. Default: the file's, or the key's.")
+@click.option("--reuse", metavar="SWEEP", help="Reuse finished trials of SWEEP with the same configuration.")
+@click.option("--force", is_flag=True, help="Register the sweep even if its trials cannot run here.")
 @local_option
 @json_option
 def create(
@@ -26,11 +26,11 @@ def create(
 ) -> None:
     """Register a sweep from a YAML file.
 
-    The file and its data are checked first, as by validate; all problems are shown at once, with their lines.
-    So is whether each cell fits on this box's GPU, if it has one, as by plan.
+    First checks the file and its data, like validate, and shows all problems at once with their lines. If
+    this box has a GPU, also checks that each cell fits on it, like plan.
 
-    With --reuse, cells of the grid that an earlier sweep of the project has finished are not trained again. A
-    trial is the same when its whole configuration is: parameters searched and fixed, data, model.
+    With --reuse, cells of the grid that an earlier sweep of the same project finished are not trained again.
+    A trial matches a cell if its whole configuration does: searched and fixed parameters, data, model.
 
     \b
     kto-sweep create sweeps/lr_grid.yaml
@@ -39,9 +39,9 @@ def create(
     kto-sweep create sweeps/demo.yaml --local --json
     """
     from kto_sweep.home import Home
-    from kto_sweep.sweep.create import register
+    from kto_sweep.sweep.create import create_sweep
 
-    registered = register(
+    created = create_sweep(
         Home.from_environment(),
         file,
         project=project,
@@ -54,15 +54,15 @@ def create(
     if as_json:
         print_json(
             {
-                "id": registered.ref.id,
-                "path": str(registered.ref),
-                "url": registered.url,
-                "expected_trials": registered.expected_trials,
-                "reused": registered.reused,
+                "id": created.ref.id,
+                "path": str(created.ref),
+                "url": created.url,
+                "expected_trials": created.expected_trials,
+                "reused": created.reused,
             }
         )
         return
-    say(registered.summary())
-    if registered.login_url:
-        say(f"  to pause or stop it there, open this once, within the hour: {registered.login_url}")
+    say(created.summary())
+    if created.login_url:
+        say(f"  to pause or stop it in the browser, open (once, within an hour): {created.login_url}")
     say("Next: kto-sweep agent")

@@ -11,13 +11,13 @@ from kto_sweep.sweep_file.generate_reasons import PRESET_NAMES
 from kto_sweep.trial import PARAMETERS
 
 METHODS = ("grid", "bayes", "random")
-_SHORT = {"learning_rate": "--lr", "dataset": "--data"}
+_SHORT_FLAGS = {"learning_rate": "--lr", "dataset": "--data"}
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for every parameter of a trial."""
+    """The command with an option for every parameter of a trial."""
     for name, rule in reversed(list(PARAMETERS.items())):
-        flags = [f"--{name.replace('_', '-')}", *([_SHORT[name]] if name in _SHORT else [])]
+        flags = [f"--{name.replace('_', '-')}", *([_SHORT_FLAGS[name]] if name in _SHORT_FLAGS else [])]
         command = click.option(*flags, name, metavar="VALUES", help=f"{rule.doc}.")(command)
     return command
 
@@ -31,9 +31,9 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags: str | None) -> None:
     """Write the sweep file OUT; METHOD is grid, bayes or random.
 
-    VALUES are one value, a list (5e-7,1e-7) or, unless METHOD is grid, a range (5e-7..1e-4). When nothing
-    given is searched, the usual parameters are. max_length, eval_fraction and rho come from the data. Each
-    range has its reason and source beside it. A file that is there is never written over.
+    VALUES is one value, a list (5e-7,1e-7) or, unless METHOD is grid, a range (5e-7..1e-4). If no flag has a
+    list or range, the sweep searches the usual parameters. max_length, eval_fraction and rho come from the
+    data. A comment gives the reason and source of each range. Never overwrites a file.
 
     \b
     kto-sweep generate grid my.yaml --data rows.jsonl --preset lora-7b
@@ -53,18 +53,14 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     from kto_sweep.sweep_file.sweep_config import check_sweep_text
 
     if out.exists():
-        raise UsageError(f"{out} is there already", hint="choose another name, or remove it")
+        raise UsageError(f"{out} exists already", hint="choose another name, or remove it")
     given = preset_settings(preset) if preset else {}
     given |= {name: parse_flag(name, text, method) for name, text in flags.items() if text is not None}
     data = given.get("dataset")
     if not isinstance(data, Fixed):
-        raise UsageError(
-            "no data is named", hint="--data rows.jsonl, or --data examples/support_replies.jsonl"
-        )
+        raise UsageError("no data", hint="--data rows.jsonl, or --data examples/support_replies.jsonl")
     if not given.keys() & {"model", "model_size"}:
-        raise UsageError(
-            "no base model is named", hint="--model-size 0.5b, --model FOLDER, or --preset lora-7b"
-        )
+        raise UsageError("no base model", hint="--model-size 0.5b, --model FOLDER, or --preset lora-7b")
     named = given.get("model") or given.get("model_size")
     model = str(named.value) if isinstance(named, Fixed) else None
     if model is not None and "model" not in given:
@@ -79,9 +75,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise UsageError(
-            f"{out}: cannot be written: {error.strerror}", hint="choose another folder"
-        ) from error
+        raise UsageError(f"could not write {out}: {error.strerror}", hint="choose another folder") from error
     expected = checked.sweep.expected_trials
     if as_json:
         print_json({"file": str(out), "method": method, "expected_trials": expected})

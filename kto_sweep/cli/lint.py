@@ -1,4 +1,4 @@
-"""kto-sweep lint: what training will make of a data file, before it starts."""
+"""kto-sweep lint: a report on a data file before training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("data")
-@click.option("--model", help="Measure tokens with this model's tokenizer: hub id, folder, .gguf, tiny.")
+@click.option("--model", help="Count tokens with this model's tokenizer: hub id, folder, .gguf, tiny.")
 @click.option("--max-length", type=int, help="Tokens of prompt and completion, as in a sweep. Default: 2048.")
 @click.option("--eval-fraction", type=float, help="Share of the prompts held out. Default: 0.1.")
 @json_option
 def lint(
     data: str, model: str | None, max_length: int | None, eval_fraction: float | None, as_json: bool
 ) -> int:
-    """Say what training will refuse in DATA, a file or hub id, and what it will make of the rest.
+    """Check DATA, a file or hub id: what training would reject, label balance, lengths and split.
 
-    Without --model, lengths are in characters and max_length is not checked. No model is loaded, only its
-    tokenizer. Exit code 1: training would refuse the data.
+    Without --model, lengths are in characters and max_length is not checked. Loads only the tokenizer, never
+    the model. Exit code 1: training would reject the data.
 
     \b
     kto-sweep lint rows.jsonl
@@ -45,7 +45,7 @@ def lint(
     read = read_data(data)
     if model is None:
         if max_length is not None:
-            say(f"max_length {max_length} is not checked: tokens need --model", as_json=as_json)
+            say(f"max_length {max_length} is not checked: counting tokens needs --model", as_json=as_json)
         report = check(
             read, measure_characters(read.loaded.examples), max_length=None, eval_fraction=fraction
         )
@@ -74,7 +74,7 @@ def _as_object(finding: "LintFinding") -> dict[str, Any]:
 
 
 def _check(name: str, value: float) -> None:
-    """Raise UsageError for a value that no trial takes."""
+    """Raise UsageError for a value that is invalid for a trial."""
     from kto_sweep.errors import UsageError
     from kto_sweep.trial import check_value
 

@@ -1,4 +1,4 @@
-"""A lint report as text for people."""
+"""A lint report printed in a terminal."""
 
 import shlex
 from itertools import groupby
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-SHOWN_LINES = 5
-"""Lines, or groups of lines, that a finding names."""
+MAX_LINES = 5
+"""Lines, or groups of lines, that a finding lists."""
 
-SHOWN_ALIKE = 8
+MAX_OF_A_KIND = 8
 """Findings of one kind that are printed: a file can have a thousand reasons to leave rows out."""
 
-BAR = 50
+BAR_WIDTH = 50
 """Characters of the longest bar."""
 
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
 def print_report(out: "Console", report: LintReport, data: str, model: str | None) -> None:
-    """Counts, lengths, histogram, findings, and what to type next; `data` and `model` as they were typed."""
+    """Print counts, lengths, histogram, findings and the next command; `data` and `model` as typed."""
     for line in _overview(report):
         out.print(line, markup=False, soft_wrap=True)
     if report.counts.usable:
@@ -49,13 +49,13 @@ def _overview(report: LintReport) -> list[str]:
     if report.balance is not None:
         lines.append(f"Balance:  {_balance(report.balance)}")
     if report.split is not None:
-        # Prompts are split by their tokens: characters give another split of much the same sizes.
+        # Training splits prompts by their tokens; a split by characters has about the same sizes.
         about = "" if report.unit == "tokens" else "about "
         lines.append(f"Held out: {about}{_split(report.split, report.eval_fraction)}")
     if report.lengths.auc is not None:
         strength = max(report.lengths.auc, 1 - report.lengths.auc)
-        told = f"{strength:.2f} (0.50 tells nothing; eval/auc should beat it)"
-        lines.append(f"Leak:     the completion's length alone has an AUC of {told}")
+        auc = f"{strength:.2f} (0.50 means no leak; eval/auc should beat it)"
+        lines.append(f"Leak:     the completion's length alone has an AUC of {auc}")
     return [*lines, ""]
 
 
@@ -78,7 +78,7 @@ def _split(split: Split, eval_fraction: float) -> str:
 def _length_title(report: LintReport, model: str | None) -> str:
     if model is None:
         return "Lengths in characters (--model NAME counts tokens, as training does, and checks max_length)"
-    return f"Lengths in tokens of {model}, before any cut to max_length {report.max_length}"
+    return f"Lengths in tokens of {model}, before truncation to max_length {report.max_length}"
 
 
 def _length_table(lengths: LengthReport) -> "Table":
@@ -89,7 +89,7 @@ def _length_table(lengths: LengthReport) -> "Table":
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for name in ("least", "half", "90 %", "95 %", "99 %", "most"):
+    for name in ("min", "median", "90 %", "95 %", "99 %", "max"):
         table.add_column(name, justify="right")
     rows = {
         "prompt": lengths.prompt,
@@ -105,7 +105,7 @@ def _length_table(lengths: LengthReport) -> "Table":
 
 
 def _print_histogram(out: "Console", report: LintReport) -> None:
-    """One line a bar; what tells the labels apart is the sign, not the colour."""
+    """Print one bar a line; the character, not the colour, distinguishes the labels."""
     desirable, undesirable = "█░" if out.encoding.startswith("utf") else "#-"
     title = f"Rows by {report.unit} of prompt + completion ({desirable} desirable, {undesirable} undesirable)"
     out.print(title, markup=False)
@@ -114,7 +114,7 @@ def _print_histogram(out: "Console", report: LintReport) -> None:
     most = max(item.desirable + item.undesirable for item in bins)
     for label, item in zip(labels, bins, strict=True):
         rows = item.desirable + item.undesirable
-        full = -(-BAR * rows // most)  # rounded up: one row shows
+        full = -(-BAR_WIDTH * rows // most)  # rounded up, so that a single row is visible
         good = round(full * item.desirable / rows) if rows else 0
         bar = desirable * good + undesirable * (full - good)
         line = f"{label:>{max(map(len, labels))}} {rows:>{len(f'{most:,}')},} {bar}"
@@ -131,18 +131,18 @@ def _range(item: Bin) -> str:
 def _print_findings(out: "Console", findings: tuple[LintFinding, ...]) -> None:
     from rich.text import Text
 
-    for code, alike in groupby(findings, lambda finding: finding.code):
-        same = list(alike)
-        for finding in same[:SHOWN_ALIKE]:
-            head = (f"{finding.severity.capitalize():<8}", _STYLES[finding.severity])
-            text = Text.assemble(head, f" {finding.what}{_places(finding)}\n{'':9}{finding.hint}")
+    for code, group in groupby(findings, lambda finding: finding.code):
+        of_a_kind = list(group)
+        for finding in of_a_kind[:MAX_OF_A_KIND]:
+            level = (f"{finding.severity.capitalize():<8}", _STYLES[finding.severity])
+            text = Text.assemble(level, f" {finding.what}{_lines(finding)}\n{'':9}{finding.hint}")
             out.print(text, soft_wrap=True)
-        if len(same) > SHOWN_ALIKE:
-            more = f"{'':9}{len(same) - SHOWN_ALIKE:,} more findings {code!r}: --json shows all"
+        if len(of_a_kind) > MAX_OF_A_KIND:
+            more = f"{'':9}{len(of_a_kind) - MAX_OF_A_KIND:,} more findings {code!r}: --json lists all"
             out.print(more, markup=False, soft_wrap=True)
 
 
-def _places(finding: LintFinding) -> str:
+def _lines(finding: LintFinding) -> str:
     """` (lines 12, 17, ...)`; rows that belong together as `12 and 340`."""
     if not finding.groups:
         return ""
@@ -151,7 +151,7 @@ def _places(finding: LintFinding) -> str:
 
 
 def _few(items: list[str], between: str) -> str:
-    return between.join(items[:SHOWN_LINES]) + (f"{between}..." if len(items) > SHOWN_LINES else "")
+    return between.join(items[:MAX_LINES]) + (f"{between}..." if len(items) > MAX_LINES else "")
 
 
 def _ending(report: LintReport, data: str, model: str | None) -> list[str]:
@@ -159,9 +159,9 @@ def _ending(report: LintReport, data: str, model: str | None) -> list[str]:
     summary = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts)
     again = f"kto-sweep lint {shlex.quote(data)}"
     if report.count(Severity.ERROR):
-        step = f"mend what stands under Error, then {again}"
+        step = f"fix the errors above, then {again}"
     elif model is None:
-        step = f"{again} --model NAME, with the model that you will train"
+        step = f"{again} --model NAME   (the model that you will train)"
     else:
-        step = f"dataset: {data} in a copy of sweeps/lr_grid.yaml, then kto-sweep create it"
+        step = f"put dataset: {data} into a copy of sweeps/lr_grid.yaml, then kto-sweep create that copy"
     return [summary, f"Next: {step}"]

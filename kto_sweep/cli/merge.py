@@ -1,4 +1,4 @@
-"""kto-sweep merge: a run's adapters and its base model as one model."""
+"""kto-sweep merge: a run's adapters merged into its base model."""
 
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from kto_sweep.cli.output import json_option, print_json, say
 @click.command()
 @click.argument("run")
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Folder to write. Default: merged in the run's."
+    "--output", type=click.Path(path_type=Path), help="Output folder. Default: `merged` in the run's folder."
 )
-@click.option("--best", is_flag=True, help="The adapters of the best evaluation, not of the last step.")
+@click.option("--best", is_flag=True, help="Use the adapters of the best evaluation, not of the last step.")
 @json_option
 def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
-    """Write the merged weights of RUN, a run or trial of this box: safetensors, tokenizer and model card.
+    """Merge the adapters of RUN, a run or trial of this box, into its base model and write safetensors.
 
-    Nothing is overwritten, and nothing is uploaded.
+    Also writes the tokenizer and a model card. Never overwrites and never uploads anything.
 
     \b
     kto-sweep merge ab12cd34
@@ -25,14 +25,14 @@ def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
     """
     from kto_sweep.home import Home
     from kto_sweep.train.merge import merge as write
-    from kto_sweep.train_command.resume import go_where_it_began, known_run
+    from kto_sweep.train_command.resume import require_run, restore_working_directory
 
     home, output = Home.from_environment(), output and output.expanduser().resolve()
-    trained = known_run(home, run)
-    go_where_it_began(trained)
-    folder = write(home, trained, output, best=best, say=lambda line: say(line, as_json=as_json))
+    run_folder = require_run(home, run)
+    restore_working_directory(run_folder)
+    merged = write(home, run_folder, output, best=best, say=lambda line: say(line, as_json=as_json))
     if as_json:
-        print_json({"folder": str(folder)})
+        print_json({"folder": str(merged)})
         return
-    say(f"Merged model: {folder}")
-    say(f"To the hub: hf upload OWNER/NAME {folder}")
+    say(f"Merged model: {merged}")
+    say(f"Upload it: hf upload OWNER/NAME {merged}")

@@ -1,4 +1,4 @@
-"""kto-sweep models: the base models that have a short name."""
+"""kto-sweep models: the base models with a short name, and the memory they need."""
 
 from typing import Any
 
@@ -8,19 +8,20 @@ from kto_sweep.cli.output import console, json_option, print_json
 from kto_sweep.cli.plan import pick_gpu
 
 ROWS = 8
-"""Of one length each, in the step whose memory is shown."""
+"""Rows of max_length in the step whose memory is shown."""
 
 
 @click.command()
 @click.option(
-    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; this. Default: this box's, if it has one."
+    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; or this. Default: this box's GPU, if any."
 )
 @json_option
 def models(gpu: str | None, as_json: bool) -> None:
-    """List the values of --model-size: model, quantisation, LoRA rank, row length and memory.
+    """List the values of --model-size: model, quantization, LoRA rank, max_length and memory.
 
-    GiB: a step of 8 rows of full length, half of it completions; at least: one such row at a time, to which
-    training comes down by itself. A hub id, a folder or a .gguf file goes to --model-name.
+    GiB: for a step of 8 rows of max_length, half of each the completion. Min GiB: with one such row at a
+    time, to which training falls back automatically. Other models: --model-name takes a hub id, a folder or a
+    .gguf file.
 
     \b
     kto-sweep models
@@ -30,7 +31,7 @@ def models(gpu: str | None, as_json: bool) -> None:
     from kto_sweep.models.presets import PRESETS
     from kto_sweep.plan.memory import AdapterShape, StepLoad, peak_memory
 
-    found = pick_gpu(gpu)
+    chosen = pick_gpu(gpu)
     rows: list[dict[str, Any]] = []
     for preset in PRESETS.values():
         sizes = find_architecture(preset.model)
@@ -41,8 +42,8 @@ def models(gpu: str | None, as_json: bool) -> None:
         needed = peak_memory(sizes, preset.quantization, shape, whole).gib
         least = peak_memory(sizes, preset.quantization, shape, one, recompute=True).gib
         fits = None
-        if found is not None:
-            fits = "yes" if needed <= found.usable_gib else "split" if least <= found.usable_gib else "no"
+        if chosen is not None:
+            fits = "yes" if needed <= chosen.usable_gib else "split" if least <= chosen.usable_gib else "no"
         rows.append(
             {
                 "size": preset.name,
@@ -57,19 +58,20 @@ def models(gpu: str | None, as_json: bool) -> None:
             }
         )
     if as_json:
-        print_json({"gpu": found.name if found else None, "models": rows})
+        print_json({"gpu": chosen.name if chosen else None, "models": rows})
         return
     from rich.table import Table
 
     screen = console()
     screen.print(
-        f"{found.name}, {found.usable_gib:.1f} GiB for tensors" if found else "no GPU here: name one by --gpu"
+        f"{chosen.name}, {chosen.usable_gib:.1f} GiB for tensors"
+        if chosen
+        else "No GPU here: name one with --gpu"
     )
     table = Table(box=None, pad_edge=False)
-    for header in ("size", "model", "weights", "LoRA r", "length", "GiB", "at least", "fits", ""):
-        table.add_column(
-            header, justify="right" if header in {"LoRA r", "length", "GiB", "at least"} else "left"
-        )
+    right = {"LoRA r", "max_length", "GiB", "min GiB"}
+    for header in ("size", "model", "weights", "LoRA r", "max_length", "GiB", "min GiB", "fits", ""):
+        table.add_column(header, justify="right" if header in right else "left")
     for row in rows:
         table.add_row(*("-" if value is None else str(value) for value in row.values()))
     screen.print(table)

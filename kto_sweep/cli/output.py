@@ -1,4 +1,4 @@
-"""How commands speak: lines and tables for people, one JSON object for programs, errors with what to type."""
+"""Output of commands: lines and tables for people, one JSON object for programs, errors with a hint."""
 
 import json
 import math
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_WIDTH = 160
-"""Columns for tables that no terminal limits."""
+"""Characters of a table's width when standard output is not a terminal."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 local_option = click.option("--local", is_flag=True, help="Use the embedded server even with a W&B key.")
@@ -20,19 +20,19 @@ sweep_argument = click.argument("sweep", required=False)
 
 
 def console() -> "Console":
-    """Standard output, as wide as its terminal; rich honours NO_COLOR."""
+    """A console on standard output, as wide as the terminal; rich honours NO_COLOR."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(text: str, *, as_json: bool = False) -> None:
-    """One line for people; on standard error where standard output belongs to JSON."""
+    """Print one line for people; to standard error if standard output is JSON."""
     click.echo(text, err=as_json)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """One JSON object on standard output; a number that is not finite becomes null, as JSON has none."""
+    """Print one JSON object; NaN and infinities become null, because JSON has neither."""
     click.echo(json.dumps(_finite(value), indent=2))
 
 
@@ -47,7 +47,7 @@ def _finite(value: Any) -> Any:
 
 
 def print_error(message: str, hint: str, as_json: bool) -> None:
-    """What went wrong and what to type, on standard error."""
+    """Print an error and its hint to standard error."""
     if as_json:
         click.echo(json.dumps({"error": message, "hint": hint}), err=True)
         return
@@ -57,7 +57,7 @@ def print_error(message: str, hint: str, as_json: bool) -> None:
 
 
 def number(value: Any) -> str:
-    """A value for a table cell: learning rates as 2.3e-06, other numbers in four digits."""
+    """A value for a table cell: floats in four digits, small and large ones as 2.3e-06."""
     if isinstance(value, float):
         if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
             mantissa, exponent = f"{value:.3e}".split("e")

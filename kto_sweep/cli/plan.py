@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; this. Default: this box's, if it has one."
+    "--gpu", help="h200, rtx3090, ...; a size such as 24GB; or this. Default: this box's GPU, if any."
 )
 @json_option
 def plan(file: Path, gpu: str | None, as_json: bool) -> int:
-    """Say for each cell of a sweep whether it fits on a GPU, how long it takes and how many fit together.
+    """Estimate for each cell of a sweep: whether it fits on a GPU, its time, and how many fit together.
 
-    No model is loaded: sizes come from its configuration, tokens from the data. Of a search that is no grid,
-    the ends of its ranges are shown. Exit code 1: some cells cannot fit.
+    Loads no model: sizes come from its configuration, tokens from the data. For a search that is not a grid,
+    shows the ends of its ranges. Exit code 1: some cells cannot fit.
 
     \b
     kto-sweep plan sweeps/model_size_grid.yaml --gpu h200
@@ -43,7 +43,7 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
 
 
 def pick_gpu(named: str | None) -> "Gpu | None":
-    """The GPU that `--gpu` names; without it, the smallest of this box, or None when it has none.
+    """The GPU that `--gpu` names; by default the smallest GPU of this box, or None if it has none.
 
     Raises UsageError for an unknown name, and for `this` on a box without a GPU.
     """

@@ -1,4 +1,4 @@
-"""A sweep's plan, as a person reads it and as a program does."""
+"""A sweep's plan, printed in a terminal and as JSON."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,15 @@ if TYPE_CHECKING:
 
 
 def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
-    """A table of the cells, what does not fit and what would, a summary, and the next command."""
+    """Print a table of the cells, what would make the others fit, a summary, and the next command."""
     from rich.table import Table
 
     where = f"{plan.gpu.name}, {plan.gpu.usable_gib:.1f} GiB for tensors" if plan.gpu else "no GPU named"
-    trials = "trials without end" if plan.trials is None else f"{plan.trials} trials"
+    trials = "unlimited trials" if plan.trials is None else f"{plan.trials} trials"
     console.print(f"{file}: {method}, {trials}; {where}\n", markup=False)
     table = Table(box=None, pad_edge=False)
     names = list(dict.fromkeys(name for estimate in plan.cells for name in estimate.cell.varied))
-    headers = [*names, "trials", "steps", "GiB", "at least"]
+    headers = [*names, "trials", "steps", "GiB", "min GiB"]
     headers += ["fits", "together", "time"] if plan.gpu else ["time"] if plan.serial else []
     headers.append("disk MB")
     for header in headers:
@@ -31,11 +31,11 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
     console.print(table)
     console.print()
     for estimate in plan.impossible:
-        console.print(f"Does not fit: {_name(estimate)}; would: {estimate.remedy}", markup=False)
+        console.print(f"Does not fit: {_name(estimate)}; to make it fit: {estimate.remedy}", markup=False)
     for estimate in plan.cells:
         if estimate.largest_batch is not None:
-            what = f"fits without splitting up to batch_size {estimate.largest_batch}"
-            console.print(f"{_name(estimate)}: {what}; beyond it steps are split, with the same numbers")
+            what = f"fits in one micro-batch up to batch_size {estimate.largest_batch}"
+            console.print(f"{_name(estimate)}: {what}; larger batches are split, with the same results")
     for note in plan.notes:
         console.print(f"Note: {note}", markup=False)
     console.print(plan.summary(), markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""kto-sweep push: from the embedded server to W&B."""
+"""kto-sweep push: copy a sweep from the embedded server to W&B."""
 
 import click
 
@@ -8,16 +8,16 @@ from kto_sweep.cli.output import json_option, print_json, say, sweep_argument
 @click.command()
 @sweep_argument
 @click.option(
-    "--to", "url", metavar="URL", help="A W&B server; by default the one that wandb is logged in to."
+    "--to", "url", metavar="URL", help="The W&B server. Default: the one that wandb is logged in to."
 )
-@click.option("--project", help="W&B project there; that of the sweep.")
-@click.option("--entity", help="W&B user or team there; that of the key.")
+@click.option("--project", help="W&B project there. Default: the sweep's project.")
+@click.option("--entity", help="W&B user or team there. Default: the key's.")
 @json_option
 def push(sweep: str | None, url: str | None, project: str | None, entity: str | None, as_json: bool) -> int:
     """Copy SWEEP from the embedded server to W&B, with its runs: configs, histories, summaries, states, tags.
 
-    What is there already is not sent twice, and a push that was cut off goes on. Runs that are not over yet
-    are left for the next push. The times of the logged rows are kept; those of the runs are the push's.
+    Nothing is sent twice, and running it again continues an interrupted push. Unfinished runs are left for
+    the next push. Logged rows keep their timestamps; the runs get the time of the push.
 
     \b
     wandb login
@@ -26,29 +26,32 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     """
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
-    from kto_sweep.sweep.push import push as push_sweep
+    from kto_sweep.sweep.push import push_sweep
     from kto_sweep.sweep.server_choice import find_remote, find_sweep
+    from kto_sweep.text import counted
 
     home = Home.from_environment()
     destination = find_remote(url)
     source, ref = find_sweep(home, sweep, local=True)
     if destination.base_url == source.base_url:
         raise UsageError(
-            f"{destination.base_url} is the embedded server, where the sweep is already",
+            f"{destination.base_url} is the embedded server, which has the sweep already",
             hint="kto-sweep push --to https://wandb.example.com",
         )
-    say(f"Pushing {ref} from the {source} to {destination}", as_json=as_json)
-    done = push_sweep(
+    say(f"Pushing {ref} from {source} to {destination}", as_json=as_json)
+    pushed = push_sweep(
         home, source, ref, destination,
         project=project, entity=entity, say=lambda line: say(line, as_json=as_json),
     )  # fmt: skip
     if as_json:
         print_json(
-            {"id": done.ref.id, "path": str(done.ref), "url": done.url}
-            | {"sent": done.sent, "present": done.present, "unfinished": done.unfinished}
+            {"id": pushed.ref.id, "path": str(pushed.ref), "url": pushed.url}
+            | {"sent": pushed.sent, "present": pushed.already_there, "unfinished": pushed.unfinished}
         )
         return 0
-    say(f"Sweep {done.ref}: {len(done.sent)} runs sent, {len(done.present)} were there\n  {done.url}")
-    if done.unfinished:
-        say(f"Not over yet: {', '.join(done.unfinished)}\nNext: kto-sweep push {ref.id}   (once they are)")
+    sent, already_there = counted(len(pushed.sent), "run"), len(pushed.already_there)
+    say(f"Sweep {pushed.ref}: {sent} sent, {already_there} already there\n  {pushed.url}")
+    if pushed.unfinished:
+        say(f"Unfinished, not sent: {', '.join(pushed.unfinished)}")
+        say(f"Next: kto-sweep push {ref.id}   (when they have finished)")
     return 0

@@ -8,13 +8,13 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), help="Default: the one used last; 0 takes a free one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Default: the last one used; 0 picks a free one.")
 @click.option("--host", default="127.0.0.1", help="Address to listen on.  [default: 127.0.0.1]")
 @click.option("--expose", is_flag=True, help="Allow a --host that other machines can reach.")
-@click.option("--certificate", type=_file, help="TLS certificate (PEM): serve https.")
-@click.option("--certificate-key", type=_file, help="Its private key, where it is a file of its own.")
-@click.option("--login", is_flag=True, help="Print a link that logs a browser in.")
-@click.option("--stop", is_flag=True, help="End the server that runs in the background.")
+@click.option("--certificate", type=_file, help="TLS certificate (PEM), to serve https.")
+@click.option("--certificate-key", type=_file, help="The private key, if not in the certificate's file.")
+@click.option("--login", is_flag=True, help="Print a link that logs in a browser.")
+@click.option("--stop", is_flag=True, help="Stop the server that runs in the background.")
 def serve(
     port: int | None,
     host: str,
@@ -26,9 +26,9 @@ def serve(
 ) -> None:
     """Run the embedded W&B-compatible server in the foreground.
 
-    create and agent start one in the background by themselves; this is for the stock tools of wandb,
-    and for a box whose server others are to reach. Its address shows the dashboard. The link of --login
-    works once, within the hour: it lets a browser control sweeps, and look from another machine.
+    create and agent start it in the background automatically. Run it yourself to use wandb's own tools with
+    it, or to make it reachable from other machines. Its URL shows the dashboard. The link of --login works
+    once, within an hour; with it a browser can control sweeps, and view them from another machine.
 
     \b
     kto-sweep serve
@@ -46,8 +46,8 @@ def serve(
         say(ensure_server(Home.from_environment()).login_link())
         return
     if stop:
-        ended = stop_server(Home.from_environment())
-        say("The embedded server has ended." if ended else "No embedded server was running.")
+        stopped = stop_server(Home.from_environment())
+        say("Stopped the embedded server." if stopped else "No embedded server is running.")
         return
     run_server(
         Home.from_environment(),

@@ -1,4 +1,4 @@
-"""kto-sweep status: how far a sweep is, and what is left of it."""
+"""kto-sweep status: the progress of a sweep, and the trials that are left."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,11 +8,11 @@ import click
 from kto_sweep.cli.output import json_option, local_option, number, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.sweep.grid_status import Cell, Ledger
+    from kto_sweep.sweep.grid_status import GridCell, GridStatus
     from kto_sweep.sweep.view import SweepView
 
-MOST_LINES = 20
-"""Cells of one kind that are listed; the rest is counted."""
+MAX_LISTED = 20
+"""Cells listed for each state; the rest are only counted."""
 
 
 @click.command()
@@ -20,9 +20,9 @@ MOST_LINES = 20
 @local_option
 @json_option
 def status(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Say how far SWEEP is: done, running, failed and missing trials, and what to type next.
+    """Show the progress of SWEEP: done, running, failed and missing trials, and the next command.
 
-    Each cell of a grid counts once, whatever became of its runs. Trials that were stopped early are done.
+    Each cell of a grid counts once, however many runs it has. Trials that were stopped early count as done.
 
     \b
     kto-sweep status
@@ -30,28 +30,28 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     """
     from kto_sweep.fingerprints import differences
     from kto_sweep.home import Home
-    from kto_sweep.sweep.gpu_hours import spending
-    from kto_sweep.sweep.grid_status import read_ledger
+    from kto_sweep.sweep.gpu_hours import gpu_time
+    from kto_sweep.sweep.grid_status import read_grid_status
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     view = read_sweep(connect(target), target, ref)
-    ledger = read_ledger(view)
+    status = read_grid_status(view)
     if as_json:
-        print_json(_as_json(view, ledger))
+        print_json(_as_json(view, status))
         return
-    say(f"Talking to {'the ' if target.local else ''}{target}")
+    say(f"Talking to {target}")
     say(f"Sweep {ref}: {view.state.lower()}   {view.url}")
-    _say_ledger(view, ledger)
-    spent = spending(view, ledger)
-    if spent.spent:
-        rest = "" if spent.rest is None else f", about {_hours(spent.rest)} to come"
-        say(f"  GPU-hours: {_hours(spent.spent)} spent{rest}")
+    _say_counts(view, status)
+    gpu = gpu_time(view, status)
+    if gpu.spent:
+        remaining = "" if gpu.remaining is None else f", about {_hours(gpu.remaining)} remaining"
+        say(f"  GPU-hours: {_hours(gpu.spent)} spent{remaining}")
     for difference in differences(view.trained()):
-        say(f"  Beware: {difference}")
-    say(f"Next: kto-sweep {_next(view, ledger)} {ref.id}")
+        say(f"  Warning: {difference}")
+    say(f"Next: kto-sweep {_next_command(view, status)} {ref.id}")
 
 
 def _hours(seconds: float) -> str:
@@ -60,36 +60,36 @@ def _hours(seconds: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
-def _as_json(view: "SweepView", ledger: "Ledger") -> dict[str, Any]:
+def _as_json(view: "SweepView", status: "GridStatus") -> dict[str, Any]:
     from kto_sweep.fingerprints import differences
-    from kto_sweep.sweep.gpu_hours import spending
-    from kto_sweep.sweep.grid_status import CellState, missing
+    from kto_sweep.sweep.gpu_hours import gpu_time
+    from kto_sweep.sweep.grid_status import CellState, count_missing
 
-    spent = spending(view, ledger)
+    gpu = gpu_time(view, status)
     return {
         "id": view.ref.id,
         "path": str(view.ref),
         "url": view.url,
         "state": view.state,
         "expected": view.expected,
-        "finished": len(ledger.of(CellState.DONE)) - len(ledger.stopped),
-        "stopped": len(ledger.stopped),
-        "running": len(ledger.of(CellState.RUNNING)),
-        "paused": len(ledger.of(CellState.PAUSED)),
-        "failed": len(ledger.of(CellState.FAILED)),
-        "retryable": len(ledger.retryable),
-        "missing": missing(view, ledger),
-        "cells" if ledger.is_complete else "runs": [_cell_as_json(view, cell) for cell in ledger.cells],
+        "finished": len(status.in_state(CellState.DONE)) - len(status.stopped),
+        "stopped": len(status.stopped),
+        "running": len(status.in_state(CellState.RUNNING)),
+        "paused": len(status.in_state(CellState.PAUSED)),
+        "failed": len(status.in_state(CellState.FAILED)),
+        "retryable": len(status.retryable),
+        "missing": count_missing(view, status),
+        "cells" if status.lists_every_cell else "runs": [_cell_as_json(view, cell) for cell in status.cells],
         "gpu_hours": {
-            "spent": spent.spent / 3600,
-            "rest": None if spent.rest is None else spent.rest / 3600,
+            "spent": gpu.spent / 3600,
+            "rest": None if gpu.remaining is None else gpu.remaining / 3600,
         },
-        "strays": [trial.run_id for trial in ledger.strays],
+        "strays": [trial.run_id for trial in status.outside_grid],
         "differences": differences(view.trained()),
     }
 
 
-def _cell_as_json(view: "SweepView", cell: "Cell") -> dict[str, Any]:
+def _cell_as_json(view: "SweepView", cell: "GridCell") -> dict[str, Any]:
     trial = cell.trial
     return {
         "parameters": _parameters(view, cell),
@@ -102,59 +102,57 @@ def _cell_as_json(view: "SweepView", cell: "Cell") -> dict[str, Any]:
     }
 
 
-def _parameters(view: "SweepView", cell: "Cell") -> dict[str, Any]:
-    """What the sweep varies, by dotted name."""
-    from kto_sweep.compare.ranking import varied
+def _parameters(view: "SweepView", cell: "GridCell") -> dict[str, Any]:
+    """The values of the searched parameters by dotted name."""
+    from kto_sweep.compare.ranking import searched_parameters
     from kto_sweep.trial import lookup
 
-    return {name: lookup(cell.config, name) for name in varied(view)}
+    return {name: lookup(cell.config, name) for name in searched_parameters(view)}
 
 
-def _say_ledger(view: "SweepView", ledger: "Ledger") -> None:
-    from kto_sweep.sweep.grid_status import CellState, missing
+def _say_counts(view: "SweepView", status: "GridStatus") -> None:
+    from kto_sweep.sweep.grid_status import CellState, count_missing
 
-    done, failed = ledger.of(CellState.DONE), ledger.of(CellState.FAILED)
+    done, failed = status.in_state(CellState.DONE), status.in_state(CellState.FAILED)
     of = "" if view.expected is None else f" of {view.expected}"
-    stopped = f" ({len(ledger.stopped)} stopped early)" if ledger.stopped else ""
-    left = missing(view, ledger)
-    rest = "" if left is None else f", {left} missing"
-    running, paused = len(ledger.of(CellState.RUNNING)), len(ledger.of(CellState.PAUSED))
+    stopped = f" ({len(status.stopped)} stopped early)" if status.stopped else ""
+    count = count_missing(view, status)
+    missing = "" if count is None else f", {count} missing"
+    running, paused = len(status.in_state(CellState.RUNNING)), len(status.in_state(CellState.PAUSED))
     waiting = f", {paused} paused" if paused else ""
-    say(f"  {len(done)}{of} done{stopped}, {running} running{waiting}, {len(failed)} failed{rest}")
+    say(f"  {len(done)}{of} done{stopped}, {running} running{waiting}, {len(failed)} failed{missing}")
     _say_cells(view, failed)
-    if done or running or paused or failed:  # a sweep that has only just been created misses everything
-        _say_cells(view, ledger.of(CellState.MISSING))
-    if ledger.strays:
-        names = ", ".join(trial.run_id for trial in ledger.strays[:MOST_LINES])
-        say(f"  of no cell of this grid: {names}")
+    if done or running or paused or failed:  # for a sweep just created the list of all cells tells nothing
+        _say_cells(view, status.in_state(CellState.MISSING))
+    if status.outside_grid:
+        run_ids = ", ".join(trial.run_id for trial in status.outside_grid[:MAX_LISTED])
+        say(f"  runs outside the grid: {run_ids}")
 
 
-def _say_cells(view: "SweepView", cells: Sequence["Cell"]) -> None:
-    for cell in cells[:MOST_LINES]:
+def _say_cells(view: "SweepView", cells: Sequence["GridCell"]) -> None:
+    for cell in cells[:MAX_LISTED]:
         values = "  ".join(f"{name}={number(value)}" for name, value in _parameters(view, cell).items())
-        say(f"  {cell.state:8} {values}{_about(cell)}")
-    if len(cells) > MOST_LINES:
-        say(f"  {cells[0].state:8} and {len(cells) - MOST_LINES} more; all of them: --json")
+        say(f"  {cell.state:8} {values}{_run_note(cell)}")
+    if len(cells) > MAX_LISTED:
+        say(f"  {cells[0].state:8} and {len(cells) - MAX_LISTED} more; --json lists all")
 
 
-def _about(cell: "Cell") -> str:
+def _run_note(cell: "GridCell") -> str:
     trial = cell.trial
     if trial is None:
         return ""
     if not trial.failure:
-        return f"   run {trial.run_id} waits"
-    again = " (can be tried again)" if cell.is_retryable else ""
-    return (
-        f"   run {trial.run_id}: {trial.failure}{again}   {trial.summary.get('failure/message', '')}".rstrip()
-    )
+        return f"   run {trial.run_id} is waiting"
+    retry = " (can be retried)" if cell.is_retryable else ""
+    message = trial.summary.get("failure/message", "")
+    return f"   run {trial.run_id}: {trial.failure}{retry}   {message}".rstrip()
 
 
-def _next(view: "SweepView", ledger: "Ledger") -> str:
-    """The command that brings the sweep on."""
-    from kto_sweep.sweep.grid_status import missing
+def _next_command(view: "SweepView", status: "GridStatus") -> str:
+    from kto_sweep.sweep.grid_status import count_missing
 
-    if view.state == "PAUSED" or ledger.retryable:
+    if view.state == "PAUSED" or status.retryable:
         return "resume"
     if view.state not in {"FINISHED", "CANCELED"}:
         return "agent"
-    return "resume" if missing(view, ledger) else "compare"
+    return "resume" if count_missing(view, status) else "compare"

@@ -1,4 +1,4 @@
-"""kto-sweep sync: what a server has missed."""
+"""kto-sweep sync: send runs that a server missed."""
 
 import click
 
@@ -9,35 +9,34 @@ from kto_sweep.cli.output import json_option, print_json, say
 @click.argument("run", required=False)
 @json_option
 def sync(run: str | None, as_json: bool) -> int:
-    """Send the runs of this box that ended while their server was gone, or RUN alone.
+    """Send the runs of this box that ended while their server was unreachable, or only RUN.
 
-    Each goes to the server that it belongs to. What a server has already is not sent again; of a RUN that is
-    named it is asked. One whose agent died goes as far as it came; without its name it is left to `kto-sweep
-    agent`, which goes on with it.
+    Each run goes to its own server, and nothing is sent twice. Naming a RUN also checks what its server has,
+    and sends the rows of a run whose agent died; without a name, `kto-sweep agent` continues such a run.
 
     \b
     kto-sweep sync
     kto-sweep sync ab12cd34
     """
     from kto_sweep.home import Home
-    from kto_sweep.sweep.sync import find_unsent, send
+    from kto_sweep.sweep.sync import find_unsynced, sync_runs
 
     home = Home.from_environment()
-    outcomes = []
-    for outcome in send(home, find_unsent(home, run)):
-        told = outcome.trouble or ("was there already" if outcome.was_there else "sent")
-        say(f"run {outcome.path}: {told}", as_json=as_json)
-        outcomes.append(outcome)
-    failed = [outcome for outcome in outcomes if outcome.trouble]
+    results = []
+    for result in sync_runs(home, find_unsynced(home, run)):
+        message = result.error or ("already synced" if result.already_synced else "sent")
+        say(f"run {result.path}: {message}", as_json=as_json)
+        results.append(result)
+    failed = [result for result in results if result.error]
     if as_json:
         print_json(
             {
-                "sent": [outcome.path for outcome in outcomes if not outcome.trouble],
-                "failed": {outcome.path: outcome.trouble for outcome in failed},
+                "sent": [result.path for result in results if not result.error],
+                "failed": {result.path: result.error for result in failed},
             }
         )
-    elif not outcomes:
+    elif not results:
         say("Nothing to send: every run that ended here is on its server.")
     elif failed:
-        say("Next: kto-sweep sync   (once that is mended)")
+        say("Next: kto-sweep sync   (once that is fixed)")
     return 1 if failed else 0

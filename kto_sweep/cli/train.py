@@ -1,4 +1,4 @@
-"""kto-sweep train: one run, from flags."""
+"""kto-sweep train: a single run, from flags."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,32 +8,32 @@ import click
 
 from kto_sweep.cli.output import console, number, say
 
-OTHER_FLAGS = {
+FLAG_ALIASES = {
     "model": ("--model-name",),
     "epochs": ("--num-epochs",),
     "max_length": ("--max-seq-length",),
     "dataset": ("--dataset-name", "--local-file"),
     "lora_r": ("--lora-rank",),
 }
-"""What KTO scripts call parameters as well."""
+"""Names that other KTO scripts use for parameters."""
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each parameter of a trial; values are checked as those of a sweep file are."""
+    """The command with an option for each parameter of a trial, checked like those of a sweep file."""
     from kto_sweep.parameter_types import Choice, Flag
     from kto_sweep.trial import PARAMETERS
 
     for name, rule in reversed(list(PARAMETERS.items())):
         flag = "--" + name.replace("_", "-")
-        fits = rule.type.options if isinstance(rule.type, Choice) else ()
-        told = rule.doc + (f": {', '.join(fits)}." if fits else ".")
+        choices = rule.type.options if isinstance(rule.type, Choice) else ()
+        help_text = rule.doc + (f": {', '.join(choices)}." if choices else ".")
         if rule.default is not None and not isinstance(rule.type, Flag):
-            told += f" Default: {number(rule.default)}."
+            help_text += f" Default: {number(rule.default)}."
         if isinstance(rule.type, Flag):
-            option = click.option(flag, name, is_flag=True, default=None, help=told)
+            option = click.option(flag, name, is_flag=True, default=None, help=help_text)
         else:
             metavar = flag.rpartition("-")[2].upper()
-            option = click.option(flag, *OTHER_FLAGS.get(name, ()), name, metavar=metavar, help=told)
+            option = click.option(flag, *FLAG_ALIASES.get(name, ()), name, metavar=metavar, help=help_text)
         command = option(command)
     return command
 
@@ -41,33 +41,38 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @parameter_options
 @click.option(
-    "--config", type=click.Path(path_type=Path), help="A YAML file of parameters; flags come first."
+    "--config", type=click.Path(path_type=Path), help="A YAML file of parameters; flags override it."
 )
 @click.option(
-    "--from", "source", metavar="SWEEP|RUN", help="Take over the best trial's, or a run's, parameters."
+    "--from", "source", metavar="SWEEP|RUN", help="Use the parameters of a sweep's best trial, or of a run."
 )
-@click.option("--whole-data", is_flag=True, help="Hold out no more than a row or so of each label.")
-@click.option("--dataset-file", metavar="FILE", help="A file of the data set that --dataset-name names.")
-@click.option("--split-dataset", is_flag=True, help="Hold rows out for evaluation; always done.")
+@click.option("--whole-data", is_flag=True, help="Hold out only about one row of each label.")
+@click.option("--dataset-file", metavar="FILE", help="The file to use of --dataset-name.")
+@click.option("--split-dataset", is_flag=True, help="No effect: rows are always held out for evaluation.")
 @click.option(
     "--gradient-accumulation",
     type=click.IntRange(min=1),
-    help="Times --batch-size is the batch of a step: how it is split is found out.",
+    help="Multiplies --batch-size; the micro-batch size is chosen automatically.",
 )
 @click.option("--output-dir", type=click.Path(path_type=Path), help="Folder for weights, log, lineage, card.")
 @click.option(
-    "--wandb/--local", "wandb", default=None, help="Log to W&B or to the embedded server; by the key."
+    "--wandb/--local",
+    "wandb",
+    default=None,
+    help="Log to W&B or to the embedded server. Default: W&B if there is a key.",
 )
 @click.option("--wandb-project", "--project", "project", help="Default: WANDB_PROJECT, or kto-sweep.")
-@click.option("--wandb-entity", "--entity", "entity", help="Default: WANDB_ENTITY, or that of the key.")
-@click.option("--wandb-run-name", "name", help="Default: model, learning rate, batch size, beta, data.")
+@click.option("--wandb-entity", "--entity", "entity", help="Default: WANDB_ENTITY, or the key's.")
+@click.option(
+    "--wandb-run-name", "name", help="Default: from model, learning rate, batch size, beta and data."
+)
 @click.option(
     "--resume-from-checkpoint",
     "resume",
     is_flag=False,
     flag_value="auto",
     metavar="[RUN|DIR|auto]",
-    help="Go on with a run that was cut off; auto: with the last one.",
+    help="Resume an interrupted run; auto: the last one.",
 )
 @click.option(
     "--gpus",
@@ -78,13 +83,18 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="GPUs for this run.",
 )
-@click.option("--cpu", is_flag=True, help="Use no GPU.")
+@click.option("--cpu", is_flag=True, help="Train on the CPU.")
 @click.option(
-    "--samples", type=click.IntRange(min=0), default=0, help="Log base and tuned answers to so many prompts."
+    "--samples",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Log base and tuned answers to this many held-out prompts.",
 )
-@click.option("--hf-token", metavar="TOKEN", help="Of the Hugging Face hub; safer as HF_TOKEN, also in .env.")
-@click.option("--dry-run", is_flag=True, help="Check data, model, memory and login; train nothing.")
-@click.option("--debug", is_flag=True, help="Show Python's traceback with an error.")
+@click.option(
+    "--hf-token", metavar="TOKEN", help="Hugging Face token; HF_TOKEN, also in .env, is safer than a flag."
+)
+@click.option("--dry-run", is_flag=True, help="Check data, model, memory and login without training.")
+@click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 def train(
     config: Path | None,
     source: str | None,
@@ -106,9 +116,9 @@ def train(
     debug: bool,
     **parameters: Any,
 ) -> int:
-    """Train one run. With a W&B key (also in .env) it is logged to W&B, else to the embedded server.
+    """Train a single run. Logs to W&B if there is a key (also in .env), else to the embedded server.
 
-    Every parameter of a sweep file is a flag. Those that are not given come from --config, --from or the
+    Every parameter of a sweep file is a flag. Parameters without a flag come from --config, --from or the
     preset of --model-size, in this order.
 
     \b
@@ -122,20 +132,20 @@ def train(
 
     from kto_sweep.data.files import join_source
     from kto_sweep.home import Home
-    from kto_sweep.train_command.prepare import Asked, prepare
+    from kto_sweep.train_command.prepare import TrainOptions, prepare
 
-    typed = {key: value for key, value in parameters.items() if value is not None}
-    if isinstance(typed.get("lora_targets"), str) and typed["lora_targets"] != "all-linear":
-        typed["lora_targets"] = [part.strip() for part in typed["lora_targets"].split(",")]
+    flags = {key: value for key, value in parameters.items() if value is not None}
+    if isinstance(flags.get("lora_targets"), str) and flags["lora_targets"] != "all-linear":
+        flags["lora_targets"] = [part.strip() for part in flags["lora_targets"].split(",")]
     if dataset_file is not None:
-        typed["dataset"] = join_source(typed.get("dataset"), dataset_file)
+        flags["dataset"] = join_source(flags.get("dataset"), dataset_file)
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()
     prepared = prepare(
         home,
-        Asked(
-            typed,
+        TrainOptions(
+            flags,
             config,
             source,
             whole_data,
@@ -150,9 +160,9 @@ def train(
         say,
     )
     if dry_run:
-        from kto_sweep.train_command.dry_run import check
+        from kto_sweep.train_command.dry_run import dry_run as check_run
 
-        return 0 if check(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
+        return 0 if check_run(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
     from kto_sweep.train_command.run import train_one
 
     prepared.make_folder(home)

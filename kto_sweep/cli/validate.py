@@ -1,4 +1,4 @@
-"""kto-sweep validate: all static problems of a sweep file and its data at once."""
+"""kto-sweep validate: all problems of a sweep file and its data at once, without a GPU or a server."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @json_option
 def validate(file: Path, as_json: bool) -> int:
-    """Check a sweep file and the data that it names; nothing is registered.
+    """Check a sweep file and its data without registering anything.
 
-    Errors are what no trial can be trained with; warnings are allowed and probably not meant. Exit code 2:
-    there are errors.
+    An error makes trials fail; a warning is allowed but probably a mistake. Exit code 2: there are errors.
 
     \b
     kto-sweep validate sweeps/lr_grid.yaml

@@ -1,4 +1,4 @@
-"""kto-sweep view: a saved workspace on W&B with the sweep's panels."""
+"""kto-sweep view: a saved W&B workspace with the sweep's panels."""
 
 import click
 
@@ -10,9 +10,9 @@ from kto_sweep.cli.output import json_option, local_option, print_json, say, swe
 @local_option
 @json_option
 def view(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Save a workspace on W&B that shows SWEEP: margins first, then loss, KL, memory and parameters.
+    """Save a W&B workspace with panels for SWEEP: margins, rewards, loss, KL, memory and parameters.
 
-    The dashboard of the embedded server shows all that by itself. On W&B this needs the package
+    The embedded server's dashboard has these panels already. On W&B this needs the package
     wandb-workspaces: pip install 'kto-sweep[wandb-views]'
 
     \b
@@ -26,12 +26,12 @@ def view(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
-    say(f"Talking to {'the ' if target.local else ''}{target}", as_json=as_json)
-    found = read_sweep(connect(target), target, ref)
-    url = found.url if target.local else save_workspace(found)
+    say(f"Talking to {target}", as_json=as_json)
+    sweep_view = read_sweep(connect(target), target, ref)
+    url = sweep_view.url if target.local else save_workspace(sweep_view)
     if as_json:
         print_json({"sweep": str(ref), "url": url, "saved": not target.local})
     elif target.local:
-        say(f"Its dashboard shows this already: {url}")
+        say(f"The embedded server's dashboard has these panels: {url}")
     else:
         say(f"Saved: {url}")

@@ -1,1 +1,1 @@
-"""Which trial won and how sure that is: pure functions of a sweep and its runs."""
+"""The ranking of a sweep's trials, and the verdict on it: pure functions of a sweep and its runs."""

@@ -1,4 +1,4 @@
-"""Which trial won: the trials of a sweep in order of its metric."""
+"""The trials of a sweep ranked by a metric."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,12 +9,12 @@ from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup
 
 FIXED_COLUMNS = ("rewards/margins", "kl", "gpu/memory_peak_gb")
-"""Metrics that a comparison always shows beside the ranking one."""
+"""Metrics that a comparison always shows next to the one it ranks by."""
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """A trial and its place."""
+class RankedTrial:
+    """A trial and its rank."""
 
     rank: int | None
     """1 is the best; None without a finite value of the metric."""
@@ -22,22 +22,22 @@ class Ranked:
     trial: TrialRecord
 
 
-def rank(trials: Iterable[TrialRecord], metric: str, goal: str) -> list[Ranked]:
+def rank(trials: Iterable[TrialRecord], metric: str, goal: str) -> list[RankedTrial]:
     """The trials, best first; those without a finite value last, in order of creation.
 
-    Trials of any state take part, as in `best_run()` of wandb.Api: a stopped trial's value counts.
+    Includes trials in any state, as wandb.Api's `best_run()` does: the value of a stopped trial counts.
     """
     valued = [(trial.value(metric), trial) for trial in trials]
     sign = -1 if goal == "maximize" else 1
     with_value = sorted(
         ((value, trial) for value, trial in valued if value is not None), key=lambda pair: sign * pair[0]
     )
-    ranked = [Ranked(place, value, trial) for place, (value, trial) in enumerate(with_value, start=1)]
-    return ranked + [Ranked(None, None, trial) for value, trial in valued if value is None]
+    ranked = [RankedTrial(place, value, trial) for place, (value, trial) in enumerate(with_value, start=1)]
+    return ranked + [RankedTrial(None, None, trial) for value, trial in valued if value is None]
 
 
-def varied(view: SweepView) -> tuple[str, ...]:
-    """Dotted names of the parameters that the sweep searches; where unknown, of those that differ."""
+def searched_parameters(view: SweepView) -> tuple[str, ...]:
+    """Dotted names of the searched parameters; if the space is unknown, of those that differ."""
     searched = tuple(".".join(parameter.path) for parameter in view.space.searched)
     if searched:
         return searched
@@ -47,9 +47,9 @@ def varied(view: SweepView) -> tuple[str, ...]:
     )
 
 
-def columns(view: SweepView, metric: str) -> list[str]:
-    """Metrics to show: the ranking one, the other objectives, then those of FIXED_COLUMNS that any has."""
-    shown = list(dict.fromkeys([metric, *(each.name for each in view.objectives)]))
+def metric_columns(view: SweepView, metric: str) -> list[str]:
+    """Metrics to show: the ranking one, the other objectives, then logged FIXED_COLUMNS."""
+    shown = list(dict.fromkeys([metric, *(objective.name for objective in view.objectives)]))
     for name in FIXED_COLUMNS:
         if name not in shown and any(_is_number(trial.summary.get(name)) for trial in view.trials):
             shown.append(name)
@@ -60,8 +60,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def csv_rows(ranked: Sequence[Ranked], parameters: Sequence[str], metrics: Sequence[str]) -> list[list[Any]]:
-    """Header and rows: rank, run, state, minutes, the varied parameters, the metrics."""
+def csv_rows(
+    ranked: Sequence[RankedTrial], parameters: Sequence[str], metrics: Sequence[str]
+) -> list[list[Any]]:
+    """Header and one row for each trial: rank, run, state, minutes, parameters, metrics."""
     rows: list[list[Any]] = [["rank", "run_id", "name", "state", "failure", "minutes", *parameters, *metrics]]
     for item in ranked:
         trial = item.trial

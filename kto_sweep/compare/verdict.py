@@ -1,6 +1,6 @@
-"""The verdict on a sweep in words: which trial is best, how sure, what mattered, what broke, what next.
+"""The verdict on a sweep in sentences: the best trial, how sure, what matters, what failed, what next.
 
-A pure function of what was read; whoever shows it may leave parts out.
+A pure function of a sweep and its ranking; terminal and report show the same sentences.
 """
 
 import math
@@ -8,90 +8,91 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.compare.importance import Importances
-from kto_sweep.compare.ranking import Ranked
-from kto_sweep.compare.replicates import SEED, Replicates, noise
+from kto_sweep.compare.importance import ImportanceTable
+from kto_sweep.compare.ranking import RankedTrial
+from kto_sweep.compare.seed_groups import SEED, SeedGroup, SeedNoise, seed_noise
 from kto_sweep.errors import FailureCause
 from kto_sweep.fingerprints import differences
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.distributions import Categorical
 from kto_sweep.search.space import Parameter
-from kto_sweep.sweep.view import RUNNING, SweepView, TrialRecord
+from kto_sweep.sweep.view import UNFINISHED, SweepView, TrialRecord
 from kto_sweep.text import counted, show
 from kto_sweep.trial import lookup
 
-DOUBT = 0.05
-"""Differences that chance makes this often, or oftener, are not told apart."""
+SIGNIFICANCE = 0.05
+"""Two means differ if seed noise alone gives such a difference less often than this."""
 EDGE = 0.05
-"""So near to an end of a range counts as its end, as a share of the range."""
-LEAST_SHARE = 0.05
-"""A parameter of less importance is not worth a wider range."""
-LONGEST_NAME = 60
-"""Characters."""
-MOST_TOLD = 5
-"""Trials of a front that are named."""
-FEWEST_VALUES = 3
-"""Of fewer listed values each is at an end."""
+"""A value this close to an end of a range, as a share of the range, counts as its end."""
+MIN_IMPORTANCE = 0.05
+"""The range of a less important parameter is not worth widening."""
+MAX_NAME = 60
+"""Characters of a run's name."""
+MAX_LISTED = 5
+"""Trials of a Pareto front that are named, and configurations that are worth more seeds."""
+MIN_VALUES = 3
+"""With fewer listed values each one is at an end."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Sentences, by the question that they answer."""
+    """What a sweep shows, in sentences."""
 
     best: str
     trade_off: str
-    """Which trials no other beats in all of the sweep's objectives."""
-    sure: str
-    """How sure it is that the best trial is the best."""
-    beware: tuple[str, ...]
-    """Why the trials cannot be ranked with each other."""
-    mattered: str
-    """Which parameter mattered."""
-    broke: tuple[str, ...]
-    """Trials that failed and why, one sentence for each cause."""
-    next: tuple[str, ...]
-    """What to try."""
+    """The trials on the Pareto front of the sweep's objectives; empty for a single objective."""
+    confidence: str
+    """How sure it is that the best configuration is the best."""
+    warnings: tuple[str, ...]
+    """Why some trials are not comparable."""
+    importance: str
+    """Which parameter matters most."""
+    failures: tuple[str, ...]
+    """One sentence for each cause of failure."""
+    next_steps: tuple[str, ...]
 
     def parts(self) -> list[tuple[str, tuple[str, ...]]]:
-        """Headings and their sentences; those without an answer left out."""
-        told = [
+        """Headings with their sentences, without empty parts."""
+        parts = [
             ("Best", (self.best,)),
             ("Trade-off", (self.trade_off,)),
-            ("How sure", (self.sure,)),
-            ("Beware", self.beware),
-            ("What mattered", (self.mattered,)),
-            ("What broke", self.broke),
-            ("Next", self.next),
+            ("Confidence", (self.confidence,)),
+            ("Warning", self.warnings),
+            ("Importance", (self.importance,)),
+            ("Failures", self.failures),
+            ("Next", self.next_steps),
         ]
-        return [(heading, kept) for heading, texts in told if (kept := tuple(text for text in texts if text))]
+        return [
+            (heading, kept) for heading, texts in parts if (kept := tuple(text for text in texts if text))
+        ]
 
 
-def judge(
+def make_verdict(
     view: SweepView,
-    ranked: Sequence[Ranked],
+    ranked: Sequence[RankedTrial],
     metric: str,
     goal: str,
-    groups: Sequence[Replicates],
-    importance: Importances,
+    groups: Sequence[SeedGroup],
+    importance: ImportanceTable,
     front: Collection[str] = (),
 ) -> Verdict:
-    """The verdict; `groups` and `ranked` the best first, `front` the runs on that of the objectives."""
+    """The verdict; `ranked` and `groups` best first, `front` the run ids on the objectives' Pareto front."""
     return Verdict(
         best=_best(view, ranked, groups, metric, goal),
         trade_off=_trade_off(view, ranked, front),
-        sure=_sure(groups),
-        beware=tuple(differences(view.trained())),
-        mattered=_mattered(importance, metric),
-        broke=tuple(_broke(view)),
-        next=tuple(_next(view, ranked, groups, importance, metric)),
+        confidence=_confidence(groups),
+        warnings=tuple(differences(view.trained())),
+        importance=_importance(importance, metric),
+        failures=tuple(_failures(view)),
+        next_steps=tuple(_next_steps(view, groups, importance, metric)),
     )
 
 
 def _best(
-    view: SweepView, ranked: Sequence[Ranked], groups: Sequence[Replicates], metric: str, goal: str
+    view: SweepView, ranked: Sequence[RankedTrial], groups: Sequence[SeedGroup], metric: str, goal: str
 ) -> str:
     if not groups:
-        return f"No trial has logged {metric} yet." if ranked else "There is no trial yet."
+        return f"No trial has logged {metric} yet." if ranked else "No trial yet."
     better = "higher" if goal == "maximize" else "lower"
     if len(groups[0].runs) > 1:
         best = groups[0]
@@ -102,38 +103,38 @@ def _best(
         )
     top = groups[0].runs[0]
     return (
-        f"Run {_called(top.trial)} ({_settings(view, top.trial.config)}) has the best {metric}: "
+        f"Run {_id_and_name(top.trial)} ({_settings(view, top.trial.config)}) has the best {metric}: "
         f"{groups[0].mean:.4g}; {better} is better.{_incomplete(top.trial)}"
     )
 
 
 def _incomplete(trial: TrialRecord) -> str:
-    """A warning where the trial's training has not come to its end."""
-    if trial.state in RUNNING:
+    """A warning if the trial did not train to its end; else empty."""
+    if trial.state in UNFINISHED:
         return " It is still training."
     if trial.state in {"failed", "crashed"}:
         return (
-            f" But it {trial.state}{f' ({trial.failure})' if trial.failure else ''}: it is not fully trained."
+            f" It {trial.state}{f' ({trial.failure})' if trial.failure else ''}, so it is not fully trained."
         )
     return ""
 
 
-def _trade_off(view: SweepView, ranked: Sequence[Ranked], front: Collection[str]) -> str:
-    """The front of the objectives, the best in the metric first."""
+def _trade_off(view: SweepView, ranked: Sequence[RankedTrial], front: Collection[str]) -> str:
+    """The Pareto front of the objectives, best in the metric first."""
     if not view.objectives:
         return ""
     shown = [item.trial for item in ranked if item.trial.run_id in front]
-    names = " and ".join(each.name for each in view.objectives)
+    names = " and ".join(objective.name for objective in view.objectives)
     if not shown:
-        return f"No finished trial has a value of {names} each."
+        return f"No finished trial has logged all of {names}."
     if len(shown) == 1:
-        return f"Run {shown[0].run_id} is at least as good as any other in each of {names}."
-    told = []
-    for trial in shown[:MOST_TOLD]:
-        values = ", ".join(f"{trial.value(each.name):.4g}" for each in view.objectives)
-        told.append(f"{trial.run_id} ({values})")
-    more = f" and {len(shown) - MOST_TOLD} more" if len(shown) > MOST_TOLD else ""
-    return f"{len(shown)} trials are on the Pareto front of {names}: {', '.join(told)}{more}."
+        return f"Run {shown[0].run_id} is at least as good as every other run in {names}."
+    listed = []
+    for trial in shown[:MAX_LISTED]:
+        values = ", ".join(f"{trial.value(objective.name):.4g}" for objective in view.objectives)
+        listed.append(f"{trial.run_id} ({values})")
+    more = f" and {len(shown) - MAX_LISTED} more" if len(shown) > MAX_LISTED else ""
+    return f"{len(shown)} trials are on the Pareto front of {names}: {', '.join(listed)}{more}."
 
 
 def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
@@ -141,9 +142,9 @@ def _settings(view: SweepView, config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_short(lookup(config, name))}" for name in names) or "its configuration"
 
 
-def _called(trial: TrialRecord) -> str:
-    """Id and name; a name may hold anything, also what a terminal obeys."""
-    name = "".join(char for char in trial.name if char.isprintable())[:LONGEST_NAME]
+def _id_and_name(trial: TrialRecord) -> str:
+    # A run's name is untrusted and may hold escape sequences for the terminal.
+    name = "".join(char for char in trial.name if char.isprintable())[:MAX_NAME]
     return trial.run_id if name in {"", trial.run_id} else f'{trial.run_id} "{name}"'
 
 
@@ -151,76 +152,67 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else show(value)
 
 
-def _mean(each: Replicates) -> str:
-    return f"{each.mean:.4g}" if each.error is None else f"{each.mean:.4g} ± {each.error:.2g}"
+def _mean(group: SeedGroup) -> str:
+    error = "" if group.standard_error is None else f" ± {group.standard_error:.2g}"
+    return f"{group.mean:.4g}{error}"
 
 
-def _sure(groups: Sequence[Replicates]) -> str:
-    """By Student's t on the difference of two means, with the noise pooled over all replicates."""
+def _confidence(groups: Sequence[SeedGroup]) -> str:
+    """How sure the lead is, by Student's t-test on two means, noise pooled over all configurations."""
     if not groups:
         return ""
     if len(groups) == 1:
-        return "It is the only configuration with a value, so there is nothing to compare it with."
-    chance, rivals = noise(groups), _rivals(groups)
-    lead = abs(groups[1].mean - groups[0].mean)
-    if chance is None:
-        return (
-            f"It cannot be told: each configuration has run once. It leads by {lead:.2g}, and another seed "
-            "may move a run by more or less than that."
-        )
-    basis = (
-        f"by the spread between seeds (standard deviation {chance.deviation:.2g}, "
-        f"{chance.freedom} degrees of freedom)"
-    )
-    if not rivals:
-        return f"Fairly sure: {basis}, chance alone would rarely give its lead of {lead:.2g} over the next."
-    return (
-        f"Not sure: {counted(len(rivals), 'other configuration')} cannot be told apart from it {basis}; "
-        f"it leads the next by {lead:.2g}."
-    )
+        return "Only one configuration has a value, so there is nothing to compare it with."
+    noise, ties = seed_noise(groups), _ties(groups)
+    next_best = ties[0] if ties else groups[1]
+    lead = abs(next_best.mean - groups[0].mean)
+    if noise is None:
+        return f"Unknown: each configuration ran once, so a lead of {lead:.2g} may be seed noise."
+    basis = f"(standard deviation {noise.deviation:.2g}, {noise.degrees_of_freedom} degrees of freedom)"
+    if not ties:
+        return f"Fairly sure: the lead ({lead:.2g}) is larger than seed noise {basis} would often make it."
+    return f"A tie of {len(ties) + 1}: the lead ({lead:.2g}) is within seed noise {basis}."
 
 
-def _rivals(groups: Sequence[Replicates]) -> list[Replicates]:
-    """The configurations that cannot be told apart from the best; empty where nothing ran twice."""
-    chance = noise(groups)
-    if chance is None:
+def _ties(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
+    """The configurations that seed noise may separate from the best; empty if each ran once."""
+    noise = seed_noise(groups)
+    if noise is None:
         return []
-    return [
-        each for each in groups[1:] if _by_chance(groups[0], each, chance.deviation, chance.freedom) >= DOUBT
-    ]
+    return [group for group in groups[1:] if _p_value(groups[0], group, noise) >= SIGNIFICANCE]
 
 
-def _by_chance(one: Replicates, other: Replicates, deviation: float, freedom: int) -> float:
-    """How often chance alone makes a lead this large."""
+def _p_value(one: SeedGroup, other: SeedGroup, noise: SeedNoise) -> float:
+    """Probability that seed noise alone gives a lead this large."""
     from scipy.stats import t
 
-    width = deviation * math.sqrt(1 / len(one.runs) + 1 / len(other.runs))
+    width = noise.deviation * math.sqrt(1 / len(one.runs) + 1 / len(other.runs))
     if width == 0:
         return 0.0 if one.mean != other.mean else 1.0
-    return float(t.sf(abs(one.mean - other.mean) / width, freedom))
+    return float(t.sf(abs(one.mean - other.mean) / width, noise.degrees_of_freedom))
 
 
-def _mattered(importance: Importances, metric: str) -> str:
+def _importance(importance: ImportanceTable, metric: str) -> str:
     if not importance.rows:
         return importance.note
     first = importance.rows[0]
-    told = f"{first.name} mattered most for {metric}: {first.importance:.0%} of what the parameters explain"
+    sentence = f"{first.name} matters most for {metric}: {first.importance:.0%} of the importance"
     if first.correlation is not None:
-        told += f" (correlation {first.correlation:+.2f})"
-    return f"{told}. {importance.note}"
+        sentence += f" (correlation {first.correlation:+.2f})"
+    return f"{sentence}. {importance.note}"
 
 
-def _broke(view: SweepView) -> Iterator[str]:
-    for cause, trials in _failures(view).items():
-        found = _common_to(trials, view)
-        yield f"{counted(len(trials), 'trial')} failed: {cause}{f' ({found})' if found else ''}."
+def _failures(view: SweepView) -> Iterator[str]:
+    for cause, trials in _failed_by_cause(view).items():
+        common = _common_to(trials, view)
+        yield f"{counted(len(trials), 'trial')} failed: {cause}{f' ({common})' if common else ''}."
     empty = [trial for trial in view.trials if trial.state == "finished" and trial.value(view.metric) is None]
     if empty:
         yield f"{counted(len(empty), 'trial')} finished without a finite value of {view.metric}."
 
 
-def _failures(view: SweepView) -> dict[str, list[TrialRecord]]:
-    """Failed trials by cause, the commonest first; those that were stopped on purpose are no failures."""
+def _failed_by_cause(view: SweepView) -> dict[str, list[TrialRecord]]:
+    """Failed trials by cause, the most frequent first; trials stopped on purpose are not failures."""
     causes: dict[str, list[TrialRecord]] = {}
     for trial in view.trials:
         if trial.failure and trial.failure not in {"killed", FailureCause.PREEMPTED}:
@@ -229,65 +221,65 @@ def _failures(view: SweepView) -> dict[str, list[TrialRecord]]:
 
 
 def _common_to(trials: Sequence[TrialRecord], view: SweepView) -> str:
-    """A setting that all these trials share and no finished one has."""
+    """A setting that all these trials share and no finished trial has; empty if there is none."""
     if len(trials) < 2:
         return _settings(view, trials[0].config)
-    good = [trial for trial in view.trials if trial.state == "finished"]
+    finished = [trial for trial in view.trials if trial.state == "finished"]
     for parameter in view.space.searched:
         values = [lookup(trial.config, parameter.name) for trial in trials]
-        others = [lookup(trial.config, parameter.name) for trial in good]
-        if good and all(value == values[0] for value in values) and values[0] not in others:
-            return f"all with {parameter.name} {_short(values[0])}, with which none finished"
+        good_values = [lookup(trial.config, parameter.name) for trial in finished]
+        if finished and all(value == values[0] for value in values) and values[0] not in good_values:
+            return f"all with {parameter.name} {_short(values[0])}; no trial with it finished"
     return ""
 
 
-def _next(
+def _next_steps(
     view: SweepView,
-    ranked: Sequence[Ranked],
-    groups: Sequence[Replicates],
-    importance: Importances,
+    groups: Sequence[SeedGroup],
+    importance: ImportanceTable,
     metric: str,
 ) -> Iterator[str]:
-    causes = _failures(view)
+    causes = _failed_by_cause(view)
     if any(cause not in _OWN for cause in causes):
-        yield f"Run those again that are not to blame for it: kto-sweep resume {view.ref.id} --failed"
-    if (going := view.count(*RUNNING)) or not view.trials:
-        left = f"{counted(going, 'trial')} still to end" if going else "no trial yet"
-        yield f"Wait: {left}. To train here: kto-sweep agent {view.ref.id}"
+        yield f"Retry failures that the trials did not cause: kto-sweep resume {view.ref.id} --failed"
+    if (unfinished := view.count(*UNFINISHED)) or not view.trials:
+        state = f"Unfinished: {counted(unfinished, 'trial')}" if unfinished else "No trial yet"
+        yield f"{state}. To train here: kto-sweep agent {view.ref.id}"
     if FailureCause.OUT_OF_MEMORY in causes:
-        yield "See which trials fit before the next sweep: kto-sweep plan FILE --gpu this"
+        yield "Check which trials fit before the next sweep: kto-sweep plan FILE --gpu this"
     if groups:
         shares = {row.name: row.importance for row in importance.rows}
         config = groups[0].runs[0].trial.config
         for parameter in sorted(view.space.searched, key=lambda each: -shares.get(each.name, 0.0)):
-            if shares.get(parameter.name, 1.0) >= LEAST_SHARE and (side := _edge(parameter, config)):
-                at = _short(lookup(config, parameter.name))
-                yield f"Widen {parameter.name}: the best value, {at}, is the {side} that was tried."
-        if len(groups) > 1 and noise(groups) is None:
-            yield "Run the best few with other seeds, to tell a lead from luck: seed: {values: [1, 2, 3]}"
-        elif rivals := _rivals(groups):
-            yield f"Run the best {len(rivals) + 1} with more seeds, or take the cheapest of them."
-    known = METRICS.get(metric)
-    if known is not None and known.caution:
-        yield f"Judge by another metric than {metric}: {known.caution}."
+            if shares.get(parameter.name, 1.0) >= MIN_IMPORTANCE and (end := _range_end(parameter, config)):
+                value = _short(lookup(config, parameter.name))
+                yield f"Widen {parameter.name}: the best value ({value}) is the {end} tried."
+        if len(groups) > 1 and seed_noise(groups) is None:
+            top = min(MAX_LISTED, len(groups))
+            yield f"Run the top {top} with 2 more seeds: seed: {{values: [1, 2, 3]}}"
+        elif ties := _ties(groups):
+            yield f"Run the top {len(ties) + 1} with more seeds, or choose the cheapest of them."
+    built_in = METRICS.get(metric)
+    if built_in is not None and built_in.caution:
+        yield f"Rank by another metric than {metric}: {built_in.caution}."
 
 
 _OWN = {str(cause) for cause in FailureCause if cause.is_the_trials_own}
 
 
-def _edge(parameter: Parameter, config: Mapping[str, Any]) -> str:
-    """`highest` or `lowest` where the value is at that end of what the sweep searches; else empty."""
+def _range_end(parameter: Parameter, config: Mapping[str, Any]) -> str:
+    """`highest` or `lowest` if the value is at that end of the searched range; else empty."""
     value = lookup(config, parameter.name)
     distribution = parameter.distribution
     if parameter.path[-1] == SEED or not _is_number(value) or "normal" in distribution.name:
         return ""
     if isinstance(distribution, Categorical):
-        numbers = sorted({each for each in distribution.values if _is_number(each)})
-        if len(numbers) < FEWEST_VALUES or len(numbers) < len(distribution.values):
+        numbers = sorted({number for number in distribution.values if _is_number(number)})
+        if len(numbers) < MIN_VALUES or len(numbers) < len(distribution.values):
             return ""
         return "highest" if value == numbers[-1] else "lowest" if value == numbers[0] and value > 0 else ""
-    at = distribution.cdf(value)
-    return "highest" if at > 1 - EDGE else "lowest" if at < EDGE and value > 0 else ""
+    share = distribution.cdf(value)
+    return "highest" if share > 1 - EDGE else "lowest" if share < EDGE and value > 0 else ""
 
 
 def _is_number(value: object) -> bool:

@@ -1,1 +1,1 @@
-"""A comparison drawn: an HTML page, a PNG, a saved W&B workspace."""
+"""A comparison as an HTML report, as a PNG, and as a saved W&B workspace."""

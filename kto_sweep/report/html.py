@@ -1,4 +1,4 @@
-"""The report: the sweep page's charts and the verdict in one HTML file that needs no network."""
+"""The HTML report: the dashboard's charts and the verdict, in one file that needs no network."""
 
 import base64
 import html
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
-from kto_sweep.compare.ranking import Ranked
+from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server.dashboard_data import flat
@@ -18,15 +18,15 @@ from kto_sweep.server.dashboard_data import flat
 CHARTS = Path(__file__).parents[1] / "server" / "static"
 PAGE = Path(__file__).with_name("report_page.js")
 SCOPE = "kto-sweep/"
-"""Stands for `./` in the scripts' imports: scripts inside of a file have no address to be relative to."""
+"""Replaces `./` in the scripts' imports, because inline scripts have no URL to resolve relative ones."""
 
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
 )
 
 
-def report(comparison: Comparison, curves: Curves, made: datetime) -> str:
-    """The whole page; `curves` by run and metric."""
+def render_html(comparison: Comparison, curves: Curves, made: datetime) -> str:
+    """The page's HTML; `curves` by run id and metric."""
     data = json.dumps(_data(comparison, curves, made)).replace("<", "\\u003c")
     title = html.escape(f"{comparison.view.name}: report")
     style = (CHARTS / "style.css").read_text(encoding="utf-8")
@@ -54,18 +54,18 @@ table.runs .pick input {{ display: none; }}</style>
 
 
 def _scripts() -> dict[str, str]:
-    """The report's script and all that it imports, directly or not, by name, as data: URLs."""
-    found: dict[str, str] = {}
+    """The report's script and everything it imports, directly or not, by name, as data: URLs."""
+    urls: dict[str, str] = {}
     waiting = [PAGE.name]
     while waiting:
         name = waiting.pop()
-        if SCOPE + name in found:
+        if SCOPE + name in urls:
             continue
         text = (PAGE if name == PAGE.name else CHARTS / name).read_text(encoding="utf-8")
         waiting += re.findall(r'from "\./([\w.]+)"', text)
         text = re.sub(r'from "\./([\w.]+)"', rf'from "{SCOPE}\1"', text)
-        found[SCOPE + name] = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
-    return found
+        urls[SCOPE + name] = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
+    return urls
 
 
 def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, Any]:
@@ -93,8 +93,8 @@ def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, A
     }
 
 
-def _row(comparison: Comparison, item: Ranked) -> dict[str, Any]:
-    """A run as the dashboard's scripts take it."""
+def _row(comparison: Comparison, item: RankedTrial) -> dict[str, Any]:
+    """A run in the form that the dashboard's scripts expect."""
     trial = item.trial
     return {
         "name": trial.run_id,

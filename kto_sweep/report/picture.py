@@ -1,4 +1,4 @@
-"""One picture of a comparison: the four curves of its runs, and the ranking."""
+"""A picture of a comparison: curves of four metrics, and the ranking."""
 
 import math
 import warnings
@@ -7,46 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
-from kto_sweep.compare.ranking import Ranked
+from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.trial import lookup
 
-MOST_CURVES = 60
-MOST_BARS = 20
-LONGEST_LABEL = 46
+MAX_CURVES = 60
+MAX_RANKED = 20
+MAX_LABEL = 46
 
 
 def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:
-    """Writes the picture. Raises OSError."""
+    """Write the picture as PNG. Raises OSError."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8), dpi=120, layout="constrained")
-    places = figure.subplot_mosaic([["0", "1", "rank"], ["2", "3", "rank"]], width_ratios=[1, 1, 1.1])
-    drawn = [item for item in comparison.ranked if item.trial.run_id in curves][:MOST_CURVES]
+    axes = figure.subplot_mosaic([["0", "1", "rank"], ["2", "3", "rank"]], width_ratios=[1, 1, 1.1])
+    drawn = [item for item in comparison.ranked if item.trial.run_id in curves][:MAX_CURVES]
     shades = colormaps["viridis"]
     colours = {
-        item.trial.run_id: shades(0.9 * place / max(1, len(comparison.ranked) - 1))
-        for place, item in enumerate(comparison.ranked)
+        item.trial.run_id: shades(0.9 * index / max(1, len(comparison.ranked) - 1))
+        for index, item in enumerate(comparison.ranked)
     }
-    for place, metric in enumerate(CURVES):
-        _curves(places[str(place)], metric, drawn, curves, colours)
-    _ranking(places["rank"], comparison, colours)
+    for index, metric in enumerate(CURVES):
+        _curves(axes[str(index)], metric, drawn, curves, colours)
+    _ranking(axes["rank"], comparison, colours)
     figure.suptitle(
         _plain(f"{comparison.view.name}: {len(comparison.ranked)} trials ({comparison.view.ref})")
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have letters that the font lacks
+        warnings.simplefilter("ignore")  # a name may have characters that the font lacks
         figure.savefig(path, format="png")
 
 
-def _curves(axes: Any, metric: str, drawn: Sequence[Ranked], curves: Curves, colours: dict[str, Any]) -> None:
+def _curves(
+    axes: Any, metric: str, drawn: Sequence[RankedTrial], curves: Curves, colours: dict[str, Any]
+) -> None:
     axes.set_title(metric, fontsize=10)
     axes.grid(alpha=0.25)
-    for place, item in enumerate(reversed(drawn)):
+    for index, item in enumerate(reversed(drawn)):
         curve = curves[item.trial.run_id].get(metric)
         if curve is None:
             continue
-        best = place == len(drawn) - 1
+        best = index == len(drawn) - 1
         dot = "o" if len(curve["value"]) == 1 else None
         axes.plot(
             curve["step"],
@@ -64,7 +66,7 @@ def _curves(axes: Any, metric: str, drawn: Sequence[Ranked], curves: Curves, col
 
 
 def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None:
-    shown = [item for item in comparison.ranked if item.value is not None][:MOST_BARS]
+    shown = [item for item in comparison.ranked if item.value is not None][:MAX_RANKED]
     better = "higher" if comparison.goal == "maximize" else "lower"
     axes.set_title(_plain(f"{comparison.metric} ({better} is better)"), fontsize=10)
     if not shown:
@@ -72,7 +74,7 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
         axes.set_axis_off()
         return
     values = [item.value or 0.0 for item in shown]
-    # Dots and not bars: the differences are small beside the values, and the axis need not begin at 0.
+    # Dots, not bars: the differences are small against the values, and a bar's axis would have to start at 0.
     axes.scatter(
         values, range(len(shown)), color=[colours[item.trial.run_id] for item in shown], s=60, zorder=2
     )
@@ -84,13 +86,13 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
         axes.margins(x=0.5)
 
 
-def _label(comparison: Comparison, item: Ranked) -> str:
+def _label(comparison: Comparison, item: RankedTrial) -> str:
     values = (lookup(item.trial.config, name) for name in comparison.differing())
-    told = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
+    settings = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
     star = "★ " if item.rank == 1 else ""
-    return _plain(f"{star}{item.trial.run_id}  {told}"[:LONGEST_LABEL])
+    return _plain(f"{star}{item.trial.run_id}  {settings}"[:MAX_LABEL])
 
 
 def _plain(text: str) -> str:
-    """The text as it is: matplotlib reads what stands between two $ as mathematics."""
+    """The text with $ escaped, because matplotlib typesets text between two $ as mathematics."""
     return text.replace("\\", "\\\\").replace("$", r"\$")

@@ -1,11 +1,11 @@
-"""A saved workspace on W&B with a sweep's panels in the order in which they are read."""
+"""A saved W&B workspace with a sweep's panels in reading order."""
 
 import unicodedata
 import warnings
 from importlib import import_module
 from typing import Any
 
-from kto_sweep.compare.ranking import varied
+from kto_sweep.compare.ranking import searched_parameters
 from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.distributions import Continuous
@@ -13,24 +13,24 @@ from kto_sweep.sweep.view import SweepView
 
 LINES = (
     ("Reward margins", ("rewards/margins",)),
-    ("Rewards: chosen against rejected", ("rewards/chosen", "rewards/rejected")),
+    ("Rewards: chosen and rejected", ("rewards/chosen", "rewards/rejected")),
     ("Loss", ("loss", "eval/common_loss")),
     ("KL", ("kl", "kl_raw")),
     ("GPU memory", ("gpu/memory_peak_gb", "gpu/memory_allocated_gb")),
 )
-"""Titles and metrics of the panels of curves."""
+"""Titles and metrics of the line plots."""
 
 INSTALL = "pip install 'kto-sweep[wandb-views]'"
 
 
 def save_workspace(view: SweepView) -> str:
-    """The address of a new saved workspace of the sweep's project, for the server that wandb is set to.
+    """The URL of a new saved workspace in the sweep's project, on the server that wandb is configured for.
 
-    Raises UsageError without the wandb-workspaces package, ServerError when the server does not take it.
+    Raises UsageError without the wandb-workspaces package, ServerError when the server rejects it.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own use of pydantic is of an older style
+            warnings.simplefilter("ignore")  # the package uses deprecated pydantic features
             panels: Any = import_module("wandb_workspaces.reports.v2")
             workspaces: Any = import_module("wandb_workspaces.workspaces")
     except ImportError as error:
@@ -48,7 +48,7 @@ def save_workspace(view: SweepView) -> str:
     }
     columns = [
         panels.ParallelCoordinatesPlotColumn(metric=panels.Config(name), log=name in log)
-        for name in varied(view)
+        for name in searched_parameters(view)
     ]
     columns.append(panels.ParallelCoordinatesPlotColumn(metric=panels.SummaryMetric(view.metric)))
     wide = panels.Layout(w=24, h=10)
@@ -71,8 +71,8 @@ def save_workspace(view: SweepView) -> str:
     )
     try:
         return str(workspace.save().url)
-    except Exception as error:  # neither package has one class for what a server can refuse
-        raise ServerError(f"{view.ref}: the server did not take the workspace: {error}") from error
+    except Exception as error:  # neither package has a common error class
+        raise ServerError(f"{view.ref}: the server rejected the workspace: {error}") from error
 
 
 def _title(title: str, metric: str) -> str:
@@ -81,5 +81,5 @@ def _title(title: str, metric: str) -> str:
 
 
 def _allowed(name: str) -> str:
-    """The name without the signs that W&B refuses in a workspace's."""
+    """The name without the characters that W&B rejects in a workspace's name."""
     return "".join(char for char in name if not unicodedata.category(char).startswith(("S", "C")))

@@ -8,7 +8,7 @@ from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules
-from kto_sweep.sweep.grid_status import Ledger, read_ledger
+from kto_sweep.sweep.grid_status import GridStatus, read_grid_status
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
@@ -26,7 +26,7 @@ def cells(
     if space is None or size is None or not 1 < size <= MAX_CELLS or len(space.searched) > MAX_PARAMETERS:
         return None
     names = [parameter.name for parameter in space.searched]
-    ledger = _ledger(connection, owner, sweep, rules)
+    status = _grid_status(connection, owner, sweep, rules)
     return [
         {
             "values": {name: value for name, value in flat(cell.config).items() if name in names},
@@ -37,13 +37,15 @@ def cells(
             if cell.trial and rules.metric
             else None,
         }
-        for cell in ledger.cells
+        for cell in status.cells
     ]
 
 
-def _ledger(connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules) -> Ledger:
+def _grid_status(
+    connection: sqlite3.Connection, owner: Project, sweep: Sweep, rules: SweepRules
+) -> GridStatus:
     assert rules.space is not None
-    return read_ledger(
+    return read_grid_status(
         SweepView(
             ref=SweepRef(owner.entity, owner.name, sweep.name),
             url="",

@@ -4,8 +4,8 @@ import sqlite3
 import threading
 from dataclasses import asdict
 
-from kto_sweep.compare.importance import importances
-from kto_sweep.compare.replicates import SEED
+from kto_sweep.compare.importance import parameter_importance
+from kto_sweep.compare.seed_groups import SEED
 from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.states import ENDED
@@ -46,5 +46,5 @@ class ImportanceCache:
                 while len(self._results) >= MAX_CACHED:
                     self._results.pop(next(iter(self._results)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]
-                self._results[key] = asdict(importances(searched, configs, values))
+                self._results[key] = asdict(parameter_importance(searched, configs, values))
             return self._results[key]

@@ -1,6 +1,6 @@
-"""What a sweep has taken of its GPUs, and will take: from its runs' times.
+"""GPU time of a sweep, spent and remaining, from the times of its runs.
 
-Trials that were trained together on one GPU share its time.
+Trials that train together on one GPU share its time.
 """
 
 import statistics
@@ -9,62 +9,65 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
-from kto_sweep.sweep.grid_status import CellState, Ledger, missing
+from kto_sweep.sweep.grid_status import CellState, GridStatus, count_missing
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup
 
 
 @dataclass(frozen=True)
-class Spending:
-    """GPU-seconds; a CPU counts as a GPU."""
+class GpuTime:
+    """GPU-seconds; a CPU counts as one GPU."""
 
     spent: float
-    rest: float | None
-    """Of the trials that have not ended, as those of their kind took; None: none has ended, or no end."""
+    remaining: float | None
+    """Estimate for the unfinished trials, from finished trials of the same cost; None when no trial has
+    finished or the sweep is unlimited."""
 
 
-def spending(view: SweepView, ledger: Ledger) -> Spending:
-    """What the sweep has taken, and will take."""
-    own = [trial for trial in view.trials if view.is_own(trial)]
-    spent = spent_seconds(own)
-    done = [cell.trial for cell in ledger.of(CellState.DONE) if cell.trial and cell.trial.seconds]
-    left = missing(view, ledger)
-    if not done or left is None:
-        return Spending(spent, None)
-    paid = [trial for trial in own if trial.seconds]
-    share = spent / sum(trial.seconds or 0.0 for trial in paid)
-    alike: dict[object, list[float]] = {}
+def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
+    """The GPU time that the sweep has spent, and an estimate of what remains."""
+    counted = [trial for trial in view.trials if view.is_counted(trial)]
+    spent = spent_seconds(counted)
+    done = [cell.trial for cell in status.in_state(CellState.DONE) if cell.trial and cell.trial.seconds]
+    missing = count_missing(view, status)
+    if not done or missing is None:
+        return GpuTime(spent, None)
+    # Trials that ran together took less GPU time than the sum of their times; assume the same for the rest.
+    share = spent / sum(trial.seconds or 0.0 for trial in counted)
+    seconds_by_cost: dict[object, list[float]] = {}
     for trial in done:
-        alike.setdefault(_cost(trial.config), []).append(trial.seconds or 0.0)
+        seconds_by_cost.setdefault(_cost(trial.config), []).append(trial.seconds or 0.0)
     average = statistics.fmean(trial.seconds or 0.0 for trial in done)
 
-    def whole(config: Mapping[str, Any]) -> float:
-        return statistics.fmean(alike.get(_cost(config), [average]))
+    def expected_seconds(config: Mapping[str, Any]) -> float:
+        return statistics.fmean(seconds_by_cost.get(_cost(config), [average]))
 
-    begun = [cell.trial for cell in ledger.of(CellState.RUNNING) if cell.trial]
-    rest = sum(max(0.0, whole(trial.config) - (trial.seconds or 0.0)) for trial in begun)
-    if ledger.is_complete:
-        rest += sum(whole(cell.config) for cell in ledger.of(CellState.MISSING))
+    running = [cell.trial for cell in status.in_state(CellState.RUNNING) if cell.trial]
+    remaining = sum(max(0.0, expected_seconds(trial.config) - (trial.seconds or 0.0)) for trial in running)
+    if status.lists_every_cell:
+        remaining += sum(expected_seconds(cell.config) for cell in status.in_state(CellState.MISSING))
     else:
-        rest += left * average
-    return Spending(spent, rest * share)
+        remaining += missing * average
+    return GpuTime(spent, remaining * share)
 
 
 def spent_seconds(trials: Iterable[TrialRecord]) -> float:
-    """GPU-seconds: the time in which a place had any trial, once; runs of an unknown place count in full."""
-    places: dict[str, list[tuple[float, float]]] = {}
+    """GPU-seconds: the time in which a device trained at least one trial; all of a run whose device is
+    unknown."""
+    spans_by_device: dict[str, list[tuple[float, float]]] = {}
     total = 0.0
     for trial in trials:
-        if trial.seconds and trial.place and trial.created is not None:
-            places.setdefault(trial.place, []).append((trial.created, trial.created + trial.seconds))
+        if trial.seconds and trial.device and trial.created is not None:
+            span = (trial.created, trial.created + trial.seconds)
+            spans_by_device.setdefault(trial.device, []).append(span)
         else:
             total += trial.seconds or 0.0
-    for place, spans in places.items():
-        total += _covered(spans) * len(place.split(","))  # gpus 0,1 train one trial together
+    for device, spans in spans_by_device.items():
+        total += _union_length(spans) * len(device.split(","))  # "gpus 0,1" train one trial together
     return total
 
 
-def _covered(spans: list[tuple[float, float]]) -> float:
+def _union_length(spans: list[tuple[float, float]]) -> float:
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))
@@ -73,5 +76,5 @@ def _covered(spans: list[tuple[float, float]]) -> float:
 
 
 def _cost(config: Mapping[str, Any]) -> object:
-    """What trials have in common that take the same time."""
+    """A key that is equal for trials that take the same time."""
     return cost_key(config), *(repr(lookup(config, name)) for name in sorted(STEP_COUNT_PARAMETERS))

@@ -1,6 +1,6 @@
-"""What has become of a sweep's trials: every cell of a grid done, running, failed or missing, exactly once.
+"""The state of each cell of a grid: done, running, paused, failed or missing, each cell counted once.
 
-A pure function of the sweep and its runs as wandb.Api tells them, so it holds for every server.
+A pure function of a sweep and its runs as plain data, so it is the same for W&B and the embedded server.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,48 +10,48 @@ from typing import Any
 
 from kto_sweep.errors import FailureCause
 from kto_sweep.search import grid
-from kto_sweep.sweep.view import RUNNING, SweepView, TrialRecord
+from kto_sweep.sweep.view import UNFINISHED, SweepView, TrialRecord
 
-MOST_CELLS = 100_000
-"""A larger grid is told by its runs alone: nobody reads a list of its cells."""
+MAX_CELLS = 100_000
+"""For a larger grid only the runs are listed, not the cells."""
 
 WAITING = frozenset({"pending", "preempted"})
-"""Run states of a trial that no process works on."""
+"""Run states of a trial that no agent is training."""
 
 
 class CellState(StrEnum):
-    """What has become of a cell."""
+    """The state of a cell."""
 
     DONE = "done"
     """Finished, or stopped early on purpose."""
     RUNNING = "running"
     PAUSED = "paused"
-    """By successive halving: it goes on if it comes to be among the best, else it has ended early."""
+    """By successive halving: resumes if it ranks among the best, otherwise it counts as stopped early."""
     FAILED = "failed"
     MISSING = "missing"
-    """No run yet, or one that waits in a sweep that is over."""
+    """No run yet, or only a waiting one in a sweep that has ended."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One combination of a grid, or one run of a sweep that has no cells."""
+class GridCell:
+    """One combination of a grid's values, or one run of a sweep that is not a grid."""
 
     config: Mapping[str, Any]
-    """Nested, as a trial gets it."""
+    """Nested, as a trial receives it."""
     state: CellState
     trial: TrialRecord | None
-    """The run that the state is taken from; None where there is none."""
+    """The run that determines the state; None without a run."""
     run_ids: tuple[str, ...] = ()
-    """All its runs, oldest first: an aborted attempt can have left one."""
+    """All runs of the cell, oldest first; an aborted attempt leaves an extra one."""
 
     @property
     def is_stopped(self) -> bool:
-        """Done because it was told to stop."""
+        """Done because it was stopped early."""
         return self.state is CellState.DONE and self.trial is not None and self.trial.state == "killed"
 
     @property
     def is_retryable(self) -> bool:
-        """Failed for a cause that lies in its surroundings: a crash, a full disk, a sick GPU, the network."""
+        """Failed through no fault of the trial: a crash, a full disk, a faulty GPU, the network."""
         if self.state is not CellState.FAILED or self.trial is None:
             return False
         cause = self.trial.summary.get("failure/cause")
@@ -61,68 +61,70 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """All cells of a sweep and what has become of each."""
+class GridStatus:
+    """The cells of a sweep and their states."""
 
-    cells: tuple[Cell, ...]
-    """Of a grid in its order, those beyond its run_cap left out; of other sweeps their runs."""
-    is_complete: bool
-    """The cells are all that there will be: a grid's."""
-    strays: tuple[TrialRecord, ...] = ()
-    """Runs that belong to no cell: the grid was changed, or they were attached by hand."""
+    cells: tuple[GridCell, ...]
+    """The cells of a grid in its order, up to its run_cap; for other sweeps, their runs."""
+    lists_every_cell: bool
+    """True for a grid whose cells are listed: no others will follow."""
+    outside_grid: tuple[TrialRecord, ...] = ()
+    """Runs that match no cell: the grid changed, or someone attached them by hand."""
 
-    def of(self, state: CellState) -> tuple[Cell, ...]:
+    def in_state(self, state: CellState) -> tuple[GridCell, ...]:
         """The cells in this state."""
         return tuple(cell for cell in self.cells if cell.state is state)
 
     @property
-    def stopped(self) -> tuple[Cell, ...]:
-        """Done ones that were told to stop."""
+    def stopped(self) -> tuple[GridCell, ...]:
+        """The done cells that were stopped early."""
         return tuple(cell for cell in self.cells if cell.is_stopped)
 
     @property
-    def retryable(self) -> tuple[Cell, ...]:
-        """Failed ones that a retry may mend."""
+    def retryable(self) -> tuple[GridCell, ...]:
+        """The failed cells that may succeed when retried."""
         return tuple(cell for cell in self.cells if cell.is_retryable)
 
 
-def read_ledger(view: SweepView) -> Ledger:
-    """What has become of each trial of this sweep."""
+def read_grid_status(view: SweepView) -> GridStatus:
+    """The state of each cell of this sweep."""
     over = view.state in {"FINISHED", "CANCELED"}
     size = view.space.grid_size() if view.method == "grid" and view.space.parameters else None
-    if size is None or size > MOST_CELLS or not grid.can_list(view.space):
-        own = filter(view.is_own, view.trials)
-        cells = (_cell(trial.config, [trial], over=over) for trial in own)
-        return Ledger(tuple(cells), is_complete=False)
-    by_key: dict[str, list[TrialRecord]] = {}
+    if size is None or size > MAX_CELLS or not grid.can_list(view.space):
+        counted = filter(view.is_counted, view.trials)
+        runs = (_cell(trial.config, [trial], over=over) for trial in counted)
+        return GridStatus(tuple(runs), lists_every_cell=False)
+    trials_by_key: dict[str, list[TrialRecord]] = {}
     for trial in view.trials:
-        by_key.setdefault(grid.cell_key(view.space, trial.config), []).append(trial)
-    found = [_cell(config, by_key.pop(key, []), over=over) for key, config in grid.cells(view.space)]
-    strays = tuple(trial for trials in by_key.values() for trial in trials)
-    return Ledger(tuple(_within_cap(found, view.expected or size)), is_complete=True, strays=strays)
+        trials_by_key.setdefault(grid.cell_key(view.space, trial.config), []).append(trial)
+    cells = [_cell(config, trials_by_key.pop(key, []), over=over) for key, config in grid.cells(view.space)]
+    outside_grid = tuple(trial for trials in trials_by_key.values() for trial in trials)
+    return GridStatus(
+        tuple(_within_cap(cells, view.expected or size)), lists_every_cell=True, outside_grid=outside_grid
+    )
 
 
-def missing(view: SweepView, ledger: Ledger) -> int | None:
-    """How many trials have still to be begun; None when the sweep has no end of its own."""
-    waiting = len(ledger.of(CellState.MISSING))
-    if ledger.is_complete:
-        return waiting
-    return None if view.expected is None else max(0, view.expected - len(ledger.cells)) + waiting
+def count_missing(view: SweepView, status: GridStatus) -> int | None:
+    """How many trials have yet to start; None for an unlimited sweep."""
+    missing = len(status.in_state(CellState.MISSING))
+    if status.lists_every_cell:
+        return missing
+    return None if view.expected is None else max(0, view.expected - len(status.cells)) + missing
 
 
-def _cell(config: Mapping[str, Any], trials: list[TrialRecord], *, over: bool) -> Cell:
-    """The cell; of several runs the one that got furthest counts, of those the newest."""
+def _cell(config: Mapping[str, Any], trials: list[TrialRecord], *, over: bool) -> GridCell:
+    """The cell with the state of its most advanced run; the newest one among equals."""
     best, state = None, CellState.MISSING
     for trial in trials:
         if best is None or _progress(trial) >= _progress(best):
             best, state = trial, _state(trial, over=over)
-    return Cell(config, state, best, tuple(trial.run_id for trial in trials))
+    return GridCell(config, state, best, tuple(trial.run_id for trial in trials))
 
 
 def _progress(trial: TrialRecord) -> int:
     if trial.state == "finished":
         return 3
-    if trial.state in RUNNING:
+    if trial.state in UNFINISHED:
         return 2
     return 1 if trial.state == "killed" else 0
 
@@ -132,13 +134,13 @@ def _state(trial: TrialRecord, *, over: bool) -> CellState:
         return CellState.DONE
     if trial.paused:
         return CellState.DONE if over else CellState.PAUSED
-    if trial.state in RUNNING:
+    if trial.state in UNFINISHED:
         return CellState.MISSING if over and trial.state in WAITING else CellState.RUNNING
     return CellState.FAILED
 
 
-def _within_cap(cells: Iterable[Cell], expected: int) -> list[Cell]:
-    """The cells that have a run, and of the others as many as the sweep will still get to."""
+def _within_cap(cells: Iterable[GridCell], expected: int) -> list[GridCell]:
+    """The cells that have a run, and as many of the others as the run_cap still allows."""
     cells = list(cells)
     room = expected - sum(bool(cell.run_ids) for cell in cells)
     kept = []

@@ -1,6 +1,6 @@
-"""A sweep of the embedded server played again to another W&B server: its runs, as if they were logged there.
+"""A sweep of the embedded server copied to another W&B server, by logging its runs again there.
 
-wandb itself does the writing. What it decides alone stays its own: when a run was created, and `_runtime`.
+The wandb SDK does the writing. It alone sets a run's creation time and `_runtime`, so those are not copied.
 """
 
 import json
@@ -16,31 +16,30 @@ import wandb
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import RUNNING, SweepView
+from kto_sweep.sweep.view import UNFINISHED, SweepView
 from kto_sweep.sweep_file.kto_sweep_block import without_block
-from kto_sweep.wandb_client.connection import Target, connect, is_deleted, is_unknown, trouble
-from kto_sweep.wandb_client.private_api import create_sweep, set_run_state, set_sweep_state
+from kto_sweep.wandb_client.connection import Target, connect, error_text, is_deleted, is_not_found
+from kto_sweep.wandb_client.private_api import set_run_state, set_sweep_state, upsert_sweep
 from kto_sweep.wandb_client.reader import read_sweep
 
-PATIENCE = 600.0
-"""Seconds that a run's last rows may take to arrive."""
+FINISH_TIMEOUT = 600.0
+"""Seconds to wait until the server has received a run's last rows."""
 
 
 @dataclass(frozen=True)
-class Pushed:
-    """What became of each run of a sweep that was pushed."""
+class PushedSweep:
+    """A sweep that was copied to another server, and its runs by what was done with each."""
 
     ref: SweepRef
     """The sweep on the other server."""
     url: str
     sent: tuple[str, ...]
-    present: tuple[str, ...]
-    """Were there already."""
+    already_there: tuple[str, ...]
     unfinished: tuple[str, ...]
-    """Not over here, to be pushed when they are."""
+    """Not pushed: still unfinished on the embedded server."""
 
 
-def push(
+def push_sweep(
     home: Home,
     source: Target,
     ref: SweepRef,
@@ -49,62 +48,67 @@ def push(
     project: str | None,
     entity: str | None,
     say: Callable[[str], None],
-) -> Pushed:
-    """Send what the other server does not have yet of this sweep; one that was cut off goes on.
+) -> PushedSweep:
+    """The sweep on `destination`, with every finished run of the source; an interrupted push continues.
 
-    Raises ServerError when a server cannot be had or does not take the sweep.
+    Raises ServerError when a server cannot be reached or rejects the sweep.
     """
     api = connect(destination)
     reader = wandb.Api(overrides={"base_url": source.base_url}, api_key=source.key, timeout=30)
     view = read_sweep(reader, source, ref)
     runs = list(reader.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False))
     project, entity = project or ref.project, entity or str(api.default_entity)
-    there = _runs_there(api, f"{entity}/{project}", [run.id for run in runs])
-    note = _Note(home.root / "pushed" / f"{ref.id}.json", f"{destination.base_url} {entity}/{project}")
-    ours = _find_sweep(api, destination, SweepRef(entity, project, note.read()), ref, runs, there)
-    if ours is None:
-        # A run that belongs to another sweep there stays in it, and counts for this one as well.
+    copies = _existing_runs(api, f"{entity}/{project}", [run.id for run in runs])
+    record = _PushRecord(
+        home.root / "pushed" / f"{ref.id}.json", f"{destination.base_url} {entity}/{project}"
+    )
+    copy = _find_pushed_sweep(api, destination, SweepRef(entity, project, record.read()), ref, runs, copies)
+    if copy is None:
+        # A run that belongs to another sweep of the destination stays there and counts for this one as well.
         config, _ = without_block(reader.sweep(str(ref)).config)
-        ours, _ = create_sweep(api, config, project=project, entity=entity, prior_runs=list(there))
-        note.write(ours.id)
-    sent, present, unfinished = [], [], []
+        copy, _ = upsert_sweep(api, config, project=project, entity=entity, prior_runs=list(copies))
+        record.write(copy.id)
+    sent, already_there, unfinished = [], [], []
     for number, run in enumerate(runs, start=1):
-        if run.state in RUNNING:
+        if run.state in UNFINISHED:
             unfinished.append(run.id)
-        elif run.id in there and _is_whole(there[run.id], run):
-            present.append(run.id)
+        elif run.id in copies and _is_complete(copies[run.id], run):
+            already_there.append(run.id)
         else:
             say(f"run {number} of {len(runs)}: {run.id} ({run.state})")
             try:
-                _send(api, ours, run)
+                _send(api, copy, run)
             except (wandb.Error, TimeoutError) as error:
                 raise ServerError(
                     f"run {run.id} could not be sent to {destination}: {error}",
-                    hint="type the same again: what is there is not sent twice",
+                    hint="run the same command again; nothing is sent twice",
                 ) from error
             sent.append(run.id)
-    _end_sweep(api, destination, ours, view, unfinished)
-    url = ours.url(destination.app_url)
-    return Pushed(ours, url, tuple(sent), tuple(present), tuple(unfinished))
+    _end_sweep(api, destination, copy, view, unfinished)
+    url = copy.url(destination.app_url)
+    return PushedSweep(copy, url, tuple(sent), tuple(already_there), tuple(unfinished))
 
 
-class _Note:
-    """Remembers which sweep of a server is this one: a push can be cut off before the first run is there."""
+class _PushRecord:
+    """The id of a sweep's copy in each project it was pushed to.
 
-    def __init__(self, path: Path, place: str) -> None:
+    Kept in a file because a push can be interrupted before the destination has a run to find the copy by.
+    """
+
+    def __init__(self, path: Path, destination: str) -> None:
         self._path = path
-        self._place = place
+        self._destination = destination
 
     def read(self) -> str:
-        """The sweep's id there, or nothing."""
-        return str(self._all().get(self._place, ""))
+        """The id of the copy; empty if there is none."""
+        return str(self._all().get(self._destination, ""))
 
     def write(self, sweep_id: str) -> None:
-        """Keep the sweep's id there."""
-        known = self._all() | {self._place: sweep_id}
+        """Save the id of the copy."""
+        ids = self._all() | {self._destination: sweep_id}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(known) + "\n")
+        scratch.write_text(json.dumps(ids) + "\n")
         scratch.replace(self._path)
 
     def _all(self) -> dict[str, Any]:
@@ -114,67 +118,68 @@ class _Note:
             return {}
 
 
-def _runs_there(api: wandb.Api, place: str, run_ids: list[str]) -> dict[str, Any]:
-    """Those of the runs that the project has; none when there is no such project yet.
+def _existing_runs(api: wandb.Api, project: str, run_ids: list[str]) -> dict[str, Any]:
+    """The project's runs with these ids, by id; none when the project does not exist yet.
 
-    Raises ServerError when it cannot be asked.
+    Raises ServerError when the server does not answer.
     """
     try:
-        found = api.runs(place, filters={"name": {"$in": run_ids}}, lazy=False)
-        return {run.id: run for run in found}
-    except Exception as error:  # wandb has no one class for what can go wrong
-        if is_unknown(error):
+        runs = api.runs(project, filters={"name": {"$in": run_ids}}, lazy=False)
+        return {run.id: run for run in runs}
+    except Exception as error:  # wandb has no common error class
+        if is_not_found(error):
             return {}
         raise ServerError(
-            f"{place} cannot be looked at: {trouble(error)}", hint="type the same again later"
+            f"could not list the runs of {project}: {error_text(error)}", hint="try again later"
         ) from error
 
 
-def _find_sweep(
+def _find_pushed_sweep(
     api: wandb.Api,
     destination: Target,
-    noted: SweepRef,
+    recorded: SweepRef,
     ref: SweepRef,
     runs: list[Any],
-    there: Mapping[str, Any],
+    copies: Mapping[str, Any],
 ) -> SweepRef | None:
-    """The sweep that an earlier push has made, by what was noted or else by its runs.
+    """The sweep that an earlier push created: the recorded one, else the sweep of the copied runs.
 
-    Raises ServerError when it cannot be asked.
+    Raises ServerError when the server does not answer.
     """
     own = {run.id for run in runs if run.sweep_name == ref.id}
-    names = [noted.id, *(run.sweep_name for run in there.values() if run.id in own)]
-    for name in dict.fromkeys(name for name in names if name):
-        found = SweepRef(noted.entity, noted.project, name)
+    ids = [recorded.id, *(copy.sweep_name for copy in copies.values() if copy.id in own)]
+    for sweep_id in dict.fromkeys(sweep_id for sweep_id in ids if sweep_id):
+        candidate = SweepRef(recorded.entity, recorded.project, sweep_id)
         try:
-            read_sweep(api, destination, found)
+            read_sweep(api, destination, candidate)
         except ServerError:
-            if is_deleted(api, found):
+            if is_deleted(api, candidate):
                 continue
             raise
-        return found
+        return candidate
     return None
 
 
-def _is_whole(there: Any, run: Any) -> bool:
-    """Whether the other server has everything of the run, its end too."""
-    # How a run failed not every server takes over: see `_send`.
-    badly = {"failed", "killed"}
-    if there.state != run.state and not (there.state in badly and run.state in {*badly, "crashed"}):
+def _is_complete(copy: Any, run: Any) -> bool:
+    """Whether the copy has the run's end, last step and summary."""
+    # Not every server can be told how a run failed: see `_send`.
+    unsuccessful = {"failed", "killed"}
+    same_end = copy.state in unsuccessful and run.state in {*unsuccessful, "crashed"}
+    if copy.state != run.state and not same_end:
         return False
-    mine, others = run.summary_metrics or {}, there.summary_metrics or {}
-    return others.get("_step") == mine.get("_step") and _public(mine).keys() <= others.keys()
+    summary, copied = run.summary_metrics or {}, copy.summary_metrics or {}
+    return copied.get("_step") == summary.get("_step") and _public(summary).keys() <= copied.keys()
 
 
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what wandb keeps for itself."""
+    """The values without wandb's internal keys, which start with `_`."""
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
 def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
-    """Log the run again under its id; where a push was cut off, from the next step on.
+    """Log the run again under its id, from the copy's next step if it was sent in part.
 
-    Raises wandb.Error or TimeoutError when the server cannot be had.
+    Raises wandb.Error or TimeoutError when the server cannot be reached.
     """
     settings = wandb.Settings(
         mode="online",
@@ -183,12 +188,12 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
         console="off",
         disable_code=True,
         disable_git=True,
-        # The box that pushes is not the one that trained.
+        # Metadata and system metrics would describe the box that pushes, not the one that trained.
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
         x_file_stream_transmit_interval=2,
-        finish_timeout=PATIENCE,
+        finish_timeout=FINISH_TIMEOUT,
         finish_timeout_raises=True,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -209,7 +214,7 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
         )
         for row in run.scan_history():
             if row["_step"] >= copy.starting_step:
-                # Committed at once: a row that waits would overwrite the summary.
+                # Commit at once: a pending row would later overwrite the summary.
                 values = {name: value for name, value in row.items() if name not in {"_step", "_runtime"}}
                 copy.log(values, step=row["_step"], commit=True)
         copy.summary.update(_public(run.summary_metrics or {}))
@@ -217,14 +222,14 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
             api.run(f"{sweep.entity}/{sweep.project}/{run.id}").stop()
         copy.finish(exit_code=0 if run.state == "finished" else 1)
     if run.state == "crashed":
-        # W&B knows a crash by silence alone and shows it as failed.
+        # W&B infers a crash from missing heartbeats only and shows this run as failed.
         set_run_state(api, sweep, run.id, "crashed")
 
 
 def _end_sweep(
     api: wandb.Api, destination: Target, sweep: SweepRef, view: SweepView, unfinished: list[str]
 ) -> None:
-    """Close the sweep there as it is closed here."""
+    """End the copy if the sweep has ended."""
     over = {"FINISHED", "CANCELED"}
     if view.state in over and not unfinished and read_sweep(api, destination, sweep).state not in over:
         set_sweep_state(api, sweep, "CANCELED" if view.state == "CANCELED" else "FINISHED")

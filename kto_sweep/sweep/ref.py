@@ -1,4 +1,4 @@
-"""The name of a sweep, in each form in which people have it, and what this box remembers of it."""
+"""The name of a sweep in every form that users type, and this box's record of each sweep it used."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from kto_sweep.json_file import read_record_file, write_record
 
 _NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
 _PROJECT = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
-"""As W&B has it."""
+"""The characters that W&B allows in a project's name."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class SweepRef:
 
 @dataclass(frozen=True)
 class SweepRecord:
-    """What this box remembers of a sweep that it created or ran."""
+    """This box's record of a sweep that it created or ran."""
 
     entity: str
     project: str
     id: str
     local: bool
-    """On the embedded server of this KTO_SWEEP_HOME."""
+    """True on the embedded server of this KTO_SWEEP_HOME."""
     base_url: str
-    """The W&B server otherwise."""
+    """The W&B server if not local."""
     file: str
     """The sweep file it was created from, or empty."""
     used: float
     """When it was last created or run here, Unix seconds."""
     folder: str = ""
-    """Where it was created, or empty."""
+    """The working directory of its `create`, or empty."""
 
     @property
     def ref(self) -> SweepRef:
@@ -59,15 +59,15 @@ class SweepRecord:
         return SweepRef(self.entity, self.project, self.id)
 
     @property
-    def ref_owner(self) -> tuple[str, str]:
+    def owner(self) -> tuple[str, str]:
         """Entity and project."""
         return self.entity, self.project
 
 
 def parse_ref(text: str) -> tuple[str | None, str | None, str]:
-    """(entity, project, id) of `id`, `project/id`, `entity/project/id` or a URL; None where not given.
+    """(entity, project, id) of `id`, `project/id`, `entity/project/id` or a URL; None for a missing part.
 
-    Raises UsageError when it is none of these.
+    Raises UsageError for any other form.
     """
     path = text.strip()
     if "://" in path:
@@ -81,29 +81,29 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     if not fit or not 1 <= len(parts) <= 3:
         raise UsageError(
             f"{text!r} is not the name of a sweep",
-            hint="give its id, ENTITY/PROJECT/ID, or the address of its page (default: the sweep used last)",
+            hint="use its id, ENTITY/PROJECT/ID, or the URL of its page (default: the last sweep used)",
         )
     entity, project, sweep_id = [None] * (3 - len(parts)) + parts
     assert sweep_id is not None
     return entity, project, sweep_id
 
 
-def remember(
+def save_sweep_record(
     home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "", folder: str = ""
 ) -> None:
-    """Note that this sweep was used now; `file` and `folder` when it was created."""
-    known, last = recall(home, ref.id), recall(home)
-    used = max(time.time(), last.used + 1e-3 if last else 0.0)  # also by a clock that was set back
+    """Record this sweep as the last one used; pass `file` and `folder` at its creation."""
+    old, last = load_sweep_record(home, ref.id), load_sweep_record(home)
+    used = max(time.time(), last.used + 1e-3 if last else 0.0)  # newest even after the clock was set back
     record = SweepRecord(
         ref.entity, ref.project, ref.id, local, base_url,
-        file or (known.file if known else ""), used, folder or (known.folder if known else ""),
+        file or (old.file if old else ""), used, folder or (old.folder if old else ""),
     )  # fmt: skip
     home.sweeps.mkdir(parents=True, exist_ok=True)
     write_record(home.sweeps / f"{ref.id}.json", record)
 
 
-def recall(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
-    """What this box knows of a sweep; without an id, of the one used last."""
+def load_sweep_record(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
+    """This box's record of a sweep; without an id, of the last one used. None without a record."""
     if sweep_id is not None:
         return _read(home.sweeps / f"{sweep_id}.json")
     records = [record for path in home.sweeps.glob("*.json") if (record := _read(path))]

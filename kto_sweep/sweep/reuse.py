@@ -1,4 +1,4 @@
-"""Trials of earlier sweeps that a new one need not train again, or whose values its search can learn from."""
+"""Trials of earlier sweeps that a new sweep reuses: instead of training them, or as observations."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,65 +27,65 @@ if TYPE_CHECKING:
 def find_prior_runs(
     home: Home, api: "wandb.Api", target: Target, name: str, new: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """The runs of sweep `name` that the sweep of configuration `new` can take over.
+    """The runs of sweep `name` that cover cells of the new sweep.
 
-    `new` names the project (and the entity, if it is not the key's) where that sweep is to be.
-    Raises UsageError when sweep `name` lies elsewhere: a run serves the sweeps of its own project alone.
+    `new` is the new sweep's configuration, with its project (and its entity if it is not the key's).
+    Raises UsageError when sweep `name` is in another project: W&B takes prior runs from the same one only.
     """
-    ref = _find_here(home, target, name, new)
+    ref = _find_in_project(home, target, name, new)
     return tuple(trial.run_id for trial in find_reusable(new, read_sweep(api, target, ref)))
 
 
 def find_observations(
     home: Home, api: "wandb.Api", target: Target, names: Sequence[str], new: Mapping[str, Any]
 ) -> Iterator[tuple[SweepView, tuple[str, ...]]]:
-    """Each of the named sweeps with its runs that the Bayesian search of configuration `new` can learn from.
+    """Each named sweep with its runs that serve as observations for the Bayesian search of `new`.
 
-    Raises UsageError when one lies elsewhere.
+    Raises UsageError when one is in another project.
     """
     for name in names:
-        earlier = read_sweep(api, target, _find_here(home, target, name, new))
+        earlier = read_sweep(api, target, _find_in_project(home, target, name, new))
         yield earlier, tuple(trial.run_id for trial in find_observed(new, earlier))
 
 
-def _find_here(home: Home, target: Target, name: str, new: Mapping[str, Any]) -> SweepRef:
-    """The sweep of that name, which must lie where the new one is to be. Raises UsageError."""
-    there, ref = find_sweep(home, name, local=target.local)
+def _find_in_project(home: Home, target: Target, name: str, new: Mapping[str, Any]) -> SweepRef:
+    """The sweep of that name in the new sweep's project. Raises UsageError when it is in another one."""
+    server, ref = find_sweep(home, name, local=target.local)
     entity, project = new.get("entity") or ref.entity, new["project"]
-    if (there.base_url, ref.entity, ref.project) != (target.base_url, entity, project):
+    if (server.base_url, ref.entity, ref.project) != (target.base_url, entity, project):
         raise UsageError(
-            f"{ref} at {there.app_url} is not in {entity}/{project} at {target.app_url}, where the new sweep "
-            "is to be: a run serves the sweeps of its own project alone",
+            f"{ref} at {server.app_url} is not in {entity}/{project} at {target.app_url}, the project of the "
+            "new sweep: runs can only be reused within their project",
             hint=f"--entity {ref.entity} --project {ref.project}",
         )
     return ref
 
 
 def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRecord]:
-    """The finished trials of `earlier` that are cells of the grid of this sweep configuration.
+    """The finished trials of `earlier` that match a cell of this configuration's grid, one for each cell.
 
-    A trial and a cell are the same when their whole configurations are: what is searched, what is fixed, data
-    and model. Of several equal trials the first counts.
-    Raises UsageError when the new sweep is no grid that can be listed.
+    They match when the whole configuration is equal: searched and fixed parameters, data and model. Of
+    several equal trials the first is used.
+    Raises UsageError when the new sweep is not a grid of listed values.
     """
     space, _ = parse_space(without_alert_rules(config["parameters"]))
     if config["method"] != "grid" or space is None or not grid.can_list(space):
         raise UsageError(
-            f"--reuse takes over the cells of a grid, and this sweep's method is {config['method']}",
-            hint="use method: grid with values: [...], or leave --reuse out",
+            f"--reuse needs a grid of listed values; this sweep's method is {config['method']}",
+            hint="use method: grid with values: [...], or drop --reuse",
         )
     finished: dict[object, TrialRecord] = {}
     for trial in earlier.trials:
         if trial.state == "finished":
             finished.setdefault(value_key(dict(trial.config)), trial)
-    same = (finished.get(value_key(cell)) for _, cell in grid.cells(space))
-    return [trial for trial in same if trial is not None]
+    matches = (finished.get(value_key(cell)) for _, cell in grid.cells(space))
+    return [trial for trial in matches if trial is not None]
 
 
 def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRecord]:
-    """The finished trials of `earlier` that this search could have chosen, and that have all objectives.
+    """The finished trials of `earlier` that this search could have suggested and that have all objectives.
 
-    Seeds aside: all else must be the same, data and model too, or the values would not compare.
+    All but the seed must match, data and model too; otherwise their values are not comparable.
     """
     space, _ = parse_space(without_alert_rules(config["parameters"]))
     assert space is not None
@@ -98,12 +98,12 @@ def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
         if trial.state == "finished"
         and all(trial.value(metric) is not None for metric in metrics)
         and cube.point(trial.config) is not None
-        and _is_of(space, trial.config)
+        and _matches_fixed(space, trial.config)
     ]
 
 
-def _is_of(space: Space, config: Mapping[str, Any]) -> bool:
-    """Whether the trial is one of this space, given that the searched values are."""
+def _matches_fixed(space: Space, config: Mapping[str, Any]) -> bool:
+    """Whether the trial agrees with the space in all parameters that are not searched, except the seed."""
     searched = {parameter.path: lookup(config, parameter.name) for parameter in space.searched}
     try:
         ours, theirs = (

@@ -1,4 +1,4 @@
-"""Which server a command talks to: W&B where there is a key, else the embedded server of this box."""
+"""Which server a command uses: W&B if there is a key, else the embedded server of this box."""
 
 import os
 from collections.abc import MutableMapping
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.sweep.ref import SweepRecord, SweepRef, parse_ref, recall
+from kto_sweep.sweep.ref import SweepRecord, SweepRef, load_sweep_record, parse_ref
 from kto_sweep.wandb_client.connection import Target, default_entity
 
 DEFAULT_PROJECT = "kto-sweep"
@@ -14,7 +14,7 @@ LOCAL_ENTITY = "local"
 
 
 def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Take over what a `.env` file in `directory` sets and the environment does not."""
+    """Set the variables of a `.env` file in `directory` that the environment does not set."""
     from dotenv import dotenv_values
 
     for name, value in dotenv_values(directory / ".env").items():
@@ -23,7 +23,7 @@ def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.enviro
 
 
 def local_target(home: Home) -> Target:
-    """The embedded server, started in the background if it is not running."""
+    """The embedded server, started in the background if necessary."""
     from kto_sweep.local_server.start import ensure_server
 
     address = ensure_server(home)
@@ -31,9 +31,9 @@ def local_target(home: Home) -> Target:
 
 
 def find_target(home: Home, *, local: bool) -> Target:
-    """The embedded server with `local` or without a W&B key, else W&B as wandb's own rules find it.
+    """The server of wandb's own settings; the embedded server with `local` or without a W&B key.
 
-    With W&B's mode offline or disabled, by which nothing leaves the box, it is the embedded server as well.
+    It is also the embedded server in W&B's offline and disabled modes, which send nothing off the box.
     Raises UsageError when WANDB_BASE_URL names a server for which there is no key.
     """
     if local:
@@ -49,23 +49,23 @@ def find_target(home: Home, *, local: bool) -> Target:
     if os.environ.get("WANDB_BASE_URL"):
         raise UsageError(
             f"WANDB_BASE_URL is {login.base_url}, but there is no key for it",
-            hint=f"set WANDB_API_KEY, or type: wandb login --host {login.base_url}   "
-            "(or add --local for the embedded server)",
+            hint=f"set WANDB_API_KEY, or run: wandb login --host {login.base_url}   "
+            "(or add --local to use the embedded server)",
         )
     return local_target(home)
 
 
 def find_remote(url: str | None) -> Target:
-    """The W&B server at `url`, by default the one that wandb is logged in to; never the embedded one.
+    """The W&B server at `url`, by default the one that wandb is logged in to; never the embedded server.
 
-    Raises UsageError without a key for it.
+    Raises UsageError for an invalid URL or when there is no key for the server.
     """
     from kto_sweep.wandb_client.private_api import find_login
 
     load_env_file(Path.cwd())
     if url is not None:
         if not url.startswith(("https://", "http://")):
-            raise UsageError(f"{url!r} is not the address of a server", hint="https://wandb.example.com")
+            raise UsageError(f"{url!r} is not the URL of a server", hint="https://wandb.example.com")
         os.environ["WANDB_BASE_URL"] = url.rstrip("/")
     login = find_login()
     if not login.has_key:
@@ -77,18 +77,18 @@ def find_remote(url: str | None) -> Target:
 
 
 def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, SweepRef]:
-    """The sweep that `name` means and its server; without a name, the sweep created or run last on this box.
+    """The sweep called `name` and its server; without a name, the last sweep created or run on this box.
 
-    Raises UsageError when there is none, or the name cannot be one.
+    Raises UsageError when there is none or `name` is not the name of a sweep.
     """
     entity, project, sweep_id = parse_ref(name) if name else (None, None, None)
-    record = recall(home, sweep_id)
+    record = load_sweep_record(home, sweep_id)
     if record is None and sweep_id is None:
         raise UsageError(
-            "no sweep was created on this box yet",
+            "no sweep has been created on this box yet",
             hint="kto-sweep create sweeps/lr_grid.yaml  (or kto-sweep demo, or name one: ENTITY/PROJECT/ID)",
         )
-    if record is not None and (entity, project) in ((None, None), (None, record.project), record.ref_owner):
+    if record is not None and (entity, project) in ((None, None), (None, record.project), record.owner):
         return _target_of(home, record, local=local), record.ref
     assert sweep_id is not None
     target = find_target(home, local=local)

@@ -1,4 +1,4 @@
-"""Runs that ended while their server was gone: sent later, from wandb's own files in their folders."""
+"""Runs that ended while their server was unreachable, sent later from the wandb files in their folders."""
 
 import os
 import subprocess
@@ -16,19 +16,19 @@ from kto_sweep.run_record import RunRecord, home_id, read_record, try_exclusive
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import find_remote, local_target
 from kto_sweep.sweep.view import OWNER
-from kto_sweep.wandb_client.connection import Target, connect, other_server
+from kto_sweep.wandb_client.connection import Target, connect, restored_environment
 from kto_sweep.wandb_client.private_api import read_run
 
 if TYPE_CHECKING:
     import wandb
 
-HEARD = frozenset({"finished", "failed", "killed", "preempted", "preempting"})
-"""States of a run of which the server has heard the end; a crashed one has only fallen silent."""
+ENDED_STATES = frozenset({"finished", "failed", "killed", "preempted", "preempting"})
+"""States of a run whose end reached the server; `crashed` only means that its heartbeats stopped."""
 
 
 @dataclass(frozen=True)
-class Unsent:
-    """A run of this box that its server does not have as a whole, by what the box knows."""
+class UnsyncedRun:
+    """A run of this box that, by its record here, its server does not have completely."""
 
     run_id: str
     folder: Path
@@ -36,20 +36,20 @@ class Unsent:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one of them."""
+class SyncResult:
+    """The result of sending one run."""
 
     run_id: str
     path: str
     """entity/project/run"""
-    trouble: str
-    """Why it was not sent; empty when the server has it now."""
-    was_there: bool = False
-    """The server had it already."""
+    error: str
+    """Why it was not sent; empty when the server has it."""
+    already_synced: bool = False
+    """True if the server had it before."""
 
 
-def find_unsent(home: Home, run_id: str | None) -> list[Unsent]:
-    """The runs that ended without word from their server; with `run_id` that run, whatever is known of it.
+def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
+    """The runs whose end their server did not confirm; with `run_id` that run, whatever its record says.
 
     Raises UsageError when this box has no such run.
     """
@@ -59,66 +59,66 @@ def find_unsent(home: Home, run_id: str | None) -> list[Unsent]:
             raise UsageError(
                 f"this box has no run {run_id!r}", hint=f"its runs are the folders in {home.runs}"
             )
-        return [Unsent(run_id, home.runs / run_id, record)]
-    found = ((folder, read_record(folder)) for folder in sorted(home.runs.glob("*")))
+        return [UnsyncedRun(run_id, home.runs / run_id, record)]
+    records = ((folder, read_record(folder)) for folder in sorted(home.runs.glob("*")))
     return [
-        Unsent(folder.name, folder, record)
-        for folder, record in found
+        UnsyncedRun(folder.name, folder, record)
+        for folder, record in records
         if record is not None and record.ended and not record.sent
     ]
 
 
-def send(home: Home, runs: list[Unsent]) -> Iterator[Outcome]:
-    """Send each run to the server that it belongs to, the runs of one server together.
+def sync_runs(home: Home, runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
+    """The result of each run, sent to its own server, the runs of one server together.
 
-    A server that cannot be had is the trouble of its runs and no more.
+    An unreachable server is an error of its own runs only.
     """
-    servers: dict[tuple[bool, str], list[Unsent]] = {}
+    runs_by_server: dict[tuple[bool, str], list[UnsyncedRun]] = {}
     for run in runs:
-        place = (True, "") if run.record.local else (False, run.record.base_url)
-        servers.setdefault(place, []).append(run)
-    for (local, base_url), theirs in servers.items():
-        told = set()
-        with other_server():  # the key of one is not for the next
+        server = (True, "") if run.record.local else (False, run.record.base_url)
+        runs_by_server.setdefault(server, []).append(run)
+    for (local, base_url), server_runs in runs_by_server.items():
+        reported = set()
+        with restored_environment():  # the key of one server must not reach the next
             try:
                 target = local_target(home) if local else find_remote(base_url)
-                for outcome in _send_to(home, target, connect(target), theirs):
-                    told.add(outcome.run_id)
-                    yield outcome
+                for result in _sync_to(home, target, connect(target), server_runs):
+                    reported.add(result.run_id)
+                    yield result
             except KtoSweepError as error:
-                yield from (_outcome(run, error.message) for run in theirs if run.run_id not in told)
+                yield from (_result(run, error.message) for run in server_runs if run.run_id not in reported)
 
 
-def _send_to(home: Home, target: Target, api: "wandb.Api", runs: list[Unsent]) -> Iterator[Outcome]:
+def _sync_to(home: Home, target: Target, api: "wandb.Api", runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
     with ExitStack() as claims:
-        going = []
+        to_send = []
         for run in runs:
             if not claims.enter_context(try_exclusive(run.folder)):
-                yield _outcome(run, "an agent works on it")
+                yield _result(run, "an agent is training it")
                 continue
-            there = _read(api, run)
-            if there is not None and there[1].get(OWNER, home_id(home)) != home_id(home):
-                yield _outcome(run, "another box went on with it")
-            elif _is_whole(there, run):
-                yield _note_sent(run, was_there=True)
+            remote = _read(api, run)
+            if remote is not None and remote[1].get(OWNER, home_id(home)) != home_id(home):
+                yield _result(run, "another box took it over")
+            elif _is_complete(remote, run):
+                yield _record_sent(run, already_synced=True)
             else:
-                going.append(run)
-        words = _sync(target, going) if going else ""
-        for run in going:
-            if _is_whole(_read(api, run), run):
-                yield _note_sent(run, was_there=False)
+                to_send.append(run)
+        last_line = _wandb_sync(target, to_send) if to_send else ""
+        for run in to_send:
+            if _is_complete(_read(api, run), run):
+                yield _record_sent(run, already_synced=False)
             else:
-                yield _outcome(run, f"wandb could not send it: {words}")
+                yield _result(run, f"wandb could not send it: {last_line}")
 
 
-def _sync(target: Target, runs: list[Unsent]) -> str:
-    """The last words of wandb, which sends the runs, each with all its attempts in order.
+def _wandb_sync(target: Target, runs: list[UnsyncedRun]) -> str:
+    """The last line that `wandb sync` printed, called for every attempt of every run in order.
 
-    One call for each attempt: wandb ends at a file that was cut off, as that of a killed agent is.
+    One call for each attempt, because wandb stops at a truncated file, such as that of a killed agent.
     """
     environ = dict(os.environ)
-    target.enter(environ)
-    words = ""
+    target.export(environ)
+    last_line = ""
     for folder in (folder for run in runs for folder in sorted((run.folder / "wandb").glob("*run-*"))):
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--include-online", "--include-synced", str(folder)],
@@ -129,27 +129,27 @@ def _sync(target: Target, runs: list[Unsent]) -> str:
             errors="replace",
             check=False,
         )
-        words = done.stdout.strip().rpartition("\n")[2]
-    return words
+        last_line = done.stdout.strip().rpartition("\n")[2]
+    return last_line
 
 
-def _read(api: "wandb.Api", run: Unsent) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:
+def _read(api: "wandb.Api", run: UnsyncedRun) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:
     record = run.record
     return read_run(api, SweepRef(record.entity, record.project, record.sweep), run.run_id)
 
 
-def _is_whole(there: tuple[str, Mapping[str, Any], Mapping[str, Any]] | None, run: Unsent) -> bool:
-    """Whether the server has heard the run's end and has its last row."""
-    if there is None:
+def _is_complete(remote: tuple[str, Mapping[str, Any], Mapping[str, Any]] | None, run: UnsyncedRun) -> bool:
+    """Whether the server has the run's end and its last row."""
+    if remote is None:
         return False
-    state, _, summary = there
-    return state in HEARD and int(summary.get("_step") or 0) >= last_step(run.folder)
+    state, _, summary = remote
+    return state in ENDED_STATES and int(summary.get("_step") or 0) >= last_step(run.folder)
 
 
-def _note_sent(run: Unsent, *, was_there: bool) -> Outcome:
+def _record_sent(run: UnsyncedRun, *, already_synced: bool) -> SyncResult:
     replace(run.record, ended=True, sent=True).write(run.folder)
-    return replace(_outcome(run, ""), was_there=was_there)
+    return replace(_result(run, ""), already_synced=already_synced)
 
 
-def _outcome(run: Unsent, trouble: str) -> Outcome:
-    return Outcome(run.run_id, f"{run.record.entity}/{run.record.project}/{run.run_id}", trouble)
+def _result(run: UnsyncedRun, error: str) -> SyncResult:
+    return SyncResult(run.run_id, f"{run.record.entity}/{run.record.project}/{run.run_id}", error)

@@ -1,4 +1,4 @@
-"""A sweep and its trials as plain data, whoever holds them: W&B, the embedded server, or a test."""
+"""A sweep and its trials as plain data, from W&B, the embedded server, or a test."""
 
 import math
 from collections.abc import Mapping
@@ -11,15 +11,15 @@ from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 
 OWNER, DEVICE = "_home", "_device"
-"""In a run's config, out of sight: the home (agent/lease.py) that has opened it last, and on what device."""
+"""Hidden keys of a run's config: the id of the home that last opened the run, and the device it used."""
 
-RUNNING = frozenset({"running", "pending", "preempting", "preempted"})
-"""Run states of a trial that is not over; a preempted one is handed out again."""
+UNFINISHED = frozenset({"running", "pending", "preempting", "preempted"})
+"""Run states of a trial that has not ended; the server hands out a preempted one again."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of a sweep, as its run tells it."""
+    """One trial of a sweep, read from its run."""
 
     run_id: str
     name: str
@@ -28,28 +28,28 @@ class TrialRecord:
     config: Mapping[str, Any]
     summary: Mapping[str, Any]
     seconds: float | None
-    """Time from start to the last sign of life."""
+    """From the run's start to its last heartbeat."""
     created: float | None = None
     """Unix seconds."""
-    place: str = ""
-    """The device that an agent of ours trained it on, and of which box: `<home> gpu 0`; else empty."""
-    borrowed: bool = False
-    """It is of another sweep, and this one counts it as its own."""
+    device: str = ""
+    """The home's id and the device, `<home id> gpu 0`; empty for a run of another program."""
+    is_prior_run: bool = False
+    """True for a run of another sweep that this one takes over."""
     paused: bool = False
-    """By successive halving: it waits until it is among the best."""
+    """By successive halving, until it ranks among the best."""
 
     @property
     def failure(self) -> str:
-        """`failure/cause` of a trial that has failed, or its state when there is no cause; else empty.
+        """The `failure/cause` of a failed trial, its state if it has no cause; empty for other trials.
 
-        A trial that was run again after a failure may still have the cause in its summary.
+        A trial that was retried after a failure may still have the cause in its summary.
         """
         if self.state not in {"failed", "crashed", "killed"}:
             return ""
         return str(self.summary.get("failure/cause") or self.state)
 
     def value(self, metric: str) -> float | None:
-        """The metric's last value; None when there is none or it is not finite."""
+        """The metric's last value; None if missing or not finite."""
         value = self.summary.get(metric)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return None
@@ -71,21 +71,21 @@ class SweepView:
     """minimize or maximize"""
     space: Space
     expected: int | None
-    """How many trials it takes in all; None when it has no end of its own."""
+    """Trials in total; None for an unlimited sweep."""
     trials: tuple[TrialRecord, ...]
     objectives: tuple[Objective, ...] = ()
-    """Two or three, the metric first; empty: it has that alone."""
-    pauses: bool = False
-    """Trials that are stopped may go on, by successive halving."""
+    """Two or three with the metric first, or empty for a single objective."""
+    pauses_trials: bool = False
+    """True for successive halving, where a stopped trial may resume."""
 
     def count(self, *states: str) -> int:
-        """How many runs are in one of these states; those of other sweeps fill the cells of a grid alone."""
-        return sum(trial.state in states for trial in self.trials if self.is_own(trial))
+        """How many of the sweep's trials are in one of these states."""
+        return sum(trial.state in states for trial in self.trials if self.is_counted(trial))
 
     def trained(self) -> list[TrainedRun]:
         """What each trial was trained on."""
         return [TrainedRun(trial.run_id, trial.config, trial.summary) for trial in self.trials]
 
-    def is_own(self, trial: TrialRecord) -> bool:
-        """Whether the trial is one that this sweep has, or would have had, to train."""
-        return not trial.borrowed or self.method == "grid"
+    def is_counted(self, trial: TrialRecord) -> bool:
+        """Whether the trial counts towards `expected`; a prior run does only in a grid, as a cell."""
+        return not trial.is_prior_run or self.method == "grid"

@@ -1,4 +1,4 @@
-"""`kto-sweep train`: one trial of no sweep, from its options to its end.
+"""`kto-sweep train`: a single run outside a sweep.
 
 options, resume --> prepare (trial, server, folder) --> dry_run | run
 """

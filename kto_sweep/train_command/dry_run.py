@@ -1,4 +1,4 @@
-"""What can be known of a run before it begins, with nothing on a GPU."""
+"""Check a run before it starts, without using the GPU."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
 from kto_sweep.text import counted, duration
-from kto_sweep.train_command.prepare import Prepared
+from kto_sweep.train_command.prepare import PreparedRun
 from kto_sweep.train_command.run import choose_devices, open_server
 from kto_sweep.trial import Trial
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console") -> bool:
-    """Whether the run can be trained here, by all that is known; what was found goes to `console`.
+def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Console") -> bool:
+    """Whether the run should fit on this box; prints data, model, device, memory, time and server.
 
-    Raises UsageError, DataError and ServerError for what would keep it from beginning.
+    Raises UsageError, DataError and ServerError for anything that would keep the run from starting.
     """
 
     def say(text: str) -> None:
@@ -44,23 +44,26 @@ def check(home: Home, run: Prepared, *, gpus: int, cpu: bool, console: "Console"
     say(f"device    {', '.join(device.name for device in devices)}")
     say(f"steps     {estimate.steps:,} of {counted(trial.batch_size, 'example')}")
     if estimate.peak_gib is None or estimate.least_gib is None:
-        say("memory    not known: the model's sizes are not on this box, and the hub does not tell them")
+        say("memory    unknown: the model's configuration is neither on this box nor on the hub")
     else:
         fits = {None: "", True: "; fits", False: f"; does not fit: {estimate.remedy}"}[estimate.fits]
-        say(f"memory    {estimate.peak_gib:.1f} GiB, {estimate.least_gib:.1f} at the least{fits}")
+        say(f"memory    {estimate.peak_gib:.1f} GiB, at least {estimate.least_gib:.1f}{fits}")
     if estimate.time is not None:
-        say(f"time      {duration(estimate.time.seconds)}, give or take a factor of {estimate.time.factor:g}")
+        say(f"time      {duration(estimate.time.seconds)}, within a factor of {estimate.time.factor:g}")
     api = open_server(run.target, offline=run.offline)
-    who = f", logged in as {api.viewer.username}" if api is not None else ": offline, sent later"
-    say(f"log       {run.target}{who}; project {run.job.project}, run {run.job.name}")
+    login = f", logged in as {api.viewer.username}" if api is not None else ": offline, synced later"
+    say(f"log       {run.target}{login}; project {run.job.project}, run {run.job.name}")
     for name, value in trial.to_config().items():
         say(f"  {name}: {value}")
-    say("Dry run: nothing was trained." + ("" if estimate.fits is not False else " It cannot run here."))
+    say(
+        "Dry run: nothing was trained."
+        + ("" if estimate.fits is not False else " The run does not fit here.")
+    )
     return estimate.fits is not False
 
 
 def _weights(trial: Trial) -> str:
-    """Where the base model's weights come from. Raises UsageError when they cannot be had."""
+    """Where the base model's weights come from. Raises UsageError when there are none."""
     name = trial.base_model
     path = Path(name).expanduser()
     if path.is_dir() and not any(path.glob("*.safetensors")):
@@ -69,5 +72,5 @@ def _weights(trial: Trial) -> str:
         return ""
     missing = bytes_to_download(name)
     if missing is None:
-        return "; its weights come from the hub"
-    return f"; {missing / 2**30:.1f} GiB of weights to download" if missing else "; its weights are here"
+        return "; weights from the hub"
+    return f"; {missing / 2**30:.1f} GiB of weights to download" if missing else "; weights on this box"

@@ -1,4 +1,4 @@
-"""What a single run trains: flags over a file or an earlier run, over its preset."""
+"""The parameters of a single run: flags override a file or an earlier run, which override the preset."""
 
 import re
 from collections.abc import Mapping
@@ -17,51 +17,51 @@ EXCLUSIVE = (
     ("rho", "desirable_weight"),
     ("rho", "undesirable_weight"),
 )
-"""Parameters that say the same in two ways: one that is typed replaces the other of a file or a run."""
-WHOLE_DATA = 1e-6
-"""The eval_fraction with which only a row or so of each label is held out."""
+"""Pairs that set the same thing: a flag for one removes the other, if a file or an earlier run has it."""
+MIN_EVAL_FRACTION = 1e-6
+"""The eval_fraction that holds out only about one row of each label."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """The parameters in a YAML file, in groups or not.
+    """The parameters in a YAML file, nested or flat.
 
-    Raises UsageError when it is no such file.
+    Raises UsageError when it is not a YAML mapping, or is a sweep file.
     """
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", hint="check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"{file}: not a YAML file: {error}", hint="learning_rate: 5e-7, one a line"
+            f"{file}: not a YAML file: {error}", hint="one parameter per line: learning_rate: 5e-7"
         ) from error
-    if not isinstance(found, Mapping):
-        raise UsageError(f"{file}: it holds no parameters", hint="learning_rate: 5e-7, one a line")
-    if "parameters" in found:
+    if not isinstance(config, Mapping):
+        raise UsageError(f"{file}: no parameters", hint="one parameter per line: learning_rate: 5e-7")
+    if "parameters" in config:
         raise UsageError(
             f"{file} is a sweep file: it has parameters to search",
             hint=f"kto-sweep create {file}   (a run's file has one value each: learning_rate: 5e-7)",
         )
-    return dict(found)
+    return dict(config)
 
 
-def flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without its groups; names that mean nothing stay as they are, for the check."""
+def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without nesting; unknown names stay dotted, to be reported by the check."""
     return {parameter_name(path) or ".".join(path): value for path, value in leaves(config)}
 
 
-def over(base: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with what was typed, and without what that replaces."""
+def override(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` updated by `flags`, without parameters that a flag excludes."""
     merged = dict(base)
     for pair in EXCLUSIVE:
         for name, other in (pair, pair[::-1]):
-            if name in typed and other not in typed:
+            if name in flags and other not in flags:
                 merged.pop(other, None)
-    return {**merged, **typed}
+    return {**merged, **flags}
 
 
 def with_preset(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with its preset's rank and length where it has none."""
+    """The configuration, with the preset's lora_r and max_length if it sets none."""
     preset = PRESETS.get(str(config.get("model_size")))
     if preset is None:
         return dict(config)
@@ -69,15 +69,15 @@ def with_preset(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_name(trial: Trial) -> str:
-    """A name that says what was trained: `7b-lr5e-07-bs8-beta0.1-support_replies`."""
+    """A name from the main parameters: `7b-lr5e-07-bs8-beta0.1-support_replies`."""
     model = trial.model_size or Path(trial.base_model).name
     rate = re.sub(r"\.?0*e", "e", f"{trial.learning_rate:.2e}")
     name = f"{model}-lr{rate}-bs{trial.batch_size}-beta{trial.beta:g}-{Path(trial.dataset).stem}"
     return re.sub(r"[^\w.\-]", "-", name)[:120]
 
 
-def difference(old: Trial, new: Trial) -> str:
-    """How `new` differs from `old`, in a few words; empty when it does not."""
+def describe_changes(old: Trial, new: Trial) -> str:
+    """The parameters in which `new` differs from `old`, as `beta 0.3 (was 0.1)`; empty without any."""
     before, after = old.to_config(), new.to_config()
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {after.get(name)} (was {before.get(name)})" for name in names)

@@ -1,4 +1,4 @@
-"""Runs and sweeps that `kto-sweep train` starts from: a configuration to take, a run to go on with."""
+"""Runs and sweeps that `kto-sweep train` starts from: the configuration of one, or a run to resume."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from kto_sweep.compare.ranking import rank
 from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record
-from kto_sweep.sweep.ref import SweepRef, recall
+from kto_sweep.sweep.ref import SweepRef, load_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
-from kto_sweep.train_command.options import flat
-from kto_sweep.wandb_client.connection import connect, other_server
+from kto_sweep.train_command.options import flatten
+from kto_sweep.wandb_client.connection import connect, restored_environment
 from kto_sweep.wandb_client.reader import read_sweep
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """A configuration that was trained before."""
+class SourceConfig:
+    """The configuration of an earlier run or of a sweep's best trial."""
 
     config: dict[str, Any]
-    told: str
-    """Where it comes from, for people."""
+    description: str
+    """Its origin, for people."""
 
 
 def find_run(home: Home, name: str) -> Path | None:
@@ -34,50 +34,50 @@ def find_run(home: Home, name: str) -> Path | None:
         return home.runs / name
     path = Path(name).expanduser().resolve()
     path = path.parent if path.name in {"checkpoint", "adapter", "best", "model"} else path
-    found = (folder for folder in home.runs.glob("*") if folder.resolve() == path)
-    return next((folder for folder in found if (folder / "trial.json").is_file()), None)
+    folders = (folder for folder in home.runs.glob("*") if folder.resolve() == path)
+    return next((folder for folder in folders if (folder / "trial.json").is_file()), None)
 
 
-def known_run(home: Home, name: str) -> Path:
-    """The folder of a run of this box, as `find_run`. Raises UsageError when there is none."""
+def require_run(home: Home, name: str) -> Path:
+    """As `find_run`. Raises UsageError when there is no such run."""
     folder = find_run(home, name)
     if folder is None:
         raise UsageError(f"this box has no run {name!r}", hint=f"its runs are the folders in {home.runs}")
     return folder
 
 
-def config_of(folder: Path) -> dict[str, Any]:
+def read_trial_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run of this box. Raises UsageError when its file cannot be read."""
     try:
-        return flat(json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        return flatten(json.loads((folder / "trial.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{folder / 'trial.json'}: {error}", hint="name another run") from error
+        raise UsageError(f"{folder / 'trial.json'}: {error}", hint="choose another run") from error
 
 
-def find_earlier(home: Home, name: str, *, local: bool) -> Earlier:
+def find_source(home: Home, name: str, *, local: bool) -> SourceConfig:
     """The configuration of a run, or of a sweep's best trial.
 
-    Raises UsageError when there is none of the name, ServerError when the server cannot be had.
+    Raises UsageError when there is no such run or sweep, ServerError for an unreachable server.
     """
-    name = _named_by_address(name)
+    name = _path_from_url(name)
     run_id = name.rpartition("/")[2]
     folder = find_run(home, name) or (find_run(home, run_id) if name.count("/") == 2 else None)
     if folder is not None:
-        return Earlier(config_of(folder), f"run {folder.name} of this box")
-    local = local and recall(home, run_id) is None  # a sweep that is known is looked for where it is
-    with other_server():
-        return _find_there(home, name, local=local)
+        return SourceConfig(read_trial_config(folder), f"run {folder.name} of this box")
+    local = local and load_sweep_record(home, run_id) is None  # a sweep with a record is read from its server
+    with restored_environment():
+        return _find_on_server(home, name, local=local)
 
 
-def _named_by_address(name: str) -> str:
-    """ENTITY/PROJECT/ID for the address of a run's page; other names as they are."""
+def _path_from_url(name: str) -> str:
+    """ENTITY/PROJECT/ID for the URL of a run's page; other names unchanged."""
     parts = [unquote(part) for part in urlsplit(name).path.split("/") if part]
     if "://" in name and len(parts) >= 4 and parts[2] == "runs":
         return "/".join((parts[0], parts[1], parts[3]))
     return name
 
 
-def _find_there(home: Home, name: str, *, local: bool) -> Earlier:
+def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
     target, ref = find_sweep(home, name, local=local)
     api = connect(target)
     try:
@@ -85,30 +85,30 @@ def _find_there(home: Home, name: str, *, local: bool) -> Earlier:
     except ServerError:
         from kto_sweep.wandb_client.private_api import read_run
 
-        found = read_run(api, SweepRef(ref.entity, ref.project, ""), ref.id)
-        if found is None:
+        run = read_run(api, SweepRef(ref.entity, ref.project, ""), ref.id)
+        if run is None:
             raise UsageError(
-                f"{name} is no sweep and no run of {target}",
-                hint="give a sweep's or a run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last",
+                f"{target} has no sweep or run {name}",
+                hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last sweep",
             ) from None
-        return Earlier(flat(found[1]), f"run {ref.id} of {target}")
+        return SourceConfig(flatten(run[1]), f"run {ref.id} of {target}")
     ranked = rank(view.trials, view.metric, view.goal)
     if not ranked or ranked[0].rank is None:
         raise UsageError(
-            f"sweep {ref} has no trial with a value of {view.metric}", hint=f"kto-sweep status {ref.id}"
+            f"no trial of sweep {ref} has logged {view.metric}", hint=f"kto-sweep status {ref.id}"
         )
     best = ranked[0]
     value = f"{view.metric} {best.value:.4g}"
-    told = f"run {best.trial.run_id} ({best.trial.name}), the best of sweep {ref}: {value}"
-    return Earlier(flat(best.trial.config), told)
+    description = f"run {best.trial.run_id} ({best.trial.name}), the best of sweep {ref}: {value}"
+    return SourceConfig(flatten(best.trial.config), description)
 
 
-def unfinished(home: Home) -> list[Path]:
-    """The runs of no sweep on this box that were cut off, the one begun last first.
+def interrupted_runs(home: Home) -> list[Path]:
+    """The interrupted single runs of this box, newest first.
 
-    One that has diverged would do so again.
+    Excludes diverged runs, which would diverge again.
     """
-    ours = []
+    interrupted = []
     for folder in home.runs.glob("*"):
         record = read_record(folder)
         if record is None or record.sweep or (record.agent and is_alive(home, record.agent)):
@@ -116,14 +116,14 @@ def unfinished(home: Home) -> list[Path]:
         result = _result(folder)
         over = result.get("end") == "finished" or result.get("cause") == FailureCause.DIVERGED
         if not over and (folder / "trial.json").is_file():
-            ours.append(folder)
-    return sorted(ours, key=lambda folder: (folder / "trial.json").stat().st_mtime, reverse=True)
+            interrupted.append(folder)
+    return sorted(interrupted, key=lambda folder: (folder / "trial.json").stat().st_mtime, reverse=True)
 
 
-def go_where_it_began(folder: Path) -> None:
-    """Change to the directory that a run was begun in: relative names of its data and model mean files there.
+def restore_working_directory(folder: Path) -> None:
+    """Change to the run's original working directory, so that relative paths of its data and model resolve.
 
-    Where it is gone, or not known, nothing changes.
+    Does nothing if that directory is unknown or gone.
     """
     directory = _lineage(folder).get("working_directory")
     if isinstance(directory, str) and Path(directory).is_dir():
@@ -131,7 +131,7 @@ def go_where_it_began(folder: Path) -> None:
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
-    """What the run's lineage file holds; empty when there is none that can be read."""
+    """The content of the run's lineage file; empty if it is missing or unreadable."""
     try:
         return dict(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -139,23 +139,23 @@ def _lineage(folder: Path) -> dict[str, Any]:
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    """How the run's last attempt ended; empty when that is not known."""
+    """How the run's last attempt ended; empty if unknown."""
     return dict(_lineage(folder).get("result", {}))
 
 
-def resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
-    """The folder and record of an unfinished run of this box. Raises UsageError when it is none."""
-    folder = known_run(home, name)
+def require_resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
+    """The folder and record of an unfinished single run of this box. Raises UsageError for any other."""
+    folder = require_run(home, name)
     record = read_record(folder)
     if record is None:
-        raise UsageError(f"{folder} has no run.json that can be read", hint="name another run, or auto")
+        raise UsageError(f"{folder} has no readable run.json", hint="choose another run, or auto")
     if record.sweep:
         raise UsageError(f"{folder.name} is a trial of a sweep", hint=f"kto-sweep agent {record.sweep}")
     if _result(folder).get("end") == "finished":
         raise UsageError(
             f"run {folder.name} is finished",
-            hint=f"train anew: kto-sweep train --from {folder.name} --epochs 2",
+            hint=f"start a new run: kto-sweep train --from {folder.name} --epochs 2",
         )
     if record.agent and is_alive(home, record.agent):
-        raise UsageError(f"run {folder.name} is being trained now", hint="wait for it, or end that process")
+        raise UsageError(f"run {folder.name} is being trained now", hint="wait for it, or stop that process")
     return folder, record

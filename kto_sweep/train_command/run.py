@@ -128,7 +128,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             os.environ["WANDB_NAME"] = job.name
         api = open_server(target, offline=offline)
         ref = SweepRef(_entity(job, target, api), job.project, "")
-        where = "no server: it is sent later" if offline else f"{'the ' if target.local else ''}{target}"
+        where = "no server: it is sent later" if offline else str(target)
         console.print(f"Talking to {where}", soft_wrap=True)
         if not offline:
             console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
@@ -186,7 +186,7 @@ def _print_end(
     if (folder / "lineage.json").exists():
         write_card(folder)
     if stats.unsent or stats.server_lost:
-        console.print(f"{target} does not answer; the run is complete in {folder}", soft_wrap=True)
+        console.print(f"No answer from {target}; the run is complete in {folder}", soft_wrap=True)
         console.print("When the server is back: kto-sweep sync")
         exit_at_once(1)
     if offline and (folder / "wandb").is_dir():

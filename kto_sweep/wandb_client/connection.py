@@ -1,4 +1,4 @@
-"""A W&B-compatible server: how wandb is pointed at it, and whether it answers and takes the key."""
+"""A connection to a W&B-compatible server: points wandb at it, checks that it answers and accepts the key."""
 
 import logging
 import os
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120
-"""For a server that can be reached. A 429 may ask for a minute of waiting, which wandb's client keeps only as
-long as its caller does: one that gives up earlier asks again too early."""
+"""Timeout of a request. A 429 may ask for a minute of waiting, which wandb's client respects only within this
+timeout; a shorter one would make it retry too early."""
 
 
 @dataclass(frozen=True)
@@ -27,28 +27,28 @@ class Target:
 
     base_url: str
     app_url: str
-    """The address that people open."""
+    """The URL for a browser."""
     local: bool
-    """The embedded server of this box."""
+    """True for the embedded server of this box."""
     key: str = field(default="", repr=False)
-    """The embedded server's key; empty where wandb finds its own."""
+    """The embedded server's key; empty if wandb finds its own."""
 
     def __str__(self) -> str:
-        return f"embedded server at {self.app_url}" if self.local else f"W&B at {self.app_url}"
+        return f"the embedded server at {self.app_url}" if self.local else f"W&B at {self.app_url}"
 
-    def enter(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Make wandb use this server in this process and its children; to be called before wandb is used."""
+    def export(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        """Set the variables that make wandb use this server; call it before wandb is used."""
         environ["WANDB_BASE_URL"] = self.base_url
-        environ["WANDB_MODE"] = "online"  # also where `wandb offline` has set this folder's mode
+        environ["WANDB_MODE"] = "online"  # overrides `wandb offline` in this folder
         if self.local:
             environ["WANDB_API_KEY"] = self.key
             environ.pop("WANDB_IDENTITY_TOKEN_FILE", None)
-            environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nobody but this box is to hear of its runs
+            environ.setdefault("WANDB_ERROR_REPORTING", "false")  # local runs must not be reported to W&B
 
 
 @contextmanager
-def other_server() -> Iterator[None]:
-    """Undo at the end of the block what makes wandb use a server, which need not be the next one."""
+def restored_environment() -> Iterator[None]:
+    """Restore the environment at the end of the block, so that wandb can connect to another server."""
     before = dict(os.environ)
     try:
         yield
@@ -61,30 +61,30 @@ def other_server() -> Iterator[None]:
 
 
 def connect(target: Target) -> "wandb.Api":
-    """A wandb.Api that is known to get an answer and to have a good key.
+    """A wandb.Api whose server answers and accepts the key.
 
-    wandb itself would go on trying for minutes, silently.
+    wandb itself would retry silently for minutes.
 
-    Raises ServerError when nobody answers or the key is refused.
+    Raises ServerError when the server does not answer or refuses the key.
     """
-    target.enter()
+    target.export()
     try:
         opener_for(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
-        pass  # any answer will do
+        pass  # any HTTP status is an answer
     except CONNECTION_ERRORS as error:
         reason = getattr(error, "reason", error)
         raise ServerError(
             f"no answer from {target}: {reason}",
-            hint="check the address and the network, or add --local to work without W&B",
+            hint="check the URL and the network, or add --local to work without W&B",
         ) from error
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.raiseExceptions = False  # on a full disk wandb's own log would fill the screen with tracebacks
+    logging.raiseExceptions = False  # on a full disk wandb's own log would print tracebacks
     import wandb
     from wandb.errors import AuthenticationError, CommError
 
     try:
-        # Named outright: what wandb has read of the environment once it does not read again.
+        # Pass URL and key: wandb reads the environment only once per process.
         api = wandb.Api(
             overrides={"base_url": target.base_url},
             timeout=ANSWER_SECONDS,
@@ -101,21 +101,21 @@ def connect(target: Target) -> "wandb.Api":
 
 
 def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
-    """Whether the server says that there is no such sweep; False as well when it says nothing."""
+    """Whether the server says that the sweep does not exist; False when it does not answer."""
     try:
-        api.sweep(str(ref)).load(force=True)  # wandb.Api remembers a sweep that it has read before
-    except Exception as error:  # wandb has no one class for what can go wrong
-        return is_unknown(error)
+        api.sweep(str(ref)).load(force=True)  # without force wandb.Api returns a cached sweep
+    except Exception as error:  # wandb has no common error class
+        return is_not_found(error)
     return False
 
 
-def is_unknown(error: Exception) -> bool:
-    """Whether what wandb raised says that something was not found; the rest is trouble with the server."""
-    return type(getattr(error, "exc", error)) is ValueError  # those of other kinds say that it was not read
+def is_not_found(error: Exception) -> bool:
+    """Whether wandb's error means "not found" rather than a failed request."""
+    return type(getattr(error, "exc", error)) is ValueError  # a subclass, as of JSON, is a failed request
 
 
-def trouble(error: Exception) -> str:
-    """What the server said, as far as wandb tells it."""
+def error_text(error: Exception) -> str:
+    """The server's message, with its HTTP status if wandb passes that on."""
     response = getattr(getattr(error, "exc", error), "response", None)
     status = getattr(response, "http_status", 0)
     return f"{error} (HTTP {status})" if status else str(error)
@@ -123,7 +123,7 @@ def trouble(error: Exception) -> str:
 
 def default_entity(target: Target) -> str:
     """The entity of the key that wandb finds for this server."""
-    target.enter()
+    target.export()
     import wandb
 
     return str(wandb.Api().default_entity)

@@ -1,7 +1,7 @@
-"""The calls to wandb that are not public, all of them, in one place.
+"""All calls to wandb's private API, in one module.
 
-wandb's public functions run one trial at a time and print as they go. A supervisor needs the agent protocol
-itself: register, heartbeat, and the state of a sweep. wandb is pinned to one minor version for this.
+wandb's public agent runs one trial at a time and prints. Our agent needs the protocol itself: register,
+heartbeat, and the state of a sweep. wandb is pinned to one minor version for this.
 """
 
 import contextlib
@@ -25,61 +25,64 @@ from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
     "Command",
+    "KeyRejectedError",
     "Login",
-    "RefusedError",
-    "create_sweep",
-    "end_service",
     "find_login",
     "heartbeat",
     "is_embedded",
+    "kill_wandb_core",
     "read_curves",
     "register_agent",
-    "service_has_ended",
     "set_run_state",
     "set_sweep_state",
+    "upsert_sweep",
+    "wandb_core_exited",
 ]
 
 
 @dataclass(frozen=True)
 class Login:
-    """Where W&B's own rules lead, and whether there is a key for it."""
+    """The server of wandb's own settings, and whether there is a key for it."""
 
     base_url: str
     app_url: str
-    """The address that people open."""
+    """The URL for a browser."""
     has_key: bool
     mode: str
-    """`online`; `offline` or `disabled` by WANDB_MODE, or as `wandb offline` has set it for this folder."""
+    """`online`, `offline` or `disabled`, from WANDB_MODE or the folder's `wandb offline`."""
 
 
 def find_login() -> Login:
-    """The W&B server and key that wandb itself would use: environment, netrc, settings files."""
+    """The W&B server that wandb itself would use, from environment, netrc and settings files.
+
+    Raises UsageError for an invalid WANDB_ variable.
+    """
     settings = wandb.Settings(silent=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # wandb announces each settings file that it reads
+    with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the name of each settings file it reads
         settings.update_from_system_settings()
     try:
         settings.update_from_env_vars(dict(os.environ))
     except ValueError as error:
         raise UsageError(
-            f"wandb does not take a WANDB_ variable of the environment: {_first_reason(error)}",
-            hint="unset or mend it; WANDB_MODE is online, offline or disabled",
+            f"wandb rejects a WANDB_ environment variable: {_first_reason(error)}",
+            hint="fix or unset it; WANDB_MODE is online, offline or disabled",
         ) from error
     has_key = bool(
         settings.api_key
         or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
         or wbauth.read_netrc_auth(host=settings.base_url)
     )
-    mode = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)  # their old names
+    mode = {"dryrun": "offline", "run": "online"}.get(settings.mode, settings.mode)  # wandb's old names
     return Login(settings.base_url, settings.app_url, has_key, mode)
 
 
 def _first_reason(error: ValueError) -> str:
-    """What pydantic found, without its lines around it."""
+    """The first problem in pydantic's message."""
     lines = [line.strip() for line in str(error).splitlines()]
     return ": ".join(lines[1:3]) or str(error)
 
 
-def create_sweep(
+def upsert_sweep(
     api: wandb.Api,
     config: Mapping[str, Any],
     *,
@@ -87,23 +90,23 @@ def create_sweep(
     entity: str | None,
     prior_runs: Sequence[str] = (),
 ) -> tuple[SweepRef, list[str]]:
-    """The registered sweep, which counts `prior_runs` as its own too, and the server's warnings."""
-    made, warnings = sweeps_api._upsert_sweep(
+    """A new sweep on the server, which takes over `prior_runs`, and the server's warnings."""
+    sweep, warnings = sweeps_api._upsert_sweep(
         api, dict(config), project=project, entity=entity, prior_runs=list(prior_runs)
     )
-    owner = made["project"]
-    return SweepRef(owner["entity"]["name"], owner["name"], made["name"]), list(warnings)
+    owner = sweep["project"]
+    return SweepRef(owner["entity"]["name"], owner["name"], sweep["name"]), list(warnings)
 
 
 _FEATURES = "query ServerFeatures { serverInfo { features { name isEnabled } } }"
 
 
 def is_embedded(api: wandb.Api) -> bool:
-    """Whether the server is an embedded one, of this box or of another: it reads the block of a sweep."""
+    """Whether the server is an embedded server, of this box or another: it supports the file's own block."""
     try:
         answer: Any = api._service_api.execute_graphql(_FEATURES, {})
-        return any(each["name"] == BLOCK for each in answer["serverInfo"]["features"])
-    except Exception:  # wandb has no one class for what a server can answer; an old one has no such field
+        return any(feature["name"] == BLOCK for feature in answer["serverInfo"]["features"])
+    except Exception:  # wandb has no common error class; an old server lacks the field
         return False
 
 
@@ -119,16 +122,16 @@ class Command:
 
 
 def register_agent(api: wandb.Api, ref: SweepRef, host: str) -> str:
-    """The id of a new agent of this sweep."""
+    """The id of a new agent of this sweep. Raises ServerError."""
     try:
         agent = sweeps_api._register_agent(api, host, sweep_id=ref.id, project=ref.project, entity=ref.entity)
-    except Exception as error:  # wandb has no one class for what a server can answer
-        raise ServerError(f"{ref}: the server takes no agent for this sweep: {error}") from error
+    except Exception as error:  # wandb has no common error class
+        raise ServerError(f"{ref}: the server rejects an agent for this sweep: {error}") from error
     return str(agent["id"])
 
 
-class RefusedError(ServerError):
-    """The server does not take the key any more."""
+class KeyRejectedError(ServerError):
+    """The server stopped accepting the key."""
 
 
 _HEARTBEAT = """
@@ -140,10 +143,10 @@ _HEARTBEAT_SECONDS = 60.0
 
 
 def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Command]:
-    """What the server wants done, given the runs that are alive; empty too when it could not be reached.
+    """The server's commands, after reporting the running runs; empty when it cannot be reached.
 
-    Raises ServerError when the server answers 404: the sweep was deleted, or a gateway does not reach it;
-    RefusedError at 401 and 403. wandb's own function takes those two for an answer without commands.
+    Raises ServerError on 404 (the sweep was deleted, or a gateway does not find the server) and
+    KeyRejectedError on 401 and 403. wandb's own function treats these as an answer without commands.
     """
     states = json.dumps(dict.fromkeys(running, True))
     variables = {"id": agent_id, "metrics": "{}", "runState": states}
@@ -154,28 +157,28 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
         if status == HTTPStatus.NOT_FOUND:
             raise ServerError(
                 "the sweep was deleted on the server",
-                hint="kto-sweep create FILE makes it anew; what was trained stays in KTO_SWEEP_HOME/runs",
+                hint="kto-sweep create FILE creates a new one; trained runs stay in KTO_SWEEP_HOME/runs",
             ) from error
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            raise RefusedError(f"the server refuses the key (HTTP {status})") from error
+            raise KeyRejectedError(f"the server refuses the key (HTTP {status})") from error
         return []
-    except Exception:  # wandb has no one class for what can go wrong on the way
+    except Exception:  # wandb has no common error class
         return []
     return [_command(item) for item in json.loads(answer["agentHeartbeat"]["commands"])]
 
 
-def service_has_ended() -> bool:
-    """Whether the process that wandb does its work in (wandb-core) is gone.
+def wandb_core_exited() -> bool:
+    """Whether wandb's service process (wandb-core) has exited.
 
-    Whoever only waits hears nothing of that: a heartbeat then looks like one that the server did not answer.
+    Without this check its death looks like a server that does not answer heartbeats.
     """
     connection = wandb_setup.singleton()._connection
-    process = connection._proc if connection is not None else None  # None: somebody else's, by WANDB_SERVICE
+    process = connection._proc if connection is not None else None  # None: WANDB_SERVICE names another's
     return process is not None and process._process.poll() is not None
 
 
-def end_service() -> None:
-    """Kill that process: what it has not sent yet is sent by whoever goes on with its runs."""
+def kill_wandb_core() -> None:
+    """Kill wandb's service process; the agent that continues its runs sends what it had not sent."""
     connection = wandb_setup.singleton()._connection
     process = connection._proc if connection is not None else None
     if process is not None:
@@ -188,7 +191,7 @@ def read_run(
 ) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:
     """The state, configuration and summary of a run; None when the server has no such run.
 
-    Raises ServerError when it cannot be asked.
+    Raises ServerError when the server does not answer.
     """
     try:
         api.flush()
@@ -196,8 +199,8 @@ def read_run(
         return str(run.state), dict(run.config), dict(run.summary_metrics or {})
     except Exception as error:
         if isinstance(getattr(error, "exc", error), ValueError):
-            return None  # how wandb says that it was not found, within a CommError or not
-        raise ServerError(f"run {run_id} cannot be read: {error}") from error
+            return None  # wandb's "not found", bare or inside a CommError
+        raise ServerError(f"could not read run {run_id}: {error}") from error
 
 
 _CURVES = """
@@ -209,8 +212,8 @@ query SweepCurves(
     }
 }
 """
-_CURVES_AT_ONCE = 25
-"""Runs whose curves are asked for in one request; wandb.Api would make one for each run and metric."""
+_RUNS_PER_REQUEST = 25
+"""Runs whose curves one request reads; wandb.Api sends a request for each run and metric."""
 
 Curve = Mapping[str, list[float]]
 """`step`, `time` (seconds since the run began) and `value`, of the same length."""
@@ -219,14 +222,14 @@ Curve = Mapping[str, list[float]]
 def read_curves(
     api: wandb.Api, ref: SweepRef, run_ids: Sequence[str], metrics: Sequence[str], points: int
 ) -> dict[str, dict[str, Curve]]:
-    """By run and metric, about so many points of its history; a metric that a run has not logged is left out.
+    """About `points` points of history by run id and metric, without metrics that a run did not log.
 
-    Raises ServerError when the server does not tell.
+    Raises ServerError when the server does not answer.
     """
     specs = [json.dumps({"keys": ["_step", "_runtime", metric], "samples": points}) for metric in metrics]
-    found: dict[str, dict[str, Curve]] = {}
-    for start in range(0, len(run_ids), _CURVES_AT_ONCE):
-        names = list(run_ids[start : start + _CURVES_AT_ONCE])
+    curves_by_run: dict[str, dict[str, Curve]] = {}
+    for start in range(0, len(run_ids), _RUNS_PER_REQUEST):
+        names = list(run_ids[start : start + _RUNS_PER_REQUEST])
         variables = {
             "project": ref.project,
             "entity": ref.entity,
@@ -237,22 +240,22 @@ def read_curves(
         try:
             answer: Any = api._service_api.execute_graphql(_CURVES, variables)
             nodes = [edge["node"] for edge in answer["project"]["runs"]["edges"]]
-        except Exception as error:  # wandb has no one class for what a server can answer
-            raise ServerError(f"{ref}: the curves of its runs cannot be read: {error}") from error
+        except Exception as error:  # wandb has no common error class
+            raise ServerError(f"{ref}: could not read the curves of its runs: {error}") from error
         for node in nodes:
             curves = zip(metrics, map(_curve, metrics, node["sampledHistory"] or ()), strict=False)
-            found[node["name"]] = {metric: curve for metric, curve in curves if curve["value"]}
-    return found
+            curves_by_run[node["name"]] = {metric: curve for metric, curve in curves if curve["value"]}
+    return curves_by_run
 
 
 def _curve(metric: str, rows: Sequence[Mapping[str, Any]] | None) -> Curve:
-    """Values that are not finite come as text and are left out."""
-    kept = [row for row in rows or () if isinstance(row.get(metric), int | float)]
-    kept.sort(key=lambda row: row["_step"])
+    """The metric's finite values in step order; W&B sends the others as strings."""
+    finite = [row for row in rows or () if isinstance(row.get(metric), int | float)]
+    finite.sort(key=lambda row: row["_step"])
     return {
-        "step": [row["_step"] for row in kept],
-        "time": [row["_runtime"] for row in kept],
-        "value": [row[metric] for row in kept],
+        "step": [row["_step"] for row in finite],
+        "time": [row["_runtime"] for row in finite],
+        "value": [row[metric] for row in finite],
     }
 
 
@@ -269,24 +272,24 @@ SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
 
 
 def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> bool:
-    """Whether the server has put this run of a sweep into another state; W&B itself does not, for now.
+    """Whether the server changed the state of this run of a sweep; W&B itself does not support it yet.
 
-    One that is made `pending` is handed out again.
+    The server hands out a `pending` run again.
     """
     try:
         return bool(api.run(f"{ref.entity}/{ref.project}/{run_id}").update_state(state))
-    except Exception:  # wandb has no one class for what a server can refuse
+    except Exception:  # wandb has no common error class
         return False
 
 
 def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:
     """Move a sweep to RUNNING, PAUSED, FINISHED or CANCELED.
 
-    Raises ServerError when the server or the sweep's present state refuses.
+    Raises ServerError when the server rejects the change, or the sweep's current state does not allow it.
     """
     try:
         sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)
-    except Exception as error:  # wandb raises a bare Exception for a refused change of state
-        full = "cannot be written" in str(error)  # the embedded server's words
-        hint = "free some space on the server's disk, then type it again" if full else ""
+    except Exception as error:  # wandb raises a bare Exception for a rejected change of state
+        full = "cannot be written" in str(error)  # the embedded server's message
+        hint = "free some space on the server's disk, then try again" if full else ""
         raise ServerError(f"{ref}: {str(error).strip()}", hint=hint) from error

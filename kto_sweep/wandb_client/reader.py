@@ -1,4 +1,4 @@
-"""Sweeps and runs as plain data, read through wandb.Api from whichever server holds them."""
+"""Sweeps and their runs as plain data, read through wandb.Api from W&B or the embedded server."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
 from kto_sweep.sweep_file.sweep_config import expected_trials
-from kto_sweep.wandb_client.connection import Target, is_unknown, trouble
+from kto_sweep.wandb_client.connection import Target, error_text, is_not_found
 
 if TYPE_CHECKING:
     import wandb
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """The sweep with all its trials, in order of creation.
 
-    Raises ServerError when the server does not know it, or cannot be asked.
+    Raises ServerError when the sweep does not exist or the server does not answer.
     """
-    api.flush()  # wandb.Api remembers what it read before: this makes it forget its runs, `force` the sweep
+    api.flush()  # wandb.Api caches: this drops cached runs, `force` below the cached sweep
     try:
         sweep = api.sweep(str(ref))
         sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
         runs = list(runs)
-    except Exception as error:  # wandb has no one class for what can go wrong
-        if not is_unknown(error):
+    except Exception as error:  # wandb has no common error class
+        if not is_not_found(error):
             raise ServerError(
-                f"{target} does not tell of the sweep {ref}: {trouble(error)}",
+                f"could not read the sweep {ref} from {target}: {error_text(error)}",
                 hint=f"try again later, or with another key: wandb login --host {target.base_url} --relogin",
             ) from error
         raise ServerError(
-            f"{target} does not know the sweep {ref}",
-            hint="kto-sweep status   (without a name: the sweep used last on this box)",
+            f"{target} has no sweep {ref}",
+            hint="kto-sweep status   (without a name: the last sweep used on this box)",
         ) from error
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
     space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
@@ -60,13 +60,13 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         expected=expected_trials(config, space) if space else config.get("run_cap"),
         trials=tuple(_trial(run, ref, pauses=pauses) for run in runs),
         objectives=options.objectives,
-        pauses=pauses,
+        pauses_trials=pauses,
     )
 
 
 def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
     summary = dict(run.summary_metrics or {})
-    put_back = summary.get("failure/cause") == FailureCause.PREEMPTED
+    preempted = summary.get("failure/cause") == FailureCause.PREEMPTED
     return TrialRecord(
         run_id=run.id,
         name=run.name,
@@ -75,9 +75,10 @@ def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
         summary=summary,
         seconds=_seconds(run, summary),
         created=_created(run),
-        borrowed=getattr(run, "sweep_name", None) not in {None, ref.id},
-        paused=pauses and run.state == "preempted" and not put_back,
-        place=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
+        is_prior_run=getattr(run, "sweep_name", None) not in {None, ref.id},
+        # Both a paused trial and one whose agent left are in state preempted; only the latter has a cause.
+        paused=pauses and run.state == "preempted" and not preempted,
+        device=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
     )
 
 
@@ -90,11 +91,11 @@ def _created(run: Any) -> float | None:
 
 
 def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:
-    known = summary.get("trial/seconds", summary.get("_runtime"))
-    if isinstance(known, int | float):
-        return float(known)
+    seconds = summary.get("trial/seconds", summary.get("_runtime"))
+    if isinstance(seconds, int | float):
+        return float(seconds)
     try:
         start, end = (datetime.fromisoformat(text) for text in (run.created_at, run.heartbeat_at))
     except (AttributeError, TypeError, ValueError):
         return None
-    return max(0.0, (end - start).total_seconds())  # a clock may have been set back
+    return max(0.0, (end - start).total_seconds())  # negative if a clock was set back

@@ -14,7 +14,7 @@ from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.scheduler import MAX_TICK_SECONDS
 from kto_sweep.errors import ServerError
 from kto_sweep.local_server import start
-from kto_sweep.wandb_client.connection import Target, connect, other_server
+from kto_sweep.wandb_client.connection import Target, connect, restored_environment
 
 PATIENCE = 100.0
 
@@ -93,7 +93,10 @@ def test_another_program_on_the_port_is_no_server():
     with program(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
         assert not Connectivity(url, None)._answers()
         assert not start._answers(url, "some home")
-        with other_server(), pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"):
+        with (
+            restored_environment(),
+            pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"),
+        ):
             connect(Target(url, url, local=False))
 
 

@@ -16,7 +16,7 @@ from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.sync import find_unsent
+from kto_sweep.sweep.sync import find_unsynced
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.wandb_client.connection import Target
 
@@ -39,7 +39,7 @@ def ended(home: Home, run_id: str, steps: int = 10, agent: str = "me") -> None:
 
 def on_server(home: Home, run_id: str, state: str, step: int | None, owner: str = "") -> TrialRecord:
     summary = {} if step is None else {"_step": step}
-    return TrialRecord(run_id, run_id, state, {}, summary, None, place=f"{owner or home_id(home)} gpu 0")
+    return TrialRecord(run_id, run_id, state, {}, summary, None, device=f"{owner or home_id(home)} gpu 0")
 
 
 def sweep(*trials: TrialRecord) -> SweepView:
@@ -58,7 +58,7 @@ def test_what_the_server_lacks_of_an_ended_run_makes_it_unsent(home, state, step
     record = read_record(home.runs / "run1")
     assert record is not None
     assert (record.ended, record.sent) == (True, False)
-    assert [unsent.run_id for unsent in find_unsent(home, None)] == ["run1"]
+    assert [unsent.run_id for unsent in find_unsynced(home, None)] == ["run1"]
 
 
 def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
@@ -73,7 +73,7 @@ def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
         on_server(home, "not-of-this-box", "running", 3, owner="0123456789abcdef"),
     )
     assert check_delivery(home, "me", lambda: view, ATTEMPTS, pytest.fail) == (view, [])
-    assert not find_unsent(home, None)
+    assert not find_unsynced(home, None)
 
 
 def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
@@ -86,7 +86,7 @@ def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
 
 def test_a_run_that_is_named_is_asked_of_its_server_whatever_is_known_here(home):
     ended(home, "run1")
-    assert [unsent.run_id for unsent in find_unsent(home, "run1")] == ["run1"]
+    assert [unsent.run_id for unsent in find_unsynced(home, "run1")] == ["run1"]
 
 
 def test_a_server_that_ends_as_the_sweep_does_is_asked_again(home):

@@ -10,7 +10,7 @@ from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Done, Order, SetConcurrency, StartTrial
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.connection import is_deleted
-from kto_sweep.wandb_client.private_api import Command, RefusedError, _command
+from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, _command
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_a_server_that_refuses_the_key_counts_as_silent_until_it_takes_it_again(
         if runs and connectivity.refused:
             seen.add(connectivity.trouble)
         elif runs and not seen:
-            raise RefusedError("the server refuses the key (HTTP 401)")
+            raise KeyRejectedError("the server refuses the key (HTTP 401)")
         return beat(agent, runs)
 
     harness.beat = refuse

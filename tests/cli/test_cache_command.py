@@ -49,7 +49,7 @@ def test_the_table_has_a_line_per_base_model(folder: Path, capsys: pytest.Captur
     assert "Next: kto-sweep cache --older-than 30d --prune" in out
 
 
-def test_json_tells_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(folder, "tiny", 3, days_ago=0)
     assert run(["cache", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -82,15 +82,13 @@ def test_prune_keeps_what_a_running_trial_uses(folder: Path, tmp_path: Path) -> 
         command = [sys.executable, "-m", "kto_sweep", "cache", "--prune"]
         people = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         program = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60)
-    assert "Kept 1: running trials use it." in people.stdout
+    assert "Kept 1, in use by running trials." in people.stdout
     assert [entry["removed"] for entry in json.loads(program.stdout)["entries"]] == [False]
     assert [path.name for path in folder.glob("*.sqlite")] == ["busy-key.sqlite"]
 
 
 @pytest.mark.parametrize("age", ["30", "d", "-3d", "3 months", "1e3d"])
-def test_an_age_that_is_none_says_what_to_type(
-    folder: Path, capsys: pytest.CaptureFixture[str], age: str
-) -> None:
+def test_an_invalid_age_says_what_to_type(folder: Path, capsys: pytest.CaptureFixture[str], age: str) -> None:
     assert run(["cache", "--prune", "--older-than", age]) == 2
     assert "use hours, days or weeks: 12h, 30d, 8w" in capsys.readouterr().err
 

@@ -61,7 +61,7 @@ def test_errors_with_json_are_one_object_on_stderr(tmp_path):
 def test_status_before_any_sweep_says_what_to_type(tmp_path):
     done = Machine(tmp_path).command("status")
     assert done.returncode == 2
-    assert "no sweep was created on this box yet" in done.stderr
+    assert "no sweep has been created on this box yet" in done.stderr
     assert "kto-sweep create" in done.stderr
 
 
@@ -101,10 +101,10 @@ def test_create_reads_the_data_before_anything_is_registered(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
-def test_a_home_that_cannot_be_written_to_is_no_defect(tmp_path):
+def test_a_home_that_cannot_be_written_to_is_not_reported_as_a_bug(tmp_path):
     (tmp_path / "file").touch()
     done = Machine(tmp_path).command("serve", "--port", "0", KTO_SWEEP_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
     assert "Not a directory" in done.stderr or "File exists" in done.stderr
     assert "KTO_SWEEP_HOME names" in done.stderr
-    assert "defect" not in done.stderr
+    assert "bug in kto-sweep" not in done.stderr

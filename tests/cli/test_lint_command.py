@@ -79,9 +79,9 @@ def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
 ) -> None:
     assert run(["lint", rows, "--model", "tiny", "--max-length", "64"]) == 0
     text = capsys.readouterr().out
-    assert "Lengths in tokens of tiny, before any cut to max_length 64" in text
-    assert "1 row with a completion truncated at the end to max_length 64 (line 28)" in text
-    assert "Next: dataset: rows.jsonl in a copy of sweeps/lr_grid.yaml" in text
+    assert "Lengths in tokens of tiny, before truncation to max_length 64" in text
+    assert "1 row with a completion cut at its end to max_length 64 (line 28)" in text
+    assert "Next: put dataset: rows.jsonl into a copy of sweeps/lr_grid.yaml" in text
     assert not (Path.cwd() / ".kto-sweep").exists()
 
     assert run(["lint", rows, "--model", "tiny", "--json"]) == 0
@@ -94,8 +94,8 @@ def test_what_training_refuses_exits_1(tmp_path: Path, capsys: pytest.CaptureFix
     path = write(tmp_path / "one label.jsonl", *(row(f"q {i}", "a", True) for i in range(9)))
     assert run(["lint", path]) == 1
     text = capsys.readouterr().out
-    assert "Error    all 9 usable rows have label true\n         KTO needs both labels" in text
-    assert f"Next: mend what stands under Error, then kto-sweep lint '{path}'" in text
+    assert "Error    all 9 usable rows have label true\n         KTO learns from both" in text
+    assert f"Next: fix the errors above, then kto-sweep lint '{path}'" in text
     assert run(["lint", path, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["errors"] == 1
 
@@ -139,7 +139,7 @@ def test_max_length_without_a_model_is_said_to_be_unchecked(
 ) -> None:
     assert run(["lint", rows, "--max-length", "64", "--json"]) == 0
     found = capsys.readouterr()
-    assert found.err == "max_length 64 is not checked: tokens need --model\n"
+    assert found.err == "max_length 64 is not checked: counting tokens needs --model\n"
     assert json.loads(found.out)["max_length"] is None
 
 
@@ -147,8 +147,8 @@ def test_many_reasons_and_copies_stay_readable(tmp_path: Path, capsys: pytest.Ca
     rows = [row("q", "a", f"perhaps {i}") for i in range(30)] + [row("q", "a", True)] * 30
     assert run(["lint", write(tmp_path / "rows.jsonl", *rows)]) == 1
     text = capsys.readouterr().out
-    assert text.count("skipped: label") == 8
-    assert "22 more findings 'left_out': --json shows all" in text
+    assert text.count("left out: label") == 8
+    assert "22 more findings 'left_out': --json lists all" in text
     assert "29 copies of earlier rows, label included (lines 31 and 32 and 33 and 34 and 35 and ...)" in text
 
 

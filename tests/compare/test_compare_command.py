@@ -29,20 +29,20 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(seeded, 
     assert "█" in best
     assert re.search(r"^ learning_rate +█{20,} +9\d% +-0\.9\d", done.stdout, re.MULTILINE)
     assert re.search(r"^Best +Run \w+", done.stdout, re.MULTILINE)
-    assert re.search(r"^How sure +It cannot be told", done.stdout, re.MULTILINE)
-    assert re.search(r"^What broke +1 trial failed: out of memory", done.stdout, re.MULTILINE)
-    assert "Widen learning_rate: the best value, 0.0001, is the highest" in done.stdout
+    assert re.search(r"^Confidence +Unknown: each configuration ran once", done.stdout, re.MULTILINE)
+    assert re.search(r"^Failures +1 trial failed: out of memory", done.stdout, re.MULTILINE)
+    assert "Widen learning_rate: the best value (0.0001) is the highest tried." in done.stdout
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_json_is_one_object_with_all_that_the_table_says(seeded, machine, tmp_path):
     done = machine.command("compare", sweep_of(seeded), "--json", "--top", "3", "--html", "r.html")
-    told = json.loads(done.stdout)
-    assert [trial["rank"] for trial in told["trials"]] == [1, 2, 3]
-    assert told["trials"][0]["config"]["learning_rate"] == 1e-4
-    assert told["trials"][0]["pareto_memory"]
-    assert told["importance"]["parameters"][0]["name"] == "learning_rate"
-    assert told["verdict"]["sure"].startswith("It cannot be told")
+    result = json.loads(done.stdout)
+    assert [trial["rank"] for trial in result["trials"]] == [1, 2, 3]
+    assert result["trials"][0]["config"]["learning_rate"] == 1e-4
+    assert result["trials"][0]["pareto_memory"]
+    assert result["importance"]["parameters"][0]["name"] == "learning_rate"
+    assert result["verdict"]["sure"].startswith("It cannot be result")
     page = (tmp_path / "r.html").read_text()
     assert seeded.grid.runs[HOSTILE_RUN] in page
     assert "<img src=x" not in page
@@ -59,9 +59,9 @@ def test_view_saves_the_panels_in_order_for_this_sweep_alone(seeded, machine):
     with views_proxy(seeded.url) as proxy:
         done = machine.command("view", sweep_of(seeded), "--json", WANDB_BASE_URL=proxy.url)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["saved"]
-    assert told["url"].startswith(f"{proxy.url}/local/kto?nw=")
+    result = json.loads(done.stdout)
+    assert result["saved"]
+    assert result["url"].startswith(f"{proxy.url}/local/kto?nw=")
     [sent] = proxy.views
     assert (sent["entityName"], sent["projectName"], sent["type"]) == ("local", "kto", "project-view")
     sections = json.loads(sent["spec"])["section"]["panelBankConfig"]["sections"]

@@ -5,7 +5,7 @@ import math
 import pytest
 from test_verdict import LOSS, RATES, trial
 
-from kto_sweep.cli.ranking_table import ranking
+from kto_sweep.cli.ranking_table import fit_columns
 from kto_sweep.compare.comparison import compare
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
@@ -30,7 +30,7 @@ def columns(width):
     )
     found = compare(view)
     curves = {"a": {"rewards/margins": {"step": [0, 1], "time": [0, 1], "value": [0.0, 1.0]}}}
-    return ranking(found, found.ranked, found.parameters, curves, width)
+    return fit_columns(found, found.ranked, found.parameters, curves, width)
 
 
 def test_a_wide_terminal_shows_all_columns():
@@ -47,7 +47,7 @@ def test_a_wide_terminal_shows_all_columns():
         "state",
         "minutes",
     ]
-    assert [each.head for each in shown] == heads
+    assert [each.heading for each in shown] == heads
     assert left_out == []
     assert shown[8].cells == ("finished", "failed (diverged)")
 
@@ -56,7 +56,7 @@ def test_a_pipe_gets_all_of_it_however_wide():
     assert columns(None) == columns(WIDE)
 
 
-def test_values_that_are_not_finite_are_told():
+def test_values_that_are_not_finite_are_shown():
     shown, _ = columns(WIDE)
     assert shown[3].cells == ("0.1", "nan")
     assert shown[4].cells == ("inf", "inf")
@@ -64,7 +64,7 @@ def test_values_that_are_not_finite_are_told():
 
 def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
     shown, left_out = columns(NARROW)
-    assert [each.head for each in shown] == [
+    assert [each.heading for each in shown] == [
         "",
         "run",
         "learning_\nrate",
@@ -79,4 +79,4 @@ def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
 @pytest.mark.parametrize("width", [20, 80, 100, 120])
 def test_what_ranks_is_never_left_out(width):
     shown, _ = columns(width)
-    assert {"learning_rate", LOSS} <= {each.head.replace("\n", "") for each in shown}
+    assert {"learning_rate", LOSS} <= {each.heading.replace("\n", "") for each in shown}

@@ -1,11 +1,11 @@
-"""What a comparison concludes, in words."""
+"""The sentences of a verdict, and the statistics behind them."""
 
 import pytest
 
-from kto_sweep.cli.ranking_table import LEVELS, sparkline
-from kto_sweep.compare.comparison import compare, front
+from kto_sweep.cli.ranking_table import BLOCKS, sparkline
+from kto_sweep.compare.comparison import compare, pareto_front
 from kto_sweep.compare.ranking import rank
-from kto_sweep.compare.replicates import group, noise
+from kto_sweep.compare.seed_groups import group_by_seed, seed_noise
 from kto_sweep.errors import UsageError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.search.objectives import Objective
@@ -47,14 +47,14 @@ def seeds(rate, *losses):
     return [trial(f"{rate}-{i}", loss, rate, seed=i) for i, loss in enumerate(losses, start=1)]
 
 
-def test_with_one_run_of_each_configuration_it_cannot_be_told_how_sure():
-    told = verdict(trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4))
-    assert "Run b (learning_rate 1e-05)" in told.best
-    assert told.sure.startswith("It cannot be told: each configuration has run once. It leads by 0.1")
-    assert any("other seeds" in text for text in told.next)
+def test_with_one_run_of_each_configuration_the_confidence_is_unknown():
+    result = verdict(trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4))
+    assert "Run b (learning_rate 1e-05)" in result.best
+    assert result.confidence == "Unknown: each configuration ran once, so a lead of 0.1 may be seed noise."
+    assert "Run the top 3 with 2 more seeds: seed: {values: [1, 2, 3]}" in result.next_steps
 
 
-def test_trials_of_changed_files_are_not_ranked_in_silence():
+def test_trials_of_changed_files_are_ranked_with_a_warning():
     """Three had the same rows, d had others; e asked for other rows, f has a model of another precision."""
     same = {"dataset": "d.jsonl", "model_size": "tiny"}
 
@@ -64,13 +64,13 @@ def test_trials_of_changed_files_are_not_ranked_in_silence():
 
     alike = [ran(run_id, "r1") for run_id in "abc"]
     others = [ran("e", "r3", max_length=64), ran("f", "r1", "bfloat16:n"), trial("g", 0.1)]
-    assert verdict(*alike, *others).beware == ()
-    (told,) = verdict(*alike, ran("d", "r2"), *others).beware
-    assert told.startswith(
+    assert verdict(*alike, *others).warnings == ()
+    (warning,) = verdict(*alike, ran("d", "r2"), *others).warnings
+    assert warning.startswith(
         "the rows of d.jsonl changed during this sweep: d used different ones than a, b, c"
     )
-    (told,) = verdict(*alike, ran("d", "r1", "float32:n")).beware
-    assert told.startswith("the weights of tiny changed")
+    (warning,) = verdict(*alike, ran("d", "r1", "float32:n")).warnings
+    assert warning.startswith("the weights of tiny changed")
 
 
 def test_an_agent_says_once_that_a_file_has_changed():
@@ -83,34 +83,38 @@ def test_an_agent_says_once_that_a_file_has_changed():
     assert "the rows of d.jsonl changed during this sweep. Run c used others" in said[0]
 
 
-def test_a_name_cannot_command_the_terminal():
+def test_a_name_cannot_send_escape_sequences_to_the_terminal():
     named = TrialRecord("a", "\x1b[2Jgone", "finished", {"learning_rate": 1e-5}, {LOSS: 0.1}, 60.0)
     assert verdict(named).best.startswith('Run a "[2Jgone" (learning_rate 1e-05)')
 
 
 def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
-    told = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
-    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in told.best
-    assert told.sure.startswith("Fairly sure")
-    assert not any("other seeds" in text for text in told.next)
+    result = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
+    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in result.best
+    assert result.confidence == (
+        "Fairly sure: the lead (0.2) is larger than seed noise (standard deviation 0.01, 4 degrees of "
+        "freedom) would often make it."
+    )
+    assert not any("seeds" in text for text in result.next_steps)
 
 
-def test_a_lead_within_the_spread_between_seeds_is_not_sure():
-    told = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
-    assert told.sure.startswith("Not sure: 1 other configuration cannot be told apart")
-
-    assert "Run the best 2 with more seeds, or take the cheapest of them." in told.next
+def test_a_lead_within_the_spread_between_seeds_is_a_tie():
+    result = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
+    assert result.confidence == (
+        "A tie of 2: the lead (0.05) is within seed noise (standard deviation 0.14, 3 degrees of freedom)."
+    )
+    assert "Run the top 2 with more seeds, or choose the cheapest of them." in result.next_steps
 
 
 def test_a_best_trial_that_broke_or_still_trains_says_so():
     broken = verdict(trial("a", 0.1, state="failed", cause="out of memory"), trial("b", 0.2, 1e-4))
-    assert broken.best.endswith("But it failed (out of memory): it is not fully trained.")
+    assert broken.best.endswith("It failed (out of memory), so it is not fully trained.")
     assert verdict(trial("a", 0.1, state="running")).best.endswith("It is still training.")
 
 
 def test_the_best_mean_wins_and_not_the_luckiest_run():
-    told = verdict(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60))
-    assert told.best.startswith("learning_rate 1e-05 has the best mean")
+    result = verdict(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60))
+    assert result.best.startswith("learning_rate 1e-05 has the best mean")
 
 
 def test_noise_is_pooled_over_configurations():
@@ -118,17 +122,17 @@ def test_noise_is_pooled_over_configurations():
     ranked = rank(
         [*seeds(1e-5, 1.0, 3.0), *seeds(1e-6, 4.0, 5.0, 6.0), trial("x", 9.0, 1e-4)], LOSS, "minimize"
     )
-    found = noise(group(ranked, "minimize"))
-    assert found.freedom == 3
+    found = seed_noise(group_by_seed(ranked, "minimize"))
+    assert found.degrees_of_freedom == 3
     assert found.deviation == pytest.approx((4 / 3) ** 0.5)
 
 
 @pytest.mark.parametrize(("rate", "side"), [(1e-4, "highest"), (1e-6, "lowest"), (1e-5, None)])
 def test_a_best_value_at_the_end_of_its_range_is_to_be_widened(rate, side):
-    told = verdict(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
-    widen = [text for text in told.next if text.startswith("Widen")]
+    result = verdict(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
+    widen = [text for text in result.next_steps if text.startswith("Widen")]
     assert widen == (
-        [f"Widen learning_rate: the best value, {rate:.4g}, is the {side} that was tried."] if side else []
+        [f"Widen learning_rate: the best value ({rate:.4g}) is the {side} tried."] if side else []
     )
 
 
@@ -137,44 +141,44 @@ def test_a_continuous_range_has_ends_too():
         "learning_rate": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-4},
         "seed": {"value": 1},
     }
-    told = verdict(trial("a", 0.1, 0.98e-4), trial("b", 0.5, 1e-5), parameters=parameters)
-    assert any(text.startswith("Widen learning_rate") for text in told.next)
+    result = verdict(trial("a", 0.1, 0.98e-4), trial("b", 0.5, 1e-5), parameters=parameters)
+    assert any(text.startswith("Widen learning_rate") for text in result.next_steps)
 
 
-def test_broken_trials_are_told_by_cause_with_what_they_share():
-    told = verdict(
+def test_failures_are_listed_by_cause_with_what_they_share():
+    result = verdict(
         trial("a", 0.1, 1e-5),
         trial("b", rate=1e-4, state="failed", cause="diverged"),
         trial("c", rate=1e-4, seed=2, state="failed", cause="diverged"),
         trial("d", rate=1e-6, state="crashed", cause="worker crash"),
         trial("e", 0.4, 1e-6, state="killed"),
     )
-    assert told.broke == (
-        "2 trials failed: diverged (all with learning_rate 0.0001, with which none finished).",
+    assert result.failures == (
+        "2 trials failed: diverged (all with learning_rate 0.0001; no trial with it finished).",
         "1 trial failed: worker crash (learning_rate 1e-06).",
     )
-    assert any("kto-sweep resume s --failed" in text for text in told.next)
+    assert any("kto-sweep resume s --failed" in text for text in result.next_steps)
 
 
 def test_a_sweep_without_runs_says_what_to_type():
-    told = verdict()
-    assert told.best == "There is no trial yet."
-    assert told.next == ("Wait: no trial yet. To train here: kto-sweep agent s",)
+    result = verdict()
+    assert result.best == "No trial yet."
+    assert result.next_steps == ("No trial yet. To train here: kto-sweep agent s",)
 
 
-def test_a_metric_that_nobody_logs_is_refused_with_the_nearest():
+def test_a_metric_that_no_trial_logs_is_refused_with_the_nearest():
     with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as refused:
         verdict(trial("a", 0.1, mine=1.0), metric="margins")
     assert refused.value.hint == "eval/margins"
     assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best.startswith("Run a")
 
 
-def test_margins_are_not_trusted_as_a_yardstick():
-    told = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
-    assert any(text.startswith("Judge by another metric than rewards/margins") for text in told.next)
+def test_ranking_by_margins_is_advised_against():
+    result = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
+    assert any(text.startswith("Rank by another metric than rewards/margins") for text in result.next_steps)
 
 
-def test_the_front_holds_what_nothing_better_undercuts():
+def test_the_front_holds_the_runs_that_no_other_beats():
     ranked = rank(
         [trial("best", 0.1), trial("cheap", 0.3), trial("beaten", 0.2), trial("failed", 0.4, state="failed")],
         LOSS,
@@ -182,10 +186,10 @@ def test_the_front_holds_what_nothing_better_undercuts():
     )
     costs = {"best": 10.0, "beaten": 10.0, "cheap": 5.0, "failed": 1.0}
     losses = {item.trial.run_id: [item.value, costs[item.trial.run_id]] for item in ranked}
-    assert front(ranked, losses) == {"best", "cheap"}
+    assert pareto_front(ranked, losses) == {"best", "cheap"}
 
 
-def test_the_front_of_several_objectives_is_marked_and_told():
+def test_the_front_of_several_objectives_is_marked_and_listed():
     auc = "eval/auc"
     trials = (
         trial("a", 0.1, **{auc: 0.7}),
@@ -200,7 +204,7 @@ def test_the_front_of_several_objectives_is_marked_and_told():
         objectives=(Objective(LOSS), Objective(auc, maximize=True)),
     )  # fmt: skip
     found = compare(view)
-    assert {front.sign: front.runs for front in found.fronts}["p"] == {"a", "b"}
+    assert {front.marker: front.run_ids for front in found.fronts}["p"] == {"a", "b"}
     assert found.verdict.trade_off == (
         "2 trials are on the Pareto front of eval/common_loss and eval/auc: a (0.1, 0.7), b (0.2, 0.9)."
     )
@@ -209,7 +213,7 @@ def test_the_front_of_several_objectives_is_marked_and_told():
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest():
-    assert sparkline([float(i) for i in range(8)]) == LEVELS
-    assert sparkline([2.0]) == LEVELS[0]
+    assert sparkline([float(i) for i in range(8)]) == BLOCKS
+    assert sparkline([2.0]) == BLOCKS[0]
     assert sparkline([]) == ""
     assert len(sparkline([float(i) for i in range(1000)])) == 12

@@ -51,7 +51,7 @@ def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
         assert harness.output().count("Warning: the rows of rows.jsonl changed during this sweep") == 1
         (told,) = json.loads(harness.run("status", "--json"))["differences"]
         assert all(run.name in told for run in harness.runs())
-        assert "Beware" in harness.run("compare")
+        assert "Warning" in harness.run("compare")
     finally:
         harness.close()
 

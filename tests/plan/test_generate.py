@@ -13,7 +13,7 @@ from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
-from kto_sweep.sweep.create import register
+from kto_sweep.sweep.create import create_sweep
 from kto_sweep.sweep_file.generate import Fixed, Listed, Range, parse_flag
 from kto_sweep.sweep_file.validate import validate
 
@@ -70,7 +70,9 @@ def test_create_and_the_stock_wandb_sweep_accept_them(
         monkeypatch.delenv(name, raising=False)
     for name in GENERATED:
         generate(name)
-        registered = register(home, Path(name), project="kto", entity=None, local=True, say=lambda line: None)
+        registered = create_sweep(
+            home, Path(name), project="kto", entity=None, local=True, say=lambda line: None
+        )
         assert registered.expected_trials == {"grid.yaml": 18}.get(name, 30)
     environment = {
         "PATH": os.environ["PATH"],
@@ -92,15 +94,15 @@ def test_create_and_the_stock_wandb_sweep_accept_them(
 def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("mine")
     assert run(["generate", "grid", "mine.yaml", "--data", DATA, "--model-size", "3b"]) == 2
-    assert "mine.yaml is there already" in capsys.readouterr().err
+    assert "mine.yaml exists already" in capsys.readouterr().err
     assert Path("mine.yaml").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ([], "no data is named"),
-        (["--data", DATA], "no base model is named"),
+        ([], "no data"),
+        (["--data", DATA], "no base model"),
         (["--data", "absent.jsonl", "--model-size", "3b"], "absent.jsonl: no such data file"),
         (["--data", DATA, "--model-size", "3b", "--model", "x/y"], "set together with model"),
         (["--data", DATA, "--model-size", "3b", "--lr", "1e-7..1e-5"], "a grid needs a list of values"),

@@ -57,9 +57,9 @@ def test_a_grid_of_sizes_as_a_person_reads_it(capsys: pytest.CaptureFixture[str]
 def test_cells_that_do_not_fit_are_named_with_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "sweeps/model_size_grid.yaml", "--gpu", "5GB"]) == 1
     shown = capsys.readouterr().out
-    assert "Does not fit: model_size=3b; would: quantization: 4bit" in shown
-    assert "Does not fit: model_size=7b; would: a smaller model" in shown
-    assert "model_size=1.5b: fits without splitting up to batch_size" in shown
+    assert "Does not fit: model_size=3b; to make it fit: quantization: 4bit" in shown
+    assert "Does not fit: model_size=7b; to make it fit: a smaller model" in shown
+    assert "model_size=1.5b: fits in one micro-batch up to batch_size" in shown
     assert "2 cells cannot fit in 4.0 GiB" in shown
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from kto_sweep.compare.importance import FEWEST_RUNS, importances
+from kto_sweep.compare.importance import MIN_RUNS, parameter_importance
 
 
 def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:
@@ -20,7 +20,7 @@ def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:
 
 
 def test_important_parameters_come_first_and_noise_last() -> None:
-    found = importances(["seed", "optimizer", "lr"], *made_up(60))
+    found = parameter_importance(["seed", "optimizer", "lr"], *made_up(60))
     assert [row.name for row in found.rows] == ["lr", "optimizer", "seed"]
     assert found.rows[0].importance > 0.6
     assert found.rows[-1].importance < 0.1
@@ -35,23 +35,23 @@ def test_important_parameters_come_first_and_noise_last() -> None:
 def test_numeric_strings_are_numbers() -> None:
     configs, values = made_up(30)
     as_text = [{**config, "lr": f"{config['lr']:e}"} for config in configs]
-    assert importances(["lr"], as_text, values).rows[0].correlation is not None
+    assert parameter_importance(["lr"], as_text, values).rows[0].correlation is not None
 
 
 def test_few_runs_give_no_importance() -> None:
-    configs, values = made_up(FEWEST_RUNS)
-    found = importances(["lr"], configs, [*values[:-1], None])
+    configs, values = made_up(MIN_RUNS)
+    found = parameter_importance(["lr"], configs, [*values[:-1], None])
     assert found.rows == ()
-    assert found.note == f"{FEWEST_RUNS - 1} runs have a value; from {FEWEST_RUNS} on this can be told."
-    assert importances(["lr"], configs, values).rows
+    assert found.note == f"Needs {MIN_RUNS} finished runs; {MIN_RUNS - 1} so far."
+    assert parameter_importance(["lr"], configs, values).rows
 
 
 def test_identical_runs_give_no_importance() -> None:
-    found = importances(["lr"], [{"lr": 1.0}] * 20, [float(i) for i in range(20)])
-    assert (found.rows, found.note) == ((), "Nothing differs between the runs that have a value.")
+    found = parameter_importance(["lr"], [{"lr": 1.0}] * 20, [float(i) for i in range(20)])
+    assert (found.rows, found.note) == ((), "All runs have the same parameters or the same value.")
 
 
 def test_pure_noise_is_called_a_guess() -> None:
     rng = random.Random(3)
     configs = [{"lr": rng.random(), "beta": rng.random()} for _ in range(40)]
-    assert "guess" in importances(["lr", "beta"], configs, [rng.random() for _ in configs]).note
+    assert "guess" in parameter_importance(["lr", "beta"], configs, [rng.random() for _ in configs]).note

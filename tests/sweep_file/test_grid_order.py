@@ -3,7 +3,7 @@
 import pytest
 
 from kto_sweep.search.space_parser import parse_space
-from kto_sweep.sweep.create import order_note
+from kto_sweep.sweep.create import grid_order_note
 
 RATES = {"values": [1.0e-6, 5.0e-6]}
 SIZES = {"values": ["0.5b", "7b"]}
@@ -24,5 +24,5 @@ def test_a_grid_order_that_changes_the_model_often_gets_a_note(
 ) -> None:
     space, _ = parse_space(parameters)
     assert space is not None
-    note = order_note(space)
-    assert (f"{name} changes before others" in note) if name else note == ""
+    note = grid_order_note(space)
+    assert (f"Here {name} changes early" in note) if name else note == ""

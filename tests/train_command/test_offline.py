@@ -52,9 +52,7 @@ def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_offline_run_that_was_cut_off_and_resumed_is_synced_once(
-    machine: Machine, how: signal.Signals
-) -> None:
+def test_an_interrupted_and_resumed_offline_run_is_synced_once(machine: Machine, how: signal.Signals) -> None:
     output = interrupted(machine, *STEPS, after=" 7/12", how=how, WANDB_MODE="offline")
     cut = run_folders(machine)[0]
     before = (cut / "log.jsonl").read_text().splitlines()
@@ -73,7 +71,7 @@ def test_an_offline_run_that_was_cut_off_and_resumed_is_synced_once(
     assert_whole(machine, cut.name, answers=2)
 
 
-def test_a_run_begun_offline_goes_on_with_a_server(machine: Machine) -> None:
+def test_an_offline_run_is_resumed_with_a_server(machine: Machine) -> None:
     interrupted(machine, *STEPS, after=" 7/12", how=signal.SIGKILL, WANDB_MODE="offline")
     cut = run_folders(machine)[0]
     machine.run("train", "--resume-from-checkpoint", "--cpu", "--local")

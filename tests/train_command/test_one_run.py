@@ -77,7 +77,7 @@ def test_chat_answers_a_typed_prompt_twice(machine, trained):
     assert answers["tuned"]
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same_rows(machine):
+def test_a_resumed_run_logs_the_same_rows(machine):
     (machine.folder / "own.jsonl").write_text(EXAMPLE.read_text())
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6", "--local-file", "own.jsonl")
     (machine.folder / "elsewhere").mkdir()
@@ -86,11 +86,11 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_rows(machine):
     cut = run_folders(machine)[0]
     assert f"kto-sweep train --resume-from-checkpoint {cut.name}" in output
     assert 3 <= len(rows(cut)) < 12
-    assert "cannot go on with beta 0.3 (was 0.1)" in machine.run(
+    assert "cannot be resumed with beta 0.3 (was 0.1)" in machine.run(
         "train", "--resume-from-checkpoint", cut.name, "--beta", "0.3", code=2
     )
     output = elsewhere.run("train", "--resume-from-checkpoint", "--cpu")  # with its data all the same
-    assert f"Going on with run {cut.name}" in output
+    assert f"Resuming run {cut.name}" in output
     text = elsewhere.run("chat", cut.name, "--count", "1", "--max-tokens", "4", "--json")
     assert len(json.loads(text)["answers"]) == 1
     assert "is finished" in machine.run("train", "--resume-from-checkpoint", cut.name, code=2)

@@ -7,7 +7,7 @@ import pytest
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.train_command.prepare import Prepared
+from kto_sweep.train_command.prepare import PreparedRun
 from kto_sweep.train_command.resume import find_run
 from kto_sweep.train_command.run import Job
 from kto_sweep.trial import Trial
@@ -16,9 +16,9 @@ from kto_sweep.wandb_client.connection import Target
 TRIAL = Trial(model_size="tiny", dataset="rows.jsonl")
 
 
-def prepared(run_id: str, folder: Path) -> Prepared:
+def prepared(run_id: str, folder: Path) -> PreparedRun:
     job = Job(run_id, TRIAL, "", "kto-sweep", None)
-    return Prepared(job, Target("http://here", "http://here", local=True), False, folder)
+    return PreparedRun(job, Target("http://here", "http://here", local=True), False, folder)
 
 
 def test_a_folder_that_was_removed_belongs_to_the_new_run_alone(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_folder_that_was_removed_belongs_to_the_new_run_alone(tmp_path: Path) 
     assert find_run(home, str(out)) == home.runs / "second"
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         prepared("first", tmp_path / "file" / "out").make_folder(Home(tmp_path / "home"))

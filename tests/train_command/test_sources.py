@@ -23,7 +23,7 @@ def sweep(machine: Machine) -> tuple[str, str]:
     return made["url"], ranked[0]["run_id"]
 
 
-def config_of(output: str) -> dict[str, str]:
+def printed_config(output: str) -> dict[str, str]:
     """The parameters that a dry run prints."""
     pairs = (line.strip().split(": ", 1) for line in output.splitlines() if line.startswith("  "))
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
@@ -34,7 +34,9 @@ def test_flags_come_before_the_file_and_the_file_before_the_preset(machine: Mach
         "model_size: tiny\ndataset: examples/support_replies.jsonl\nmax_steps: 2\n"
         "training: {learning_rate: 1e-3, beta: 0.2}\nlora: {r: 4}\n"
     )
-    output = config_of(machine.run("train", "--config", "run.yaml", "--beta", "0.3", "--cpu", "--dry-run"))
+    output = printed_config(
+        machine.run("train", "--config", "run.yaml", "--beta", "0.3", "--cpu", "--dry-run")
+    )
     assert (output["learning_rate"], output["beta"], output["lora_r"]) == ("0.001", "0.3", "4")
     assert (output["max_length"], output["max_steps"]) == ("512", "2")
 
@@ -44,13 +46,13 @@ def test_flags_come_before_the_file_and_the_file_before_the_preset(machine: Mach
     [
         (None, "run.yaml: No such file"),
         ("learning_rate: [1", "not a YAML file"),
-        ("- 1\n", "it holds no parameters"),
+        ("- 1\n", "no parameters"),
         ("parameters: {beta: {value: 1}}\n", "is a sweep file"),
         ("lerning_rate: 1e-6\nmodel_size: tiny\ndataset: rows.jsonl\n", "Hint: learning_rate"),
         ("beta: 0.1\n", "no data to train on, and no model to train"),
     ],
 )
-def test_a_file_that_is_none_is_told_with_a_hint(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_invalid_file_is_refused_with_a_hint(tmp_path: Path, text: str | None, message: str) -> None:
     machine = Machine(tmp_path)
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)
@@ -63,16 +65,16 @@ def test_the_address_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: t
     url, best = sweep
     output = machine.run("train", "--from", url, "--beta", "0.2", "--cpu", "--dry-run")
     assert f"Parameters from run {best} " in output
-    assert config_of(output)["beta"] == "0.2"
+    assert printed_config(output)["beta"] == "0.2"
     server, _, _ = url.partition("/local/")
     output = machine.run(
         "train", "--from", f"{server}/local/kto-sweep/runs/{best}", "--epochs", "2", "--cpu", "--dry-run"
     )
     assert f"Parameters from run {best} of this box" in output
-    config = config_of(output)
+    config = printed_config(output)
     assert config["epochs"] == "2.0"
     assert "max_steps" not in config
-    assert "is no sweep and no run" in machine.run(
+    assert "has no sweep or run" in machine.run(
         "train", "--from", "local/kto-sweep/nothing1", "--dry-run", code=2
     )
 
@@ -80,7 +82,7 @@ def test_the_address_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: t
 def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
     machine: Machine, sweep: tuple[str, str], tmp_path: Path
 ) -> None:
-    """The other server stands for W&B: it is named by its address and key."""
+    """The other server stands in for W&B: it is given by its URL and key."""
     _, best = sweep
     there = Machine(tmp_path)
     remote = there.server_environment()
@@ -99,16 +101,16 @@ def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
         there.close()
 
 
-def test_a_killed_run_goes_on_by_its_folder(machine: Machine) -> None:
+def test_a_killed_run_is_resumed_by_its_folder(machine: Machine) -> None:
     out = "out-killed"
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
     interrupted(machine, *steps, "--output-dir", out, after=" 7/12", how=signal.SIGKILL)
     output = train(machine, "--output-dir", out, code=2)
-    assert f"go on with its run: --resume-from-checkpoint {out}" in output
+    assert f"resume its run: --resume-from-checkpoint {out}" in output
     names = (machine.folder / out, machine.folder / out / "checkpoint")
     assert {find_run(machine.home, str(name)) for name in names} == {run_folders(machine)[0]}
     output = machine.run("train", "--resume-from-checkpoint", f"{out}/checkpoint", "--cpu")
-    assert "Going on with run" in output
+    assert "Resuming run" in output
     steps_logged = [row["step"] for row in rows(machine.folder / out) if "loss" in row]
     assert steps_logged == list(range(1, 13))
     assert "this box has no run 'elsewhere'" in machine.run(
@@ -116,13 +118,13 @@ def test_a_killed_run_goes_on_by_its_folder(machine: Machine) -> None:
     )
 
 
-def test_what_wandb_was_told_for_a_folder_counts(tmp_path: Path) -> None:
+def test_wandbs_mode_of_a_folder_is_respected(tmp_path: Path) -> None:
     """`wandb offline` and `wandb disabled`, or WANDB_MODE."""
     machine = Machine(tmp_path)
     try:
         (tmp_path / "wandb").mkdir()
         (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
-        assert "offline, sent later" in train(machine, "--dry-run")
+        assert "offline, synced later" in train(machine, "--dry-run")
         assert "logged in as local" in train(machine, "--dry-run", WANDB_MODE="disabled")
         assert "W&B is disabled here" in train(machine, "--dry-run", "--wandb", code=2, WANDB_MODE="disabled")
         assert "WANDB_MODE is online, offline or disabled" in train(

@@ -1,4 +1,4 @@
-"""A sweep with holes goes on with them alone."""
+"""A resumed sweep runs its missing and retryable trials only."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from untrained_trials import SWEEP, run_trials
 from kto_sweep.home import Home
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep import resume
-from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.ref import SweepRef, save_sweep_record
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.wandb_client import private_api
 from kto_sweep.wandb_client.connection import Target
@@ -22,7 +22,7 @@ def counts(status: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(status[name] for name in ("state", "finished", "failed", "retryable", "missing"))
 
 
-def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(machine: Machine) -> None:
+def test_a_finished_grid_runs_missing_cells_and_retries_interrupted_ones(machine: Machine) -> None:
     sweep = machine.create_sweep(SWEEP)["id"]
     (finished, *_), (diverged, *_), (cut_off, *_) = run_trials(
         machine, sweep, 3, {"0.001 2": "worker crash", "0.002 1": "diverged"}
@@ -36,10 +36,10 @@ def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(m
         (2, "failed", "worker crash"),
         (2, "missing", ""),
     ]
-    told = machine.run("status")
-    assert f"run {cut_off}: worker crash (can be tried again)   as told" in told
-    assert "missing  batch_size=2  learning_rate=0.002" in told
-    assert f"Next: kto-sweep resume {sweep}" in told
+    output = machine.run("status")
+    assert f"run {cut_off}: worker crash (can be retried)   as output" in output
+    assert "missing  batch_size=2  learning_rate=0.002" in output
+    assert f"Next: kto-sweep resume {sweep}" in output
 
     resumed = machine.json("resume")
     assert (resumed["was"], resumed["state"]) == ("FINISHED", "RUNNING")
@@ -58,10 +58,10 @@ def test_a_finished_grid_runs_what_is_missing_and_tries_again_what_was_cut_off(m
     assert machine.json("resume", "--failed")["again"] == [diverged]
 
 
-def test_a_server_that_takes_no_run_back_is_told_with_another_way(
+def test_for_a_server_that_cannot_retry_runs_another_command_is_shown(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As W&B itself answers, which is out of reach of a test."""
+    """As W&B answers, which tests cannot reach."""
     space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
     assert space is not None
     trials = (
@@ -72,7 +72,7 @@ def test_a_server_that_takes_no_run_back_is_told_with_another_way(
     monkeypatch.setattr(resume, "read_sweep", lambda *_: view)
     monkeypatch.setattr(private_api, "set_run_state", lambda *_: False)
     home, target = Home(machine.folder), Target("https://w", "https://w", local=False)
-    remember(home, ref, local=False, base_url="https://w", file="lr.yaml")
-    done = resume.reopen(home, None, target, ref, failed=False, stopped=False)
-    assert (done.state, done.again, done.refused) == ("FINISHED", (), ("b",))
-    assert "kto-sweep create lr.yaml --reuse me/kto/s" in done.advice[1]
+    save_sweep_record(home, ref, local=False, base_url="https://w", file="lr.yaml")
+    resumed = resume.resume_sweep(home, None, target, ref, failed=False, stopped=False)
+    assert (resumed.state, resumed.retried, resumed.refused) == ("FINISHED", (), ("b",))
+    assert "kto-sweep create lr.yaml --reuse me/kto/s" in resumed.advice[1]

@@ -1,4 +1,4 @@
-"""A server that knows what is asked for, and does not tell it."""
+"""Errors of a server are told apart from sweeps that do not exist."""
 
 import json
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from kto_sweep.errors import ServerError
 from kto_sweep.sweep import push
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.wandb_client.connection import Target, is_deleted, trouble
+from kto_sweep.wandb_client.connection import Target, error_text, is_deleted
 from kto_sweep.wandb_client.reader import read_sweep
 
 TARGET = Target("https://wandb.example.com", "https://wandb.example.com", local=False)
@@ -33,26 +33,26 @@ NONSENSE = json.JSONDecodeError("permission denied", "<html>", 0)
 @pytest.mark.parametrize(
     "error", [REFUSED, CommError("permission denied", REFUSED), CommError("permission denied", NONSENSE)]
 )
-def test_a_refusal_is_told_and_not_taken_for_a_sweep_that_is_not_there(error):
+def test_a_refusal_is_not_mistaken_for_a_missing_sweep(error):
     api = server(error)
-    with pytest.raises(ServerError, match=r"does not tell of the sweep.*permission denied"):
+    with pytest.raises(ServerError, match=r"could not read the sweep.*permission denied"):
         read_sweep(api, TARGET, REF)
-    with pytest.raises(ServerError, match=r"me/kto cannot be looked at: permission denied"):
-        push._runs_there(api, "me/kto", ["run1"])
-    with pytest.raises(ServerError, match="does not tell"):
-        push._find_sweep(api, TARGET, REF, REF, [], {})
+    with pytest.raises(ServerError, match=r"could not list the runs of me/kto: permission denied"):
+        push._existing_runs(api, "me/kto", ["run1"])
+    with pytest.raises(ServerError, match="could not read"):
+        push._find_pushed_sweep(api, TARGET, REF, REF, [], {})
     assert not is_deleted(api, REF)
 
 
-def test_what_the_server_said_comes_with_its_status():
-    assert trouble(REFUSED) == "permission denied (HTTP 403)"
+def test_the_servers_message_comes_with_its_status():
+    assert error_text(REFUSED) == "permission denied (HTTP 403)"
 
 
 @pytest.mark.parametrize("error", [ValueError("not found"), CommError("not found", ValueError("not found"))])
-def test_a_sweep_that_is_not_there_is_unknown(error):
+def test_a_missing_sweep_is_not_found(error):
     api = server(error)
-    with pytest.raises(ServerError, match="does not know the sweep"):
+    with pytest.raises(ServerError, match="has no sweep"):
         read_sweep(api, TARGET, REF)
-    assert push._runs_there(api, "me/kto", ["run1"]) == {}
-    assert push._find_sweep(api, TARGET, REF, REF, [], {}) is None
+    assert push._existing_runs(api, "me/kto", ["run1"]) == {}
+    assert push._find_pushed_sweep(api, TARGET, REF, REF, [], {}) is None
     assert is_deleted(api, REF)

@@ -1,4 +1,4 @@
-"""A sweep of one server played again to another."""
+"""A sweep copied from one server to another."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.errors import UsageError
 from kto_sweep.local_server.start import ensure_server
-from kto_sweep.sweep.ref import SweepRef, remember
+from kto_sweep.sweep.ref import SweepRef, save_sweep_record
 from kto_sweep.sweep.server_choice import find_remote
 
 RUNS = """[{
@@ -40,12 +40,12 @@ def other(tmp_path: Path) -> Iterator[Machine]:
 def test_a_pushed_sweep_is_the_same_there_and_is_sent_once(machine: Machine, other: Machine) -> None:
     address = ensure_server(other.home)
     there = {"WANDB_API_KEY": address.key}
-    # Offline means the embedded server, with or without a key.
+    # Offline: the embedded server, with or without a key.
     sweep = machine.create_sweep(SWEEP, WANDB_MODE="offline", **there)["id"]
     run_trials(machine, sweep, 3, OUTCOMES, NOTES)
     run_trials(machine, sweep, 1)
     run_ids = [run["id"] for run in machine.api(RUNS)]
-    # Cut off: the second run is only begun there.
+    # An interrupted push: only the first rows of the second run arrive.
     cut = machine.python("-c", CUT, sweep, address.url, run_ids[1], code=1, **there)
     assert "cut off" in cut
 
@@ -81,14 +81,14 @@ sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
 
 
 @pytest.mark.parametrize("url", ["wandb.ai", "ftp://wandb.ai", ""])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="is not the address of a server"):
+def test_an_invalid_url_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="is not the URL of a server"):
         find_remote(url)
 
 
-def test_what_cannot_be_pushed_is_told(machine: Machine) -> None:
+def test_a_push_without_a_key_or_to_its_own_server_is_refused(machine: Machine) -> None:
     assert "no key for W&B at http://127.0.0.1:9" in machine.run("push", "--to", "http://127.0.0.1:9", code=2)
     here = ensure_server(machine.home)
-    remember(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
-    told = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
-    assert "is the embedded server, where the sweep is already" in told
+    save_sweep_record(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
+    output = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
+    assert "is the embedded server, which has the sweep already" in output

@@ -1,4 +1,4 @@
-"""The forms in which people name a sweep, and what a box remembers."""
+"""The forms of a sweep's name, and the record of the last sweep used."""
 
 import time
 
@@ -6,7 +6,7 @@ import pytest
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.sweep.ref import SweepRef, parse_ref, recall, remember
+from kto_sweep.sweep.ref import SweepRef, load_sweep_record, parse_ref, save_sweep_record
 
 
 @pytest.mark.parametrize(
@@ -30,39 +30,39 @@ def test_a_sweep_has_several_names(text, parts):
 @pytest.mark.parametrize(
     "text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb", "a\nb/c", "k:1/c"]
 )
-def test_what_cannot_be_a_sweep_is_refused(text):
+def test_an_invalid_name_is_refused(text):
     with pytest.raises(UsageError, match="is not the name of a sweep"):
         parse_ref(text if text != "../../etc" else "..//etc")
 
 
 @pytest.mark.parametrize("project", ["kto", "kto (v2)", "höhe+1"])
-def test_the_address_of_a_sweep_is_a_name_of_it(project):
+def test_the_url_of_a_sweep_is_a_name_of_it(project):
     address = SweepRef("me", project, "ab12cd34").url("https://wandb.ai")
     assert parse_ref(address) == ("me", project, "ab12cd34")
     assert not set(address) & set(" ()ö")
 
 
-def test_the_sweep_used_last_is_recalled(tmp_path):
+def test_the_sweep_used_last_is_loaded(tmp_path):
     home = Home(tmp_path)
-    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a", file="a.yaml")
-    remember(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
-    assert recall(home).id == "second"
-    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
-    assert recall(home).id == "first"
-    assert recall(home).file == "a.yaml"
+    save_sweep_record(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a", file="a.yaml")
+    save_sweep_record(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
+    assert load_sweep_record(home).id == "second"
+    save_sweep_record(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
+    assert load_sweep_record(home).id == "first"
+    assert load_sweep_record(home).file == "a.yaml"
 
 
-def test_the_sweep_used_last_is_recalled_when_the_clock_was_set_back(tmp_path, monkeypatch):
+def test_the_sweep_used_last_is_loaded_when_the_clock_was_set_back(tmp_path, monkeypatch):
     home = Home(tmp_path)
-    remember(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
+    save_sweep_record(home, SweepRef("me", "kto", "first"), local=True, base_url="http://a")
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
-    remember(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
-    assert recall(home).id == "second"
+    save_sweep_record(home, SweepRef("me", "kto", "second"), local=True, base_url="http://a")
+    assert load_sweep_record(home).id == "second"
 
 
-def test_a_damaged_record_is_passed_over(tmp_path):
+def test_a_damaged_record_is_skipped(tmp_path):
     home = Home(tmp_path)
-    remember(home, SweepRef("me", "kto", "good"), local=False, base_url="http://a")
+    save_sweep_record(home, SweepRef("me", "kto", "good"), local=False, base_url="http://a")
     (home.sweeps / "bad.json").write_text("{")
-    assert recall(home).id == "good"
-    assert recall(home, "bad") is None
+    assert load_sweep_record(home).id == "good"
+    assert load_sweep_record(home, "bad") is None

@@ -17,7 +17,7 @@ from kto_sweep.sweep.server_choice import local_target
 
 sweep, most, outcomes, between = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
 home, ref = Home.from_environment(), SweepRef("local", "kto-sweep", sweep)
-local_target(home).enter()
+local_target(home).export()
 api = wandb.Api()
 agent, did = register_agent(api, ref, "box"), []
 while len(did) < most:

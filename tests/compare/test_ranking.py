@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from kto_sweep.compare.ranking import columns, csv_rows, rank, varied
+from kto_sweep.compare.ranking import csv_rows, metric_columns, rank, searched_parameters
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
@@ -52,12 +52,15 @@ def test_only_searched_parameters_are_compared():
         "beta": {"value": 0.1},
         "lora": {"parameters": {"r": {"values": [8, 16]}}},
     }
-    assert varied(view(trial("a", config=config), parameters=parameters)) == ("learning_rate", "lora.r")
+    assert searched_parameters(view(trial("a", config=config), parameters=parameters)) == (
+        "learning_rate",
+        "lora.r",
+    )
     assert lookup(config, "lora.r") == 8
 
 
 def test_a_metric_that_no_trial_has_is_not_shown():
-    assert columns(view(trial("a", 0.1, kl=0.0)), LOSS) == [LOSS, "kl"]
+    assert metric_columns(view(trial("a", 0.1, kl=0.0)), LOSS) == [LOSS, "kl"]
 
 
 def test_csv_has_a_row_for_each_trial_and_names_the_failure():

@@ -1,4 +1,4 @@
-"""A new grid takes over the trials that an earlier sweep has finished."""
+"""A new grid reuses the finished trials of an earlier sweep."""
 
 import pytest
 from machine import Machine
@@ -39,23 +39,23 @@ def earlier(*trials: TrialRecord) -> SweepView:
         ({"lr": 1e-6, "lora": {"r": 8}}, "finished", False),
     ],
 )
-def test_only_a_finished_trial_with_the_same_whole_configuration_serves(config, state, same):
+def test_only_a_finished_trial_with_the_same_whole_configuration_is_reused(config, state, same):
     reuse = find_reusable(CONFIG, earlier(TrialRecord("a", "a", state, config, {}, None)))
     assert [trial.run_id for trial in reuse] == (["a"] if same else [])
 
 
-def test_one_trial_serves_each_cell():
+def test_each_cell_reuses_one_trial():
     config = {"lr": 1e-6, "lora": {"r": 8}, "data": "d"}
     twice = [TrialRecord(name, name, "finished", config, {}, None) for name in ("a", "b")]
     assert [trial.run_id for trial in find_reusable(CONFIG, earlier(*twice))] == ["a"]
 
 
-def test_a_sweep_that_is_no_grid_has_no_cells_to_fill():
+def test_a_sweep_that_is_not_a_grid_cannot_reuse():
     with pytest.raises(UsageError, match="method is random"):
         find_reusable(CONFIG | {"method": "random"}, earlier())
 
 
-def test_cells_taken_over_are_not_trained_again_and_are_compared(machine: Machine) -> None:
+def test_reused_cells_are_not_trained_again_and_are_compared(machine: Machine) -> None:
     first = machine.create_sweep(SWEEP)["id"]
     old = run_trials(machine, first)
     wider = SWEEP.replace("[0.001, 0.002]", "[0.002, 0.004]")

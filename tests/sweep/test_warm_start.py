@@ -1,4 +1,4 @@
-"""A Bayesian search that learns from earlier sweeps: which of their trials serve, and what is told of it."""
+"""A Bayesian search with observations from earlier sweeps."""
 
 import pytest
 from machine import Machine
@@ -24,7 +24,7 @@ VALUE = {"eval/common_loss": 0.3}
 
 
 @pytest.mark.parametrize(
-    ("change", "summary", "state", "serves"),
+    ("change", "summary", "state", "observed"),
     [
         ({}, VALUE, "finished", True),
         ({"seed": 7}, VALUE, "finished", True),
@@ -40,11 +40,11 @@ VALUE = {"eval/common_loss": 0.3}
         ({"no_such_thing": 3}, VALUE, "finished", False),
     ],
 )
-def test_a_trial_serves_that_the_search_could_have_chosen(change, summary, state, serves):
+def test_a_trial_that_the_search_could_have_suggested_is_an_observation(change, summary, state, observed):
     trial = TrialRecord("a", "a", state, {**GOOD, **change}, summary, None)
     ref = SweepRef("me", "kto", "s")
     earlier = SweepView(ref, "", "s", "FINISHED", "random", "loss", "minimize", Space(()), None, (trial,))
-    assert bool(find_observed(CONFIG, earlier)) == serves
+    assert bool(find_observed(CONFIG, earlier)) == observed
 
 
 def test_all_objectives_are_needed():
@@ -59,7 +59,7 @@ def test_all_objectives_are_needed():
     assert [trial.run_id for trial in find_observed(config, earlier)] == ["b"]
 
 
-def test_the_search_goes_on_from_what_earlier_sweeps_found(machine: Machine) -> None:
+def test_the_search_continues_from_earlier_sweeps(machine: Machine) -> None:
     """Of six configurations four were tried, one of them failed: two are left, and the one that failed."""
     first = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, first, outcomes={"0.001 2": "nan"})

@@ -1,0 +1,68 @@
+"""Runs grouped by configuration, seed aside: the mean of each group, and the noise between seeds."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kto_sweep.compare.ranking import RankedTrial
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class SeedGroup:
+    """The ranked runs of one configuration, which differ in the seed only; at least one."""
+
+    runs: tuple[RankedTrial, ...]
+    """Best first."""
+    mean: float
+    standard_error: float | None
+    """Of the mean; None with one run."""
+
+
+@dataclass(frozen=True)
+class SeedNoise:
+    """How much runs of one configuration differ, pooled over all groups of several runs."""
+
+    deviation: float
+    """Standard deviation of one run."""
+    degrees_of_freedom: int
+    """Runs minus configurations."""
+
+
+def group_by_seed(ranked: Sequence[RankedTrial], goal: str) -> list[SeedGroup]:
+    """One group for each configuration with a value of the metric, best mean first."""
+    runs_by_config: dict[str, list[RankedTrial]] = {}
+    for item in ranked:
+        if item.value is not None:
+            key = json.dumps(_without_seed(item.trial.config), sort_keys=True, default=str)
+            runs_by_config.setdefault(key, []).append(item)
+    groups = [_group(tuple(runs)) for runs in runs_by_config.values()]
+    sign = -1 if goal == "maximize" else 1
+    return sorted(groups, key=lambda group: sign * group.mean)
+
+
+def _without_seed(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_seed(value) for key, value in config.items() if key != SEED}
+
+
+def _group(runs: tuple[RankedTrial, ...]) -> SeedGroup:
+    values = [item.value for item in runs if item.value is not None]
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return SeedGroup(runs, statistics.fmean(values), error)
+
+
+def seed_noise(groups: Sequence[SeedGroup]) -> SeedNoise | None:
+    """The pooled standard deviation; None if each configuration ran once."""
+    squares, degrees = 0.0, 0
+    for group in groups:
+        values = [item.value for item in group.runs if item.value is not None]
+        if len(values) > 1:
+            squares += statistics.variance(values) * (len(values) - 1)
+            degrees += len(values) - 1
+    return SeedNoise(math.sqrt(squares / degrees), degrees) if degrees else None

@@ -1,0 +1,54 @@
+"""GPU time of a sweep, from hand-made runs."""
+
+from kto_sweep.search.space_parser import parse_space
+from kto_sweep.sweep.gpu_hours import gpu_time, spent_seconds
+from kto_sweep.sweep.grid_status import read_grid_status
+from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.view import SweepView, TrialRecord
+
+PARAMETERS = {"batch_size": {"values": [4, 8]}, "learning_rate": {"values": [1e-6, 1e-5]}}
+
+
+def trial(batch_size, learning_rate, seconds, *, created=0.0, state="finished", device=""):
+    config = {"batch_size": batch_size, "learning_rate": learning_rate}
+    return TrialRecord("r", "r", state, config, {}, seconds, created, device=device)
+
+
+def view(*trials):
+    space = parse_space(PARAMETERS)[0]
+    ref = SweepRef("me", "kto", "s")
+    return SweepView(ref, "", "s", "RUNNING", "grid", "loss", "minimize", space, 4, trials)
+
+
+def gpu_seconds(*trials):
+    seen = view(*trials)
+    found = gpu_time(seen, read_grid_status(seen))
+    return found.spent, found.remaining
+
+
+def test_trials_together_on_one_gpu_count_once_and_gpus_of_one_trial_each():
+    """GPU 0 from 0 to 100 and 50 to 150: 150 s; two GPUs for 40 s: 80 s; an unknown device: 30 s."""
+    assert spent_seconds(
+        [
+            trial(4, 1e-6, 100, device="a gpu 0"),
+            trial(4, 1e-5, 100, created=50, device="a gpu 0"),
+            trial(8, 1e-6, 40, device="b gpus 0,1"),
+            trial(8, 1e-5, 30),
+        ]
+    ) == 150 + 80 + 30  # fmt: skip
+
+
+def test_remaining_trials_take_as_long_as_trials_of_their_cost():
+    """Batch 4 took 100 s and runs for 30 s once more; batch 8 is estimated by the average."""
+    assert gpu_seconds(trial(4, 1e-6, 100), trial(4, 1e-5, 30, state="running")) == (130, 70 + 2 * 100)
+
+
+def test_trials_that_ran_together_are_expected_to_again():
+    """Two trials of 100 s each in 100 s of the GPU: the other two take 100 s as well."""
+    spent = gpu_seconds(trial(4, 1e-6, 100, device="a gpu 0"), trial(4, 1e-5, 100, device="a gpu 0"))
+    assert spent == (100, 100)
+
+
+def test_before_a_trial_has_ended_nothing_is_predicted():
+    assert gpu_seconds() == (0, None)
+    assert gpu_seconds(trial(4, 1e-6, 30, state="running")) == (30, None)
