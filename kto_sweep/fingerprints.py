@@ -18,11 +18,20 @@ MAX_NAMED_RUNS = 6
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The configuration and summary of one ended trial."""
+    """One ended trial and its run's summary."""
 
     run_id: str
-    config: Mapping[str, Any]
+    trial: Trial | None
+    """None: its configuration cannot be trained."""
     summary: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run_id: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> "TrainedRun":
+        """From the configuration that the run has on its server."""
+        try:
+            return cls(run_id, Trial.from_config(config), summary)
+        except KtoSweepError:
+            return cls(run_id, None, summary)
 
 
 InputFingerprint = tuple[tuple[str, ...], str]
@@ -61,9 +70,8 @@ def differences(trials: Iterable[TrainedRun]) -> list[str]:
 
 
 def _fingerprints(run: TrainedRun) -> Iterator[InputFingerprint]:
-    try:
-        trial = Trial.from_config(run.config)
-    except KtoSweepError:
+    trial = run.trial
+    if trial is None:
         return
     model = (trial.base_model, str(trial.effective_quantization), str(trial.full_finetune))
     split = (str(trial.max_length), str(trial.eval_fraction))

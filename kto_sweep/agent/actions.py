@@ -13,6 +13,7 @@ from typing import Any
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.state import Assignment, Ending
 from kto_sweep.protocol import Done, TrialMessage
+from kto_sweep.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Log:
 class CompareInputs:
     """Compare the rows and weights that a trial was trained on with those of the trials before it."""
 
-    config: Mapping[str, Any]
+    trial: Trial | None
     message: Done
 
 

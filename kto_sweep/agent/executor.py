@@ -192,9 +192,9 @@ class Executor:
                 self._record(self._runs[run_id], message)
             case do.Log(run_id, text):
                 self._runs[run_id].note(text)
-            case do.CompareInputs(config, message):
+            case do.CompareInputs(trial, message):
                 if self._drift is not None:
-                    self._drift.check(TrainedRun(message.run_id, config, message.summary))
+                    self._drift.check(TrainedRun(message.run_id, trial, message.summary))
             case do.Say(text):
                 self._progress.say(text)
             case do.ShowStarted(run_id, name, config, device):

@@ -113,10 +113,14 @@ def clear_if_shutting_down(t: Transition, slot: int) -> None:
 
 def dispatch_ready(t: Transition) -> None:
     """Open the runs and start the trials whose turn it is, isolated ones first."""
-    for slot in sorted(t.slots.values(), key=_priority, reverse=True):
+    waiting = [
+        slot
+        for slot in t.slots.values()
+        if slot.has(TrialStatus.QUEUED, TrialStatus.READY, TrialStatus.CLOSING)
+    ]
+    for slot in sorted(waiting, key=_priority, reverse=True):
         trial, number = slot.trial, slot.number
-        if trial is None:
-            continue
+        assert trial is not None
         if trial.status is TrialStatus.CLOSING and t.now > trial.close_by:
             trials.abandon(t, number)
             fill(t, number)

@@ -176,8 +176,8 @@ class DeviceState:
     """No longer used: it is broken, or workers do not start on it."""
     no_trials_left: bool = False
     """The server had no trial for one of its slots."""
-    target_slots: int = 64
-    """Slots that the worker can make use of; until it has measured, as many as there are."""
+    target_slots: int | None = None
+    """Slots that the worker can make use of; None: as many as there are, it has not measured yet."""
     silence: float = 0.0
     """Seconds for which a worker with something to do has sent nothing."""
     longest_silence: float = 0.0

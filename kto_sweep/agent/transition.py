@@ -88,7 +88,8 @@ class Transition:
 
     def over_capacity(self, device: str) -> bool:
         """Whether a device has more slots than its worker can make use of."""
-        return len(self.open_slots(device)) > self.devices[device].target_slots
+        target = self.devices[device].target_slots
+        return target is not None and len(self.open_slots(device)) > target
 
     def slot_of(self, run_id: str, device: str | None = None) -> Slot | None:
         """The slot whose trial has this run: one that is being closed may have been sent again."""

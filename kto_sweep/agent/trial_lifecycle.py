@@ -150,7 +150,7 @@ def _on_done(t: Transition, slot: Slot, message: Done) -> None:
     exits = tuple(earlier for earlier in t.state.worker_exits if earlier.device != slot.device)
     t.set_device(slot.device, idle_exits=0)
     t.update(worker_exits=exits)
-    t.do(CompareInputs(trial.config, message))
+    t.do(CompareInputs(trial.trial, message))
     seconds = message.summary.get("trial/seconds")
     if t.state.forecast is not None and not message.stopped and isinstance(seconds, int | float):
         t.update(forecast=t.state.forecast.learned(trial.config, message.steps, float(seconds)))

@@ -84,7 +84,7 @@ class SweepView:
 
     def trained(self) -> list[TrainedRun]:
         """What each trial was trained on."""
-        return [TrainedRun(trial.run_id, trial.config, trial.summary) for trial in self.trials]
+        return [TrainedRun.of(trial.run_id, trial.config, trial.summary) for trial in self.trials]
 
     def is_counted(self, trial: TrialRecord) -> bool:
         """Whether the trial counts towards `expected`; a prior run does only in a grid, as a cell."""

@@ -159,7 +159,7 @@ def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     assert take_over(find_orphaned_trials(home)[0], "new")
     assert worker.poll() is not None or not Path(f"/proc/{worker.pid}/fd").exists()
     worker.communicate()
-    RunLock(folder).drop()
+    RunLock(folder).release()
 
 
 def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, monkeypatch):

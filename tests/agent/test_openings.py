@@ -77,7 +77,7 @@ def test_on_a_full_disk_a_trial_waits_and_no_other_is_asked_for(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid, emptied = Grid(4), threading.Event()
-    monkeypatch.setattr(executor, "shortage", lambda folder: "" if emptied.is_set() else "takes no more")
+    monkeypatch.setattr(executor, "shortage", lambda folder: "" if emptied.is_set() else "refuses writes")
     monkeypatch.setattr(executor, "SHORT_SECONDS", 1.0)
 
     def open_run(run_id: str) -> None:
@@ -114,7 +114,7 @@ def test_a_disk_that_takes_nothing_is_found_before_there_is_a_folder(tmp_path, m
     assert not shortage(tmp_path / "runs" / "run1")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert shortage(tmp_path / "runs" / "run1") == "takes no more: no"
+    assert shortage(tmp_path / "runs" / "run1") == "refuses writes: no"
 
 
 def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone(
@@ -133,7 +133,7 @@ def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone
         return lease.take_over(orphan, token)
 
     monkeypatch.setattr(executor, "take_over", take_over)
-    later(lambda: len(took) > 2 * MAX_OPENINGS, claim.drop)
+    later(lambda: len(took) > 2 * MAX_OPENINGS, claim.release)
     (orphan,) = find_orphaned_trials(harness.home)
     left = Assignment.from_config(orphan.run_id, CONFIG, orphan=orphan)
     assert harness.perform([left]).stats.finished == 1

@@ -84,7 +84,7 @@ def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
     executed: list[list[str]] = []
     words = ["agent", "--cpu", "--count", "3", *named.split()]
     monkeypatch.setattr("kto_sweep.agent.run_agent.run_agent", run_agent)
-    monkeypatch.setattr("kto_sweep.cli.agent.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("kto_sweep.cli.agent.MIN_UPTIME", 0.0)
     monkeypatch.setattr("os.execve", execve)
     monkeypatch.setattr("sys.argv", ["kto-sweep", *words])
     run(words)

@@ -33,7 +33,7 @@ def test_a_trial_that_waits_for_disk_space_is_stopped_at_once(
 
     def shortage(folder: Path) -> str:
         looks.append(folder)
-        return "takes no more" if len(looks) > 1 else ""  # its run was opened before the disk filled
+        return "refuses writes" if len(looks) > 1 else ""  # its run was opened before the disk filled
 
     monkeypatch.setattr(executor, "shortage", shortage)
     harness.beat = one_cell(stops=way == "heartbeat")

@@ -76,9 +76,9 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
 def test_an_agent_says_once_that_a_file_has_changed():
     said = []
     config = {"dataset": "d.jsonl", "model_size": "tiny"}
-    drift = InputDrift([TrainedRun("a", config, {"trial/data": "r1"})], said.append)
+    drift = InputDrift([TrainedRun.of("a", config, {"trial/data": "r1"})], said.append)
     for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
-        drift.check(TrainedRun(run_id, config, {"trial/data": rows}))
+        drift.check(TrainedRun.of(run_id, config, {"trial/data": rows}))
     assert len(said) == 1
     assert "the rows of d.jsonl changed during this sweep. Run c used others" in said[0]
 
