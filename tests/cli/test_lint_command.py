@@ -80,7 +80,7 @@ def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
     assert run(["lint", rows, "--model", "tiny", "--max-length", "64"]) == 0
     text = capsys.readouterr().out
     assert "Lengths in tokens of tiny, before truncation to max_length 64" in text
-    assert "1 row with a completion cut at its end to max_length 64 (line 28)" in text
+    assert "1 row with a completion truncated at the end to max_length 64 (line 28)" in text
     assert "Next: put dataset: rows.jsonl into a copy of sweeps/lr_grid.yaml" in text
     assert not (Path.cwd() / ".kto-sweep").exists()
 
@@ -94,7 +94,7 @@ def test_what_training_refuses_exits_1(tmp_path: Path, capsys: pytest.CaptureFix
     path = write(tmp_path / "one label.jsonl", *(row(f"q {i}", "a", True) for i in range(9)))
     assert run(["lint", path]) == 1
     text = capsys.readouterr().out
-    assert "Error    all 9 usable rows have label true\n         KTO learns from both" in text
+    assert "Error    all 9 usable rows have label true\n         KTO needs both labels" in text
     assert f"Next: fix the errors above, then kto-sweep lint '{path}'" in text
     assert run(["lint", path, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["errors"] == 1
@@ -147,7 +147,7 @@ def test_many_reasons_and_copies_stay_readable(tmp_path: Path, capsys: pytest.Ca
     rows = [row("q", "a", f"perhaps {i}") for i in range(30)] + [row("q", "a", True)] * 30
     assert run(["lint", write(tmp_path / "rows.jsonl", *rows)]) == 1
     text = capsys.readouterr().out
-    assert text.count("left out: label") == 8
+    assert text.count("skipped: label") == 8
     assert "22 more findings 'left_out': --json lists all" in text
     assert "29 copies of earlier rows, label included (lines 31 and 32 and 33 and 34 and 35 and ...)" in text
 

@@ -125,7 +125,7 @@ def test_a_bayesian_sweep_preloads_its_libraries_once(
     harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loading: queue.Queue[threading.Thread] = queue.Queue()
-    monkeypatch.setattr(bayes, "load", lambda: loading.put(threading.current_thread()))
+    monkeypatch.setattr(bayes, "warm_up", lambda: loading.put(threading.current_thread()))
     monkeypatch.setattr(suggest, "_load_bayes", cache(suggest._load_bayes.__wrapped__))
     harness.beat(harness.agent(harness.sweep({**BAYES, "method": "random"})))
     assert loading.empty()
@@ -141,7 +141,7 @@ def test_a_heartbeat_preloads_them_for_a_sweep_from_before_the_start(
     agent = harness.agent(harness.sweep(BAYES))
     name = harness.beat(agent)[0]["run_id"]
     loading = threading.Event()
-    monkeypatch.setattr(bayes, "load", loading.set)
+    monkeypatch.setattr(bayes, "warm_up", loading.set)
     monkeypatch.setattr(suggest, "_load_bayes", cache(suggest._load_bayes.__wrapped__))
     harness.beat(agent, name)
     assert loading.wait(30)

@@ -37,7 +37,7 @@ def test_a_finished_grid_runs_missing_cells_and_retries_interrupted_ones(machine
         (2, "missing", ""),
     ]
     output = machine.run("status")
-    assert f"run {cut_off}: worker crash (can be retried)   as output" in output
+    assert f"run {cut_off}: worker crash (can be retried)   as told" in output
     assert "missing  batch_size=2  learning_rate=0.002" in output
     assert f"Next: kto-sweep resume {sweep}" in output
 

@@ -1,9 +1,10 @@
-"""A worker as its supervisor has it: a real process, orders and messages through real pipes."""
+"""A worker as its agent has it: a real process, orders and messages through real pipes."""
 
 import json
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,10 +39,12 @@ class Worker:
         self.home = home
         self.said: list[Message] = []
         self._messages: queue.Queue[Message | int] = queue.Queue()
-        self.process = WorkerProcess(
-            CPU, home, home.root / "worker.log", self._messages.put, self._messages.put
-        )
+        self.process = WorkerProcess(CPU, home)
         self.status: int | None = None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        self._messages.put(self.process.listen(self._messages.put))
 
     @property
     def pid(self) -> int:
