@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.agent.devices import Device
-from kto_sweep.agent.state import Assignment, Ending
+from kto_sweep.agent.state import Assignment, TrialEnd
 from kto_sweep.protocol import Done, TrialMessage
 from kto_sweep.trial import Trial
 
@@ -54,7 +54,7 @@ class CloseRun:
 
     slot: int
     run_id: str
-    ending: Ending
+    ending: TrialEnd
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ShowEnded:
     """Show how a trial ended."""
 
     run_id: str
-    ending: Ending
+    ending: TrialEnd
 
 
 Action = (

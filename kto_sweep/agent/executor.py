@@ -25,7 +25,7 @@ from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.heartbeat import INTERVAL_SECONDS, HeartbeatLoop
 from kto_sweep.agent.lease import AgentLease, BusyError, OrphanedTrial, take_over
 from kto_sweep.agent.progress import ProgressDisplay
-from kto_sweep.agent.state import Assignment, Ending, EndKind
+from kto_sweep.agent.state import Assignment, TrialEnd, TrialEndKind
 from kto_sweep.agent.time_budget import Allowance
 from kto_sweep.agent.trial_source import TrialSource
 from kto_sweep.agent.wandb_run import (
@@ -199,7 +199,7 @@ class Executor:
                 self._progress.say(text)
             case do.ShowStarted(run_id, name, config, device):
                 self._progress.started(run_id, name, config, device)
-            case do.ShowEnded(run_id, ending) if ending.kind is EndKind.FAILED:
+            case do.ShowEnded(run_id, ending) if ending.kind is TrialEndKind.FAILED:
                 self._progress.failed(run_id, ending.cause, ending.text)
             case do.ShowEnded(run_id, ending):
                 self._progress.ended(run_id, ending.kind.value, ending.summary)
@@ -292,7 +292,7 @@ class Executor:
         if not take_over(orphan, self._lease.token):
             raise TakenError("another agent of this box has it")
 
-    def _close(self, slot: int, run_id: str, run: TrialRun, ending: Ending) -> None:
+    def _close(self, slot: int, run_id: str, run: TrialRun, ending: TrialEnd) -> None:
         try:
             sent = _end_run(run, ending)
         except Exception as error:
@@ -376,17 +376,17 @@ class Executor:
         return Assignment.from_config(command.run_id, command.config or {}, done_steps=done)
 
 
-def _end_run(run: TrialRun, ending: Ending) -> bool:
+def _end_run(run: TrialRun, ending: TrialEnd) -> bool:
     """Close a run; whether the server has everything."""
     match ending.kind:
-        case EndKind.FINISHED:
+        case TrialEndKind.FINISHED:
             return run.succeed(ending.summary)
-        case EndKind.FAILED:
+        case TrialEndKind.FAILED:
             return run.fail(ending.cause, ending.text)
-        case EndKind.PREEMPTED:
+        case TrialEndKind.PREEMPTED:
             return run.preempt()
         case _:
-            return run.stop(ending.summary, for_good=ending.kind is EndKind.STOPPED)
+            return run.stop(ending.summary, for_good=ending.kind is TrialEndKind.STOPPED)
 
 
 def _not_opened(slot: int, run_id: str, error: Exception) -> events.RunNotOpened:

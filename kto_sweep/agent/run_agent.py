@@ -17,7 +17,7 @@ from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.preflight import require_sources
 from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
-from kto_sweep.agent.state import AgentState, AgentStats, Outcome, Settings
+from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.time_budget import Allowance, Forecast, learn_earlier, plan_by
 from kto_sweep.agent.trial_source import SweepSource
@@ -107,9 +107,9 @@ def run_agent(
             )  # fmt: skip
             state = supervise(state, executor)
         stats = state.stats
-        if state.outcome is Outcome.RESTART:
+        if state.outcome is AgentOutcome.RESTART:
             raise _service_gone(state, view, allowances)
-        if state.outcome is Outcome.KILLED:
+        if state.outcome is AgentOutcome.KILLED:
             console.print("Next: kto-sweep agent   (continues from the trials' last checkpoints)")
             exit_at_once(128 + stats.interrupted if stats.interrupted else 1)
         attempts = 1 if stats.interrupted else ATTEMPTS

@@ -21,7 +21,7 @@ from kto_sweep.agent.events import (
     WorkerExited,
     WorkerMessage,
 )
-from kto_sweep.agent.state import Outcome, Phase, TrialStatus
+from kto_sweep.agent.state import AgentOutcome, Phase, TrialStatus
 from kto_sweep.agent.transition import Transition
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Done, Failed
@@ -70,7 +70,7 @@ def clear(t: Transition, number: int) -> None:
 def end_if_idle(t: Transition) -> None:
     """The agent is done when nothing is left to do."""
     if t.state.phase in (Phase.WORKING, Phase.SHUTTING_DOWN) and t.state.is_idle:
-        _end(t, Outcome.DONE)
+        _end(t, AgentOutcome.DONE)
 
 
 def kill(t: Transition) -> None:
@@ -81,7 +81,7 @@ def kill(t: Transition) -> None:
     for name, device in list(t.devices.items()):
         if device.worker:
             t.do(EndWorker(name, at_once=True))
-    _end(t, Outcome.KILLED)
+    _end(t, AgentOutcome.KILLED)
 
 
 def _attach_requeued(t: Transition) -> None:
@@ -93,7 +93,7 @@ def _attach_requeued(t: Transition) -> None:
     t.update(requeued=())
 
 
-def _end(t: Transition, outcome: Outcome) -> None:
+def _end(t: Transition, outcome: AgentOutcome) -> None:
     t.update(phase=Phase.ENDED, outcome=outcome)
 
 
@@ -125,14 +125,14 @@ def while_aborting(t: Transition, event: Event) -> None:
         case RunNotOpened() | DiskFull() if t.slots[event.slot].has(TrialStatus.OPENING):
             trials.drop(t, event.slot)
         case ServiceGone() | SignalReceived():
-            _end(t, Outcome.ERROR)  # nothing can be sent, or the user does not wait
+            _end(t, AgentOutcome.ERROR)  # nothing can be sent, or the user does not wait
             return
     _end_abort(t)
 
 
 def _end_abort(t: Transition) -> None:
     if t.now > t.state.deadline or all(slot.trial is None for slot in t.slots.values()):
-        _end(t, Outcome.ERROR)
+        _end(t, AgentOutcome.ERROR)
 
 
 # Without wandb's service.
@@ -193,6 +193,6 @@ def _is_stopping(t: Transition) -> bool:
 def _end_without_service(t: Transition) -> None:
     if _is_stopping(t):
         if t.now > t.state.deadline or not any(slot.has(TrialStatus.RUNNING) for slot in t.slots.values()):
-            _end(t, Outcome.KILLED)
+            _end(t, AgentOutcome.KILLED)
     elif t.now > t.state.deadline:
-        _end(t, Outcome.RESTART)
+        _end(t, AgentOutcome.RESTART)

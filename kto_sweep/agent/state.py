@@ -41,7 +41,7 @@ class TrialStatus(StrEnum):
     """It has ended; its run is being closed."""
 
 
-class EndKind(StrEnum):
+class TrialEndKind(StrEnum):
     """How a trial's run is closed; the value is what people read."""
 
     FINISHED = "finished"
@@ -55,10 +55,10 @@ class EndKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ending:
+class TrialEnd:
     """How a trial ended."""
 
-    kind: EndKind
+    kind: TrialEndKind
     summary: Mapping[str, float | int | str] = field(default_factory=dict)
     cause: str = ""
     """A value of `FailureCause`, of a failed trial."""
@@ -94,7 +94,7 @@ class Assignment:
     """Time of the next attempt."""
     close_by: float = float("inf")
     """Time at which closing is abandoned: wandb's own limit does not hold for several runs at once."""
-    ending: Ending | None = None
+    ending: TrialEnd | None = None
     """While it is closing."""
 
     @classmethod
@@ -249,7 +249,7 @@ class Phase(StrEnum):
     ENDED = "ended"
 
 
-class Outcome(StrEnum):
+class AgentOutcome(StrEnum):
     """How the agent ended."""
 
     DONE = "done"
@@ -273,7 +273,7 @@ class AgentState:
     phase: Phase = Phase.WORKING
     deadline: float = float("inf")
     """Time at which the present phase ends whatever is left."""
-    outcome: Outcome | None = None
+    outcome: AgentOutcome | None = None
     """When it has ended."""
     error: Exception | None = None
     """Why it aborts, or must restart."""

@@ -14,7 +14,7 @@ from types import FrameType
 from kto_sweep.agent import scheduler
 from kto_sweep.agent.events import Crashed, SignalReceived
 from kto_sweep.agent.executor import Executor
-from kto_sweep.agent.state import AgentState, Outcome, Phase
+from kto_sweep.agent.state import AgentOutcome, AgentState, Phase
 
 
 def supervise(
@@ -37,7 +37,7 @@ def supervise(
                     raise
                 state, actions = scheduler.step(state, Crashed(error), clock())
         executor.close()
-    if state.outcome is Outcome.ERROR:
+    if state.outcome is AgentOutcome.ERROR:
         atexit.register(os._exit, 1)  # else wandb would end what is still open as finished
         assert state.error is not None
         raise state.error

@@ -23,10 +23,10 @@ from kto_sweep.agent.retry_policy import is_retried, retry_delay
 from kto_sweep.agent.state import (
     MAX_CONSECUTIVE_FAILURES,
     Assignment,
-    Ending,
-    EndKind,
     Phase,
     Slot,
+    TrialEnd,
+    TrialEndKind,
     TrialStatus,
 )
 from kto_sweep.agent.transition import Transition
@@ -156,7 +156,7 @@ def _on_done(t: Transition, slot: Slot, message: Done) -> None:
         t.update(forecast=t.state.forecast.learned(trial.config, message.steps, float(seconds)))
     if not message.stopped:
         t.update_stats(finished=t.state.stats.finished + 1, consecutive_failures=0)
-        close(t, slot.number, Ending(EndKind.FINISHED, message.summary))
+        close(t, slot.number, TrialEnd(TrialEndKind.FINISHED, message.summary))
     elif t.state.phase is Phase.WORKING:
         stop(t, slot.number, message.summary)
     else:
@@ -183,7 +183,9 @@ def retry_or_fail(t: Transition, slot: int, cause: str, text: str) -> None:
 def stop(t: Transition, slot: int, summary: Mapping[str, float | int | str]) -> None:
     """Close the trial that the server asked to stop."""
     t.update_stats(stopped=t.state.stats.stopped + 1)
-    close(t, slot, Ending(EndKind.PAUSED if t.state.settings.pauses else EndKind.STOPPED, summary))
+    close(
+        t, slot, TrialEnd(TrialEndKind.PAUSED if t.state.settings.pauses else TrialEndKind.STOPPED, summary)
+    )
 
 
 def fail(t: Transition, slot: int, cause: str, text: str) -> None:
@@ -191,7 +193,7 @@ def fail(t: Transition, slot: int, cause: str, text: str) -> None:
     stats = t.state.stats
     in_a_row = stats.consecutive_failures + (not stats.finished)
     t.update_stats(failed=stats.failed + 1, consecutive_failures=in_a_row)
-    close(t, slot, Ending(EndKind.FAILED, {}, cause, text))
+    close(t, slot, TrialEnd(TrialEndKind.FAILED, {}, cause, text))
     if in_a_row == MAX_CONSECUTIVE_FAILURES > stats.consecutive_failures:
         t.say(f"{MAX_CONSECUTIVE_FAILURES} trials failed and none succeeded: starting no more")
 
@@ -205,10 +207,10 @@ def fail_unreadable(t: Transition, slot: int) -> None:
 
 def preempt(t: Transition, slot: int) -> None:
     """Close the trial so that the server sends it again."""
-    close(t, slot, Ending(EndKind.PREEMPTED))
+    close(t, slot, TrialEnd(TrialEndKind.PREEMPTED))
 
 
-def close(t: Transition, slot: int, ending: Ending) -> None:
+def close(t: Transition, slot: int, ending: TrialEnd) -> None:
     """Close the trial's run; its slot is free when that has happened."""
     close_by = t.now + t.state.settings.patience + CLOSE_SECONDS
     trial = t.set_trial(slot, status=TrialStatus.CLOSING, close_by=close_by, ending=ending)

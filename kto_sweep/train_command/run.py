@@ -15,7 +15,7 @@ from kto_sweep.agent.executor import Executor, RunOptions
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
 from kto_sweep.agent.run_agent import PATIENCE_SECONDS, exit_at_once
-from kto_sweep.agent.state import AgentState, AgentStats, Outcome, Settings
+from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
 from kto_sweep.agent.wandb_run import ServiceGoneError, log_answers
@@ -144,11 +144,11 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             settings = Settings(count=1, max_openings=1)
             state = supervise(AgentState.of({device: str(log_path(home, device))}, 1, settings), executor)
         stats = state.stats
-        if state.outcome is Outcome.RESTART:
+        if state.outcome is AgentOutcome.RESTART:
             error = ServiceGoneError(str(state.error))
             error.hint = _how_to_continue(home, job).removeprefix("Next: ")
             raise error
-        if state.outcome is Outcome.KILLED:
+        if state.outcome is AgentOutcome.KILLED:
             console.print(_how_to_continue(home, job), soft_wrap=True)
             exit_at_once(128 + stats.interrupted)
         if connectivity is not None:

@@ -11,7 +11,7 @@ from kto_sweep.agent import actions as do
 from kto_sweep.agent import events, scheduler
 from kto_sweep.agent.devices import Device
 from kto_sweep.agent.events import OpeningFailure
-from kto_sweep.agent.state import AgentState, Assignment, Outcome, Phase, Settings, TrialStatus
+from kto_sweep.agent.state import AgentOutcome, AgentState, Assignment, Phase, Settings, TrialStatus
 from kto_sweep.agent.time_budget import Forecast
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Done, Failed, Metrics, Ready, SetConcurrency, WorkerBroken
@@ -331,10 +331,10 @@ class World:
                 break
             self.let(self._next_good())
         assert self.state.outcome is not None, f"it does not end: {self.state}"
-        assert self.state.outcome in (Outcome.KILLED, Outcome.RESTART) or not self.open, (
+        assert self.state.outcome in (AgentOutcome.KILLED, AgentOutcome.RESTART) or not self.open, (
             f"left open: {self.open}"
         )
-        assert self.state.outcome is not Outcome.DONE or not any(
+        assert self.state.outcome is not AgentOutcome.DONE or not any(
             slot.trial for slot in self.state.slots.values()
         )
 

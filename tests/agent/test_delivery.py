@@ -10,7 +10,7 @@ from agent_harness import wait
 from kto_sweep.agent import run_agent as module
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, PAUSE_SECONDS, check_delivery
-from kto_sweep.agent.state import AgentState, AgentStats, Outcome, Settings
+from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, home_id, read_record
@@ -121,7 +121,7 @@ def test_the_sweep_is_read_for_the_last_time_while_the_connection_is_kept_up(
 
     def supervise(state: AgentState, executor: object) -> AgentState:
         wait(lambda: "probing" in did)
-        return AgentState({}, {}, Settings(), stats=AgentStats(1, 1), outcome=Outcome.DONE)
+        return AgentState({}, {}, Settings(), stats=AgentStats(1, 1), outcome=AgentOutcome.DONE)
 
     def read(*args: object) -> SweepView:
         did.append("read")

@@ -10,7 +10,15 @@ from kto_sweep.agent import actions as do
 from kto_sweep.agent import events
 from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.shutdown import ABORT_SECONDS, SIGNAL_SECONDS
-from kto_sweep.agent.state import AgentState, Assignment, Ending, EndKind, Outcome, Phase, TrialStatus
+from kto_sweep.agent.state import (
+    AgentOutcome,
+    AgentState,
+    Assignment,
+    Phase,
+    TrialEnd,
+    TrialEndKind,
+    TrialStatus,
+)
 from kto_sweep.agent.time_budget import Forecast
 from kto_sweep.agent.trial_lifecycle import CLOSE_SECONDS, OPENING_SECONDS
 from kto_sweep.errors import KtoSweepError
@@ -43,7 +51,9 @@ def test_a_trial_passes_through_five_statuses() -> None:
     assert actions == [do.Record("a", Metrics("a", 1, {"loss": 0.5}))]
     state, actions = play(state, said(state, "gpu 0", DONE))
     assert (status(state), kinds(actions)) == (TrialStatus.CLOSING, ["CompareInputs", "CloseRun"])
-    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", Ending(EndKind.FINISHED, DONE.summary))]
+    assert of_kind(actions, do.CloseRun) == [
+        do.CloseRun(0, "a", TrialEnd(TrialEndKind.FINISHED, DONE.summary))
+    ]
     state, actions = play(state, events.RunClosed(0, "a", sent=True))
     assert state.slots[0].trial is None
     assert kinds(actions) == ["ShowEnded", "Heartbeat"]
@@ -51,7 +61,7 @@ def test_a_trial_passes_through_five_statuses() -> None:
     assert (state.stats.started, state.stats.finished, state.stats.sent) == (1, 1, ((0.0, "a"),))
     state, actions = play(state, events.Commands(0, exit=True))
     assert kinds(actions) == ["CloseSlot", "EndWorker"]
-    assert state.outcome is Outcome.DONE
+    assert state.outcome is AgentOutcome.DONE
 
 
 def test_a_trial_waits_for_a_worker_that_is_not_ready() -> None:
@@ -66,13 +76,13 @@ def test_a_trial_waits_for_a_worker_that_is_not_ready() -> None:
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        (DONE, EndKind.FINISHED),
-        (replace(DONE, stopped=True), EndKind.STOPPED),
-        (Failed("a", "diverged", "loss is nan", "lower it"), EndKind.FAILED),
-        (Failed("a", "out of memory", "too large"), EndKind.FAILED),
+        (DONE, TrialEndKind.FINISHED),
+        (replace(DONE, stopped=True), TrialEndKind.STOPPED),
+        (Failed("a", "diverged", "loss is nan", "lower it"), TrialEndKind.FAILED),
+        (Failed("a", "out of memory", "too large"), TrialEndKind.FAILED),
     ],
 )
-def test_how_a_trial_ends(message: Any, expected: EndKind) -> None:
+def test_how_a_trial_ends(message: Any, expected: TrialEndKind) -> None:
     state = running("a")
     _, actions = play(state, said(state, "gpu 0", message))
     [close] = of_kind(actions, do.CloseRun)
@@ -82,7 +92,7 @@ def test_how_a_trial_ends(message: Any, expected: EndKind) -> None:
 def test_a_stopped_trial_of_successive_halving_is_paused() -> None:
     state = running("a", pauses=True)
     _, actions = play(state, said(state, "gpu 0", replace(DONE, stopped=True)))
-    assert of_kind(actions, do.CloseRun)[0].ending.kind is EndKind.PAUSED
+    assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.PAUSED
 
 
 def test_a_failure_that_is_not_the_trials_own_is_retried_and_then_final() -> None:
@@ -98,7 +108,7 @@ def test_a_failure_that_is_not_the_trials_own_is_retried_and_then_final() -> Non
         state, actions = play(state, events.Tick(), now=wait)
         assert of_kind(actions, do.Dispatch)
     state, actions = play(state, said(state, "gpu 0", failed))
-    assert of_kind(actions, do.CloseRun)[0].ending.kind is EndKind.FAILED
+    assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.FAILED
 
 
 def test_a_configuration_that_cannot_be_trained_fails_without_a_worker() -> None:
@@ -107,7 +117,7 @@ def test_a_configuration_that_cannot_be_trained_fails_without_a_worker() -> None
     state, actions = play(state, events.RunOpened(0, "a", "calm-wave-1", 0))
     assert not of_kind(actions, do.Dispatch)
     [close] = of_kind(actions, do.CloseRun)
-    assert (close.ending.kind, close.ending.cause) == (EndKind.FAILED, "bad config")
+    assert (close.ending.kind, close.ending.cause) == (TrialEndKind.FAILED, "bad config")
     assert "0 is not a batch size" in close.ending.text
 
 
@@ -214,7 +224,7 @@ def test_no_more_trials_than_the_count_are_started() -> None:
     state, _ = play(state, said(state, "gpu 0", DONE))
     state, actions = play(state, events.RunClosed(0, "a", sent=True))
     assert not of_kind(actions, do.Heartbeat)
-    assert state.outcome is Outcome.DONE
+    assert state.outcome is AgentOutcome.DONE
 
 
 def test_after_five_failures_and_no_success_nothing_more_is_started() -> None:
@@ -227,7 +237,7 @@ def test_after_five_failures_and_no_success_nothing_more_is_started() -> None:
         )  # fmt: skip
         said_then += lines(actions)
     assert said_then == ["5 trials failed and none succeeded: starting no more"]
-    assert state.outcome is Outcome.DONE
+    assert state.outcome is AgentOutcome.DONE
 
 
 @pytest.mark.parametrize(("seconds", "begins"), [(90.0, True), (110.0, False)])
@@ -240,7 +250,7 @@ def test_with_a_budget_only_trials_that_can_end_in_time_begin(seconds: float, be
     if not begins:
         [line] = lines(actions)
         assert line.startswith("run a is left for later: 2 min left and it takes 2 min")
-        assert state.outcome is Outcome.DONE
+        assert state.outcome is AgentOutcome.DONE
 
 
 def test_trials_of_dead_agents_come_before_new_ones() -> None:
@@ -260,7 +270,7 @@ def test_a_running_trial_is_asked_to_stop_and_a_waiting_one_is_closed(event: eve
     assert of_kind(actions, do.RequestStop) == [do.RequestStop("gpu 0", "a")]
     state, _ = play(state, events.DiskFull(0, "a", "full"))
     state, actions = play(state, event)
-    assert of_kind(actions, do.CloseRun)[0].ending.kind is EndKind.STOPPED
+    assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.STOPPED
     assert state.stats.stopped == 1
 
 
@@ -272,17 +282,17 @@ def test_a_signal_puts_the_trials_back_and_ends_the_agent() -> None:
     state, _ = play(state, events.DiskFull(1, "b", "full"))
     state, actions = play(state, events.SignalReceived(15))
     assert of_kind(actions, do.RequestStop) == [do.RequestStop("gpu 0", "a")]
-    assert of_kind(actions, do.CloseRun) == [do.CloseRun(1, "b", Ending(EndKind.PREEMPTED))]
+    assert of_kind(actions, do.CloseRun) == [do.CloseRun(1, "b", TrialEnd(TrialEndKind.PREEMPTED))]
     state, actions = play(state, said(state, "gpu 0", replace(DONE, stopped=True)))
-    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", Ending(EndKind.PREEMPTED))]
+    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", TrialEnd(TrialEndKind.PREEMPTED))]
     state, _ = play(state, events.RunClosed(0, "a", sent=True), events.RunClosed(1, "b", sent=True))
-    assert (state.outcome, state.stats.interrupted) == (Outcome.DONE, 15)
+    assert (state.outcome, state.stats.interrupted) == (AgentOutcome.DONE, 15)
 
 
 def test_a_trial_that_ends_during_the_grace_time_is_finished() -> None:
     state, _ = play(running("a"), events.SignalReceived(2))
     _, actions = play(state, said(state, "gpu 0", DONE))
-    assert of_kind(actions, do.CloseRun)[0].ending.kind is EndKind.FINISHED
+    assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.FINISHED
 
 
 @pytest.mark.parametrize(
@@ -292,7 +302,7 @@ def test_a_second_signal_or_the_end_of_the_grace_time_kills_workers(event: event
     state, _ = play(running("a"), events.SignalReceived(2))
     state, actions = play(state, event, now=now)
     assert of_kind(actions, do.EndWorker) == [do.EndWorker("gpu 0", at_once=True)]
-    assert state.outcome is Outcome.KILLED
+    assert state.outcome is AgentOutcome.KILLED
 
 
 def test_when_time_is_up_trials_are_put_back() -> None:
@@ -304,29 +314,29 @@ def test_when_time_is_up_trials_are_put_back() -> None:
 def test_an_error_puts_open_runs_back_within_seconds_and_ends_the_agent() -> None:
     error = KtoSweepError("the sweep was deleted on the server")
     state, actions = play(running("a"), events.SweepGone(error))
-    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", Ending(EndKind.PREEMPTED))]
+    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", TrialEnd(TrialEndKind.PREEMPTED))]
     assert of_kind(actions, do.EndWorker)
     after, _ = play(state, events.RunClosed(0, "a", sent=True))
-    assert (after.outcome, after.error) == (Outcome.ERROR, error)
+    assert (after.outcome, after.error) == (AgentOutcome.ERROR, error)
     late, _ = play(state, events.Tick(), now=ABORT_SECONDS + 0.1)
-    assert late.outcome is Outcome.ERROR
+    assert late.outcome is AgentOutcome.ERROR
 
 
 def test_a_run_that_opens_while_an_error_ends_the_agent_is_put_back() -> None:
     state, _ = play(ready(), events.Commands(0, run=trial("a")), events.SweepGone(KtoSweepError("gone")))
     _, actions = play(state, events.RunOpened(0, "a", "calm-wave-1", 0))
-    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", Ending(EndKind.PREEMPTED))]
+    assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", TrialEnd(TrialEndKind.PREEMPTED))]
 
 
 def test_without_wandbs_service_another_process_continues_unless_a_signal_follows() -> None:
     lost, actions = play(running("a", count=3), events.ServiceGone())
     assert not kinds(actions), "nothing can be sent"
     state, _ = play(lost, events.Tick(), now=SIGNAL_SECONDS + 0.1)
-    assert (state.outcome, state.trials_left) == (Outcome.RESTART, 3)
+    assert (state.outcome, state.trials_left) == (AgentOutcome.RESTART, 3)
     state, actions = play(lost, events.SignalReceived(15), now=1.0)
     assert of_kind(actions, do.RequestStop) == [do.RequestStop("gpu 0", "a")]
     state, _ = play(state, said(state, "gpu 0", replace(DONE, stopped=True)))
-    assert state.outcome is Outcome.KILLED
+    assert state.outcome is AgentOutcome.KILLED
 
 
 def test_a_server_that_has_moved_is_followed_by_another_process() -> None:

@@ -5,7 +5,7 @@ from agent_harness import REF, AgentHarness, FakeWorker, Grid, later
 
 from kto_sweep.agent import shutdown
 from kto_sweep.agent.events import ServiceGone
-from kto_sweep.agent.state import AgentState, Outcome, Settings
+from kto_sweep.agent.state import AgentOutcome, AgentState, Settings
 from kto_sweep.agent.wandb_run import ServiceGoneError
 from kto_sweep.cli import run
 from kto_sweep.errors import KtoSweepError
@@ -39,7 +39,7 @@ def test_a_signal_that_reaches_the_service_as_well_ends_the_agent_when_the_trial
     later(lambda: len(harness.started()) == 2, signal_all)
     state = harness.perform(slots=2)
     assert sorted(stopped) == ["cell0", "cell1"]
-    assert (state.outcome, state.stats.interrupted) == (Outcome.KILLED, 2)
+    assert (state.outcome, state.stats.interrupted) == (AgentOutcome.KILLED, 2)
     assert not harness.ends, "nothing can be told to the server"
 
 
@@ -54,7 +54,7 @@ def test_a_service_that_ends_while_the_agent_shuts_down_does_not_start_it_again(
     harness.beat, harness.on_order = Grid(1).beat, on_order
     later(harness.started, harness.interrupt)
     state = harness.perform()
-    assert (state.outcome, state.stats.interrupted) == (Outcome.KILLED, 2)
+    assert (state.outcome, state.stats.interrupted) == (AgentOutcome.KILLED, 2)
 
 
 def test_a_service_that_ends_alone_is_replaced_by_starting_again(
@@ -64,7 +64,7 @@ def test_a_service_that_ends_alone_is_replaced_by_starting_again(
     harness.beat = Grid(1).beat
     later(harness.started, lambda: harness.happens(ServiceGone()))
     state = harness.perform(count=3)
-    assert (state.outcome, state.trials_left) == (Outcome.RESTART, 3)
+    assert (state.outcome, state.trials_left) == (AgentOutcome.RESTART, 3)
     assert "wandb-core" in str(state.error)
     assert all(isinstance(order, StartTrial) for order in harness.orders)
 
@@ -97,7 +97,7 @@ def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
 def test_a_run_of_no_sweep_says_how_it_continues_without_the_service(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch, begun: bool, hint: str
 ) -> None:
-    lost = AgentState({}, {}, Settings(), outcome=Outcome.RESTART, error=KtoSweepError("it has ended"))
+    lost = AgentState({}, {}, Settings(), outcome=AgentOutcome.RESTART, error=KtoSweepError("it has ended"))
     monkeypatch.setattr(train_run, "supervise", lambda state, executor: lost)
     trial = Trial.from_config({"model_size": "tiny", "dataset": "data.jsonl"})
     if begun:

@@ -8,7 +8,7 @@ from agent_world import GPU_0, GPU_1, exited, lines, of_kind, play, ready, runni
 from kto_sweep.agent import actions as do
 from kto_sweep.agent import events
 from kto_sweep.agent.devices import CPU
-from kto_sweep.agent.state import AgentState, EndKind, Outcome, Phase, TrialStatus
+from kto_sweep.agent.state import AgentOutcome, AgentState, Phase, TrialEndKind, TrialStatus
 from kto_sweep.agent.transition import RESTART_SECONDS
 from kto_sweep.agent.worker_exits import MAX_IDLE_EXITS
 from kto_sweep.protocol import Done, Metrics, Ready, WorkerBroken
@@ -51,7 +51,7 @@ def test_the_trial_that_kills_worker_after_worker_fails_and_its_neighbours_do_no
     assert statuses(state) == {"a": TrialStatus.RUNNING, "b": TrialStatus.READY}, "each alone"
     state, actions = play(state, exited(state, "gpu 0"))
     [close] = of_kind(actions, do.CloseRun)
-    assert (close.run_id, close.ending.kind, close.ending.cause) == ("a", EndKind.FAILED, "worker crash")
+    assert (close.run_id, close.ending.kind, close.ending.cause) == ("a", TrialEndKind.FAILED, "worker crash")
     assert "3 workers ended under this trial, the last with signal SIGKILL" in close.ending.text
     assert state.culprits == {"a"}
 
@@ -136,7 +136,7 @@ def test_a_device_on_which_no_worker_ever_starts_ends_the_agent_at_once() -> Non
     state = ready(devices=[CPU])
     state = replace(state, devices={"cpu": replace(state.devices["cpu"], ready=False, was_ready=False)})
     state, _ = play(state, exited(state, "cpu", 1, "ModuleNotFoundError"))
-    assert state.outcome is Outcome.ERROR
+    assert state.outcome is AgentOutcome.ERROR
     assert "the worker on cpu ended with exit status 1:\nModuleNotFoundError" in str(state.error)
 
 
@@ -180,6 +180,6 @@ def test_a_worker_that_dies_during_the_shutdown_is_not_replaced(status: int) -> 
     state, _ = play(running("a"), events.SignalReceived(2))
     state, actions = play(state, exited(state, "gpu 0", status))
     assert not of_kind(actions, do.StartWorker)
-    assert of_kind(actions, do.CloseRun)[0].ending.kind is EndKind.PREEMPTED
+    assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.PREEMPTED
     state, _ = play(state, events.RunClosed(0, "a", sent=True))
-    assert state.outcome is Outcome.DONE
+    assert state.outcome is AgentOutcome.DONE
