@@ -33,7 +33,6 @@ from kto_sweep.agent.wandb_run import (
     ObjectiveTracker,
     TrialRun,
     checkpoint_step,
-    is_service_gone,
 )
 from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.alerts import AlertRule
@@ -43,7 +42,13 @@ from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
 from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, StartTrial, StopTrial, TrialMessage
 from kto_sweep.run_record import home_id
-from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, kill_wandb_core, wandb_core_exited
+from kto_sweep.wandb_client.private_api import (
+    Command,
+    KeyRejectedError,
+    is_service_gone,
+    kill_wandb_core,
+    wandb_core_exited,
+)
 
 TICK_SECONDS = 1.0
 SHORT_SECONDS = 10.0

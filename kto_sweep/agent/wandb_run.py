@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import wandb
-from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
@@ -21,6 +20,7 @@ from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import RunLock, RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER
+from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
 """How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
@@ -53,11 +53,6 @@ class ServiceGoneError(KtoSweepError):
 
 class GivenBackError(KtoSweepError):
     """A run could not be started, and its trial was given back to the server."""
-
-
-def is_service_gone(error: BaseException) -> bool:
-    """Whether wandb raised `error` because its service process has ended."""
-    return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
 
 
 class ObjectiveTracker:

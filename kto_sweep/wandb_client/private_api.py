@@ -18,6 +18,7 @@ from wandb.apis.public import sweeps as sweeps_api
 from wandb.sdk import wandb_setup
 from wandb.sdk.lib import wbauth
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.search.options import BLOCK
@@ -30,6 +31,7 @@ __all__ = [
     "find_login",
     "heartbeat",
     "is_embedded",
+    "is_service_gone",
     "kill_wandb_core",
     "read_curves",
     "register_agent",
@@ -175,6 +177,11 @@ def wandb_core_exited() -> bool:
     connection = wandb_setup.singleton()._connection
     process = connection._proc if connection is not None else None  # None: WANDB_SERVICE names another's
     return process is not None and process._process.poll() is not None
+
+
+def is_service_gone(error: BaseException) -> bool:
+    """Whether wandb raised `error` because that process has ended."""
+    return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
 
 
 def kill_wandb_core() -> None:
