@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -31,11 +31,11 @@ from kto_sweep.agent.trial_source import TrialSource
 from kto_sweep.agent.wandb_run import (
     GivenBackError,
     ObjectiveTracker,
+    RunOptions,
     TrialRun,
     checkpoint_step,
 )
 from kto_sweep.agent.workers import WorkerProcess
-from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import shortage
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
@@ -57,20 +57,6 @@ SHORT_SECONDS = 10.0
 
 class TakenError(KtoSweepError):
     """A dead agent's trial is no longer ours."""
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What all W&B runs of an agent have in common."""
-
-    metric: str
-    goal: str
-    """minimize or maximize."""
-    local: bool
-    """On the embedded server of this box."""
-    patience: float
-    """Seconds for which closing a run may wait for the server."""
-    alerts: Sequence[AlertRule] = ()
 
 
 class Executor:

@@ -12,7 +12,7 @@ from rich.console import Console
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
-from kto_sweep.agent.executor import Executor, RunOptions
+from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.preflight import require_sources
 from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
@@ -21,7 +21,7 @@ from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.time_budget import Allowance, Forecast, learn_earlier, plan_by
 from kto_sweep.agent.trial_source import SweepSource
-from kto_sweep.agent.wandb_run import ServiceGoneError, forget_checkpoint
+from kto_sweep.agent.wandb_run import RunOptions, ServiceGoneError, forget_checkpoint
 from kto_sweep.agent.workers import log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -77,6 +77,20 @@ class ObjectiveTracker:
         """`objective/best` and `objective/last`, where there is a value."""
         summary = {"objective/best": self._best, "objective/last": self._last}
         return {name: value for name, value in summary.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What all W&B runs of an agent have in common."""
+
+    metric: str
+    goal: str
+    """minimize or maximize."""
+    local: bool
+    """On the embedded server of this box."""
+    patience: float
+    """Seconds for which closing a run may wait for the server."""
+    alerts: Sequence[AlertRule] = ()
 
 
 class TrialRun:

@@ -11,14 +11,14 @@ from rich.console import Console
 
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.devices import CPU, Device, find_devices, grouped, lock_devices
-from kto_sweep.agent.executor import Executor, RunOptions
+from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
 from kto_sweep.agent.run_agent import PATIENCE_SECONDS, exit_at_once
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
-from kto_sweep.agent.wandb_run import ServiceGoneError, log_answers
+from kto_sweep.agent.wandb_run import RunOptions, ServiceGoneError, log_answers
 from kto_sweep.agent.workers import log_path
 from kto_sweep.disk import require_space
 from kto_sweep.errors import UsageError

@@ -15,12 +15,12 @@ from rich.console import Console
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.devices import CPU, Device
 from kto_sweep.agent.events import Event, SignalReceived
-from kto_sweep.agent.executor import Executor, RunOptions
+from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.agent.state import AgentState, Assignment, Settings
 from kto_sweep.agent.supervisor import supervise
-from kto_sweep.agent.wandb_run import TrialRun
+from kto_sweep.agent.wandb_run import RunOptions, TrialRun
 from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
