@@ -69,7 +69,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="Exit after the server has been unreachable for this long.",
+    help="Start no trials once the server has been unreachable for this long.",
 )
 @click.option(
     "--alert",
