@@ -14,7 +14,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from kto_sweep.agent import events
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.heartbeat import INTERVAL_SECONDS, HeartbeatLoop
-from kto_sweep.agent.lease import AgentLease, BusyError, OrphanedTrial, take_over
+from kto_sweep.agent.lease import AgentLease, BusyError, OrphanedTrial, release, take_over
 from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.agent.state import Assignment, TrialEnd, TrialEndKind
 from kto_sweep.agent.time_budget import Allowance
@@ -278,7 +277,7 @@ class Executor:
     def _take_over(self, orphan: OrphanedTrial) -> None:
         """Make a dead agent's trial ours. Raises TakenError, or BusyError when its worker still has it."""
         if reason := self._source.taken_away(orphan.run_id):
-            replace(orphan.record, agent="").write(orphan.folder)  # no later agent needs to ask
+            release(orphan)
             raise TakenError(reason)
         if not take_over(orphan, self._lease.token):
             raise TakenError("another agent of this box has it")

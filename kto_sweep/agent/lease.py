@@ -160,5 +160,12 @@ def take_over(orphan: OrphanedTrial, token: str) -> bool:
     raise BusyError("a worker of a dead agent still has it")
 
 
+def release(orphan: OrphanedTrial) -> None:
+    """Leave the trial to nobody, so that no later agent asks for it, unless another process has it by now."""
+    with try_exclusive(orphan.folder) as free:
+        if free and read_record(orphan.folder) == orphan.record:
+            replace(orphan.record, agent="").write(orphan.folder)
+
+
 def _folder(home: Home) -> Path:
     return home.root / "agents"

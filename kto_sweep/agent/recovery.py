@@ -3,7 +3,6 @@
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,6 +14,7 @@ from kto_sweep.agent.lease import (
     find_orphaned_trials,
     forget_dead,
     of_sweep,
+    release,
     restore_files,
 )
 from kto_sweep.agent.state import Assignment
@@ -60,7 +60,7 @@ def find_trials_left(
     for other, left in others.items():
         if _same_server(left[0], target) and is_deleted(api, other):
             for orphan in left:
-                replace(orphan.record, agent="").write(orphan.folder)  # no later agent needs to ask
+                release(orphan)
             status = f"was deleted; what this box has of {_trials(left)} stays in {home.runs}"
         else:
             status = f"has {_trials(left)} unfinished here: kto-sweep agent {other.id}"

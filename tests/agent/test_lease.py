@@ -21,6 +21,7 @@ from kto_sweep.agent.lease import (
     forget_dead,
     is_alive,
     of_sweep,
+    release,
     restore_files,
     take_over,
 )
@@ -134,6 +135,21 @@ def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
     assert record is not None
     assert record.agent == own.token
     own.end()
+
+
+def test_a_trial_is_released_unless_another_agent_has_it_by_now(home):
+    folder = leave(home, "run", "dead")
+    first, second = find_orphaned_trials(home), find_orphaned_trials(home)
+    worker = RunLock(folder)
+    release(first[0])
+    assert read_record(folder) == first[0].record
+    worker.release()
+    release(first[0])
+    assert read_record(folder) == replace(first[0].record, agent="")
+    ended = replace(first[0].record, agent="another", ended=True)
+    ended.write(folder)
+    release(second[0])
+    assert read_record(folder) == ended
 
 
 def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
