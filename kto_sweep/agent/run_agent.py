@@ -172,7 +172,7 @@ def _end_without_server(
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
     refused = connectivity.refused
-    console.print(f"The key is refused by {target}." if refused else f"No answer from {target}.")
+    console.print(f"{target} refuses the key." if refused else f"No answer from {target}.")
     _print_unsent(console, home, unsent)
     login = f"Next: wandb login --host {target.base_url} --relogin, then"
     first = login if refused else "When the server is back:"
