@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kto_sweep.server import dashboard, file_stream, graphql_api, request_body, uploads
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
 from kto_sweep.server.resolvers.registry import Context
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store.database import StoreUnavailable
@@ -71,7 +71,7 @@ def _with_error_responses(handler: Handler) -> Handler:
             return _errors(404, str(problem))
         except (RequestError, UnicodeError, OverflowError) as problem:
             return _errors(400, str(problem))
-        except uploads.BodyTooLarge:
+        except BodyTooLarge:
             return _errors(413, "the body is too large")
         except (StoreUnavailable, OSError) as problem:
             _log.error("%s %s: %s", request.method, request.url.path, problem)

@@ -11,11 +11,13 @@ from math import isfinite
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from kto_sweep.server.downsample import Numbers, downsample, round_significant
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.text import is_number
+
+Numbers = NDArray[np.float64]
 
 MAX_VALUES = 8_000_000
 """Maximum numbers in the cache, 16 bytes each; least recently used runs are evicted first."""
@@ -178,3 +180,34 @@ def _is_unchanged(
     """Whether the last line read is unchanged. Lines hold timestamps, so a restarted run's line differs."""
     text = lines.at(connection, run_id, stream, columns.next_line - 1)
     return text is not None and _digest(text) == columns.last_digest
+
+
+def downsample(values: Numbers, points: int) -> NDArray[np.intp]:
+    """Indices of at most `points` values (at least 4) that represent the curve, ascending.
+
+    Min-max downsampling: keeps the first and last value, and the minimum and maximum of each bucket between
+    them, so that no spike is lost. `values` must be finite.
+    """
+    count = len(values)
+    if count <= max(points, 4):
+        return np.arange(count)
+    buckets = (max(points, 4) - 2) // 2
+    length = -(-(count - 2) // buckets)
+    # Pad the last bucket with the value before the last point, which belongs to it anyway.
+    padded = np.full(buckets * length, values[-2])
+    padded[: count - 2] = values[1:-1]
+    bucketed = padded.reshape(buckets, length)
+    starts = np.arange(buckets) * length + 1
+    chosen = np.concatenate(
+        [[0], starts + bucketed.argmin(axis=1), starts + bucketed.argmax(axis=1), [count - 1]]
+    )
+    return np.unique(np.minimum(chosen, count - 1))
+
+
+def round_significant(values: Numbers, digits: int = 6) -> Numbers:
+    """The finite values rounded to `digits` significant digits, enough for a plot."""
+    magnitude = np.floor(np.log10(np.abs(values), where=values != 0, out=np.zeros_like(values)))
+    # Beyond these exponents the factor would overflow; leave such values unrounded.
+    usable = np.abs(magnitude) < 290
+    factor = 10.0 ** np.where(usable, digits - 1 - magnitude, 0)
+    return np.where(usable, np.round(values * factor) / factor, values)

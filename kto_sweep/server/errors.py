@@ -7,3 +7,7 @@ class RequestError(Exception):
 
 class NotFoundError(RequestError):
     """The project, sweep, run or agent does not exist. Answered with HTTP 404, which makes an agent exit."""
+
+
+class BodyTooLarge(Exception):
+    """The request body exceeds the limit. Answered with HTTP 413."""

@@ -4,8 +4,7 @@ import zlib
 
 from starlette.requests import Request
 
-from kto_sweep.server.errors import RequestError
-from kto_sweep.server.uploads import BodyTooLarge
+from kto_sweep.server.errors import BodyTooLarge, RequestError
 
 
 async def read(request: Request, max_bytes: int) -> bytes:

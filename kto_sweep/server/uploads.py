@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from kto_sweep.server import run_writes
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.store.files import File
@@ -28,10 +28,6 @@ MAX_FILE = 4 * 2**30
 MAX_FILES = 1000
 """Maximum files announced in one request."""
 MAX_NAME = 1000
-
-
-class BodyTooLarge(Exception):
-    """The request body exceeds the limit. Answered with HTTP 413."""
 
 
 def announce(

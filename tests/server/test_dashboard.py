@@ -16,9 +16,8 @@ from server_harness import ServerHarness
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.login_tokens import TokenKind
 from kto_sweep.server import dashboard_actions, dashboard_data
-from kto_sweep.server.columns import ColumnCache
+from kto_sweep.server.columns import ColumnCache, downsample, round_significant
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
-from kto_sweep.server.downsample import downsample, round_significant
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 
