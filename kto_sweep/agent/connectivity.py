@@ -89,5 +89,5 @@ def is_lost(t: Transition, tick: Tick, elapsed: float) -> bool:
         t.say("The server answers again")
     if silence <= state.settings.patience or lost:
         return False
-    t.say(f"{tick.server_trouble} for {silence:.0f} s: starting no more trials")
+    t.say(f"{tick.server_trouble} for {silence:.0f} s: not starting new trials")
     return True

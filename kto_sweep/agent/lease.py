@@ -161,7 +161,7 @@ def take_over(orphan: OrphanedTrial, token: str) -> bool:
 
 
 def release(orphan: OrphanedTrial) -> None:
-    """Leave the trial to nobody, so that no later agent asks for it, unless another process has it by now."""
+    """Clear the owner, so that later agents skip the trial; does nothing if another process has it by now."""
     with try_exclusive(orphan.folder) as free:
         if free and read_record(orphan.folder) == orphan.record:
             replace(orphan.record, agent="").write(orphan.folder)

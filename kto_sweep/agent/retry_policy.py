@@ -1,7 +1,7 @@
 """Whose fault a failure is, and what follows from it. Pure.
 
 A trial's own fault ends it. Anything else is retried, RETRIES times at the same step: a trial that gets
-further than before starts counting anew, so a night with many accidents does not end it.
+further than before starts again at zero, so a night with many accidents does not end it.
 
 Several trials die with one worker. From the second time on they are isolated: they run first, one at a time,
 each until it gets past the step where it died; the trial that is alone when the next worker dies is the

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 60.0
 """How long trials may take to end their step and save their work after a first signal."""
 PATIENCE_SECONDS = 900.0
-"""How long a server may be silent before no more trials are started, and a run's end waits for it."""
+"""How long a server may be silent before the agent stops starting trials, and a run's end waits for it."""
 DOUBT_SECONDS = 60.0
 """Before a server fell silent, or refused the key: it may have lost what was sent to it then."""
 

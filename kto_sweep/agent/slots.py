@@ -74,7 +74,8 @@ def _within_budget(t: Transition, slot: Slot, trial: Assignment) -> bool:
         return True
     takes = "" if seconds is None else f" and it takes {duration(seconds)}"
     t.update_stats(out_of_time=True)
-    t.say(f"run {trial.run_id} is left for later: {duration(max(0.0, left))} left{takes}; starting no more")
+    why = f"{duration(max(0.0, left))} left{takes}"
+    t.say(f"run {trial.run_id} is left for later: {why}; not starting new trials")
     return False
 
 

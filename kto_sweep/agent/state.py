@@ -310,7 +310,7 @@ class AgentState:
 
     @property
     def is_draining(self) -> bool:
-        """No more trials are started; those that run may finish."""
+        """It starts no trials; running ones may finish."""
         stats, count = self.stats, self.settings.count
         return (
             self.phase is not Phase.WORKING

@@ -195,7 +195,7 @@ def fail(t: Transition, slot: int, cause: str, text: str) -> None:
     t.update_stats(failed=stats.failed + 1, consecutive_failures=in_a_row)
     close(t, slot, TrialEnd(TrialEndKind.FAILED, {}, cause, text))
     if in_a_row == MAX_CONSECUTIVE_FAILURES > stats.consecutive_failures:
-        t.say(f"{MAX_CONSECUTIVE_FAILURES} trials failed and none succeeded: starting no more")
+        t.say(f"{MAX_CONSECUTIVE_FAILURES} trials failed and none succeeded: not starting new trials")
 
 
 def fail_unreadable(t: Transition, slot: int) -> None:

@@ -100,5 +100,5 @@ class SingleTrialSource:
         return True
 
     def taken_away(self, run_id: str) -> str:
-        """Nobody else knows of it."""
+        """Never: no server schedules this trial."""
         return ""

@@ -118,7 +118,7 @@ class Growth:
         if wanted <= slots:
             self._settle(slots, self._limit(slots, memory))
         elif before is None:
-            self.room = Room(wanted, f"{_trials(wanted)} at once, to see what is gained")
+            self.room = Room(wanted, f"trying {_trials(wanted)} at once")
         else:
             found = f"{slots} in place of {before} added {_percent(gain)} throughput"
             self.room = Room(wanted, f"{_trials(wanted)} at once: {found}")

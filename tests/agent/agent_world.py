@@ -287,7 +287,7 @@ class World:
         choices = self.progress() if kind < 80 else self.faults() if kind < 98 else self.ends()
         self.let(choices[number % len(choices)])
 
-    def let(self, event: events.Event) -> None:  # noqa: PLR0912 - a table  # noqa: PLR0912 - a table
+    def let(self, event: events.Event) -> None:  # noqa: PLR0912 - a table
         """Change the world as this event says, then report it."""
         match event:
             case events.Tick(time_left):

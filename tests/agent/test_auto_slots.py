@@ -19,8 +19,8 @@ def test_it_begins_with_one_trial_and_opens_more_slots_as_it_measures(machine: M
     machine.create_sweep(LONG_AND_SHORT)
     said = machine.run("agent")
     # How many are worth it depends on the box; a second one is always tried.
-    measured = said.index("cpu: 2 trials at once, to see what is gained")
+    measured = said.index("cpu: trying 2 trials at once")
     assert said.index("trial 1 of 2") < measured < said.index("trial 2 of 2") < said.index("trial 1 finished")
     assert machine.json("status")["finished"] == 2
     notes = [log.read_text() for log in machine.home.runs.glob("*/console.log")]
-    assert sum("2 trials at once, to see what is gained" in text for text in notes) == 1
+    assert sum("trying 2 trials at once" in text for text in notes) == 1

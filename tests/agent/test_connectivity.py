@@ -28,7 +28,7 @@ def test_a_silent_server_is_reported_and_in_the_end_nothing_more_is_started() ->
         said += lines(actions)
     assert said == [
         "No answer from the server for 46 s: training continues, metrics are sent later",
-        "No answer from the server for 101 s: starting no more trials",
+        "No answer from the server for 101 s: not starting new trials",
     ]
     assert (state.stats.server_lost, state.is_draining) == (True, True)
 

@@ -236,7 +236,7 @@ def test_after_five_failures_and_no_success_nothing_more_is_started() -> None:
             said(state, "gpu 0", Failed(run_id, "diverged", "nan")), events.RunClosed(0, run_id, sent=True),
         )  # fmt: skip
         said_then += lines(actions)
-    assert said_then == ["5 trials failed and none succeeded: starting no more"]
+    assert said_then == ["5 trials failed and none succeeded: not starting new trials"]
     assert state.outcome is AgentOutcome.DONE
 
 

@@ -299,7 +299,7 @@ def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -
     first, second = (
         [note for note in harness.reports[name].notes if "at once" in note] for name in ("a", "b")
     )
-    assert first == ["2 trials at once, to see what is gained", *second]
+    assert first == ["trying 2 trials at once", *second]
     assert second[0].startswith("4 trials at once: 2 in place of 1 added ")
     harness.crash()
 
