@@ -21,10 +21,11 @@ from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.time_budget import Allowance, Forecast, learn_earlier, plan_by
 from kto_sweep.agent.trial_source import SweepSource
-from kto_sweep.agent.wandb_run import RunOptions, ServiceGoneError, forget_checkpoint
+from kto_sweep.agent.wandb_run import RunOptions, forget_checkpoint
 from kto_sweep.agent.workers import log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.fingerprints import InputDrift
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
@@ -46,6 +47,17 @@ PATIENCE_SECONDS = 900.0
 """How long a server may be silent before the agent stops starting trials, and a run's end waits for it."""
 DOUBT_SECONDS = 60.0
 """Before a server fell silent, or refused the key: it may have lost what was sent to it then."""
+
+
+class ServiceGoneError(KtoSweepError):
+    """wandb's service process, wandb-core, has lost the runs of this agent: another process must continue."""
+
+    count: int | None = None
+    """Trials that the agent had still to start or to end; None: any number."""
+    time_left: Sequence[str] = ()
+    """The options that give another agent the rest of its time."""
+    sweep: str = ""
+    """ENTITY/PROJECT/ID of what it worked on."""
 
 
 def run_agent(
@@ -157,7 +169,8 @@ def _forecast(
 
 def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allowance]) -> ServiceGoneError:
     """What another process needs to continue where this one ended."""
-    error = ServiceGoneError(str(state.error))
+    assert isinstance(state.error, KtoSweepError)
+    error = ServiceGoneError(state.error.message, hint=state.error.hint)
     error.count = state.trials_left
     error.sweep = str(view.ref)
     error.time_left = [word for allowance in allowances for word in allowance.option]

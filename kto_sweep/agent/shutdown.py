@@ -30,7 +30,6 @@ SIGNAL_SECONDS = 2.0
 """After the end of wandb's service, a signal that was meant for both may still come within this time."""
 ABORT_SECONDS = 20.0
 """Runs may take so long to be closed when the agent ends by an error."""
-SERVICE_GONE = "wandb's service process (wandb-core) has ended"
 
 
 def on_signal(t: Transition, number: int) -> None:
@@ -138,7 +137,7 @@ def _end_abort(t: Transition) -> None:
 # Without wandb's service.
 
 
-def lose_service(t: Transition, why: str = SERVICE_GONE) -> None:
+def lose_service(t: Transition, why: str = "wandb's service process (wandb-core) has ended") -> None:
     """wandb's service has ended: another process must continue, unless this one is to end as well.
 
     Nothing more can be sent to the server. What ends a job or shuts a machine down signals all its processes

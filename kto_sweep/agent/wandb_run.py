@@ -24,31 +24,10 @@ from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
 """How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
-
-
 CHECKPOINT = "checkpoint/last.safetensors"
 """In a run's folder, while its trial can continue from there."""
-
-
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable that Hugging Face's trainers read as well: `end` uploads a trial's final weights."""
-
-
-class ServiceGoneError(KtoSweepError):
-    """wandb's service process, wandb-core, has lost the runs of this agent: another process must continue."""
-
-    count: int | None = None
-    """Trials that the agent had still to start or to end; None: any number."""
-    time_left: Sequence[str] = ()
-    """The options that give another agent the rest of its time."""
-    sweep: str = ""
-    """ENTITY/PROJECT/ID of what it worked on."""
-
-    def __init__(self, why: str = "wandb's service process (wandb-core) has ended") -> None:
-        super().__init__(
-            why,
-            hint="kto-sweep agent   (continues from the trials' last checkpoints)",
-        )
 
 
 class GivenBackError(KtoSweepError):

@@ -12,7 +12,7 @@ from kto_sweep.cli.output import local_option, say, sweep_argument
 from kto_sweep.errors import UsageError
 
 if TYPE_CHECKING:
-    from kto_sweep.agent.wandb_run import ServiceGoneError
+    from kto_sweep.agent.run_agent import ServiceGoneError
 
 MAX_TRIALS = 64
 MIN_UPTIME = 5.0
@@ -116,9 +116,8 @@ def agent(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
             hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
-    from kto_sweep.agent.run_agent import run_agent
+    from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
     from kto_sweep.agent.time_budget import read_moment, read_span
-    from kto_sweep.agent.wandb_run import ServiceGoneError
     from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 

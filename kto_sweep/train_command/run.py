@@ -18,10 +18,10 @@ from kto_sweep.agent.run_agent import PATIENCE_SECONDS, exit_at_once
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
-from kto_sweep.agent.wandb_run import RunOptions, ServiceGoneError, log_answers
+from kto_sweep.agent.wandb_run import RunOptions, log_answers
 from kto_sweep.agent.workers import log_path
 from kto_sweep.disk import require_space
-from kto_sweep.errors import UsageError
+from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.metrics import DEFAULT_METRIC
@@ -145,9 +145,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             state = supervise(AgentState.of({device: str(log_path(home, device))}, 1, settings), executor)
         stats = state.stats
         if state.outcome is AgentOutcome.RESTART:
-            error = ServiceGoneError(str(state.error))
-            error.hint = _how_to_continue(home, job).removeprefix("Next: ")
-            raise error
+            raise KtoSweepError(str(state.error), hint=_how_to_continue(home, job).removeprefix("Next: "))
         if state.outcome is AgentOutcome.KILLED:
             console.print(_how_to_continue(home, job), soft_wrap=True)
             exit_at_once(128 + stats.interrupted)

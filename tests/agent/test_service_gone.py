@@ -5,8 +5,8 @@ from agent_harness import REF, AgentHarness, FakeWorker, Grid, later
 
 from kto_sweep.agent import shutdown
 from kto_sweep.agent.events import ServiceGone
+from kto_sweep.agent.run_agent import ServiceGoneError
 from kto_sweep.agent.state import AgentOutcome, AgentState, Settings
-from kto_sweep.agent.wandb_run import ServiceGoneError
 from kto_sweep.cli import run
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Done, Order, StartTrial, StopTrial
@@ -74,7 +74,7 @@ def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
     monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     def run_agent(*args: object, **options: object) -> int:
-        error = ServiceGoneError()
+        error = ServiceGoneError("it has ended")
         error.count, error.time_left, error.sweep = 2, ["--budget", "30s"], str(REF)
         raise error
 
@@ -103,7 +103,7 @@ def test_a_run_of_no_sweep_says_how_it_continues_without_the_service(
     if begun:
         (harness.home.runs / "run1").mkdir()
         (harness.home.runs / "run1" / "trial.json").touch()
-    with pytest.raises(ServiceGoneError) as gone:
+    with pytest.raises(KtoSweepError, match="it has ended") as gone:
         train_run.train_one(
             harness.home, train_run.Job("run1", trial, "", "kto", None),
             Target("http://127.0.0.1:9", "http://127.0.0.1:9", local=True), offline=True, gpus=1, cpu=True,
