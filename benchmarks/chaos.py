@@ -55,7 +55,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {options.seed}, files in {folder}", flush=True)
-    outcome = Outcome()
+    outcome = UpdateResult()
     began = time.monotonic()
     expected = baseline(folder / "baseline", options.steps)
     print(f"{time.monotonic() - began:6.0f} s: the grid without faults is done", flush=True)
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 @dataclass
-class Outcome:
+class UpdateResult:
     """Totals over all grids."""
 
     grids: int = 0
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def one_grid(
-    folder: Path, steps: int, faults: int, rng: random.Random, outcome: Outcome, expected: Losses
+    folder: Path, steps: int, faults: int, rng: random.Random, outcome: UpdateResult, expected: Losses
 ) -> None:
     """Inject faults one after another until the grid is done, or there were enough of them."""
     harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"))
@@ -106,7 +106,7 @@ def one_grid(
         harness.close()
 
 
-def judge(harness: SweepHarness, expected: Losses, outcome: Outcome) -> None:
+def judge(harness: SweepHarness, expected: Losses, outcome: UpdateResult) -> None:
     """Count in `outcome` what was lost, done twice or changed."""
     runs = harness.runs()
     for run in runs:
@@ -128,7 +128,7 @@ def judge(harness: SweepHarness, expected: Losses, outcome: Outcome) -> None:
     outcome.harm["duplicate cells"] += (Counter(map(harness.cell, runs)) - harness.expected_cells()).total()
 
 
-def report(outcome: Outcome, seconds: float) -> None:
+def report(outcome: UpdateResult, seconds: float) -> None:
     """Print the table."""
     print(f"\n{'part':<16}{'injected':>10}")
     for part, count in sorted(outcome.injected.items()):

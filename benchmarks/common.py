@@ -25,7 +25,7 @@ from kto_sweep.data.formats import load_examples
 from kto_sweep.data.rows import Example
 from kto_sweep.data.split import all_batches
 from kto_sweep.data.tokenise import tokenise
-from kto_sweep.train.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, pair_rows
 
 RANK = 16
 SEED = 42

@@ -23,10 +23,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners
-from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.request import Request
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.worker.cotrainer import CoTrainer
 from kto_sweep.trial import Trial
 
 SLACK = 4.0
@@ -122,7 +122,7 @@ class Bench:
         self.runs = 0
 
     def run(
-        self, names: Sequence[str], *, kill_at: int = 0, limit: Limit | None = None, late: int = 0
+        self, names: Sequence[str], *, kill_at: int = 0, limit: MicrobatchLimit | None = None, late: int = 0
     ) -> tuple[dict[str, Rows], list[str]]:
         """Rows by trial, and all notes; with `kill_at`, of trials that went on in a second co-trainer."""
         self.runs += 1
@@ -131,13 +131,17 @@ class Bench:
         chosen = trials()
         for steps in (kill_at, 10**6) if kill_at else (10**6,):
             trainer = CoTrainer(
-                self.base, self.data, chosen[names[0]], cache=self.folder / "cache", limit=limit or Limit()
+                self.base,
+                self.data,
+                chosen[names[0]],
+                cache=self.folder / "cache",
+                limit=limit or MicrobatchLimit(),
             )
             waiting = list(names)
             for step in range(steps):
                 while waiting and step >= late * names.index(waiting[0]):
                     name = waiting.pop(0)
-                    trainer.start(Request(name, chosen[name], folder / name, reports[name]))
+                    trainer.start(TrialRequest(name, chosen[name], folder / name, reports[name]))
                 for ending in trainer.step():
                     if isinstance(ending.outcome, Exception):
                         raise ending.outcome
@@ -184,7 +188,7 @@ def check_base(quantization: str, device: torch.device) -> None:
         bench = Bench(make_base(quantization, device), data, Path(folder))
         names = list(trials())
         alone = {name: bench.run([name])[0][name] for name in names}
-        split = {name: bench.run([name], limit=Limit(examples=1))[0][name] for name in names}
+        split = {name: bench.run([name], limit=MicrobatchLimit(examples=1))[0][name] for name in names}
         noise = {name: max(distance(split[name], alone[name]), 1e-5) for name in names}
         cases = {
             "the same trial once more": {name: bench.run([name])[0][name] for name in names},

@@ -25,10 +25,10 @@ import torch
 from common import ARCHITECTURES, describe_machine, matmul_ceiling, print_table, random_model, scratch_folder
 
 from kto_sweep.home import Home
+from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
-from kto_sweep.train.request import Request
-from kto_sweep.train.session import Session
-from kto_sweep.train.trl_crew import train_in_ranks
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.trl.launcher import train_in_ranks
 from kto_sweep.trial import Trial
 
 
@@ -67,9 +67,9 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         eval_steps=options.steps, full_finetune=options.kind == "full",
     )  # fmt: skip
     home, devices = Home(options.scratch), int(options.devices)
-    session = Session(home, pick_device())
+    session = WorkerContext(home, pick_device())
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
-        request = Request("run", trial, Path(folder), told, lambda: False, None)
+        request = TrialRequest("run", trial, Path(folder), told, lambda: False, None)
         began = time.monotonic()
         if options.kind == "packed":
             session.train(trial, Path(folder), told, lambda: False)

@@ -23,17 +23,17 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train import attention, kernels, lora_op
-from kto_sweep.train.attention import Packing, PrefixStore, packed_attention
-from kto_sweep.train.engine import Engine
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.lora_op import Route, Site, adapter_product
-from kto_sweep.train.pack import PairedRow, pair_rows
-from kto_sweep.train.score import score
-from kto_sweep.train.slot import ReferencedRows
-from kto_sweep.train.step import SlotBatch, add_gradients
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.packed import attention, kernels
+from kto_sweep.train.packed import lora_product as lora_op
+from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.engine import Engine
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.packed.lora_product import AdaptedLayer, TokenRouting, adapter_product
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.slot import ReferenceRows
+from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 from kto_sweep.trial import Trial
 
 SLACK = 2.0
@@ -169,10 +169,10 @@ def check_adapters(device: torch.device) -> None:
             x = torch.randn(300, features, device=device).bfloat16().to(dtype).requires_grad_()
             a, b = (torch.randn(slots, rank, features, device=device).bfloat16().to(dtype) for _ in range(2))
             grads = [torch.zeros(slots, rank, features, device=device) for _ in range(2)]
-            site = Site("site", a, b, *grads, torch.zeros(features, dtype=torch.int32, device=device))
+            site = AdaptedLayer("site", a, b, *grads, torch.zeros(features, dtype=torch.int32, device=device))
             last = {slot: end for slot, _, end in spans}
             slot_ends = np.maximum.accumulate([last.get(slot, 0) for slot in range(slots)])
-            route = Route(spans, torch.tensor(slot_ends, dtype=torch.int32, device=device))
+            route = TokenRouting(spans, torch.tensor(slot_ends, dtype=torch.int32, device=device))
             out = adapter_product(x, torch.zeros(1, device=device, requires_grad=True), site, route)
             torch.manual_seed(1)
             (x_grad,) = torch.autograd.grad((out * torch.randn(300, features, device=device)).sum(), x)
@@ -263,11 +263,11 @@ def both(policy: Any, row: PairedRow, *, mismatched: bool = True) -> list[Tensor
 
 def packed(
     kind: str, specs: Sequence[AdapterSpec], data: list[PairedRow], dtype: torch.dtype, device: torch.device,
-    limit: Limit, recompute: bool,
+    limit: MicrobatchLimit, recompute: bool,
 ) -> list[Numbers]:  # fmt: skip
     """The same, every slot on the same rows in one step."""
     decoder = packed_decoder(model(kind, dtype, device))
-    reference = score(decoder, data, Limit()).tolist()
+    reference = score(decoder, data, MicrobatchLimit()).tolist()
     stack = AdapterStack(decoder.model, len(specs), max(s.rank for s in specs), {s.targets for s in specs})
     for slot, spec in enumerate(specs):
         stack.start(slot, spec, adapters_of(kind, spec))
@@ -318,10 +318,10 @@ def check_4bit(device: torch.device) -> None:
 def check_models(device: torch.device, kinds: Sequence[str]) -> None:
     data = rows()
     ways = {
-        "at once": (Limit(), False),
-        "recomputed": (Limit(), True),
-        "5 rows at a time": (Limit(examples=5), False),
-        "1 row at a time, recomputed": (Limit(examples=1), True),
+        "at once": (MicrobatchLimit(), False),
+        "recomputed": (MicrobatchLimit(), True),
+        "5 rows at a time": (MicrobatchLimit(examples=5), False),
+        "1 row at a time, recomputed": (MicrobatchLimit(examples=1), True),
     }
     for kind in kinds:
         truths = [naive(kind, spec, data, torch.float32, device) for spec in SPECS]
@@ -354,7 +354,7 @@ def losses(trials: Sequence[Trial], dtype: torch.dtype, device: torch.device) ->
     """(steps, slots)"""
     decoder = packed_decoder(model("qwen2", dtype, device))
     data = rows(24)
-    referenced = ReferencedRows(data, score(decoder, data, Limit()).cpu().numpy())
+    referenced = ReferenceRows(data, score(decoder, data, MicrobatchLimit()).cpu().numpy())
     engine = Engine(decoder, referenced, referenced, slots=len(trials))
     for slot, each in enumerate(trials):
         engine.join(slot, each)
@@ -395,8 +395,8 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 def check_no_waiting(device: torch.device) -> None:
     decoder = packed_decoder(model("qwen2", torch.bfloat16, device))
     data = rows(24)
-    referenced = ReferencedRows(data, score(decoder, data, Limit()).cpu().numpy())
-    for limit in (Limit(), Limit(examples=5)):
+    referenced = ReferenceRows(data, score(decoder, data, MicrobatchLimit()).cpu().numpy())
+    for limit in (MicrobatchLimit(), MicrobatchLimit(examples=5)):
         engine = Engine(decoder, referenced, referenced, slots=2, limit=limit)
         engine.join(0, trial(0, 16))
         engine.join(1, trial(1, 8, lora_dropout=0.1))

@@ -122,9 +122,9 @@ def measure(case: Case, rows_file: Path) -> dict[str, Any]:
     """What one configuration takes, in this process."""
     import torch
 
-    from kto_sweep.train.engine import Engine
-    from kto_sweep.train.slot import ReferencedRows
-    from kto_sweep.train.support import packed_decoder
+    from kto_sweep.train.packed.compatibility import packed_decoder
+    from kto_sweep.train.packed.engine import Engine
+    from kto_sweep.train.packed.slot import ReferenceRows
 
     rows = pickle.loads(rows_file.read_bytes())
     decoder = packed_decoder(random_model(case))
@@ -132,7 +132,7 @@ def measure(case: Case, rows_file: Path) -> dict[str, Any]:
     torch.cuda.empty_cache()
     weights = torch.cuda.memory_allocated()
     train, held_out = (
-        ReferencedRows(part, np.zeros((len(part), 2))) for part in (rows[HELD_OUT:], rows[:HELD_OUT])
+        ReferenceRows(part, np.zeros((len(part), 2))) for part in (rows[HELD_OUT:], rows[:HELD_OUT])
     )
     engine = Engine(decoder, train, held_out, slots=case.together)
     for slot in range(case.together):
@@ -179,7 +179,7 @@ def load_of(slots: list[list[Any]]) -> StepLoad:
     """Of one forward with these rows in each slot; what prompts of a slot begin with is fed once."""
     import torch
 
-    from kto_sweep.train.pack import Item, pack
+    from kto_sweep.train.packed.pack import Item, pack
 
     rows = [row for own in slots for row in own]
     items = [Item(row, slot) for slot, own in enumerate(slots) for row in own]
@@ -250,7 +250,7 @@ def main() -> None:
     from kto_sweep.data.split import partners
     from kto_sweep.data.tokenise import tokenise
     from kto_sweep.models.tokenizer import load_tokenizer
-    from kto_sweep.train.pack import pair_rows
+    from kto_sweep.train.packed.pack import pair_rows
 
     tokens = tokenise(load_examples(options.data).examples, load_tokenizer(options.tokenizer), MAX_LENGTH)
     rows = pair_rows(tokens.rows, partners(tokens.rows, 0), MAX_LENGTH)

@@ -19,9 +19,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners
-from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.request import Request
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.worker.cotrainer import CoTrainer
 from kto_sweep.trial import Trial
 
 ROWS = 400
@@ -75,7 +75,7 @@ def measure(size: str, folder: Path) -> None:
     started = 0
     while not trainer._growth._settled:
         while started < trainer.room.slots:
-            trainer.start(Request(str(started), trial, folder / size / str(started), Quiet()))
+            trainer.start(TrialRequest(str(started), trial, folder / size / str(started), Quiet()))
             started += 1
         trainer.step()
         if trainer.room != said:

@@ -49,11 +49,11 @@ from datasets import Dataset
 from trl_trial import StepTimes, make_trainer
 
 from kto_sweep.home import Home
+from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
-from kto_sweep.train.engine import Engine
-from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.slot import ReferencedRows
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.engine import Engine
+from kto_sweep.train.packed.slot import ReferenceRows
 from kto_sweep.trial import Trial
 
 OUR_WARMUP = 5
@@ -114,8 +114,8 @@ class Packed:
         decoder = packed_decoder(subject.load().model)
         decoder.set_recompute(options.recompute)
         rows = subject.rows.train
-        data = ReferencedRows(rows, np.zeros((len(rows), 2)))
-        self.engine = Engine(decoder, data, ReferencedRows([], np.zeros((0, 2))), slots=slots)
+        data = ReferenceRows(rows, np.zeros((len(rows), 2)))
+        self.engine = Engine(decoder, data, ReferenceRows([], np.zeros((0, 2))), slots=slots)
         for slot in range(slots):
             trial = Trial(
                 model="random", dataset="rows", batch_size=options.batch_size,

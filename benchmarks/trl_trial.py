@@ -19,8 +19,8 @@ from transformers import TrainerCallback
 from trl import KTOConfig, KTOTrainer
 
 from kto_sweep.home import Home
+from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
-from kto_sweep.train.models import LoadedBase, load_base
 
 
 class StepTimes(TrainerCallback):

@@ -4,15 +4,16 @@ log.jsonl      {"step": 5, "timestamp": "...", "loss": 0.49, ...}, one object pe
 console.log    the table and all other messages
 """
 
-import contextlib
-import json
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from kto_sweep import row_file
+from kto_sweep.row_file import LineFile, RowFile
+
+ROWS = "log.jsonl"
+"""A run's rows, in its folder."""
 HEADER_EVERY = 100
 """The table repeats its header after this many rows."""
 
@@ -82,47 +83,6 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class LineFile:
-    """A text file that grows by whole lines only; lines that a full disk refuses are retried with the next
-    one.
-
-    It starts with `kept`; None: with its existing content. Thread-safe.
-    """
-
-    def __init__(self, path: Path, kept: Sequence[str] | None) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._unwritten: list[str] = []
-        if kept is not None:
-            scratch = path.with_name(f"{path.name}.new")
-            try:
-                scratch.write_text("".join(kept), encoding="utf-8")
-                scratch.replace(path)
-            except OSError:
-                scratch.unlink(missing_ok=True)
-                raise
-        self._file = path.open("ab", buffering=0)
-        self._end = self._file.tell()
-
-    def write(self, line: str) -> None:
-        """Add a line."""
-        with self._lock:
-            self._unwritten.append(line + "\n")
-            data = "".join(self._unwritten).encode()
-            with contextlib.suppress(OSError):
-                if self._file.write(data) == len(data):
-                    self._end += len(data)
-                    self._unwritten.clear()
-                    return
-            with contextlib.suppress(OSError):
-                self._file.truncate(self._end)
-
-    def close(self) -> None:
-        """Close the file; unwritten lines are lost."""
-        with contextlib.suppress(OSError):  # a network disk may report only now that it is full
-            self._file.close()
-
-
 class RunLog:
     """Writes both files; implements Report.
 
@@ -133,13 +93,13 @@ class RunLog:
     def __init__(
         self, folder: Path, *, keep: int = 0, echo: Callable[[str], None] = lambda line: None
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = _rows_until(folder / "log.jsonl", keep)
-        self.kept: list[dict[str, Any]] = [json.loads(line) for line in kept]
-        """The rows of the earlier attempt that stay."""
-        self._jsonl = LineFile(folder / "log.jsonl", kept)
+        self._rows = RowFile(folder / ROWS)
+        self.kept = self._rows.keep(keep)
+        """The rows of the earlier attempt that stay, by step."""
         self._console_path = folder / "console.log"
-        self._console = LineFile(self._console_path, None if kept else [])
+        self._console = LineFile(self._console_path)
+        if not self.kept:
+            self._console.truncate()
         self._echo = echo
         self._table = StepTable()
 
@@ -150,7 +110,7 @@ class RunLog:
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics as one line of JSON, and as a row of the table."""
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._jsonl.write(json.dumps({"step": step, "timestamp": stamp, **values}))
+        self._rows.write_row(step, {"timestamp": stamp, **values})
         for line in self._table.lines(step, values):
             self.note(line)
 
@@ -166,36 +126,10 @@ class RunLog:
 
     def close(self) -> None:
         """Close both files."""
-        self._jsonl.close()
+        self._rows.close()
         self._console.close()
-
-
-def _rows_until(path: Path, step: int) -> list[str]:
-    """The file's lines up to `step`, without those from the first damaged one on, which are logged again."""
-    kept: list[str] = []
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
-        for line in lines:
-            row = _row(line)
-            if row is None or row["step"] > step:
-                break
-            kept.append(line.decode())
-    return kept
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A line's values; None when it is damaged or incomplete."""
-    try:
-        row = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 def last_step(folder: Path) -> int:
     """The last step in the log of a run's folder; 0 without a log."""
-    step = 0
-    with contextlib.suppress(OSError), (folder / "log.jsonl").open("rb") as lines:
-        for line in lines:
-            if (row := _row(line)) is not None:
-                step = row["step"]
-    return step
+    return row_file.last_step(folder / ROWS)

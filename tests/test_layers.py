@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("errors", "text", "metrics", "protocol", "home", "http", "json_file", "env_vars"),
-    ("models", "disk", "rates", "run_log", "shipped_files", "model_card"),
-    ("alerts", "parameter_types", "run_record"),
+    ("models", "disk", "row_file", "shipped_files", "model_card"),
+    ("alerts", "parameter_types", "run_record", "run_log", "throughput"),
     ("trial",),
     ("search", "fingerprints", "data"),
     ("sweep_file",),

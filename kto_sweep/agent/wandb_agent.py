@@ -51,7 +51,8 @@ def train_one() -> None:
 
     Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
     """
-    from kto_sweep.train.session import Session
+    from kto_sweep.train.context import WorkerContext
+    from kto_sweep.train.worker.loop import train_trial
     from kto_sweep.trial import Trial
 
     home = Home.from_environment()
@@ -59,7 +60,8 @@ def train_one() -> None:
         folder = home.runs / run.id
         try:
             trial = Trial.from_config(dict(run.config))
-            result = Session(home).train(trial, folder, WandbAgentReport(run, folder), lambda: False)
+            report = WandbAgentReport(run, folder)
+            result = train_trial(WorkerContext(home), trial, folder, report, lambda: False)
         except KtoSweepError as error:
             cause = getattr(error, "cause", FailureCause.BAD_CONFIG)
             run.summary.update({"failure/cause": str(cause), "failure/message": error.message})

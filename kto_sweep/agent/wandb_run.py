@@ -95,12 +95,12 @@ class TrialRun:
         self._superseded = superseded
         """Earlier attempts' W&B files, of which this one's have everything."""
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
-        for row in self._files.kept:
+        for row in self._files.kept.values():
             objective.see(row)
             alerts.check(row)  # an earlier attempt has sent them
         self._sent_steps = keep
         """The run has the metrics of the steps up to this one, from an earlier attempt."""
-        self.logged_steps = self._files.kept[-1]["step"] if self._files.kept else 0
+        self.logged_steps = max(self._files.kept, default=0)
         """The last step whose metrics the run and the files have; after a power cut some may be missing."""
         self._names: set[str] = set()
         """What was logged at that step already."""
@@ -198,10 +198,10 @@ class TrialRun:
         wandb reads an attempt's own file alone when it syncs it, stops at one that a kill has cut off, and
         logs rows twice that two files have. So each offline attempt's file has the whole run.
         """
-        for row in self._files.kept:
+        for step, row in self._files.kept.items():
             at = datetime.fromisoformat(row["timestamp"]).timestamp()
-            values = {name: value for name, value in row.items() if name not in {"step", "timestamp"}}
-            self._run.log({**values, "_timestamp": at}, step=row["step"])
+            values = {name: value for name, value in row.items() if name != "timestamp"}
+            self._run.log({**values, "_timestamp": at}, step=step)
         self._files.echo_earlier()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

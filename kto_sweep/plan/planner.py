@@ -29,9 +29,9 @@ from kto_sweep.plan.timing import (
     estimate_trial_time,
 )
 from kto_sweep.plan.workload import Workload, WorkloadCache
-from kto_sweep.rates import Rate, read_rates
 from kto_sweep.sweep_file.sweep_config import SweepConfig, band_settings
 from kto_sweep.text import counted, duration
+from kto_sweep.throughput import Rate, read_rates
 from kto_sweep.trial import Trial
 
 MAX_TOGETHER = 16

@@ -17,7 +17,7 @@ from kto_sweep.models.architecture import Architecture
 from kto_sweep.plan.gpus import Gpu
 from kto_sweep.plan.memory import AdapterShape, StepLoad, activation_bytes_per_token, weight_bytes
 from kto_sweep.plan.workload import Workload
-from kto_sweep.rates import Rate
+from kto_sweep.throughput import Rate
 from kto_sweep.trial import Trial
 
 MATMUL_EFFICIENCY = 0.71

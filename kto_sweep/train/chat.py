@@ -15,9 +15,9 @@ from kto_sweep.data.rows import Example, TokenRow
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.merge import tuned, where_else
-from kto_sweep.train.models import LoadedBase, load_base
 from kto_sweep.trial import Trial
 
 

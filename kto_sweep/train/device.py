@@ -3,32 +3,45 @@
 import os
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kto_sweep.errors import FailureCause, TrialFailure, is_gpu_error
-from kto_sweep.train.room import Memory
 
 
 class LostProcessError(Exception):
-    """A process that trained a trial beside this one is gone, or its device is."""
+    """A process that trains the same trial has exited, or its device has failed."""
 
 
-class Moment:
-    """When a device has done all that it was told before this was made."""
+@dataclass(frozen=True)
+class Memory:
+    """Memory of a process on its device, GiB."""
+
+    used: float
+    """Now."""
+    peak: float
+    """The most so far."""
+    limit: float
+    """The most that the process can use."""
+
+
+class DeviceTime:
+    """The time at which a device has done all work queued so far."""
 
     def __init__(self, device: torch.device, clock: Callable[[], float]) -> None:
-        """`clock`: of the host, in seconds, for a CPU, which has done it by now."""
+        """`clock`: the host's, in seconds, for a CPU: its work is done by now."""
         self._event: torch.cuda.Event | None = None
         if device.type == "cuda":
+            # An event does not wait: the host learns the time later, when the step's numbers are read.
             self._event = torch.cuda.Event(enable_timing=True)
             self._event.record(torch.cuda.current_stream(device))
         else:
             self._time = clock()
 
-    def seconds_since(self, earlier: "Moment") -> float:
-        """Seconds of the device's time from an earlier moment to this one, once it has come."""
+    def seconds_since(self, earlier: "DeviceTime") -> float:
+        """Seconds between two device times; waits until the device has reached this one."""
         if self._event is None or earlier._event is None:
             return self._time - earlier._time
         self._event.synchronize()
@@ -37,16 +50,16 @@ class Moment:
 
 
 def require_gpus(visible: str) -> None:
-    """Raise RuntimeError when a torch that is made for GPUs finds none of those that it is given.
+    """Raise RuntimeError when torch has CUDA and finds none of the GPUs in `visible`.
 
-    One that has fallen off the bus would otherwise be replaced by the CPU, in silence.
+    Otherwise a GPU that has fallen off the bus would be silently replaced by the CPU.
     """
     if visible and torch.version.cuda is not None and not torch.cuda.is_available():
         raise RuntimeError(f"No CUDA GPUs are available: torch {torch.__version__} cannot use GPU {visible}")
 
 
 def pick_device() -> torch.device:
-    """The GPU that CUDA_VISIBLE_DEVICES leaves this process, or the CPU."""
+    """The first GPU in CUDA_VISIBLE_DEVICES, or the CPU."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -79,7 +92,7 @@ def gpu_memory(device: torch.device) -> dict[str, float]:
 
 
 def read_memory(device: torch.device) -> Memory:
-    """What this process uses and could use: of the GPU, or of the host's memory on a CPU."""
+    """This process's memory on `device`: the GPU's, or on a CPU the host's."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         used, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
@@ -94,22 +107,22 @@ def read_memory(device: torch.device) -> Memory:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that the device or the host had no memory left."""
+    """Whether `error` means that the device or the host has no memory left."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch on a CPU; a library of CUDA's
+    words = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")  # torch on a CPU; cuBLAS
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether `error` came from a device that this process cannot use any more."""
+    """Whether `error` means that this process can no longer use its device."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError | LostProcessError) or is_gpu_error(str(error))
 
 
 def out_of_memory(error: str) -> TrialFailure:
-    """What to tell of a trial that does not fit; `error`: what torch said."""
+    """The failure of a trial that does not fit; `error`: torch's message."""
     return TrialFailure(
         FailureCause.OUT_OF_MEMORY,
         error.partition("\n")[0],

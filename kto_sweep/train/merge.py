@@ -12,8 +12,8 @@ from peft import PeftModel
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.model_card import write_card
-from kto_sweep.train.adapter_files import replaced
-from kto_sweep.train.models import LoadedBase, load_base
+from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.trial.adapters import replaced
 
 
 def tuned(base: LoadedBase, adapters: Path) -> PeftModel:

@@ -1,8 +1,8 @@
-"""The base model's log-probs of each row's matched and mismatched completion, computed once per box.
+"""The base model's log-probs of each row's matched and mismatched completion, computed once per machine.
 
-They are kept by row, under what they depend on: the base weights, how they are held, and the token ids of the
-prompt with both completions. Nothing of a trial or of the other rows is in it: every trial, agent and sweep
-shares them, and a row more in the data is a row more to compute.
+They are cached by row. The key has all that they depend on: the base weights, their precision, and the token
+ids of the prompt with both completions. It has nothing of the trial or the other rows: all trials, agents and
+sweeps share the cache, and one more row in the data is one more row to compute.
 """
 
 import hashlib
@@ -17,26 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kto_sweep.errors import FailureCause, TrialFailure
-from kto_sweep.train.pack import PairedRow
+from kto_sweep.train.packed.pack import PairedRow
 from kto_sweep.train.reference_store import Note, Pair, ReferenceStore
 
 Scores = NDArray[np.float64]
 Compute = Callable[[Sequence[PairedRow]], Scores]
 """(rows, 2) log-probs of matched and mismatched completions, nats."""
 Progress = Callable[[int, int], None]
-"""Told rows done and rows in all."""
+"""Gets rows done and rows in all."""
 
 _FORMAT = "kto-sweep reference 2"
 _FIRST_BLOCK = 1024
-"""Tokens computed before the first write: seconds for a small model on a CPU."""
+"""Tokens computed before the first write: takes seconds with a small model on a CPU."""
 _BLOCK_SECONDS = 3.0
-"""What later blocks should take: what an interruption loses, and how often progress is told."""
+"""Duration of later blocks: an interruption loses one, and progress is reported after each."""
 _WAIT_SECONDS = 0.5
-"""Between two looks for rows that other processes are computing."""
+"""Between two checks for rows that other processes compute."""
 
 
 @dataclass(frozen=True)
-class Base:
+class ReferenceModel:
     """The model whose log-probs they are."""
 
     fingerprint: str
@@ -44,9 +44,9 @@ class Base:
     quantization: str
     """none, 4bit or 8bit."""
     dtype: str
-    """What it computes in: bfloat16, float32; and by whom, if that makes a difference."""
+    """Of its computations: bfloat16, float32; with the trainer, where its values differ."""
     name: str = ""
-    """What people call it: the values do not depend on it."""
+    """For people: the values do not depend on it."""
 
     @property
     def key(self) -> str:
@@ -65,7 +65,7 @@ def row_key(row: PairedRow) -> bytes:
 
 
 def reference_scores(
-    base: Base,
+    model: ReferenceModel,
     rows: Sequence[PairedRow],
     folder: Path,
     compute: Compute,
@@ -76,9 +76,9 @@ def reference_scores(
 ) -> Scores:
     """(rows, 2) log-probs by the base model, from the cache in `folder` or computed into it.
 
-    Processes that want the same rows at the same time share them out and compute each once. What was computed
-    before an interruption is used. `progress` hears of rows when some must be computed, counting rows of the
-    same tokens once; `note` hears of a damaged cache.
+    Processes that need the same rows at the same time divide them and compute each once. Values from before
+    an interruption are used. `progress` is called if some rows must be computed, and counts rows with the
+    same tokens once; `note` gets a line about a damaged cache.
 
     Raises TrialFailure when the base model gives values that are not finite or the disk is full,
     KtoSweepError when the folder cannot be used.
@@ -87,19 +87,19 @@ def reference_scores(
     if not keys:
         return np.zeros((0, 2))
     about = {
-        "model": base.name,
-        "fingerprint": base.fingerprint,
-        "quantization": base.quantization,
-        "dtype": base.dtype,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
+        "quantization": model.quantization,
+        "dtype": model.dtype,
     }
-    with ReferenceStore(folder, base.key, about, note or _ignore) as store:
+    with ReferenceStore(folder, model.key, about, note or _ignore) as store:
         store.touch(clock())
-        found = store.get(dict.fromkeys(keys))
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in found}
+        scores = store.get(dict.fromkeys(keys))
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in scores}
         if missing:
-            store.check()  # rows may be missing for damage that would lose them again
-            found |= _compute(store, missing, compute, progress, len(found), clock)
-    return np.array([found[key] for key in keys], dtype=np.float64)
+            store.check()  # damage that lost these rows would lose them again
+            scores |= _compute(store, missing, compute, progress, len(scores), clock)
+    return np.array([scores[key] for key in keys], dtype=np.float64)
 
 
 def _ignore(_: str) -> None:
@@ -114,35 +114,36 @@ def _compute(
     before: int,
     clock: Callable[[], float],
 ) -> dict[bytes, Pair]:
-    """The rows' log-probs, computed here or meanwhile by other processes; `before` were there already."""
-    found: dict[bytes, Pair] = {}
+    """The rows' log-probs, computed here or by other processes; `before` rows were in the cache."""
+    scores: dict[bytes, Pair] = {}
     missing = dict(rows)
     tokens = _FIRST_BLOCK
     while missing:
         if progress is not None:
-            progress(before + len(found), before + len(rows))
+            progress(before + len(scores), before + len(rows))
         with _claimed(store, missing, tokens) as block:
-            # Whoever had a claim before us has left the values.
+            # The process that had these claims before may have stored the values since.
             fresh = store.get(block or missing)
             if wanted := {key: missing[key] for key in block if key not in fresh}:
                 began = clock()
-                scores = _computed(wanted, compute)
-                store.put(scores)
-                fresh |= scores
+                computed = _computed(wanted, compute)
+                store.put(computed)
+                fresh |= computed
                 tokens = _next_size(tokens, clock() - began)
         if not block and not fresh:
             time.sleep(_WAIT_SECONDS)
-        found |= fresh
+        scores |= fresh
         for key in fresh:
             del missing[key]
     if progress is not None:
-        progress(before + len(found), before + len(rows))
-    return found
+        progress(before + len(scores), before + len(rows))
+    return scores
 
 
 @contextmanager
 def _claimed(store: ReferenceStore, rows: Mapping[bytes, PairedRow], tokens: int) -> Iterator[list[bytes]]:
-    """Rows that no other process computes, of at most `tokens` tokens or one; others leave them to us."""
+    """Claim rows of at most `tokens` tokens, or one row: until the end of the block no other process has
+    them."""
     block: list[bytes] = []
     try:
         for key, row in rows.items():
@@ -162,13 +163,13 @@ def _computed(rows: Mapping[bytes, PairedRow], compute: Compute) -> dict[bytes, 
         raise TrialFailure(
             FailureCause.BAD_CONFIG,
             "the base model's log-probs are not finite",
-            hint="its weights are damaged, or its precision is too low: try another quantization",
+            hint="check its weights, or try another quantization",
         )
     return {key: (float(a), float(b)) for key, (a, b) in zip(rows, scores, strict=True)}
 
 
 def _next_size(tokens: int, seconds: float) -> int:
-    """Tokens of the next block, after one of `tokens` took so long."""
+    """Tokens of the next block, after one of `tokens` took `seconds`."""
     if seconds < _BLOCK_SECONDS / 2:
         return tokens * 2
     return tokens if seconds < _BLOCK_SECONDS * 2 else max(1, tokens // 2)

@@ -30,7 +30,7 @@ SLOW = """
 import sys, time
 
 if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-    from kto_sweep.train.engine import Engine
+    from kto_sweep.train.packed.engine import Engine
 
     take = Engine.step
 

@@ -21,17 +21,18 @@ def install() -> None:
     import sys
 
     if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-        from kto_sweep.train import adapter_files, session
-        from kto_sweep.train.course import Course
-        from kto_sweep.train.referenced import References
+        from kto_sweep.train import context
+        from kto_sweep.train.reference_rows import ReferenceLogProbs
+        from kto_sweep.train.trial import adapters
+        from kto_sweep.train.trial.training import TrialTraining
 
-        _break_before(session, "load_base", "load")
-        _break_before(References, "fill", "reference")
-        _break_before(Course, "evaluation", "evaluation")
-        _break_before(Course, "write", "last step", lambda course, step, *rest: step == course._total)
-        _break_before(Course, "finish", "saving")
+        _break_before(context, "load_base", "load")
+        _break_before(ReferenceLogProbs, "fill", "reference")
+        _break_before(TrialTraining, "evaluation", "evaluation")
+        _break_before(TrialTraining, "log", "last step", lambda trial, step, *rest: step == trial._total)
+        _break_before(TrialTraining, "finish", "saving")
         # This one runs on a trial's own thread: the other trials of the worker continue.
-        _break_before(adapter_files, "write_tensors", "writing")
+        _break_before(adapters, "write_tensors", "writing")
     elif "agent" in sys.orig_argv:
         from kto_sweep.agent.wandb_run import TrialRun
 

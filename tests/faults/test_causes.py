@@ -60,16 +60,16 @@ DEADLY = """
 import os, signal, sys
 
 if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-    from kto_sweep.train.course import Course
+    from kto_sweep.train.trial.training import TrialTraining
 
-    write = Course.write
+    log = TrialTraining.log
 
-    def write_or_die(self, step, *rest):
+    def log_or_die(self, step, *rest):
         if (self.trial.learning_rate, self.trial.seed, step) == (0.003, 1, 7):
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, step, *rest)
+        log(self, step, *rest)
 
-    Course.write = write_or_die
+    TrialTraining.log = log_or_die
 """
 
 

@@ -40,16 +40,16 @@ import os, signal, sys
 
 working = any("kto_sweep.train.worker" in word for word in sys.orig_argv)
 if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-    from kto_sweep.train.course import Course
+    from kto_sweep.train.trial.training import TrialTraining
 
-    write = Course.write
+    log = TrialTraining.log
 
-    def write_or_die(self, step, *rest):
+    def log_or_die(self, step, *rest):
         if step == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        write(self, step, *rest)
+        log(self, step, *rest)
 
-    Course.write = write_or_die
+    TrialTraining.log = log_or_die
 """
 
 
@@ -85,7 +85,7 @@ def wait(file):
 
 if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
     import torch
-    from kto_sweep.train.engine import Engine
+    from kto_sweep.train.packed.engine import Engine
 
     take = Engine.step
     folder = Path(os.environ["PHASES"])

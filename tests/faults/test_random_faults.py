@@ -100,17 +100,17 @@ HANGING = """
 import os, sys, time
 
 if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-    from kto_sweep.train.course import Course
+    from kto_sweep.train.trial.training import TrialTraining
 
-    write = Course.write
+    log = TrialTraining.log
 
-    def write_or_hang(self, step, values, engine):
+    def log_or_hang(self, step, values, engine):
         if step == 12 and not os.path.exists(os.environ["HUNG"]):
             open(os.environ["HUNG"], "w").close()
             time.sleep(100_000)
-        write(self, step, values, engine)
+        log(self, step, values, engine)
 
-    Course.write = write_or_hang
+    TrialTraining.log = log_or_hang
 else:
     import kto_sweep.agent.watchdog as watchdog
 

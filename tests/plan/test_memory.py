@@ -20,9 +20,9 @@ from kto_sweep.plan.memory import (
     weight_bytes,
 )
 from kto_sweep.plan.timing import TimingModel
-from kto_sweep.train.decoder import Decoder
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.pack import Item, PairedRow, pack
+from kto_sweep.train.packed.decoder import Decoder
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.packed.pack import Item, PairedRow, pack
 from kto_sweep.train.tiny import tiny_model
 
 QWEN = {

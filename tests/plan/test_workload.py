@@ -12,7 +12,7 @@ from kto_sweep.data.split import all_batches
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.models.tokenizer import load_tokenizer
 from kto_sweep.plan.workload import WorkloadCache
-from kto_sweep.train.pack import pair_rows
+from kto_sweep.train.packed.pack import pair_rows
 from kto_sweep.trial import Trial
 
 torch.set_num_threads(1)

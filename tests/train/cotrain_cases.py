@@ -12,10 +12,10 @@ from packed_cases import tiny_model, token_rows
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import partners
-from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.request import Request
-from kto_sweep.train.result import TrainResult
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.trial.request import TrainResult, TrialRequest
+from kto_sweep.train.worker.admission_queue import AdmissionQueue
+from kto_sweep.train.worker.cotrainer import CoTrainer
 from kto_sweep.trial import Trial
 
 TIMES = ("tokens_per_second", "trial/seconds")
@@ -97,8 +97,15 @@ class TrainerHarness:
         self.folder = folder
         self.clock = Clock()
         rows = more.pop("rows", data())
+        self.queue = AdmissionQueue()
         self.trainer = CoTrainer(
-            more.pop("base", base()), rows, trial(), cache=folder / "cache", clock=self.clock, **more
+            more.pop("base", base()),
+            rows,
+            trial(),
+            self.queue,
+            cache=folder / "cache",
+            clock=self.clock,
+            **more,
         )
         self.reports: dict[str, Recorder] = {}
         self.outcomes: dict[str, TrainResult | Exception] = {}
@@ -106,8 +113,8 @@ class TrainerHarness:
 
     def start(self, name: str, chosen: Trial, logged: int | None = None) -> Recorder:
         report = self.reports[name] = Recorder()
-        self.trainer.start(
-            Request(name, chosen, self.folder / name, report, lambda: name in self.stop_requests, logged)
+        self.queue.put(
+            TrialRequest(name, chosen, self.folder / name, report, lambda: name in self.stop_requests, logged)
         )
         return report
 
@@ -116,25 +123,30 @@ class TrainerHarness:
 
     def steps(self, n: int) -> None:
         for _ in range(n):
-            for ending in self.trainer.step():
-                assert ending.run_id not in self.outcomes
-                self.outcomes[ending.run_id] = ending.outcome
+            for outcome in self.trainer.step():
+                assert outcome.run_id not in self.outcomes
+                self.outcomes[outcome.run_id] = outcome.result
             self.settle()
             self.clock.now += 1
 
     def settle(self) -> None:
         """Wait until the files of the last step are written."""
-        for course in self.trainer._seated:
-            if course._keeping is not None:
-                course._keeping.exception()
+        for training in self.trainer.active:
+            if training._checkpoint_write is not None:
+                training._checkpoint_write.exception()
 
     def crash(self) -> None:
         """Close the trainer, which leaves its trials at their last checkpoints."""
         self.trainer.close()
 
+    @property
+    def active(self) -> list[str]:
+        """Names of the trials in slots, in the order in which they joined."""
+        return [training.request.run_id for training in self.trainer.active]
+
     def run(self) -> "TrainerHarness":
         """Step until every trial has ended."""
-        while not self.trainer.idle:
+        while self.trainer.busy:
             self.steps(1)
         return self
 
@@ -172,7 +184,7 @@ def memory(trainer: CoTrainer, fits: Callable[[int], bool]) -> Iterator[None]:
         if not fits(kwargs["input_ids"].shape[1]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
 
-    model = trainer._ground.base.model
+    model = trainer._inputs.base.model
     handle = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     yield
     handle.remove()

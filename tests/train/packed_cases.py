@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train.lora import AdapterSpec
-from kto_sweep.train.pack import PairedRow
+from kto_sweep.train.packed.lora import AdapterSpec
+from kto_sweep.train.packed.pack import PairedRow
 
 torch.set_num_threads(1)
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import kto_sweep.train.attention
-from kto_sweep.train.attention import Packing, PrefixStore, packed_attention, takes_grouped_heads
+import kto_sweep.train.packed.attention
+from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention, takes_grouped_heads
 
 torch.set_num_threads(1)
 
 
 def test_the_docstrings() -> None:
-    assert doctest.testmod(kto_sweep.train.attention).failed == 0
+    assert doctest.testmod(kto_sweep.train.packed.attention).failed == 0
 
 
 class Layer(torch.nn.Module):

@@ -11,8 +11,10 @@ import torch
 from cotrain_cases import Recorder, TrainerHarness, alone, base, data, trial
 
 from kto_sweep.errors import FailureCause, TrialFailure
-from kto_sweep.train import checkpoint as checkpoints
-from kto_sweep.train.checkpoint import (
+from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.slot import SlotState
+from kto_sweep.train.trial import checkpoint as checkpoints
+from kto_sweep.train.trial.checkpoint import (
     Checkpoint,
     CheckpointError,
     Identity,
@@ -20,9 +22,7 @@ from kto_sweep.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from kto_sweep.train.keeper import SECONDS, SHARE
-from kto_sweep.train.pack import pair_rows
-from kto_sweep.train.slot import SlotState
+from kto_sweep.train.trial.checkpoint_policy import COST_FACTOR, INTERVAL
 from kto_sweep.trial import Trial
 
 IDENTITY = Identity({"model": "tiny", "learning_rate": 1e-3, "lora_targets": ["q_proj"]}, "rows", "base")
@@ -149,7 +149,7 @@ def test_a_trial_goes_on_after_a_crash_bit_for_bit(tmp_path: Path, chosen: Trial
     assert after.planned == [(total, 6)]
     assert after.values == {step: row for step, row in expected.values.items() if step > 6}
     assert before.values.items() <= expected.values.items()
-    assert "going on after step 6" in after.notes
+    assert "continues after step 6" in after.notes
     assert "14 rows" not in after.notes
     whole = alone(chosen, tmp_path).result("only").summary
     assert result.steps == total
@@ -210,10 +210,10 @@ def test_a_crash_between_the_last_step_and_the_end_costs_nothing(tmp_path: Path)
     other = TrainerHarness(tmp_path / "other")
     other.start("run", chosen)
     other.steps(7)
-    engine, course = other.trainer._engine, other.trainer._seated[0]
+    engine, training = other.trainer._engine, other.trainer.active[0]
     engine_state = engine.step()
-    course.write(8, dict(engine_state.read()[0].values), engine)
-    course._writer.put(course._checkpointing(engine.state(0)))
+    training.log(8, dict(engine_state.read()[0].values), engine)
+    training._writes.put(training._checkpointing(engine.state(0)))
     other.crash()
     again = TrainerHarness(tmp_path / "other")
     again.start("run", chosen)
@@ -313,7 +313,7 @@ def test_checkpoints_are_written_at_evaluations_and_from_time_to_time(tmp_path: 
     for _ in range(11):
         harness.steps(1)
         steps.append(step_of(tmp_path / "run"))
-        harness.clock.now += SECONDS / 4 - 1
+        harness.clock.now += INTERVAL / 4 - 1
     harness.crash()
     assert steps == [None, None, None, None, 5, 6, 6, 6, 6, 10, 10]
 
@@ -325,13 +325,13 @@ def test_a_slow_disk_gets_few_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
         harness.clock.now += 10
         save_checkpoint(path, kept)
 
-    monkeypatch.setattr("kto_sweep.train.keeper.save_checkpoint", slowly)
+    monkeypatch.setattr("kto_sweep.train.trial.checkpoint_policy.save_checkpoint", slowly)
     harness.start("run", trial(max_steps=12, eval_steps=1))
     steps = []
     for _ in range(11):
         harness.steps(1)
         steps.append(step_of(tmp_path / "run"))
-        harness.clock.now += SHARE * 10 / 3
+        harness.clock.now += COST_FACTOR * 10 / 3
     harness.crash()
     assert steps == [1, 1, 1, 4, 4, 4, 7, 7, 7, 10, 10]
 
@@ -340,15 +340,15 @@ def test_a_full_disk_costs_a_warning_and_not_the_trial(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
     report: Recorder = harness.start("run", trial(max_steps=9, eval_steps=9, lora_r=64))
     harness.steps(1)
-    harness.clock.now += SECONDS
+    harness.clock.now += INTERVAL
     with file_size_limit(100_000):
         harness.steps(1)
-        harness.clock.now += SECONDS
+        harness.clock.now += INTERVAL
         harness.steps(1)
     assert step_of(tmp_path / "run") is None
     warnings = [note for note in report.notes if "no checkpoint written" in note]
     assert warnings == ["WARNING: step 2: no checkpoint written: " + warnings[0].rpartition(": ")[2]]
-    harness.clock.now += SECONDS
+    harness.clock.now += INTERVAL
     harness.steps(1)
     assert step_of(tmp_path / "run") == 4
     assert harness.run().result("run").steps == 9

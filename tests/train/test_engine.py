@@ -12,13 +12,13 @@ from peft import PeftModel
 from transformers import get_scheduler
 
 from kto_sweep.data.split import batches
-from kto_sweep.train.adapter_files import save_adapters
-from kto_sweep.train.engine import Engine
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.pack import pair_rows
-from kto_sweep.train.score import score
-from kto_sweep.train.slot import ReferencedRows
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.engine import Engine
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.slot import ReferenceRows
+from kto_sweep.train.packed.step import score
+from kto_sweep.train.trial.adapters import save_adapters
 from kto_sweep.trial import Trial
 
 ROWS = 19
@@ -34,7 +34,9 @@ def engine(slots: int = 1, kind: str = "llama", **more: Any) -> Engine:
     decoder = packed_decoder(tiny_model(kind))
     rows = pair_rows(token_rows(ROWS), next_partners(ROWS), max_length=20)
     held_out = pair_rows(token_rows(7, seed=5), next_partners(7), max_length=20)
-    train, evaluated = (ReferencedRows(r, score(decoder, r, Limit()).numpy()) for r in (rows, held_out))
+    train, evaluated = (
+        ReferenceRows(r, score(decoder, r, MicrobatchLimit()).numpy()) for r in (rows, held_out)
+    )
     return Engine(decoder, train, evaluated, slots=slots, **more)
 
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-import kto_sweep.train.evaluate
+import kto_sweep.train.trial.evaluate
 from kto_sweep.metrics import METRICS
-from kto_sweep.train.evaluate import evaluate
+from kto_sweep.train.trial.evaluate import evaluate
 
 
 def run(rewards: Any, kl_terms: Any, labels: Any, **more: Any) -> dict[str, float]:
@@ -17,7 +17,7 @@ def run(rewards: Any, kl_terms: Any, labels: Any, **more: Any) -> dict[str, floa
 
 
 def test_the_worked_maths_in_the_docstrings() -> None:
-    assert doctest.testmod(kto_sweep.train.evaluate).failed == 0
+    assert doctest.testmod(kto_sweep.train.trial.evaluate).failed == 0
 
 
 def test_every_eval_metric_of_the_table_comes_out() -> None:

@@ -5,10 +5,10 @@ import torch
 from packed_cases import tiny_model
 from test_step import Case, expect_close
 
-from kto_sweep.train import fused, kernels, pack
-from kto_sweep.train.attention import NAME
-from kto_sweep.train.decoder import Decoder
-from kto_sweep.train.lora import AdapterSpec
+from kto_sweep.train.packed import fused, kernels, pack
+from kto_sweep.train.packed.attention import NAME
+from kto_sweep.train.packed.decoder import Decoder
+from kto_sweep.train.packed.lora import AdapterSpec
 
 TWO = (AdapterSpec(4, 9.0), AdapterSpec(3, 2.0, seed=1))
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from packed_cases import tiny_model
 
-from kto_sweep.train import head as head_module
-from kto_sweep.train.head import Head, target_log_probs
+from kto_sweep.train.packed import head as head_module
+from kto_sweep.train.packed.head import Head, target_log_probs
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,10 @@ import torch
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
-from kto_sweep.train.health import STUCK, WINDOW, Finding, Health, Judged
-from kto_sweep.train.session import Session
-from kto_sweep.train.trend import trend
-from kto_sweep.train.watch import Watch
+from kto_sweep.train.context import WorkerContext
+from kto_sweep.train.trial.health import STUCK, WINDOW, Health, HealthContext, HealthIssue, trend
+from kto_sweep.train.trial.metrics_log import MetricsLog
+from kto_sweep.train.worker.loop import train_trial
 from kto_sweep.trial import Trial
 
 torch.set_num_threads(1)
@@ -25,7 +25,7 @@ Series = Callable[[int], float]
 def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series) -> dict[str, list[int]]:
     """The steps at which each sign is told, for a healthy trial but for what `series` says, in nats."""
     rng = np.random.default_rng(seed)
-    health = Health(Judged(beta, 0.5, warmup=10, steps=STEPS))
+    health = Health(HealthContext(beta, 0.5, warmup=10, steps=STEPS))
     healthy: dict[str, Series] = {
         "chosen": lambda step: 0.1 * step,
         "rejected": lambda step: -0.2 * step,
@@ -47,7 +47,7 @@ def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series
         }
         if "eval" in now:
             row["eval/common_loss"] = now["eval"]
-        for finding in health.see(step, row):
+        for finding in health.check(step, row):
             told.setdefault(finding.title, []).append(step)
     return told
 
@@ -77,7 +77,7 @@ def test_a_trial_that_is_lost_and_still_is_given_up() -> None:
     assert told["diverged"][0] <= 25
 
 
-@pytest.mark.parametrize(("sign", "title"), [(-1, "KL ran away"), (1, "KL ran away")])
+@pytest.mark.parametrize(("sign", "title"), [(-1, "KL diverged"), (1, "KL diverged")])
 def test_kl_that_runs_away_ends_the_trial(sign: int, title: str) -> None:
     told = judge(kl=lambda step: sign * 2.5 * step)
     assert told["KL large"][0] < told[title][0] <= 100
@@ -104,18 +104,18 @@ def test_one_bad_gradient_is_told_and_many_end_the_trial() -> None:
 
 def test_rewards_that_do_not_move() -> None:
     nothing: dict[str, Series] = {"chosen": lambda step: 0.004, "rejected": lambda step: -0.004}
-    assert judge(noise=0, **nothing) == {"rewards do not move": [30]}
+    assert judge(noise=0, **nothing) == {"rewards stay at 0": [30]}
     collapsed: dict[str, Series] = {
         "chosen": lambda step: 3.0 if step < 60 else 0.0,
         "rejected": lambda step: -3.0 if step < 60 else 0.0,
     }
     told = judge(noise=0, **collapsed)
-    assert told["rewards do not move"] == [79]
+    assert told["rewards stay at 0"] == [79]
     assert told["margin falling"]
 
 
 def test_kl_that_does_not_move() -> None:
-    assert judge(noise=0, kl=lambda step: 0.0005) == {"KL does not move": [30]}
+    assert judge(noise=0, kl=lambda step: 0.0005) == {"KL stays at 0": [30]}
 
 
 def test_margins() -> None:
@@ -137,7 +137,7 @@ def test_gradient_norms_are_judged_by_beta_and_by_their_own_past() -> None:
 
 
 def test_a_loss_above_its_start_and_an_evaluation_that_shows_nothing() -> None:
-    assert judge(loss=lambda step: 0.6, noise=0.1)["loss above its start"][0] == WINDOW
+    assert judge(loss=lambda step: 0.6, noise=0.1)["loss above its initial value"][0] == WINDOW
     told = judge(eval=lambda step: 0.5)
     assert told["no better than untrained"] == [STEPS // 2]
     assert judge(eval=lambda step: 0.45) == {}
@@ -152,11 +152,11 @@ def test_a_sign_is_told_once_an_episode() -> None:
 
 def test_batches_of_one_label_still_have_a_margin() -> None:
     """Batch size 1: no row ever has both rewards."""
-    health = Health(Judged(0.1, 0.5, warmup=0, steps=400))
-    found: list[Finding] = []
+    health = Health(HealthContext(0.1, 0.5, warmup=0, steps=400))
+    found: list[HealthIssue] = []
     for step in range(1, 300):
         side, value = ("chosen", -0.02) if step % 2 else ("rejected", 0.02)
-        found += health.see(step, {f"rewards/{side}": value * step * 0.1, "loss": 0.5, "grad_norm": 1.0})
+        found += health.check(step, {f"rewards/{side}": value * step * 0.1, "loss": 0.5, "grad_norm": 1.0})
     assert "margin negative" in [finding.title for finding in found]
 
 
@@ -196,15 +196,19 @@ class Notes:
         self.alerts.append((title, text))
 
 
-def test_findings_become_notes_and_alerts_and_what_was_told_is_not_told_again() -> None:
+def test_issues_become_notes_and_alerts_and_reported_ones_are_not_repeated(tmp_path: Path) -> None:
     trial = Trial(model="tiny", dataset="x", max_steps=100)
     reports = [Notes(), Notes()]
-    for report in reports:
-        watch = Watch(report, trial, (10, 10))
-        watch.plan(100)
-        (watch.recall if report is reports[1] else watch.metrics)(1, {"grad_norm": 1e6, "loss": 0.5})
-        watch.metrics(2, {"grad_norm": 1e6, "loss": 0.5})
-    told = "the gradient norm is 1e+06; a longer warmup_ratio helps, and max_grad_norm above 0"
+    row = {"grad_norm": 1e6, "loss": 0.5}
+    first = MetricsLog(tmp_path / "rows.jsonl", reports[0], trial, (10, 10))
+    first.resume(100, 0, None)
+    first.log(1, row)
+    again = MetricsLog(tmp_path / "rows.jsonl", reports[1], trial, (10, 10))
+    again.resume(100, 1, None)
+    for log in (first, again):
+        log.log(2, row)
+        log.close()
+    told = "the gradient norm is 1e+06; try a larger warmup_ratio, and max_grad_norm above 0"
     assert reports[0].notes == [f"WARNING: step 1: gradient norm: {told}"]
     assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {told}")]
     assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])
@@ -212,8 +216,8 @@ def test_findings_become_notes_and_alerts_and_what_was_told_is_not_told_again() 
 
 
 @pytest.fixture(scope="module")
-def session(home: Home) -> Session:
-    return Session(home, torch.device("cpu"))
+def session(home: Home) -> WorkerContext:
+    return WorkerContext(home, torch.device("cpu"))
 
 
 def real_trial(**more: float) -> Trial:
@@ -222,18 +226,18 @@ def real_trial(**more: float) -> Trial:
     return Trial(model_size="tiny", dataset=str(rows), **values | more)  # type: ignore[arg-type]
 
 
-def test_a_real_trial_that_learns_is_left_in_peace(session: Session, tmp_path: Path) -> None:
+def test_a_real_trial_that_learns_is_left_in_peace(session: WorkerContext, tmp_path: Path) -> None:
     report = Notes()
-    result = session.train(real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
+    result = train_trial(session, real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
     assert result.summary["eval/common_loss"] < 0.4  # type: ignore[operator]
     assert report.alerts == []
     assert not any(note.startswith("WARNING") for note in report.notes)
 
 
-def test_a_real_trial_that_diverges_is_ended(session: Session, tmp_path: Path) -> None:
+def test_a_real_trial_that_diverges_is_ended(session: WorkerContext, tmp_path: Path) -> None:
     report = Notes()
     with pytest.raises(TrialFailure) as caught:
-        session.train(real_trial(learning_rate=3e-2), tmp_path, report, lambda: False)
+        train_trial(session, real_trial(learning_rate=3e-2), tmp_path, report, lambda: False)
     assert caught.value.cause is FailureCause.DIVERGED
     assert "nats less likely than before training" in caught.value.message
     assert report.steps == list(range(1, len(report.steps) + 1))

@@ -3,8 +3,8 @@ import torch
 from packed_cases import tiny_model, token_rows
 
 from kto_sweep.errors import UsageError
-from kto_sweep.train.lora import AdapterSpec, AdapterStack, find_targets
-from kto_sweep.train.pack import Item, mix, pack, pair_rows
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, find_targets
+from kto_sweep.train.packed.pack import Item, hash64, pack, pair_rows
 
 CPU = torch.device("cpu")
 
@@ -117,7 +117,7 @@ def test_dropout_zeroes_its_share_of_features_and_keeps_the_mean() -> None:
         tensors["model.layers.0.self_attn.q_proj.lora_B"] = torch.eye(64)
         adapters.start(slot, spec, tensors)
     rows = pair_rows(token_rows(40, longest=20), [(at + 1) % 40 for at in range(40)], 64)
-    items = [Item(row, int(at >= 20), at, noise=int(mix(at)[0])) for at, row in enumerate(rows)]  # type: ignore[arg-type]
+    items = [Item(row, int(at >= 20), at, noise=int(hash64(at)[0])) for at, row in enumerate(rows)]  # type: ignore[arg-type]
     packed = pack(items, 2, CPU)
     with adapters.routed(packed, training=True):
         seen = layer(torch.ones(1, packed.tokens, 64))[0]

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kto_sweep.train.optim import BLOCK, EIGHT_BIT, FULL, Knobs, SlotAdamW
+from kto_sweep.train.packed.optim import BLOCK, EIGHT_BIT, FULL, SlotAdamW, StepHyperparameters
 
 torch.set_num_threads(1)
 PARAMETERS = 2 * BLOCK
@@ -10,9 +10,9 @@ PARAMETERS = 2 * BLOCK
 
 def knobs(
     *, lr: list[float], decay: list[float], clip: list[float], active: list[float] | None = None
-) -> Knobs:
+) -> StepHyperparameters:
     ones = [1.0] * len(lr)
-    return Knobs(*(torch.tensor(values) for values in (lr, decay, clip, active or ones)))
+    return StepHyperparameters(*(torch.tensor(values) for values in (lr, decay, clip, active or ones)))
 
 
 def start(slots: int, kinds: list[str] | None = None) -> tuple[SlotAdamW, Tensor]:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from packed_cases import token_rows
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train.pack import Item, Pack, PairedRow, mix, pack, pack_onto, pair_rows
-from kto_sweep.train.prefixes import tree
+from kto_sweep.train.packed.pack import Item, Pack, PairedRow, hash64, pack, pack_onto, pair_rows
+from kto_sweep.train.packed.prefixes import tree
 
 CPU = torch.device("cpu")
 
@@ -169,4 +169,4 @@ def test_mix_is_splitmix64() -> None:
     # First outputs of the generator for seed 1234567, published with Java's SplittableRandom.
     step = 0x9E3779B97F4A7C15
     seeds = np.array([1234567, (1234567 + step) % 2**64], dtype=np.uint64).view(np.int64)
-    assert mix(seeds).view(np.uint64).tolist() == [6457827717110365317, 3203168211198807973]
+    assert hash64(seeds).view(np.uint64).tolist() == [6457827717110365317, 3203168211198807973]

@@ -8,14 +8,13 @@ from peft import LoraConfig, get_peft_model
 
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
-from kto_sweep.train import fused
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.pack import pair_rows
-from kto_sweep.train.score import score
-from kto_sweep.train.step import SlotBatch, add_gradients
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.packed import fused
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 
 
 def base(home: Home, quantization: Quantization = "none") -> LoadedBase:
@@ -33,7 +32,7 @@ def test_quantised_bases_agree_with_peft_one_row_at_a_time(
         policy = get_peft_model(base(home, quantization).model, config)
     rows = pair_rows(token_rows(6), next_partners(6), 24)
     decoder = packed_decoder(loaded.model)
-    reference = score(decoder, rows, Limit())
+    reference = score(decoder, rows, MicrobatchLimit())
     adapters = AdapterStack(decoder.model, 1, 4, ["all-linear"])
     spec = AdapterSpec(4, 9.0)
     adapters.start(0, spec)
@@ -50,7 +49,7 @@ def test_quantised_bases_agree_with_peft_one_row_at_a_time(
                     tensors[name.removeprefix("base_model.model.").removesuffix(".default.weight")]
                 )
     batch = SlotBatch(0, rows, *reference.T.tolist(), beta=0.1, weights=(1.0, 1.0), loss_type="kto")
-    sums = add_gradients(decoder, adapters, [batch], Limit())
+    sums = add_gradients(decoder, adapters, [batch], MicrobatchLimit())
     decoder.release()
     adapters.detach()
     for model in (policy, loaded.model):

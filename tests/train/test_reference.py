@@ -12,18 +12,18 @@ import torch
 from packed_cases import naive_log_prob, next_partners, tiny_model, token_rows
 
 from kto_sweep.errors import TrialFailure
-from kto_sweep.train.fingerprint import fingerprint_model
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.pack import PairedRow, pair_rows
-from kto_sweep.train.reference import Base, Scores, reference_scores, row_key
-from kto_sweep.train.score import score
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.base_model import fingerprint_model
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.step import score
+from kto_sweep.train.reference import ReferenceModel, Scores, reference_scores, row_key
 
 # The forked children use numpy and SQLite alone, none of the threads that Python warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-BASE = Base("weights", "none", "float32")
+BASE = ReferenceModel("weights", "none", "float32")
 
 
 def rows(n: int = 5, *, max_length: int = 20, longest: int = 14) -> list[PairedRow]:
@@ -66,7 +66,9 @@ def test_values_are_the_base_models_whatever_adapters_are_there(tmp_path: Path) 
     adapters.start(0, AdapterSpec(4, 8.0))
     adapters.weights += 0.3
     adapters.refresh()
-    found = reference_scores(BASE, rows(), tmp_path, lambda asked: score(decoder, asked, Limit()).numpy())
+    found = reference_scores(
+        BASE, rows(), tmp_path, lambda asked: score(decoder, asked, MicrobatchLimit()).numpy()
+    )
     model = tiny_model()
     with torch.no_grad():
         naive = [
@@ -106,9 +108,9 @@ def test_a_row_has_the_same_log_probs_whatever_rows_it_comes_with() -> None:
     prompts = rng.integers(3, 97, (12, 30))
     many = [PairedRow(prompt, *rng.integers(3, 97, (2, 12)), True) for prompt in [*prompts, *prompts]]
     decoder = packed_decoder(tiny_model())
-    together = score(decoder, many, Limit())
+    together = score(decoder, many, MicrobatchLimit())
     for n in (1, 4, 7):  # in such parts no prompt comes twice
-        apart = [score(decoder, many[at : at + n], Limit()) for at in range(0, len(many), n)]
+        apart = [score(decoder, many[at : at + n], MicrobatchLimit()) for at in range(0, len(many), n)]
         # Most CPUs give the same bits; on some the last of a float32 depends on how much is multiplied.
         torch.testing.assert_close(torch.cat(apart), together, rtol=2e-7, atol=0)
 
@@ -119,8 +121,12 @@ def test_no_rows_need_no_cache(tmp_path: Path) -> None:
 
 
 def test_the_base_model_has_a_key_of_what_values_depend_on() -> None:
-    assert Base("weights", "none", "float32", "another name").key == BASE.key
-    others = [Base("w", "none", "float32"), Base("weights", "4bit", "float32"), Base("weights", "none", "x")]
+    assert ReferenceModel("weights", "none", "float32", "another name").key == BASE.key
+    others = [
+        ReferenceModel("w", "none", "float32"),
+        ReferenceModel("weights", "4bit", "float32"),
+        ReferenceModel("weights", "none", "x"),
+    ]
     assert len({base.key for base in [BASE, *others]}) == 4
 
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-import kto_sweep.train.schedule
-from kto_sweep.train.schedule import lr_factor, warmup_steps
+import kto_sweep.train.packed.optim
+from kto_sweep.train.packed.optim import lr_factor, warmup_steps
 
 
 def test_the_docstring() -> None:
-    assert doctest.testmod(kto_sweep.train.schedule).failed == 0
+    assert doctest.testmod(kto_sweep.train.packed.optim).failed == 0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])

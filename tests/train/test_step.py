@@ -2,14 +2,13 @@ import pytest
 import torch
 from packed_cases import naive_log_prob, naive_loss, next_partners, peft_model, tiny_model, token_rows
 
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.lora import AdapterSpec, AdapterStack, Targets
-from kto_sweep.train.pack import pair_rows
-from kto_sweep.train.score import score
-from kto_sweep.train.step import SlotBatch, StepSums, add_gradients, step_items
-from kto_sweep.train.support import packed_decoder
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, Targets
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.step import SlotBatch, StepSums, add_gradients, score, step_items
 
-WHOLE = Limit()
+WHOLE = MicrobatchLimit()
 KINDS = [
     "llama",
     "qwen2",
@@ -44,14 +43,16 @@ class Case:
                 for name, tensor in self.adapters.tensors(slot).items()
             }
             self.adapters.start(slot, spec, moved)
-        self.reference = score(self.decoder, self.rows, Limit())
+        self.reference = score(self.decoder, self.rows, MicrobatchLimit())
 
     def batch(self, slot: int = 0, rows: slice = slice(None), **more: object) -> SlotBatch:
         chosen = {"beta": 0.3, "weights": (1.0, 1.0), "loss_type": "kto"} | more
         matched, mismatched = self.reference[rows].T.tolist()
         return SlotBatch(slot, self.rows[rows], matched, mismatched, **chosen)
 
-    def gradients(self, batches: list[SlotBatch], limit: Limit = WHOLE) -> tuple[StepSums, torch.Tensor]:
+    def gradients(
+        self, batches: list[SlotBatch], limit: MicrobatchLimit = WHOLE
+    ) -> tuple[StepSums, torch.Tensor]:
         self.adapters.clear_grads()
         sums = add_gradients(self.decoder, self.adapters, batches, limit)
         return sums, self.adapters.take_grads().clone()
@@ -76,7 +77,7 @@ def test_loss_rewards_z0_and_gradients_agree_with_one_row_at_a_time(kind: str, t
     naive = naive_loss(policy, tiny_model(kind), case.rows, 0.3, weights, drift=5)
     naive["loss"].backward()
     assert sums.loss[0].item() == pytest.approx(naive["loss"].item(), rel=1e-5)
-    assert sums.mismatched[0].item() == pytest.approx(naive["kl_raw"], rel=1e-5)
+    assert sums.kl_raw[0].item() == pytest.approx(naive["kl_raw"], rel=1e-5)
     chosen = sum(r for r, row in zip(naive["rewards"], case.rows, strict=True) if row.desirable)
     assert sums.chosen_rewards[0].item() == pytest.approx(chosen, rel=1e-5, abs=1e-5)
     found = case.adapters.layout.take(grads[0], case.adapters.names(spec), 4)
@@ -117,16 +118,25 @@ def test_untrained_loss_is_half_the_mean_weight() -> None:
     desirable = sum(row.desirable for row in case.rows)
     half = 0.5 * (1.5 * desirable + 0.5 * (8 - desirable)) / 8
     assert sums.loss[0].item() == pytest.approx(half, abs=1e-6)
-    assert sums.mismatched[0].item() == pytest.approx(0, abs=1e-5)
+    assert sums.kl_raw[0].item() == pytest.approx(0, abs=1e-5)
     assert sums.chosen_rewards[0].item() == pytest.approx(0, abs=1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
-    "limit", [Limit(examples=1), Limit(examples=3), Limit(examples=4), Limit(tokens=60)], ids=str
+    "limit",
+    [
+        MicrobatchLimit(examples=1),
+        MicrobatchLimit(examples=3),
+        MicrobatchLimit(examples=4),
+        MicrobatchLimit(tokens=60),
+    ],
+    ids=str,
 )
-def test_the_split_into_micro_batches_changes_nothing(limit: Limit, recompute: bool, dropout: float) -> None:
+def test_the_split_into_micro_batches_changes_nothing(
+    limit: MicrobatchLimit, recompute: bool, dropout: float
+) -> None:
     case = Case(
         specs=(AdapterSpec(4, 9.0, dropout=dropout), AdapterSpec(2, 5.0, dropout=dropout / 2, seed=1))
     )
@@ -172,15 +182,19 @@ def test_dropout_changes_the_training_loss_and_no_score() -> None:
     assert abs(trained[0] - trained[1]) > 1e-3
     other_noise = with_it.gradients([with_it.batch(noise=2)])[0].loss.item()
     assert abs(trained[0] - other_noise) > 1e-4
-    scores = [score(case.decoder, case.rows, Limit(), case.adapters, 0) for case in (with_it, without)]
+    scores = [
+        score(case.decoder, case.rows, MicrobatchLimit(), case.adapters, 0) for case in (with_it, without)
+    ]
     assert torch.equal(*scores)
 
 
 def test_scores_do_not_depend_on_order_or_split() -> None:
     case = Case()
-    expected = score(case.decoder, case.rows, Limit(), case.adapters, 0)
+    expected = score(case.decoder, case.rows, MicrobatchLimit(), case.adapters, 0)
     shuffled = [5, 2, 7, 0, 1, 6, 4, 3]
-    found = score(case.decoder, [case.rows[at] for at in shuffled], Limit(examples=3), case.adapters, 0)
+    found = score(
+        case.decoder, [case.rows[at] for at in shuffled], MicrobatchLimit(examples=3), case.adapters, 0
+    )
     expect_close(found, expected[shuffled])
     policy = peft_model("llama", case.adapters.tensors(0), AdapterSpec(4, 9.0))
     naive = [

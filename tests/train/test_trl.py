@@ -16,13 +16,13 @@ from kto_sweep.data.split import all_batches
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
-from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.evaluate import evaluate
-from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.pack import PairedRow, pair_rows
-from kto_sweep.train.request import Request
-from kto_sweep.train.trl_kto import OurKTOTrainer
-from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.trial.evaluate import evaluate
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
+from kto_sweep.train.trl.trainer import train_trl
+from kto_sweep.train.worker.cotrainer import CoTrainer
 
 STEP_METRICS = {
     *("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "kl_raw"),
@@ -183,7 +183,7 @@ def test_base_is_given_back_after_a_failure(base: LoadedBase, data: TrainingData
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        train_trl(Request("run", make_trial(), tmp_path, Full()), base, data, reference_dir=tmp_path)
+        train_trl(TrialRequest("run", make_trial(), tmp_path, Full()), base, data, reference_dir=tmp_path)
     assert {name for name, _ in base.model.named_parameters()} == dict(
         make_base().model.named_parameters()
     ).keys()
@@ -207,7 +207,7 @@ def test_the_packed_trainers_reference_is_taken_over_where_it_is_the_same(
 ) -> None:
     base, trial = make_base(dtype), make_trial(max_steps=8)
     with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
-        packed.start(Request("run", trial, tmp_path / "packed", Notebook(), lambda: False))
+        packed.start(TrialRequest("run", trial, tmp_path / "packed", Notebook(), lambda: False))
         while not packed.step():
             pass
     _, notebook = train(trial, base, data, tmp_path)
@@ -288,7 +288,7 @@ def test_8bit_adamw(base: LoadedBase, data: TrainingData, tmp_path: Path) -> Non
 def test_learning_rate_is_the_schedules(
     base: LoadedBase, data: TrainingData, tmp_path: Path, scheduler: str
 ) -> None:
-    from kto_sweep.train.schedule import lr_factor
+    from kto_sweep.train.packed.optim import lr_factor
 
     trial = make_trial(max_steps=6, warmup_ratio=0.3, lr_scheduler=scheduler)
     _, notebook = train(trial, base, data, tmp_path)

@@ -19,15 +19,14 @@ from trl.trainer.kto_trainer import KTOTrainer
 
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.home import Home
-from kto_sweep.train.limit import Limit
-from kto_sweep.train.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.pack import PairedRow, pair_rows
-from kto_sweep.train.score import score
-from kto_sweep.train.step import SlotBatch, add_gradients
-from kto_sweep.train.support import packed_decoder
-from kto_sweep.train.trl_kto import OurKTOTrainer
-from kto_sweep.train.trl_ranks import Ranks
+from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
+from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
+from kto_sweep.train.trl.ranks import Ranks
 
 # PEFT and TRL call what transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
@@ -67,11 +66,11 @@ def packed(
     decoder = packed_decoder(base.model)
     adapters = AdapterStack(base.model, 1, SPEC.rank, {SPEC.targets})
     try:
-        reference = score(decoder, rows, Limit()).T.tolist()
+        reference = score(decoder, rows, MicrobatchLimit()).T.tolist()
         adapters.start(0, SPEC, tensors)
         adapters.clear_grads()
         batch = SlotBatch(0, rows, *reference, beta=BETA, weights=WEIGHTS, loss_type=loss_type)
-        sums = add_gradients(decoder, adapters, [batch], Limit())
+        sums = add_gradients(decoder, adapters, [batch], MicrobatchLimit())
         grads = adapters.layout.take(adapters.take_grads()[0], adapters.names(SPEC), SPEC.rank)
     finally:
         adapters.detach()

@@ -10,10 +10,10 @@ import torch
 from trl_cases import Notebook, make_base, make_data, make_trial, train
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.train.cotrain import CoTrainer
-from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.request import Request
-from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.trl.trainer import train_trl
+from kto_sweep.train.worker.cotrainer import CoTrainer
 
 CHECKPOINT = "checkpoint/last.safetensors"
 
@@ -67,9 +67,11 @@ def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: 
 
     crashed = Crashing()
     with pytest.raises(KeyboardInterrupt):
-        train_trl(Request("run", trial, tmp_path / "out", crashed), make_base(), data, reference_dir=tmp_path)
+        train_trl(
+            TrialRequest("run", trial, tmp_path / "out", crashed), make_base(), data, reference_dir=tmp_path
+        )
     _, after = train(trial, make_base(), data, tmp_path, logged=7)
-    assert "going on after step 4" in after.notes  # there is a checkpoint after each evaluation
+    assert "continues after step 4" in after.notes  # there is a checkpoint after each evaluation
     assert list(crashed.rows) == [1, 2, 3, 4, 5, 6, 7]
     assert list(after.rows) == [8, 9, 10]
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [
@@ -97,7 +99,7 @@ def test_what_the_packed_trainer_has_put_away_is_not_used(
     trial = make_trial(max_steps=6)
     with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
         notebook = Notebook()
-        packed.start(Request("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
+        packed.start(TrialRequest("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
         while not packed.step():
             pass
     _, after = train(trial, base, data, tmp_path)

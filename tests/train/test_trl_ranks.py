@@ -15,12 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
+from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import LostProcessError
-from kto_sweep.train.request import Request
-from kto_sweep.train.result import TrainResult
-from kto_sweep.train.session import Session
 from kto_sweep.train.tiny import tiny_model
-from kto_sweep.train.trl_crew import train_in_ranks
+from kto_sweep.train.trial.request import TrainResult, TrialRequest
+from kto_sweep.train.trl.launcher import train_in_ranks
 from kto_sweep.trial import Trial
 
 # PEFT and TRL call what transformers has renamed.
@@ -68,10 +67,12 @@ def train(
     report: Recorder | None = None,
 ) -> tuple[TrainResult, Recorder]:
     report = report or Recorder()
-    request = Request("run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged)
+    request = TrialRequest(
+        "run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged
+    )
     if devices > 1:
         return train_in_ranks(request, home, devices), report
-    return Session(home, torch.device("cpu")).train_with_trl(request), report
+    return WorkerContext(home, torch.device("cpu")).train_with_trl(request), report
 
 
 class Killing(Recorder):
@@ -97,7 +98,7 @@ def test_two_processes_give_the_numbers_of_one_and_both_end_with_one(
     assert "trained on 2 devices" in both.notes[0]
     result, after = train(trial, home, tmp_path / "2", 2, logged=max(both.rows))
     assert after.planned == [(9, max(both.rows))]
-    assert any(note.startswith("going on after step") for note in after.notes)
+    assert any(note.startswith("continues after step") for note in after.notes)
     both.rows.update(after.rows)
     expect_same(both, alone, 1e-5)
     assert result.summary["trial/examples"] == 9 * 4 - 3  # the last batch of an epoch has one row

@@ -13,9 +13,9 @@ from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.home import Home
-from kto_sweep.train.models import LoadedBase, load_base
-from kto_sweep.train.request import Request
-from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.trl.trainer import train_trl
 from kto_sweep.trial import Trial
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -56,7 +56,7 @@ def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
             "warmup_ratio": 0.0,
         }
     )
-    request = Request("run", trial, tmp_path, report, lambda: False, None)
+    request = TrialRequest("run", trial, tmp_path, report, lambda: False, None)
     train_trl(request, base, data, reference_dir=tmp_path / "reference")
     assert all(math.isfinite(value) for row in report.rows.values() for value in row.values())
     assert report.rows[1]["loss"] == pytest.approx(0.5, abs=1e-3)

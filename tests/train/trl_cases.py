@@ -12,10 +12,9 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners, split_by_prompt
 from kto_sweep.models.tiny import Recipe, make_tokenizer
-from kto_sweep.train.models import LoadedBase
-from kto_sweep.train.request import Request
-from kto_sweep.train.result import TrainResult
-from kto_sweep.train.trl_trainer import train_trl
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.trial.request import TrainResult, TrialRequest
+from kto_sweep.train.trl.trainer import train_trl
 from kto_sweep.trial import Trial
 
 
@@ -103,5 +102,5 @@ def train(
     def should_stop() -> bool:
         return stop_after is not None and max(notebook.rows, default=0) >= stop_after
 
-    request = Request("run", trial, folder / "out", notebook, should_stop, logged)
+    request = TrialRequest("run", trial, folder / "out", notebook, should_stop, logged)
     return train_trl(request, base, data, reference_dir=folder / "reference"), notebook

@@ -1,0 +1,349 @@
+"""Base models: found, loaded, frozen, and a clear word when that does not work."""
+
+import difflib
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import errors as hub
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
+from kto_sweep.home import Home
+from kto_sweep.models.hub import no_safetensors_error
+from kto_sweep.models.presets import Quantization, names_a_path
+from kto_sweep.train.tiny import tiny_model
+
+TINY = "tiny"
+"""The name of the model that is made here."""
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base model in memory: all weights frozen, in evaluation mode, without dropout of its own."""
+
+    name: str
+    """As the trial names it."""
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: torch.dtype
+    """Of the weights that are not quantised."""
+    quantization: Quantization
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What transformers is told to load."""
+
+    name: str
+    """Hub id or folder."""
+    gguf_file: str | None = None
+    """File in the folder."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """For every from_pretrained."""
+        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+
+    @property
+    def model_arguments(self) -> dict[str, Any]:
+        """For the model's. Newer transformers can keep GGUF weights packed, and then cannot train."""
+        if self.gguf_file is None or not hasattr(transformers, "GgufConfig"):
+            return self.arguments
+        return {**self.arguments, "quantization_config": transformers.GgufConfig(dequantize=True)}
+
+
+def load_base(
+    name: str,
+    *,
+    quantization: Quantization,
+    device: torch.device,
+    home: Home,
+    attn_implementation: str | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    shards: int = 1,
+) -> LoadedBase:
+    """The model that `name` means: `tiny`, a .gguf file, a local folder or a hub id, frozen, on `device`.
+
+    `dtype`: by default fp32 on a CPU, bf16 on CUDA. With several `shards` the weights are spread over as many
+    processes (FSDP), which all call this and every forward of the model. Weights are read from safetensors or
+    GGUF only, as other formats can hold code.
+
+    Raises UsageError (no such model, not a model, not allowed) and TrialFailure (the hub cannot be reached).
+    """
+    _quieten()
+    source = _find(name, home)
+    if source.gguf_file is not None and quantization != "none":
+        raise UsageError(
+            f"{name}: a .gguf file cannot be loaded in {quantization}",
+            hint="quantization: none, or the same model as a folder or hub id",
+        )
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            **source.model_arguments,
+            **_placement(quantization, device, dtype, shards),
+            **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+        )
+    except Exception as error:  # what a broken file raises depends on the byte that is broken
+        if _no_room(error):
+            raise
+        raise _explained(name, error) from error
+    if source.gguf_file is not None:
+        model.name_or_path = name  # the folder alone would not find it again
+        quantizer: Any = getattr(model, "hf_quantizer", None)
+        if quantizer is not None:  # unpacked: an ordinary model from here on
+            quantizer.remove_quantization_config(model)
+    _agree_on_special_tokens(model, tokenizer)
+    _without_dropout(model)
+    _keep_trainable(model)
+    model.requires_grad_(False)
+    model.train(False)
+    return LoadedBase(name, model, tokenizer, dtype, quantization)
+
+
+def _quieten() -> None:
+    """Silence what says nothing to our users."""
+    # Several progress bars a model, into logs that are no terminal.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # A line for each 8-bit matrix product: that its inputs are rounded to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+
+
+def _find(name: str, home: Home) -> _Source:
+    """What to load for `name`.
+
+    Raises UsageError when it can only be a file or folder and there is none.
+    """
+    if name == TINY:
+        return _Source(str(tiny_model(home.models)))
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UsageError(f"{name}: no such model file", hint=_nearest(path))
+        if importlib.util.find_spec("gguf") is None:
+            raise UsageError(
+                f"{name}: reading .gguf files needs a package that is not installed",
+                hint="pip install 'kto-sweep[gguf]'",
+            )
+        return _Source(str(path.parent), path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(
+                f"{name}: no model in this folder (it has no config.json)",
+                hint="give the folder that save_pretrained wrote, or a .gguf file",
+            )
+        return _Source(str(path))
+    if path.is_file():
+        raise UsageError(f"{name}: not a model folder or .gguf file", hint="give the model's folder")
+    if names_a_path(name):
+        raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
+    return _Source(name)
+
+
+def _placement(
+    quantization: Quantization, device: torch.device, dtype: torch.dtype, shards: int
+) -> dict[str, Any]:
+    """How the weights are held and where."""
+    if shards > 1:
+        from transformers.distributed.configuration_utils import DistributedConfig  # not in older ones
+
+        return {"distributed_config": DistributedConfig(fsdp_size=shards)}
+    arguments: dict[str, Any] = {"device_map": {"": device}}
+    if quantization == "8bit":
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    elif quantization == "4bit":
+        # NF4 with quantised constants, as QLoRA has it (arXiv 2305.14314).
+        arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return arguments
+
+
+def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The tokenizer's beginning, end and fill-up tokens in the model's configuration, as trainers want it.
+
+    Batches need a token to fill up with; it is masked everywhere, so any will do.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    configs: list[Any] = [model.config.get_text_config(), model.generation_config]
+    for config in configs:
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            token, known = getattr(tokenizer, name), getattr(config, name, None)
+            if config is None or token is None or token == known:
+                continue
+            # Some models end a text in several ways: none of them is forgotten.
+            setattr(config, name, sorted({token, *known}) if isinstance(known, list) else token)
+
+
+def _keep_trainable(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from changing 4-bit weights on a CPU to a layout that has no gradient.
+
+    Its Linear4bit does so at the first forward in evaluation mode; training would then go wrong unnoticed.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    """No dropout in the base model, whose log-probs are compared with its own; adapters bring theirs."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _no_room(error: Exception) -> bool:
+    """Whether memory or disk ran out: not the model's fault."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_disk_full(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _explained(name: str, error: Exception) -> KtoSweepError:
+    """What a failed load means to the person who named the model."""
+    causes = tuple(_chain(error))
+
+    def among(*types: type[BaseException]) -> bool:
+        return any(isinstance(cause, types) for cause in causes)
+
+    first_line = str(error).strip().partition("\n")[0] or repr(error)
+    elsewhere = "give a local folder or a .gguf file"
+    if among(hub.GatedRepoError):
+        return UsageError(
+            f"{name}: its owners let in only those who asked",
+            hint=f"ask at https://huggingface.co/{name}, then set HF_TOKEN; or {elsewhere}",
+        )
+    if among(hub.RepositoryNotFoundError, hub.HFValidationError):
+        return UsageError(
+            f"{name}: no such folder here, and no such model on the hub",
+            hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
+        )
+    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "couldn't connect" in first_line:
+        return TrialFailure(
+            FailureCause.NETWORK,
+            f"{name}: no such folder here, and the hub cannot be reached",
+            hint=f"connect to the network, or {elsewhere}",
+        )
+    if "trust_remote_code" in str(error):
+        return UsageError(
+            f"{name}: needs Python code of its own, which kto-sweep does not run",
+            hint="choose a model of an architecture that transformers knows",
+        )
+    if "safetensors" in first_line and isinstance(error, OSError):
+        return no_safetensors_error(name)
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    return UsageError(
+        f"{name}: cannot be loaded: {kind}{first_line}",
+        hint="download it again if the file may be broken; else choose another model",
+    )
+
+
+def _nearest(path: Path) -> str:
+    """What to type instead of a path that does not exist."""
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent}"
+    names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
+    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f"did you mean {path.with_name(match[0])}?" if match else "check the path"
+
+
+_CHUNK = 2**22
+"""Words hashed at once."""
+
+_VOLATILE = {
+    "attn_implementation",
+    "distributed_config",
+    "dtype",
+    "name_or_path",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+"""Configuration that log-probs do not depend on, or that the weights tell."""
+
+
+def fingerprint_model(model: PreTrainedModel) -> str:
+    """64 hex digits that change with any bit of any weight and with the configuration, on every device alike.
+
+    Reads every weight once, at the speed of the memory that holds it. Attached adapters are no part of it.
+    """
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if not key.startswith("_") and key not in _VOLATILE
+    }
+    state = {name: _whole(tensor) for name, tensor in model.state_dict().items()}
+    factors = _factors(min(_CHUNK, max(tensor.nbytes for tensor in state.values())), model.device)
+    hashes = torch.stack([_hash(tensor, factors) for tensor in state.values()]).tolist()
+    described = [
+        [name, str(tensor.dtype), list(tensor.shape), number]
+        for (name, tensor), number in zip(state.items(), hashes, strict=True)
+    ]
+    text = json.dumps([_class_name(model), config, described], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _class_name(model: PreTrainedModel) -> str:
+    """Of the architecture: a sharded model has a class of its own below that."""
+    return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded over processes; then all of them ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _factors(n: int, device: torch.device) -> Tensor:
+    """`n` odd pseudo-random numbers."""
+    index = torch.arange(n, device=device)
+    return (index * 0x9E3779B97F4A7C1 ^ (index * 0x3C6EF372FE94F82B >> 29)) | 1
+
+
+@torch.no_grad()
+def _hash(tensor: Tensor, factors: Tensor) -> Tensor:
+    """A sum of words times odd pseudo-random factors, modulo 2^64: one changed word always changes it."""
+    # What describes a 4-bit layer's format lies on the host, whatever device its weights are on.
+    data = tensor.detach().to(factors.device).contiguous().view(-1)
+    size = data.element_size()
+    words = data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    total = torch.zeros((), dtype=torch.int64, device=factors.device)
+    for chunk in torch.split(words, len(factors)):
+        total = total * 0x5851F42D4C957F2D + (chunk.long() * factors[: len(chunk)]).sum()
+    return total

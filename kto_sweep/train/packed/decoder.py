@@ -1,0 +1,79 @@
+"""A frozen causal language model that gives the log-probs of packed completions."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from kto_sweep.train.packed import attention, fused
+from kto_sweep.train.packed.head import Head, target_log_probs
+from kto_sweep.train.packed.kernels import is_4bit
+from kto_sweep.train.packed.pack import Pack
+
+
+class Decoder:
+    """`model`, frozen and without dropout, with packed attention; train/support.py says which can be."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.head = Head.of(model)
+        self.forwards = 0
+        """Forward passes so far."""
+        self._body: Any = model.base_model
+        self._own_attention = model.config._attn_implementation
+        freeze(model)
+        model.set_attn_implementation(attention.NAME)
+        fused.install(model)
+
+    def release(self) -> None:
+        """Give the model its own attention and forwards back; it stays frozen."""
+        fused.remove(self.model)
+        self.set_recompute(False)
+        self.model.set_attn_implementation(self._own_attention)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def log_probs(self, pack: Pack, examples: int) -> Tensor:
+        """Sum of the targets' log-probs by example: float64 (examples,); 0 for those not in `pack`.
+
+        Float64, because log-ratios are small differences of sums over hundreds of tokens.
+        """
+        self.forwards += 1
+        hidden = self._body(
+            input_ids=pack.ids[None],
+            position_ids=pack.positions[None],
+            use_cache=False,
+            packing=pack.attention,
+        ).last_hidden_state[0]
+        by_token = target_log_probs(hidden.index_select(0, pack.predicting), self.head, pack.targets)
+        sums = torch.zeros(examples, dtype=torch.float64, device=by_token.device)
+        return sums.index_add(0, pack.examples, by_token.double())
+
+    def set_recompute(self, on: bool) -> None:
+        """Whether backward passes recompute each layer's activations instead of keeping them."""
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.gradient_checkpointing = on
+                # Nothing random happens in a forward: no generator state is kept for the second one.
+                layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+                    checkpoint, use_reentrant=False, preserve_rng_state=False
+                )
+                # Layers are checkpointed in training mode only; what is in them stays in eval mode.
+                layer.training = on
+
+
+def freeze(model: PreTrainedModel) -> None:
+    """No gradients for the model's own weights, no dropout in it."""
+    model.requires_grad_(False)
+    model.train(False)
+    for module in model.modules():
+        if is_4bit(module):
+            # On a CPU, bitsandbytes turns a layer in eval mode into a format that has no backward.
+            module.training = True

@@ -1,0 +1,112 @@
+"""Where a trial's adapters come from: one JSON file beside them, written at the start and at the end.
+
+The model and its weights' hash, every parameter, the data with its counts and content hash, versions of
+packages, hardware, results.
+"""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.data.rows import TokenRow
+from kto_sweep.errors import TrialFailure
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.device import describe_device
+from kto_sweep.train.trial.request import TrainResult
+from kto_sweep.trial import Trial
+
+_PACKAGES = (
+    *("kto-sweep", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "safetensors"),
+    *("tokenizers", "numpy"),
+)
+
+
+class Lineage:
+    """One trial's lineage file."""
+
+    def __init__(
+        self, path: Path, trial: Trial, base: LoadedBase, data: TrainingData, fingerprints: Mapping[str, str]
+    ) -> None:
+        """`fingerprints`: content hashes of the `model` and the `rows`."""
+        self._path = path
+        self._about: dict[str, Any] = {
+            "format": "kto-sweep lineage 1",
+            "started": _now(),
+            "working_directory": str(Path.cwd()),
+            "model": {
+                "name": base.name,
+                "fingerprint": fingerprints.get("model"),
+                "quantization": base.quantization,
+                "dtype": str(base.dtype).removeprefix("torch."),
+                "parameters": base.model.num_parameters(),
+            },
+            "trial": trial.to_config(),
+            "data": {
+                "path": data.path,
+                "fingerprint": fingerprints.get("rows"),
+                "train": _counts(data.train),
+                "held_out": _counts(data.eval),
+            },
+            "software": _software(),
+            "hardware": {
+                "device": describe_device(),
+                "cpus": os.cpu_count(),
+                "machine": platform.machine(),
+                "cuda": torch.version.cuda,
+            },
+        }
+
+    def write(self, outcome: TrainResult | Exception | None = None) -> None:
+        """Write the file, with how the trial ended if it has."""
+        about = (
+            self._about if outcome is None else {**self._about, "ended": _now(), "result": _result(outcome)}
+        )
+        new = self._path.with_name(f"{self._path.name}.new")
+        new.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        new.replace(self._path)
+
+
+def earlier_fingerprints(path: Path) -> dict[str, str]:
+    """The fingerprints of `model` and `rows` in a lineage file, as far as there is one that can be read."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found = {"model": about["model"]["fingerprint"], "rows": about["data"]["fingerprint"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: value for name, value in found.items() if isinstance(value, str)}
+
+
+def _counts(rows: Sequence[TokenRow]) -> dict[str, int]:
+    desirable = sum(row.label for row in rows)
+    tokens = sum(len(row.prompt) + len(row.completion) for row in rows)
+    return {"rows": len(rows), "desirable": desirable, "undesirable": len(rows) - desirable, "tokens": tokens}
+
+
+def _software() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue  # not everywhere installed
+    return versions
+
+
+def _result(outcome: TrainResult | Exception) -> dict[str, Any]:
+    if isinstance(outcome, TrainResult):
+        end = "stopped" if outcome.stopped else "finished"
+        return {"end": end, "steps": outcome.steps, "summary": dict(outcome.summary)}
+    cause = str(outcome.cause) if isinstance(outcome, TrialFailure) else type(outcome).__name__
+    return {"end": "failed", "cause": cause, "message": str(outcome)}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

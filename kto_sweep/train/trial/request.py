@@ -1,0 +1,63 @@
+"""What a trial's trainer gets and returns: the request, where it reports, the result. No torch here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kto_sweep.trial import Trial
+
+
+class Report(Protocol):
+    """Receives what a trainer measures."""
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Progress of work before the first step: `reference log-probs`, 64, 300."""
+
+    def plan(self, total_steps: int, done_steps: int = 0) -> None:
+        """Number of optimizer steps, and of those done before; called once."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Values measured at optimizer step `step`. Steps never fall; one step may come more than once."""
+
+    def note(self, text: str) -> None:
+        """One line for the trial's console log."""
+
+    def alert(self, title: str, text: str) -> None:
+        """A W&B alert."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How one trial ended, unless it raised TrialFailure."""
+
+    summary: Mapping[str, float | int | str]
+    """Final values by metric name, for the run's W&B summary."""
+    steps: int
+    """Optimizer steps done."""
+    stopped: bool
+    """Whether `should_stop` ended it early."""
+
+
+class StopRequestedError(Exception):
+    """A trial was told to stop before its first step."""
+
+
+@dataclass(frozen=True)
+class TrialRequest:
+    """A trial to train."""
+
+    run_id: str
+    trial: Trial
+    folder: Path
+    """For its files. If they include the trial's checkpoint, it continues from there."""
+    report: Report
+    should_stop: Callable[[], bool] = lambda: False
+    logged: int | None = None
+    """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+
+    def reference_progress(self, done: int, total: int) -> None:
+        """Report how many rows have reference log-probs. Raises StopRequestedError if the trial must stop."""
+        self.report.preparing("reference log-probs", done, total)
+        if self.should_stop():
+            raise StopRequestedError

@@ -1,0 +1,317 @@
+"""Trials trained together on one base model: they join, step, and leave, each as if it were alone.
+
+    queue --> slots of the engine --> one optimizer step of all --> rows, checkpoints --> outcomes
+
+An error in one trial ends that trial only. What happens when memory runs out: see memory.py.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.throughput import Throughput
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.context import WorkerContext
+from kto_sweep.train.device import DeviceTime, gpu_memory, is_broken, out_of_memory, read_memory, this_gpu
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.engine import UNSPLIT, Engine
+from kto_sweep.train.packed.microbatch import MicrobatchLimit
+from kto_sweep.train.packed.step_result import StepResult
+from kto_sweep.train.reference_rows import ReferenceLogProbs
+from kto_sweep.train.trial.checkpoint import fingerprint_rows
+from kto_sweep.train.trial.checkpoint_policy import Clock
+from kto_sweep.train.trial.request import StopRequestedError, TrainResult
+from kto_sweep.train.trial.training import SharedInputs, TrialTraining, sharing_key
+from kto_sweep.train.worker.active_trials import ActiveTrials, TrialOutcome
+from kto_sweep.train.worker.admission_queue import AdmissionQueue, PendingTrial
+from kto_sweep.train.worker.concurrency import Concurrency, ConcurrencyTuner
+from kto_sweep.train.worker.memory import MemoryManager
+from kto_sweep.trial import Trial
+
+
+@dataclass(frozen=True)
+class LaunchedStep:
+    """A step that the device computes, with the trials that take it by slot."""
+
+    result: StepResult
+    trainings: Mapping[int, TrialTraining]
+    done: DeviceTime
+
+
+class CoTrainer:
+    """Trains the trials in `queue` that share the model and data of `trial`.
+
+    With `overlap` (default on CUDA) rows are logged one step late, so that the host works while the device
+    does. `tuner` finds out how many trials are worth training at once; `throughput` measures every step.
+
+    Raises NotPackableError for a model or rows that only TRL's trainer can train.
+    """
+
+    def __init__(
+        self,
+        base: LoadedBase,
+        data: TrainingData,
+        trial: Trial,
+        queue: AdmissionQueue,
+        *,
+        cache: Path,
+        limit: MicrobatchLimit = UNSPLIT,
+        recompute: bool = False,
+        overlap: bool | None = None,
+        clock: Clock = time.monotonic,
+        tuner: ConcurrencyTuner | None = None,
+        throughput: Throughput | None = None,
+    ) -> None:
+        self.queue = queue
+        self._sharing_key = sharing_key(trial)
+        self._clock = clock
+        self._decoder = packed_decoder(base.model)
+        self._device = self._decoder.device
+        try:
+            self._reference = ReferenceLogProbs(self._decoder, base, data, trial.max_length, cache)
+        except Exception:
+            self._decoder.release()
+            raise
+        rows, held_out = self._reference.train, self._reference.held_out
+        self._inputs = SharedInputs(
+            base, data, self._reference.model.fingerprint, fingerprint_rows(rows.rows, held_out.rows)
+        )
+        self._engine = Engine(self._decoder, rows, held_out, limit=limit)
+        self._active = ActiveTrials(self._engine)
+        self._tuner = tuner or ConcurrencyTuner()
+        self._memory = MemoryManager(self._active, queue, self._decoder, self._tuner, recompute=recompute)
+        self._throughput = throughput
+        self._overlap = self._device.type == "cuda" if overlap is None else overlap
+        self._in_flight: LaunchedStep | None = None
+        """The step that is launched and not logged."""
+        self._step_started = DeviceTime(self._device, clock)
+        """When the device could start the step that is logged next."""
+        self._outcomes: list[TrialOutcome] = []
+        """Of trials that ended without files."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)  # the previous base model's peak does not count
+        self._tuner.empty = read_memory(self._device).used
+
+    @classmethod
+    def create(
+        cls,
+        context: WorkerContext,
+        trial: Trial,
+        queue: AdmissionQueue,
+        tuner: ConcurrencyTuner | None = None,
+    ) -> "CoTrainer":
+        """A co-trainer on the model and data of `trial`. Raises as the constructor and WorkerContext do."""
+        base, data = context.base(trial), context.data(trial)
+        gpu = this_gpu() if context.device.type == "cuda" else None
+        throughput = Throughput.of(
+            context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization
+        )
+        cache = context.home.cache / "reference"
+        return cls(base, data, trial, queue, cache=cache, tuner=tuner, throughput=throughput)
+
+    @property
+    def concurrency(self) -> Concurrency:
+        """The number of trials that are worth training at once."""
+        return self._tuner.concurrency
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do: active trials, files to write, or trials in the queue that
+        fit."""
+        return bool(len(self._active) or self._active.ending or self.queue.has_next(self._fits))
+
+    @property
+    def active(self) -> list[TrialTraining]:
+        """The trials in slots, in the order in which they joined."""
+        return list(self._active)
+
+    def fits(self, trial: Trial) -> bool:
+        """Whether `trial` can be trained beside the active ones."""
+        return not trial.full_finetune and sharing_key(trial) == self._sharing_key
+
+    def _fits(self, pending: PendingTrial) -> bool:
+        return self.fits(pending.request.trial)
+
+    def step(self) -> list[TrialOutcome]:
+        """Admit trials, take one optimizer step of all, log the previous one; the trials that ended.
+
+        Raises errors that no single trial caused: the process should exit.
+        """
+        self._end_stopped()
+        self._admit()
+        if self._memory.has_idle_slots():
+            self._log_in_flight()
+            self._active.remove_empty_slots()
+        launched = self._launch()
+        self._log_in_flight()  # the previous step, while the device computes this one
+        self._in_flight = launched
+        # Evaluations, checkpoints and ends need the weights of exactly this step: no overlap then.
+        if launched is not None and (not self._overlap or self._is_due(launched)):
+            self._log_in_flight()
+            self._after_step()
+        waits_for_files = not len(self._active) and not self.queue.has_next(self._fits)
+        outcomes = self._outcomes + self._active.written(wait_for_one=waits_for_files)
+        self._outcomes = []
+        return outcomes
+
+    def close(self) -> None:
+        """Restore the base model; unfinished trials continue from their last checkpoints later."""
+        for training in self.queue.detached():
+            training.close()
+        self._active.close()
+        self._engine.close()
+
+    # Admission.
+
+    def _end_stopped(self) -> None:
+        for pending in self.queue.take_stopped():
+            self._end_pending(pending)
+        stopped = [training for training in self._active if training.request.should_stop()]
+        if stopped:
+            self._log_in_flight()
+        for training in stopped:
+            if training.slot is not None:  # its last row may have ended it
+                self._stop(training)
+
+    def _end_pending(self, pending: PendingTrial) -> None:
+        """End a trial that was told to stop while it waited."""
+        if pending.training is not None:
+            self._stop(pending.training)
+        else:
+            self._outcomes.append(TrialOutcome(pending.request.run_id, TrainResult({}, 0, stopped=True)))
+
+    def _stop(self, training: TrialTraining) -> None:
+        with self._active.isolate(training):
+            self._active.end(training, training.stop(self._engine))
+
+    def _admit(self) -> None:
+        """Move pending trials that fit into slots, as memory allows."""
+        if not len(self._active) and not self.queue.detached():
+            self._memory.reset()
+        while self._memory.has_room and (pending := self.queue.next(self._fits)) is not None:
+            self._log_in_flight()  # admission may take long
+            try:
+                training = pending.training or TrialTraining(pending.request, self._inputs, self._clock)
+            except Exception as error:
+                self._outcomes.append(TrialOutcome(pending.request.run_id, error))
+            else:
+                self._attach(training)
+
+    def _attach(self, training: TrialTraining) -> None:
+        with self._active.isolate(training):
+            if training.finished:
+                self._active.end(training, training.finish_again())
+                return
+            try:
+                self._reference.fill(
+                    training.trial, training.request.reference_progress, training.report.note
+                )
+                slot = self._active.free_slot(self.queue.count(self._fits))
+                self._engine.join(slot, training.trial, training.state)
+            except StopRequestedError:
+                self._active.end(training, training.stop(self._engine))
+                return
+            except torch.OutOfMemoryError:
+                if not len(self._active):
+                    raise
+                self._memory.requeue(training)
+                return
+            self._active.attach(training, slot)
+            if self._engine.done(slot):
+                self._active.end(training, training.finish(self._engine))
+
+    # Steps.
+
+    def _launch(self) -> LaunchedStep | None:
+        """Launch a step on the device; None when no trial is left to take one."""
+        if self._in_flight is None:
+            self._step_started = DeviceTime(self._device, self._clock)
+        while len(self._active):
+            limit = self._engine.limit
+            try:
+                result = self._engine.step()
+            except torch.OutOfMemoryError as error:
+                problem = str(error)  # not the error itself: its traceback holds the step's tensors
+            except Exception as error:
+                if is_broken(error) or len(self._active) > 1:
+                    raise
+                self._log_in_flight()
+                for training in self._active:
+                    self._active.end(training, error)
+                break
+            else:
+                if self._engine.limit != limit:
+                    self._tuner.on_out_of_memory(len(self._active))
+                    self._memory.note(f"micro-batches of at most {self._engine.limit.tokens} tokens")
+                trainings = {
+                    training.slot: training for training in self._active if training.slot is not None
+                }
+                for training in trainings.values():
+                    training.launched += 1
+                return LaunchedStep(result, trainings, DeviceTime(self._device, self._clock))
+            self._log_in_flight()
+            if len(self._active) and not self._memory.relieve():
+                self._active.end(self.active[0], out_of_memory(problem))
+        return None
+
+    def _is_due(self, launched: LaunchedStep) -> bool:
+        return any(training.is_due(training.launched) for training in launched.trainings.values())
+
+    def _log_in_flight(self) -> None:
+        """Log the rows of the step in flight, with evaluations where they are due."""
+        launched, self._in_flight = self._in_flight, None
+        if launched is None:
+            return
+        metrics = launched.result.read()
+        seconds = launched.done.seconds_since(self._step_started)
+        self._step_started = launched.done
+        memory = gpu_memory(self._device)
+        self._measure(launched, seconds)
+        still_active = [
+            (training, metrics[slot])
+            for slot, training in launched.trainings.items()
+            if training.slot == slot
+        ]
+        # Evaluated trials come last: if an evaluation needs memory, the other trials can be detached.
+        for training, step in sorted(still_active, key=lambda pair: pair[0].evaluates(pair[1].info.step)):
+            row = {**step.values, "tokens_per_second": step.info.tokens / seconds, **memory}
+            with self._active.isolate(training):
+                if training.evaluates(step.info.step):
+                    row |= self._evaluate(training)
+                training.log(step.info.step, row, self._engine)
+
+    def _measure(self, launched: LaunchedStep, seconds: float) -> None:
+        """Give the step's throughput to the tuner, and tell the trials about its decision."""
+        before = self.concurrency
+        trials = len(launched.trainings)
+        tokens = sum(info.tokens for info in launched.result.info.values())
+        self._tuner.add_step(trials, tokens, seconds, lambda: read_memory(self._device))
+        if self._throughput is not None:
+            self._throughput.add_step(trials, tokens, seconds)
+        if self.concurrency != before and self.concurrency.reason:
+            for training in launched.trainings.values():
+                training.report.note(self.concurrency.reason)
+
+    def _evaluate(self, training: TrialTraining) -> dict[str, float]:
+        """A trial's `eval/*` metrics."""
+        while True:
+            try:
+                return training.evaluation(self._engine)
+            except torch.OutOfMemoryError as error:
+                problem = str(error)
+            if not self._memory.relieve(evaluating=training):
+                raise out_of_memory(problem)
+
+    def _after_step(self) -> None:
+        """End finished trials, and write checkpoints that are due."""
+        for training in self._active:
+            with self._active.isolate(training):
+                assert training.slot is not None
+                if self._engine.done(training.slot):
+                    self._active.end(training, training.finish(self._engine))
+                else:
+                    training.checkpoint_if_due(self._engine)

@@ -1,0 +1,157 @@
+import importlib.util
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kto_sweep.errors import FailureCause, TrialFailure, UsageError
+from kto_sweep.home import Home
+from kto_sweep.models.presets import Quantization
+from kto_sweep.models.tiny import Recipe, make_tokenizer
+from kto_sweep.train.base_model import LoadedBase, load_base
+
+CPU = torch.device("cpu")
+SMALL = Recipe(vocabulary=400, tokenizer_texts=50)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose tokenizer has no pad token."""
+    folder = tmp_path_factory.mktemp("saved") / "small-llama"
+    tokenizer = make_tokenizer(SMALL)
+    tokenizer.pad_token = None
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def load(name: str | Path, home: Path, quantization: Quantization = "none") -> LoadedBase:
+    return load_base(str(name), quantization=quantization, device=CPU, home=Home(home))
+
+
+def test_folder_is_loaded_frozen_in_fp32_with_a_pad_token(saved: Path, tmp_path: Path) -> None:
+    base = load(saved, tmp_path)
+    assert base.dtype == base.model.dtype == torch.float32
+    assert not base.model.training
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
+    assert base.tokenizer.pad_token == base.tokenizer.eos_token
+    assert base.model.config.pad_token_id == base.tokenizer.pad_token_id
+
+
+def test_tiny_is_made_below_the_home(tmp_path: Path) -> None:
+    base = load("tiny", tmp_path)
+    assert list((tmp_path / "models").glob("tiny-*/model.safetensors"))
+    assert base.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_on_a_cpu(saved: Path, tmp_path: Path, quantization: Quantization) -> None:
+    import bitsandbytes as bnb
+
+    base = load(saved, tmp_path, quantization)
+    kind = bnb.nn.Linear4bit if quantization == "4bit" else bnb.nn.Linear8bitLt
+    assert isinstance(base.model.model.layers[0].mlp.up_proj, kind)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        rough, exact = base.model(input_ids=ids).logits, load(saved, tmp_path).model(input_ids=ids).logits
+    assert torch.nn.functional.cosine_similarity(rough, exact, dim=-1).min() > 0.9
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+def test_quantised_can_be_trained_after_an_evaluation(
+    saved: Path, tmp_path: Path, quantization: Quantization
+) -> None:
+    def gradient(base: LoadedBase) -> torch.Tensor:
+        with torch.no_grad():
+            base.model(input_ids=torch.tensor([[5, 6, 7]]))
+        embedded = base.model.get_input_embeddings()(torch.tensor([[5, 6, 7]])).requires_grad_()
+        base.model(inputs_embeds=embedded).logits[0, -1, 9].backward()
+        assert embedded.grad is not None
+        return embedded.grad.flatten()
+
+    rough, exact = gradient(load(saved, tmp_path, quantization)), gradient(load(saved, tmp_path))
+    assert torch.nn.functional.cosine_similarity(rough, exact, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("{saved}/../small-lama", "no such model folder", "did you mean {saved}/../small-llama?"),
+        ("{saved}/model.gguf", "no such model file", "check the path"),
+        ("{saved}/nowhere/model.gguf", "no such model file", "there is no folder {saved}/nowhere"),
+        ("{saved}/..", "no model in this folder", "save_pretrained"),
+        ("{saved}/config.json", "not a model folder", "give the model's folder"),
+    ],
+)
+def test_wrong_paths_say_what_to_type(
+    saved: Path, tmp_path: Path, name: str, message: str, hint: str
+) -> None:
+    with pytest.raises(UsageError) as raised:
+        load(name.format(saved=saved), tmp_path)
+    assert message in raised.value.message
+    assert hint.format(saved=saved) in raised.value.hint
+
+
+def test_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TrialFailure) as raised:
+        load("nobody/no-such-model", tmp_path)
+    assert raised.value.cause is FailureCause.NETWORK
+    assert raised.value.message == "nobody/no-such-model: no such folder here, and the hub cannot be reached"
+    assert "a local folder or a .gguf file" in raised.value.hint
+
+
+def test_weights_that_can_hold_code_are_refused(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    for file in saved.iterdir():
+        if file.suffix != ".safetensors":
+            (folder / file.name).write_bytes(file.read_bytes())
+    torch.save({"anything": torch.zeros(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="has no safetensors weights"):
+        load(folder, tmp_path)
+
+
+def test_unknown_architecture_is_one_line(saved: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for file in saved.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "config.json").write_text('{"model_type": "odd"}')
+    with pytest.raises(UsageError, match=r"cannot be loaded: .*`odd`") as raised:
+        load(folder, tmp_path)
+    assert "\n" not in raised.value.message
+
+
+def test_gguf_file(saved: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF, but no more")
+    with pytest.raises(UsageError, match="cannot be loaded"):
+        load(path, tmp_path)
+    with pytest.raises(UsageError, match="cannot be loaded in 4bit"):
+        load(path, tmp_path, "4bit")
+
+
+def test_gguf_file_without_the_package_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError) as raised:
+        load(tmp_path / "model.gguf", tmp_path)
+    assert raised.value.hint == "pip install 'kto-sweep[gguf]'"

@@ -1,0 +1,151 @@
+"""Which rows a trial makes the base model read, and that other trials find them."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from packed_cases import naive_log_prob, next_partners, tiny_model, token_rows
+
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.data.split import all_batches
+from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.packed.compatibility import packed_decoder
+from kto_sweep.train.packed.decoder import Decoder
+from kto_sweep.train.packed.engine import Engine
+from kto_sweep.train.reference_rows import ReferenceLogProbs, trained_rows
+from kto_sweep.train.reference_store import entries
+from kto_sweep.trial import Trial
+
+ROWS, HELD_OUT = 40, 6
+
+
+def data(rows: int = ROWS) -> TrainingData:
+    train, held_out = token_rows(rows), token_rows(HELD_OUT, seed=9)
+    return TrainingData("data", train, held_out, next_partners(rows), next_partners(HELD_OUT), ())
+
+
+def trial(**more: object) -> Trial:
+    values = {"batch_size": 4, "learning_rate": 1e-2, "lora_r": 4, "max_length": 40, "seed": 1}
+    return Trial(model="tiny", dataset="none", **values | more)  # type: ignore[arg-type]
+
+
+class SharedCache:
+    """The reference cache of a home, used by one process after another, each with a model of its own."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+
+    def start(self, rows: int = ROWS) -> tuple[Decoder, ReferenceLogProbs]:
+        """Decoder and references of a new process."""
+        model = tiny_model()
+        decoder = packed_decoder(model)
+        base = LoadedBase("tiny", model, cast(Any, None), torch.float32, "none")  # all is tokenised
+        return decoder, ReferenceLogProbs(decoder, base, data(rows), 40, self._cache)
+
+    def read(self, wanted: Trial, rows: int = ROWS) -> int:
+        """Rows that the base model reads when a new process fills in those of `wanted`."""
+        decoder, references = self.start(rows)
+        before = decoder.forwards
+        told: list[tuple[int, int]] = []
+        references.fill(wanted, lambda done, total: told.append((done, total)))
+        count = told[-1][0] - told[0][0] if told else 0
+        assert (decoder.forwards > before) == (count > 0)
+        return count
+
+
+@pytest.fixture
+def shared_cache(tmp_path: Path) -> SharedCache:
+    return SharedCache(tmp_path)
+
+
+def test_only_rows_that_a_trial_touches_are_read(shared_cache: SharedCache) -> None:
+    assert shared_cache.read(trial(max_steps=3)) == 3 * 4 + HELD_OUT
+    assert shared_cache.read(trial(max_steps=5)) == 2 * 4
+    assert shared_cache.read(trial(epochs=3)) == ROWS - 5 * 4
+    assert shared_cache.read(trial(epochs=3, seed=7)) == 0
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"learning_rate": 1e-6},
+        {"lora_r": 16, "lora_alpha": 5, "lora_dropout": 0.2},
+        {"beta": 0.5, "loss_type": "apo_zero_unpaired"},
+        {"batch_size": 2, "max_steps": 6},
+        {"optimizer": "adamw_8bit", "weight_decay": 0.1},
+    ],
+)
+def test_what_values_do_not_depend_on_reads_nothing(
+    shared_cache: SharedCache, more: dict[str, object]
+) -> None:
+    shared_cache.read(trial(max_steps=3))
+    assert shared_cache.read(trial(**{"max_steps": 3} | more)) == 0
+
+
+def test_another_seed_reads_its_other_rows_only(shared_cache: SharedCache) -> None:
+    first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
+    shared_cache.read(first)
+    more = set(trained_rows(second, ROWS)) - set(trained_rows(first, ROWS))
+    assert 0 < len(more) < 12
+    assert shared_cache.read(second) == len(more)
+
+
+def test_a_row_more_in_the_data_is_a_row_more_to_read(shared_cache: SharedCache) -> None:
+    whole = trial(epochs=1)
+    shared_cache.read(whole)
+    # The last row's partner was the first one, and is the new row now.
+    assert shared_cache.read(whole, ROWS + 1) == 2
+
+
+def test_a_trial_that_joins_adds_its_rows_in_place(shared_cache: SharedCache) -> None:
+    decoder, references = shared_cache.start()
+    first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
+    references.fill(first)
+    filled = np.flatnonzero(~np.isnan(references.train.reference[:, 0]))
+    assert filled.tolist() == trained_rows(first, ROWS)
+    engine = Engine(decoder, references.train, references.held_out, slots=2)
+    engine.join(0, first)
+    engine.step()
+    references.fill(second)
+    engine.join(1, second)
+    losses = [measured.values["loss"] for measured in engine.step().read().values()]
+    assert np.isfinite(losses).all()
+    assert losses[1] == pytest.approx(0.5, abs=1e-6)  # its first step: policy and reference agree
+    engine.close()
+
+
+def test_values_are_those_of_one_row_at_a_time(shared_cache: SharedCache) -> None:
+    _, references = shared_cache.start()
+    references.fill(trial(epochs=1))
+    model = tiny_model()
+    for part in (references.train, references.held_out):
+        with torch.no_grad():
+            naive = [
+                [naive_log_prob(model, row.prompt, y).item() for y in (row.completion, row.mismatched)]
+                for row in part.rows
+            ]
+        assert part.reference == pytest.approx(np.array(naive), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "steps"),
+    [
+        ({"max_steps": 1}, 1),
+        ({"max_steps": 10}, 10),
+        ({"max_steps": 25}, 25),
+        ({"epochs": 0.35}, 4),
+        ({"epochs": 2, "batch_size": 7}, 12),
+    ],
+)
+def test_trained_rows_are_those_of_all_batches(more: dict[str, object], steps: int) -> None:
+    chosen = trial(**more)
+    batches = all_batches(ROWS, chosen.batch_size, steps, chosen.seed)
+    assert trained_rows(chosen, ROWS) == sorted({at for _, batch in batches for at in batch})
+
+
+def test_the_entry_names_the_base_model(shared_cache: SharedCache, tmp_path: Path) -> None:
+    shared_cache.read(trial(max_steps=1))
+    (entry,) = entries(tmp_path)
+    assert (entry.about["model"], entry.about["dtype"], entry.rows) == ("tiny", "float32", 4 + HELD_OUT)

@@ -1,0 +1,236 @@
+"""A worker as its agent has it: a real process, orders and messages through real pipes."""
+
+import json
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kto_sweep.agent.devices import CPU
+from kto_sweep.agent.workers import WorkerProcess
+from kto_sweep.home import Home
+from kto_sweep.protocol import (
+    Done,
+    Failed,
+    Message,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    Ready,
+    StartTrial,
+    StopTrial,
+)
+
+ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
+SECONDS = 120.0
+
+
+class Worker:
+    """A worker process, and all that it has said."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.said: list[Message] = []
+        self._messages: queue.Queue[Message | int] = queue.Queue()
+        self.process = WorkerProcess(CPU, home)
+        self.status: int | None = None
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        self._messages.put(self.process.listen(self._messages.put))
+
+    @property
+    def pid(self) -> int:
+        return self.process._process.pid
+
+    def start(self, run_id: str, logged: int | None = None, **config: Any) -> None:
+        values = {
+            "model_size": "tiny",
+            "dataset": str(ROWS),
+            "max_length": 128,
+            "max_steps": 4,
+            "batch_size": 4,
+            "learning_rate": 3e-3,
+        }
+        folder = str(self.home.runs / run_id)
+        self.process.send(StartTrial(run_id, values | config, folder, logged))
+
+    def until(self, seen: Callable[[Message], bool]) -> Message:
+        """Wait for a message."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end and self.status is None:
+            message = self._messages.get(timeout=SECONDS)
+            if isinstance(message, int):
+                self.status = message
+                break
+            self.said.append(message)
+            if seen(message):
+                return message
+        raise AssertionError(f"it never said so; {self.process.last_output()}\n{self.said[-20:]}")
+
+    def until_ended(self, *run_ids: str) -> dict[str, Done | Failed]:
+        ended: dict[str, Done | Failed] = {}
+        while not ended.keys() >= set(run_ids):
+            message = self.until(lambda message: isinstance(message, Done | Failed))
+            assert isinstance(message, Done | Failed)
+            ended[message.run_id] = message
+        return ended
+
+    def until_step(self, run_id: str, step: int) -> None:
+        self.until(lambda said: isinstance(said, Metrics) and (said.run_id, said.step) == (run_id, step))
+
+    def rows(self, run_id: str) -> dict[int, dict[str, float]]:
+        """Its metrics by step, each of them said once."""
+        rows: dict[int, dict[str, float]] = {}
+        for said in self.said:
+            if isinstance(said, Metrics) and said.run_id == run_id:
+                assert not rows.setdefault(said.step, {}).keys() & said.values.keys()
+                rows[said.step] |= said.values
+        return rows
+
+    def notes(self, run_id: str) -> list[str]:
+        return [said.text for said in self.said if isinstance(said, Note) and said.run_id == run_id]
+
+    def wait(self) -> int:
+        """Its exit status."""
+        end = time.monotonic() + SECONDS
+        while self.status is None and time.monotonic() < end:
+            message = self._messages.get(timeout=SECONDS)
+            if isinstance(message, int):
+                self.status = message
+            else:
+                self.said.append(message)
+        assert self.status is not None
+        return self.status
+
+
+@pytest.fixture
+def hire(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
+    """Begins workers that end with the test."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    workers: list[Worker] = []
+
+    def begin() -> Worker:
+        worker = Worker(home)
+        workers.append(worker)
+        worker.until(lambda said: isinstance(said, Ready))
+        return worker
+
+    yield begin
+    for worker in workers:
+        worker.process.end(at_once=True)
+
+
+def losses(rows: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
+    return {step: row["loss"] for step, row in rows.items()}
+
+
+def test_trials_of_one_worker(hire: Callable[[], Worker]) -> None:
+    """Some train together, some wait, some fail; each is reported by itself."""
+    worker = hire()
+    worker.start("a", max_steps=12, eval_steps=6)
+    worker.until_step("a", 1)
+    worker.start("b", max_steps=5, learning_rate=1e-3, batch_size=8)
+    worker.start("nonsense", batch_size=0)
+    worker.start("no-data", dataset="no-such-file.jsonl")
+    worker.start("longer", max_length=96, max_steps=2)
+    worker.start("full", full_finetune=True, max_steps=2, batch_size=2)
+    worker.start("c", max_steps=3, lora_r=32)
+    ended = worker.until_ended("a", "b", "c", "nonsense", "no-data", "longer", "full")
+    for name, steps in (("a", 12), ("b", 5), ("c", 3), ("longer", 2), ("full", 2)):
+        done = ended[name]
+        assert isinstance(done, Done), done
+        assert (done.steps, done.stopped) == (steps, False)
+        assert list(worker.rows(name)) == list(range(1, steps + 1))
+        assert done.summary["eval/common_loss"] == worker.rows(name)[steps]["eval/common_loss"]
+    causes = {name: end.cause for name, end in ended.items() if isinstance(end, Failed)}
+    assert causes == {"nonsense": "bad config", "no-data": "bad data"}
+    told = [said for said in worker.said if isinstance(said, Preparing) and said.run_id == "a"]
+    assert told
+    assert told[-1].done == told[-1].total
+    # a, b and c trained at the same time; the others waited until they were done.
+    steps = [(said.run_id, said.step) for said in worker.said if isinstance(said, Metrics)]
+    assert steps.index(("b", 1)) < steps.index(("a", 12))
+    assert steps.index(("c", 1)) < steps.index(("a", 12))
+    assert steps.index(("longer", 1)) > steps.index(("a", 12))
+    assert steps.index(("full", 1)) > steps.index(("a", 12))
+    folders = {name: worker.home.runs / name for name in ended}
+    for name in ("a", "b", "c", "longer"):
+        assert (folders[name] / "adapter" / "adapter_model.safetensors").exists()
+    assert (folders["full"] / "model" / "model.safetensors").exists()
+    for name in ("a", "full"):
+        assert json.loads((folders[name] / "lineage.json").read_text())["result"]["end"] == "finished"
+
+
+def test_a_stop_reaches_its_trial_alone_and_signals_reach_none(hire: Callable[[], Worker]) -> None:
+    worker = hire()
+    for name in ("s1", "s2"):
+        worker.start(name, max_steps=300, eval_steps=300)
+    worker.start("waiting", max_length=64)
+    worker.until_step("s2", 2)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(worker.pid, number)
+    worker.process.send(StopTrial("s1"))
+    worker.process.send(StopTrial("waiting"))
+    ended = worker.until_ended("s1", "waiting")
+    for name in ("s1", "waiting"):
+        done = ended[name]
+        assert isinstance(done, Done)
+        assert done.stopped
+    stopped = ended["s1"].steps  # type: ignore[union-attr]
+    assert 0 < stopped < 300
+    worker.until_step("s2", max(worker.rows("s2")) + 5)
+    # The same trial again goes on where it was.
+    worker.start("s1", max_steps=300, eval_steps=300)
+    planned = worker.until(lambda said: isinstance(said, Planned) and said.run_id == "s1")
+    assert planned == Planned("s1", 300, stopped)
+    worker.until_step("s1", stopped + 1)
+
+
+def test_a_killed_worker_s_trials_go_on_in_the_next_one(hire: Callable[[], Worker]) -> None:
+    first = hire()
+    first.start("plain1", max_steps=16, eval_steps=4)
+    first.start("plain2", max_steps=16, eval_steps=4, seed=1, lora_r=8)
+    first.until_ended("plain1", "plain2")
+    first.start("k1", max_steps=16, eval_steps=4)
+    first.start("k2", max_steps=16, eval_steps=4, seed=1, lora_r=8)
+    first.until_step("k1", 11)
+    os.kill(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    second = hire()
+    second.start("k1", logged=max(first.rows("k1")), max_steps=16, eval_steps=4)
+    second.start("k2", logged=max(first.rows("k2")), max_steps=16, eval_steps=4, seed=1, lora_r=8)
+    second.until_ended("k1", "k2")
+    for name in ("1", "2"):
+        before, after = first.rows(f"k{name}"), second.rows(f"k{name}")
+        assert list(before) + list(after) == list(range(1, 17))
+        # They went on; the checkpoint may be a step older, but not the whole trial.
+        assert any(note.startswith("continues after step") for note in second.notes(f"k{name}"))
+        assert losses(before | after) == pytest.approx(losses(first.rows(f"plain{name}")), rel=1e-4)
+
+
+def test_without_its_supervisor_a_worker_saves_its_trials_and_ends(hire: Callable[[], Worker]) -> None:
+    worker = hire()
+    worker.start("orphan", max_steps=500, eval_steps=500)
+    worker.until_step("orphan", 3)
+    stdin = worker.process._process.stdin
+    assert stdin is not None
+    stdin.close()
+    assert worker.wait() == 0
+    last = max(worker.rows("orphan"))
+    assert (worker.home.runs / "orphan" / "checkpoint" / "last.safetensors").exists()
+    heir = hire()
+    heir.start("orphan", logged=2, max_steps=500, eval_steps=500)
+    planned = heir.until(lambda said: isinstance(said, Planned))
+    assert planned == Planned("orphan", 500, 2)
+    heir.until_step("orphan", last + 2)
+    # What the first supervisor may not have written down comes again, with the same numbers.
+    repeated = {step: row for step, row in heir.rows("orphan").items() if step <= last}
+    assert repeated == {step: row for step, row in worker.rows("orphan").items() if step > 2}
