@@ -22,6 +22,7 @@ from kto_sweep.train.trial.evaluate import evaluate
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
 from kto_sweep.train.trl.trainer import train_trl
+from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.train.worker.cotrainer import CoTrainer
 
 STEP_METRICS = {
@@ -206,8 +207,9 @@ def test_the_packed_trainers_reference_is_taken_over_where_it_is_the_same(
     dtype: torch.dtype, data: TrainingData, tmp_path: Path, computed: list[int]
 ) -> None:
     base, trial = make_base(dtype), make_trial(max_steps=8)
-    with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
-        packed.start(TrialRequest("run", trial, tmp_path / "packed", Notebook(), lambda: False))
+    queue = AdmissionQueue()
+    with contextlib.closing(CoTrainer(base, data, trial, queue, cache=tmp_path / "reference")) as packed:
+        queue.put(TrialRequest("run", trial, tmp_path / "packed", Notebook(), lambda: False))
         while not packed.step():
             pass
     _, notebook = train(trial, base, data, tmp_path)

@@ -78,7 +78,7 @@ def packed(
     chosen, rejected = sums.desirable[0], sums.undesirable[0]
     values = (
         sums.loss[0],
-        sums.mismatched[0].clamp(min=0),
+        sums.kl_raw[0].clamp(min=0),
         sums.chosen_rewards[0] / chosen,
         sums.rejected_rewards[0] / rejected,
         sums.chosen_log_probs[0] / chosen,

@@ -13,6 +13,7 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.trl.trainer import train_trl
+from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.train.worker.cotrainer import CoTrainer
 
 CHECKPOINT = "checkpoint/last.safetensors"
@@ -97,9 +98,10 @@ def test_what_the_packed_trainer_has_put_away_is_not_used(
     base: LoadedBase, data: TrainingData, tmp_path: Path
 ) -> None:
     trial = make_trial(max_steps=6)
-    with contextlib.closing(CoTrainer(base, data, trial, cache=tmp_path / "reference")) as packed:
+    queue = AdmissionQueue()
+    with contextlib.closing(CoTrainer(base, data, trial, queue, cache=tmp_path / "reference")) as packed:
         notebook = Notebook()
-        packed.start(TrialRequest("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
+        queue.put(TrialRequest("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
         while not packed.step():
             pass
     _, after = train(trial, base, data, tmp_path)

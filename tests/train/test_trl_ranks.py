@@ -20,6 +20,7 @@ from kto_sweep.train.device import LostProcessError
 from kto_sweep.train.tiny import tiny_model
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
 from kto_sweep.train.trl.launcher import train_in_ranks
+from kto_sweep.train.trl.trainer import train_with_trl
 from kto_sweep.trial import Trial
 
 # PEFT and TRL call what transformers has renamed.
@@ -72,7 +73,7 @@ def train(
     )
     if devices > 1:
         return train_in_ranks(request, home, devices), report
-    return WorkerContext(home, torch.device("cpu")).train_with_trl(request), report
+    return train_with_trl(WorkerContext(home, torch.device("cpu")), request), report
 
 
 class Killing(Recorder):
@@ -113,7 +114,7 @@ def test_a_trial_that_diverges_says_so(home: Home, rows: Path, tmp_path: Path) -
 
 def test_a_batch_that_cannot_be_shared_out_is_refused_at_once(home: Home, tmp_path: Path) -> None:
     trial = make_trial(tmp_path / "never-read", batch_size=6)
-    with pytest.raises(TrialFailure, match="batch_size 6 does not divide by the 4 devices") as raised:
+    with pytest.raises(TrialFailure, match="batch_size 6 is not a multiple of the 4 devices") as raised:
         train(trial, home, tmp_path, 4)
     assert raised.value.hint == "batch_size: 4 or 8, or another --gpus-per-trial"
 

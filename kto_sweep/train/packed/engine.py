@@ -59,6 +59,7 @@ class Engine:
         """Size of a training forward; halved when memory runs out."""
         self.scoring_limit = scoring_limit
         self._slots: list[TrialSlot | None] = [None] * slots
+        # Allocated when the first trial joins: its rank and layers decide their size.
         self._adapters: AdapterStack | None = None
         self._optimizer: SlotAdamW | None = None
 
@@ -152,7 +153,7 @@ class Engine:
             raise RuntimeError(
                 "memory ran out during an update: the trials' states are lost"  # moments may be half changed
             ) from error
-        self._stack.refresh()
+        self._stack.refresh()  # the next forward, perhaps an evaluation, must use the new weights
         return update
 
     def _hyperparameters(self, active: Mapping[int, TrialSlot]) -> StepHyperparameters:
@@ -163,7 +164,7 @@ class Engine:
         for slot, held in active.items():
             columns["lr"][slot] = held.lr
             columns["weight_decay"][slot] = held.trial.weight_decay
-            columns["max_grad_norm"][slot] = held.trial.max_grad_norm or np.inf
+            columns["max_grad_norm"][slot] = held.trial.max_grad_norm or np.inf  # 0: no clipping
             columns["active"][slot] = 1
         return StepHyperparameters(**to_device(columns, self.decoder.device, torch.float32))
 
@@ -174,6 +175,7 @@ class Engine:
         scores, self.scoring_limit = retry_on_oom(
             lambda limit: score(self.decoder, rows, limit, self._stack, slot), self.scoring_limit, items
         )
+        # (rows, 2), float64: the small differences of two sums must not lose digits.
         ratios = scores.cpu().numpy() - self.held_out.reference
         return LogRatios(ratios[:, 0], ratios[:, 1])
 
@@ -185,6 +187,7 @@ class Engine:
         """Everything that the slot's trial needs to continue elsewhere, copied to the host."""
         held = self._held(slot)
         optimizer = self._adamw.state(slot)
+        # By layer and without padding, so that an engine with another rank or other layers can restore it.
         rows = {"weights": self._stack.weights[slot], "first": optimizer.first, "second": optimizer.second}
         tensors = {
             f"{kind}/{name}": tensor
@@ -213,12 +216,12 @@ class Engine:
         Raises torch.OutOfMemoryError when the new ones do not fit; the old ones are restored then.
         """
         held = {slot: trial for slot, trial in enumerate(self._slots) if trial is not None}
-        states = {slot: self.state(slot) for slot in held}
+        states = {slot: self.state(slot) for slot in held}  # on the host
         specs = [trial.spec for trial in held.values()]
         try:
             self._lay_out(slots, [*specs, *more], states)
         except torch.OutOfMemoryError as error:
-            problem = str(error)
+            problem = str(error)  # not the error itself: its traceback holds the new buffers
         else:
             return
         self._lay_out(len(self._slots), specs, states)
@@ -227,9 +230,10 @@ class Engine:
     def _lay_out(self, slots: int, specs: Sequence[AdapterSpec], states: Mapping[int, SlotState]) -> None:
         if self._adapters is not None:
             self._adapters.detach()
-        self._adapters = self._optimizer = None
+        self._adapters = self._optimizer = None  # frees them before the new ones are allocated
         if not specs:
             return  # the next trial that joins decides the rank and the layers
+        # All slots have the largest rank, for grouped products; the rest of a smaller one is zeros.
         rank = max(spec.rank for spec in specs)
         stack = AdapterStack(self.decoder.model, slots, rank, {spec.targets for spec in specs})
         self._adapters = stack

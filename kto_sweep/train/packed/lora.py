@@ -1,9 +1,9 @@
-"""The adapters of every slot on one frozen base model, stacked: one row of parameters per slot.
+"""The LoRA adapters (arXiv 2106.09685) of all slots on one frozen base model: one row of parameters per slot.
 
-Each linear layer that any slot adapts is a site with A of shape (slots, rank, in) and B (slots, rank, out),
-views of one buffer; a slot of smaller rank, or that leaves a layer alone, has zeros there, and zeros in A and
-B have zero gradients, so they stay zero. Adapters take part in a forward only inside `routed`; outside it the
-model is the base model, which is the reference.
+Each linear layer that any slot adapts has A of shape (slots, rank, in) and B of (slots, rank, out), views of
+one buffer. A slot with a smaller rank, or without adapters on a layer, has zeros there. Where A and B are
+both zero their gradients are zero too, so they stay zero. Adapters take part in a forward only inside
+`routed`; outside, the model is the base model, which is the reference.
 """
 
 import math
@@ -32,13 +32,13 @@ Targets = str | tuple[str, ...]
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What one slot's adapters are."""
+    """One slot's adapters."""
 
     rank: int
     alpha: float
-    """The adapters' product is multiplied by alpha / rank."""
+    """The product of A and B is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Chance that an input feature of the adapters is zeroed in training."""
+    """Probability with which an input feature of the adapters is zeroed in training."""
     targets: Targets = ALL_LINEAR
     seed: int = 0
 
@@ -49,9 +49,9 @@ class AdapterSpec:
 
 
 def find_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Linear]:
-    """The linear layers that `targets` names, by full name; the output layer is never one of them.
+    """The linear layers that `targets` names, by full name; never the output layer.
 
-    Raises UsageError for a name that no layer has, and for the output layer.
+    Raises UsageError for a name that no such layer has.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     linear = {
@@ -62,6 +62,7 @@ def find_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Linea
     if targets == ALL_LINEAR:
         return linear
     wanted = (targets,) if isinstance(targets, str) else targets
+    # Models have hundreds of layers with a few last names: those are what people write.
     known = sorted({name.rpartition(".")[2] for name in linear})
     for target in wanted:
         if not any(_named(name, target) for name in linear):
@@ -73,27 +74,28 @@ def find_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Linea
 
 
 def _named(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")
+    return name == target or name.endswith(f".{target}")  # PEFT's rule: whole parts of the name
 
 
 class AdapterLayout:
-    """Where each site's A and B lie in a slot's row: all A first, then all B.
+    """Places of each layer's A and B in a slot's row: all A first, then all B.
 
-    Each begins at a whole block of the optimizer's 8-bit moments, and a smaller rank has its values at the
-    same places from there: a slot's values share blocks with each other alone, whatever its neighbours have.
+    Each starts at a whole block of the optimizer's 8-bit moments, and a smaller rank has its values at the
+    same places from there. So a slot's quantisation does not depend on the largest rank in the engine.
     """
 
     def __init__(self, sizes: Mapping[str, tuple[int, int]], rank: int) -> None:
-        # Matmul kernels want rows that begin at multiples of 16 bytes.
+        # Grouped kernels need rows that start at multiples of 16 bytes: 8 values in bf16.
         self.rank = math.ceil(rank / 8) * 8
         self.sizes = dict(sizes)
-        """(in, out) features by site."""
+        """(in, out) features by layer."""
         self._a: dict[str, int] = {}
         self._b: dict[str, int] = {}
         at = 0
         for name, (features_in, _) in self.sizes.items():
             self._a[name] = at
             at += _whole_blocks(self.rank * features_in)
+        # A first: the gradients of all A are scaled in one slice (see take_grads).
         self.b_start = at
         for name, (_, features_out) in self.sizes.items():
             self._b[name] = at
@@ -101,13 +103,13 @@ class AdapterLayout:
         self.parameters = at
 
     def a(self, flat: Tensor, name: str) -> Tensor:
-        """A of one site: (slots, rank, in) of `flat` (slots, parameters)."""
+        """A of one layer: a (slots, rank, in) view of `flat` (slots, parameters)."""
         features_in = self.sizes[name][0]
         block = flat.narrow(1, self._a[name], self.rank * features_in)
         return block.view(flat.shape[0], self.rank, features_in)
 
     def adjoin(self, names: Sequence[str]) -> bool:
-        """Whether the A of these sites lie one after another without a gap."""
+        """Whether the A of these layers are consecutive, without a gap from rounding to blocks."""
         rows = [self.rank * self.sizes[name][0] for name in names]
         return all(
             self._a[after] == self._a[name] + size
@@ -115,19 +117,19 @@ class AdapterLayout:
         )
 
     def joint_a(self, flat: Tensor, names: Sequence[str]) -> Tensor:
-        """A of sites that adjoin: (slots, sites * rank, in)."""
+        """A of consecutive layers as one view: (slots, layers * rank, in)."""
         features_in, rows = self.sizes[names[0]][0], self.rank * len(names)
         block = flat.narrow(1, self._a[names[0]], rows * features_in)
         return block.view(flat.shape[0], rows, features_in)
 
     def b(self, flat: Tensor, name: str) -> Tensor:
-        """B of one site: (slots, rank, out)."""
+        """B of one layer: a (slots, rank, out) view of `flat` (slots, parameters)."""
         features_out = self.sizes[name][1]
         block = flat.narrow(1, self._b[name], self.rank * features_out)
         return block.view(flat.shape[0], self.rank, features_out)
 
     def take(self, row: Tensor, names: Iterable[str], rank: int) -> dict[str, Tensor]:
-        """A slot's tensors out of its row (parameters,), copied, without padding and in PEFT's shapes.
+        """Copies of a slot's tensors from its row (parameters,), without padding and in PEFT's shapes.
 
         `name.lora_A` (rank, in), `name.lora_B` (out, rank).
         """
@@ -138,14 +140,14 @@ class AdapterLayout:
         return tensors
 
     def put(self, tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
-        """A row (parameters,) that holds `tensors`, as `take` names them, and zeros."""
+        """A row (parameters,) with `tensors`, named and shaped as by `take`, and zeros elsewhere."""
         row = torch.zeros(1, self.parameters, device=device)
         for key, tensor in tensors.items():
             name, _, which = key.rpartition(".")
             view, values = (
                 (self.a(row, name), tensor) if which == "lora_A" else (self.b(row, name), tensor.t())
             )
-            view[0, : len(values)] = values
+            view[0, : len(values)] = values  # a smaller rank leaves zeros below
         return row[0]
 
 
@@ -154,18 +156,19 @@ def _whole_blocks(size: int) -> int:
 
 
 class AdapterStack:
-    """The adapters of `slots` slots on `model`, attached to it until `detach`."""
+    """Adapters for `slots` slots on `model`, attached to it until `detach`."""
 
     def __init__(self, model: PreTrainedModel, slots: int, rank: int, targets: Iterable[Targets]) -> None:
-        """Room for adapters up to `rank` on every layer that one of `targets` names.
+        """Allocate adapters up to `rank` on every layer that one of `targets` names.
 
-        Raises UsageError when a target is no layer of the model.
+        Raises UsageError for a target that no layer has, torch.OutOfMemoryError.
         """
         self.model = model
         self._names: dict[Targets, tuple[str, ...]] = {}
         layers: dict[str, nn.Linear] = {}
-        for each in targets:
-            layers |= find_targets(model, each)
+        for names in targets:
+            layers |= find_targets(model, names)
+        # The union of all slots' layers: a slot with fewer has zeros on the others.
         self.layout = AdapterLayout(
             {name: (m.in_features, m.out_features) for name, m in layers.items()}, rank
         )
@@ -176,21 +179,28 @@ class AdapterStack:
         self.specs: list[AdapterSpec | None] = [None] * slots
         shape = (slots, self.layout.parameters)
         self.weights = torch.zeros(shape, device=self.device)
-        """Float32; the optimizer's."""
+        """(slots, parameters), float32: the optimizer updates these. In bf16 most updates would be rounded
+        away."""
         self.grads = torch.zeros(shape, device=self.device)
-        """Float32; sums over backward passes until `take_grads`."""
+        """(slots, parameters), float32: sums over the backward passes of a step."""
         self._used = torch.zeros(shape, device=self.device, dtype=self.dtype)
-        """The weights as forwards use them: in the model's precision, A multiplied by alpha / rank."""
+        """(slots, parameters): the weights for forwards, in the model's precision, A multiplied by alpha /
+        rank. Scaled here once per step instead of the (tokens, out) product in every layer."""
         self._scales = torch.zeros(slots, 1, device=self.device)
+        # The only tensor of the adapters that autograd knows: it makes every adapter product differentiable,
+        # although neither the frozen model's embeddings nor A and B require a gradient.
         self.anchor = torch.zeros(1, device=self.device, requires_grad=True)
         self._route: TokenRouting | None = None
         self._sites = {layer: self._site(name, layer) for name, layer in layers.items()}
+        # Layers of unknown classes get their adapters by a hook; the fused modules run without the layers'
+        # forwards.
         self._hooks = [layer.register_forward_hook(self._hook(site)) for layer, site in self._sites.items()]
         self._parts = list(fused.parts(model))
         for part in self._parts:
             part.adapt(self)
 
     def _site(self, name: str, layer: nn.Linear) -> AdaptedLayer:
+        # From the layer's name: dropout does not depend on the other layers that have adapters.
         keys = hash64(hash64(np.int64(zlib.crc32(name.encode()))) + np.arange(layer.in_features))
         return AdaptedLayer(
             name=name,
@@ -204,13 +214,13 @@ class AdapterStack:
     def _hook(self, site: AdaptedLayer) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         def add_adapters(_layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
             if self._route is None:
-                return None
+                return None  # the base model: as if there were no hook
             return output + adapter_product(inputs[0], self.anchor, site, self._route).to(output.dtype)
 
         return add_adapters
 
     def detach(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         for hook in self._hooks:
             hook.remove()
         for part in self._parts:
@@ -218,13 +228,14 @@ class AdapterStack:
 
     @property
     def route(self) -> TokenRouting | None:
-        """Where the tokens of the present forward go; None outside `routed`."""
+        """The routing of the current forward; None outside `routed`."""
         return self._route
 
     def group(self, layers: Sequence[nn.Linear]) -> AdapterGroup | None:
-        """The adapters of layers with the same input; None when a layer has none, or they lie apart."""
+        """The adapters of layers with the same input; None if a layer has none, or their A are not
+        consecutive."""
         if not all(layer in self._sites for layer in layers):
-            return None
+            return None  # as with lora_targets (q_proj, v_proj): the module's own forward and hooks do it
         sites = [self._sites[layer] for layer in layers]
         names = [site.name for site in sites]
         if not self.layout.adjoin(names):
@@ -233,34 +244,33 @@ class AdapterStack:
         return AdapterGroup(a, a_grad, [site.b for site in sites], [site.b_grad for site in sites])
 
     def fits(self, spec: AdapterSpec) -> bool:
-        """Whether a slot can hold these adapters."""
+        """Whether a slot has room for these adapters."""
         return spec.rank <= self.layout.rank and self.layout.sizes.keys() >= set(self.names(spec))
 
     def names(self, spec: AdapterSpec) -> tuple[str, ...]:
-        """The layers that these adapters are on. Raises UsageError when there is none of a name."""
+        """The layers with these adapters. Raises UsageError for a name that no layer has."""
         if spec.targets not in self._names:
             self._names[spec.targets] = tuple(find_targets(self.model, spec.targets))
         return self._names[spec.targets]
 
     @torch.no_grad()
     def start(self, slot: int, spec: AdapterSpec, tensors: Mapping[str, Tensor] | None = None) -> None:
-        """Give `slot` fresh adapters, or those of `tensors`; the other slots go on undisturbed."""
+        """Initialise the adapters of `slot`, or set them to `tensors`; other slots do not change."""
         if tensors is None:
             tensors = self._fresh(spec)
         self.specs[slot] = spec
+        # Also zeroes what an earlier trial left at a larger rank or on other layers.
         self.weights[slot] = self.layout.put(tensors, self.device)
         self.grads[slot] = 0
         self._scales[slot] = spec.scale
         self.refresh()
 
     def _fresh(self, spec: AdapterSpec) -> dict[str, Tensor]:
-        """A as PEFT begins it (kaiming_uniform with a = sqrt(5): uniform within 1 / sqrt(in)), B zero.
-
-        Each layer has its own generator, so that a layer's start depends on the seed and its name alone.
-        """
+        """PEFT's initialisation: A uniform within 1 / sqrt(in) (kaiming_uniform with a = sqrt(5)), B zero."""
         tensors = {}
         for name in self.names(spec):
             features_in, features_out = self.layout.sizes[name]
+            # One generator per layer: its values depend on the seed and its name, not on the other targets.
             seed = int(hash64(np.int64(spec.seed) ^ hash64(np.int64(zlib.crc32(name.encode()))))[0])
             generator = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
             bound = features_in**-0.5
@@ -274,12 +284,14 @@ class AdapterStack:
     def stop(self, slot: int) -> None:
         """Empty `slot`."""
         self.specs[slot] = None
+        # Zeros keep the slot neutral: grouped kernels and the optimizer still pass over its row.
         self.weights[slot] = 0
         self.grads[slot] = 0
         self._scales[slot] = 0
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot's adapters as `start` takes them, copied to the host. Raises ValueError if it is empty."""
+        """The slot's adapters as `start` takes them, copied to the host. Raises ValueError for an empty
+        slot."""
         spec = self.specs[slot]
         if spec is None:
             raise ValueError(f"slot {slot} is empty")
@@ -287,26 +299,29 @@ class AdapterStack:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Make forwards use the present weights; call it after every update."""
+        """Make forwards use the current weights; call it after every update."""
         split = self.layout.b_start
+        # In place: the adapters' views point into this buffer.
         torch.mul(self.weights[:, :split], self._scales, out=self._used[:, :split])
         self._used[:, split:].copy_(self.weights[:, split:])
 
     @torch.no_grad()
     def take_grads(self) -> Tensor:
-        """Gradients with respect to `weights`: (slots, parameters). Call `clear_grads` once they are used."""
+        """Gradients of `weights`, (slots, parameters); valid once, until `clear_grads`."""
+        # Forwards use scale * A, so the buffers have the gradient of scale * A: the chain rule's factor is
+        # missing.
         self.grads[:, : self.layout.b_start].mul_(self._scales)
         return self.grads
 
     def clear_grads(self) -> None:
-        """Begin the next step's sums."""
+        """Set the gradients to 0, before a step's first backward."""
         self.grads.zero_()
 
     @contextmanager
     def routed(self, pack: Pack, *, training: bool) -> Iterator[None]:
-        """Adapters take part in forwards over `pack`, and in their backwards, which must run in here too.
+        """Adapters take part in forwards of `pack`, and in their backwards, which must be in this block too.
 
-        Dropout only with `training`. A block inside another one puts the outer one's routing back at its end.
+        Dropout only with `training`. Blocks can be nested: the mismatched pass runs inside the matched one's.
         """
         before, self._route = self._route, self._make_route(pack, training)
         try:
@@ -318,10 +333,12 @@ class AdapterStack:
         chances = [(self.specs[slot] or AdapterSpec(1, 1)).dropout for slot, _, _ in pack.slot_spans]
         if not training or not any(chances):
             return TokenRouting(pack.slot_spans, pack.slot_ends)
+        # Per token, not per slot: one elementwise kernel drops for all slots.
         threshold = torch.empty(pack.tokens, 1, dtype=torch.int32, device=self.device)
         scale = torch.empty(pack.tokens, 1, device=self.device)
         for (_, start, end), chance in zip(pack.slot_spans, chances, strict=True):
             threshold[start:end] = int(chance * 2**31)
             scale[start:end] = 1 / (1 - chance)
+        # 31 bits: int32 has no unsigned comparison with the threshold.
         noise = (pack.noise & 0x7FFFFFFF).to(torch.int32)[:, None]
         return TokenRouting(pack.slot_spans, pack.slot_ends, noise, threshold, scale)

@@ -153,6 +153,7 @@ def pack(
             completion = item.row.mismatched if mismatched else item.row.completion
             targets = completion if piece.last else _NO_IDS
             fed = np.concatenate([item.row.prompt[piece.begin : piece.end], targets[:-1]])
+            # Segments come after the ones above them, so those have their places.
             before = _NO_IDS if piece.after is None else places[piece.after]
             places.append(np.concatenate([before, np.arange(at, at + len(fed))]))
             at += len(fed)
@@ -280,6 +281,7 @@ def _slot_spans(slots: Sequence[int], starts: Ids) -> list[tuple[int, int, int]]
         raise ValueError(f"items are not sorted by slot: {list(slots)}")
     spans: list[tuple[int, int, int]] = []
     for at, slot in enumerate(slots):
+        # Consecutive sequences of one slot are one span: one product instead of several.
         first = spans.pop()[1] if spans and spans[-1][0] == slot else int(starts[at])
         spans.append((slot, first, int(starts[at + 1])))
     return spans

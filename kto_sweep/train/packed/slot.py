@@ -57,6 +57,7 @@ class TrialSlot:
         self.warmup = warmup_steps(self.total_steps, trial.warmup_ratio)
         self.step = 0
         self.examples = 0
+        # An iterator, not a list: a long trial has many thousands of batches.
         self._batches = self._order(data, 0)
         self._chosen: list[int] | None = None
         """Rows of a step that was started and not counted: a retry after out of memory takes the same
@@ -64,6 +65,7 @@ class TrialSlot:
 
     def _order(self, data: ReferenceRows, done: int) -> Iterator[tuple[int, list[int]]]:
         trial = self.trial
+        # The order depends on the seed alone, so a resumed trial only has to skip what it has done.
         batches = all_batches(len(data.rows), trial.batch_size, self.total_steps, trial.seed)
         return islice(batches, done, None)
 
@@ -89,7 +91,7 @@ class TrialSlot:
         if self._chosen is None:
             _, self._chosen = next(self._batches)
         chosen = self._chosen
-        scores = data.reference[chosen]
+        scores = data.reference[chosen]  # (batch, 2)
         return SlotBatch(
             slot=slot,
             rows=[data.rows[at] for at in chosen],
@@ -98,6 +100,7 @@ class TrialSlot:
             beta=self.trial.beta,
             weights=self.weights,
             loss_type=self.trial.loss_type,
+            # 0 lets the pack share prompts' beginnings, which dropout makes different.
             noise=self._noise() if self.trial.lora_dropout else 0,
         )
 
@@ -107,15 +110,16 @@ class TrialSlot:
 
     def advance(self, batch: SlotBatch, rows: int) -> StepInfo:
         """Count the step that `batch` took; `rows` is the size of the training set."""
-        lr = self.lr
+        lr = self.lr  # of this step: counting it moves the schedule on
         self._chosen = None
         self.step += 1
-        self.examples += len(batch.rows)
+        self.examples += len(batch.rows)  # counted: the last batch of an epoch can be smaller
         return StepInfo(
             step=self.step,
             learning_rate=lr,
             epoch=self.examples / rows,
             loss_type=batch.loss_type,
+            # Without the mismatched completions: comparable with what other trainers call tokens.
             tokens=sum(len(row.prompt) + len(row.completion) for row in batch.rows),
         )
 

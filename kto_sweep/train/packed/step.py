@@ -79,6 +79,7 @@ def add_gradients(
     kl_raw: Tensor | None = None
     if not whole:
         kl_raw = table.kl_raw(_mismatched_in_full(decoder, adapters, items, table, limit))
+    # (examples,), float64: filled micro-batch by micro-batch.
     log_probs, all_losses = torch.zeros_like(table.matched), torch.zeros_like(table.matched)
     for micro_batch in micro_batches:
         # `keep`: only the mismatched pass that follows it at once can reuse this forward's keys and values.

@@ -1,4 +1,4 @@
-"""A slot's adapters as files that `PeftModel.from_pretrained` loads."""
+"""A trial's adapters as files that `PeftModel.from_pretrained` loads."""
 
 import json
 import shutil
@@ -16,20 +16,20 @@ from kto_sweep.train.trial.checkpoint import write_tensors
 def save_adapters(
     folder: Path, spec: AdapterSpec, tensors: Mapping[str, Tensor], base_model: str | None = None
 ) -> None:
-    """Write `folder` in PEFT's format, in place of what was there; half-written folders are never seen.
+    """Replace `folder` by adapters in PEFT's format; it is never incomplete.
 
-    `tensors`, on the host, as AdapterStack.tensors names them; `base_model` is the hub id or folder that PEFT
-    will load. Raises OSError when the disk is full.
+    `tensors` on the host, named as by AdapterStack.tensors. `base_model`: the hub id or folder for PEFT to
+    load. Raises OSError, for example on a full disk.
     """
     layers = {name.rpartition(".")[0] for name in tensors}
-    # Not by peft's own LoraConfig, whose import would hold up the other trials for two seconds.
+    # Not with peft's LoraConfig: its import would stop the other trials for two seconds.
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
-        # Last parts of names, as people write them; every layer of such a name has adapters.
+        # Last parts of layer names, as in lora_targets: all layers with such a name have adapters.
         "target_modules": sorted({layer.rpartition(".")[2] for layer in layers}),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
@@ -42,17 +42,18 @@ def save_adapters(
 
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which then takes the place of `folder`; half-filled ones are never seen there."""
+    """A new folder to fill. At the end of the block it replaces `folder`, which is never incomplete."""
     new, old = (folder.with_name(f"{folder.name}.{which}") for which in ("new", "old"))
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
         yield new
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the room
+        shutil.rmtree(new, ignore_errors=True)  # a full disk needs the space
         raise
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        # A folder cannot be replaced by another one that is not empty: two renames.
         folder.replace(old)
     new.replace(folder)
     shutil.rmtree(old, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""A trial's place in its training, in one file: enough to go on in another process with the same numbers.
+"""A trial's state in one file: enough to continue in another process with the same numbers.
 
-A safetensors file holds adapters and AdamW's moments; its header says, as JSON, how far the trial is and what
-the numbers belong to. Files are replaced as a whole, so that a crash at any moment leaves the old or the new.
-A checksum finds what a disk has changed since, which would otherwise be trained on.
+A safetensors file has the adapters and AdamW's moments; its header has, as JSON, the step and what the
+numbers belong to. Files are replaced atomically: a crash leaves the old one or the new one. A checksum
+detects damage by the disk, which training would otherwise continue from.
 """
 
 import errno
@@ -35,7 +35,7 @@ class CheckpointError(KtoSweepError):
 
 @dataclass(frozen=True)
 class Identity:
-    """What a trial's numbers depend on: a checkpoint of another identity is another trial's."""
+    """What a trial's numbers depend on. A checkpoint with another identity is not used."""
 
     config: Mapping[str, Any]
     """Every parameter of the trial, as plain JSON."""
@@ -45,7 +45,7 @@ class Identity:
     """Hash of the base model: see fingerprint_model."""
 
     def difference(self, other: "Identity") -> str:
-        """How `other` differs, in a few words; empty when it does not."""
+        """How `other` differs, for people; empty when it does not."""
         names = [
             name
             for name in {**self.config, **other.config}
@@ -66,13 +66,13 @@ class Checkpoint:
 
     identity: Identity
     state: SlotState
-    """Without tensors when the trial is finished: it needs them no more."""
+    """Without tensors for a finished trial."""
     seconds: float
-    """That the trial has taken so far."""
+    """Seconds of training so far."""
     best: float | None
-    """Lowest eval/common_loss so far, that of the adapters kept as the best."""
+    """Lowest eval/common_loss so far: that of the adapters in `best`."""
     finished: bool = False
-    """All steps are done and the adapters saved."""
+    """Whether all steps are done and the weights are saved."""
 
 
 def fingerprint_rows(*parts: Sequence[PairedRow]) -> str:
@@ -82,13 +82,14 @@ def fingerprint_rows(*parts: Sequence[PairedRow]) -> str:
         digest.update(np.int64(len(part)).tobytes())
         for row in part:
             for ids in (row.prompt, row.completion, row.mismatched):
+                # With lengths: otherwise a token could move from a prompt to its completion unnoticed.
                 digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
             digest.update(bytes([row.desirable]))
     return digest.hexdigest()
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `path` in place of what was there. Raises OSError when the disk is full."""
+    """Replace the checkpoint at `path`. Raises OSError, for example on a full disk."""
     state = checkpoint.state
     about = {
         "identity": asdict(checkpoint.identity),
@@ -99,31 +100,34 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "best": checkpoint.best,
         "finished": checkpoint.finished,
     }
-    told = json.dumps(about)
-    checksum = _checksum(told, state.tensors)
-    write_tensors(path, state.tensors, {"format": _FORMAT, "about": told, "checksum": checksum})
+    text = json.dumps(about)
+    # Over the text too: a flipped bit in `step` would shift the order of rows and the schedule.
+    checksum = _checksum(text, state.tensors)
+    write_tensors(path, state.tensors, {"format": _FORMAT, "about": text, "checksum": checksum})
 
 
 def _checksum(about: str, tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 of it all, in hexadecimal digits: memory and disks are the enemy here, not people."""
-    found = zlib.crc32(about.encode())
+    """CRC-32 of text and tensors, 8 hex digits: it detects accidents, not attacks."""
+    checksum = zlib.crc32(about.encode())
+    # Sorted: tensors are not read back in the order in which they were written.
     for name, tensor in sorted(tensors.items()):
         host = tensor.detach().cpu().contiguous()
-        found = zlib.crc32(f"{name} {host.dtype} {tuple(host.shape)}".encode(), found)
-        found = zlib.crc32(host.reshape(-1).view(torch.uint8).numpy().data, found)
-    return f"{found:08x}"
+        checksum = zlib.crc32(f"{name} {host.dtype} {tuple(host.shape)}".encode(), checksum)
+        # As bytes: numpy has no bfloat16.
+        checksum = zlib.crc32(host.reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return f"{checksum:08x}"
 
 
 def load_checkpoint(path: Path, identity: Identity) -> Checkpoint | None:
-    """The checkpoint in `path`, its tensors on the host; None when there is none.
+    """The checkpoint at `path`, with tensors on the host; None without one.
 
-    Raises CheckpointError when it is damaged or not of `identity`.
+    Raises CheckpointError when it is damaged or has another identity.
     """
-    found = _load(path)
-    difference = identity.difference(found.identity) if found is not None else ""
+    checkpoint = _load(path)
+    difference = identity.difference(checkpoint.identity) if checkpoint is not None else ""
     if difference:
         raise CheckpointError(f"it has {difference}")
-    return found
+    return checkpoint
 
 
 def _load(path: Path) -> Checkpoint | None:
@@ -133,9 +137,10 @@ def _load(path: Path) -> Checkpoint | None:
             if metadata.get("format") != _FORMAT:
                 raise CheckpointError(f"it is not in the format {_FORMAT!r}")
             about = json.loads(metadata["about"])
+            # Read as a whole: a memory map would fail later, in training, where the file is damaged.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         if metadata["checksum"] != _checksum(metadata["about"], tensors):
-            raise CheckpointError("it is damaged: its checksum is another")
+            raise CheckpointError("it is damaged: its checksum does not match")
         return Checkpoint(
             identity=Identity(**about["identity"]),
             state=SlotState(about["step"], about["examples"], tensors, about["updates"]),
@@ -145,25 +150,28 @@ def _load(path: Path) -> Checkpoint | None:
         )
     except FileNotFoundError:
         return None
+    # A damaged header can still be JSON, of any shape.
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"it is damaged: {error}") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file in place of what was there; a crash at any moment leaves the old or the new.
+    """Replace the safetensors file at `path`; a crash leaves the old one or the new one.
 
-    Raises OSError when the disk is full.
+    Raises OSError, for example on a full disk.
     """
     new = path.with_name(f"{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)  # somebody may have removed it meanwhile
+    path.parent.mkdir(parents=True, exist_ok=True)  # a user may have removed it
     try:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new, dict(metadata))
         with new.open("rb") as file:
+            # Before the rename: after a power cut some file systems have the new name with empty contents.
             os.fsync(file.fileno())
         new.replace(path)
     except SafetensorError as error:
-        found = re.search(r"os error (\d+)", str(error))  # what the system said, wrapped
-        number = int(found[1]) if found else errno.EIO
+        # It wraps the system's error: callers need the number, to tell a full disk from a broken one.
+        match = re.search(r"os error (\d+)", str(error))
+        number = int(match[1]) if match else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         new.unlink(missing_ok=True)

@@ -38,11 +38,12 @@ class CheckpointPolicy:
             sync_rows()  # first: a checkpoint without its rows is not usable
             save_checkpoint(self._path, checkpoint)
         except OSError as error:
-            if not self._failing:
+            if not self._failing:  # once per failure, not once per attempt
                 self._note(f"WARNING: step {checkpoint.state.step}: no checkpoint written: {error.strerror}")
             self._failing = True
         else:
             self._failing = False
             self._note(f"step {checkpoint.state.step}: checkpoint written")
+        # Also after a failure: a full disk is tried again at the same interval, not at every step.
         self._last = self._clock()
         self._cost = self._last - began

@@ -1,7 +1,7 @@
-"""Every `eval/*` metric, from one number a row: r = log pi(y|x) - log pi_ref(y|x), in nats.
+"""All `eval/*` metrics, from one number per row: r = log pi(y|x) - log pi_ref(y|x), in nats.
 
-Nothing here is a mean of batch means, so the same weights give the same numbers whatever the batch size or
-the order. KTO: arXiv 2402.01306, equations 7 and 8. APO-zero, unpaired: arXiv 2408.06266.
+No metric is a mean of batch means, so the same weights give the same numbers for any batch size and order.
+KTO: arXiv 2402.01306, equations 7 and 8. APO-zero, unpaired: arXiv 2408.06266.
 """
 
 from typing import Literal
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from kto_sweep.data.auc import auc
 
 COMMON_BETA = 0.1
-"""beta of `eval/common_loss`: the same for all trials, so that those with different betas can be compared."""
+"""beta of `eval/common_loss`: the same for all trials, so that trials with different betas are comparable."""
 
 LossType = Literal["kto", "apo_zero_unpaired"]
 Floats = NDArray[np.float64]
@@ -38,9 +38,10 @@ def evaluate(
     >>> start["eval/common_loss"], start["eval/loss"], start["eval/auc"], start["eval/margins"]
     (0.5, 0.75, 0.5, 0.0)
     """
-    r = np.asarray(rewards, dtype=np.float64)
+    r = np.asarray(rewards, dtype=np.float64)  # (rows,)
     desirable = np.asarray(labels, dtype=bool)
     kl_raw = float(np.mean(np.asarray(kl_terms, dtype=np.float64)))
+    # z0 of all rows at once: the estimate then does not depend on a batch size.
     z0 = float(np.maximum(kl_raw, 0.0))  # not max(): it would hide a NaN
     own = kto_losses(r, z0, desirable, beta=beta, loss_type=loss_type)
     metrics = {
@@ -49,11 +50,13 @@ def evaluate(
         "eval/kl": z0,
         "eval/kl_raw": kl_raw,
     }
+    # Metrics that need a label which is missing are left out: a made-up value would rank.
     chosen, rejected = r[desirable], r[~desirable]
     if chosen.size:
         metrics["eval/desirable_below_ref"] = float(np.mean(chosen < 0))
     if chosen.size and rejected.size:
         metrics["eval/auc"] = auc(chosen, rejected)
+        # With the trial's own beta, as rewards are defined; common_loss is what compares trials.
         metrics["eval/margins"] = beta * float(chosen.mean() - rejected.mean())
         metrics["eval/dprime"] = dprime(chosen, rejected)
     return metrics

@@ -158,10 +158,11 @@ class History:
         self.step = step
         self.last |= row
         for name, value in row.items():
-            if math.isfinite(value):
+            if math.isfinite(value):  # one infinite value would hide a trend for a whole window
                 self._windows.setdefault(name, deque(maxlen=WINDOW)).append(value)
-        if "grad_norm" in row:
+        if "grad_norm" in row:  # rows of an evaluation alone have none
             self.without_gradient = 0 if math.isfinite(row["grad_norm"]) else self.without_gradient + 1
+        # 10 times the threshold: away from 0 for certain, so that a return to 0 is a collapse.
         rewards = [abs(row.get(f"rewards/{side}", 0.0)) for side in ("chosen", "rejected")]
         self.moved = self.moved or max(rewards) > 10 * STILL * self.trial.beta
 
@@ -203,6 +204,7 @@ def _stuck(history: History) -> str:
 
 def _lost(history: History) -> str:
     chosen = history.reward("chosen")
+    # A trial that recovers is left alone, however low it is: high learning rates dip early.
     if chosen is None or chosen.mean > -LOST or chosen.rising:
         return ""
     return (
@@ -213,6 +215,7 @@ def _lost(history: History) -> str:
 
 def _kl_diverged(history: History) -> str:
     kl = history.trend("kl_raw")
+    # Away from 0 in either direction: the estimate of a broken model is mostly negative.
     if kl is None or abs(kl.mean) < KL_LOST or not (kl.rising if kl.mean > 0 else kl.falling):
         return ""
     return f"the raw KL estimate is {kl.mean:.0f} nats and growing"
@@ -226,6 +229,7 @@ def _gradient_not_finite(history: History) -> str:
 
 def _far(history: History) -> str:
     chosen = history.reward("chosen")
+    # The confidence bound, not the mean: one window's noise must not warn.
     if chosen is None or chosen.below > -FAR:
         return ""
     return f"desirable completions are {-chosen.mean:.0f} nats less likely than before training"
@@ -237,12 +241,14 @@ def _kl_far(history: History) -> str:
         return ""
     if abs(kl.mean) > KL_FAR:
         return f"the raw KL estimate is {kl.mean:.0f} nats"
+    # Only a large positive z0 saturates the loss; negative ones are clamped to 0.
     if history.trial.beta * kl.mean > SATURATED:
         return f"the KL estimate is {kl.mean:.1f} nats: at this beta it saturates the loss"
     return ""
 
 
 def _collapsed(history: History) -> str:
+    # Every value, not the mean: rewards that vary around 0 are not stuck.
     sides = [history.window(f"rewards/{side}") for side in ("chosen", "rejected")]
     least = STILL * history.trial.beta
     if not history.warm or not all(sides) or any(abs(value) > least for side in sides for value in side):
@@ -254,6 +260,7 @@ def _collapsed(history: History) -> str:
 
 def _kl_still(history: History) -> str:
     kl = history.window("kl_raw")
+    # Rewards at 0 as well are reported by _collapsed.
     if not history.warm or not kl or any(abs(value) > KL_STILL for value in kl) or _collapsed(history):
         return ""
     return f"the raw KL estimate has stayed at 0 for {WINDOW} steps"
@@ -261,6 +268,7 @@ def _kl_still(history: History) -> str:
 
 def _margin_negative(history: History) -> str:
     margin = history.margin()
+    # Significantly negative, and by a relevant amount: both, since either alone is common.
     if margin is None or margin.below > 0 or margin.mean > -MARGIN:
         return ""
     return f"the margin is {margin.mean:.1f} nats: undesirable completions gain more than desirable ones"
@@ -268,6 +276,7 @@ def _margin_negative(history: History) -> str:
 
 def _margin_falling(history: History) -> str:
     margin = history.margin()
+    # In proportion to the margin: a large one varies more in nats.
     if margin is None or not margin.falling or -margin.change < max(MARGIN, 0.1 * abs(margin.mean)):
         return ""
     return (
@@ -277,6 +286,7 @@ def _margin_falling(history: History) -> str:
 
 def _margin_flat(history: History) -> str:
     margin = history.margin()
+    # Not in the first half: the margin of a small learning rate is still flat there.
     if margin is None or history.step < max(history.trial.steps // 2, history.trial.warmup + 2 * WINDOW):
         return ""
     separated = margin.above > 0 or margin.below < 0 or abs(margin.mean) > MARGIN or margin.rising
@@ -289,9 +299,10 @@ def _gradient_large(history: History) -> str:
     norm = history.last.get("grad_norm", 0.0)
     if not math.isfinite(norm):
         return ""  # reported by _gradient_not_finite
-    usual = history.window("grad_norm")
+    usual = history.window("grad_norm")  # with this step: the median ignores one spike
     if norm > GRADIENT * history.trial.beta:
         return f"the gradient norm is {norm:.3g}"
+    # The second condition: 20 times a tiny norm is still harmless.
     if usual and norm > SPIKE * median(usual) and norm > GRADIENT * history.trial.beta / 20:
         return f"the gradient norm jumped to {norm:.3g}, from about {median(usual):.3g}"
     return ""
@@ -299,6 +310,7 @@ def _gradient_large(history: History) -> str:
 
 def _loss_rising(history: History) -> str:
     loss, before = history.trend("loss"), history.trial.untrained_loss
+    # Significantly above what an untrained model has: batches vary around it at the start.
     if loss is None or loss.above < before:
         return ""
     return f"the loss is {loss.mean:.3f}; before training it was {before:.3f}"
@@ -306,6 +318,7 @@ def _loss_rising(history: History) -> str:
 
 def _nothing_learned(history: History) -> str:
     loss = history.last.get("eval/common_loss")
+    # In the second half only: evaluations during the warm-up are all at 0.5.
     if loss is None or loss < UNTRAINED or 2 * history.step < history.trial.steps:
         return ""
     return f"eval/common_loss is {loss:.3f} at step {history.step}: no better than before training"
@@ -364,5 +377,5 @@ class Health:
 
     def _is_new(self, rule: _Rule, step: int) -> bool:
         last = self._last_seen.get(rule.title)
-        self._last_seen[rule.title] = step
+        self._last_seen[rule.title] = step  # also while it stays: then it is not new
         return last is None or step - last > WINDOW

@@ -1,7 +1,7 @@
-"""Where a trial's adapters come from: one JSON file beside them, written at the start and at the end.
+"""Where a trial's weights come from: one JSON file beside them, written at the start and at the end.
 
-The model and its weights' hash, every parameter, the data with its counts and content hash, versions of
-packages, hardware, results.
+It has the model and its weights' hash, all parameters, the data's counts and content hash, package versions,
+hardware and results.
 """
 
 import json
@@ -40,14 +40,16 @@ class Lineage:
         self._about: dict[str, Any] = {
             "format": "kto-sweep lineage 1",
             "started": _now(),
-            "working_directory": str(Path.cwd()),
+            "working_directory": str(Path.cwd()),  # relative paths in `trial` start here
             "model": {
                 "name": base.name,
+                # Of the weights in memory: a folder or hub id can change what it holds.
                 "fingerprint": fingerprints.get("model"),
                 "quantization": base.quantization,
                 "dtype": str(base.dtype).removeprefix("torch."),
                 "parameters": base.model.num_parameters(),
             },
+            # Enough to load the trial again: chat, merge and `train --from` read it.
             "trial": trial.to_config(),
             "data": {
                 "path": data.path,
@@ -65,23 +67,24 @@ class Lineage:
         }
 
     def write(self, outcome: TrainResult | Exception | None = None) -> None:
-        """Write the file, with how the trial ended if it has."""
+        """Replace the file; `outcome`: how the trial ended, if it has."""
         about = (
             self._about if outcome is None else {**self._about, "ended": _now(), "result": _result(outcome)}
         )
+        # Replaced atomically: the next process of this run compares its fingerprints.
         new = self._path.with_name(f"{self._path.name}.new")
         new.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         new.replace(self._path)
 
 
 def earlier_fingerprints(path: Path) -> dict[str, str]:
-    """The fingerprints of `model` and `rows` in a lineage file, as far as there is one that can be read."""
+    """The fingerprints of `model` and `rows` in a lineage file; empty for a missing or damaged one."""
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        found = {"model": about["model"]["fingerprint"], "rows": about["data"]["fingerprint"]}
+        fingerprints = {"model": about["model"]["fingerprint"], "rows": about["data"]["fingerprint"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return {name: value for name, value in found.items() if isinstance(value, str)}
+    return {name: value for name, value in fingerprints.items() if isinstance(value, str)}
 
 
 def _counts(rows: Sequence[TokenRow]) -> dict[str, int]:
@@ -96,14 +99,16 @@ def _software() -> dict[str, str]:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
-            continue  # not everywhere installed
+            continue  # bitsandbytes, for one, is optional
     return versions
 
 
 def _result(outcome: TrainResult | Exception) -> dict[str, Any]:
     if isinstance(outcome, TrainResult):
+        # The words of the JSON file, which users' scripts read.
         end = "stopped" if outcome.stopped else "finished"
         return {"end": end, "steps": outcome.steps, "summary": dict(outcome.summary)}
+    # Not a TrialFailure: a bug, named by its exception.
     cause = str(outcome.cause) if isinstance(outcome, TrialFailure) else type(outcome).__name__
     return {"end": "failed", "cause": cause, "message": str(outcome)}
 

@@ -59,6 +59,7 @@ class MetricsLog:
 
         Raises OSError when the disk is full.
         """
+        # To disk first: a row that was reported is never measured again, so it must not be lost.
         self._file.append_row(step, values)
         self._add(step, values)
 
@@ -66,6 +67,7 @@ class MetricsLog:
         if self._health is None:
             raise ValueError("call resume first")
         self.summary |= values
+        # Rows from the file too: trends need a whole window of them.
         issues = self._health.check(step, values)
         if step <= self._reported:
             return  # the reader has the row, and its warnings

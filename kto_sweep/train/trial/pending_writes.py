@@ -16,6 +16,7 @@ class PendingWrites:
     def __init__(self, *, inline: bool = False) -> None:
         """`inline`: each job runs to its end in `put`, without a thread."""
         self._pool = None if inline else ThreadPoolExecutor(1, thread_name_prefix="files of a trial")
+        # One thread, so that jobs run in order: a checkpoint must not overtake the rows before it.
         self._jobs: list[Future[Any]] = []
         self._failure: Exception | None = None
 
@@ -43,7 +44,7 @@ class PendingWrites:
         try:
             return job()
         except Exception as error:
-            self._failure = error
+            self._failure = error  # for `check`: nobody may ever read this job's future
             raise
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
@@ -57,7 +58,7 @@ class PendingWrites:
             return future
         self._jobs = [waiting for waiting in self._jobs if not waiting.done()]
         while len(self._jobs) >= MAX_JOBS:
-            self._jobs.pop(0).exception()  # blocks until it is done
+            self._jobs.pop(0).exception()  # blocks until it is done; `check` raises its error
         future = self._pool.submit(job)
         self._jobs.append(future)
         return future

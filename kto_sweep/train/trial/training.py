@@ -117,12 +117,13 @@ class TrialTraining:
         Raises OSError for a folder that cannot be written, TrialFailure when the data or the model have
         changed since the steps that were logged before.
         """
-        _require_same_inputs(request, inputs)
+        _require_same_inputs(request, inputs)  # before any file of the run changes
         self.request = request
         self.trial = request.trial
         self.report = request.report
         self.slot: int | None = None
         """In the engine; None while detached."""
+        # The device runs ahead of the log by one step (see CoTrainer.step), hence two counts.
         self.launched = 0
         """Steps that the engine has launched."""
         self.steps = 0
@@ -159,6 +160,7 @@ class TrialTraining:
         try:
             checkpoint = self._usable_checkpoint()
         except CheckpointError as error:
+            # Start over rather than fail: all rows are logged again with the same numbers.
             self.report.note(f"the checkpoint in {self._path.parent} is not used: {error.message}")
             checkpoint = None
         if checkpoint is None:
@@ -168,11 +170,13 @@ class TrialTraining:
         self.state, self.finished = checkpoint.state, checkpoint.finished
         self.launched = self.steps = checkpoint.state.step
         self._seconds = checkpoint.seconds
+        # If `best` was deleted, the next evaluation is the best again and writes it.
         self._best = checkpoint.best if (self.request.folder / "best").is_dir() else None
         self.report.note(f"continues after step {self.steps}")
 
     def _usable_checkpoint(self) -> Checkpoint | None:
         checkpoint = load_checkpoint(self._path, self._identity)
+        # A crash can leave the checkpoint newer than the rows: their steps would be missing from the curves.
         if checkpoint is not None and not self._metrics.has(checkpoint.state.step):
             raise CheckpointError("the rows beside it are not complete")
         if (
@@ -187,15 +191,17 @@ class TrialTraining:
         """Start or continue in `slot`, which the trial has just joined."""
         self.slot, self.state, self._save_detached = slot, None, None
         self._attached_at = self._clock()
-        if not self._total:
+        if not self._total:  # not after a detach: the plan was reported and the rows are in the file
             self._total = backend.total_steps(slot)
             self._metrics.resume(self._total, self.steps, self.request.logged)
             self._lineage.write()
 
     def detach(self, backend: SlotBackend) -> None:
         """Leave the slot, to continue in another one later."""
+        # Both copies now: the slot is given to another trial.
         self.state = backend.state(self._attached_slot)
         self._save_detached = self._saving(backend, self._product)
+        # The wait for memory may be long: a crash in it must not cost the steps since the last checkpoint.
         self._checkpoint_write = self._writes.put(self._checkpointing(self.state))
         self.leave()
 
@@ -219,10 +225,11 @@ class TrialTraining:
     def log(self, step: int, values: Mapping[str, float], backend: SlotBackend) -> None:
         """Log the row of `step`; save the adapters if they are the best. Raises TrialFailure on
         divergence."""
-        self._writes.check()
+        self._writes.check()  # a full disk fails the trial here, not hours later at its end
         self.steps = step
         self._metrics.log(step, values)
         loss = values.get("eval/common_loss", math.nan)
+        # Adapters are copied now and written by the thread: the next step changes the weights in place.
         if math.isfinite(loss) and (self._best is None or loss < self._best):
             self._writes.put(self._saving(backend, "best"))
             self._best = loss
@@ -237,17 +244,20 @@ class TrialTraining:
             self._checkpoint_write = self._writes.put(self._checkpointing(backend.state(self._attached_slot)))
 
     def _is_checkpoint_due(self, *, after_evaluation: bool) -> bool:
+        # One at a time: a slow disk must not queue copies of the weights.
         busy = self._checkpoint_write is not None and not self._checkpoint_write.done()
         return not busy and self._policy.is_due(after_evaluation=after_evaluation)
 
     def _checkpointing(self, state: SlotState) -> Callable[[], None]:
         """A function that writes a checkpoint of `state` and the present rows."""
+        # Made now, in the caller's thread; only the returned function runs in the writer's.
         rows, checkpoint = self._metrics.syncing(), self._checkpoint(state)
         return lambda: self._policy.write(checkpoint, rows)
 
     def finish(self, backend: SlotBackend) -> Future[TrainResult]:
         """Save the weights of a trial that has taken all its steps."""
         save, sync_rows = self._saving(backend, self._product), self._metrics.syncing()
+        # Without tensors: a finished trial is not continued, and its adapters are saved anyway.
         state = SlotState(self.steps, backend.examples(self._attached_slot), {}, 0.0)
         checkpoint = self._checkpoint(state, finished=True)
         result = self._result(state.examples, stopped=False)
@@ -264,6 +274,7 @@ class TrialTraining:
     def finish_again(self) -> Future[TrainResult]:
         """The result of a trial that an earlier process has finished."""
         assert self.state is not None
+        # Reports the rows that the earlier process could not deliver.
         self._metrics.resume(self.steps, self.steps, self.request.logged)
         result = self._result(self.state.examples, stopped=False)
         return self._writes.put(lambda: self._with_lineage(result))
@@ -272,6 +283,7 @@ class TrialTraining:
         """Save a trial that was told to stop, so that it can continue later."""
         jobs: list[Callable[[], None]]
         if self.slot is None:
+            # Detached: its checkpoint is written. Never attached: there is nothing to save.
             jobs = [self._save_detached] if self._save_detached else []
             result = self._result(self.state.examples if self.state else 0, stopped=True)
         else:
@@ -292,10 +304,10 @@ class TrialTraining:
         """Record why the trial failed; a diverged one needs no checkpoint."""
 
         def write() -> None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the disk may be why it failed
                 self._lineage.write(error)
             if isinstance(error, TrialFailure) and error.cause is FailureCause.DIVERGED:
-                self._path.unlink(missing_ok=True)
+                self._path.unlink(missing_ok=True)  # continuing would only diverge again
 
         return self._writes.put_last(write)
 
@@ -315,6 +327,7 @@ class TrialTraining:
         return self._seconds + (self._clock() - self._attached_at if self.slot is not None else 0.0)
 
     def _result(self, examples: int, *, stopped: bool) -> TrainResult:
+        # Later keys win: rows have no such names, and the hashes must be those of this process.
         taken = {"trial/seconds": self._seconds_taken, "trial/examples": examples}
         return TrainResult({**self._metrics.summary, **taken, **self._inputs.summary}, self.steps, stopped)
 
