@@ -1,4 +1,4 @@
-"""Base models: found, loaded, frozen, and a clear word when that does not work."""
+"""Base models: found, loaded, frozen and fingerprinted, with a clear error when that fails."""
 
 import difflib
 import hashlib
@@ -32,15 +32,15 @@ from kto_sweep.models.presets import Quantization, names_a_path
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
-"""The name of the model that is made here."""
+"""The model that is made locally."""
 
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """A base model in memory: all weights frozen, in evaluation mode, without dropout of its own."""
+    """A base model in memory: all weights frozen, in evaluation mode, without dropout."""
 
     name: str
-    """As the trial names it."""
+    """As in the trial."""
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     dtype: torch.dtype
@@ -50,7 +50,7 @@ class LoadedBase:
 
 @dataclass(frozen=True)
 class _Source:
-    """What transformers is told to load."""
+    """What transformers loads."""
 
     name: str
     """Hub id or folder."""
@@ -59,12 +59,13 @@ class _Source:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """For every from_pretrained."""
+        """Arguments of every from_pretrained."""
         return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """For the model's. Newer transformers can keep GGUF weights packed, and then cannot train."""
+        """Arguments of the model's. Newer versions of transformers can keep GGUF weights packed: those cannot
+        train."""
         if self.gguf_file is None or not hasattr(transformers, "GgufConfig"):
             return self.arguments
         return {**self.arguments, "quantization_config": transformers.GgufConfig(dequantize=True)}
@@ -81,13 +82,13 @@ def load_base(
     trust_remote_code: bool = False,
     shards: int = 1,
 ) -> LoadedBase:
-    """The model that `name` means: `tiny`, a .gguf file, a local folder or a hub id, frozen, on `device`.
+    """The model `name`, frozen, on `device`: `tiny`, a .gguf file, a local folder or a hub id.
 
-    `dtype`: by default fp32 on a CPU, bf16 on CUDA. With several `shards` the weights are spread over as many
-    processes (FSDP), which all call this and every forward of the model. Weights are read from safetensors or
-    GGUF only, as other formats can hold code.
+    `dtype`: by default fp32 on a CPU, bf16 on CUDA. With several `shards` the weights are divided among as
+    many processes (FSDP), which must all call this and every forward of the model. Weights are read from
+    safetensors or GGUF only: other formats can contain code.
 
-    Raises UsageError (no such model, not a model, not allowed) and TrialFailure (the hub cannot be reached).
+    Raises UsageError (no such model, not a model, no access) and TrialFailure (the hub cannot be reached).
     """
     _quieten()
     source = _find(name, home)
@@ -110,14 +111,14 @@ def load_base(
             **_placement(quantization, device, dtype, shards),
             **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
         )
-    except Exception as error:  # what a broken file raises depends on the byte that is broken
+    except Exception as error:  # a damaged file can raise anything
         if _no_room(error):
             raise
         raise _explained(name, error) from error
     if source.gguf_file is not None:
-        model.name_or_path = name  # the folder alone would not find it again
+        model.name_or_path = name  # the folder alone does not name the file
         quantizer: Any = getattr(model, "hf_quantizer", None)
-        if quantizer is not None:  # unpacked: an ordinary model from here on
+        if quantizer is not None:  # its weights are unpacked: an ordinary model from here on
             quantizer.remove_quantization_config(model)
     _agree_on_special_tokens(model, tokenizer)
     _without_dropout(model)
@@ -128,18 +129,15 @@ def load_base(
 
 
 def _quieten() -> None:
-    """Silence what says nothing to our users."""
-    # Several progress bars a model, into logs that are no terminal.
+    """Silence messages that users can do nothing about."""
+    # Several progress bars per model, written to log files.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # A line for each 8-bit matrix product: that its inputs are rounded to float16.
+    # One line per 8-bit matrix product, about rounding its inputs to float16.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def _find(name: str, home: Home) -> _Source:
-    """What to load for `name`.
-
-    Raises UsageError when it can only be a file or folder and there is none.
-    """
+    """What to load for `name`. Raises UsageError for a file or folder that does not exist or is no model."""
     if name == TINY:
         return _Source(str(tiny_model(home.models)))
     path = Path(name).expanduser()
@@ -148,19 +146,19 @@ def _find(name: str, home: Home) -> _Source:
             raise UsageError(f"{name}: no such model file", hint=_nearest(path))
         if importlib.util.find_spec("gguf") is None:
             raise UsageError(
-                f"{name}: reading .gguf files needs a package that is not installed",
+                f"{name}: .gguf files need a package that is not installed",
                 hint="pip install 'kto-sweep[gguf]'",
             )
         return _Source(str(path.parent), path.name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(
-                f"{name}: no model in this folder (it has no config.json)",
-                hint="give the folder that save_pretrained wrote, or a .gguf file",
+                f"{name}: not a model folder (no config.json)",
+                hint="use a folder written by save_pretrained, or a .gguf file",
             )
         return _Source(str(path))
     if path.is_file():
-        raise UsageError(f"{name}: not a model folder or .gguf file", hint="give the model's folder")
+        raise UsageError(f"{name}: not a model folder or .gguf file", hint="use the model's folder")
     if names_a_path(name):
         raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
     return _Source(name)
@@ -169,16 +167,16 @@ def _find(name: str, home: Home) -> _Source:
 def _placement(
     quantization: Quantization, device: torch.device, dtype: torch.dtype, shards: int
 ) -> dict[str, Any]:
-    """How the weights are held and where."""
+    """Arguments of from_pretrained for the weights' precision and device."""
     if shards > 1:
-        from transformers.distributed.configuration_utils import DistributedConfig  # not in older ones
+        from transformers.distributed.configuration_utils import DistributedConfig  # not in older versions
 
         return {"distributed_config": DistributedConfig(fsdp_size=shards)}
     arguments: dict[str, Any] = {"device_map": {"": device}}
     if quantization == "8bit":
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
     elif quantization == "4bit":
-        # NF4 with quantised constants, as QLoRA has it (arXiv 2305.14314).
+        # NF4 with double quantisation, as in QLoRA (arXiv 2305.14314).
         arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -189,9 +187,9 @@ def _placement(
 
 
 def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokenizer's beginning, end and fill-up tokens in the model's configuration, as trainers want it.
+    """Copy the tokenizer's BOS, EOS and padding tokens to the model's configuration, as trainers expect.
 
-    Batches need a token to fill up with; it is masked everywhere, so any will do.
+    A tokenizer without a padding token gets any token: padding is masked everywhere.
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
@@ -201,14 +199,14 @@ def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokeni
             token, known = getattr(tokenizer, name), getattr(config, name, None)
             if config is None or token is None or token == known:
                 continue
-            # Some models end a text in several ways: none of them is forgotten.
+            # Some models have several EOS tokens: keep them all.
             setattr(config, name, sorted({token, *known}) if isinstance(known, list) else token)
 
 
 def _keep_trainable(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes from changing 4-bit weights on a CPU to a layout that has no gradient.
+    """Stop bitsandbytes from converting 4-bit weights on a CPU to a layout without gradients.
 
-    Its Linear4bit does so at the first forward in evaluation mode; training would then go wrong unnoticed.
+    Its Linear4bit does so at the first forward in evaluation mode; training would then be silently wrong.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -216,7 +214,7 @@ def _keep_trainable(model: PreTrainedModel) -> None:
 
 
 def _without_dropout(model: PreTrainedModel) -> None:
-    """No dropout in the base model, whose log-probs are compared with its own; adapters bring theirs."""
+    """Disable the base model's dropout: its log-probs are the reference. Adapters have their own."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -226,7 +224,7 @@ def _without_dropout(model: PreTrainedModel) -> None:
 
 
 def _no_room(error: Exception) -> bool:
-    """Whether memory or disk ran out: not the model's fault."""
+    """Whether memory or disk ran out, which says nothing about the model."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_disk_full(error)
 
 
@@ -237,48 +235,48 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _explained(name: str, error: Exception) -> KtoSweepError:
-    """What a failed load means to the person who named the model."""
+    """A failed load as an error that says what to do."""
     causes = tuple(_chain(error))
 
     def among(*types: type[BaseException]) -> bool:
         return any(isinstance(cause, types) for cause in causes)
 
     first_line = str(error).strip().partition("\n")[0] or repr(error)
-    elsewhere = "give a local folder or a .gguf file"
+    elsewhere = "use a local folder or a .gguf file"
     if among(hub.GatedRepoError):
         return UsageError(
-            f"{name}: its owners let in only those who asked",
-            hint=f"ask at https://huggingface.co/{name}, then set HF_TOKEN; or {elsewhere}",
+            f"{name}: gated model, and this account has no access",
+            hint=f"request access at https://huggingface.co/{name} and set HF_TOKEN; or {elsewhere}",
         )
     if among(hub.RepositoryNotFoundError, hub.HFValidationError):
         return UsageError(
-            f"{name}: no such folder here, and no such model on the hub",
+            f"{name}: no such local folder, and no such model on the hub",
             hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
         )
     if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "couldn't connect" in first_line:
         return TrialFailure(
             FailureCause.NETWORK,
-            f"{name}: no such folder here, and the hub cannot be reached",
+            f"{name}: no such local folder, and the hub cannot be reached",
             hint=f"connect to the network, or {elsewhere}",
         )
     if "trust_remote_code" in str(error):
         return UsageError(
-            f"{name}: needs Python code of its own, which kto-sweep does not run",
-            hint="choose a model of an architecture that transformers knows",
+            f"{name}: needs custom Python code, which kto-sweep does not run",
+            hint="choose a model with an architecture that transformers includes",
         )
     if "safetensors" in first_line and isinstance(error, OSError):
         return no_safetensors_error(name)
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
     return UsageError(
         f"{name}: cannot be loaded: {kind}{first_line}",
-        hint="download it again if the file may be broken; else choose another model",
+        hint="download it again in case a file is damaged, or choose another model",
     )
 
 
 def _nearest(path: Path) -> str:
-    """What to type instead of a path that does not exist."""
+    """A hint for a path that does not exist."""
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
+        return f"the folder {path.parent} does not exist"
     names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
     match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"did you mean {path.with_name(match[0])}?" if match else "check the path"
@@ -296,13 +294,14 @@ _VOLATILE = {
     "transformers_version",
     "use_cache",
 }
-"""Configuration that log-probs do not depend on, or that the weights tell."""
+"""Configuration that log-probs do not depend on, or that the weights imply."""
 
 
 def fingerprint_model(model: PreTrainedModel) -> str:
-    """64 hex digits that change with any bit of any weight and with the configuration, on every device alike.
+    """64 hex digits that change with any bit of any weight and with the configuration; the same on all
+    devices.
 
-    Reads every weight once, at the speed of the memory that holds it. Attached adapters are no part of it.
+    Reads every weight once, at memory speed. Attached adapters are not included.
     """
     config = {
         key: value
@@ -321,25 +320,26 @@ def fingerprint_model(model: PreTrainedModel) -> str:
 
 
 def _class_name(model: PreTrainedModel) -> str:
-    """Of the architecture: a sharded model has a class of its own below that."""
+    """The architecture's class: FSDP makes a subclass of it for a sharded model."""
     return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be sharded over processes; then all of them ask for it."""
+    """The whole tensor, gathered if it is sharded: all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _factors(n: int, device: torch.device) -> Tensor:
-    """`n` odd pseudo-random numbers."""
+    """`n` odd pseudo-random numbers: int64 (n,)."""
     index = torch.arange(n, device=device)
     return (index * 0x9E3779B97F4A7C1 ^ (index * 0x3C6EF372FE94F82B >> 29)) | 1
 
 
 @torch.no_grad()
 def _hash(tensor: Tensor, factors: Tensor) -> Tensor:
-    """A sum of words times odd pseudo-random factors, modulo 2^64: one changed word always changes it."""
-    # What describes a 4-bit layer's format lies on the host, whatever device its weights are on.
+    """The sum of the tensor's words times odd factors, modulo 2^64: a single changed word always changes
+    it."""
+    # The format of 4-bit layers is described by tensors on the host.
     data = tensor.detach().to(factors.device).contiguous().view(-1)
     size = data.element_size()
     words = data.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[size])

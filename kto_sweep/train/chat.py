@@ -1,4 +1,4 @@
-"""What a base model and its tuned form answer to the same prompts."""
+"""Answers of a base model and its tuned version to the same prompts."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -33,9 +33,9 @@ class Answers:
 def compare_answers(
     home: Home, run: Path, prompts: Sequence[str], *, count: int, max_tokens: int, best: bool = False
 ) -> list[Answers]:
-    """The most likely answers, word for word, to `prompts`, or else to `count` held-out prompts of the run.
+    """Greedy answers to `prompts`, or without any to `count` held-out prompts of the run.
 
-    Raises UsageError for a run that has no trained weights, and as its model and data do.
+    Raises UsageError for a run without trained weights, and as loading its model and data does.
     """
     try:
         about = json.loads((run / "lineage.json").read_text(encoding="utf-8"))
@@ -48,22 +48,22 @@ def compare_answers(
     base = load_base(
         trial.base_model, quantization=trial.effective_quantization, device=pick_device(), home=home
     )
-    asked = _typed(prompts, base, trial) if prompts else _held_out(base, trial, count)
+    prompt_ids = _typed(prompts, base, trial) if prompts else _held_out(base, trial, count)
     model: Any = base.model
     if not whole.is_dir():
         model = tuned(base, adapters)
         with model.disable_adapter():
-            before = [_answer(model, base, ids, max_tokens) for ids in asked]
+            before = [_answer(model, base, ids, max_tokens) for ids in prompt_ids]
     else:
-        before = [_answer(model, base, ids, max_tokens) for ids in asked]
+        before = [_answer(model, base, ids, max_tokens) for ids in prompt_ids]
         model = load_base(str(whole), quantization="none", device=pick_device(), home=home).model
-    after = [_answer(model, base, ids, max_tokens) for ids in asked]
-    told = [str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in asked]
-    return [Answers(p, b, a) for p, b, a in zip(told, before, after, strict=True)]
+    after = [_answer(model, base, ids, max_tokens) for ids in prompt_ids]
+    texts = [str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in prompt_ids]
+    return [Answers(p, b, a) for p, b, a in zip(texts, before, after, strict=True)]
 
 
 def _typed(prompts: Sequence[str], base: LoadedBase, trial: Trial) -> list[list[int]]:
-    """Token ids of what a user would say, in the form that training gives prompts."""
+    """Token ids of user messages, with the chat template as in training."""
     answer = ({"role": "assistant", "content": "-"},)
     examples = [
         Example(({"role": "user", "content": text},), answer, label=True, line=line)
@@ -90,7 +90,7 @@ def _one_per_prompt(rows: Sequence[TokenRow]) -> Iterator[TokenRow]:
 def _answer(model: Any, base: LoadedBase, ids: Sequence[int], max_tokens: int) -> str:
     tokens: Tensor = torch.tensor([ids], device=base.model.device)
     with torch.no_grad():
-        found = model.generate(
+        tokens_out = model.generate(
             input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=max_tokens,
@@ -99,4 +99,4 @@ def _answer(model: Any, base: LoadedBase, ids: Sequence[int], max_tokens: int) -
             top_p=None,
             top_k=None,
         )
-    return str(base.tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)).strip()
+    return str(base.tokenizer.decode(tokens_out[0, len(ids) :], skip_special_tokens=True)).strip()

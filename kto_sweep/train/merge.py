@@ -1,4 +1,4 @@
-"""Trained adapters made part of the base model's weights."""
+"""Merges trained adapters into the base model's weights."""
 
 import json
 import warnings
@@ -24,30 +24,30 @@ def tuned(base: LoadedBase, adapters: Path) -> PeftModel:
 
 
 def where_else(run: Path) -> str:
-    """What to do about a run without the weights of its last step, such as one that was cut off."""
-    return "add --best: it was cut off" if (run / "best").is_dir() else f"look into {run}"
+    """A hint for a run without the weights of its last step, for example an interrupted one."""
+    return "it was interrupted: add --best" if (run / "best").is_dir() else f"see {run}"
 
 
 def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callable[[str], None]) -> Path:
-    """The folder with the merged model of a run, its tokenizer and its card, as safetensors.
+    """Write a run's merged model, tokenizer and model card as safetensors; the folder.
 
-    Of a quantised base model the unquantised weights are taken, in the type that training computed in: they
-    differ a little from those that it saw.
+    For a quantised base model the unquantised weights are used, in the precision of training: they differ
+    slightly from those in training.
 
-    Raises UsageError when there are no adapters or the folder has something in it; as load_base does.
+    Raises UsageError without adapters and for a folder that is not empty, and as load_base does.
     """
     lineage = run / "lineage.json"
     adapters = run / ("best" if best else "adapter")
     if (run / "model").is_dir():
-        raise UsageError(f"run {run.name} trained all weights", hint=f"they are merged: {run / 'model'}")
+        raise UsageError(f"run {run.name} trained all weights", hint=f"nothing to merge: use {run / 'model'}")
     if not (adapters / "adapter_config.json").is_file() or not lineage.is_file():
         raise UsageError(f"run {run.name} has no trained adapters", hint=where_else(run))
     folder = (run / "merged" if output is None else output.expanduser()).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is there already", hint="name another with --output, or remove it")
+        raise UsageError(f"{folder} exists already", hint="choose another folder with --output, or remove it")
     about = json.loads(lineage.read_text(encoding="utf-8"))["model"]
     if about["quantization"] != "none":
-        say(f"Trained on {about['quantization']} weights; merged into the whole ones")
+        say(f"Trained on {about['quantization']} weights; merged into the unquantised ones")
     base = load_base(
         about["name"],
         quantization="none",

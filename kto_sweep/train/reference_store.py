@@ -1,11 +1,12 @@
-"""Log-probs by row on disk: one SQLite file per base model, shared by all processes that see the folder.
+"""Log-probs by row on disk: one SQLite file per base model, shared by all processes with access to the
+folder.
 
     <folder>/<name>.sqlite          by row: a hash of its tokens, two log-probs, their checksum
     <folder>/<name>.<time>.damaged  a file that SQLite could not read, set aside
-    <folder>/lock                   who uses which file and computes which rows: see Locks
+    <folder>/lock                   which process uses which file and computes which rows: see Locks
 
-A file is open for milliseconds at a time. It has a rollback journal and no write-ahead log: the boxes of a
-cluster often share a home over a network, and a write-ahead log needs all its readers on one box.
+A file is open for milliseconds at a time. It has a rollback journal, not a write-ahead log: machines of a
+cluster often share a home over a network, and a write-ahead log needs all readers on one machine.
 No torch and no numpy here: `kto-sweep cache` reads these files too.
 """
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 Pair = tuple[float, float]
 """Log-probs of the matched and of the mismatched completion, nats."""
 Note = Callable[[str], None]
-"""Told one line for people."""
+"""Gets one line for people."""
 
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID",
@@ -34,23 +35,23 @@ _TABLES = (
     " WITHOUT ROWID",
 )
 _BUSY_SECONDS = 60.0
-"""How long to wait for another process's write, which takes milliseconds."""
+"""Timeout for another process's write, which takes milliseconds."""
 _USED_EVERY = 3600.0
-"""Seconds for which a note that the file is in use holds, so that reading it seldom writes to it."""
+"""Seconds between updates of the time of last use: reading should rarely write."""
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 """Errors whose cause is the file; SQLITE_ERROR: its tables are not those above."""
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
-"""The latter when SQLite's message quotes what it cannot read."""
+"""UnicodeDecodeError: SQLite's message can quote what it cannot read."""
 
 
 class ReferenceStore:
-    """The log-probs of one base model; while it is entered as a context, nobody removes them.
+    """The log-probs of one base model. Within its context no other process removes them.
 
-    Everything raises KtoSweepError when the folder cannot be used, TrialFailure when its disk is full.
+    All methods raise KtoSweepError when the folder cannot be used, TrialFailure when its disk is full.
     """
 
     def __init__(self, folder: Path, name: str, about: Mapping[str, str], note: Note) -> None:
-        """`about` says whose log-probs they are, for people: see Entry. `note` is told of damage."""
+        """`about` describes the base model, for people: see Entry. `note` gets a line about damage."""
         self._folder = folder
         self._name = name
         self._path = folder / f"{name}.sqlite"
@@ -70,7 +71,7 @@ class ReferenceStore:
         self._locks.close()
 
     def touch(self, now: float) -> None:
-        """Note who the base model is and that it is used `now`, in seconds since 1970."""
+        """Record the base model's description and the time of use, `now` in seconds since 1970."""
 
         def write(connection: sqlite3.Connection) -> None:
             known = dict(connection.execute("SELECT name, value FROM about"))
@@ -83,7 +84,7 @@ class ReferenceStore:
         self._with_file(write)
 
     def get(self, rows: Iterable[bytes]) -> dict[bytes, Pair]:
-        """Those of `rows` that are there and intact."""
+        """Those of `rows` that are stored and intact."""
         asked = list(rows)
 
         def read(connection: sqlite3.Connection) -> dict[bytes, Pair]:
@@ -96,13 +97,13 @@ class ReferenceStore:
                 else:
                     wrong += values is not None
             if wrong:
-                self._note(f"{wrong} rows of {self._path} were damaged: they are computed again")
+                self._note(f"{wrong} rows of {self._path} were damaged and are computed again")
             return found
 
         return self._with_file(read)
 
     def put(self, scores: Mapping[bytes, Pair]) -> None:
-        """Keep `scores` by row; on disk when this returns."""
+        """Store `scores` by row; they are on the disk when this returns."""
         # SQLite keeps -0.0 as 0.0, which has another checksum.
         pairs = {row: (matched + 0.0, mismatched + 0.0) for row, (matched, mismatched) in scores.items()}
         lines = [(row, *pair, _checksum(row, *pair)) for row, pair in pairs.items()]
@@ -113,12 +114,12 @@ class ReferenceStore:
         self._with_file(write)
 
     def check(self) -> None:
-        """Read the whole file, and set it aside when anything is wrong with it that `get` did not meet."""
+        """Read the whole file, and set it aside if any part is damaged."""
         with _explained(self._path):
             self._set_aside_damaged()
 
     def claim(self, row: bytes) -> bool:
-        """Whether no other process is computing `row`; until `release`, no other process can claim it."""
+        """Claim `row` until `release`; False if another process has it."""
         with _explained(self._folder):
             return self._locks.take(self._row(row))
 
@@ -131,7 +132,7 @@ class ReferenceStore:
         return f"{self._name} row {row.hex()}"
 
     def _with_file(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` gives in one transaction; on an empty file when the one there is damaged."""
+        """The result of `work` in one transaction; a damaged file is first replaced by an empty one."""
         with _explained(self._path):
             try:
                 return self._transaction(work)
@@ -156,10 +157,10 @@ class ReferenceStore:
         with self._locks.held(_file(self._name), alone=True):
             if not self._path.exists() or _intact(self._path):
                 return
-            # First: a journal that outlives its file would be played back into the next one.
+            # First: SQLite would play a journal that outlives its file back into the next one.
             _journal(self._path).unlink(missing_ok=True)
             self._path.rename(aside)
-        self._note(f"the reference cache was damaged: it is now {aside}, and its values are computed again")
+        self._note(f"the reference cache was damaged: moved to {aside}, its values are computed again")
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class Entry:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """All files of the folder, the one used last first."""
+    """All files of the folder, most recently used first."""
     paths = [path for kind in ("*.sqlite", "*.damaged") for path in folder.glob(kind)]
     found = []
     for path in paths:
@@ -188,7 +189,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def remove(entry: Entry) -> bool:
-    """Whether the file is removed: not when a process uses it."""
+    """Remove a file; False if a process uses it."""
     name = entry.path.stem
     with _explained(entry.path), closing(Locks(entry.path.parent / "lock")) as locks:
         if not locks.take(_use(name)):
@@ -207,9 +208,9 @@ def _entry(path: Path) -> Entry:
 
 
 def _read_about(path: Path) -> tuple[dict[str, str], int | None]:
-    """What is said about the file's base model, and its number of rows."""
+    """The description of the file's base model, and its number of rows."""
     try:
-        # By its name alone, SQLite would make a file that is gone.
+        # Without mode=rw SQLite would create a file that was removed.
         with closing(_connect(f"{path.as_uri()}?mode=rw")) as connection:
             about = dict(connection.execute("SELECT name, value FROM about"))
             return about, connection.execute("SELECT count(*) FROM scores").fetchone()[0]
@@ -232,12 +233,12 @@ def _number(text: str | None) -> float | None:
 
 
 def _use(name: str) -> str:
-    """Shared by those who use the file of this name, had alone by who removes it."""
+    """Lock name: shared by users of the file, exclusive to remove it."""
     return f"{name} use"
 
 
 def _file(name: str) -> str:
-    """Shared by those who have the file open, had alone by who renames or removes it."""
+    """Lock name: shared by processes with the file open, exclusive to rename or remove it."""
     return f"{name} file"
 
 
@@ -246,7 +247,7 @@ def _journal(path: Path) -> Path:
 
 
 def _checksum(row: bytes, matched: object, mismatched: object) -> bytes:
-    """8 bytes. Of the values as text, which is exact for floats and takes whatever a damaged file holds."""
+    """8 bytes. Of the values as text: exact for floats, and works for anything in a damaged file."""
     return hashlib.blake2b(repr((row, matched, mismatched)).encode(), digest_size=8).digest()
 
 
@@ -270,7 +271,7 @@ def _intact(path: Path) -> bool:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite and the file system say into what a person can do."""
+    """Turn errors of SQLite and the file system into errors that say what to do."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:

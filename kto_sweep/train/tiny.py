@@ -1,7 +1,8 @@
-"""The `tiny` base model: a Llama of under a million weights with a tokenizer and a chat template, made here.
+"""The `tiny` base model: a Llama with under a million weights, a tokenizer and a chat template, made locally.
 
-It is made once per KTO_SWEEP_HOME, from a seed, in some seconds on a CPU: a demo and the tests need neither a
-network nor a licence. It has read a little small talk, so that training has likely and unlikely to move.
+It is made once per KTO_SWEEP_HOME, from a seed, in seconds on a CPU: the demo and the tests need neither a
+network nor a licence. It is pre-trained on a little small talk, so that some answers are likelier than
+others.
 """
 
 import itertools
@@ -18,26 +19,26 @@ from kto_sweep.models.tiny import Recipe, make_tokenizer
 
 
 def tiny_model(folder: Path, recipe: Recipe | None = None) -> Path:
-    """The tiny model's folder below `folder`, as transformers saves models; made if it is not there.
+    """The tiny model's folder in `folder`, as transformers saves models; made if it does not exist.
 
-    Two processes may make it at once: each works aside, the first one's is kept.
+    Two processes may make it at once: each works in a temporary folder, and the first rename wins.
     """
     recipe = recipe or Recipe()
     final = folder / recipe.name
     if final.is_dir():
         return final
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=folder))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=folder))
     try:
         tokenizer = make_tokenizer(recipe)
-        make_model(recipe, tokenizer).save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
-        aside.rename(final)
+        make_model(recipe, tokenizer).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        scratch.rename(final)
     except OSError:
-        if not final.is_dir():  # else somebody else was first
+        if not final.is_dir():  # otherwise another process was first
             raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     return final
 
 
@@ -56,7 +57,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of ours
+    with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(config)
         _pretrain(model, tokenizer, recipe)
@@ -72,7 +73,7 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recip
     for step in range(recipe.steps):
         ids = tokens[step]
         logits = model(input_ids=ids[:, :-1]).logits
-        # Smoothed: the corpus is narrow, and a model that is sure of it would find all other text impossible.
+        # Smoothed: the corpus is narrow, and an overconfident model would give other text no probability.
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=0.1)
         loss.backward()
         optimizer.step()

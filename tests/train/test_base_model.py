@@ -94,7 +94,7 @@ def test_quantised_can_be_trained_after_an_evaluation(
     [
         ("{saved}/../small-lama", "no such model folder", "did you mean {saved}/../small-llama?"),
         ("{saved}/model.gguf", "no such model file", "check the path"),
-        ("{saved}/nowhere/model.gguf", "no such model file", "there is no folder {saved}/nowhere"),
+        ("{saved}/nowhere/model.gguf", "no such model file", "the folder {saved}/nowhere does not exist"),
         ("{saved}/..", "no model in this folder", "save_pretrained"),
         ("{saved}/config.json", "not a model folder", "give the model's folder"),
     ],
@@ -113,7 +113,7 @@ def test_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(TrialFailure) as raised:
         load("nobody/no-such-model", tmp_path)
     assert raised.value.cause is FailureCause.NETWORK
-    assert raised.value.message == "nobody/no-such-model: no such folder here, and the hub cannot be reached"
+    assert raised.value.message == "nobody/no-such-model: no such local folder, and the hub cannot be reached"
     assert "a local folder or a .gguf file" in raised.value.hint
 
 

@@ -66,7 +66,7 @@ def test_merged_weights_are_new_and_never_overwritten(machine, trained):
     assert base.keys() == merged.keys()
     assert any((base[name] != merged[name]).any() for name in base if "proj" in name)
     assert all((base[name] == merged[name]).all() for name in base if "norm" in name)
-    assert "is there already" in machine.run("merge", "out", "--output", "merged", code=2)
+    assert "exists already" in machine.run("merge", "out", "--output", "merged", code=2)
 
 
 def test_chat_answers_a_typed_prompt_twice(machine, trained):
