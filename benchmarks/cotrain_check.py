@@ -26,6 +26,7 @@ from kto_sweep.data.split import partners
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.train.worker.cotrainer import CoTrainer
 from kto_sweep.trial import Trial
 
@@ -130,10 +131,12 @@ class Bench:
         reports = {name: Recorder() for name in names}
         chosen = trials()
         for steps in (kill_at, 10**6) if kill_at else (10**6,):
+            queue = AdmissionQueue()
             trainer = CoTrainer(
                 self.base,
                 self.data,
                 chosen[names[0]],
+                queue,
                 cache=self.folder / "cache",
                 limit=limit or MicrobatchLimit(),
             )
@@ -141,11 +144,11 @@ class Bench:
             for step in range(steps):
                 while waiting and step >= late * names.index(waiting[0]):
                     name = waiting.pop(0)
-                    trainer.start(TrialRequest(name, chosen[name], folder / name, reports[name]))
-                for ending in trainer.step():
-                    if isinstance(ending.outcome, Exception):
-                        raise ending.outcome
-                if trainer.idle and not waiting:
+                    queue.put(TrialRequest(name, chosen[name], folder / name, reports[name]))
+                for outcome in trainer.step():
+                    if isinstance(outcome.result, Exception):
+                        raise outcome.result
+                if not trainer.busy and not waiting:
                     break
             trainer.close()
         return {name: report.rows for name, report in reports.items()}, [

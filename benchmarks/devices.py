@@ -29,6 +29,8 @@ from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.trl.launcher import train_in_ranks
+from kto_sweep.train.trl.trainer import train_with_trl
+from kto_sweep.train.worker.loop import train_trial
 from kto_sweep.trial import Trial
 
 
@@ -67,16 +69,16 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         eval_steps=options.steps, full_finetune=options.kind == "full",
     )  # fmt: skip
     home, devices = Home(options.scratch), int(options.devices)
-    session = WorkerContext(home, pick_device())
+    context = WorkerContext(home, pick_device())
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         request = TrialRequest("run", trial, Path(folder), told, lambda: False, None)
         began = time.monotonic()
         if options.kind == "packed":
-            session.train(trial, Path(folder), told, lambda: False)
+            train_trial(context, trial, Path(folder), told, lambda: False)
         elif devices > 1:
             train_in_ranks(request, home, devices)
         else:
-            session.train_with_trl(request)
+            train_with_trl(context, request)
     gaps = [after - before for before, after in itertools.pairwise(told.at)]
     del gaps[-1]  # which has the evaluation
     return {

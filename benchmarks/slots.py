@@ -21,6 +21,8 @@ from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.worker.admission_queue import AdmissionQueue
+from kto_sweep.train.worker.concurrency import ConcurrencyTuner
 from kto_sweep.train.worker.cotrainer import CoTrainer
 from kto_sweep.trial import Trial
 
@@ -59,7 +61,7 @@ def rows(vocabulary: int) -> TrainingData:
 
 
 def measure(size: str, folder: Path) -> None:
-    """Print what a co-trainer says until it has settled."""
+    """Print what the tuner decides until it has settled."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     vocabulary = 1000 if size == "tiny" else 151936
@@ -70,21 +72,23 @@ def measure(size: str, folder: Path) -> None:
     base = LoadedBase(size, model.requires_grad_(False), None, dtype, "none")  # type: ignore[arg-type]
     trial = Trial(model=size, dataset="random", max_length=1024, batch_size=8, max_steps=2000)
     begin = time.perf_counter()
-    trainer = CoTrainer(base, rows(vocabulary), trial, cache=folder / "reference")
-    said = None
+    queue, tuner = AdmissionQueue(), ConcurrencyTuner()
+    trainer = CoTrainer(base, rows(vocabulary), trial, queue, cache=folder / "reference", tuner=tuner)
+    decided = None
     started = 0
-    while not trainer._growth._settled:
-        while started < trainer.room.slots:
-            trainer.start(TrialRequest(str(started), trial, folder / size / str(started), Quiet()))
+    while not tuner._settled:
+        while started < trainer.concurrency.slots:
+            queue.put(TrialRequest(str(started), trial, folder / size / str(started), Quiet()))
             started += 1
         trainer.step()
-        if trainer.room != said:
-            said = trainer.room
-            rates = {slots: round(rate) for slots, rate in trainer._growth._rates.items()}
+        if trainer.concurrency != decided:
+            decided = trainer.concurrency
+            rates = {slots: round(rate) for slots, rate in tuner._rates.items()}
             gib = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
             seconds = time.perf_counter() - begin
             print(
-                f"{size} {seconds:6.1f} s, peak {gib:5.1f} GiB, tokens/s {rates}: {said.reason}", flush=True
+                f"{size} {seconds:6.1f} s, peak {gib:5.1f} GiB, tokens/s {rates}: {decided.reason}",
+                flush=True,
             )
     trainer.close()
 

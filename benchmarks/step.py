@@ -138,7 +138,7 @@ class Packed:
         measured = result.read()
         self._seconds.append(time.perf_counter() - begin)
         self._cpu.append(time.process_time() - cpu_begin)
-        self._tokens.append(sum(slot.known.tokens for slot in measured.values()))
+        self._tokens.append(sum(slot.info.tokens for slot in measured.values()))
         self._loss = measured[0].values["loss"]
 
     def result(self, warmup: int) -> Result:
