@@ -67,9 +67,7 @@ class StreamColumns:
 
     def _append_row(self, row: Mapping[str, Any], started_at: float) -> None:
         row_index = len(self.steps)
-        step, runtime, timestamp = (
-            _number(row.get(name)) for name in ("_step", "_runtime", "_timetimestamp")
-        )
+        step, runtime, timestamp = (_number(row.get(name)) for name in ("_step", "_runtime", "_timestamp"))
         self.steps.append(row_index if step is None else step)
         if runtime is None and timestamp is not None:
             runtime = timestamp - started_at
@@ -120,7 +118,7 @@ def _as_numbers(values: "array[float]") -> Numbers:
 
 
 def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="rerow_index"), digest_size=16).digest()
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
 
 
 def _number(value: object) -> float | None:

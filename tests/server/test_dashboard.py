@@ -78,6 +78,12 @@ def test_columns_follow_a_run_and_skip_non_numbers(harness: ServerHarness) -> No
     assert curve(harness, cache, "r", "late") == {"step": [4.0], "time": [1e9], "value": [1.7e308]}
 
 
+def test_a_row_without_runtime_is_placed_by_its_timestamp(harness: ServerHarness) -> None:
+    harness.start_run("r")
+    harness.log("r", 0, {"loss": 1.0, "_timestamp": harness.clock() + 30})
+    assert curve(harness, ColumnCache(), "r", "loss")["time"] == [30.0]
+
+
 def test_columns_are_reset_when_a_run_is_restarted(harness: ServerHarness) -> None:
     cache = ColumnCache()
     harness.start_run("r")
