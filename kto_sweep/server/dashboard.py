@@ -4,7 +4,6 @@ Pages are served empty; their scripts fetch JSON and insert it as text, so that 
 markup. Data, scripts and actions are under `/-/`, which cannot be an entity name.
 """
 
-import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
@@ -14,7 +13,10 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
+from starlette.authentication import has_required_scope, requires
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
@@ -27,11 +29,12 @@ from kto_sweep.server import (
     request_body,
     uploads,
 )
-from kto_sweep.server.auth import LOGIN_COMMAND, Auth
+from kto_sweep.server.auth import CHANGE, DOWNLOAD, LOGIN_COMMAND, READ, BrowserLogin
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
 from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.responses import Json
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.sweep_rules import read_rules
@@ -61,19 +64,21 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def routes(server: ServerState, guarded: Callable[[Handler], Handler]) -> list[Route]:
+def routes(server: ServerState) -> list[Route]:
     """The routes of the dashboard and the login."""
+    login = BrowserLogin(server)
     api = _Dashboard(server)
+    access = [Middleware(AuthenticationMiddleware, backend=login)]
 
     def get(path: str, handler: Handler) -> Route:
-        return Route(path, guarded(handler), methods=["GET"])
+        return Route(path, handler, methods=["GET"], middleware=access)
 
     def post(path: str, handler: Handler) -> Route:
-        return Route(path, guarded(handler), methods=["POST"])
+        return Route(path, handler, methods=["POST"], middleware=access)
 
     return [
-        get("/-/login/{token}", api.login),
-        get("/-/static/{version}/{name}", api.static),
+        Route("/-/login/{token}", login.respond, methods=["GET"]),
+        Route("/-/static/{version}/{name}", api.static, methods=["GET"]),
         get("/-/data/sweeps", api.data(api.all_sweeps)),
         get("/-/data/{entity}/{project}", api.data(api.project)),
         get("/-/data/{entity}/{project}/curves", api.data(api.curves)),
@@ -99,14 +104,9 @@ class _Dashboard:
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
-        self._auth = Auth(server)
         self._columns = ColumnCache()
         self._changes = ChangeTracker()
         self._importance = ImportanceCache()
-
-    async def login(self, request: Request) -> Response:
-        """Redeems a login link."""
-        return self._auth.login(request)
 
     async def static(self, request: Request) -> Response:
         """A script or style sheet; its URL contains its version, so that browsers may cache it forever."""
@@ -124,32 +124,28 @@ class _Dashboard:
         """Handler that serves the empty page; `find` raises NotFoundError for an unknown object."""
 
         async def show(request: Request) -> Response:
-            access = self._auth.access(request)
-            if not access.can_read:
-                return HTMLResponse(_empty_page("locked", access.can_control), 401, headers=HEADERS)
+            if not has_required_scope(request, [READ]):
+                return HTMLResponse(_empty_page("locked"), 401, headers=HEADERS)
             try:
                 await run_in_threadpool(lambda: find(self._server.database.reader(), request.path_params))
             except NotFoundError as problem:
-                return HTMLResponse(
-                    _empty_page("not found", access.can_control, str(problem)), 404, headers=HEADERS
-                )
-            return HTMLResponse(_empty_page(kind, access.can_control), headers=HEADERS)
+                return HTMLResponse(_empty_page("not found", str(problem)), 404, headers=HEADERS)
+            return HTMLResponse(_empty_page(kind), headers=HEADERS)
 
         return show
 
     def data(self, answer: Callable[[Request], Row | None]) -> Handler:
         """Handler that sends the result of `answer` as JSON, or 204 when nothing changed."""
 
+        @requires(READ, status_code=401)
         async def respond(request: Request) -> Response:
-            access = self._auth.access(request)
-            if not access.can_read:
-                return _json({"errors": [{"message": f"log in first; run: {LOGIN_COMMAND}"}]}, 401)
             body = await run_in_threadpool(answer, request)
             if body is None:
                 return Response(status_code=204, headers={"cache-control": "no-store"})
-            return _json({**body, "csrf": access.csrf})
+            return Json({**body, "csrf": getattr(request.user, "csrf", None)})
 
-        return respond
+        handler: Handler = respond
+        return handler
 
     def all_sweeps(self, request: Request) -> Row:
         """All sweeps."""
@@ -211,16 +207,16 @@ class _Dashboard:
         _, run = dashboard_data.find_run(connection, request.path_params)
         return dashboard_run.system(connection, self._columns, run)
 
+    @requires(DOWNLOAD)
     async def file(self, request: Request) -> Response:
         """A run's file as an attachment: a browser must not execute what a client uploaded."""
-        if not self._auth.access(request).can_control:
-            return _json({"errors": [{"message": f"log in to download files; run: {LOGIN_COMMAND}"}]}, 403)
         number = request.path_params["file"]
         file = await run_in_threadpool(lambda: files.get(self._server.database.reader(), number))
         if file is None:
             raise NotFoundError("no such file")
         return uploads.download(self._server, file)
 
+    @requires(CHANGE)
     async def change_sweep(self, request: Request) -> Response:
         """Pauses, resumes, stops or cancels a sweep."""
 
@@ -230,6 +226,7 @@ class _Dashboard:
 
         return await self._change(request, work)
 
+    @requires(CHANGE)
     async def change_run(self, request: Request) -> Response:
         """Stops a run, or sets its tags and notes."""
 
@@ -242,17 +239,12 @@ class _Dashboard:
     async def _change(
         self, request: Request, work: Callable[[Mapping[str, Any]], dashboard_actions.Change]
     ) -> Response:
-        if not self._auth.allows_change(request):
-            return _json({"errors": [{"message": f"log in to control sweeps; run: {LOGIN_COMMAND}"}]}, 403)
-        try:
-            body = json.loads(await request_body.read(request, MAX_ACTION))
-        except (ValueError, RecursionError) as problem:
-            raise RequestError(f"the body is not JSON: {problem}") from problem
+        body = request_body.parse_json(await request_body.read(request, MAX_ACTION))
         if not isinstance(body, dict):
             raise RequestError("the body is not a JSON object")
         change = await run_in_threadpool(work, body)
         await run_in_threadpool(self._server.database.write, change)
-        return _json({"done": True})
+        return Json({"done": True})
 
 
 def _parse_int(text: str | None, default: int, maximum: int) -> int:
@@ -261,13 +253,6 @@ def _parse_int(text: str | None, default: int, maximum: int) -> int:
     if not text.isdecimal() or len(text) > 18:
         raise RequestError(f"{text!r} is not a whole number")
     return min(int(text), maximum)
-
-
-def _json(body: Mapping[str, Any], status: int = 200) -> Response:
-    # NaN is not valid JSON; all numbers are finite here.
-    text = json.dumps(body, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    headers = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-    return Response(text.encode(errors="replace"), status, headers, media_type="application/json")
 
 
 def _plotly() -> Path:
@@ -312,7 +297,7 @@ def _scripts(name: str) -> tuple[str, ...]:
     return tuple(scripts)
 
 
-def _empty_page(kind: str, can_control: bool, message: str = "") -> str:
+def _empty_page(kind: str, message: str = "") -> str:
     """An empty page of this kind, for its script to fill; or a page with one message."""
     assets = f"/-/static/{_asset_version()}"
     page = f"{kind}_page.js"

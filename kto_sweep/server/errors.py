@@ -11,3 +11,6 @@ class NotFoundError(RequestError):
 
 class BodyTooLarge(Exception):
     """The request body exceeds the limit. Answered with HTTP 413."""
+
+    def __str__(self) -> str:
+        return "the body is too large"

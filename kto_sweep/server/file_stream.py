@@ -1,11 +1,10 @@
 """Messages of a run's process: lines of its streams, its summary, and its exit code."""
 
-import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import overwritten_runs, run_writes, successive_halving, sweep_progress
+from kto_sweep.server import overwritten_runs, request_body, run_writes, successive_halving, sweep_progress
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
@@ -44,10 +43,7 @@ class Message:
 
 def parse(body: bytes) -> Message:
     """The message in a request body. Raises RequestError."""
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as problem:
-        raise RequestError(f"the body is not JSON: {problem}") from problem
+    data = request_body.parse_json(body)
     if not isinstance(data, dict):
         raise RequestError("the body is not a JSON object")
     files = data.get("files") or {}

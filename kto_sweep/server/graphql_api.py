@@ -1,6 +1,5 @@
 """Executes GraphQL requests against the schema."""
 
-import json
 import logging
 import sqlite3
 from collections.abc import Callable, Mapping
@@ -135,8 +134,3 @@ def _shown(error: GraphQLError) -> dict[str, Any]:
     if cause is not None and not isinstance(cause, RequestError | FilterError | GraphQLError | UnicodeError):
         _log.error("a resolver failed", exc_info=cause)
     return dict(error.formatted)
-
-
-def encode(body: Mapping[str, Any]) -> bytes:
-    """The body as JSON bytes."""
-    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -1,5 +1,6 @@
-"""Reads request bodies with a size limit and decompresses gzip."""
+"""Reads request bodies with a size limit, decompresses gzip, parses JSON."""
 
+import json
 import zlib
 
 from starlette.requests import Request
@@ -32,3 +33,11 @@ def _gunzip(body: bytes, max_bytes: int) -> bytes:
     if len(decompressed) > max_bytes:
         raise BodyTooLarge
     return decompressed
+
+
+def parse_json(body: bytes) -> object:
+    """The JSON value in a body. Raises RequestError."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as problem:
+        raise RequestError(f"the body is not JSON: {problem}") from problem

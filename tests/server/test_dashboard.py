@@ -222,6 +222,42 @@ def test_only_a_logged_in_page_gets_the_csrf_token(machine: Machine) -> None:
     assert len(httpx.get(address, headers=cookie_of(machine)).json()["csrf"]) == 32
 
 
+def test_a_change_needs_cookie_csrf_token_and_own_origin(machine: Machine) -> None:
+    name = upsert_sweep(machine, {"method": "grid", "parameters": {"a": {"values": [1]}}})
+    url, cookie = machine.address.url, cookie_of(machine)
+    csrf = {"x-kto-sweep-csrf": httpx.get(f"{url}/-/data/sweeps", headers=cookie).json()["csrf"]}
+    accepted = cookie | csrf
+    refused = [
+        {},
+        cookie,
+        csrf,
+        cookie | {"x-kto-sweep-csrf": "é"},
+        accepted | {"origin": "http://evil.example"},
+    ]
+    for headers in refused:
+        encoded = {key: value.encode() for key, value in headers.items()}
+        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": "pause"}, headers=encoded)
+        assert answer.status_code == 403
+        assert "kto-sweep serve --login" in answer.json()["errors"][0]["message"]
+    for headers in (accepted, accepted | {"origin": url}):
+        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": "pause"}, headers=headers)
+        assert answer.status_code == 200
+
+
+def test_a_download_needs_a_login(machine: Machine) -> None:
+    url = f"{machine.address.url}/-/file/999"
+    assert httpx.get(url).status_code == 403
+    assert httpx.get(url, headers=cookie_of(machine)).status_code == 404
+
+
+def test_only_the_api_asks_for_a_password(machine: Machine) -> None:
+    """A browser shows a password dialog for this header."""
+    other = {"host": "gpu-box.example"}
+    for path in ("/", "/-/data/sweeps"):
+        assert "www-authenticate" not in httpx.get(machine.address.url + path, headers=other).headers
+    assert httpx.post(f"{machine.address.url}/graphql").headers["www-authenticate"].startswith("Basic ")
+
+
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
 def test_a_login_link_does_not_redirect_to_another_site(machine: Machine, target: str) -> None:
     link = f"{machine.address.login_link()}?to={target}"
