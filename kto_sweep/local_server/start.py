@@ -41,7 +41,7 @@ class LocalServer:
 
     def login_link(self, path: str = "/") -> str:
         """A single-use link, valid for one hour, that lets a browser control sweeps and opens `path`."""
-        return login_link(self.url, self.key, time.time(), path)
+        return login_link(self.url, self.key, path)
 
 
 def running_server(home: Home) -> LocalServer | None:

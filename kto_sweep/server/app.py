@@ -37,11 +37,11 @@ _log = logging.getLogger(__name__)
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def build_app(server: ServerState, identity: Mapping[str, str]) -> Starlette:
-    """The Starlette application; `identity` is the body of /ready."""
+def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) -> Starlette:
+    """The Starlette application; `identity` is the body of /ready, `https`: clients connect by it."""
     api = _Api(server, identity)
     key = [Middleware(AuthenticationMiddleware, backend=ApiKey(server.key), on_error=ask_for_key)]
-    stream, storage = "/files/{entity}/{project}/{run}/file_stream", "/storage/{file:int}/{token}/{name:path}"
+    stream, storage = "/files/{entity}/{project}/{run}/file_stream", "/storage/{token}/{name:path}"
     return Starlette(
         routes=[
             Route("/ready", api.ready, methods=["GET"]),
@@ -49,7 +49,7 @@ def build_app(server: ServerState, identity: Mapping[str, str]) -> Starlette:
             Route(stream, api.file_stream, methods=["POST"], middleware=key),
             Route(storage, api.upload, methods=["PUT"]),
             Route(storage, api.download, methods=["GET"]),
-            *dashboard.routes(server),
+            *dashboard.routes(server, https=https),
         ],
         exception_handlers={
             NotFoundError: _with_status(404),
@@ -125,4 +125,4 @@ class _Api:
         return uploads.download(self._server, await run_in_threadpool(self._file, request))
 
     def _file(self, request: Request) -> File:
-        return uploads.authorize(self._server, request.path_params["file"], request.path_params["token"])
+        return uploads.authorize(self._server, request.path_params["token"])

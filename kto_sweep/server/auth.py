@@ -8,6 +8,7 @@ URL.
 import base64
 import hmac
 import ipaddress
+import secrets
 import threading
 from html import escape
 
@@ -15,15 +16,18 @@ from starlette.authentication import (
     AuthCredentials,
     AuthenticationBackend,
     AuthenticationError,
+    BaseUser,
     SimpleUser,
     UnauthenticatedUser,
 )
+from starlette.middleware import Middleware
+from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, Response
 
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.keys import home_id
-from kto_sweep.local_server.login_tokens import LIFETIME, TokenKind
 from kto_sweep.server.responses import error
 from kto_sweep.server.server_state import ServerState
 
@@ -31,6 +35,8 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 CSRF_HEADER = "x-kto-sweep-csrf"
 LOGIN_COMMAND = "kto-sweep serve --login"
 """Prints a new login link."""
+SESSION_SECONDS = 30 * 86_400
+"""Seconds until a login expires."""
 
 READ, DOWNLOAD, CHANGE = "read", "download", "change"
 """What a browser may do: see pages and their data, download files, control sweeps."""
@@ -59,78 +65,78 @@ def ask_for_key(connection: HTTPConnection, problem: Exception) -> Response:
     return error(401, str(problem), {"www-authenticate": 'Basic realm="kto-sweep"'})
 
 
-class LoggedInUser(SimpleUser):
-    """A browser with a valid login cookie."""
-
-    def __init__(self, csrf: str) -> None:
-        super().__init__("owner")
-        self.csrf = csrf
-        """Token that a page must send with every change."""
-
-
 class BrowserLogin(AuthenticationBackend):
-    """Checks login cookies and redeems login links, each once."""
+    """What a browser's session or address allows."""
+
+    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
+        """The scopes of a logged-in browser, else those of its address."""
+        csrf = conn.session.get("csrf")
+        if csrf is None:
+            return AuthCredentials([READ] if _is_local(conn) else []), UnauthenticatedUser()
+        change = [CHANGE] if _is_from_own_page(conn, csrf) else []
+        return AuthCredentials([READ, DOWNLOAD, *change]), SimpleUser("owner")
+
+
+def browser_access(server: ServerState, *, https: bool) -> list[Middleware]:
+    """The middleware of a browser's routes: a signed session cookie, and what it allows.
+
+    The cookie survives a restart of the server, because its key does.
+    """
+    return [
+        Middleware(
+            SessionMiddleware,
+            secret_key=server.key,
+            # Browsers share cookies between ports, so servers on one machine need different cookie names.
+            session_cookie=f"kto_sweep_{home_id(server.key)}",
+            max_age=SESSION_SECONDS,
+            same_site="strict",
+            https_only=https,
+        ),
+        Middleware(AuthenticationMiddleware, backend=BrowserLogin()),
+    ]
+
+
+class LoginLinks:
+    """Redeems login links, each once."""
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
-        self._cookie = f"kto_sweep_{home_id(server.key)}"
-        """Browsers share cookies between ports, so servers on one machine need different cookie names."""
-        self._started_at = server.now()
+        self._started_at = int(server.now())
+        """Tokens know whole seconds."""
         self._used_nonces: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    async def authenticate(
-        self, conn: HTTPConnection
-    ) -> tuple[AuthCredentials, LoggedInUser | UnauthenticatedUser]:
-        """What the request's cookie or address allows."""
-        cookie = conn.cookies.get(self._cookie, "")
-        token = login_tokens.verify(self._server.key, TokenKind.COOKIE, cookie, self._server.now())
-        if token is None:
-            return AuthCredentials([READ] if _is_local(conn) else []), UnauthenticatedUser()
-        user = LoggedInUser(self._server.sign(f"csrf {token.nonce}"))
-        change = [CHANGE] if _is_from_own_page(conn, user.csrf) else []
-        return AuthCredentials([READ, DOWNLOAD, *change]), user
-
-    def redeem(self, link_token: str) -> str | None:
-        """A cookie value for a link's token; None when the token is invalid, expired or already used."""
-        now = self._server.now()
-        token = login_tokens.verify(self._server.key, TokenKind.LINK, link_token, now)
+    def redeem(self, text: str) -> bool:
+        """Whether the link's token is valid and was not used before."""
+        token = login_tokens.verify(self._server.key, text)
         # Used links are remembered in memory only, so links issued before this server started are rejected.
         if token is None or token.issued_at < self._started_at:
-            return None
+            return False
+        now = self._server.now()
         with self._lock:
             self._used_nonces = {
                 nonce: issued_at
                 for nonce, issued_at in self._used_nonces.items()
-                if now - issued_at < LIFETIME[TokenKind.LINK]
+                if now - issued_at <= login_tokens.LIFETIME
             }
             if token.nonce in self._used_nonces:
-                return None
+                return False
             self._used_nonces[token.nonce] = token.issued_at
-        return login_tokens.create(self._server.key, TokenKind.COOKIE, now)
+        return True
 
     async def respond(self, request: Request) -> Response:
-        """Response to a login link: sets the cookie and opens the page, or says how to get a new link."""
-        cookie = self.redeem(request.path_params["token"])
-        if cookie is None:
+        """Response to a login link: starts a session and opens the page, or says how to get a new link."""
+        if not self.redeem(request.path_params["token"]):
             text = f"This login link is used or expired. On the server's machine, run: {LOGIN_COMMAND}"
             return HTMLResponse(_page("Log in", text, ""), 403, headers=HEADERS)
+        request.session["csrf"] = secrets.token_hex(16)
         target = request.query_params.get("to", "/")
         if not target.startswith("/") or target.startswith("//") or "\\" in target:
             target = "/"
         # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with
         # it.
         refresh = f'<meta http-equiv="refresh" content="0; url={escape(target)}">'
-        response = HTMLResponse(_page("Logged in", "Logged in. Opening the page.", refresh), headers=HEADERS)
-        response.set_cookie(
-            self._cookie,
-            cookie,
-            max_age=int(LIFETIME[TokenKind.COOKIE]),
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-        return response
+        return HTMLResponse(_page("Logged in", "Logged in. Opening the page.", refresh), headers=HEADERS)
 
 
 HEADERS = {

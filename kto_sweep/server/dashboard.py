@@ -15,8 +15,6 @@ from typing import Any
 
 from starlette.authentication import has_required_scope, requires
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
@@ -29,7 +27,7 @@ from kto_sweep.server import (
     request_body,
     uploads,
 )
-from kto_sweep.server.auth import CHANGE, DOWNLOAD, LOGIN_COMMAND, READ, BrowserLogin
+from kto_sweep.server.auth import CHANGE, DOWNLOAD, LOGIN_COMMAND, READ, LoginLinks, browser_access
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
@@ -64,11 +62,10 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def routes(server: ServerState) -> list[Route]:
+def routes(server: ServerState, *, https: bool) -> list[Route]:
     """The routes of the dashboard and the login."""
-    login = BrowserLogin(server)
     api = _Dashboard(server)
-    access = [Middleware(AuthenticationMiddleware, backend=login)]
+    access = browser_access(server, https=https)
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, handler, methods=["GET"], middleware=access)
@@ -77,7 +74,7 @@ def routes(server: ServerState) -> list[Route]:
         return Route(path, handler, methods=["POST"], middleware=access)
 
     return [
-        Route("/-/login/{token}", login.respond, methods=["GET"]),
+        get("/-/login/{token}", LoginLinks(server).respond),
         Route("/-/static/{version}/{name}", api.static, methods=["GET"]),
         get("/-/data/sweeps", api.data(api.all_sweeps)),
         get("/-/data/{entity}/{project}", api.data(api.project)),
@@ -142,7 +139,7 @@ class _Dashboard:
             body = await run_in_threadpool(answer, request)
             if body is None:
                 return Response(status_code=204, headers={"cache-control": "no-store"})
-            return Json({**body, "csrf": getattr(request.user, "csrf", None)})
+            return Json({**body, "csrf": request.session.get("csrf")})
 
         handler: Handler = respond
         return handler

@@ -152,7 +152,7 @@ def _serve(
     url = listen.url(bound, tls)
     identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(
-        build_app(server, identity),
+        build_app(server, identity, https=tls is not None),
         log_level="warning",
         access_log=False,
         proxy_headers=False,

@@ -1,7 +1,5 @@
 """The state that all parts of the server share: database, clock, random generator, files folder, API key."""
 
-import hashlib
-import hmac
 import random
 import threading
 import time
@@ -82,7 +80,3 @@ class ServerState:
     def now(self) -> float:
         """Seconds since the epoch."""
         return self.clock.now()
-
-    def sign(self, text: str) -> str:
-        """HMAC of `text` under the API key; 32 hex digits."""
-        return hmac.new(self.key.encode(), text.encode(), hashlib.sha256).hexdigest()[:32]

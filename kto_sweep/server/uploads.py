@@ -3,7 +3,6 @@
 import base64
 import fnmatch
 import hashlib
-import hmac
 import mimetypes
 import os
 import re
@@ -13,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
@@ -28,6 +28,9 @@ MAX_FILE = 4 * 2**30
 MAX_FILES = 1000
 """Maximum files announced in one request."""
 MAX_NAME = 1000
+URL_SECONDS = 7 * 86_400
+"""Seconds until the URL of a file expires; wandb asks for one before each upload, and a notebook may hold one
+for days."""
 
 
 def announce(
@@ -46,20 +49,24 @@ def announce(
 
 def url(server: ServerState, base_url: str, file: File) -> str:
     """Upload and download URL of the file; its token replaces the API key."""
-    # The name is only for readability: the id identifies the file, and clients would normalize dots and
+    # The name is only for readability: the token identifies the file, and clients would normalize dots and
     # slashes.
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", file.name).strip("._") or "file"
-    return f"{base_url}/storage/{file.id}/{_token(server, file.id)}/{readable}"
+    return f"{base_url}/storage/{_signer(server).dumps(file.id)}/{readable}"
 
 
-def _token(server: ServerState, file_id: int) -> str:
-    return server.sign(f"file {file_id}")
+def _signer(server: ServerState) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(server.key, salt="file of a run")
 
 
-def authorize(server: ServerState, file_id: int, token: str) -> File:
-    """The file, if the token is valid. Raises NotFoundError otherwise."""
+def authorize(server: ServerState, token: str) -> File:
+    """The file of a URL's token. Raises NotFoundError for a wrong or expired token."""
+    try:
+        file_id = _signer(server).loads(token, max_age=URL_SECONDS)
+    except BadSignature as problem:
+        raise NotFoundError("no such file, or its URL has expired") from problem
     file = files.get(server.database.reader(), file_id)
-    if file is None or not hmac.compare_digest(token.encode(), _token(server, file_id).encode()):
+    if file is None:
         raise NotFoundError("no such file")
     return file
 

@@ -1,6 +1,5 @@
 """A sweep file, checked and registered on a server."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +91,7 @@ def create_sweep(
     )
     url = ref.url(target.app_url)
     page = url.removeprefix(target.app_url)
-    login = login_link(target.app_url, target.key, time.time(), page) if target.local else ""
+    login = login_link(target.app_url, target.key, page) if target.local else ""
     return CreatedSweep(ref, url, sweep.method, sweep.expected_trials, reused, login)
 
 

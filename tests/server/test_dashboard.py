@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import TimestampSigner
 from machine import Machine
 from sdk_scripts import upsert_sweep
 from server_harness import ServerHarness
 
 from kto_sweep.local_server import login_tokens
-from kto_sweep.local_server.login_tokens import TokenKind
-from kto_sweep.server import dashboard_actions, dashboard_data
+from kto_sweep.server import dashboard_actions, dashboard_data, uploads
+from kto_sweep.server.auth import LoginLinks
 from kto_sweep.server.columns import ColumnCache, downsample, round_significant
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
-from kto_sweep.server.errors import RequestError
+from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -192,14 +193,53 @@ def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, wanted: dic
 KEY = "local-" + "a" * 40
 
 
-def test_a_login_token_is_valid_for_its_kind_lifetime_and_key() -> None:
-    link = login_tokens.create(KEY, TokenKind.LINK, 1000.0)
-    assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3599)
-    assert login_tokens.verify(KEY, TokenKind.LINK, link, 1000.0 + 3601) is None
-    assert login_tokens.verify(KEY, TokenKind.COOKIE, link, 1000.0) is None
-    assert login_tokens.verify(KEY.replace("a", "b"), TokenKind.LINK, link, 1000.0) is None
-    for forged in ("", ".", "link.9e9.00.00", link[:-1], link.replace("link", "cookie"), f"{link}é"):
-        assert login_tokens.verify(KEY, TokenKind.LINK, forged, 1000.0) is None
+def at(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda self: seconds)
+
+
+def test_a_login_token_is_valid_for_its_lifetime_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    at(monkeypatch, 1000)
+    token = login_tokens.create(KEY)
+    at(monkeypatch, 1000 + 3600)
+    assert login_tokens.verify(KEY, token)
+    assert login_tokens.verify(KEY.replace("a", "b"), token) is None
+    for forged in ("", ".", "a.b.c", token[:-2], f"x{token}", f"é{token}"):
+        assert login_tokens.verify(KEY, forged) is None
+    at(monkeypatch, 1000 + 3601)
+    assert login_tokens.verify(KEY, token) is None
+
+
+def test_a_login_link_works_once_and_not_from_before_the_server_started(
+    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = int(harness.clock())
+    at(monkeypatch, start - 1)
+    early = login_tokens.create(harness.server.key)
+    at(monkeypatch, start)
+    links, token = LoginLinks(harness.server), login_tokens.create(harness.server.key)
+    assert not links.redeem(early)
+    assert links.redeem(token)
+    assert not links.redeem(token)
+    assert not links.redeem(f"{token}é")
+    harness.clock.time += 3600
+    at(monkeypatch, start + 3600)
+    assert links.redeem(login_tokens.create(harness.server.key))  # which forgets expired links
+    assert not links.redeem(token)
+
+
+def test_a_file_url_is_valid_for_a_week(harness: ServerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.start_run("r")
+    announce = {"project_name": "uncategorized", "run_name": "r", "files": ["weights"]}
+    at(monkeypatch, 1000)
+    _, [file] = harness.server.database.write(lambda c: uploads.announce(c, harness.server, announce))
+    token = uploads.url(harness.server, "http://test", file).split("/")[-2]
+    at(monkeypatch, 1000 + 7 * 86400)
+    assert uploads.authorize(harness.server, token) == file
+    with pytest.raises(NotFoundError):
+        uploads.authorize(harness.server, login_tokens.create(harness.server.key))
+    at(monkeypatch, 1001 + 7 * 86400)
+    with pytest.raises(NotFoundError):
+        uploads.authorize(harness.server, token)
 
 
 def cookie_of(machine: Machine) -> dict[str, str]:

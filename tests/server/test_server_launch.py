@@ -71,6 +71,18 @@ def test_stopped_server_is_gone_and_the_next_one_takes_its_port_and_key(home: Ho
     assert ensure_server(home) == first
 
 
+def test_a_login_survives_a_restart_of_the_server_and_its_link_does_not(home: Home) -> None:
+    address = ensure_server(home)
+    unused = address.login_link()
+    with httpx.Client() as browser:
+        browser.get(address.login_link())
+        stop_server(home)
+        time.sleep(1)  # links know whole seconds
+        assert ensure_server(home).url == address.url
+        assert browser.get(f"{address.url}/-/data/sweeps").json()["csrf"] is not None
+    assert httpx.get(unused).status_code == 403
+
+
 def test_stale_address_of_a_killed_server_is_ignored(home: Home) -> None:
     first = ensure_server(home)
     pid = server_pid(home)
@@ -169,6 +181,7 @@ def test_server_with_a_certificate_serves_https(home: Home, tmp_path: Path) -> N
     query = {"query": "{ viewer { username } }"}
     answer = httpx.post(f"{found.url}/graphql", json=query, auth=("api", found.key), verify=trust)
     assert answer.json()["data"]["viewer"]["username"] == "local"
+    assert "; secure" in httpx.get(found.login_link(), verify=trust).headers["set-cookie"]
     process.terminate()
     assert process.wait(timeout=15) == 0
 
