@@ -1,13 +1,13 @@
 """The HTML report: the dashboard's charts and the verdict, in one file that needs no network."""
 
 import base64
-import html
-import json
 import re
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
@@ -20,37 +20,22 @@ PAGE = Path(__file__).with_name("report_page.js")
 SCOPE = "kto-sweep/"
 """Replaces `./` in the scripts' imports, because inline scripts have no URL to resolve relative ones."""
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline' data:; style-src 'unsafe-inline'; img-src data: blob:"
-)
-
 
 def render_html(comparison: Comparison, curves: Curves, made: datetime) -> str:
     """The page's HTML; `curves` by run id and metric."""
-    data = json.dumps(_data(comparison, curves, made)).replace("<", "\\u003c")
-    title = html.escape(f"{comparison.view.name}: report")
-    style = (CHARTS / "style.css").read_text(encoding="utf-8")
-    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{title}</title>
-<link rel="icon" href="data:,">
-<style>{style}
-table.runs .pick input {{ display: none; }}</style>
-<script type="importmap">{json.dumps({"imports": _scripts()})}</script>
-</head>
-<body>
-<main id="main"><noscript>The charts need JavaScript.</noscript></main>
-<script type="application/json" id="data">{data}</script>
-<script>{plotly}</script>
-<script type="module">import "{SCOPE}{PAGE.name}";</script>
-</body>
-</html>
-"""
+    templates = Environment(
+        loader=PackageLoader("kto_sweep.report"), autoescape=True, undefined=StrictUndefined
+    )
+    # Keys keep their order, which is that of the sweep file's parameters.
+    templates.policies["json.dumps_kwargs"] = {}
+    return templates.get_template("report.html").render(
+        title=comparison.view.name,
+        data=_data(comparison, curves, made),
+        scripts=_scripts(),
+        main=SCOPE + PAGE.name,
+        style=(CHARTS / "style.css").read_text(encoding="utf-8"),
+        plotly=(files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8"),
+    )
 
 
 def _scripts() -> dict[str, str]:

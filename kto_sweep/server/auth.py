@@ -10,7 +10,6 @@ import hmac
 import ipaddress
 import secrets
 import threading
-from html import escape
 
 from starlette.authentication import (
     AuthCredentials,
@@ -24,17 +23,18 @@ from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.keys import home_id
-from kto_sweep.server.responses import error
+from kto_sweep.server.responses import error, html
 from kto_sweep.server.server_state import ServerState
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 CSRF_HEADER = "x-kto-sweep-csrf"
 LOGIN_COMMAND = "kto-sweep serve --login"
 """Prints a new login link."""
+LOGIN_POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 SESSION_SECONDS = 30 * 86_400
 """Seconds until a login expires."""
 
@@ -127,32 +127,14 @@ class LoginLinks:
     async def respond(self, request: Request) -> Response:
         """Response to a login link: starts a session and opens the page, or says how to get a new link."""
         if not self.redeem(request.path_params["token"]):
-            text = f"This login link is used or expired. On the server's machine, run: {LOGIN_COMMAND}"
-            return HTMLResponse(_page("Log in", text, ""), 403, headers=HEADERS)
+            return html("login.html", LOGIN_POLICY, 403, target=None, login_command=LOGIN_COMMAND)
         request.session["csrf"] = secrets.token_hex(16)
         target = request.query_params.get("to", "/")
         if not target.startswith("/") or target.startswith("//") or "\\" in target:
             target = "/"
         # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with
         # it.
-        refresh = f'<meta http-equiv="refresh" content="0; url={escape(target)}">'
-        return HTMLResponse(_page("Logged in", "Logged in. Opening the page.", refresh), headers=HEADERS)
-
-
-HEADERS = {
-    "content-security-policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-
-
-def _page(title: str, text: str, head: str) -> str:
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{head}<title>{title}</title>'
-        '<meta name="color-scheme" content="light dark">'
-        f'<meta name="viewport" content="width=device-width"></head><body><p>{escape(text)}</p></body></html>'
-    )
+        return html("login.html", LOGIN_POLICY, target=target)
 
 
 def _is_from_own_page(connection: HTTPConnection, csrf: str) -> bool:

@@ -5,9 +5,8 @@ markup. Data, scripts and actions are under `/-/`, which cannot be an entity nam
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import lru_cache
-from html import escape
 from importlib.metadata import version
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from starlette.authentication import has_required_scope, requires
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from kto_sweep.server import (
@@ -32,7 +31,7 @@ from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.dashboard_importance import ImportanceCache
 from kto_sweep.server.errors import NotFoundError, RequestError
-from kto_sweep.server.responses import Json
+from kto_sweep.server.responses import Json, html
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.sweep_rules import read_rules
@@ -51,12 +50,6 @@ POLICY = (
     "style-src 'self'; style-src-elem 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
     "style-src-attr 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -122,12 +115,13 @@ class _Dashboard:
 
         async def show(request: Request) -> Response:
             if not has_required_scope(request, [READ]):
-                return HTMLResponse(_empty_page("locked"), 401, headers=HEADERS)
+                return _page(401, message=f"Log in first. On the server's machine, run: {LOGIN_COMMAND}")
             try:
                 await run_in_threadpool(lambda: find(self._server.database.reader(), request.path_params))
             except NotFoundError as problem:
-                return HTMLResponse(_empty_page("not found", str(problem)), 404, headers=HEADERS)
-            return HTMLResponse(_empty_page(kind), headers=HEADERS)
+                text = str(problem)
+                return _page(404, message=f"{text[:1].upper()}{text[1:]}.", home_link=True)
+            return _page(200, scripts=_scripts(f"{kind}_page.js"))
 
         return show
 
@@ -294,32 +288,17 @@ def _scripts(name: str) -> tuple[str, ...]:
     return tuple(scripts)
 
 
-def _empty_page(kind: str, message: str = "") -> str:
-    """An empty page of this kind, for its script to fill; or a page with one message."""
-    assets = f"/-/static/{_asset_version()}"
-    page = f"{kind}_page.js"
-    text = {
-        "locked": f"Log in first. On the server's machine, run: {LOGIN_COMMAND}",
-        "not found": f"{message[:1].upper()}{message[1:]}.",
-    }.get(kind)
-    more = ' <a href="/">All sweeps</a>' if kind == "not found" else ""
-    script = ""
-    if text is None:
-        script = "".join(f'<link rel="modulepreload" href="{assets}/{name}">' for name in _scripts(page))
-        if "plot.js" in _scripts(page):
-            script += f'<link rel="preload" as="script" fetchpriority="low" href="{assets}/plotly.min.js">'
-        script += f'<script type="module" src="{assets}/{page}"></script>'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f'<title>kto-sweep</title><link rel="icon" href="{assets}/icon.svg">'
-        f'<link rel="stylesheet" href="{assets}/style.css">{script}</head>'
-        f'<body data-plotly="{assets}/plotly.min.js" data-plotly-styles="{_plotly_styles()}">'
-        '<a class="skip" href="#main">Skip to content</a>'
-        '<header class="top"><nav aria-label="Breadcrumb"><a class="brand" href="/">kto-sweep</a>'
-        '<span id="trail"></span></nav><span id="live" role="status"></span></header>'
-        f'<main id="main" tabindex="-1">{f"<p class=empty>{escape(text)}{more}</p>" if text else ""}'
-        "<noscript>This page needs JavaScript. Without it: kto-sweep compare, kto-sweep status.</noscript>"
-        "</main></body></html>"
+def _page(
+    status: int, *, scripts: Sequence[str] = (), message: str = "", home_link: bool = False
+) -> Response:
+    """A page for its first script to fill, or one with a message."""
+    return html(
+        "page.html",
+        POLICY,
+        status,
+        assets=f"/-/static/{_asset_version()}",
+        plotly_styles=_plotly_styles(),
+        scripts=scripts,
+        message=message,
+        home_link=home_link,
     )

@@ -304,6 +304,12 @@ def test_a_login_link_does_not_redirect_to_another_site(machine: Machine, target
     assert 'content="0; url=/"' in httpx.get(link).text
 
 
+def test_a_login_link_cannot_inject_markup(machine: Machine) -> None:
+    answer = httpx.get(machine.address.login_link(), params={"to": '/"><script>'})
+    assert answer.status_code == 200
+    assert "<script" not in answer.text
+
+
 @pytest.mark.parametrize(
     "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
 )
