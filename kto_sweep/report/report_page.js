@@ -1,4 +1,4 @@
-// The page of a report: the dashboard's charts over data that came with the page.
+// The page of a report: the dashboard's charts of the data in the page.
 
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { empty, h, put, section } from "./dom.js";
@@ -10,13 +10,13 @@ import { ScatterPanel } from "./scatter.js";
 import { stateBar } from "./state_bar.js";
 import { onTheme, runColours } from "./theme.js";
 
-const MOST_DRAWN = 60;
+const MAX_DRAWN = 60;
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const view = { ...VIEW };
 const panels = data.panels.map(([title, unit]) => new CurvePanel(title, unit));
 const table = new RunsTable({
-  parameters: data.parameters.map((each) => each.name),
+  parameters: data.parameters.map((parameter) => parameter.name),
   metric: data.metric,
   link: (run) => run.url,
   compareLink: () => data.url,
@@ -77,7 +77,7 @@ function build() {
             { class: "grid four" },
             panels.map((panel) => panel.element),
           )
-        : empty(`No run has logged anything yet. On each GPU box type: \`kto-sweep agent ${data.sweep}\``),
+        : empty(`No run has logged anything yet. On each GPU machine, run: \`kto-sweep agent ${data.sweep}\``),
     ),
     section(
       "Runs",
@@ -109,7 +109,7 @@ function paint() {
       name: run.name,
       title: run.title,
       colour: colours.get(run.name),
-      values: [...data.parameters.map((each) => run.config[each.name] ?? null), run.value],
+      values: [...data.parameters.map((parameter) => run.config[parameter.name] ?? null), run.value],
     })),
   );
   importance.draw(data.importance.rows, data.importance.note);
@@ -119,9 +119,9 @@ function paint() {
 async function draw() {
   const visible = new Set(table.visible().map((run) => run.name));
   const shown = data.runs.filter((run) => visible.has(run.name));
-  const drawn = shown.filter((run) => data.curves[run.name]).slice(0, MOST_DRAWN);
+  const drawn = shown.filter((run) => data.curves[run.name]).slice(0, MAX_DRAWN);
   notice.hidden = drawn.length === shown.length;
-  put(notice, `Curves of ${drawn.length} of ${shown.length} runs, the best first.`);
+  put(notice, `Curves of ${drawn.length} of ${shown.length} runs, best first.`);
   for (const panel of panels) {
     const lines = drawn
       .filter((run) => data.curves[run.name][panel.title])

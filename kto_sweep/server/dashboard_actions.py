@@ -54,7 +54,7 @@ def of_run(server: ServerState, run: Run, body: Mapping[str, Any]) -> Change:
 
 def _tags(value: object) -> list[str]:
     if not isinstance(value, list) or len(value) > MAX_TAGS:
-        raise RequestError(f"tags must be a list of at most {MAX_TAGS}")
+        raise RequestError(f"tags must be a list of at most {MAX_TAGS} strings")
     if not all(isinstance(tag, str) and 0 < len(tag) <= MAX_TAG for tag in value):
         raise RequestError(f"a tag must be a string of 1 to {MAX_TAG} characters")
     return value

@@ -224,8 +224,8 @@ _RUN_COLUMNS = ", ".join(field.name for field in fields(Run) if field.name not i
 class ChangeTracker:
     """Finds the runs of a sweep that changed since a page's last request.
 
-    Each state of a sweep has a tag. The run fingerprints of recent states are cached, so that a page
-    with a recent tag gets only the changed runs; a page with an older tag gets all of them.
+    Each state of a sweep has a tag. The run fingerprints of recent states are cached, so that a page with a
+    recent tag gets only the changed runs; a page with an older tag gets all of them.
     """
 
     def __init__(self) -> None:

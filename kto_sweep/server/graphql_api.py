@@ -66,7 +66,7 @@ def _read_scalar(built: GraphQLSchema, name: str, read: Callable[[Any], Any]) ->
 
 def _json_text(value: Any) -> str:
     if not isinstance(value, str):
-        raise GraphQLError("send JSON as a string here")
+        raise GraphQLError("this value must be JSON as a string")
     return value
 
 

@@ -110,7 +110,7 @@ def serve(
     def started(url: str) -> None:
         link = LocalServer(url, read_key(home), key_path(home)).login_link()
         say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C stops it)")
-        say(f"Dashboard: {url}\nTo control sweeps there, log in (link works once, within the hour): {link}")
+        say(f"Dashboard: {url}\nTo control sweeps there, open this link (works once, for one hour): {link}")
         say(f"For wandb's own tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None

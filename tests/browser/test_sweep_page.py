@@ -142,7 +142,7 @@ def test_brushing_with_the_mouse_selects_runs(page: Page, seeded: SeededServer) 
     page.mouse.move(box["x"] + 8, box["y"] - 150, steps=4)
     page.mouse.up()
     expect(page.locator("#runs [role=status]")).to_have_text("7 of 22 runs")
-    page.get_by_role("button", name="clear brush").click()
+    page.get_by_role("button", name="clear selection").click()
     expect(page.locator("#runs [role=status]")).to_have_text("22 runs")
 
 

@@ -31,7 +31,7 @@ def test_downsampled_curve_keeps_ends_and_extremes_within_its_size(values: list[
     assert chosen == sorted(set(chosen))
     assert len(chosen) <= max(points, 4)
     if values:
-        kept = [values[place] for place in chosen]
+        kept = [values[index] for index in chosen]
         assert (chosen[0], chosen[-1]) == (0, len(values) - 1)
         assert (min(kept), max(kept)) == (min(values), max(values))
 
@@ -39,12 +39,12 @@ def test_downsampled_curve_keeps_ends_and_extremes_within_its_size(values: list[
 @given(st.lists(NUMBERS, min_size=30, max_size=300), st.integers(4, 20))
 def test_no_bucket_of_a_downsampled_curve_loses_its_extremes(values: list[float], points: int) -> None:
     chosen = downsample(np.array(values), points)
-    stretches = (points - 2) // 2
-    length = math.ceil((len(values) - 2) / stretches)
+    buckets = (points - 2) // 2
+    length = math.ceil((len(values) - 2) / buckets)
     for start in range(1, len(values) - 1, length):
         part = values[start : min(start + length, len(values) - 1)]
         kept = [
-            values[place] for place in chosen if start <= place < start + length and place < len(values) - 1
+            values[index] for index in chosen if start <= index < start + length and index < len(values) - 1
         ]
         if len(values) > points:
             assert (min(kept), max(kept)) == (min(part), max(part))
@@ -61,9 +61,9 @@ def curve(harness: ServerHarness, cache: ColumnCache, run: str, key: str) -> Any
     connection = harness.server.database.reader()
     project = projects.find(connection, None, None)
     assert project
-    found = runs.find(connection, project.id, run)
-    assert found
-    return cache.curves(connection, found.id, found.created_at, [key], 100).get(key)
+    record = runs.find(connection, project.id, run)
+    assert record
+    return cache.curves(connection, record.id, record.created_at, [key], 100).get(key)
 
 
 def test_columns_follow_a_run_and_skip_non_numbers(harness: ServerHarness) -> None:
@@ -163,16 +163,16 @@ def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, runt
     assert [run["seconds"] for run in changed_since(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
 
 
-@pytest.mark.parametrize("wanted", [{}, {"action": "delete"}, {"action": ["pause"]}])
-def test_an_unknown_action_is_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+@pytest.mark.parametrize("action", [{}, {"action": "delete"}, {"action": ["pause"]}])
+def test_an_unknown_action_is_rejected(harness: ServerHarness, action: dict[str, Any]) -> None:
     harness.sweep({"method": "grid", "parameters": {"a": {"values": [1, 2]}}})
     [sweep] = sweeps.page(harness.server.database.reader(), None, 1)
     with pytest.raises(RequestError, match="not one of pause, resume, stop, cancel"):
-        dashboard_actions.of_sweep(harness.server, sweep, wanted)
+        dashboard_actions.of_sweep(harness.server, sweep, action)
 
 
 @pytest.mark.parametrize(
-    "wanted",
+    "action",
     [
         {"action": "annotate", "tags": "a", "notes": ""},
         {"action": "annotate", "tags": [""], "notes": ""},
@@ -182,12 +182,12 @@ def test_an_unknown_action_is_rejected(harness: ServerHarness, wanted: dict[str,
         {"action": "burn"},
     ],
 )
-def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, wanted: dict[str, Any]) -> None:
+def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, action: dict[str, Any]) -> None:
     harness.start_run("r")
     run = runs.get(harness.server.database.reader(), 1)
     assert run
     with pytest.raises(RequestError):
-        dashboard_actions.of_run(harness.server, run, wanted)
+        dashboard_actions.of_run(harness.server, run, action)
 
 
 KEY = "local-" + "a" * 40

@@ -111,23 +111,23 @@ def test_an_idle_agent_waits_while_a_running_run_may_promote_another(harness: Se
 
 def test_a_run_resumes_on_the_host_of_its_checkpoint(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
-    here, there = agent(harness, sweep), agent(harness, sweep, "other gpu 0")
+    local, remote = agent(harness, sweep), agent(harness, sweep, "other gpu 0")
     for loss in (5.0, 3.0, 4.0):
-        name, _ = begin(harness, here)
-        assert train(harness, here, name, loss)
-    taken = harness.beat(there)[0]
+        name, _ = begin(harness, local)
+        assert train(harness, local, name, loss)
+    taken = harness.beat(remote)[0]
     assert taken["type"] == "run"  # a new one: the 3 is better left to the first agent
-    harness.beat(there, taken["run_id"])
-    (command,) = harness.beat(here)
+    harness.beat(remote, taken["run_id"])
+    (command,) = harness.beat(local)
     assert (command["type"], command["args"]["lr"]["value"]) == ("resume", 3)
 
 
 def test_a_run_whose_host_is_offline_resumes_elsewhere(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
-    here = agent(harness, sweep)
+    local = agent(harness, sweep)
     for loss in (5.0, 3.0, 4.0):
-        name, _ = begin(harness, here)
-        assert train(harness, here, name, loss)
+        name, _ = begin(harness, local)
+        assert train(harness, local, name, loss)
     harness.clock.time += 200
     (command,) = harness.beat(agent(harness, sweep, "other gpu 0"))
     assert (command["type"], command["args"]["lr"]["value"]) == ("resume", 3)

@@ -352,9 +352,9 @@ def test_sweep_canceled_during_its_search_starts_no_run(
     agent = harness.agent(sweep)
 
     def canceled_meanwhile(*args: Any) -> Any:
-        found = suggest.suggest(*args)
+        suggestion = suggest.suggest(*args)
         set_state(harness, sweep, "CANCELED")
-        return found
+        return suggestion
 
     monkeypatch.setattr(heartbeat, "suggest", canceled_meanwhile)
     assert harness.beat(agent) == []

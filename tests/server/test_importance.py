@@ -20,16 +20,16 @@ def made_up(count: int) -> tuple[list[dict[str, object]], list[float | None]]:
 
 
 def test_important_parameters_come_first_and_noise_last() -> None:
-    found = parameter_importance(["seed", "optimizer", "lr"], *made_up(60))
-    assert [row.name for row in found.rows] == ["lr", "optimizer", "seed"]
-    assert found.rows[0].importance > 0.6
-    assert found.rows[-1].importance < 0.1
-    assert sum(row.importance for row in found.rows) == pytest.approx(1)
-    lr, optimizer, _ = found.rows
+    importance = parameter_importance(["seed", "optimizer", "lr"], *made_up(60))
+    assert [row.name for row in importance.rows] == ["lr", "optimizer", "seed"]
+    assert importance.rows[0].importance > 0.6
+    assert importance.rows[-1].importance < 0.1
+    assert sum(row.importance for row in importance.rows) == pytest.approx(1)
+    lr, optimizer, _ = importance.rows
     assert lr.correlation is not None
     assert lr.correlation > 0.8
     assert optimizer.correlation is None
-    assert "60 runs" in found.note
+    assert "60 runs" in importance.note
 
 
 def test_numeric_strings_are_numbers() -> None:

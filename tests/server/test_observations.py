@@ -24,9 +24,9 @@ def bayes(harness: ServerHarness, **metric: Any) -> str:
 def observed(harness: ServerHarness, sweep: str) -> list[Observation]:
     connection = harness.server.database.reader()
     row = connection.execute("SELECT id FROM sweep WHERE name = ?", (sweep,)).fetchone()[0]
-    found = sweeps.get(connection, row)
-    assert found is not None
-    metric = read_rules(found.config).metric
+    record = sweeps.get(connection, row)
+    assert record is not None
+    metric = read_rules(record.config).metric
     assert metric is not None
     return observations(connection, row, metric)
 
@@ -124,9 +124,9 @@ def test_impute_options_are_read_from_the_metric() -> None:
         (),
     )
     assert metric(", impute_while_running: false") == (SweepMetric("loss"), ())
-    found, problems = metric(", impute: median")
-    assert found == SweepMetric("loss")
+    parsed, problems = metric(", impute: median")
+    assert parsed == SweepMetric("loss")
     assert "metric.impute: 'median'" in problems[0]
-    found, problems = metric(f", target: {10**400}")
-    assert found == SweepMetric("loss")
+    parsed, problems = metric(f", target: {10**400}")
+    assert parsed == SweepMetric("loss")
     assert "is not a number" in problems[0]

@@ -95,8 +95,8 @@ def test_wandb_sweep_registers_the_options(machine: Machine) -> None:
         check=False,
     )
     assert said.returncode == 0, said.stdout + said.stderr
-    told = said.stdout + said.stderr
-    name = told.split("acme/tests/sweeps/")[1].split()[0].strip()
+    output = said.stdout + said.stderr
+    name = output.split("acme/tests/sweeps/")[1].split()[0].strip()
     code = 'report(wandb.Api().sweep("acme/tests/" + sys.argv[1]).config["kto_sweep"])'
     assert run_script(machine, code, name) == {"replicates": 3}
 

@@ -127,14 +127,14 @@ def test_order_puts_runs_without_a_number_last(runs: ServerHarness, order: str |
 
 
 def test_pages_join_up(runs: ServerHarness) -> None:
-    found, after = "", None
+    names_of_pages, after = "", None
     while True:
         page = runs.query(NAMES, o="-created_at", first=2, after=after)["project"]["runs"]
-        found += "".join(edge["node"]["name"][1:] for edge in page["edges"])
+        names_of_pages += "".join(edge["node"]["name"][1:] for edge in page["edges"])
         after = page["pageInfo"]["endCursor"]
         if not page["pageInfo"]["hasNextPage"]:
             break
-    assert found == "43210"
+    assert names_of_pages == "43210"
 
 
 @pytest.mark.parametrize(

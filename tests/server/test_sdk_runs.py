@@ -62,27 +62,27 @@ report({
     "metadata": run.metadata["program"] is not None, "last_step": run.lastHistoryStep,
 })
 """
-    told = run_script(machine, code)
-    assert told["state"] == "finished"
-    assert told["config"] == {"lr": 1e-3, "opt": {"name": "adam"}}
-    assert told["summary"] == {"loss": 0.05, "best": float("inf")}
-    assert (told["tags"], told["notes"], told["group"]) == (["a", "b"], "n", "g")
-    assert (told["job_type"], told["name"]) == ("train", "shown")
-    assert told["scan"] == [1 / (step + 1) for step in range(20)]
-    assert told["scan_keys"] == [{"_step": 0, "nested.deep": 0}, {"_step": 1, "nested.deep": 1}]
-    assert told["bad"][0] == told["bad"][2] == 1.0
-    assert told["bad"][1] != told["bad"][1], "NaN comes back as NaN"
-    assert told["samples"] == 5
-    assert told["by_key"] == {"_step": 0, "loss": 1.0}
-    assert told["system"]
-    assert "hello from the run" in told["console"]
-    assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(told["files"])
-    assert told["downloaded"] == "some bytes"
-    assert told["last_step"] == 19
-    told = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full").json()
-    assert {"loss", "nested.deep"} <= set(told["keys"])
-    assert [alert["title"] for alert in told["alerts"]] == ["title"]
-    assert told["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
+    result = run_script(machine, code)
+    assert result["state"] == "finished"
+    assert result["config"] == {"lr": 1e-3, "opt": {"name": "adam"}}
+    assert result["summary"] == {"loss": 0.05, "best": float("inf")}
+    assert (result["tags"], result["notes"], result["group"]) == (["a", "b"], "n", "g")
+    assert (result["job_type"], result["name"]) == ("train", "shown")
+    assert result["scan"] == [1 / (step + 1) for step in range(20)]
+    assert result["scan_keys"] == [{"_step": 0, "nested.deep": 0}, {"_step": 1, "nested.deep": 1}]
+    assert result["bad"][0] == result["bad"][2] == 1.0
+    assert result["bad"][1] != result["bad"][1], "NaN comes back as NaN"
+    assert result["samples"] == 5
+    assert result["by_key"] == {"_step": 0, "loss": 1.0}
+    assert result["system"]
+    assert "hello from the run" in result["console"]
+    assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(result["files"])
+    assert result["downloaded"] == "some bytes"
+    assert result["last_step"] == 19
+    result = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full").json()
+    assert {"loss", "nested.deep"} <= set(result["keys"])
+    assert [alert["title"] for alert in result["alerts"]] == ["title"]
+    assert result["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
     console = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full/console").json()
     assert "hello from the run" in [line["text"].strip() for line in console["lines"]]
 
@@ -96,7 +96,7 @@ for number, loss in enumerate([0.3, 0.1, 0.2, float("nan")]):
             run.mark_preempting()
 api = wandb.Api()
 names = lambda **wanted: [run.name for run in api.runs("acme/many", **wanted)]
-told = {
+result = {
     "best": names(order="+summary_metrics.loss"), "worst": names(order="-summary_metrics.loss"),
     "newest": names(order="-created_at"), "state": names(filters={"state": "finished"}),
     "config": names(filters={"config.lr": {"$gt": 0, "$lt": 3}}), "nested": names(filters={"config.o.n": 2}),
@@ -114,36 +114,36 @@ run.summary["score"] = 7
 run.summary.update()
 run.update()
 again = wandb.Api().run(f"acme/many/{run.id}")
-told["updated"] = [again.state, again.tags, again.notes, again.name]
-told["added"] = [again.config["extra"], again.summary["score"]]
+result["updated"] = [again.state, again.tags, again.notes, again.name]
+result["added"] = [again.config["extra"], again.summary["score"]]
 open("late.txt", "w").write("late")
 again.upload_file("late.txt")
-told["late"] = again.file("late.txt").size
+result["late"] = again.file("late.txt").size
 again.file("late.txt").delete()
-told["after"] = [file.name for file in again.files() if file.name == "late.txt"]
+result["after"] = [file.name for file in again.files() if file.name == "late.txt"]
 again.update_state("failed")
-told["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
+result["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
 again.delete()
-told["left"] = len(wandb.Api().runs("acme/many"))
-told["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
-report(told)
+result["left"] = len(wandb.Api().runs("acme/many"))
+result["projects"] = sorted(project.name for project in wandb.Api().projects("acme"))
+report(result)
 """
-    told = run_script(machine, code)
-    assert told["best"] == ["r1", "r2", "r0", "r3"]
-    assert told["worst"] == ["r0", "r2", "r1", "r3"]
-    assert told["newest"] == ["r3", "r2", "r1", "r0"]
-    assert told["state"] == told["paged"] == ["r0", "r1", "r2", "r3"]
-    assert told["config"] == ["r1", "r2"]
-    assert told["nested"] == ["r2"]
-    assert told["or"] == ["r0", "r3"]
-    assert told["summary"] == ["r1", "r2"]
-    assert told["regex"] == ["r0", "r1"]
-    assert told["length"] == 4
-    assert told["updated"] == ["finished", ["new"], "changed", "renamed"]
-    assert told["added"] == [5, 7]
-    assert (told["late"], told["after"], told["state_by_hand"]) == (4, [], "failed")
-    assert told["left"] == 3
-    assert "many" in told["projects"]
+    result = run_script(machine, code)
+    assert result["best"] == ["r1", "r2", "r0", "r3"]
+    assert result["worst"] == ["r0", "r2", "r1", "r3"]
+    assert result["newest"] == ["r3", "r2", "r1", "r0"]
+    assert result["state"] == result["paged"] == ["r0", "r1", "r2", "r3"]
+    assert result["config"] == ["r1", "r2"]
+    assert result["nested"] == ["r2"]
+    assert result["or"] == ["r0", "r3"]
+    assert result["summary"] == ["r1", "r2"]
+    assert result["regex"] == ["r0", "r1"]
+    assert result["length"] == 4
+    assert result["updated"] == ["finished", ["new"], "changed", "renamed"]
+    assert result["added"] == [5, 7]
+    assert (result["late"], result["after"], result["state_by_hand"]) == (4, [], "failed")
+    assert result["left"] == 3
+    assert "many" in result["projects"]
 
 
 def test_restoring_a_missing_file_is_an_error(machine: Machine) -> None:
@@ -153,14 +153,14 @@ with wandb.init(id="files") as run:
         file.write("here")
     run.save("here.txt")
 path = "acme/tests/files"
-told = [wandb.restore("here.txt", run_path=path, root="back").read()]
-told.append(wandb.Api().run(path).file("./here.txt").size)
-told.append(wandb.Api().run(path).file("gone.txt").size)
+result = [wandb.restore("here.txt", run_path=path, root="back").read()]
+result.append(wandb.Api().run(path).file("./here.txt").size)
+result.append(wandb.Api().run(path).file("gone.txt").size)
 try:
     wandb.restore("gone.txt", run_path=path, root="back")
 except ValueError as error:
-    told.append(str(error))
-report(told)
+    result.append(str(error))
+report(result)
 """
     restored, size, none, refused = run_script(machine, code)
     assert (restored, size, none) == ("here", 4, 0)
@@ -177,12 +177,12 @@ def test_the_command_line_restores_a_configuration_without_git(machine: Machine)
 
 def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(machine: Machine) -> None:
     code = """
-told = []
+result = []
 def refused(call):
     try:
         call()
     except Exception as error:
-        told.append(str(error))
+        result.append(str(error))
 with wandb.init(id="keeper") as run:
     with open("weights.txt", "w") as file:
         file.write("weights")
@@ -196,11 +196,11 @@ with wandb.init(id="keeper") as run:
     run.log({"table": wandb.Table(columns=["a"], data=[[1]]), "loss": 0.5})
 run = wandb.Api().run("acme/tests/keeper")
 refused(lambda: list(run.logged_artifacts()))
-report([told, run.state, run.summary["loss"]])
+report([result, run.state, run.summary["loss"]])
 """
-    told, state, loss = run_script(machine, code)
-    assert len(told) == 4
-    assert all("not artifacts" in message for message in told), told
+    result, state, loss = run_script(machine, code)
+    assert len(result) == 4
+    assert all("not artifacts" in message for message in result), result
     assert (state, loss) == ("finished", 0.5)
 
 
@@ -213,16 +213,16 @@ def log(resume, count, **config):
 def read():
     run = wandb.Api().run("acme/tests/again")
     return [[row["_step"], row["x"]] for row in run.scan_history()], run.config
-told = []
+result = []
 for resume, count, config in [("allow", 2, {"a": 1}), ("must", 2, {"b": 2}), (None, 1, {"c": 3})]:
     log(resume, count, **config)
-    told.append(read())
+    result.append(read())
 for resume, name in [("never", "again"), ("must", "nosuch")]:
     try:
         wandb.init(id=name, resume=resume)
     except wandb.errors.UsageError as error:
-        told.append("refused")
-report(told)
+        result.append("refused")
+report(result)
 """
     first, resumed, overwritten, never, must = run_script(machine, code)
     assert first == [[[0, 0], [1, 1]], {"a": 1}]

@@ -42,18 +42,18 @@ report({
     "listed": [other.id for other in wandb.Api().project("tests", "acme").sweeps()],
 })
 """
-    told = run_script(machine, code, sweep)
-    assert told["state"] == "FINISHED"
-    cells = Counter((config["lr"], config["o"]["n"]) for _, config, _ in told["runs"])
+    result = run_script(machine, code, sweep)
+    assert result["state"] == "FINISHED"
+    cells = Counter((config["lr"], config["o"]["n"]) for _, config, _ in result["runs"])
     assert cells == Counter([(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)])
-    assert {state for state, _, _ in told["runs"]} == {"finished"}
-    assert told["best"] == {"lr": 0.1, "o": {"n": 1}}
-    assert told["expected"] == 4
-    assert told["order"] == "+summary_metrics.loss"
-    assert told["rows"] == [3, 3, 3, 3]
-    assert (told["linked"], told["method"]) == (sweep, "grid")
-    assert told["agents"] == 4
-    assert sweep in told["listed"]
+    assert {state for state, _, _ in result["runs"]} == {"finished"}
+    assert result["best"] == {"lr": 0.1, "o": {"n": 1}}
+    assert result["expected"] == 4
+    assert result["order"] == "+summary_metrics.loss"
+    assert result["rows"] == [3, 3, 3, 3]
+    assert (result["linked"], result["method"]) == (sweep, "grid")
+    assert result["agents"] == 4
+    assert sweep in result["listed"]
 
 
 def test_best_run_by_a_metric_that_define_metric_made_an_object(machine: Machine) -> None:
@@ -177,9 +177,9 @@ with wandb.init(id="prior", config={"lr": 0.1}) as run:
     sweep = output.split("sweep with ID: ")[1].split()[0]
     assert [run["name"] for run in runs_of(machine, sweep)] == ["prior"]
     typed(machine, "agent", f"acme/tests/{sweep}")
-    found = runs_of(machine, sweep)
-    assert [json.loads(run["config"])["lr"]["value"] for run in found] == [0.1, 0.2, 0.3]
-    assert [run["state"] for run in found] == ["finished"] * 3
+    sweep_runs = runs_of(machine, sweep)
+    assert [json.loads(run["config"])["lr"]["value"] for run in sweep_runs] == [0.1, 0.2, 0.3]
+    assert [run["state"] for run in sweep_runs] == ["finished"] * 3
     assert graphql(machine, STATE, name=sweep)["project"]["sweep"]["state"] == "FINISHED"
 
 

@@ -27,18 +27,18 @@ def add(name: str) -> database_module.Work:
     return work
 
 
-def names(path: Path) -> list[str]:
+def project_names(path: Path) -> list[str]:
     with sqlite3.connect(path) as connection:
-        found = [row[0] for row in connection.execute("SELECT name FROM project ORDER BY id")]
+        names = [row[0] for row in connection.execute("SELECT name FROM project ORDER BY id")]
     connection.close()
-    return found
+    return names
 
 
 def test_write_that_returned_is_seen_by_every_other_connection(path: Path) -> None:
     migrate(path)
     database = Database(path)
     assert database.write(add("a")) == "a"
-    assert names(path) == ["a"]
+    assert project_names(path) == ["a"]
     assert database.reader().execute("SELECT name FROM project").fetchone()[0] == "a"
     database.close()
 
@@ -64,7 +64,7 @@ def test_write_that_raises_is_rolled_back_and_others_in_its_batch_are_kept(path:
         with pytest.raises(ValueError, match="no"):
             results[1].result()
         assert results[2].result() == "b"
-    assert sorted(names(path)) == ["a", "b"]
+    assert sorted(project_names(path)) == ["a", "b"]
     database.close()
 
 
@@ -74,7 +74,7 @@ def test_many_writers_lose_nothing(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: database.write(add(str(number))), range(300)))
     database.close()
-    assert sorted(map(int, names(path))) == list(range(300))
+    assert sorted(map(int, project_names(path))) == list(range(300))
 
 
 def test_lock_held_by_another_program_is_reported_and_passes(
@@ -102,7 +102,7 @@ def test_full_disk_is_reported_and_nothing_is_half_written(path: Path) -> None:
         database.write(add("x" * 100_000))
     database.write(lambda c: c.execute("PRAGMA max_page_count = 1000000").fetchone())
     database.write(add("small"))
-    assert names(path) == ["small"]
+    assert project_names(path) == ["small"]
     database.close()
 
 
@@ -127,9 +127,9 @@ def test_older_file_is_copied_before_it_is_changed(path: Path, monkeypatch: pyte
     migrate(path)
     for file, tables in ((path, 1), (path.with_name("runs.sqlite3.version-3"), 0)):
         connection = sqlite3.connect(file)
-        found = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'later'").fetchone()
+        count = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'later'").fetchone()
         connection.close()
-        assert found == (tables,)
+        assert count == (tables,)
 
 
 def test_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

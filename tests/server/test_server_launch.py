@@ -41,9 +41,9 @@ def test_concurrent_starts_share_one_server(home: Home) -> None:
     ]
     urls = {process.communicate()[0].strip() for process in processes}
     assert len(urls) == 1
-    found = running_server(home)
-    assert found is not None
-    assert urls == {found.url}
+    server = running_server(home)
+    assert server is not None
+    assert urls == {server.url}
 
 
 def test_a_server_that_lost_the_start_race_is_stopped(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,15 +173,15 @@ def test_server_with_a_certificate_serves_https(home: Home, tmp_path: Path) -> N
     process = subprocess.Popen(
         [sys.executable, "-m", "kto_sweep.server", "--home", str(home.root), "--port", "0", *exposed]
     )
-    while (found := running_server(home)) is None:
+    while (server := running_server(home)) is None:
         assert process.poll() is None
         time.sleep(0.05)
-    assert found.url.startswith("https://127.0.0.1:")
+    assert server.url.startswith("https://127.0.0.1:")
     trust = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))
     query = {"query": "{ viewer { username } }"}
-    answer = httpx.post(f"{found.url}/graphql", json=query, auth=("api", found.key), verify=trust)
+    answer = httpx.post(f"{server.url}/graphql", json=query, auth=("api", server.key), verify=trust)
     assert answer.json()["data"]["viewer"]["username"] == "local"
-    assert "; secure" in httpx.get(found.login_link(), verify=trust).headers["set-cookie"]
+    assert "; secure" in httpx.get(server.login_link(), verify=trust).headers["set-cookie"]
     process.terminate()
     assert process.wait(timeout=15) == 0
 

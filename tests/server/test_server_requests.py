@@ -31,10 +31,10 @@ def alive(machine: Machine) -> bool:
 
 
 def test_ready_says_who_it_is_without_a_key(machine: Machine) -> None:
-    told = httpx.get(f"{machine.address.url}/ready").json()
-    assert told["service"] == "kto-sweep"
-    assert told["version"] == __version__
-    assert machine.address.key not in json.dumps(told)
+    identity = httpx.get(f"{machine.address.url}/ready").json()
+    assert identity["service"] == "kto-sweep"
+    assert identity["version"] == __version__
+    assert machine.address.key not in json.dumps(identity)
 
 
 def test_key_file_is_for_its_owner_only(machine: Machine) -> None:

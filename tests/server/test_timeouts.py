@@ -6,13 +6,13 @@ from server_harness import GRID, RANDOM, ServerHarness
 
 def test_pending_run_of_an_offline_agent_goes_to_another(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = harness.agent(sweep), harness.agent(sweep)
-    lost = harness.beat(gone)[0]
+    offline, online = harness.agent(sweep), harness.agent(sweep)
+    lost = harness.beat(offline)[0]
     harness.clock.time += 100
-    assert harness.beat(here) == []  # not exit: the only cell may come back
+    assert harness.beat(online) == []  # not exit: the only cell may come back
     harness.clock.time += 100
-    assert harness.beat(here) == [lost]
-    harness.work(here, lost)
+    assert harness.beat(online) == [lost]
+    harness.work(online, lost)
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
@@ -55,16 +55,16 @@ def test_a_clock_jump_neither_crashes_live_runs_nor_hides_silent_ones(
     harness: ServerHarness, jump: float
 ) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = harness.agent(sweep), harness.agent(sweep)
-    waiting = harness.beat(gone)[0]
+    offline, online = harness.agent(sweep), harness.agent(sweep)
+    waiting = harness.beat(offline)[0]
     harness.start_run("silent")
     harness.clock.time += 100
     harness.clock.set(jump)
-    assert harness.beat(here) == []
+    assert harness.beat(online) == []
     harness.run_maintenance()
     assert harness.run("silent")["state"] == "running"
     harness.clock.time += 190
-    assert harness.beat(here) == [waiting]
+    assert harness.beat(online) == [waiting]
     harness.clock.time += 190
     harness.run_maintenance()
     assert harness.run("silent")["state"] == "crashed"
@@ -72,12 +72,12 @@ def test_a_clock_jump_neither_crashes_live_runs_nor_hides_silent_ones(
 
 def test_a_clock_set_back_a_little_crashes_no_run(harness: ServerHarness) -> None:
     sweep = harness.sweep({**GRID, "parameters": {"lr": {"values": [0.1]}}})
-    gone, here = harness.agent(sweep), harness.agent(sweep)
+    offline, online = harness.agent(sweep), harness.agent(sweep)
     harness.clock.time += 10_000
-    harness.beat(gone)
+    harness.beat(offline)
     harness.start_run("heard")
     harness.clock.set(-20)
-    assert harness.beat(here) == []
+    assert harness.beat(online) == []
     harness.run_maintenance()
     assert harness.run("heard")["state"] == "running"
 

@@ -73,5 +73,5 @@ def test_the_documents_of_a_runs_life_were_found() -> None:
 
 
 def test_the_list_of_what_is_not_supported_has_no_dead_names() -> None:
-    known = {name for document in DOCUMENTS for name in document.names}
-    assert known >= UNSUPPORTED
+    names = {name for document in DOCUMENTS for name in document.names}
+    assert names >= UNSUPPORTED

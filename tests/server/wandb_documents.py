@@ -31,8 +31,10 @@ def installed_documents() -> list[Document]:
     assert spec is not None
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    found = [*_from_binary(package / "bin" / "wandb-core"), *_from_modules(package)]
-    return list({(document.names, " ".join(document.text.split())): document for document in found}.values())
+    documents = [*_from_binary(package / "bin" / "wandb-core"), *_from_modules(package)]
+    return list(
+        {(document.names, " ".join(document.text.split())): document for document in documents}.values()
+    )
 
 
 def _from_modules(package: Path) -> Iterator[Document]:

@@ -62,7 +62,7 @@ function between(low, high, log) {
   const [from, to] = log ? [Math.log10(low), Math.log10(high)] : [low, high];
   const rough = (to - from) / FEW;
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = log ? Math.max(1, Math.ceil(rough)) : [1, 2, 5, 10].find((each) => each * power >= rough) * power;
+  const step = log ? Math.max(1, Math.ceil(rough)) : [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
   const marks = [];
   for (let n = Math.ceil(from / step); n * step <= to; n += 1) {
     const clear = Math.min(n * step - from, to - n * step) >= (to - from) * CLEAR;

@@ -9,13 +9,13 @@ import { colour, onTheme } from "./theme.js";
 import { SideBySide } from "./values.js";
 
 const CURVES = ["rewards/margins", "loss", "kl", "gpu/memory_peak_gb", "eval/common_loss", "eval/auc"];
-const MOST = 10; // the number of colours
+const MAX_RUNS = 10; // the number of colours
 const HOW = "Select 2 to 10 runs in a sweep's table, then click compare.";
 const [entity, project] = segments();
 const names = (new URLSearchParams(location.search).get("runs") ?? "")
   .split(",")
   .filter(Boolean)
-  .slice(0, MOST);
+  .slice(0, MAX_RUNS);
 const main = document.getElementById("main");
 const view = { ...VIEW };
 const panels = CURVES.map((key) => new CurvePanel(key));

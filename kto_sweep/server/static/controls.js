@@ -33,7 +33,7 @@ export class Controls {
 
   /** The controls of a sweep in this state. */
   sweep(state) {
-    this.offer(SWEEP.filter((each) => each.states.includes(state)));
+    this.offer(SWEEP.filter((control) => control.states.includes(state)));
   }
 
   /** The controls of a run in this state. */
@@ -58,7 +58,7 @@ export class Controls {
     }
     put(
       this.buttons,
-      actions.map((each) => this.button(each)),
+      actions.map((action) => this.button(action)),
     );
   }
 

@@ -16,7 +16,7 @@ export class ImportancePanel {
       put(this.element, empty(note));
       return;
     }
-    const most = Math.max(...rows.map((row) => row.importance), 1e-9);
+    const largest = Math.max(...rows.map((row) => row.importance), 1e-9);
     const heads = ["parameter", "importance", "correlation"].map((text) => h("th", { scope: "col" }, text));
     put(
       this.element,
@@ -30,7 +30,7 @@ export class ImportancePanel {
           h(
             "tbody",
             {},
-            rows.map((row) => line(row, most)),
+            rows.map((row) => line(row, largest)),
           ),
         ),
       ),
@@ -39,11 +39,11 @@ export class ImportancePanel {
   }
 }
 
-function line(row, most) {
+function line(row, largest) {
   const bar = h(
     "span",
     { class: "meter" },
-    h("span", { style: { width: `${(100 * row.importance) / most}%` } }),
+    h("span", { style: { width: `${(100 * row.importance) / largest}%` } }),
   );
   const known = row.correlation !== null;
   const size = known ? Math.min(Math.abs(row.correlation), 1) * 50 : 0;

@@ -100,8 +100,8 @@ poll(async () => {
     );
   }
   if (!project && answer.projects.length) {
-    const links = answer.projects.map((each) =>
-      h("li", {}, h("a", { href: path(each.entity, each.name) }, `${each.entity}/${each.name}`)),
+    const links = answer.projects.map((owner) =>
+      h("li", {}, h("a", { href: path(owner.entity, owner.name) }, `${owner.entity}/${owner.name}`)),
     );
     add(main, section("Projects", { id: "projects" }, h("ul", { class: "links" }, links)));
   }

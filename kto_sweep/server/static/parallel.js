@@ -27,7 +27,7 @@ export class ParallelPlot {
     this.dimensions = [];
     this.drawing = s("svg", { class: "parallel", role: "group" });
     this.summary = h("p", { class: "summary" });
-    this.clear = h("button", { type: "button", hidden: true, onclick: () => this.reset() }, "clear brush");
+    this.clear = h("button", { type: "button", hidden: true, onclick: () => this.reset() }, "clear selection");
     this.frame = h("div", { class: "scroll" }, this.drawing);
     this.element = h("div", {}, this.frame, this.summary);
     this.width = 0;
@@ -39,11 +39,11 @@ export class ParallelPlot {
   update(dimensions, runs) {
     this.dimensions = dimensions;
     this.runs = runs;
-    this.axes = dimensions.map((each, i) =>
+    this.axes = dimensions.map((dimension, i) =>
       makeAxis(
-        each.name,
+        dimension.name,
         runs.map((run) => run.values[i]),
-        each.log,
+        dimension.log,
       ),
     );
     this.render();

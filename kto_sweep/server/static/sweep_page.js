@@ -68,7 +68,7 @@ function parameters() {
 function build() {
   const main = document.getElementById("main");
   const table = new RunsTable({
-    parameters: parameters().map((each) => each.name),
+    parameters: parameters().map((parameter) => parameter.name),
     metric: facts.metric,
     link: (run) => path(entity, project, "runs", run.name),
     compareLink: (names) =>
@@ -177,7 +177,7 @@ async function drawMap() {
   const answer =
     facts.method === "grid" ? await read([entity, project, "sweeps", sweepName, "cells"]) : { cells: null };
   page.mapSection.hidden = !answer.cells;
-  const names = facts.parameters.map((each) => each.name);
+  const names = facts.parameters.map((parameter) => parameter.name);
   if (answer.cells) keepingFocus(page.map.element, () => page.map.draw(answer.cells, names, page.colours));
 }
 
@@ -198,7 +198,7 @@ function drawParallel() {
     title: run.title,
     colour: page.colours.get(run.name),
     values: [
-      ...searched.map((each) => run.config[each.name] ?? null),
+      ...searched.map((parameter) => run.config[parameter.name] ?? null),
       ...(facts.metric ? [metricOf(run)] : []),
     ],
   }));

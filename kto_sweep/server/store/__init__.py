@@ -1,1 +1,1 @@
-"""What the server keeps: one SQLite file, one module per kind of record."""
+"""The server's database: one SQLite file, one module per kind of record."""

@@ -46,7 +46,7 @@ CREATE TABLE agent (
     heartbeat_at REAL NOT NULL
 );
 CREATE INDEX agent_of_sweep ON agent (sweep_id);
--- The long texts stand last, so that scans over states and numbers do not page through them.
+-- The long texts come last, so that scans over states and numbers do not read them.
 CREATE TABLE run (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     project_id INTEGER NOT NULL REFERENCES project (id) ON DELETE CASCADE,
