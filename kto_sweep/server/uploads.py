@@ -62,9 +62,12 @@ def _signer(server: ServerState) -> URLSafeTimedSerializer:
 def authorize(server: ServerState, token: str) -> File:
     """The file of a URL's token. Raises NotFoundError for a wrong or expired token."""
     try:
-        file_id = _signer(server).loads(token, max_age=URL_SECONDS)
+        file_id, signed_at = _signer(server).loads(token, return_timestamp=True)
     except BadSignature as problem:
-        raise NotFoundError("no such file, or its URL has expired") from problem
+        raise NotFoundError("no such file") from problem
+    # Not max_age: it also rejects a URL from before the clock was set back, and wandb would lose that file.
+    if server.now() - signed_at.timestamp() > URL_SECONDS:
+        raise NotFoundError("the file's URL has expired")
     file = files.get(server.database.reader(), file_id)
     if file is None:
         raise NotFoundError("no such file")

@@ -227,18 +227,22 @@ def test_a_login_link_works_once_and_not_from_before_the_server_started(
     assert not links.redeem(token)
 
 
-def test_a_file_url_is_valid_for_a_week(harness: ServerHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_url_is_valid_for_a_week_and_when_the_clock_is_set_back(
+    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     harness.start_run("r")
     announce = {"project_name": "uncategorized", "run_name": "r", "files": ["weights"]}
-    at(monkeypatch, 1000)
+    at(monkeypatch, int(harness.clock()))
     _, [file] = harness.server.database.write(lambda c: uploads.announce(c, harness.server, announce))
     token = uploads.url(harness.server, "http://test", file).split("/")[-2]
-    at(monkeypatch, 1000 + 7 * 86400)
+    harness.clock.set(-3600)
+    assert uploads.authorize(harness.server, token) == file
+    harness.clock.set(3600 + 7 * 86400)
     assert uploads.authorize(harness.server, token) == file
     with pytest.raises(NotFoundError):
         uploads.authorize(harness.server, login_tokens.create(harness.server.key))
-    at(monkeypatch, 1001 + 7 * 86400)
-    with pytest.raises(NotFoundError):
+    harness.clock.time += 1
+    with pytest.raises(NotFoundError, match="expired"):
         uploads.authorize(harness.server, token)
 
 
