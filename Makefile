@@ -1,7 +1,7 @@
 # make demo    a real KTO sweep, start to end: no account, no GPU
 # make test    the test suite
 # make lint    style and types
-# make reference, make pictures    docs/reference.md from the code, docs/pictures from a real sweep
+# make reference, make pictures    docs/reference.md from the code, docs/pictures from a real sweep and benchmarks/rivals.json
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -38,6 +38,7 @@ reference: setup
 	$(BIN)/python docs/make_reference.py
 
 pictures: setup
+	$(BIN)/python docs/make_chart.py
 	$(BIN)/python docs/make_pictures.py
 
 clean:
