@@ -1,18 +1,25 @@
-"""README and docs: the reference is that of the code, every command is told of, links lead somewhere."""
+"""README and docs: generated parts match their sources, examples are valid, links work."""
 
+import json
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from kto_sweep.cli import COMMANDS
+from kto_sweep.cli import COMMANDS, cli
 from kto_sweep.env_vars import VARIABLES
+from kto_sweep.sweep_file.validate import validate
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = [page for page in PAGES if page.name != "reference.md"]
 INNER = {"KTO_SWEEP_DEVICES", "KTO_SWEEP_MESSAGE_FD"}
 """Set by an agent for its workers."""
 
@@ -31,10 +38,57 @@ def test_the_reference_is_that_of_the_code():
     assert kept == written, "the code has changed: make reference"
 
 
+def test_the_chart_is_that_of_its_data():
+    chart = runpy.run_path(str(ROOT / "docs" / "make_chart.py"))["chart"]
+    drawn = (ROOT / "docs" / "pictures" / "rivals.svg").read_text(encoding="utf-8")
+    assert drawn == chart(rivals()), "benchmarks/rivals.json has changed: python docs/make_chart.py"
+
+
+def test_the_readme_states_the_lead_that_the_data_has():
+    script = runpy.run_path(str(ROOT / "docs" / "make_chart.py"))
+    panels = script["by_model"](rivals())
+    leads = ", ".join(f"{script['lead'](results):.1f}x" for results in panels.values())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    stated = re.search(r"kto-sweep is ([^:]*) as\s+fast as the fastest", readme)
+    assert stated is not None
+    assert ", ".join(re.findall(r"[\d.]+x", stated[1])) == leads
+
+
+def test_the_sweep_file_of_the_readme_is_valid_for_rows_as_it_shows_them(tmp_path, monkeypatch):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    row = json.loads(next(text for _, text in code_blocks(readme) if text.startswith('{"messages"')))
+    question, answer = row["messages"]
+    rows = [
+        {
+            "messages": [{**question, "content": f"{number}. {question['content']}"}, answer],
+            "label": number % 2 == 0,
+        }
+        for number in range(600)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = tmp_path / "my.yaml"
+    file.write_text(next(text for kind, text in code_blocks(readme) if kind == "yaml"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    checked = validate(file)
+    assert [str(problem) for problem in (*checked.errors, *checked.warnings)] == []
+    assert checked.sweep is not None
+    assert len(file.read_text().splitlines()) == 10
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_stands_in_the_readme_and_in_the_reference(name):
-    for page in ("README.md", "docs/reference.md"):
-        assert f"kto-sweep {name}" in (ROOT / page).read_text(encoding="utf-8"), page
+def test_every_command_is_in_the_reference_and_in_a_guide(name):
+    assert f"### kto-sweep {name}\n" in (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert any(re.search(rf"kto-sweep {name}\b", page.read_text(encoding="utf-8")) for page in GUIDES)
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_every_command_line_has_a_command_and_options_that_exist(page):
+    top = click.Context(cli, info_name="kto-sweep")
+    for words in command_lines(page.read_text(encoding="utf-8")):
+        command = cli.get_command(top, words[1])
+        assert command is not None, words
+        context = click.Context(command, parent=top, info_name=words[1])
+        command.make_parser(context).parse_args(words[2:])  # raises click.UsageError
 
 
 def test_every_variable_of_our_own_is_told_of():
@@ -54,6 +108,25 @@ def test_every_link_leads_somewhere(page):
         assert found.exists(), target
         if section:
             assert section in anchors(found), target
+
+
+def rivals():
+    return json.loads((ROOT / "benchmarks" / "rivals.json").read_text(encoding="utf-8"))
+
+
+def code_blocks(text: str) -> Iterator[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    for block in re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        yield block[1], block[2]
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The words of each `kto-sweep ...` in code, without its prompt and comment."""
+    lines = [line for _, block in code_blocks(text) for line in block.splitlines()]
+    for code in (*lines, *re.findall(r"`(kto-sweep [^`]*)`", text)):
+        shown = re.match(r"(?:\w*[$] )?(kto-sweep [a-z].*)", code)
+        if shown:
+            yield shlex.split(shown[1], comments=True)
 
 
 def anchors(page: Path) -> set[str]:
