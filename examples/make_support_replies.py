@@ -4,8 +4,8 @@
     python examples/make_support_replies.py OUT.jsonl  writes it elsewhere
 
 The shop, its customers and all text are invented. The same seed always gives the same file. A good answer is
-specific, polite and right; a bad one is curt, evasive, wrong, or long and empty: length alone must not tell
-them apart, and many questions have an answer of each kind.
+specific, polite and correct; a bad one is curt, evasive, wrong, or long and empty, so that length does not
+reveal the label. Many questions have an answer of each kind.
 """
 
 import json
@@ -22,14 +22,14 @@ Turn = dict[str, str]
 
 @dataclass(frozen=True)
 class Topic:
-    """One reason to write to support, with what to say to it and what not to."""
+    """One reason to write to support, with good and bad answers."""
 
     asks: tuple[str, ...]
     """What customers write."""
     helps: tuple[str, ...]
-    """Answers that solve it; each stands by itself."""
+    """Answers that solve it, each complete."""
     fails: tuple[str, ...]
-    """Answers that do not: curt, wrong, and last a long and empty one."""
+    """Answers that do not: a curt one, a wrong one, and last a long and empty one."""
 
 
 TOPICS = (
@@ -415,7 +415,7 @@ def fill(text: str, words: dict[str, str]) -> str:
 
 
 def make_prompt(topic: Topic, words: dict[str, str], rng: random.Random) -> list[Turn]:
-    """What the assistant is to answer: a question, sometimes after a system turn or a counter-question."""
+    """The turns before the answer: a question, sometimes with a system turn or a counter-question."""
     question = rng.choice(GREETINGS) + fill(rng.choice(topic.asks), words) + rng.choice(THANKS)
     turns = [{"role": "user", "content": question}]
     if rng.random() < 0.35:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# An agent as a Slurm job: it puts its trials back before the time limit, and is queued again until the
+# An agent as a Slurm job: it requeues its trials before the time limit and then requeues itself until the
 # sweep is done.
 #
 #   sbatch slurm.sh ENTITY/PROJECT/SWEEP
@@ -19,13 +19,13 @@ set -u
 sweep=${1:-}
 agent=
 
-# The shell would only hear of the signal once the agent has ended: hand it on, and wait.
-end() {
+# bash would handle the signal only after the agent has ended: run it in the background and forward the signal.
+forward() {
     ended_by_signal=yes
     [ -n "$agent" ] && kill -TERM "$agent" 2>/dev/null
 }
 ended_by_signal=no
-trap end TERM INT
+trap forward TERM INT
 
 kto-sweep agent ${sweep:+"$sweep"} --grace 60 &
 agent=$!
@@ -37,9 +37,9 @@ while kill -0 "$agent" 2>/dev/null; do # a signal ends the first wait, not the a
 done
 trap - TERM INT
 
-# 143: the time limit came. Anything but 0 (done) and 2 (cannot be right like this) is worth another turn.
+# 143: the time limit. Requeue after any code except 0 (the sweep is done) and 2 (wrong usage).
 if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    echo "kto-sweep ended with exit code $code (signal: $ended_by_signal): queued again"
+    echo "kto-sweep ended with exit code $code (signal: $ended_by_signal): requeued"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
