@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the tables in the code: `make reference`."""
+"""Generates docs/reference.md from the tables in the code: `make reference`."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def reference() -> str:
 def _page() -> Iterator[str]:
     yield "# Reference"
     yield ""
-    yield "Written by `make reference` from the code; do not edit."
+    yield "Generated from the code by `make reference`; do not edit."
     yield ""
     parts = ("Commands", "Parameters of a trial", "Block of a sweep file", "Model sizes", "Metrics")
     for part in (*parts, "Causes of failure", "Exit codes", "Environment variables"):
@@ -36,8 +36,8 @@ def _page() -> Iterator[str]:
     yield from _parameters()
     yield from _section(
         "Block of a sweep file",
-        f"`{BLOCK}:` at the top of a sweep file holds what W&B has no key for; `kto-sweep create` puts it "
-        "where a server keeps it.",
+        f"`{BLOCK}:` at the top of a sweep file has the options that W&B has no key for; `kto-sweep create` "
+        "stores them with the sweep.",
     )
     yield from _table(("key", "meaning"), ((f"`{name}`", meaning) for name, meaning in KEYS.items()))
     yield from _model_sizes()
@@ -46,7 +46,8 @@ def _page() -> Iterator[str]:
     yield from _section("Exit codes")
     yield from _table(("code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     yield from _section(
-        "Environment variables", "Those of WANDB and HF may stand in a `.env` file in the working directory."
+        "Environment variables",
+        "`WANDB_...` and `HF_...` variables are also read from a `.env` file in the working directory.",
     )
     yield from _table(("variable", "meaning"), ((f"`{name}`", text) for name, text in VARIABLES.items()))
 
@@ -54,8 +55,8 @@ def _page() -> Iterator[str]:
 def _commands() -> Iterator[str]:
     yield from _section(
         "Commands",
-        "SWEEP is an id, `ENTITY/PROJECT/ID`, or the address of its page; without it, the sweep used last on "
-        "this box.",
+        "SWEEP is an id, `ENTITY/PROJECT/ID` or the URL of its page. Default: the last sweep used on this "
+        "box.",
     )
     top = click.Context(cli, info_name="kto-sweep", terminal_width=WIDTH, **cli.context_settings)
     for name in COMMANDS:
@@ -68,8 +69,8 @@ def _commands() -> Iterator[str]:
 def _parameters() -> Iterator[str]:
     yield from _section(
         "Parameters of a trial",
-        "What stands under `parameters:` in a sweep file. `dataset` and one of `model` and `model_size` have "
-        "to be given; null means the same as not given.",
+        "The keys under `parameters:` in a sweep file. `dataset` and either `model` or `model_size` are "
+        "required; null is the same as leaving a key out.",
     )
     rows = []
     for rule in PARAMETERS.values():
@@ -80,7 +81,7 @@ def _parameters() -> Iterator[str]:
 
 def _model_sizes() -> Iterator[str]:
     yield from _section(
-        "Model sizes", "The values of `model_size`. Weights are held in 16 bit, or as told here."
+        "Model sizes", "The values of `model_size`. Weights are in 16 bit unless the table says otherwise."
     )
     rows = (
         (f"`{preset.name}`", preset.model, preset.quantization.replace("none", ""), preset.doc)
@@ -92,7 +93,7 @@ def _model_sizes() -> Iterator[str]:
 def _metrics() -> Iterator[str]:
     yield from _section(
         "Metrics",
-        "What a trial logs, and what a sweep's `metric:` may be. What healthy values look like: "
+        "The metrics that a trial logs; a sweep's `metric:` can be any of them. Healthy values: "
         "[reading the curves](reading-curves.md).",
     )
     rows = []
@@ -106,10 +107,10 @@ def _metrics() -> Iterator[str]:
 def _causes() -> Iterator[str]:
     yield from _section(
         "Causes of failure",
-        "`failure/cause` in a run's summary. What is not the trial's own fault is tried again.",
+        "`failure/cause` in a run's summary. Causes that are not the trial's own are retried.",
     )
     rows = ((cause.value, "no" if cause.is_the_trials_own else "yes") for cause in FailureCause)
-    yield from _table(("cause", "tried again"), rows)
+    yield from _table(("cause", "retried"), rows)
 
 
 def _section(title: str, text: str = "") -> Iterator[str]:
