@@ -60,11 +60,11 @@ SVG = """\
 <g class="{unique_id}-matrix">{matrix}</g>
 </svg>
 """
-"""rich's own form names a font on another host."""
+"""rich's own template loads a font from another host."""
 
 
 def main() -> None:
-    """Train the sweep in a home of its own and take the pictures."""
+    """Train the sweep in a temporary home and draw its pictures."""
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         home = Home(Path(scratch) / "home")
@@ -73,25 +73,25 @@ def main() -> None:
         try:
             kto_sweep(home, "create", str(file), "--local")
             kto_sweep(home, "agent", "--cpu", "--trials-per-gpu", "4")
-            take(home)
+            draw(home)
         finally:
             stop_server(home)
 
 
-def take(home: Home) -> None:
-    """The pictures of the sweep used last in a home."""
+def draw(home: Home) -> None:
+    """Write the pictures of the sweep used last in a home."""
     kto_sweep(home, "compare", "--png", str(PICTURES / "curves.png"))
     draw_terminal(kto_sweep(home, "compare"), PICTURES / "compare.svg")
     record = load_sweep_record(home)
     assert record is not None
     server = ensure_server(home)
-    photograph(server.login_link(record.ref.url("")), PICTURES / "dashboard.png")
+    save_screenshot(server.login_link(record.ref.url("")), PICTURES / "dashboard.png")
     for path in PICTURES.glob("*.png"):
         Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)  # a third of the size
 
 
 def kto_sweep(home: Home, *args: str) -> str:
-    """What one command prints."""
+    """The output of one command."""
     print("$ kto-sweep", *args, flush=True)
     return subprocess.run(
         [sys.executable, "-m", "kto_sweep", *args],
@@ -105,8 +105,8 @@ def kto_sweep(home: Home, *args: str) -> str:
 
 def draw_terminal(text: str, path: Path) -> None:
     """Write the text as a terminal shows it."""
-    told = [part for line in text.splitlines() for part in folded(line.rstrip())]
-    lines = ["", *(f"  {line}" for line in told), ""]
+    wrapped = [part for line in text.splitlines() for part in wrap(line.rstrip())]
+    lines = ["", *(f"  {line}" for line in wrapped), ""]
     width = max(map(len, lines)) + 2
     console = Console(record=True, width=width, file=io.StringIO(), highlight=False, legacy_windows=False)
     for line in lines:
@@ -114,15 +114,15 @@ def draw_terminal(text: str, path: Path) -> None:
     console.save_svg(str(path), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="compare")
 
 
-def folded(line: str) -> list[str]:
-    """A line in parts that fit, below the first word of its sentence; a table's line as it is."""
+def wrap(line: str) -> list[str]:
+    """A line in parts of at most COLUMNS, indented to its sentence's first word; a table's line unchanged."""
     sentence = re.match(r"(\S+ )*\S+ {2,}(?=\S+ \S+ \S)|\s+(?=\S+ \S+ \S)", line)
     if len(line) <= COLUMNS or sentence is None:
         return [line]
     return textwrap.wrap(line, COLUMNS, subsequent_indent=" " * sentence.end())
 
 
-def photograph(url: str, path: Path) -> None:
+def save_screenshot(url: str, path: Path) -> None:
     """Write what a browser shows at `url` once its charts are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
