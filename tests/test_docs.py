@@ -91,13 +91,13 @@ def test_every_command_line_has_a_command_and_options_that_exist(page):
         command.make_parser(context).parse_args(words[2:])  # raises click.UsageError
 
 
-def test_every_variable_of_our_own_is_told_of():
+def test_every_environment_variable_of_kto_sweep_is_documented():
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "kto_sweep").rglob("*.py"))
     assert set(re.findall(r"KTO_SWEEP_[A-Z_]+", sources)) - INNER <= set(VARIABLES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_leads_somewhere(page):
+def test_every_link_has_a_target(page):
     text = page.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
     for target in targets:
@@ -130,7 +130,7 @@ def command_lines(text: str) -> Iterator[list[str]]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names by which a page's headings are linked to."""
+    """The anchors of a page's headings."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
