@@ -184,7 +184,7 @@ def memory(trainer: CoTrainer, fits: Callable[[int], bool]) -> Iterator[None]:
         if not fits(kwargs["input_ids"].shape[1]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
 
-    model = trainer._inputs.base.model
+    model = trainer._admission._inputs.base.model
     handle = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
     yield
     handle.remove()

@@ -15,6 +15,8 @@ from kto_sweep.train.packed.pack import pair_rows
 from kto_sweep.train.packed.slot import SlotState
 from kto_sweep.train.trial import checkpoint as checkpoints
 from kto_sweep.train.trial.checkpoint import (
+    COST_FACTOR,
+    INTERVAL,
     Checkpoint,
     CheckpointError,
     Identity,
@@ -22,7 +24,6 @@ from kto_sweep.train.trial.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from kto_sweep.train.trial.checkpoint_policy import COST_FACTOR, INTERVAL
 from kto_sweep.trial import Trial
 
 IDENTITY = Identity({"model": "tiny", "learning_rate": 1e-3, "lora_targets": ["q_proj"]}, "rows", "base")
@@ -325,7 +326,7 @@ def test_a_slow_disk_gets_few_checkpoints(tmp_path: Path, monkeypatch: pytest.Mo
         harness.clock.now += 10
         save_checkpoint(path, kept)
 
-    monkeypatch.setattr("kto_sweep.train.trial.checkpoint_policy.save_checkpoint", slowly)
+    monkeypatch.setattr("kto_sweep.train.trial.checkpoint.save_checkpoint", slowly)
     harness.start("run", trial(max_steps=12, eval_steps=1))
     steps = []
     for _ in range(11):

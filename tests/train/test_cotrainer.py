@@ -219,7 +219,7 @@ def test_a_short_memory_splits_then_recomputes_and_changes_nothing(tmp_path: Pat
     chosen = trial(max_steps=5, batch_size=6)
     expected = alone(chosen, tmp_path)
     harness = TrainerHarness(tmp_path)
-    layer = harness.trainer._inputs.base.model.base_model.layers[0]
+    layer = harness.trainer._admission._inputs.base.model.base_model.layers[0]
     harness.start("run", chosen)
     harness.steps(1)
     with memory(

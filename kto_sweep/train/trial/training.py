@@ -28,11 +28,12 @@ from kto_sweep.train.trial.adapters import save_adapters
 from kto_sweep.train.trial.checkpoint import (
     Checkpoint,
     CheckpointError,
+    CheckpointPolicy,
+    Clock,
     Identity,
     load_checkpoint,
     save_checkpoint,
 )
-from kto_sweep.train.trial.checkpoint_policy import CheckpointPolicy, Clock
 from kto_sweep.train.trial.evaluate import evaluate
 from kto_sweep.train.trial.lineage import Lineage, earlier_fingerprints
 from kto_sweep.train.trial.metrics_log import MetricsLog
@@ -176,14 +177,12 @@ class TrialTraining:
 
     def _usable_checkpoint(self) -> Checkpoint | None:
         checkpoint = load_checkpoint(self._path, self._identity)
+        if checkpoint is None:
+            return None
         # A crash can leave the checkpoint newer than the rows: their steps would be missing from the curves.
-        if checkpoint is not None and not self._metrics.has(checkpoint.state.step):
+        if not self._metrics.has(checkpoint.state.step):
             raise CheckpointError("the rows beside it are not complete")
-        if (
-            checkpoint is not None
-            and checkpoint.finished
-            and not (self.request.folder / self._product).is_dir()
-        ):
+        if checkpoint.finished and not (self.request.folder / self._product).is_dir():
             raise CheckpointError("the finished trial's weights are missing")
         return checkpoint
 

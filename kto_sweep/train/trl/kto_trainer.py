@@ -29,8 +29,7 @@ from trl.trainer.kto_trainer import KTOTrainer
 from kto_sweep.train.loss import losses, needs_reference_point, reference_point
 from kto_sweep.train.packed.pack import PairedRow, hash64
 from kto_sweep.train.reference import Scores
-from kto_sweep.train.trl.ranks import Ranks
-from kto_sweep.train.trl.state import is_sharded, put_state, take_state, take_weights
+from kto_sweep.train.trl.ranks import Ranks, is_sharded, put_state, take_state, take_weights
 
 OnStep = Callable[[int, dict[str, float]], bool]
 """Gets the optimizer steps done and the last one's metrics; returning False ends the training."""

@@ -40,17 +40,16 @@ from kto_sweep.train.reference_rows import trained_rows
 from kto_sweep.train.trial.adapters import replaced
 from kto_sweep.train.trial.checkpoint import (
     Checkpoint,
+    Clock,
     Identity,
     fingerprint_rows,
     load_checkpoint,
     write_tensors,
 )
-from kto_sweep.train.trial.checkpoint_policy import Clock
 from kto_sweep.train.trial.request import StopRequestedError, TrainResult, TrialRequest
 from kto_sweep.train.trial.training import SharedInputs, SlotBackend, TrialTraining
 from kto_sweep.train.trl.kto_trainer import OnStep, OurKTOTrainer
-from kto_sweep.train.trl.ranks import Ranks
-from kto_sweep.train.trl.state import is_sharded
+from kto_sweep.train.trl.ranks import Ranks, is_sharded
 from kto_sweep.trial import Trial
 
 _CHECKPOINTING = (

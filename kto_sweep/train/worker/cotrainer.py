@@ -6,7 +6,7 @@ An error in one trial ends that trial only. What happens when memory runs out: s
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from kto_sweep.train.packed.engine import UNSPLIT, Engine
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.packed.step_result import StepResult
 from kto_sweep.train.reference_rows import ReferenceLogProbs
-from kto_sweep.train.trial.checkpoint import fingerprint_rows
-from kto_sweep.train.trial.checkpoint_policy import Clock
+from kto_sweep.train.trial.checkpoint import Clock, fingerprint_rows
 from kto_sweep.train.trial.request import StopRequestedError, TrainResult
 from kto_sweep.train.trial.training import SharedInputs, TrialTraining, sharing_key
 from kto_sweep.train.worker.active_trials import ActiveTrials, TrialOutcome
@@ -40,6 +39,91 @@ class LaunchedStep:
     result: StepResult
     trainings: Mapping[int, TrialTraining]
     done: DeviceTime
+
+
+class Admission:
+    """Moves trials from the queue into slots, and ends those that were told to stop."""
+
+    def __init__(
+        self,
+        queue: AdmissionQueue,
+        fits: Callable[[PendingTrial], bool],
+        active: ActiveTrials,
+        memory: MemoryManager,
+        reference: ReferenceLogProbs,
+        inputs: SharedInputs,
+        clock: Clock,
+        log_in_flight: Callable[[], None],
+    ) -> None:
+        """`fits`: which trials share the model and data; `log_in_flight`: see CoTrainer."""
+        self._queue = queue
+        self._fits = fits
+        self._active = active
+        self._memory = memory
+        self._reference = reference
+        self._inputs = inputs
+        self._clock = clock
+        self._log_in_flight = log_in_flight
+
+    def end_stopped(self) -> list[TrialOutcome]:
+        """End the trials that were told to stop; outcomes of those that never had files."""
+        outcomes = []
+        for pending in self._queue.take_stopped():
+            if pending.training is not None:
+                self._stop(pending.training)
+            else:
+                outcomes.append(TrialOutcome(pending.request.run_id, TrainResult({}, 0, stopped=True)))
+        stopped = [training for training in self._active if training.request.should_stop()]
+        if stopped:
+            self._log_in_flight()  # their checkpoints must have the row of every step
+        for training in stopped:
+            if training.slot is not None:  # its last row may have ended it
+                self._stop(training)
+        return outcomes
+
+    def _stop(self, training: TrialTraining) -> None:
+        with self._active.isolate(training):
+            self._active.end(training, training.stop(self._active.engine))
+
+    def admit(self) -> list[TrialOutcome]:
+        """Move pending trials that fit into slots, as memory allows; outcomes of those that cannot start."""
+        outcomes = []
+        if not len(self._active) and not self._queue.detached():
+            self._memory.reset()
+        while self._memory.has_room and (pending := self._queue.next(self._fits)) is not None:
+            # Preparing a trial may take minutes: the previous step must not wait for its row.
+            self._log_in_flight()
+            try:
+                training = pending.training or TrialTraining(pending.request, self._inputs, self._clock)
+            except Exception as error:
+                outcomes.append(TrialOutcome(pending.request.run_id, error))
+            else:
+                self._attach(training)
+        return outcomes
+
+    def _attach(self, training: TrialTraining) -> None:
+        engine = self._active.engine
+        with self._active.isolate(training):
+            if training.finished:
+                self._active.end(training, training.finish_again())
+                return
+            try:
+                self._reference.fill(
+                    training.trial, training.request.reference_progress, training.report.note
+                )
+                slot = self._active.free_slot(self._queue.count(self._fits))
+                engine.join(slot, training.trial, training.state)
+            except StopRequestedError:
+                self._active.end(training, training.stop(engine))
+                return
+            except torch.OutOfMemoryError:
+                if not len(self._active):
+                    raise  # it does not fit alone
+                self._memory.requeue(training)
+                return
+            self._active.attach(training, slot)
+            if engine.done(slot):  # its checkpoint is of the last step
+                self._active.end(training, training.finish(engine))
 
 
 class CoTrainer:
@@ -72,46 +156,29 @@ class CoTrainer:
         self._decoder = packed_decoder(base.model)
         self._device = self._decoder.device
         try:
-            self._reference = ReferenceLogProbs(self._decoder, base, data, trial.max_length, cache)
+            reference = ReferenceLogProbs(self._decoder, base, data, trial.max_length, cache)
         except Exception:
             self._decoder.release()
             raise
-        rows, held_out = self._reference.train, self._reference.held_out
-        self._inputs = SharedInputs(
-            base, data, self._reference.model.fingerprint, fingerprint_rows(rows.rows, held_out.rows)
-        )
+        rows, held_out = reference.train, reference.held_out
+        rows_hash = fingerprint_rows(rows.rows, held_out.rows)
+        inputs = SharedInputs(base, data, reference.model.fingerprint, rows_hash)
         self._engine = Engine(self._decoder, rows, held_out, limit=limit)
         self._active = ActiveTrials(self._engine)
         self._tuner = tuner or ConcurrencyTuner()
         self._memory = MemoryManager(self._active, queue, self._decoder, self._tuner, recompute=recompute)
+        self._admission = Admission(
+            queue, self._fits, self._active, self._memory, reference, inputs, clock, self._log_in_flight
+        )
         self._throughput = throughput
         self._overlap = self._device.type == "cuda" if overlap is None else overlap
         self._in_flight: LaunchedStep | None = None
         """The step that is launched and not logged."""
         self._step_started = DeviceTime(self._device, clock)
         """When the device could start the step that is logged next."""
-        self._outcomes: list[TrialOutcome] = []
-        """Of trials that ended without files."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)  # the previous base model's peak does not count
         self._tuner.empty = read_memory(self._device).used
-
-    @classmethod
-    def create(
-        cls,
-        context: WorkerContext,
-        trial: Trial,
-        queue: AdmissionQueue,
-        tuner: ConcurrencyTuner | None = None,
-    ) -> "CoTrainer":
-        """A co-trainer on the model and data of `trial`. Raises as the constructor and WorkerContext do."""
-        base, data = context.base(trial), context.data(trial)
-        gpu = this_gpu() if context.device.type == "cuda" else None
-        throughput = Throughput.of(
-            context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization
-        )
-        cache = context.home.cache / "reference"
-        return cls(base, data, trial, queue, cache=cache, tuner=tuner, throughput=throughput)
 
     @property
     def concurrency(self) -> Concurrency:
@@ -141,8 +208,7 @@ class CoTrainer:
 
         Raises errors that no single trial caused: the process should exit.
         """
-        self._end_stopped()
-        self._admit()
+        outcomes = self._admission.end_stopped() + self._admission.admit()
         if self._memory.has_idle_slots():
             self._log_in_flight()
             self._active.remove_empty_slots()
@@ -154,9 +220,7 @@ class CoTrainer:
             self._log_in_flight()
             self._after_step()
         waits_for_files = not len(self._active) and not self.queue.has_next(self._fits)
-        outcomes = self._outcomes + self._active.written(wait_for_one=waits_for_files)
-        self._outcomes = []
-        return outcomes
+        return outcomes + self._active.written(wait_for_one=waits_for_files)
 
     def close(self) -> None:
         """Restore the base model; unfinished trials continue from their last checkpoints later."""
@@ -164,67 +228,6 @@ class CoTrainer:
             training.close()
         self._active.close()
         self._engine.close()
-
-    # Admission.
-
-    def _end_stopped(self) -> None:
-        for pending in self.queue.take_stopped():
-            self._end_pending(pending)
-        stopped = [training for training in self._active if training.request.should_stop()]
-        if stopped:
-            self._log_in_flight()
-        for training in stopped:
-            if training.slot is not None:  # its last row may have ended it
-                self._stop(training)
-
-    def _end_pending(self, pending: PendingTrial) -> None:
-        """End a trial that was told to stop while it waited."""
-        if pending.training is not None:
-            self._stop(pending.training)
-        else:
-            self._outcomes.append(TrialOutcome(pending.request.run_id, TrainResult({}, 0, stopped=True)))
-
-    def _stop(self, training: TrialTraining) -> None:
-        with self._active.isolate(training):
-            self._active.end(training, training.stop(self._engine))
-
-    def _admit(self) -> None:
-        """Move pending trials that fit into slots, as memory allows."""
-        if not len(self._active) and not self.queue.detached():
-            self._memory.reset()
-        while self._memory.has_room and (pending := self.queue.next(self._fits)) is not None:
-            self._log_in_flight()  # admission may take long
-            try:
-                training = pending.training or TrialTraining(pending.request, self._inputs, self._clock)
-            except Exception as error:
-                self._outcomes.append(TrialOutcome(pending.request.run_id, error))
-            else:
-                self._attach(training)
-
-    def _attach(self, training: TrialTraining) -> None:
-        with self._active.isolate(training):
-            if training.finished:
-                self._active.end(training, training.finish_again())
-                return
-            try:
-                self._reference.fill(
-                    training.trial, training.request.reference_progress, training.report.note
-                )
-                slot = self._active.free_slot(self.queue.count(self._fits))
-                self._engine.join(slot, training.trial, training.state)
-            except StopRequestedError:
-                self._active.end(training, training.stop(self._engine))
-                return
-            except torch.OutOfMemoryError:
-                if not len(self._active):
-                    raise
-                self._memory.requeue(training)
-                return
-            self._active.attach(training, slot)
-            if self._engine.done(slot):
-                self._active.end(training, training.finish(self._engine))
-
-    # Steps.
 
     def _launch(self) -> LaunchedStep | None:
         """Launch a step on the device; None when no trial is left to take one."""
@@ -315,3 +318,16 @@ class CoTrainer:
                     self._active.end(training, training.finish(self._engine))
                 else:
                     training.checkpoint_if_due(self._engine)
+
+
+def create_cotrainer(
+    context: WorkerContext, trial: Trial, queue: AdmissionQueue, tuner: ConcurrencyTuner | None = None
+) -> CoTrainer:
+    """A co-trainer with the model and data of `trial`. Raises as CoTrainer and WorkerContext do."""
+    base, data = context.base(trial), context.data(trial)
+    gpu = this_gpu() if context.device.type == "cuda" else None
+    throughput = Throughput.of(
+        context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization
+    )
+    cache = context.home.cache / "reference"
+    return CoTrainer(base, data, trial, queue, cache=cache, tuner=tuner, throughput=throughput)

@@ -19,7 +19,7 @@ from kto_sweep.train.trl.launcher import train_in_ranks
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.train.worker.channel import Channel, failure
 from kto_sweep.train.worker.concurrency import Concurrency, ConcurrencyTuner
-from kto_sweep.train.worker.cotrainer import CoTrainer
+from kto_sweep.train.worker.cotrainer import CoTrainer, create_cotrainer
 from kto_sweep.trial import Trial
 
 
@@ -75,7 +75,7 @@ class WorkerLoop:
         # New trials start with as many at once as the supervisor has slots for now.
         tuner = self._tuners.setdefault(sharing_key(trial), ConcurrencyTuner(self._concurrency.slots))
         try:
-            self._cotrainer = CoTrainer.create(self._context, trial, self._queue, tuner)
+            self._cotrainer = create_cotrainer(self._context, trial, self._queue, tuner)
         except NotPackableError as reason:
             request.report.note(f"{reason.message}; TRL's trainer trains it instead")
             self._train_alone(request)
@@ -127,7 +127,7 @@ def train_trial(
     queue = AdmissionQueue()
     queue.put(request)
     try:
-        cotrainer = CoTrainer.create(context, trial, queue)
+        cotrainer = create_cotrainer(context, trial, queue)
     except NotPackableError as reason:
         report.note(f"{reason.message}; TRL's trainer trains it instead")
         return _train_with_trl(context, request)
