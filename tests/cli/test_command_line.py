@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from machine import Machine
 
 from kto_sweep.cli import COMMANDS, cli, run
@@ -39,9 +40,26 @@ def test_summaries_are_short(name, summary):
     assert len(summary) <= 45, name
 
 
-def test_an_unknown_command_names_the_nearest(capsys):
-    assert run(["staus"]) == 2
-    assert "Did you mean 'status'?" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["statsu"], "No such command 'statsu'. Did you mean 'status'?"),
+        (["staus"], "No such command 'staus'. (Did you mean one of: 'pause', 'status'?)"),
+        (["zzzz"], "No such command 'zzzz'."),
+        (["status", "--jsn"], "No such option '--jsn'. Did you mean '--json'?"),
+        (["--debg", "status"], "No such option '--debg'. Did you mean '--debug'?"),
+    ],
+)
+def test_an_unknown_name_exits_2_with_the_nearest(capsys, args, message):
+    assert run(args) == 2
+    error, hint = capsys.readouterr().err.splitlines()
+    assert error == f"Error: {message}"
+    assert hint.endswith("--help")
+
+
+def test_completion_after_an_unknown_command_is_no_error():
+    completing = ShellComplete(cli, {}, "kto-sweep", "_KTO_SWEEP_COMPLETE")
+    assert {item.value for item in completing.get_completions(["zzzz"], "st")} == {"stop", "status"}
 
 
 def test_a_missing_argument_exits_2_with_one_message(capsys):
