@@ -4,13 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from kto_sweep.backoff import Backoff
 from kto_sweep.errors import ServerError
 from kto_sweep.wandb_client.private_api import Command
 
 INTERVAL_SECONDS = 5.0
 """wandb's own."""
-MAX_RETRY_SECONDS = 60.0
-"""Between two attempts to register."""
+REGISTRATION = Backoff(first=5.0, factor=2, most=60.0)
+"""Between attempts to register."""
 
 
 class HeartbeatLoop:
@@ -65,7 +66,7 @@ class HeartbeatLoop:
 
     def run(self) -> None:
         """Send heartbeats until `end`."""
-        agent_id, pause = "", self._interval
+        agent_id, failures = "", 0
         while not self._ended.is_set():
             if agent_id:
                 self._wake.wait(self._interval)
@@ -80,15 +81,14 @@ class HeartbeatLoop:
                     agent_id = self._register()
                     continue
                 commands = self._beat(agent_id, self._running)
-                pause, self._trouble = self._interval, ""
+                failures, self._trouble = 0, ""
             except ServerError as error:
                 if self._is_gone():
                     self._on_gone(error)
                     return
-                agent_id = ""
+                agent_id, failures = "", failures + 1
                 self._report(f"{error.message}; trying again")
-                self._ended.wait(pause)
-                pause = min(2 * pause, MAX_RETRY_SECONDS)
+                self._ended.wait(REGISTRATION.delay(failures))
             except Exception as error:  # such as an answer that cannot be read
                 self._report(f"cannot read the server's answer: {error!r}")
             seconds = time.monotonic() - began

@@ -11,13 +11,14 @@ culprit.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from kto_sweep.backoff import Backoff
 from kto_sweep.errors import FailureCause, is_gpu_error
 
 RETRIES = 2
 ISOLATED_AFTER = 2
 """Worker exits at the same step after which a trial runs alone."""
-NETWORK_SECONDS = (30.0, 120.0)
-"""Before the first and second retry of a trial that found no network."""
+NO_NETWORK = Backoff(first=30.0, factor=4, most=120.0)
+"""Before a trial that found no network is tried again."""
 
 NOT_ITS_OWN = frozenset(
     {FailureCause.WORKER_CRASH, FailureCause.SICK_GPU, FailureCause.DISK_FULL, FailureCause.NETWORK}
@@ -41,9 +42,7 @@ def is_retried(cause: str, failures: int) -> bool:
 
 def retry_delay(cause: str, failures: int) -> float:
     """Seconds to wait before the next attempt."""
-    if cause == FailureCause.NETWORK:
-        return NETWORK_SECONDS[min(failures, len(NETWORK_SECONDS)) - 1]
-    return 0.0
+    return NO_NETWORK.delay(failures) if cause == FailureCause.NETWORK else 0.0
 
 
 def exit_cause(output: str) -> FailureCause:

@@ -30,11 +30,12 @@ from kto_sweep.agent.state import (
     TrialStatus,
 )
 from kto_sweep.agent.transition import Transition
+from kto_sweep.backoff import Backoff
 from kto_sweep.errors import FailureCause
 from kto_sweep.protocol import Done, Failed, Metrics, TrialMessage
 
-OPENING_SECONDS = (10.0, 30.0, 60.0, 300.0)
-"""Before the second, third and fourth attempt to open a run, and before each later one."""
+OPENING = Backoff(first=10.0, factor=3, most=300.0)
+"""Between attempts to open a run."""
 CLOSE_SECONDS = 10.0
 """How much longer than the server's patience closing a run may take."""
 SPACE_SECONDS = 1.0
@@ -77,7 +78,7 @@ def on_not_opened(t: Transition, event: RunNotOpened) -> None:
             t.say(f"run {event.run_id} waits: {event.reason}", once=f"busy {event.run_id}")
         case _:
             failed = t.slots[slot].failed_openings + 1
-            wait = OPENING_SECONDS[min(failed, len(OPENING_SECONDS)) - 1]
+            wait = OPENING.delay(failed)
             t.set_slot(slot, failed_openings=failed, ask_after=t.now + wait)
             t.set_trial(slot, status=TrialStatus.QUEUED, not_before=t.now + wait)
             if event.failure is OpeningFailure.GIVEN_BACK or failed % t.state.settings.max_openings == 0:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from agent_harness import AgentHarness
 
-from kto_sweep.agent import trial_lifecycle
+from kto_sweep.agent import heartbeat, trial_lifecycle
+from kto_sweep.backoff import Backoff
 from kto_sweep.home import Home
 
 
@@ -13,6 +14,7 @@ from kto_sweep.home import Home
 def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AgentHarness:
     home = Home(tmp_path / "home")
     home.runs.mkdir(parents=True)
-    monkeypatch.setattr(trial_lifecycle, "OPENING_SECONDS", (0.05,))
+    monkeypatch.setattr(trial_lifecycle, "OPENING", Backoff(0.05, 1, 0.05))
+    monkeypatch.setattr(heartbeat, "REGISTRATION", Backoff(0.01, 2, 0.05))
     monkeypatch.setattr(trial_lifecycle, "SPACE_SECONDS", 0.02)
     return AgentHarness(home)

@@ -5,17 +5,11 @@ from collections.abc import Callable
 import pytest
 from agent_harness import CONFIG, AgentHarness, later, refuse_registration
 
-from kto_sweep.agent import heartbeat
 from kto_sweep.errors import ServerError
 from kto_sweep.protocol import Done, Order, SetConcurrency, StartTrial
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.wandb_client.connection import is_deleted
 from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, _command
-
-
-@pytest.fixture(autouse=True)
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "MAX_RETRY_SECONDS", 0.05)
 
 
 def one_trial(

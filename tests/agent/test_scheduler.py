@@ -20,7 +20,7 @@ from kto_sweep.agent.state import (
     TrialStatus,
 )
 from kto_sweep.agent.time_budget import Forecast
-from kto_sweep.agent.trial_lifecycle import CLOSE_SECONDS, OPENING_SECONDS
+from kto_sweep.agent.trial_lifecycle import CLOSE_SECONDS, OPENING
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Done, Failed, Metrics, Note, Ready, SetConcurrency
 
@@ -147,7 +147,8 @@ def test_a_run_that_cannot_be_closed_is_abandoned_after_the_patience() -> None:
 
 def test_a_run_that_cannot_be_opened_is_tried_again_and_the_slot_asks_for_no_other() -> None:
     state, _ = play(ready(), events.Commands(0, run=trial("a")))
-    for wait in OPENING_SECONDS:
+    for failures in range(1, 7):
+        wait = OPENING.delay(failures)
         state, actions = play(state, events.RunNotOpened(0, "a", OpeningFailure.ERROR, "403 Forbidden"))
         assert status(state) is TrialStatus.QUEUED
         assert lines(actions) == [f"run a was not started: 403 Forbidden; next attempt in {wait:.0f} s"]
