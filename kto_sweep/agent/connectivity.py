@@ -2,13 +2,12 @@
 
 import threading
 import time
-import urllib.error
 from collections.abc import Callable
 
 from kto_sweep.agent.events import Tick
 from kto_sweep.agent.transition import Transition
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.http import CONNECTION_ERRORS, opener_for
+from kto_sweep.http import NoAnswerError, get
 
 PROBE_SECONDS = 10.0
 WARN_SECONDS = 45.0
@@ -63,12 +62,10 @@ class Connectivity:
 
     def _answers(self) -> bool:
         try:
-            opener_for(self._url).open(self._url, timeout=self._interval).close()
-        except urllib.error.HTTPError as error:
-            return error.code < 500  # any answer of the server itself will do
-        except CONNECTION_ERRORS:
+            # Any answer of the server itself will do.
+            return get(self._url, timeout=self._interval).status < 500
+        except NoAnswerError:
             return False
-        return True
 
 
 def is_lost(t: Transition, tick: Tick, elapsed: float) -> bool:

@@ -4,16 +4,14 @@ import json
 import os
 import shutil
 import signal
-import ssl
 import sys
 import time
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
-from kto_sweep.http import CONNECTION_ERRORS
+from kto_sweep.http import NoAnswerError, get
 from kto_sweep.local_server.keys import home_id, key_path, read_key
 from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.local_server.process import read_address, server_pid
@@ -111,20 +109,13 @@ def log_path(home: Home) -> Path:
 
 def _answers(url: str, expected_id: str) -> bool:
     """Whether the server at `url` is this home's server."""
-    # No proxy: the server is on this machine. The certificate is not verified: the home id identifies the
-    # server, and the request carries no secret.
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if url.startswith("https:"):
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    opener = urllib.request.build_opener(*handlers)
     try:
-        with opener.open(f"{url}/ready", timeout=5) as response:
-            answer = json.loads(response.read(10_000))
-    except CONNECTION_ERRORS:
+        # The home id identifies the server, not its certificate; the request carries no secret.
+        answer = get(f"{url}/ready", timeout=5, limit=10_000, verify=False)
+        ready = json.loads(answer.body)
+    except (NoAnswerError, ValueError):
         return False
-    return isinstance(answer, dict) and answer.get("home_id") == expected_id
+    return answer.ok and isinstance(ready, dict) and ready.get("home_id") == expected_id
 
 
 def _start(home: Home) -> int:

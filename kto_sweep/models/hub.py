@@ -4,13 +4,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from kto_sweep.errors import UsageError
+from kto_sweep.http import Answer, NoAnswerError, get
 
 TIMEOUT_SECONDS = 5.0
 """Timeout of a request to the hub. Its own client retries for half a minute when there is no network."""
+MAX_ANSWER = 1 << 26
+"""Bytes."""
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -24,8 +25,9 @@ def read_config(model: str) -> Mapping[str, Any]:
     if hub.constants.HF_HUB_OFFLINE:
         return {}
     try:
-        return as_object(_request(f"{model}/resolve/main/config.json"))
-    except (OSError, ValueError):
+        answer = _request(f"{model}/resolve/main/config.json")
+        return as_object(answer.body) if answer.ok else {}
+    except (NoAnswerError, ValueError):
         return {}
 
 
@@ -44,23 +46,23 @@ def bytes_to_download(model: str) -> int | None:
             f"{model}: some of its weights are not on this box, and HF_HUB_OFFLINE is set", hint=hint
         )
     try:
-        answer = as_object(_request(f"api/models/{model}?blobs=true"))
-    except HTTPError as error:
-        if error.code in {401, 403, 404}:
-            raise UsageError(
-                f"{model}: not a local folder, and not a model on the hub that you can access",
-                hint="check the name; for a gated or private model, request access and set HF_TOKEN",
-            ) from error
-        return None
-    except OSError as error:
+        answer = _request(f"api/models/{model}?blobs=true")
+    except NoAnswerError as error:
         raise UsageError(
             f"{model}: some of its weights are not on this box, and the hub could not be reached", hint=hint
         ) from error
+    if answer.status in {401, 403, 404}:
+        raise UsageError(
+            f"{model}: not a local folder, and not a model on the hub that you can access",
+            hint="check the name; for a gated or private model, request access and set HF_TOKEN",
+        )
+    if not answer.ok:
+        return None
+    try:
+        siblings = as_object(answer.body).get("siblings", ())
     except ValueError:
         return None
-    files = [
-        file for file in answer.get("siblings", ()) if str(file.get("rfilename")).endswith(".safetensors")
-    ]
+    files = [file for file in siblings if str(file.get("rfilename")).endswith(".safetensors")]
     if not files:
         raise no_safetensors_error(model)
     sizes = [file.get("size") for file in files]
@@ -90,17 +92,13 @@ def _are_cached(model: str) -> bool:
     return all(isinstance(try_to_load_from_cache(model, shard), str) for shard in shards)
 
 
-def _request(path: str) -> bytes:
-    """The body of the hub's response. Raises OSError."""
+def _request(path: str) -> Answer:
+    """The hub's answer. Raises NoAnswerError."""
     import huggingface_hub as hub
 
     token = hub.get_token()
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    with urlopen(
-        Request(f"{hub.constants.ENDPOINT}/{path}", headers=headers), timeout=TIMEOUT_SECONDS
-    ) as answer:
-        body: bytes = answer.read()
-    return body
+    return get(f"{hub.constants.ENDPOINT}/{path}", timeout=TIMEOUT_SECONDS, limit=MAX_ANSWER, headers=headers)
 
 
 def as_object(text: bytes) -> Mapping[str, Any]:

@@ -2,14 +2,13 @@
 
 import logging
 import os
-import urllib.error
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
-from kto_sweep.http import CONNECTION_ERRORS, opener_for
+from kto_sweep.http import NoAnswerError, get
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -69,13 +68,10 @@ def connect(target: Target) -> "wandb.Api":
     """
     target.export()
     try:
-        opener_for(target.base_url).open(target.base_url, timeout=CONNECT_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # any HTTP status is an answer
-    except CONNECTION_ERRORS as error:
-        reason = getattr(error, "reason", error)
+        get(target.base_url, timeout=CONNECT_SECONDS)  # any HTTP status is an answer
+    except NoAnswerError as error:
         raise ServerError(
-            f"no answer from {target}: {reason}",
+            f"no answer from {target}: {error}",
             hint="check the URL and the network, or add --local to work without W&B",
         ) from error
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -89,13 +89,20 @@ def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
         assert not Connectivity("http://wandb.example.com", None)._answers()
 
 
-def test_another_program_on_the_port_is_no_server():
-    with program(b"SSH-2.0-OpenSSH_9.6\r\n") as url:
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "Server disconnected"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", r"illegal status line.*SSH-2\.0"),
+    ],
+)
+def test_another_program_on_the_port_is_no_server(line, reason):
+    with program(line) as url:
         assert not Connectivity(url, None)._answers()
         assert not start._answers(url, "some home")
         with (
             restored_environment(),
-            pytest.raises(ServerError, match=r"no answer from W&B at http.*SSH-2\.0"),
+            pytest.raises(ServerError, match=f"no answer from W&B at http.*{reason}"),
         ):
             connect(Target(url, url, local=False))
 

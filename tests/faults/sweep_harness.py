@@ -1,6 +1,5 @@
 """A sweep on a machine of its own: starts its agents, finds every process to kill, and checks the result."""
 
-import base64
 import json
 import os
 import random
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +15,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
 from machine import ROOT, Machine
 
 from kto_sweep.home import Home
@@ -162,14 +161,10 @@ class SweepHarness(Machine):
             "query": RUNS,
             "variables": dict(zip(("entity", "project", "sweep"), self.sweep, strict=True)),
         }
-        request = urllib.request.Request(f"{address.url}/graphql", json.dumps(body).encode())
-        request.add_header("Content-Type", "application/json")
-        token = base64.b64encode(f"api:{address.key}".encode()).decode()
-        request.add_header("Authorization", f"Basic {token}")
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=30) as response:
-            sweep: dict[str, Any] = json.loads(response.read())["data"]["project"]["sweep"]
-            return sweep
+        key = ("api", address.key)
+        answer = httpx.post(f"{address.url}/graphql", json=body, auth=key, timeout=30, trust_env=False)
+        sweep: dict[str, Any] = answer.raise_for_status().json()["data"]["project"]["sweep"]
+        return sweep
 
     def sweep_state(self) -> str:
         return str(self._query_sweep()["state"])
