@@ -1,10 +1,8 @@
-"""The record of a W&B run in its trial's folder, and the lock that a process holds while it uses the run."""
+"""The record of a W&B run in its trial's folder."""
 
-import fcntl
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,38 +44,6 @@ class RunRecord:
 def read_record(folder: Path) -> RunRecord | None:
     """The record in a run's folder; None when it is missing or damaged."""
     return read_record_file(RunRecord, folder / _FILE)
-
-
-class RunLock:
-    """Marks a run as in use by this process, until it is released or the process ends in any way.
-
-    A shared flock on the folder itself, so no lock file remains.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Acquires the lock; blocks while another process holds it exclusively to upload the run."""
-        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._folder, fcntl.LOCK_SH)
-
-    def release(self) -> None:
-        """Release the lock; idempotent."""
-        if self._folder >= 0:
-            os.close(self._folder)
-            self._folder = -1
-
-
-@contextmanager
-def try_exclusive(folder: Path) -> Iterator[bool]:
-    """Whether the run is not in use; if so, it stays locked against use until the end of the block."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        free = False
-        with suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        yield free
-    finally:
-        os.close(descriptor)
 
 
 def home_id(home: Home) -> str:

@@ -1,6 +1,5 @@
 """The devices of this box, found without loading torch, and the locks that give each GPU to one agent."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -10,9 +9,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import TextIO
 
 from kto_sweep.errors import UsageError
+from kto_sweep.locks import holder, try_lock
 
 ANSWER_SECONDS = 30.0
 """For nvidia-smi."""
@@ -127,32 +126,22 @@ def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
     The locks vanish with their process. Raises UsageError when another agent has one of the GPUs, or no lock
     can be made.
     """
+    folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
     with ExitStack() as stack:
         for device in devices:
             if device.uuid:
-                stream = stack.enter_context(_lock_file(device.uuid))
+                path = folder / f"{device.uuid}.lock"
                 try:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    stream.seek(0)
-                    pid = stream.read().strip()
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    free = stack.enter_context(try_lock(path))
+                except OSError as error:
                     raise UsageError(
-                        f"{device.name} is in use: the agent with process id {pid} trains on it",
+                        f"cannot lock the GPU {device.uuid}: {error}",
+                        hint="set TMPDIR to a writable folder, or add --share-gpus",
+                    ) from error
+                if not free:
+                    raise UsageError(
+                        f"{device.name} is in use: the agent with process id {holder(path)} trains on it",
                         hint="wait for it, choose another with --gpus, or add --share-gpus",
-                    ) from None
-                stream.truncate(0)
-                stream.write(str(os.getpid()))
-                stream.flush()
+                    )
         yield
-
-
-def _lock_file(uuid: str) -> TextIO:
-    try:
-        folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        return (folder / f"{uuid}.lock").open("a+", encoding="ascii", errors="replace")
-    except OSError as error:
-        raise UsageError(
-            f"cannot lock the GPU {uuid}: {error}",
-            hint="set TMPDIR to a writable folder, or add --share-gpus",
-        ) from error

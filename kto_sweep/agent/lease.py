@@ -4,12 +4,11 @@
 <home>/runs/<run>/run.json     names the agent that has the run (see run_record.py)
 """
 
-import fcntl
 import json
-import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from typing import Any
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.json_file import write_atomic
-from kto_sweep.run_record import RunRecord, read_record, try_exclusive
+from kto_sweep.locks import holder, try_exclusive, try_lock
+from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 
 WORKER_SECONDS = 15.0
@@ -36,9 +36,10 @@ class AgentLease:
         self.token = secrets.token_hex(6)
         self._path = _folder(home) / self.token
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._lock = ExitStack()
         try:
-            _flock(self._lock, home)
+            with _explained(home):
+                self._lock.enter_context(try_lock(self._path, seconds=-1))
         except UsageError:
             self.end()
             raise
@@ -46,42 +47,33 @@ class AgentLease:
     def end(self) -> None:
         """Give it up."""
         self._path.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._lock.close()
 
 
 def is_alive(home: Home, token: str) -> bool:
     """Whether the agent of this token still runs. Raises UsageError where files cannot be locked."""
-    try:
-        descriptor = os.open(_folder(home) / token, os.O_RDWR)  # what NFS wants for such a lock
-    except OSError:
-        return False
-    try:
-        _flock(descriptor, home, fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
-def _flock(descriptor: int, home: Home, options: int = 0) -> None:
-    """Lock a file of an agent. Raises BlockingIOError, or UsageError where files cannot be locked."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | options)
-    except BlockingIOError:
-        raise
-    except OSError as error:  # some network file systems have no locks, or no server for them
-        raise UsageError(
-            f"files in {_folder(home)} cannot be locked: {error.strerror}",
-            hint="set KTO_SWEEP_HOME to a folder on a disk of this box",
-        ) from error
+    with _explained(home):
+        return holder(_folder(home) / token) is not None
 
 
 def forget_dead(home: Home) -> None:
     """Remove the leases of dead agents."""
     for path in _folder(home).glob("*"):
         if not is_alive(home, path.name):
-            path.unlink(missing_ok=True)
+            with try_lock(path) as is_dead:  # one that has just been made may not be locked yet
+                if is_dead:
+                    path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _explained(home: Home) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # some network file systems have no locks, or no server for them
+        raise UsageError(
+            f"files in {_folder(home)} cannot be locked: {error.strerror}",
+            hint="set KTO_SWEEP_HOME to a folder on a disk of this box",
+        ) from error
 
 
 @dataclass(frozen=True)

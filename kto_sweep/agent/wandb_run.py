@@ -16,8 +16,9 @@ import wandb
 from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_atomic
+from kto_sweep.locks import RunLock
 from kto_sweep.run_log import RunLog, last_step
-from kto_sweep.run_record import RunLock, RunRecord, read_record
+from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER
 from kto_sweep.wandb_client.private_api import is_service_gone

@@ -4,15 +4,14 @@ home/server/lock            flock of the running server, with its process id; th
 home/server/address.json    kept after the server exits, so that the next server reuses the port
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kto_sweep.home import Home
+from kto_sweep.locks import holder, try_lock
 
 
 def _lock_path(home: Home) -> Path:
@@ -23,31 +22,13 @@ def _lock_path(home: Home) -> Path:
 def hold_lock(home: Home) -> Iterator[bool]:
     """Yields whether this process acquired the home's lock; the lock is held until the block ends."""
     home.server.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _lock_path(home).open("a+", encoding="ascii") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield True
+    with try_lock(_lock_path(home)) as held:
+        yield held
 
 
 def server_pid(home: Home) -> int | None:
     """Process id of the running server; None when no process holds the lock."""
-    try:
-        stream = _lock_path(home).open("r", encoding="ascii")
-    except FileNotFoundError:
-        return None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            text = stream.read().strip()
-            return int(text) if text.isdecimal() else None
-    return None
+    return holder(_lock_path(home)) or None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.locks import try_exclusive
 from kto_sweep.run_log import last_step
-from kto_sweep.run_record import RunRecord, home_id, read_record, try_exclusive
+from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import find_remote, local_target
 from kto_sweep.sweep.view import OWNER

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, is_disk_full
-from kto_sweep.train.locks import Locks
+from kto_sweep.locks import Locks
 
 T = TypeVar("T")
 Pair = tuple[float, float]

@@ -27,7 +27,8 @@ from kto_sweep.agent.lease import (
 )
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.run_record import RunLock, RunRecord, home_id, read_record
+from kto_sweep.locks import RunLock
+from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
 
 REF = SweepRef("local", "kto-sweep", "ab12cd34")
@@ -36,7 +37,8 @@ import sys, time
 from pathlib import Path
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.home import Home
-print(AgentLease(Home(Path(sys.argv[1]))).token, flush=True)
+lease = AgentLease(Home(Path(sys.argv[1])))
+print(lease.token, flush=True)
 time.sleep(600)
 """
 
@@ -87,7 +89,7 @@ def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(descriptor, operation)
 
-    monkeypatch.setattr(lease.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     own = AgentLease(home)
     assert is_alive(home, own.token)
     own.end()
@@ -101,7 +103,7 @@ def test_a_disk_without_locks_is_told(home, monkeypatch, number):
     def flock(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lease.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UsageError, match=r"agents cannot be locked") as refused:
         AgentLease(home)
     assert "KTO_SWEEP_HOME" in refused.value.hint
@@ -166,7 +168,7 @@ def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
 
 def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     folder = leave(home, "run", "dead")
-    code = "import sys,time;from pathlib import Path;from kto_sweep.run_record import RunLock;" + (
+    code = "import sys,time;from pathlib import Path;from kto_sweep.locks import RunLock;" + (
         "claim=RunLock(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE)

@@ -12,8 +12,9 @@ from kto_sweep.agent.lease import OrphanedTrial, find_orphaned_trials
 from kto_sweep.agent.state import MAX_OPENINGS, Assignment
 from kto_sweep.agent.wandb_run import GivenBackError
 from kto_sweep.disk import shortage
+from kto_sweep.locks import RunLock
 from kto_sweep.protocol import Done, Order, StartTrial
-from kto_sweep.run_record import RunLock, RunRecord
+from kto_sweep.run_record import RunRecord
 from kto_sweep.wandb_client.private_api import Command
 
 

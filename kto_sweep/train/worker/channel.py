@@ -15,6 +15,7 @@ from kto_sweep.errors import (
     UsageError,
     is_disk_full,
 )
+from kto_sweep.locks import RunLock
 from kto_sweep.protocol import (
     Alert,
     Done,
@@ -29,7 +30,6 @@ from kto_sweep.protocol import (
     decode,
     encode,
 )
-from kto_sweep.run_record import RunLock
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.trial import Trial
