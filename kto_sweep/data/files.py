@@ -4,7 +4,6 @@ Here a row is any JSON value with its line; formats.py parses it.
 """
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from kto_sweep.errors import DataError
 from kto_sweep.shipped_files import find_file
+from kto_sweep.text import nearest
 
 FORMATS_HINT = (
     'one JSON object a line: {"conversations": [{"role": "user", "content": "..."}, '
@@ -189,9 +189,8 @@ def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
             for child in sorted(folder.iterdir()):
                 if child.suffix in DATA_SUFFIXES:
                     names.setdefault(child.name, str(child))
-    match = difflib.get_close_matches(wanted.name, names, n=1, cutoff=0.5)
-    if match:
-        return f"did you mean {names[match[0]]}?"
+    if near := nearest(wanted.name, names):
+        return f"did you mean {names[near]}?"
     if names:
         return f"data files here: {', '.join(list(names.values())[:3])}"
     return "use the path of a .jsonl file, or a dataset on the hub (owner/name)"

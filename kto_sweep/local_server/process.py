@@ -4,13 +4,13 @@ home/server/lock            flock of the running server, with its process id; th
 home/server/address.json    kept after the server exits, so that the next server reuses the port
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.home import Home
+from kto_sweep.json_file import read_record_file, write_record
 from kto_sweep.locks import holder, try_lock
 
 
@@ -44,18 +44,9 @@ class ServerAddress:
 
 def read_address(home: Home) -> ServerAddress | None:
     """The last recorded address; None when the file is missing or unreadable."""
-    try:
-        values = json.loads((home.server / "address.json").read_text(encoding="utf-8"))
-        return ServerAddress(
-            str(values["url"]), int(values["port"]), int(values["pid"]), str(values["version"])
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_record_file(ServerAddress, home.server / "address.json")
 
 
 def write_address(home: Home, address: ServerAddress) -> None:
     """Replaces the address file atomically."""
-    path = home.server / "address.json"
-    fresh = path.with_name("address.json.new")
-    fresh.write_text(json.dumps(asdict(address)), encoding="utf-8")
-    fresh.replace(path)
+    write_record(home.server / "address.json", address)

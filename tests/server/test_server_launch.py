@@ -16,7 +16,7 @@ import pytest
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.local_server import start
-from kto_sweep.local_server.process import read_address, server_pid
+from kto_sweep.local_server.process import ServerAddress, read_address, server_pid, write_address
 from kto_sweep.local_server.start import ensure_server, running_server, stop_server
 
 ENSURE = """
@@ -92,6 +92,16 @@ def test_stale_address_of_a_killed_server_is_ignored(home: Home) -> None:
     assert read_address(home) is not None
     assert running_server(home) is None
     assert ensure_server(home) == first
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"url": 1, "port": 2, "pid": 3, "version": "4"}', "\x00"])
+def test_a_damaged_address_is_none(home: Home, text: str) -> None:
+    address = ServerAddress("http://127.0.0.1:1", 1, 2, "3")
+    home.server.mkdir(parents=True)
+    write_address(home, address)
+    assert read_address(home) == address
+    (home.server / "address.json").write_text(text)
+    assert read_address(home) is None
 
 
 def test_port_in_use_by_another_program_is_not_taken(home: Home) -> None:
