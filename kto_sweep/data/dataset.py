@@ -11,8 +11,8 @@ from kto_sweep.errors import DataError
 from kto_sweep.text import counted
 
 SEED = 0
-"""Seed of the split and of the partners, the same for all trials: they are compared on the same held-out rows
-and share the reference values of the same pairs, so neither may depend on a trial's own seed."""
+"""Seed of the split and of the partners, the same for all trials: trials are compared on the same held-out
+rows and share the reference values of the same pairs, so neither may depend on a trial's own seed."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def _check_prompts(path: str, rows: Sequence[TokenRow], eval_fraction: float) ->
     if prompts < 2:
         raise DataError(
             f"{path}: all {len(rows):,} rows have the same prompt",
-            hint="KTO needs at least two prompts: its KL estimate mismatches answers with other prompts",
+            hint="KTO needs at least two prompts: its KL estimate pairs each answer with another prompt",
         )
     if eval_fraction > 0 and prompts < 4:  # two on each side, for mismatched pairs within each
         raise DataError(
-            f"{path}: {prompts} different prompts are too few for held-out rows",
-            hint="use at least four different prompts",
+            f"{path}: {prompts} distinct prompts are too few to hold out rows for evaluation",
+            hint="use at least four distinct prompts",
         )
 
 

@@ -1,6 +1,6 @@
-"""Finds a data file and reads its raw rows from any container: JSON lines, JSON, CSV, parquet, the hub.
+"""Finds a data file and reads its raw rows from JSON lines, JSON, CSV, parquet or the hub.
 
-Here a row is any JSON value with its line; formats.py parses it.
+A raw row is any JSON value with its line; formats.py parses it.
 """
 
 import csv
@@ -49,7 +49,7 @@ def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterato
 
 
 def find_data(source: str, base_dirs: Sequence[Path] = ()) -> Path | None:
-    """The file of `source`: as given, below one of `base_dirs`, or a shipped example; None: no such file.
+    """The file of `source`: as given, below one of `base_dirs`, or a shipped example; None if there is none.
 
     Raises DataError when it is a folder.
     """
@@ -157,7 +157,7 @@ def is_hub_id(source: str) -> bool:
 
 
 def join_source(source: str | None, file: str) -> str:
-    """The name of `file` in `source`, a dataset on the hub or a folder; None: the file by itself."""
+    """The name of `file` in `source`, a dataset on the hub or a folder; without `source`, just the file."""
     if source is None:
         return file
     return f"{source}:{file}" if is_hub_id(source) and not Path(source).is_dir() else str(Path(source, file))
@@ -174,7 +174,8 @@ def _read_hub(source: str) -> Iterator[RawRow]:
     except Exception as error:  # the hub client raises a dozen unrelated types
         reason = str(error).strip().splitlines()
         raise DataError(
-            f"{source}: not a local file, and the hub refused it: {reason[0] if reason else error!r}",
+            f"{source}: not a local file, and loading it from the hub failed: "
+            f"{reason[0] if reason else error!r}",
             hint="check the name; for a gated or private dataset, request access and set HF_TOKEN",
         ) from error
     yield from (RawRow(number, dict(row)) for number, row in enumerate(rows, start=1))

@@ -47,9 +47,9 @@ class LoadedData:
 
 
 def load_examples(source: str, *, base_dirs: Sequence[Path] = ()) -> LoadedData:
-    """Every row of `source` (a file, a shipped example or a hub id) as an example, or as a bad row.
+    """Every row of `source` (a file, a shipped example or a hub id) as an example or a bad row.
 
-    Raises DataError: no such file; a line that is not JSON; not one usable row.
+    Raises DataError: no such file; a line that is not JSON; no usable row.
     """
     path, rows = read_rows(source, base_dirs)
     examples: list[Example] = []
@@ -90,7 +90,7 @@ def parse_row(row: object, line: int) -> tuple[Example, bool]:
 
 
 def _check_unicode(row: dict[str, object]) -> None:
-    """Raise BadRowError for half a surrogate pair, which JSON allows and tokenizers refuse."""
+    """Raise BadRowError for half a surrogate pair, which JSON allows and tokenizers reject."""
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -145,7 +145,7 @@ def _missing(row: dict[str, object]) -> str:
     for field, other in (("prompt", "completion"), ("completion", "prompt")):
         if field in row:
             return f"{field} without {other}"
-    return "neither conversations, nor messages, nor prompt and completion"
+    return "no conversations, no messages, and no prompt with completion"
 
 
 def describe_bad(bad: Sequence[BadRow], *, shown: int = 5) -> str:
@@ -155,9 +155,9 @@ def describe_bad(bad: Sequence[BadRow], *, shown: int = 5) -> str:
         lines[row.why].append(row.line)
     reasons = sorted(lines.items(), key=lambda item: -len(item[1]))
     texts = []
-    for why, at in reasons[:shown]:
-        named = ", ".join(map(str, at[:shown])) + (", ..." if len(at) > shown else "")
-        texts.append(f"{len(at):,} {why} (line{'' if len(at) == 1 else 's'} {named})")
+    for why, numbers in reasons[:shown]:
+        listed = ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")
+        texts.append(f"{len(numbers):,} {why} (line{'' if len(numbers) == 1 else 's'} {listed})")
     if len(reasons) > shown:
-        texts.append(f"{sum(len(at) for _, at in reasons[shown:]):,} others")
+        texts.append(f"{sum(len(numbers) for _, numbers in reasons[shown:]):,} others")
     return "; ".join(texts)

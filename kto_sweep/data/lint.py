@@ -1,4 +1,4 @@
-"""Checks a data file without a GPU: what training refuses, and what to know about the rest.
+"""Checks a data file without a GPU: what training would reject, and warnings about the rest.
 
 file --> read_data --> measure_tokens | measure_characters --> lint --> counts, lengths, split, findings
 """
@@ -75,7 +75,7 @@ class LintReport:
     """None when a label is missing."""
     lengths: LengthReport
     split: Split | None
-    """None when training refuses the data."""
+    """None when training would reject the data."""
     findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then notes."""
 
@@ -85,19 +85,19 @@ class LintReport:
 
 
 def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fraction: float) -> LintReport:
-    """The report on rows that were read and measured; its errors are what training refuses.
+    """The report on rows already read and measured; its errors are what training would reject.
 
     `max_length` is that of `data`; None when it was measured in characters.
     """
     counts = _count(read, data)
     lengths = report_lengths(data)
-    split, refusal = _split(read, data, max_length, eval_fraction)
+    split, errors = _split(read, data, max_length, eval_fraction)
     findings = [
-        *refusal,
+        *errors,
         *find.find_left_out([*read.loaded.bad, *data.tokens.bad]),
         *find.find_copies(data.examples),
         *find.find_contradictions(data.examples),
-        *find.find_contradictions_but_for_calls(data.examples),
+        *find.find_contradictions_without_calls(data.examples),
         *find.find_imbalance(counts.desirable, counts.undesirable),
         *find.find_length_leak(lengths, counts.desirable, counts.undesirable),
         *find.find_later_turns(read),
@@ -152,19 +152,19 @@ def _count(read: ReadData, data: MeasuredData) -> Counts:
 def _split(
     read: ReadData, data: MeasuredData, max_length: int | None, eval_fraction: float
 ) -> tuple[TrainingData | None, list[LintFinding]]:
-    """The rows as training gets them, or the error with which training refuses them."""
+    """The rows as training gets them, or the error that training would raise."""
     loaded = read.loaded
     if not loaded.examples:
         why = describe_bad(loaded.bad) if loaded.bad else "it has no rows"
-        return None, [_refused(f"no usable row: {why}", f"a row is {FORMATS_HINT}")]
+        return None, [_error(f"no usable row: {why}", f"a row is {FORMATS_HINT}")]
     try:  # max_length is only for training's notes: the rows are already truncated
         split = prepare_data(loaded, data.tokens, eval_fraction=eval_fraction, max_length=max_length or 0)
     except DataError as error:
-        return None, [_refused(error.message.removeprefix(f"{loaded.path}: "), error.hint)]
+        return None, [_error(error.message.removeprefix(f"{loaded.path}: "), error.hint)]
     return split, []
 
 
-def _refused(what: str, hint: str) -> LintFinding:
+def _error(what: str, hint: str) -> LintFinding:
     return lint_finding(Severity.ERROR, "cannot_train", 1, what, hint)
 
 

@@ -14,10 +14,10 @@ from kto_sweep.data.rows import Example
 from kto_sweep.errors import Problem, Severity
 
 LEAK_AUC = 0.7
-"""AUC of the length alone from which the linter warns: it ranks 7 in 10 pairs of rows correctly."""
+"""The linter warns when length alone has this AUC or more, that is, ranks 7 in 10 pairs of rows correctly."""
 
 MIN_HELD_OUT = 20
-"""Held-out rows per label; with fewer, `eval/auc` of an untrained model varies by 0.1 and more."""
+"""Held-out rows per label; with fewer, `eval/auc` of an untrained model varies by 0.1 or more."""
 
 MAX_LABEL_RATIO = 4 / 3
 """Ratio of the labels above which training warns (KTO, arXiv 2402.01306, section 4)."""
@@ -64,7 +64,7 @@ def find_left_out(bad: Iterable[BadRow]) -> list[LintFinding]:
 
 def find_later_turns(read: ReadData) -> list[LintFinding]:
     """Rows with turns after the last assistant turn."""
-    what = "with turns after the last assistant turn; training drops those turns"
+    what = "with turns after the last assistant turn; training drops these turns"
     hint = "nothing to do if the label is about the last assistant turn"
     return _rows(Severity.NOTE, "later_turns", read.cut_turns, what, hint)
 
@@ -102,10 +102,10 @@ def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[Li
     return _answers(Severity.WARNING, "contradictory_when_cut", _without(groups, excluded), what, hint)
 
 
-def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[LintFinding]:
+def find_contradictions_without_calls(examples: Sequence[Example]) -> list[LintFinding]:
     """Answers with the same text under both labels that differ in their tool calls."""
-    talking = [row for row in examples if completion_text(row)]
-    groups = _both_labels(talking, lambda row: (prompt_key(row), completion_text(row)))
+    with_text = [row for row in examples if completion_text(row)]
+    groups = _both_labels(with_text, lambda row: (prompt_key(row), completion_text(row)))
     return _answers(
         Severity.NOTE,
         "contradictory_without_calls",
@@ -117,7 +117,7 @@ def find_contradictions_but_for_calls(examples: Sequence[Example]) -> list[LintF
 
 def find_neighbours(data: MeasuredData) -> list[LintFinding]:
     """Rows directly after a row with the same prompt."""
-    behind = [
+    lines = [
         line
         for line, (row, after) in zip(data.tokens.lines[1:], pairwise(data.tokens.rows), strict=False)
         if row.group == after.group
@@ -127,7 +127,7 @@ def find_neighbours(data: MeasuredData) -> list[LintFinding]:
         "nothing to do: rows are shuffled, and a mismatched answer always has another prompt; trainers that "
         "mismatch neighbouring rows, such as TRL, compute a wrong KL from this order"
     )
-    return _rows(Severity.NOTE, "same_prompt_neighbours", behind, what, hint)
+    return _rows(Severity.NOTE, "same_prompt_neighbours", lines, what, hint)
 
 
 def find_imbalance(desirable: int, undesirable: int) -> list[LintFinding]:
@@ -187,8 +187,8 @@ def find_thin_split(split: TrainingData, eval_fraction: float) -> list[LintFindi
     if fewest >= MIN_HELD_OUT:
         return []
     usable = [split.counts[0] + desirable, split.counts[1] + undesirable]
-    wanted = math.ceil(20 * MIN_HELD_OUT / min(usable)) / 20  # in steps of 0.05
-    hint = f"eval_fraction: {wanted:g}" if eval_fraction < wanted <= 0.5 else "add rows with other prompts"
+    needed = math.ceil(20 * MIN_HELD_OUT / min(usable)) / 20  # in steps of 0.05
+    hint = f"eval_fraction: {needed:g}" if eval_fraction < needed <= 0.5 else "add rows with other prompts"
     if fewest == 0:
         one = "desirable" if desirable else "undesirable"
         what = f"all held-out rows are {one}: eval/auc and eval/margins are empty"

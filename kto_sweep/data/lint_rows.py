@@ -1,4 +1,4 @@
-"""Rows with what the linter needs beyond training: lines, lengths before truncation, truncated rows."""
+"""Rows with what only the linter needs: line numbers, lengths before truncation, which rows are truncated."""
 
 import json
 import sys
@@ -24,12 +24,12 @@ Unit = Literal["tokens", "characters"]
 Lengths = NDArray[np.int64]
 
 CHARACTERS_PER_TOKEN = 3.3
-"""For English with some code or JSON, and tokenizers of 50,000 tokens or more."""
+"""Average for English with some code or JSON, and vocabularies of 50,000 tokens or more."""
 
 
 @dataclass(frozen=True)
 class ReadData:
-    """A data file as training reads it, with line numbers in place of counts."""
+    """A data file as training reads it, with line numbers instead of counts."""
 
     loaded: LoadedData
     """May have no examples."""
@@ -42,7 +42,7 @@ class MeasuredData:
     """The rows that training would get, and their lengths before truncation; all lists in file order."""
 
     unit: Unit
-    """Unit of the lengths. Characters without a tokenizer; `tokens` then has placeholders."""
+    """Unit of the lengths: characters when there is no tokenizer; `tokens` then has placeholders."""
     tokens: TokenisedData
     examples: list[Example]
     """The example of each row."""

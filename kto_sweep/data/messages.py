@@ -51,7 +51,7 @@ def _read_turn(turn: object) -> Message:
     named = turn.get("role", turn.get("from"))
     role = _ROLES.get(named.strip().lower()) if isinstance(named, str) else None
     if role is None:
-        raise BadRowError(f"a turn has the role {named!r}" if named is not None else "a turn has no role")
+        raise BadRowError(f"unknown role {named!r}" if named is not None else "a turn has no role")
     message: Message = {"role": role, "content": _content(turn.get("content", turn.get("value")))}
     if calls := _tool_calls(turn):
         message["tool_calls"] = calls

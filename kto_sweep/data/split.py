@@ -38,17 +38,17 @@ def _choose(order: Sequence[int], counts: dict[int, np.ndarray], eval_fraction: 
     """The groups to hold out."""
     total = np.sum(list(counts.values()), axis=0)
     # At least one row of each label that has two: without it AUC and margins are undefined.
-    wanted = np.where(total > 1, np.maximum(eval_fraction * total, 1.0), eval_fraction * total)
-    least = min(2, len(order) // 2)  # prompts on each side
+    target = np.where(total > 1, np.maximum(eval_fraction * total, 1.0), eval_fraction * total)
+    min_prompts = min(2, len(order) // 2)  # on each side
     chosen: set[int] = set()
     held_out = np.zeros(2)
     for group in order:
-        nearer = np.abs(wanted - held_out - counts[group]).sum() < np.abs(wanted - held_out).sum()
-        if nearer and len(chosen) < len(order) - least:
+        nearer = np.abs(target - held_out - counts[group]).sum() < np.abs(target - held_out).sum()
+        if nearer and len(chosen) < len(order) - min_prompts:
             chosen.add(group)
             held_out = held_out + counts[group]
     for group in sorted(order, key=lambda group: int(counts[group].sum())):  # stable: ties stay in `order`
-        if len(chosen) < least:
+        if len(chosen) < min_prompts:
             chosen.add(group)
     return chosen
 
@@ -79,7 +79,7 @@ def partners(rows: Sequence[TokenRow], seed: int) -> list[int]:
     if len(groups) < 2:
         raise DataError(
             f"all {len(rows)} rows have the same prompt",
-            hint="KTO compares answers to different prompts: give rows with at least two prompts",
+            hint="KTO compares answers to different prompts: use rows with at least two prompts",
         )
     largest = max(groups.values(), key=len)
     others = [at for members in groups.values() if members is not largest for at in members]

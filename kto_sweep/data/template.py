@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "kto_probe_word"
-_REFUSALS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
+_REJECTIONS = (TemplateError, TypeError, ValueError, KeyError, AttributeError)
 """Exceptions that templates raise for turns they do not support."""
 
 _PLAIN_ROLES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
@@ -31,7 +31,7 @@ class Rendered:
     full: str
     """Prompt and completion, as the template renders the whole conversation."""
     completion: str
-    """The completion by itself, with what the template appends to it."""
+    """The completion alone, with what the template appends to it."""
     body: str
     """`prompt` without the tokens that open the answer; empty when `full` begins with `prompt`."""
     from_template: bool
@@ -55,13 +55,13 @@ class Renderer:
     def _probe(self, *turns: Message) -> bool:
         try:
             return _PROBE in self._template(turns, generate=False)
-        except _REFUSALS:
+        except _REJECTIONS:
             return False
 
     def render(self, example: Example) -> Rendered:
         """The example's texts.
 
-        Raises BadRowError when the template refuses the conversation.
+        Raises BadRowError when the template rejects the conversation.
         """
         if isinstance(example.prompt, str) or isinstance(example.completion, str):
             prompt, completion = str(example.prompt), str(example.completion)
@@ -70,13 +70,13 @@ class Renderer:
             prompt, completion = _plain(example.prompt), f" {_as_text(example.completion[0])}"
             return Rendered(prompt, prompt + completion, completion, "", from_template=False)
         turns = self._adapt([*example.prompt, *example.completion])
-        refusal: Exception | None = None
-        for attempt in (_as_they_are, _merge_neighbours, _without_calls):
+        rejection: Exception | None = None
+        for attempt in (_unchanged, _merge_neighbours, _without_calls):
             try:
                 return self._render_turns(attempt(turns))
-            except _REFUSALS as error:
-                refusal = error
-        raise BadRowError(f"the chat template refuses it: {str(refusal)[:80]}") from refusal
+            except _REJECTIONS as error:
+                rejection = error
+        raise BadRowError(f"rejected by the chat template: {str(rejection)[:80]}") from rejection
 
     def _render_turns(self, turns: Sequence[Message]) -> Rendered:
         prompt = self._template(turns[:-1], generate=True)
@@ -99,7 +99,7 @@ class Renderer:
         return str(text)
 
     def _adapt(self, turns: list[Message]) -> list[Message]:
-        """Turns that the template supports: other tool calls, tool results and system turns become text."""
+        """Turns that the template supports: unsupported calls, tool results and system turns become text."""
         if not self._calls:
             turns = [_call_as_text(turn) for turn in turns]
         if not self._tools:
@@ -133,21 +133,21 @@ def _result_as_user(turn: Message) -> Message:
 def _fold_system(turns: list[Message]) -> list[Message]:
     """Turns with each system turn merged into the user turn after it."""
     folded: list[Message] = []
-    waiting: list[str] = []
+    pending: list[str] = []
     for turn in turns:
         if turn["role"] == "system":
-            waiting.append(turn["content"])
-        elif waiting and turn["role"] == "user":
-            folded.append({**turn, "content": "\n\n".join([*waiting, turn["content"]])})
-            waiting = []
+            pending.append(turn["content"])
+        elif pending and turn["role"] == "user":
+            folded.append({**turn, "content": "\n\n".join([*pending, turn["content"]])})
+            pending = []
         else:
             folded.append(turn)
-    if waiting:  # without a user turn, the system text is the question
-        folded.insert(0, {"role": "user", "content": "\n\n".join(waiting)})
+    if pending:  # without a user turn, the system text is the question
+        folded.insert(0, {"role": "user", "content": "\n\n".join(pending)})
     return folded
 
 
-def _as_they_are(turns: Sequence[Message]) -> Sequence[Message]:
+def _unchanged(turns: Sequence[Message]) -> Sequence[Message]:
     return turns
 
 

@@ -21,7 +21,7 @@ class TokenisedData:
     lines: list[int]
     """Line of each row in the file."""
     bad: list[BadRow]
-    """Examples that the chat template refuses, or that have no tokens."""
+    """Examples that the chat template rejects, or that have no tokens."""
     cut_prompts: int
     """Rows whose prompt was truncated at the start."""
     cut_completions: int
@@ -112,7 +112,7 @@ def split_ids(
     * the template opens an answer differently from how it renders one (`<think>` only when it asks for an
       answer): both are split where they diverge, so that together they are the template's text;
     * tokens merge across the boundary, or the template changes earlier turns once an answer follows: the
-      prompt stays as the model sees it at inference, and the completion is encoded by itself.
+      prompt stays as the model sees it at inference, and the completion is encoded separately.
     """
     at = first_difference(prompt_ids, full_ids)
     if at == len(prompt_ids):
@@ -130,9 +130,9 @@ def truncate(
     """Prompt and completion of at most `max_length` tokens together, at least 2; neither is empty.
 
     A row that is too long loses the start of its prompt, down to half of max_length, then the end of its
-    completion: the question is usually at the prompt's end, and a truncated answer still teaches its start.
-    (TRL truncates only the end, and drops rows whose prompt fills max_length.) A beginning-of-text token
-    stays in front, because models fail without it.
+    completion: the question is usually at the end of the prompt, and a truncated answer still teaches its
+    start. (TRL truncates only the end, and drops rows whose prompt fills max_length.) A beginning-of-text
+    token stays in front, because models fail without it.
 
     >>> truncate([1, 2, 3, 4, 5, 6], [7, 8], 6, None)
     ([3, 4, 5, 6], [7, 8])

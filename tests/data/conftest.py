@@ -13,7 +13,7 @@ MakeTokenizer = Callable[..., PreTrainedTokenizerBase]
 
 @pytest.fixture(scope="session")
 def make_tokenizer() -> MakeTokenizer:
-    """A tokenizer with one token per byte, and per merge asked for: (`a`, `b`) makes `ab` one token."""
+    """A tokenizer with one token per byte and one per merge: (`a`, `b`) makes `ab` one token."""
 
     def make(
         template: str | None = CHATML,

@@ -51,19 +51,19 @@ def test_notes() -> None:
 @pytest.mark.parametrize(
     ("pairs", "message", "hint"),
     [
-        ([], "no usable row: 1 the chat template refuses it", "chat template"),
+        ([], "no usable row: 1 rejected by the chat template", "chat template"),
         ([(0, True), (1, True), (2, True), (3, True)], "all 4 usable rows have label true", "label false"),
         ([(0, False), (1, False)], "all 2 usable rows have label false", "label true"),
         ([(0, True), (0, False)], "all 2 rows have the same prompt", "at least two"),
         (
             [(0, True), (1, False), (2, False)],
-            "3 different prompts are too few for held-out rows",
-            "at least four different prompts",
+            "3 distinct prompts are too few to hold out rows",
+            "at least four distinct prompts",
         ),
     ],
 )
-def test_untrainable_data_is_refused(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
-    tokens = tokenised(pairs, bad=[BadRow(4, "the chat template refuses it")])
+def test_untrainable_data_is_rejected(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
+    tokens = tokenised(pairs, bad=[BadRow(4, "rejected by the chat template")])
     with pytest.raises(DataError) as raised:
         prepare_data(loaded(), tokens, eval_fraction=0.1, max_length=100)
     assert raised.value.message.startswith("rows.jsonl: ")

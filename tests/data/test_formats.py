@@ -82,7 +82,7 @@ def test_labels_that_mean_undesirable(write_rows: WriteRows, label: Any) -> None
     ("row", "why"),
     [
         ([1, 2], "not a JSON object"),
-        ({"label": True}, "neither conversations, nor messages, nor prompt and completion"),
+        ({"label": True}, "no conversations, no messages, and no prompt with completion"),
         ({"prompt": "x", "label": True}, "prompt without completion"),
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "a preference pair (chosen, rejected)"),
         ({"conversations": [USER], "label": True}, "no assistant turn"),
@@ -94,7 +94,7 @@ def test_labels_that_mean_undesirable(write_rows: WriteRows, label: Any) -> None
         ({"conversations": [USER, {"content": "hi"}], "label": True}, "a turn has no role"),
         (
             {"conversations": [USER, {"role": "judge", "content": "x"}], "label": True},
-            "a turn has the role 'judge'",
+            "unknown role 'judge'",
         ),
         (
             {"conversations": [USER, {"role": "assistant", "content": 7}], "label": True},

@@ -1,4 +1,4 @@
-"""What lint reports, and that its errors are exactly what training refuses."""
+"""What lint reports, and that its errors are exactly what training rejects."""
 
 import doctest
 import json
@@ -50,13 +50,13 @@ def write(path: Path, rows: Sequence[Row]) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for all the examples of a property."""
+    """One folder for all examples of a property test."""
     return tmp_path_factory.mktemp("lint")
 
 
 @pytest.fixture
 def report(tmp_path: Path) -> Callable[..., LintReport]:
-    """Lint rows: with a tokenizer where one is given, else in characters."""
+    """The lint report of rows, in tokens if there is a tokenizer, else in characters."""
 
     def run(
         rows: Sequence[Row],
@@ -90,7 +90,7 @@ def codes(report: LintReport) -> set[str]:
     return {finding.code for finding in report.findings}
 
 
-# What training refuses.
+# What training rejects.
 
 good_rows = st.builds(
     row, st.sampled_from([*"pqrstu", "long " * 9]), st.sampled_from(["a", "b", "long " * 12]), st.booleans()
@@ -118,7 +118,7 @@ some_rows = st.one_of(
     st.sampled_from([16, 40, 1000]),
     st.sampled_from([0.05, 0.1, 0.5, 0.9]),
 )
-def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
+def test_errors_are_what_training_rejects_and_the_rest_is_what_it_trains_on(
     make_tokenizer: MakeTokenizer,
     folder: Path,
     rows: list[Row],
@@ -155,7 +155,7 @@ def test_errors_are_what_training_refuses_and_the_rest_is_what_it_trains_on(
 
 @settings(max_examples=100, deadline=None)
 @given(some_rows)
-def test_without_a_tokenizer_the_same_data_is_refused_except_for_token_checks(
+def test_without_a_tokenizer_the_same_data_is_rejected_except_for_token_checks(
     make_tokenizer: MakeTokenizer, folder: Path, rows: list[Row]
 ) -> None:
     read = read_data(write(folder / "characters.jsonl", rows))
@@ -166,23 +166,23 @@ def test_without_a_tokenizer_the_same_data_is_refused_except_for_token_checks(
         max_length=1000,
         eval_fraction=0.1,
     )
-    refused = [
+    errors = [
         {finding.what for finding in report.findings if finding.severity is Severity.ERROR}
         for report in (characters, tokens)
     ]
-    # Which prompts are held out hangs on their tokens.
-    if not any("are held out" in what for whats in refused for what in whats):
-        assert refused[0] == refused[1]
+    # The held-out prompts depend on their tokens.
+    if not any("are held out" in what for whats in errors for what in whats):
+        assert errors[0] == errors[1]
     assert characters.counts == tokens.counts
 
 
 def test_a_file_without_rows_is_an_error(report: Report) -> None:
-    found = only(report([]), "cannot_train")
-    assert found.severity is Severity.ERROR
-    assert found.what == "no usable row: it has no rows"
+    finding = only(report([]), "cannot_train")
+    assert finding.severity is Severity.ERROR
+    assert finding.what == "no usable row: it has no rows"
 
 
-# What it warns of.
+# Warnings and notes.
 
 
 def test_clean_rows_have_no_findings(report: Report, make_tokenizer: MakeTokenizer) -> None:
@@ -191,32 +191,32 @@ def test_clean_rows_have_no_findings(report: Report, make_tokenizer: MakeTokeniz
 
 def test_counts_and_split(report: Report, make_tokenizer: MakeTokenizer) -> None:
     extra = [row("question 1", "another", True), {"messages": [], "label": True}]
-    found = report([*APART, *extra], make_tokenizer())
-    counts = found.counts
+    result = report([*APART, *extra], make_tokenizer())
+    counts = result.counts
     assert (counts.rows, counts.usable, counts.desirable, counts.undesirable) == (402, 401, 201, 200)
     assert (counts.prompts, counts.prompts_with_both) == (400, 1)
-    assert found.split is not None
-    assert (found.split.eval.desirable, found.split.eval.undesirable) == (20, 20)
-    assert (found.split.train.desirable, found.split.train.undesirable) == (181, 180)
+    assert result.split is not None
+    assert (result.split.eval.desirable, result.split.eval.undesirable) == (20, 20)
+    assert (result.split.train.desirable, result.split.train.undesirable) == (181, 180)
 
 
 def test_skipped_rows_are_named_by_reason(report: Report, make_tokenizer: MakeTokenizer) -> None:
     bad = [{"messages": [{"role": "user", "content": "x"}], "label": True}]
-    found = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
-    left_out = [finding for finding in found.findings if finding.code == "left_out"]
+    result = report([*bad, *APART, row("refuse", "x", True), *bad], make_tokenizer(REFUSING))
+    left_out = [finding for finding in result.findings if finding.code == "left_out"]
     assert [(finding.what, finding.lines) for finding in left_out] == [
         ("2 rows skipped: no assistant turn", [1, 403]),
-        ("1 row skipped: the chat template refuses it: refused", [402]),
+        ("1 row skipped: rejected by the chat template: refused", [402]),
     ]
     assert {finding.severity for finding in left_out} == {Severity.WARNING}
 
 
 def test_copies_are_named_with_their_original(report: Report) -> None:
-    found = report([*APART, APART[4], APART[4], APART[7]])
-    copies = only(found, "duplicate")
+    result = report([*APART, APART[4], APART[4], APART[7]])
+    copies = only(result, "duplicate")
     assert (copies.severity, copies.count) == (Severity.WARNING, 3)
     assert copies.groups == ((5, 401, 402), (8, 403))
-    assert "contradictory" not in codes(found)
+    assert "contradictory" not in codes(result)
 
 
 def test_ids_of_tool_calls_are_ignored(report: Report) -> None:
@@ -226,19 +226,19 @@ def test_ids_of_tool_calls_are_ignored(report: Report) -> None:
 
 
 def test_contradictions_are_named_together(report: Report) -> None:
-    found = report([*APART, row("question 0", "answer 000", False)])
-    answers = only(found, "contradictory")
+    result = report([*APART, row("question 0", "answer 000", False)])
+    answers = only(result, "contradictory")
     assert (answers.severity, answers.count, answers.groups) == (Severity.WARNING, 1, ((1, 401),))
-    assert "duplicate" not in codes(found)
+    assert "duplicate" not in codes(result)
 
 
 def test_answers_that_differ_only_in_their_calls_are_noted(report: Report) -> None:
     rows = [row("where?", "Looking.", label, tool_calls=call(str(label), "a")) for label in (True, False)]
     silent = [row("who?", "", label, tool_calls=call(str(label), "a")) for label in (True, False)]
-    found = report([*APART, *rows, *silent])
-    noted = only(found, "contradictory_without_calls")
+    result = report([*APART, *rows, *silent])
+    noted = only(result, "contradictory_without_calls")
     assert (noted.severity, noted.groups) == (Severity.NOTE, ((401, 402),))
-    assert "contradictory" not in codes(found)
+    assert "contradictory" not in codes(result)
 
 
 def test_answers_that_differ_only_after_truncation_are_named(
@@ -247,9 +247,9 @@ def test_answers_that_differ_only_after_truncation_are_named(
     ends = [row("where?", "same " * 20 + end, label) for end, label in (("x", True), ("y", False))]
     rows = [*APART, *ends, row("question 0", "answer 000", False)]
     tokenizer = make_tokenizer()
-    found = report(rows, tokenizer, max_length=60)
-    assert only(found, "contradictory_when_cut").groups == ((401, 402),)
-    assert only(found, "contradictory").groups == ((1, 403),)
+    result = report(rows, tokenizer, max_length=60)
+    assert only(result, "contradictory_when_cut").groups == ((401, 402),)
+    assert only(result, "contradictory").groups == ((1, 403),)
     assert "contradictory_when_cut" not in codes(report(rows, tokenizer, max_length=1000))
 
 
@@ -263,8 +263,8 @@ def test_neighbours_with_one_prompt_are_noted(report: Report) -> None:
 def test_turns_after_the_answer_are_noted(report: Report) -> None:
     later = row("x", "y", True)
     later["conversations"].append({"role": "user", "content": "thanks"})
-    found = only(report([*APART, later]), "later_turns")
-    assert (found.severity, found.lines) == (Severity.NOTE, [401])
+    finding = only(report([*APART, later]), "later_turns")
+    assert (finding.severity, finding.lines) == (Severity.NOTE, [401])
 
 
 @pytest.mark.parametrize(
@@ -281,57 +281,57 @@ def test_turns_after_the_answer_are_noted(report: Report) -> None:
 def test_balance_says_the_rho_to_use_and_its_weights(
     desirable: int, undesirable: int, rho: float, weights: tuple[float, float]
 ) -> None:
-    found = balance(desirable, undesirable)
-    assert found is not None
-    assert found.rho == pytest.approx(rho)
-    used = (found.desirable_weight, found.undesirable_weight)
+    result = balance(desirable, undesirable)
+    assert result is not None
+    assert result.rho == pytest.approx(rho)
+    used = (result.desirable_weight, result.undesirable_weight)
     assert used == pytest.approx(weights)
-    assert used == Trial(dataset="x", rho=found.rho).weights(desirable, undesirable)
-    # The definition: what all desirable rows weigh, over what all others do.
+    assert used == Trial(dataset="x", rho=result.rho).weights(desirable, undesirable)
+    # By definition: the total weight of desirable rows over that of undesirable ones.
     assert used[0] * desirable / (used[1] * undesirable) == pytest.approx(rho)
 
 
 @pytest.mark.parametrize(("more", "ratio"), [(True, "1.5 desirable rows"), (False, "1.5 undesirable rows")])
 def test_imbalance_gets_a_warning_with_the_rho_to_use(report: Report, more: bool, ratio: str) -> None:
-    found = only(report([*APART, *(row(f"more {i}", "answer 999", more) for i in range(100))]), "imbalance")
-    assert found.severity is Severity.WARNING
-    assert found.what.startswith(ratio)
+    finding = only(report([*APART, *(row(f"more {i}", "answer 999", more) for i in range(100))]), "imbalance")
+    assert finding.severity is Severity.WARNING
+    assert finding.what.startswith(ratio)
     fewer = "undesirable_weight" if more else "desirable_weight"
-    assert found.hint == f"rho: 1 gives both labels the same weight (or {fewer}: 1.5)"
+    assert finding.hint == f"rho: 1 gives both labels the same weight (or {fewer}: 1.5)"
 
 
 def test_labels_predicted_by_length_get_a_warning(report: Report) -> None:
     longer = [row(f"q {i}", "x" * (10 + i % 7 + 4 * (i % 2)), i % 2 == 1) for i in range(200)]
-    found = report(longer)
-    leak = only(found, "length_leak")
-    assert found.lengths.auc is not None
-    assert 0.8 < found.lengths.auc < 1
-    assert f"AUC {found.lengths.auc:.2f}, desirable completions are longer" in leak.what
+    result = report(longer)
+    leak = only(result, "length_leak")
+    assert result.lengths.auc is not None
+    assert 0.8 < result.lengths.auc < 1
+    assert f"AUC {result.lengths.auc:.2f}, desirable completions are longer" in leak.what
     shorter = [{**item, "label": not item["label"]} for item in longer]
     assert "undesirable completions are longer" in only(report(shorter), "length_leak").what
-    # Of two rows one is always the longer: that says nothing.
+    # Of two rows, one is always longer: that is no evidence.
     assert "length_leak" not in codes(report(longer[:6]))
 
 
 def test_truncated_rows_are_named_by_line_with_the_max_length_that_fits_all(
     report: Report, make_tokenizer: MakeTokenizer
 ) -> None:
-    # A byte is a token, and so is each tag: a prompt has 4 tokens more than its text, a completion 2.
+    # Each byte and each tag is a token: the template adds 4 tokens to a prompt and 2 to a completion.
     rows = [
         row("p" * 100, "c", True),  # 104 + 3: the prompt alone is too long
         row("p" * 46, "c" * 30, False),  # 50 + 32: room for the completion, and half for the prompt
-        row("p" * 10, "c" * 70, True),  # 14 + 72: the completion goes on
+        row("p" * 10, "c" * 70, True),  # 14 + 72: the completion is too long
         row("p" * 60, "c", False),  # 64 + 3: the prompt fills it exactly
         row("p" * 59, "c" * 8, False),  # 63 + 10: too long together
         row("p" * 40, "c" * 18, True),  # 44 + 20: just fits
     ]
-    found = report([*APART, *rows], make_tokenizer(), max_length=64)
-    assert only(found, "prompt_fills_max_length").lines == [401, 404]
-    assert only(found, "prompt_cut").lines == [402, 405]
-    assert only(found, "completion_cut").lines == [403]
-    assert only(found, "prompt_cut").hint == "max_length: 107 fits every row, 67 fits 99 of 100"
-    assert found.lengths.total is not None
-    assert found.lengths.total.max == 107
+    result = report([*APART, *rows], make_tokenizer(), max_length=64)
+    assert only(result, "prompt_fills_max_length").lines == [401, 404]
+    assert only(result, "prompt_cut").lines == [402, 405]
+    assert only(result, "completion_cut").lines == [403]
+    assert only(result, "prompt_cut").hint == "max_length: 107 fits every row, 67 fits 99 of 100"
+    assert result.lengths.total is not None
+    assert result.lengths.total.max == 107
     assert not codes(report([*APART, *rows], make_tokenizer(), max_length=107)) & {
         "prompt_fills_max_length",
         "prompt_cut",
@@ -340,9 +340,9 @@ def test_truncated_rows_are_named_by_line_with_the_max_length_that_fits_all(
 
 
 def test_too_few_held_out_rows_get_a_warning(report: Report) -> None:
-    found = only(report(APART[:100]), "few_held_out")
-    assert found.what.startswith("only 5 desirable and 5 undesirable rows are held out")
-    assert found.hint == "eval_fraction: 0.4"
+    finding = only(report(APART[:100]), "few_held_out")
+    assert finding.what.startswith("only 5 desirable and 5 undesirable rows are held out")
+    assert finding.hint == "eval_fraction: 0.4"
     assert "few_held_out" not in codes(report(APART[:100], eval_fraction=0.4))
     assert only(report(APART[:40]), "few_held_out").hint == "add rows with other prompts"
     alone = [row(f"q {i}", "a", i == 0) for i in range(12)]
@@ -352,11 +352,11 @@ def test_too_few_held_out_rows_get_a_warning(report: Report) -> None:
 def test_errors_come_first_and_notes_last(report: Report) -> None:
     later = row("x", "y", True)
     later["conversations"].append({"role": "user", "content": "thanks"})
-    found = report([later, later, {"label": True}])
-    levels = [finding.severity for finding in found.findings]
+    result = report([later, later, {"label": True}])
+    levels = [finding.severity for finding in result.findings]
     assert levels == sorted(levels, key=list(Severity).index)
     assert set(levels) == set(Severity)
-    assert [found.count(level) for level in Severity] == [1, 2, 2]
+    assert [result.count(level) for level in Severity] == [1, 2, 2]
 
 
 def test_the_worked_examples() -> None:

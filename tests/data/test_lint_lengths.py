@@ -37,18 +37,18 @@ def test_every_row_is_in_the_bar_whose_range_it_is_in(rows: list[tuple[int, bool
 @given(lengths)
 def test_percentiles_are_lengths_in_the_data(rows: list[tuple[int, bool]]) -> None:
     sizes = np.array([n for n, _ in rows])
-    found = percentiles(sizes)
-    assert found is not None
-    assert (found.min, found.max) == (sizes.min(), sizes.max())
-    for share, length in ((0.5, found.p50), (0.9, found.p90), (0.95, found.p95), (0.99, found.p99)):
+    result = percentiles(sizes)
+    assert result is not None
+    assert (result.min, result.max) == (sizes.min(), sizes.max())
+    for share, length in ((0.5, result.p50), (0.9, result.p90), (0.95, result.p95), (0.99, result.p99)):
         assert length in sizes
         assert (sizes <= length).mean() >= share
         assert (sizes < length).mean() < share
 
 
 def test_no_rows_have_no_lengths() -> None:
-    found = report_lengths(measure_characters([]))
-    assert (found.prompt, found.total, found.auc, found.histogram) == (None, None, None, ())
+    lengths = report_lengths(measure_characters([]))
+    assert (lengths.prompt, lengths.total, lengths.auc, lengths.histogram) == (None, None, None, ())
 
 
 def test_characters_are_those_of_all_turns_and_calls() -> None:

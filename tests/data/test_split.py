@@ -54,7 +54,7 @@ def test_split_holds_out_both_labels_of_a_small_file() -> None:
 def test_split_depends_on_content_and_seed_and_not_on_order() -> None:
     rows = many(50)
     held_out = split_by_prompt(rows, 0.2, seed=0)[1]
-    # Another order gives other group numbers too: they count prompts as they come.
+    # A different order also changes the group numbers, which count prompts in order of appearance.
     backwards = [TokenRow(r.prompt, r.completion, r.label, 49 - r.group) for r in reversed(rows)]
     again = split_by_prompt(backwards, 0.2, seed=0)[1]
     assert {tuple(r.prompt) for r in again} == {tuple(r.prompt) for r in held_out}
@@ -76,9 +76,9 @@ def test_partners_have_another_prompt_and_use_each_completion_equally(
         with pytest.raises(DataError, match="same prompt"):
             partners(rows, seed)
         return
-    found = partners(rows, seed)
-    assert all(rows[i].group != rows[j].group for i, j in enumerate(found))
-    used = Counter(found)
+    result = partners(rows, seed)
+    assert all(rows[i].group != rows[j].group for i, j in enumerate(result))
+    used = Counter(result)
     largest = max(sizes.values())
     if 2 * largest <= len(rows):
         assert set(used.values()) == {1}
@@ -101,7 +101,7 @@ def test_batches_use_each_row_once_in_an_order_of_the_epoch() -> None:
     assert first != second
     assert first == batches(10, 4, 0, seed=3)
     assert first != batches(10, 4, 0, seed=4)
-    # Another batch size takes the same rows in the same order.
+    # A different batch size uses the same rows in the same order.
     assert flat(batches(10, 3, 0, seed=3)) == flat(first)
 
 

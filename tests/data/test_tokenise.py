@@ -53,7 +53,7 @@ def test_template_rows_whose_border_merges_keep_the_prompt(make_tokenizer: MakeT
     )
     tokenizer = make_tokenizer(template, merges=[("a", "b")])
     [row] = tokenise([chat(USER, {"role": "assistant", "content": "b"})], tokenizer, 100).rows
-    # The conversation reads `Hello?ab`, where `ab` is one token; a model that is asked reads `Hello?a`.
+    # The conversation is `Hello?ab`, where `ab` is one token; the prompt for generation is `Hello?a`.
     assert row.prompt == tokenizer("Hello?a").input_ids
     assert row.completion == tokenizer("b").input_ids
 
@@ -66,7 +66,7 @@ def test_without_a_template_conversations_read_as_plain_text(make_tokenizer: Mak
     )
 
 
-def test_system_turn_is_merged_into_the_user_turn_when_the_template_refuses_it(
+def test_system_turn_is_merged_into_the_user_turn_when_the_template_rejects_it(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     template = (
@@ -98,9 +98,9 @@ def test_neighbours_of_one_role_are_merged_where_the_template_wants_turns_to_alt
     )
     tokenizer = make_tokenizer(template)
     assert texts(chat(USER, USER, ANSWER), tokenizer) == ("Hello?\n\nHello?|", "Hi.|")
-    refused = tokenise([chat(ANSWER, ANSWER, line=7)], tokenizer, 100)
-    assert [(row.line, row.why) for row in refused.bad] == [
-        (7, "the chat template refuses it: roles must alternate")
+    rejected = tokenise([chat(ANSWER, ANSWER, line=7)], tokenizer, 100)
+    assert [(row.line, row.why) for row in rejected.bad] == [
+        (7, "rejected by the chat template: roles must alternate")
     ]
 
 

@@ -35,7 +35,7 @@ def test_a_folder_that_was_removed_belongs_to_the_new_run_alone(tmp_path: Path) 
     assert find_run(home, str(out)) == home.runs / "second"
 
 
-def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Not a directory"):
         prepared("first", tmp_path / "file" / "out").make_folder(Home(tmp_path / "home"))

@@ -52,7 +52,7 @@ def test_flags_come_before_the_file_and_the_file_before_the_preset(machine: Mach
         ("beta: 0.1\n", "no data to train on, and no model to train"),
     ],
 )
-def test_an_invalid_file_is_refused_with_a_hint(tmp_path: Path, text: str | None, message: str) -> None:
+def test_an_invalid_file_is_rejected_with_a_hint(tmp_path: Path, text: str | None, message: str) -> None:
     machine = Machine(tmp_path)
     if text is not None:
         (tmp_path / "run.yaml").write_text(text)
@@ -141,4 +141,4 @@ def test_a_file_of_a_data_set_is_named_beside_it(tmp_path: Path) -> None:
     flags = ("--model-size", "tiny", "--dry-run", "--dataset-file", "rows.jsonl")
     assert "data/rows.jsonl" in machine.run("train", *flags, "--dataset-name", "data", code=2)
     output = machine.run("train", *flags, "--dataset-name", "some/set", code=2, HF_HUB_OFFLINE="1")
-    assert "some/set:rows.jsonl: not a local file, and the hub refused it" in output
+    assert "some/set:rows.jsonl: not a local file, and loading it from the hub failed" in output
