@@ -38,6 +38,6 @@ def test_a_trial_that_takes_too_long_by_those_that_ran_is_not_begun(machine):
     assert machine.json("status")["failed"] == 0
 
 
-def test_a_budget_that_is_none_is_refused(machine):
+def test_a_budget_that_is_none_is_rejected(machine):
     machine.run("agent", "--budget", "12", code=2)
     machine.run("agent", "--until", "yesterday", code=2)

@@ -108,7 +108,7 @@ def test_another_program_on_the_port_is_no_server(line, reason):
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_answers_of_a_server_that_refuses_the_key_are_none(refused):
+def test_answers_of_a_server_that_rejects_the_key_are_none(refused):
     answered: list[float] = []
 
     class Answered(Connectivity):

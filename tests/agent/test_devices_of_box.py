@@ -40,9 +40,9 @@ def test_the_gpus_that_the_environment_leaves(tool, limit, found):
 @pytest.mark.parametrize("limit", ["MIG-1234", "GPU-a", "0,7"])
 def test_gpus_of_the_environment_that_are_not_there_are_not_replaced_by_the_cpu(tool, limit):
     write(tool, TWO)
-    with pytest.raises(UsageError, match=f"CUDA_VISIBLE_DEVICES={limit}.*this box has 0, 1") as refused:
+    with pytest.raises(UsageError, match=f"CUDA_VISIBLE_DEVICES={limit}.*this box has 0, 1") as error:
         find_devices({"CUDA_VISIBLE_DEVICES": limit})
-    assert "--cpu" in refused.value.hint
+    assert "--cpu" in error.value.hint
     with pytest.raises(UsageError, match=f"--gpus {limit}"):
         find_devices({}, gpus=limit)
 
@@ -55,9 +55,9 @@ def test_a_box_without_gpus_trains_on_its_cpu(tool):
 @pytest.mark.parametrize("stream", ["", ">&2"])
 def test_a_driver_that_fails_is_told_and_not_replaced_by_the_cpu(tool, stream):
     write(tool, f"echo 'Failed to initialize NVML: Driver/library version mismatch' {stream}; exit 18")
-    with pytest.raises(UsageError, match="version mismatch") as refused:
+    with pytest.raises(UsageError, match="version mismatch") as error:
         find_devices({})
-    assert "--cpu" in refused.value.hint
+    assert "--cpu" in error.value.hint
     assert find_devices({}, cpu=True) == find_devices({"CUDA_VISIBLE_DEVICES": ""}) == [CPU]
 
 

@@ -56,9 +56,10 @@ def curves(machine, trial):
 
 def trials(machine, made):
     project = made["path"].rpartition("/")[0]
-    found = machine.json("compare", made["path"])["trials"]
+    records = machine.json("compare", made["path"])["trials"]
     return {
-        each["config"]["learning_rate"]: {**each, "path": f"{project}/{each['run_id']}"} for each in found
+        trial["config"]["learning_rate"]: {**trial, "path": f"{project}/{trial['run_id']}"}
+        for trial in records
     }
 
 

@@ -120,7 +120,7 @@ def test_a_sweep_is_deleted_when_the_server_says_so_now(monkeypatch: pytest.Monk
     assert [is_deleted(Api(), ref) for _ in range(3)] == [False, False, True]
 
 
-def test_a_server_that_refuses_the_key_counts_as_silent_until_it_takes_it_again(
+def test_a_server_that_rejects_the_key_counts_as_silent_until_it_takes_it_again(
     harness: AgentHarness,
 ) -> None:
     seen: set[str] = set()

@@ -104,9 +104,9 @@ def test_a_disk_without_locks_is_told(home, monkeypatch, number):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UsageError, match=r"agents cannot be locked") as refused:
+    with pytest.raises(UsageError, match=r"agents cannot be locked") as error:
         AgentLease(home)
-    assert "KTO_SWEEP_HOME" in refused.value.hint
+    assert "KTO_SWEEP_HOME" in error.value.hint
     assert not list((home.root / "agents").iterdir())
     (home.root / "agents" / "dead").touch()
     with pytest.raises(UsageError, match="cannot be locked"):
@@ -225,17 +225,17 @@ def test_a_home_finds_its_damaged_id_again_in_its_runs(home, damage):
         RunRecord(REF.entity, REF.project, REF.id, True, "", home=home_id(home)).write(folder)
 
 
-def test_a_gpu_that_another_agent_has_is_refused_whatever_its_home(monkeypatch, tmp_path):
+def test_a_gpu_that_another_agent_has_is_rejected_whatever_its_home(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     gpu = Device("gpu 0", "0", "GPU-aaaa")
     with lock_devices([gpu, CPU]), lock_devices([CPU]):
         with (
-            pytest.raises(UsageError, match=f"gpu 0 is in use.*process id {os.getpid()}") as refused,
+            pytest.raises(UsageError, match=f"gpu 0 is in use.*process id {os.getpid()}") as error,
             lock_devices([gpu]),
         ):
             pass
-        assert "--share-gpus" in refused.value.hint
+        assert "--share-gpus" in error.value.hint
     with lock_devices([gpu]):
         pass
 
@@ -244,11 +244,11 @@ def test_a_box_with_no_place_for_locks_says_what_to_set(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     with (
-        pytest.raises(UsageError, match="cannot lock") as refused,
+        pytest.raises(UsageError, match="cannot lock") as error,
         lock_devices([Device("gpu 0", "0", "GPU-a")]),
     ):
         pass
-    assert "TMPDIR" in refused.value.hint
+    assert "TMPDIR" in error.value.hint
 
 
 def test_output_that_can_no_longer_be_written_stops_nothing():

@@ -27,17 +27,17 @@ def finish_at_once(grid: Grid):
     return on_order
 
 
-def test_a_server_that_refuses_runs_for_a_while_costs_no_cell(harness: AgentHarness) -> None:
-    grid, refused = Grid(3), []
+def test_a_server_that_rejects_runs_for_a_while_costs_no_cell(harness: AgentHarness) -> None:
+    grid, rejected = Grid(3), []
 
     def refuse(run_id: str) -> None:
-        if len(refused) < 5:
-            refused.append(run_id)
+        if len(rejected) < 5:
+            rejected.append(run_id)
             raise OSError("403 Forbidden")
 
     harness.beat, harness.open_run, harness.on_order = grid.beat, refuse, finish_at_once(grid)
     stats = harness.perform().stats
-    assert set(refused) == {"cell0"}
+    assert set(rejected) == {"cell0"}
     assert grid.sent == {"cell0": 1, "cell1": 1, "cell2": 1}
     assert stats.finished == 3
     assert "run cell0 was not started: 403 Forbidden; next attempt in 0 s" in harness.said()
@@ -61,11 +61,11 @@ def test_a_slot_that_can_open_nothing_ends_and_says_so(harness: AgentHarness) ->
 
 def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(harness: AgentHarness) -> None:
     """By then another agent may have it."""
-    grid, refused = Grid(2), []
+    grid, rejected = Grid(2), []
 
     def refuse(run_id: str) -> None:
-        if not refused:
-            refused.append(run_id)
+        if not rejected:
+            rejected.append(run_id)
             grid.over.add(run_id)  # another agent has it
             raise GivenBackError("No space left on device")
 

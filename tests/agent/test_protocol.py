@@ -46,6 +46,6 @@ def test_nan_travels():
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"kind": "rm"}', b"hello", b'{"kind": "stoptrial"}'])
-def test_anything_else_is_refused(raw):
+def test_anything_else_is_rejected(raw):
     with pytest.raises(ValueError, match=r"."):
         decode(raw)

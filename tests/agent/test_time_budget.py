@@ -34,7 +34,7 @@ def test_spans(text, seconds):
 @pytest.mark.parametrize(
     ("text", "hint"), [("12", "--budget 12h"), ("0h", "12h"), ("long", "12h"), ("3hx", "12h")]
 )
-def test_what_is_no_span_is_refused_with_one_that_is(text, hint):
+def test_what_is_no_span_is_rejected_with_one_that_is(text, hint):
     with pytest.raises(UsageError) as caught:
         read_span(text)
     assert hint in caught.value.hint
@@ -68,7 +68,7 @@ def test_a_moment_is_what_clocks_show_then_also_after_they_were_changed(now, tex
 
 
 @pytest.mark.parametrize("text", ["25:00", "tomorrow", "2026-11-24", "2026-13-01"])
-def test_moments_that_are_none_or_past_are_refused(text):
+def test_moments_that_are_none_or_past_are_rejected(text):
     with pytest.raises(UsageError):
         read_moment(text, NOW)
 

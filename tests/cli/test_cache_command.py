@@ -52,11 +52,11 @@ def test_the_table_has_a_line_per_base_model(folder: Path, capsys: pytest.Captur
 def test_json_has_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(folder, "tiny", 3, days_ago=0)
     assert run(["cache", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    (entry,) = told["entries"]
+    output = json.loads(capsys.readouterr().out)
+    (entry,) = output["entries"]
     assert entry["model"] == "tiny"
     assert (entry["rows"], entry["damaged"], entry["file"]) == (3, False, "tiny-key.sqlite")
-    assert entry["bytes"] == told["bytes"] == (folder / "tiny-key.sqlite").stat().st_size
+    assert entry["bytes"] == output["bytes"] == (folder / "tiny-key.sqlite").stat().st_size
 
 
 @pytest.mark.parametrize(

@@ -54,24 +54,24 @@ def test_the_report_as_a_person_reads_it(rows: str, capsys: pytest.CaptureFixtur
 
 def test_json_is_one_object_with_all_of_it(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lint", rows, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["path"], found["model"], found["unit"], found["max_length"]) == (
+    output = json.loads(capsys.readouterr().out)
+    assert (output["path"], output["model"], output["unit"], output["max_length"]) == (
         "rows.jsonl",
         None,
         "characters",
         None,
     )
-    assert (found["errors"], found["warnings"], found["notes"]) == (0, 5, 0)
-    assert found["counts"]["usable"] == 27
-    assert found["balance"]["rho"] == pytest.approx(14 / 13)
-    assert found["lengths"]["total"]["max"] == 372
-    assert sum(bar["desirable"] + bar["undesirable"] for bar in found["lengths"]["histogram"]) == 27
-    assert found["split"]["eval"] == {"desirable": 1, "undesirable": 1}
-    lines = {finding["code"]: finding["lines"] for finding in found["findings"]}
+    assert (output["errors"], output["warnings"], output["notes"]) == (0, 5, 0)
+    assert output["counts"]["usable"] == 27
+    assert output["balance"]["rho"] == pytest.approx(14 / 13)
+    assert output["lengths"]["total"]["max"] == 372
+    assert sum(bar["desirable"] + bar["undesirable"] for bar in output["lengths"]["histogram"]) == 27
+    assert output["split"]["eval"] == {"desirable": 1, "undesirable": 1}
+    lines = {finding["code"]: finding["lines"] for finding in output["findings"]}
     assert lines["left_out"] == [27]
     assert lines["duplicate"] == [4, 25]
     assert lines["contradictory"] == [6, 26]
-    assert all(finding["hint"] for finding in found["findings"])
+    assert all(finding["hint"] for finding in output["findings"])
 
 
 def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
@@ -85,12 +85,12 @@ def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
     assert not (Path.cwd() / ".kto-sweep").exists()
 
     assert run(["lint", rows, "--model", "tiny", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["model"], found["unit"], found["max_length"]) == ("tiny", "tokens", 2048)
-    assert "completion_cut" not in {finding["code"] for finding in found["findings"]}
+    output = json.loads(capsys.readouterr().out)
+    assert (output["model"], output["unit"], output["max_length"]) == ("tiny", "tokens", 2048)
+    assert "completion_cut" not in {finding["code"] for finding in output["findings"]}
 
 
-def test_what_training_refuses_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_training_rejects_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "one label.jsonl", *(row(f"q {i}", "a", True) for i in range(9)))
     assert run(["lint", path]) == 1
     text = capsys.readouterr().out
@@ -126,10 +126,10 @@ def test_what_cannot_be_checked_exits_2(
 ) -> None:
     Path("broken.jsonl").write_text(json.dumps(ROWS[0]) + "\n{\n")
     assert run(["lint", *args]) == 2
-    found = capsys.readouterr()
-    assert message in found.err
-    assert "\nHint: " in found.err
-    assert not found.out
+    output = capsys.readouterr()
+    assert message in output.err
+    assert "\nHint: " in output.err
+    assert not output.out
     assert run(["lint", *args, "--json"]) == 2
     assert message in json.loads(capsys.readouterr().err)["error"]
 
@@ -138,9 +138,9 @@ def test_max_length_without_a_model_is_said_to_be_unchecked(
     rows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["lint", rows, "--max-length", "64", "--json"]) == 0
-    found = capsys.readouterr()
-    assert found.err == "max_length 64 is not checked: counting tokens needs --model\n"
-    assert json.loads(found.out)["max_length"] is None
+    output = capsys.readouterr()
+    assert output.err == "max_length 64 is not checked: counting tokens needs --model\n"
+    assert json.loads(output.out)["max_length"] is None
 
 
 def test_many_reasons_and_copies_stay_readable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,9 +41,9 @@ def test_rules_are_read(text, shown):
     ],
 )
 def test_invalid_rules_say_what_to_type(text, says, hint):
-    with pytest.raises(UsageError, match=says) as refused:
+    with pytest.raises(UsageError, match=says) as error:
         parse_rule(text)
-    assert refused.value.hint.startswith(hint)
+    assert error.value.hint.startswith(hint)
 
 
 def test_a_rule_is_met_once_in_a_run():
@@ -74,8 +74,8 @@ def test_a_files_rules_are_kept_out_of_what_w_and_b_has_no_key_for_and_reach_the
 )
 def test_a_block_that_cannot_be_right_is_told_with_its_line(tmp_path, block, line, hint):
     (tmp_path / "s.yaml").write_text(f"{FILE}kto_sweep:\n{block}\n")
-    with pytest.raises(SweepFileError) as refused:
+    with pytest.raises(SweepFileError) as error:
         load_sweep_config(tmp_path / "s.yaml")
-    [problem] = refused.value.problems
+    [problem] = error.value.problems
     assert f"s.yaml:{line} kto_sweep." in problem.where
     assert problem.hint == hint

@@ -28,9 +28,9 @@ def columns(width):
         expected=3,
         trials=(trial("a", 0.1, **logged), trial("b", math.nan, state="failed", cause="diverged", **logged)),
     )
-    found = compare(view)
+    comparison = compare(view)
     curves = {"a": {"rewards/margins": {"step": [0, 1], "time": [0, 1], "value": [0.0, 1.0]}}}
-    return fit_columns(found, found.ranked, found.parameters, curves, width)
+    return fit_columns(comparison, comparison.ranked, comparison.parameters, curves, width)
 
 
 def test_a_wide_terminal_shows_all_columns():
@@ -47,7 +47,7 @@ def test_a_wide_terminal_shows_all_columns():
         "state",
         "minutes",
     ]
-    assert [each.heading for each in shown] == heads
+    assert [column.heading for column in shown] == heads
     assert left_out == []
     assert shown[8].cells == ("finished", "failed (diverged)")
 
@@ -64,7 +64,7 @@ def test_values_that_are_not_finite_are_shown():
 
 def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
     shown, left_out = columns(NARROW)
-    assert [each.heading for each in shown] == [
+    assert [column.heading for column in shown] == [
         "",
         "run",
         "learning_\nrate",
@@ -73,10 +73,10 @@ def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
         "state",
     ]
     assert left_out == ["margins by step", "kl", "minutes", "Pareto"]
-    assert sum(each.width + 3 for each in shown) <= NARROW
+    assert sum(column.width + 3 for column in shown) <= NARROW
 
 
 @pytest.mark.parametrize("width", [20, 80, 100, 120])
 def test_what_ranks_is_never_left_out(width):
     shown, _ = columns(width)
-    assert {"learning_rate", LOSS} <= {each.heading.replace("\n", "") for each in shown}
+    assert {"learning_rate", LOSS} <= {column.heading.replace("\n", "") for column in shown}

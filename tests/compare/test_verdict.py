@@ -122,9 +122,9 @@ def test_noise_is_pooled_over_configurations():
     ranked = rank(
         [*seeds(1e-5, 1.0, 3.0), *seeds(1e-6, 4.0, 5.0, 6.0), trial("x", 9.0, 1e-4)], LOSS, "minimize"
     )
-    found = seed_noise(group_by_seed(ranked, "minimize"))
-    assert found.degrees_of_freedom == 3
-    assert found.deviation == pytest.approx((4 / 3) ** 0.5)
+    noise = seed_noise(group_by_seed(ranked, "minimize"))
+    assert noise.degrees_of_freedom == 3
+    assert noise.deviation == pytest.approx((4 / 3) ** 0.5)
 
 
 @pytest.mark.parametrize(("rate", "side"), [(1e-4, "highest"), (1e-6, "lowest"), (1e-5, None)])
@@ -166,10 +166,10 @@ def test_a_sweep_without_runs_says_what_to_type():
     assert result.next_steps == ("No trial yet. To train here: kto-sweep agent s",)
 
 
-def test_a_metric_that_no_trial_logs_is_refused_with_the_nearest():
-    with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as refused:
+def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():
+    with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as error:
         verdict(trial("a", 0.1, mine=1.0), metric="margins")
-    assert refused.value.hint == "eval/margins"
+    assert error.value.hint == "eval/margins"
     assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best.startswith("Run a")
 
 
@@ -203,12 +203,12 @@ def test_the_front_of_several_objectives_is_marked_and_listed():
         parse_space({"learning_rate": {"values": RATES}})[0], 9, trials,
         objectives=(Objective(LOSS), Objective(auc, maximize=True)),
     )  # fmt: skip
-    found = compare(view)
-    assert {front.marker: front.run_ids for front in found.fronts}["p"] == {"a", "b"}
-    assert found.verdict.trade_off == (
+    comparison = compare(view)
+    assert {front.marker: front.run_ids for front in comparison.fronts}["p"] == {"a", "b"}
+    assert comparison.verdict.trade_off == (
         "2 trials are on the Pareto front of eval/common_loss and eval/auc: a (0.1, 0.7), b (0.2, 0.9)."
     )
-    assert found.metrics[:2] == (LOSS, auc)
+    assert comparison.metrics[:2] == (LOSS, auc)
     assert verdict(*trials).trade_off == ""
 
 

@@ -26,11 +26,11 @@ def serving(asked: list[str]) -> Iterator[str]:
     class Hub(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            found = ANSWERS.get(self.path)
-            self.send_response(404 if found is None else 200)
+            answer = ANSWERS.get(self.path)
+            self.send_response(404 if answer is None else 200)
             self.end_headers()
-            if found is not None:
-                self.wfile.write(json.dumps(found).encode())
+            if answer is not None:
+                self.wfile.write(json.dumps(answer).encode())
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -21,9 +21,9 @@ def test_a_model_on_the_hub_takes_one_request_with_a_timeout(hub: list[str]) -> 
 
 
 def test_presets_need_no_network(hub: list[str]) -> None:
-    found = find_architecture("Qwen/Qwen2.5-7B-Instruct")
-    assert found is not None
-    assert found.weights == pytest.approx(7.615e9, rel=1e-3)
+    architecture = find_architecture("Qwen/Qwen2.5-7B-Instruct")
+    assert architecture is not None
+    assert architecture.weights == pytest.approx(7.615e9, rel=1e-3)
     assert hub == []
 
 

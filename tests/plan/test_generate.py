@@ -50,9 +50,9 @@ def test_generated_files_match_the_golden_files_and_have_no_errors(name: str) ->
         golden.write_text(text)
     assert text == golden.read_text()
     assert max(map(len, text.splitlines())) <= 110
-    found = validate(Path(name))
-    assert found.errors == ()
-    assert found.checked().config == yaml.safe_load(text)  # every number is one for YAML 1.1 too
+    validation = validate(Path(name))
+    assert validation.errors == ()
+    assert validation.checked().config == yaml.safe_load(text)  # every number is one for YAML 1.1 too
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,6 @@ def test_recomputing_and_a_smaller_step_need_less_memory() -> None:
 
 def test_sizes_of_a_folder_and_of_the_tiny_preset(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, Recipe(steps=1, tokenizer_texts=400))
-    found = find_architecture(str(folder))
-    assert found == BY_MODEL["tiny"]
-    assert found == Architecture.from_config(AutoConfig.from_pretrained(folder).to_dict())
+    architecture = find_architecture(str(folder))
+    assert architecture == BY_MODEL["tiny"]
+    assert architecture == Architecture.from_config(AutoConfig.from_pretrained(folder).to_dict())

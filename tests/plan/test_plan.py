@@ -65,16 +65,16 @@ def test_cells_that_do_not_fit_are_named_with_a_remedy(capsys: pytest.CaptureFix
 
 def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "sweeps/lr_grid.yaml", "--gpu", "h200", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["trials"] == 9
-    assert [(cell["parameters"], cell["trials"]) for cell in told["cells"]] == [
+    output = json.loads(capsys.readouterr().out)
+    assert output["trials"] == 9
+    assert [(cell["parameters"], cell["trials"]) for cell in output["cells"]] == [
         ({"batch_size": size}, 3) for size in (6, 8, 10)
     ]
-    assert [cell["steps"] for cell in told["cells"]] == [54, 41, 33]
-    assert all(cell["fits"] and cell["least_gib"] < cell["peak_gib"] for cell in told["cells"])
-    assert told["makespan"]["seconds"] < told["serial"]["seconds"]
-    assert told["serial"]["uncertainty_factor"] == 2.0
-    assert not told["exact_tokens"]
+    assert [cell["steps"] for cell in output["cells"]] == [54, 41, 33]
+    assert all(cell["fits"] and cell["least_gib"] < cell["peak_gib"] for cell in output["cells"])
+    assert output["makespan"]["seconds"] < output["serial"]["seconds"]
+    assert output["serial"]["uncertainty_factor"] == 2.0
+    assert not output["exact_tokens"]
 
 
 def test_without_a_gpu_a_plan_never_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,12 +135,12 @@ def test_gpus_by_name_by_size_and_by_the_drivers_name() -> None:
 def test_the_gpu_of_this_box(tmp_path: Path) -> None:
     assert find_gpu() is None
     driver(tmp_path, "NVIDIA GeForce RTX 3090, 24576, [N/A]")
-    found = find_gpu()
-    assert found is not None
-    assert (found.gib, found.gb_per_s) == (24.0, 936)
+    gpu = find_gpu()
+    assert gpu is not None
+    assert (gpu.gib, gpu.gb_per_s) == (24.0, 936)
 
 
-def test_create_refuses_cells_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_create_rejects_cells_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver(tmp_path, "NVIDIA Small, 6144, [N/A]")
     file = sweep(tmp_path, "  model_size: {values: [0.5b, 8b]}\n  quantization: {value: none}\n")
     assert run(["create", str(file), "--local"]) == 2

@@ -86,16 +86,16 @@ def test_training_writes_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> Non
     trial = Trial(model="tiny", dataset=ROWS, batch_size=4, max_length=96, max_steps=14)
     context = WorkerContext(home, torch.device("cpu"))
     seconds = train_trial(context, trial, tmp_path / "out", Silent(), lambda: False)
-    (found,) = read_rates(home.root)
-    assert (found.device, found.model, found.trials) == ("cpu", BY_MODEL["tiny"].key, 1)
-    assert found.tokens > 4 * 20
-    timing = TimingModel.of(BY_MODEL["tiny"], "none", None, "cpu", [found])
-    told = estimate_trial_time(trial, WorkloadCache().workload(trial), timing)
-    assert told is not None
-    assert told.seconds > 14 * found.seconds / 2
+    (rates,) = read_rates(home.root)
+    assert (rates.device, rates.model, rates.trials) == ("cpu", BY_MODEL["tiny"].key, 1)
+    assert rates.tokens > 4 * 20
+    timing = TimingModel.of(BY_MODEL["tiny"], "none", None, "cpu", [rates])
+    estimate = estimate_trial_time(trial, WorkloadCache().workload(trial), timing)
+    assert estimate is not None
+    assert estimate.seconds > 14 * rates.seconds / 2
     half = estimate_trial_time(trial, WorkloadCache().workload(trial), timing, done_steps=7)
     assert half is not None
-    assert half.seconds < told.seconds
+    assert half.seconds < estimate.seconds
     assert seconds.steps == 14
 
 

@@ -36,9 +36,9 @@ def check(folder: Path, text: str) -> Validation:
 
 
 def test_a_valid_sweep_has_no_problems(folder: Path) -> None:
-    found = check(folder, GRID + "  batch_size: {values: [4, 8]}\n")
-    assert (found.errors, found.warnings) == ((), ())
-    assert found.checked().expected_trials == 2
+    validation = check(folder, GRID + "  batch_size: {values: [4, 8]}\n")
+    assert (validation.errors, validation.warnings) == ((), ())
+    assert validation.checked().expected_trials == 2
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_a_valid_sweep_has_no_problems(folder: Path) -> None:
 )
 def test_errors(folder: Path, line: str, where: str, what: str) -> None:
     metric = "metric: {name: kl, goal: minimize}\n" if "metric is" in what else ""
-    found = check(folder, GRID + line + "\n" + metric)
-    (problem,) = found.errors
+    validation = check(folder, GRID + line + "\n" + metric)
+    (problem,) = validation.errors
     assert problem.where == f"sweep.yaml:{where}"
     assert problem.what.startswith(what)
 
@@ -94,9 +94,11 @@ def test_errors(folder: Path, line: str, where: str, what: str) -> None:
     ],
 )
 def test_warnings(folder: Path, lines: str, what: str, hint: str) -> None:
-    found = check(folder, GRID + lines + "\n")
-    assert found.errors == ()
-    assert any(what in problem.what and hint in problem.hint for problem in found.warnings), found.warnings
+    validation = check(folder, GRID + lines + "\n")
+    assert validation.errors == ()
+    assert any(what in problem.what and hint in problem.hint for problem in validation.warnings), (
+        validation.warnings
+    )
 
 
 def test_margins_as_the_metric_get_a_warning_with_the_reason(folder: Path) -> None:
@@ -113,14 +115,14 @@ def test_a_quantised_gguf_is_an_error(folder: Path) -> None:
 
 def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> None:
     write_rows(folder, [True] * 40)
-    found = check(folder, GRID + "  learning_rat: {value: 1}\n  beta: {value: -1}\n")
-    assert [problem.where.split()[-1] for problem in found.errors] == [
+    validation = check(folder, GRID + "  learning_rat: {value: 1}\n  beta: {value: -1}\n")
+    assert [problem.where.split()[-1] for problem in validation.errors] == [
         "parameters.dataset.value",
         "parameters.learning_rat",
         "parameters.beta.value",
     ]
-    assert found.errors[0].what == "rows.jsonl: all 40 usable rows have label true"
-    assert found.sweep is None
+    assert validation.errors[0].what == "rows.jsonl: all 40 usable rows have label true"
+    assert validation.sweep is None
 
 
 def test_a_broken_line_of_the_data_is_an_error_with_its_line(folder: Path) -> None:
@@ -141,7 +143,7 @@ def test_the_command_exits_2_with_errors_and_0_without(
     assert shown.endswith("sweep.yaml: 1 error, 0 warnings\n")
     check(folder, GRID)
     assert run(["validate", "sweep.yaml", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["valid"], told["errors"], told["expected_trials"]) == (True, [], 1)
+    output = json.loads(capsys.readouterr().out)
+    assert (output["valid"], output["errors"], output["expected_trials"]) == (True, [], 1)
     assert run(["validate", "sweep.yaml"]) == 0
     assert "Next: kto-sweep plan sweep.yaml" in capsys.readouterr().out

@@ -69,13 +69,13 @@ def test_every_random_draw_is_a_point(entry: dict[str, object]) -> None:
 
 
 def test_nested_parameters_and_fixed_ones() -> None:
-    found = cube(
+    result = cube(
         a={"value": 7},
         o={"parameters": {"n": {"values": [1, 2]}, "m": {"parameters": {"x": {"min": 0.0, "max": 1.0}}}}},
     )
-    point = found.point({"a": 7, "o": {"n": 2, "m": {"x": 0.25}}, "other": 1})
+    point = result.point({"a": 7, "o": {"n": 2, "m": {"x": 0.25}}, "other": 1})
     assert point == (0.25, 0.75)
-    assert found.config(point) == {"a": 7, "o": {"n": 2, "m": {"x": 0.25}}}
+    assert result.config(point) == {"a": 7, "o": {"n": 2, "m": {"x": 0.25}}}
 
 
 @pytest.mark.parametrize(
@@ -99,14 +99,14 @@ def test_repeated_values_and_those_of_probability_zero_are_no_levels() -> None:
 
 
 def test_all_points_of_a_finite_space() -> None:
-    found = cube(
+    result = cube(
         a={"min": 1, "max": 3},
         b={"values": ["x", "y"]},
         c={"distribution": "q_uniform", "min": 0, "max": 1, "q": 0.5},
     )
-    points = list(found.points(18) or [])
-    assert len(points) == len({found.key(point) for point in points}) == 18
-    assert found.points(17) is None
+    points = list(result.points(18) or [])
+    assert len(points) == len({result.key(point) for point in points}) == 18
+    assert result.points(17) is None
 
 
 def test_endless_space_has_no_list_of_points() -> None:

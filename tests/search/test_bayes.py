@@ -39,11 +39,11 @@ def search(
 ) -> list[Observation]:
     """The observations of one agent after this many trials."""
     searched = space(parameters)
-    seen: list[Observation] = []
+    observations: list[Observation] = []
     for _ in range(trials):
-        config = next_config(searched, seen, maximize=maximize, seed=seed)
-        seen.append(Observation(config, loss(config)))
-    return seen
+        config = next_config(searched, observations, maximize=maximize, seed=seed)
+        observations.append(Observation(config, loss(config)))
+    return observations
 
 
 def bowl(config: dict[str, Any]) -> float:
@@ -51,8 +51,8 @@ def bowl(config: dict[str, Any]) -> float:
     return float((config["x"] - 0.7) ** 2 + (config["y"] - 0.2) ** 2)
 
 
-def values(seen: list[Observation]) -> list[float]:
-    return [observation.value for observation in seen if observation.value is not None]
+def values(observations: list[Observation]) -> list[float]:
+    return [observation.value for observation in observations if observation.value is not None]
 
 
 @settings(max_examples=5, deadline=None)
@@ -66,21 +66,21 @@ def test_suggestions_lie_in_the_space_for_any_observations(data: st.DataObject) 
         | st.floats(allow_nan=True, allow_infinity=True)
         | st.sampled_from([0.0, 1.0, 1e300, -1e300])
     )
-    seen = [
+    observations = [
         Observation(searched.sample(rng), data.draw(value), data.draw(st.booleans()))
         for _ in range(data.draw(st.integers(0, 12)))
     ]
-    seen.append(Observation({"lr": "high"}, 1.0))
-    found = next_config(searched, seen, seed=3)
-    assert cube_of(searched).point(found) is not None
-    assert found["fixed"] == "x"
-    assert set(found["o"]) == {"batch", "kind"}
+    observations.append(Observation({"lr": "high"}, 1.0))
+    config = next_config(searched, observations, seed=3)
+    assert cube_of(searched).point(config) is not None
+    assert config["fixed"] == "x"
+    assert set(config["o"]) == {"batch", "kind"}
 
 
 def test_equal_arguments_give_equal_suggestions_and_another_seed_another() -> None:
-    seen = search(PLANE, bowl, 5, seed=1)
+    observations = search(PLANE, bowl, 5, seed=1)
     searched = space(PLANE)
-    assert next_config(searched, seen, seed=1) == next_config(searched, seen, seed=1)
+    assert next_config(searched, observations, seed=1) == next_config(searched, observations, seed=1)
     assert next_config(searched, [], seed=1) != next_config(searched, [], seed=2)
 
 
@@ -95,8 +95,8 @@ def test_better_than_chance_in_the_median_of_ten_seeds() -> None:
 
 
 def test_maximized_metric() -> None:
-    seen = search(PLANE, lambda config: -bowl(config), 12, seed=0, maximize=True)
-    assert max(values(seen)) > -0.01
+    observations = search(PLANE, lambda config: -bowl(config), 12, seed=0, maximize=True)
+    assert max(values(observations)) > -0.01
 
 
 def test_trials_that_diverge_do_not_hide_the_differences_between_the_others() -> None:
@@ -111,15 +111,15 @@ def test_trials_that_diverge_do_not_hide_the_differences_between_the_others() ->
 
 def test_four_concurrent_agents_get_different_and_distant_trials() -> None:
     searched = space(PLANE)
-    seen = search(PLANE, bowl, 6, seed=0)
+    observations = search(PLANE, bowl, 6, seed=0)
     asked: list[dict[str, Any]] = []
     for _ in range(4):
         pending = [Observation(config, None, pending=True) for config in asked]
-        asked.append(next_config(searched, seen + pending, seed=0))
+        asked.append(next_config(searched, observations + pending, seed=0))
     places = [(config["x"], config["y"]) for config in asked]
     gaps = [math.dist(a, b) for i, a in enumerate(places) for b in places[:i]]
     assert min(gaps) > 0.02
-    alone = next_config(searched, seen, seed=0)
+    alone = next_config(searched, observations, seed=0)
     assert asked[0] == alone
     assert max(gaps) > 0.1
 
@@ -140,24 +140,26 @@ def test_more_agents_than_losses_continue_the_start() -> None:
         configs.append(next_config(searched, [Observation(c, None, pending=True) for c in configs], seed=5))
     for known in (2, 3):
         losses = [0.3, 0.1, 0.2][:known] + [None] * (8 - known)
-        seen = [Observation(c, loss, pending=loss is None) for c, loss in zip(configs, losses, strict=False)]
-        assert (next_config(searched, seen, seed=5) == configs[8]) == (known < 3)
+        observations = [
+            Observation(c, loss, pending=loss is None) for c, loss in zip(configs, losses, strict=False)
+        ]
+        assert (next_config(searched, observations, seed=5) == configs[8]) == (known < 3)
 
 
 def test_finite_space_is_exhausted_without_repetition_and_then_repeated() -> None:
     parameters = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}}
-    seen = search(parameters, lambda config: config["a"] + (config["b"] == "x"), 7, seed=0)
-    assert len({str(observation.config) for observation in seen[:6]}) == 6
+    observations = search(parameters, lambda config: config["a"] + (config["b"] == "x"), 7, seed=0)
+    assert len({str(observation.config) for observation in observations[:6]}) == 6
 
 
 def test_failed_and_pending_trials_are_not_repeated_either() -> None:
     parameters = {"a": {"values": [1, 2, 3, 4]}}
-    seen = [
+    observations = [
         Observation({"a": 1}, None),
         Observation({"a": 2}, None, pending=True),
         Observation({"a": 4}, 1.0),
     ]
-    assert next_config(space(parameters), seen, seed=0) == {"a": 3}
+    assert next_config(space(parameters), observations, seed=0) == {"a": 3}
 
 
 def test_space_without_anything_to_search() -> None:
@@ -169,8 +171,8 @@ def test_prior_trials_count_from_the_first_suggestion_on() -> None:
     rng = random.Random(0)
     configs = [{"x": rng.random(), "y": rng.random()} for _ in range(12)]
     configs += [{"x": 0.7 + dx, "y": 0.2 + dy} for dx in (-0.1, 0.1) for dy in (-0.1, 0.1)]
-    found = next_config(space(PLANE), [Observation(c, bowl(c)) for c in configs], seed=0)
-    assert bowl(found) < 0.02
+    config = next_config(space(PLANE), [Observation(c, bowl(c)) for c in configs], seed=0)
+    assert bowl(config) < 0.02
 
 
 def test_many_trials_are_sampled_and_the_best_ones_stay() -> None:

@@ -30,23 +30,23 @@ def test_a_search_with_two_objectives_spreads_along_their_front():
     def losses(config):
         return [(config["x"] - at) ** 2 + (config["y"] - 0.5) ** 2 for at in (0.2, 0.8)]
 
-    seen = []
+    observations = []
     for _ in range(14):
-        config = next_config(PLANE, seen, seed=0)
+        config = next_config(PLANE, observations, seed=0)
         value, cost = losses(config)
-        seen.append(Observation(config, value, costs=(cost,)))
-    found = [each.config for each in seen[4:]]
-    assert statistics.median(abs(config["y"] - 0.5) for config in found) < 0.15
-    assert min(config["x"] for config in found) < 0.4
-    assert max(config["x"] for config in found) > 0.6
+        observations.append(Observation(config, value, costs=(cost,)))
+    configs = [observation.config for observation in observations[4:]]
+    assert statistics.median(abs(config["y"] - 0.5) for config in configs) < 0.15
+    assert min(config["x"] for config in configs) < 0.4
+    assert max(config["x"] for config in configs) > 0.6
 
 
 def test_a_maximized_metric_with_several_objectives_and_pending_trials():
-    seen = [Observation({"x": x / 8, "y": 0.5}, x / 8, costs=(1.0,)) for x in range(8)]
-    seen.append(Observation({"x": 0.99, "y": 0.4}, None, pending=True))
-    found = next_config(PLANE, seen, maximize=True, seed=1)
-    assert found == next_config(PLANE, seen, maximize=True, seed=1)
-    assert found["x"] > 0.5
+    observations = [Observation({"x": x / 8, "y": 0.5}, x / 8, costs=(1.0,)) for x in range(8)]
+    observations.append(Observation({"x": 0.99, "y": 0.4}, None, pending=True))
+    config = next_config(PLANE, observations, maximize=True, seed=1)
+    assert config == next_config(PLANE, observations, maximize=True, seed=1)
+    assert config["x"] > 0.5
 
 
 def test_seeds_are_pooled_in_each_objective():

@@ -20,8 +20,8 @@ def test_each_choice_gets_all_its_seeds_before_the_next(choices):
         while due := next_replicate(chosen, SEEDS):
             assert due["x"] == letter
             chosen.append(due)
-    wanted = Counter((letter, seed) for letter in choices for seed in SEEDS)
-    assert Counter((config["x"], config["seed"]) for config in chosen) == wanted
+    expected = Counter((letter, seed) for letter in choices for seed in SEEDS)
+    assert Counter((config["x"], config["seed"]) for config in chosen) == expected
 
 
 @given(st.permutations([(letter, seed) for letter in "ab" for seed in SEEDS]), st.integers(1, 6))
@@ -35,7 +35,7 @@ def test_a_deleted_run_is_the_next_one(runs, kept):
 
 
 def test_the_value_of_a_configuration_is_the_mean_of_its_seeds():
-    seen = pooled(
+    observations = pooled(
         [
             Observation({"x": 1, "seed": 42}, 1.0),
             Observation({"x": 2, "seed": 42}, None, pending=True),
@@ -44,7 +44,9 @@ def test_the_value_of_a_configuration_is_the_mean_of_its_seeds():
             Observation({"x": 3, "seed": 42}, None),
         ]
     )
-    assert [(each.config["x"], each.value, each.pending) for each in seen] == [
+    assert [
+        (observation.config["x"], observation.value, observation.pending) for observation in observations
+    ] == [
         (1, 1.5, False),
         (2, None, True),
         (3, None, False),

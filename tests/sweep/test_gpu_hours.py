@@ -21,9 +21,9 @@ def view(*trials):
 
 
 def gpu_seconds(*trials):
-    seen = view(*trials)
-    found = gpu_time(seen, read_grid_status(seen))
-    return found.spent, found.remaining
+    sweep = view(*trials)
+    time = gpu_time(sweep, read_grid_status(sweep))
+    return time.spent, time.remaining
 
 
 def test_trials_together_on_one_gpu_count_once_and_gpus_of_one_trial_each():

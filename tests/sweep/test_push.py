@@ -81,12 +81,12 @@ sys.exit(run(["push", sys.argv[1], "--to", sys.argv[2]]))
 
 
 @pytest.mark.parametrize("url", ["wandb.ai", "ftp://wandb.ai", ""])
-def test_an_invalid_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_rejected(url: str) -> None:
     with pytest.raises(UsageError, match="is not the URL of a server"):
         find_remote(url)
 
 
-def test_a_push_without_a_key_or_to_its_own_server_is_refused(machine: Machine) -> None:
+def test_a_push_without_a_key_or_to_its_own_server_is_rejected(machine: Machine) -> None:
     assert "no key for W&B at http://127.0.0.1:9" in machine.run("push", "--to", "http://127.0.0.1:9", code=2)
     here = ensure_server(machine.home)
     save_sweep_record(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)

@@ -30,7 +30,7 @@ def test_a_sweep_has_several_names(text, parts):
 @pytest.mark.parametrize(
     "text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb", "a\nb/c", "k:1/c"]
 )
-def test_an_invalid_name_is_refused(text):
+def test_an_invalid_name_is_rejected(text):
     with pytest.raises(UsageError, match="is not the name of a sweep"):
         parse_ref(text if text != "../../etc" else "..//etc")
 

@@ -37,7 +37,7 @@ def test_seeds_multiply_the_cells_and_the_block_is_not_registered(seed, seeds):
 
 
 @pytest.mark.parametrize("count", ["1", "many", "2.5", "true", "101"])
-def test_invalid_numbers_of_seeds_are_refused(count):
+def test_invalid_numbers_of_seeds_are_rejected(count):
     (problem,) = checked(count).problems
     assert problem.path == ("kto_sweep", "replicates")
     assert problem.hint == "replicates: 3"
@@ -60,6 +60,6 @@ def test_the_first_seed_is_the_default_seed_of_a_trial():
     assert Trial.seed == FIRST_SEED
 
 
-def test_replicates_with_a_searched_seed_are_refused():
+def test_replicates_with_a_searched_seed_are_rejected():
     (problem,) = checked(3, seed="  seed: {values: [1, 2]}").problems
     assert "seed: {value: 42}" in problem.hint

@@ -6,8 +6,8 @@ from kto_sweep.shipped_files import find_file, shipped_names, shipped_root
 
 
 def test_a_shipped_file_is_found_from_anywhere(tmp_path: Path) -> None:
-    found = find_file("sweeps/demo.yaml", tmp_path)
-    assert found == shipped_root() / "sweeps" / "demo.yaml"
+    path = find_file("sweeps/demo.yaml", tmp_path)
+    assert path == shipped_root() / "sweeps" / "demo.yaml"
     assert find_file("./examples/support_replies.jsonl", tmp_path) is not None
 
 

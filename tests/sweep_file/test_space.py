@@ -71,15 +71,15 @@ REFERENCE = {  # scipy's own frozen distributions, for the families that it has
 @given(u=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_a_value_is_plain_json_and_comes_back_from_its_coordinate(name: str, u: float) -> None:
-    found = distribution(distribution=name, **ENTRIES[name])
-    value = found.ppf(u)
+    parsed = distribution(distribution=name, **ENTRIES[name])
+    value = parsed.ppf(u)
     assert type(value) in (int, float, str)
-    coordinate = found.cdf(value)
+    coordinate = parsed.cdf(value)
     assert 0 <= coordinate <= 1
     if isinstance(value, float):
-        assert found.ppf(coordinate) == pytest.approx(value, rel=1e-6, abs=1e-12)
+        assert parsed.ppf(coordinate) == pytest.approx(value, rel=1e-6, abs=1e-12)
     else:
-        assert found.ppf(coordinate) == value
+        assert parsed.ppf(coordinate) == value
     assert json.loads(json.dumps(value)) == value
 
 
@@ -89,22 +89,22 @@ def test_a_value_is_plain_json_and_comes_back_from_its_coordinate(name: str, u: 
 def test_values_follow_the_textbook_distribution(name: str, u: float) -> None:
     if name == "int_uniform" and abs(u * 7 - round(u * 7)) < 1e-9:
         return  # on the edge between two whole numbers either is right
-    found = distribution(distribution=name, **ENTRIES[name])
-    assert found.ppf(u) == pytest.approx(REFERENCE[name].ppf(u), rel=1e-9)
+    parsed = distribution(distribution=name, **ENTRIES[name])
+    assert parsed.ppf(u) == pytest.approx(REFERENCE[name].ppf(u), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ROUND_TRIP)
 def test_ends_of_the_unit_interval_give_finite_values(name: str) -> None:
-    found = distribution(distribution=name, **ENTRIES[name])
-    if all(isinstance(value, int | float) for value in found.extremes()):
-        assert math.isfinite(found.ppf(0.0))
-        assert math.isfinite(found.ppf(1.0))
+    parsed = distribution(distribution=name, **ENTRIES[name])
+    if all(isinstance(value, int | float) for value in parsed.extremes()):
+        assert math.isfinite(parsed.ppf(0.0))
+        assert math.isfinite(parsed.ppf(1.0))
 
 
 def test_log_uniform_values_reaches_its_ends_exactly() -> None:
-    found = distribution(distribution="log_uniform_values", min=5e-7, max=1e-4)
-    assert found.extremes() == (5e-7, 1e-4)
-    assert found.ppf(0.5) == pytest.approx(math.sqrt(5e-7 * 1e-4))
+    parsed = distribution(distribution="log_uniform_values", min=5e-7, max=1e-4)
+    assert parsed.extremes() == (5e-7, 1e-4)
+    assert parsed.ppf(0.5) == pytest.approx(math.sqrt(5e-7 * 1e-4))
 
 
 def test_q_makes_multiples_and_whole_numbers_when_it_is_whole() -> None:
@@ -123,11 +123,11 @@ def test_the_coordinate_of_a_discrete_value_is_the_middle_of_its_interval() -> N
 
 
 def test_a_value_of_probability_zero_is_never_drawn() -> None:
-    found = distribution(values=["a", "b", "c", "d"], probabilities=[0.0, 0.5, 0.5, 0.0])
-    assert {found.ppf(i / 100) for i in range(101)} == {"b", "c"}
+    parsed = distribution(values=["a", "b", "c", "d"], probabilities=[0.0, 0.5, 0.5, 0.0])
+    assert {parsed.ppf(i / 100) for i in range(101)} == {"b", "c"}
 
 
-def test_a_coordinate_of_a_value_of_another_kind_is_refused() -> None:
+def test_a_coordinate_of_a_value_of_another_kind_is_rejected() -> None:
     with pytest.raises(ValueError, match="not a number"):
         distribution(min=0.0, max=1.0).cdf("a")
     with pytest.raises(ValueError, match="not in"):
@@ -150,10 +150,10 @@ def test_grid_cells() -> None:
     q=st.sampled_from([1, 2, 0.1, 0.25, 1.5]),
 )
 def test_the_cell_count_is_the_number_of_cells(low: int, length: int, q: float) -> None:
-    found = distribution(distribution="q_uniform", min=low, max=low + length, q=q)
-    cells = found.cells()
+    parsed = distribution(distribution="q_uniform", min=low, max=low + length, q=q)
+    cells = parsed.cells()
     assert cells is not None
-    assert len(set(cells)) == found.cell_count()
+    assert len(set(cells)) == parsed.cell_count()
     assert cells[0] == low
     assert cells[-1] < low + length <= cells[-1] + q + 1e-9
 
@@ -310,7 +310,7 @@ def test_all_problems_come_at_once_with_their_paths() -> None:
     ]
 
 
-def test_names_that_yaml_reads_as_something_else_are_refused() -> None:
+def test_names_that_yaml_reads_as_something_else_are_rejected() -> None:
     (problem,) = parse_space(yaml.safe_load("on: {value: 1}"))[1]
     assert problem.what == "true is not a parameter name"
 
@@ -324,7 +324,7 @@ JSON = st.recursive(
 
 @given(values=st.lists(JSON, min_size=1, max_size=6))
 def test_any_json_values_make_a_grid_whose_cells_come_back(values: list[object]) -> None:
-    found = distribution(values=values)
+    parsed = distribution(values=values)
     for value in values:
-        assert value_key(found.ppf(found.cdf(value))) == value_key(value)
-    assert found.cell_count() == len({value_key(value) for value in values})
+        assert value_key(parsed.ppf(parsed.cdf(value))) == value_key(value)
+    assert parsed.cell_count() == len({value_key(value) for value in values})

@@ -205,8 +205,8 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
     ],
 )
 def test_invalid_settings(tmp_path: Path, top: str, problem: str) -> None:
-    (found,) = problems_of(tmp_path, f"{top}\n{HEAD}")
-    assert found.startswith(problem)
+    (problems,) = problems_of(tmp_path, f"{top}\n{HEAD}")
+    assert problems.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_invalid_settings(tmp_path: Path, top: str, problem: str) -> None:
     ],
 )
 def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
-    (found,) = problems_of(tmp_path, HEAD.replace("method: grid\n", method))
-    assert found.startswith(problem)
+    (problems,) = problems_of(tmp_path, HEAD.replace("method: grid\n", method))
+    assert problems.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -272,8 +272,8 @@ def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
     ],
 )
 def test_invalid_parameters(tmp_path: Path, entry: str, problem: str) -> None:
-    (found,) = problems_of(tmp_path, f"{HEAD}  {entry}\n")
-    assert found.startswith(problem)
+    (problems,) = problems_of(tmp_path, f"{HEAD}  {entry}\n")
+    assert problems.startswith(problem)
 
 
 @pytest.mark.parametrize(
@@ -310,8 +310,8 @@ def test_invalid_parameters(tmp_path: Path, entry: str, problem: str) -> None:
     ],
 )
 def test_ranges_that_cannot_be(tmp_path: Path, entry: str, problem: str) -> None:
-    (found,) = problems_of(tmp_path, f"{HEAD.replace('grid', 'bayes')}  {entry}\n")
-    assert found.startswith(problem)
+    (problems,) = problems_of(tmp_path, f"{HEAD.replace('grid', 'bayes')}  {entry}\n")
+    assert problems.startswith(problem)
 
 
 def test_a_grid_leaves_out_the_end_of_q_uniform_that_would_not_fit(tmp_path: Path) -> None:
@@ -327,13 +327,13 @@ def test_whole_number_ranges_with_a_step_are_fine(tmp_path: Path) -> None:
 
 
 def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path) -> None:
-    found = problems_of(tmp_path, "method: grid\nparameters:\n  beta: {value: 0.1}\n")
-    assert [problem.splitlines()[0] for problem in found] == [
+    problems = problems_of(tmp_path, "method: grid\nparameters:\n  beta: {value: 0.1}\n")
+    assert [problem.splitlines()[0] for problem in problems] == [
         "2 parameters: no dataset",
         "2 parameters: no base model",
     ]
-    found = problems_of(tmp_path, HEAD.replace("dataset", "datset"))
-    assert [problem.splitlines()[0] for problem in found] == [
+    problems = problems_of(tmp_path, HEAD.replace("dataset", "datset"))
+    assert [problem.splitlines()[0] for problem in problems] == [
         "4 parameters.datset: datset is not a parameter of a trial"
     ]
 
@@ -359,8 +359,8 @@ def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path
     ],
 )
 def test_files_that_are_not_sweeps(tmp_path: Path, text: str, problem: str) -> None:
-    (found,) = problems_of(tmp_path, text)
-    assert found.startswith(problem)
+    (problems,) = problems_of(tmp_path, text)
+    assert problems.startswith(problem)
 
 
 def test_notices_about_settings_that_are_probably_not_intended(tmp_path: Path) -> None:

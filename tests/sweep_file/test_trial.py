@@ -94,7 +94,7 @@ def test_whole_floats_are_whole_numbers_and_ints_are_floats() -> None:
         ("model_size", "7B"),
     ],
 )
-def test_a_value_that_does_not_fit_is_refused(name: str, value: object) -> None:
+def test_a_value_that_does_not_fit_is_rejected(name: str, value: object) -> None:
     _, problem = check_value(name, value)
     assert problem is not None
     assert problem.where == name
@@ -154,16 +154,16 @@ def test_messages(name: str, value: object, message: str) -> None:
 
 
 def test_all_problems_come_at_once() -> None:
-    found = problems_of({"learning_rat": 1e-5, "batch_size": 0, "training": {"beta": -1}})
-    assert [problem.splitlines()[0] for problem in found] == [
+    problems = problems_of({"learning_rat": 1e-5, "batch_size": 0, "training": {"beta": -1}})
+    assert [problem.splitlines()[0] for problem in problems] == [
         "learning_rat: learning_rat is not a parameter of a trial",
         "batch_size: 0 is not a batch size",
         "training.beta: -1 is not a beta",
         "dataset: no dataset",
         "model_size: no base model",
     ]
-    assert "Hint: learning_rate" in found[0]
-    assert "tiny" in found[4]
+    assert "Hint: learning_rate" in problems[0]
+    assert "tiny" in problems[4]
 
 
 @pytest.mark.parametrize(
