@@ -1,4 +1,4 @@
-"""A proxy in front of the real server that counts requests, and may refuse or answer them itself."""
+"""A proxy in front of the real server that counts requests, and may reject or answer them itself."""
 
 import json
 import re
@@ -17,7 +17,7 @@ HOP_BY_HOP = {"connection", "content-length", "date", "server", "transfer-encodi
 
 @dataclass(frozen=True)
 class Refusal:
-    """Answers 429 in place of the server."""
+    """Answers 429 instead of the server."""
 
     kind: str
     """Of the requests that it is for."""
@@ -29,19 +29,19 @@ class Refusal:
 
 @dataclass
 class Proxy:
-    """What has come through."""
+    """The requests that passed through the proxy."""
 
     target: str
     url: str = ""
     seen: list[tuple[float, str]] = field(default_factory=list)
-    """Time and kind of each request, refused ones included."""
+    """Time and kind of each request, including rejected ones."""
     refused: list[tuple[float, str]] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     """Put on every answer."""
     key_is_good: bool = True
     """Otherwise the answer to every request is 401."""
     reply: Callable[[bytes], bytes | None] = lambda body: None
-    """Answers a request with 200 in place of the server, unless it returns None."""
+    """Answers a request with 200 instead of the server, unless it returns None."""
     _refusals: list[Refusal] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -50,12 +50,12 @@ class Proxy:
         return Counter(kind for _, kind in self.seen)
 
     def refuse(self, kind: str, times: int, retry_after: int) -> None:
-        """From now on, answer the next requests of a kind with 429."""
+        """Answer the next requests of a kind with 429."""
         with self._lock:
             self._refusals.append(Refusal(kind, times, retry_after))
 
     def refusal(self, kind: str) -> Refusal | None:
-        """Take note of a request; how it is to be refused, if it is."""
+        """Record a request; returns how to reject it, or None."""
         with self._lock:
             self.seen.append((time.monotonic(), kind))
             for refusal in self._refusals:

@@ -1,4 +1,4 @@
-"""The agent: one supervisor per box with the W&B runs of its trials; wandb, never torch.
+"""The agent: one supervisor per box that owns the W&B runs of its trials; imports wandb, never torch.
 
 run_agent (one call of the command) --> supervisor (the loop)
 
@@ -7,7 +7,7 @@ run_agent (one call of the command) --> supervisor (the loop)
          heartbeats, threads     transition; slots, trial_lifecycle, worker_exits, shutdown, watchdog,
                                  connectivity by the rules of retry_policy and time_budget
 
-trial_source   a sweep's server, or one trial          workers, heartbeat, wandb_run   what executor runs
-lease, recovery, delivery, preflight, devices          before the loop and after it
-wandb_agent    the other way: wandb's own agents, one process that logs and trains
+trial_source   a sweep's server, or one trial          workers, heartbeat, wandb_run   run by executor
+lease, recovery, delivery, preflight, devices          used before and after the loop
+wandb_agent    for wandb's own agents instead: one process that both logs and trains
 """

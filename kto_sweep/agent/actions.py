@@ -1,4 +1,4 @@
-"""What the scheduler asks for; executor.py performs it.
+"""The actions that the scheduler requests; executor.py performs them.
 
 worker    StartWorker, KillWorker, EndWorker, Dispatch, RequestStop
 W&B run   OpenRun, CloseRun, Record, Log, CompareInputs
@@ -18,7 +18,7 @@ from kto_sweep.trial import Trial
 
 @dataclass(frozen=True)
 class StartWorker:
-    """Start a worker process; events name it by `worker`."""
+    """Start a worker process; events identify it by `worker`."""
 
     device: Device
     worker: int
@@ -33,7 +33,7 @@ class KillWorker:
 
 @dataclass(frozen=True)
 class EndWorker:
-    """Let a worker process end; kill it if it does not, or at once."""
+    """Tell a worker process to exit; kill it if it does not, or if `at_once`."""
 
     device: str
     at_once: bool
@@ -68,7 +68,7 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class RequestStop:
-    """Have a worker end a trial after its present step."""
+    """Tell a worker to stop a trial after its current step."""
 
     device: str
     run_id: str
@@ -81,11 +81,11 @@ class Heartbeat:
     slot: int
     device: str
     running: tuple[str, ...]
-    """Runs to name as alive; without one the slot asks for a trial."""
+    """Runs to report as alive; without any, the slot asks for a trial."""
     ask_after: float
-    """Time before which it asks for none."""
+    """It does not ask for a trial before this time."""
     soon: bool = False
-    """The next one does not wait for the interval."""
+    """Send the next heartbeat without waiting for the interval."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class CloseSlot:
 
 @dataclass(frozen=True)
 class Record:
-    """Log a worker's message to the trial's run and show it."""
+    """Log a worker's message to the trial's run and display it."""
 
     run_id: str
     message: TrialMessage
@@ -113,7 +113,7 @@ class Log:
 
 @dataclass(frozen=True)
 class CompareInputs:
-    """Compare the rows and weights that a trial was trained on with those of the trials before it."""
+    """Compare the rows and weights that a trial was trained on with those of earlier trials."""
 
     trial: Trial | None
     message: Done
@@ -121,7 +121,7 @@ class CompareInputs:
 
 @dataclass(frozen=True)
 class EndService:
-    """Kill wandb's service process: it only knows the server's old address."""
+    """Kill wandb's service process, which only knows the server's old address."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Say:
 
 @dataclass(frozen=True)
 class ShowStarted:
-    """Show that a trial has begun."""
+    """Show that a trial started."""
 
     run_id: str
     name: str

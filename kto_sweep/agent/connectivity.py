@@ -1,4 +1,4 @@
-"""Whether the server answers: asked apart from everything that waits for its answers."""
+"""Checks whether the server responds, independently of all requests that wait for its responses."""
 
 import threading
 import time
@@ -11,22 +11,22 @@ from kto_sweep.http import NoAnswerError, get
 
 PROBE_SECONDS = 10.0
 WARN_SECONDS = 45.0
-"""A server that does not answer for so long is reported."""
+"""A server that does not respond for this long is reported."""
 
 
 class Connectivity:
-    """Calls the server every few seconds, on the thread that `run` is called on.
+    """Probes the server every few seconds, on the thread that calls `run`.
 
-    `revive` starts a server that is gone, where that is ours to do, and returns its address.
+    `revive` restarts the embedded server if it has exited, and returns its URL; None for other servers.
     """
 
     def __init__(
         self, base_url: str, revive: Callable[[], str] | None, interval: float = PROBE_SECONDS
     ) -> None:
         self.moved_to = ""
-        """Where the server is now, when another program has taken its place."""
-        self.refused = False
-        """It answers, but no longer takes the key: that counts as silence."""
+        """The server's new URL, if another program has taken its port."""
+        self.key_rejected = False
+        """The server responds but rejects the key, which counts as silence."""
         self._url = base_url
         self._revive = revive
         self._interval = interval
@@ -34,45 +34,45 @@ class Connectivity:
         self._ended = threading.Event()
 
     def end(self) -> None:
-        """Stop calling."""
+        """Stop probing."""
         self._ended.set()
 
     @property
     def silence(self) -> float:
-        """Seconds since the last answer."""
+        """Seconds since the last response."""
         return time.monotonic() - self._answered_at
 
     @property
     def trouble(self) -> str:
-        """What is wrong while there is silence."""
-        return "The server refuses the key" if self.refused else "No answer from the server"
+        """What is wrong while the server is silent."""
+        return "The server rejects the key" if self.key_rejected else "No response from the server"
 
     def run(self) -> None:
-        """Call until `end`."""
+        """Probe until `end`."""
         self._answered_at = time.monotonic()
         while not self._ended.wait(self._interval):
             if self._answers():
-                self._answered_at = self._answered_at if self.refused else time.monotonic()
+                self._answered_at = self._answered_at if self.key_rejected else time.monotonic()
             elif self._revive is not None:
                 try:
                     url = self._revive()
                 except (KtoSweepError, OSError):
-                    continue  # the next round tries again
+                    continue  # the next probe tries again
                 self.moved_to = url if url != self._url else ""
 
     def _answers(self) -> bool:
         try:
-            # Any answer of the server itself will do.
+            # Any response of the server itself counts.
             return get(self._url, timeout=self._interval).status < 500
         except NoAnswerError:
             return False
 
 
 def is_lost(t: Transition, tick: Tick, elapsed: float) -> bool:
-    """True once, when the server has been silent for longer than the agent's patience. Pure.
+    """True once, when the server has been silent for longer than --patience. Pure.
 
-    `elapsed`: seconds since the last tick that count. What is measured as silence may include time in which
-    this process stood still and asked nothing.
+    `elapsed`: seconds since the last tick, capped. The measured silence may include time in which this
+    process was suspended and did not probe.
     """
     state = t.state
     silence = min(state.server_silence + elapsed, tick.server_silence)
@@ -83,7 +83,7 @@ def is_lost(t: Transition, tick: Tick, elapsed: float) -> bool:
         t.say(f"{tick.server_trouble} for {silence:.0f} s: training continues, metrics are sent later")
     elif silence < WARN_SECONDS and state.server_warned:
         t.update(server_warned=False)
-        t.say("The server answers again")
+        t.say("The server responds again")
     if silence <= state.settings.patience or lost:
         return False
     t.say(f"{tick.server_trouble} for {silence:.0f} s: not starting new trials")

@@ -1,7 +1,7 @@
-"""What the server has received of the runs that an agent has ended.
+"""Checks that the server has received the runs that an agent ended.
 
-wandb gives a run's stream up for good at one answer of 4xx, such as that of a gateway whose W&B is being
-replaced, and its `finish` says nothing of that: only the server can tell.
+wandb abandons a run's stream after a single 4xx response, such as one from a gateway in front of a restarting
+W&B server, and `finish` does not report it: only the server knows.
 """
 
 import contextlib
@@ -16,9 +16,9 @@ from kto_sweep.run_record import home_id, read_record
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
 ATTEMPTS = 3
-"""To read the sweep, while something is missing or its server does not answer."""
+"""Attempts to read the sweep while data is missing or the server does not respond."""
 PAUSE_SECONDS = 15.0
-"""Between two attempts: a server may need a moment to store it, or be started again meanwhile."""
+"""Delay between attempts: a server may need a moment to store the data, or be restarting."""
 NOT_ENDED = frozenset({"running", "crashed"})
 """States of a run whose end its server has not received."""
 
@@ -30,9 +30,9 @@ def check_delivery(
     attempts: int,
     sleep: Callable[[float], object] = time.sleep,
 ) -> tuple[SweepView, list[str]] | None:
-    """The sweep, and the runs that this agent has ended and of which the server lacks something.
+    """The sweep, and the runs that this agent ended but the server does not have completely.
 
-    Those are recorded as unsent. `read` raises ServerError; None when it did so in all attempts.
+    These runs are recorded as unsent. None if `read` raises ServerError in every attempt.
     """
     result: tuple[SweepView, list[str]] | None = None
     for attempt in range(attempts):
@@ -48,12 +48,12 @@ def check_delivery(
 
 
 def record_unsent(home: Home, run_ids: Iterable[str]) -> None:
-    """Have `kto-sweep sync` check these runs, which asks their server first."""
+    """Mark these runs for `kto-sweep sync`, which first checks what their server has."""
     for run_id in run_ids:
         folder = home.runs / run_id
         record = read_record(folder)
         if record is not None:
-            with contextlib.suppress(OSError):  # a full disk: they are reported at least
+            with contextlib.suppress(OSError):  # on a full disk they are at least reported
                 replace(record, sent=False).write(folder)
 
 
@@ -68,5 +68,5 @@ def _is_incomplete(home: Home, token: str, own: str, trial: TrialRecord) -> bool
     if record is None or record.agent != token or not record.sent:
         return False
     if trial.device and trial.device.split()[0] != own:
-        return False  # put back, and another box continues it
+        return False  # requeued, and another box continues it
     return trial.state in NOT_ENDED or int(trial.summary.get("_step") or 0) < last_step(folder)

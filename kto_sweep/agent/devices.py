@@ -1,4 +1,4 @@
-"""The devices of this box, found without loading torch, and the locks that give each GPU to one agent."""
+"""The devices of this box, found without loading torch, and locks that reserve each GPU for one agent."""
 
 import os
 import shutil
@@ -14,65 +14,65 @@ from kto_sweep.errors import UsageError
 from kto_sweep.locks import holder, try_lock
 
 ANSWER_SECONDS = 30.0
-"""For nvidia-smi."""
+"""Timeout of nvidia-smi."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What one worker is given."""
+    """The device of one worker."""
 
     name: str
     """`gpu 0` or `cpu`."""
     visible: str
     """The worker's CUDA_VISIBLE_DEVICES; empty hides every GPU."""
     uuid: str = ""
-    """Of a GPU, whatever its index is elsewhere."""
+    """UUID of a GPU; unlike its index, it is the same everywhere."""
     count: int = 1
-    """GPUs in it, or processes on the CPU: all of them train one trial."""
+    """Number of GPUs, or of CPU processes, that train one trial together."""
 
 
 CPU = Device("cpu", "")
 
 
 def find_devices(environ: Mapping[str, str], *, gpus: str | None = None, cpu: bool = False) -> list[Device]:
-    """The GPUs that were asked for, or all that this process may use; the CPU when there is none.
+    """The requested GPUs, or all that this process may use; the CPU if there is no GPU.
 
-    `gpus` lists indices or UUIDs, separated by commas, as CUDA_VISIBLE_DEVICES does.
+    `gpus` lists indices or UUIDs, separated by commas, like CUDA_VISIBLE_DEVICES.
 
-    Raises UsageError when a GPU was asked for that is not there, and when nvidia-smi does not list them.
+    Raises UsageError if a requested GPU does not exist, or if nvidia-smi fails.
     """
     if cpu and gpus is not None:
-        raise UsageError("--cpu and --gpus exclude each other", hint="give one of them")
+        raise UsageError("--cpu and --gpus cannot be used together", hint="use one of them")
     if cpu:
         return [CPU]
     limit = environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else None
-    named = limit if gpus is None else gpus
-    wanted = None if named is None else list(takewhile("-1".__ne__, _split(named)))
-    if limit is not None and not wanted:
+    text = limit if gpus is None else gpus
+    requested = None if text is None else list(takewhile("-1".__ne__, _split(text)))
+    if limit is not None and not requested:
         return [CPU]
     present = _gpus_of_box()
-    if wanted is None or (limit is not None and not present):
-        wanted = list(present)
-    absent = [name for name in wanted if name not in present and name not in present.values()]
-    if absent or (gpus is not None and not wanted):
+    if requested is None or (limit is not None and not present):
+        requested = list(present)
+    absent = [name for name in requested if name not in present and name not in present.values()]
+    if absent or (gpus is not None and not requested):
         has = f"this box has {', '.join(present)}" if present else "this box has no NVIDIA GPU"
         option = f"CUDA_VISIBLE_DEVICES={limit}" if gpus is None else f"--gpus {gpus}"
         raise UsageError(f"{option}: no GPU {', '.join(absent) or 'named'}; {has}", hint="or use --cpu")
-    return [Device(f"gpu {name}", name, present.get(name, name)) for name in wanted] or [CPU]
+    return [Device(f"gpu {name}", name, present.get(name, name)) for name in requested] or [CPU]
 
 
 def grouped(devices: Sequence[Device], size: int) -> list[Device]:
-    """`size` of the devices as one, in their order; the CPU counts as any number of them.
+    """The devices in groups of `size`, each as one device; a CPU device can have any size.
 
-    Raises UsageError when some are left over.
+    Raises UsageError when devices are left over.
     """
     if devices == [CPU]:
         return [replace(CPU, count=size)]
     if len(devices) % size:
-        wanted = next(wanted for wanted in range(size, 0, -1) if len(devices) % wanted == 0)
+        divisor = next(divisor for divisor in range(size, 0, -1) if len(devices) % divisor == 0)
         raise UsageError(
             f"--gpus-per-trial {size}: cannot divide {len(devices)} GPU{'s' * (len(devices) > 1)} by {size}",
-            hint=f"use --gpus-per-trial {wanted}, or choose GPUs with --gpus",
+            hint=f"use --gpus-per-trial {divisor}, or choose GPUs with --gpus",
         )
     groups = [devices[at : at + size] for at in range(0, len(devices), size)]
     return [
@@ -86,7 +86,7 @@ def _split(text: str) -> list[str]:
 
 
 def _gpus_of_box() -> dict[str, str]:
-    """UUIDs of the NVIDIA GPUs, by index. Raises UsageError when nvidia-smi fails: there may be some."""
+    """UUIDs of the NVIDIA GPUs by index. Raises UsageError when nvidia-smi fails, as there may be GPUs."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return {}
@@ -105,7 +105,7 @@ def _gpus_of_box() -> dict[str, str]:
 
 
 def _run(query: Sequence[str]) -> "subprocess.CompletedProcess[str]":
-    """Run the query, once more if it takes too long: the driver may be loading."""
+    """Run the query; retry once after a timeout, because the driver may be loading."""
     try:
         return subprocess.run(query, capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -114,17 +114,17 @@ def _run(query: Sequence[str]) -> "subprocess.CompletedProcess[str]":
 
 def _no_answer(output: str) -> UsageError:
     return UsageError(
-        f"nvidia-smi does not list the GPUs of this box:\n{output}",
-        hint="repair the driver, or add --cpu to train without a GPU",
+        f"nvidia-smi cannot list the GPUs of this box:\n{output}",
+        hint="fix the driver, or add --cpu to train without a GPU",
     )
 
 
 @contextmanager
 def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
-    """Lock the GPUs among `devices` until the end of the block, for all homes of a user.
+    """Lock the GPUs among `devices` until the end of the block, across all homes of a user.
 
-    The locks vanish with their process. Raises UsageError when another agent has one of the GPUs, or no lock
-    can be made.
+    The locks disappear with the process. Raises UsageError when another agent uses one of the GPUs, or a GPU
+    cannot be locked.
     """
     folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
     with ExitStack() as stack:
@@ -136,12 +136,12 @@ def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
                     free = stack.enter_context(try_lock(path))
                 except OSError as error:
                     raise UsageError(
-                        f"cannot lock the GPU {device.uuid}: {error}",
+                        f"could not lock GPU {device.uuid}: {error}",
                         hint="set TMPDIR to a writable folder, or add --share-gpus",
                     ) from error
                 if not free:
                     raise UsageError(
-                        f"{device.name} is in use: the agent with process id {holder(path)} trains on it",
-                        hint="wait for it, choose another with --gpus, or add --share-gpus",
+                        f"{device.name} is in use by another agent (process {holder(path)})",
+                        hint="wait until it ends, choose other GPUs with --gpus, or add --share-gpus",
                     )
         yield

@@ -1,4 +1,4 @@
-"""What happens to an agent; the executor reports it, the scheduler reacts.
+"""The events of an agent: the executor reports them, the scheduler reacts.
 
 clock     Tick
 server    Commands, StopRequested, SweepGone, ServerMoved, ServiceGone
@@ -17,7 +17,7 @@ from kto_sweep.protocol import Message
 
 @dataclass(frozen=True)
 class Tick:
-    """A second or so has passed."""
+    """About a second has passed."""
 
     time_left: float = float("inf")
     """Seconds in which trials may run."""
@@ -26,7 +26,7 @@ class Tick:
     server_trouble: str = ""
     """What is wrong with the server while it is silent, as the start of a sentence."""
     held_workers: frozenset[str] = frozenset()
-    """Devices whose worker was stopped by a signal, to be continued later."""
+    """Devices whose worker is suspended by SIGSTOP."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Commands:
     run: Assignment | None = None
     """A trial to train."""
     stop: tuple[str, ...] = ()
-    """Runs to end."""
+    """Runs to stop."""
     exit: bool = False
     """There is no trial for this slot."""
 
 
 @dataclass(frozen=True)
 class SweepGone:
-    """The server no longer knows the sweep, or has never taken an agent for it."""
+    """The sweep no longer exists on the server, or the server has never accepted an agent for it."""
 
     error: KtoSweepError
 
@@ -58,12 +58,12 @@ class ServerMoved:
 
 @dataclass(frozen=True)
 class ServiceGone:
-    """wandb's service process has ended."""
+    """wandb's service process exited."""
 
 
 @dataclass(frozen=True)
 class StopRequested:
-    """The server asks a run to stop, through the run's own connection."""
+    """The server asks a run to stop, over the run's own connection."""
 
     run_id: str
 
@@ -79,19 +79,19 @@ class WorkerMessage:
 
 @dataclass(frozen=True)
 class WorkerExited:
-    """A worker process ended."""
+    """A worker process exited."""
 
     device: str
     worker: int
     status: int
     """Its exit status; negative: the signal."""
     output: str = ""
-    """The end of what it printed."""
+    """The last lines that it printed."""
 
 
 @dataclass(frozen=True)
 class WorkerNotStarted:
-    """The system did not let a worker process start."""
+    """A worker process could not be started."""
 
     device: str
     worker: int
@@ -106,18 +106,18 @@ class RunOpened:
     run_id: str
     name: str
     logged_step: int
-    """The last step that it already has."""
+    """The last step that the run already has."""
 
 
 class OpeningFailure(StrEnum):
     """Why a run was not opened."""
 
     TAKEN = "taken"
-    """The trial is no longer ours: another agent has it, or the server has ended it."""
+    """Another agent has the trial, or the server ended it."""
     BUSY = "busy"
-    """A dead agent's worker still writes its files; that passes."""
+    """A dead agent's worker is still writing its files; this is temporary."""
     GIVEN_BACK = "given back"
-    """It was open, something else failed, and the trial was given back to the server."""
+    """The run was open, something else failed, and the trial was returned to the server."""
     ERROR = "error"
 
 
@@ -138,12 +138,12 @@ class RunClosed:
     slot: int
     run_id: str
     sent: bool
-    """The server has everything."""
+    """The server has all of its data."""
 
 
 @dataclass(frozen=True)
 class DiskFull:
-    """There is no space to open a trial's run or to dispatch the trial."""
+    """There is not enough disk space to open a trial's run or to dispatch the trial."""
 
     slot: int
     run_id: str
@@ -152,14 +152,14 @@ class DiskFull:
 
 @dataclass(frozen=True)
 class SignalReceived:
-    """This process got SIGINT or SIGTERM."""
+    """This process received SIGINT or SIGTERM."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class Crashed:
-    """The agent itself failed."""
+    """The agent itself raised an error."""
 
     error: Exception
 

@@ -1,12 +1,13 @@
 """Performs the scheduler's actions and reports events; the only file that starts threads.
 
-                      one thread for each
-heartbeat of a slot   HeartbeatLoop --> Commands, SweepGone
-worker                its messages --> WorkerMessage, WorkerExited; its end is waited for on another one
-W&B run               being opened --> RunOpened, RunNotOpened; being closed --> RunClosed
-server                Connectivity, read at each Tick
+                       one thread for each
+slot                   HeartbeatLoop --> Commands, SweepGone
+worker                 its messages --> WorkerMessage, WorkerExited; another thread ends it
+W&B run while it opens --> RunOpened, RunNotOpened
+        or closes      --> RunClosed
+server                 Connectivity, read at each Tick
 
-All else happens on the supervisor's thread.
+Everything else runs on the supervisor's thread.
 """
 
 import queue
@@ -51,11 +52,11 @@ from kto_sweep.wandb_client.private_api import (
 
 TICK_SECONDS = 1.0
 SHORT_SECONDS = 10.0
-"""For so long after a trial had to wait for disk space, idle slots do not ask the server for another."""
+"""Idle slots do not ask the server for a trial for this long after a trial had to wait for disk space."""
 
 
 class TakenError(KtoSweepError):
-    """A dead agent's trial is no longer ours."""
+    """This agent may not continue a dead agent's trial."""
 
 
 class Executor:
@@ -77,7 +78,7 @@ class Executor:
         heartbeat_seconds: float = INTERVAL_SECONDS,
         tick_seconds: float = TICK_SECONDS,
     ) -> None:
-        """`connectivity`: None: there is no server. `allowances`: the agent's time; none: it has no limit."""
+        """`connectivity`: None without a server. `allowances`: the agent's time limits."""
         self._source = source
         self._home = home
         self._home_id = home_id(home)
@@ -94,14 +95,14 @@ class Executor:
         self._events: queue.SimpleQueue[events.Event] = queue.SimpleQueue()
         self._tick_at = float("-inf")
         self._short_at = float("-inf")
-        """When a disk was last found full."""
+        """When the disk was last full."""
         self._service_is_lost = False
         self._workers: dict[str, WorkerProcess] = {}
         self._ending: dict[str, threading.Thread] = {}
-        """Workers that are being ended, by device."""
+        """Threads that end workers, by device."""
         self._runs: dict[str, TrialRun] = {}
         self._closing: dict[str, threading.Thread] = {}
-        """The last closing of each run."""
+        """The last thread that closed each run."""
         self._heartbeats: dict[int, HeartbeatLoop] = {}
         self._ask_after: dict[int, float] = {}
         if connectivity is not None:
@@ -110,11 +111,11 @@ class Executor:
     # Events.
 
     def put(self, event: events.Event) -> None:
-        """Report an event; from any thread."""
+        """Report an event; thread-safe."""
         self._events.put(event)
 
     def next_event(self) -> events.Event:
-        """The next thing that happens; a Tick when one is due."""
+        """The next event; a Tick when one is due."""
         wait = self._tick_at + self._tick_seconds - time.monotonic()
         try:
             if wait > 0:
@@ -143,7 +144,7 @@ class Executor:
     # Actions.
 
     def perform(self, actions: Sequence[do.Action]) -> None:
-        """Do what the scheduler asks for, in its order."""
+        """Perform the scheduler's actions in order."""
         for action in actions:
             try:
                 self._perform(action)
@@ -159,8 +160,8 @@ class Executor:
             case do.KillWorker(device):
                 self._workers[device].kill()
             case do.EndWorker(device, at_once):
-                if worker := self._workers.pop(device, None):  # else it could not be started
-                    self._ending[device] = _spawn("worker's end", partial(worker.end, at_once=at_once))
+                if worker := self._workers.pop(device, None):  # None: it could not be started
+                    self._ending[device] = _spawn("end worker", partial(worker.end, at_once=at_once))
             case do.OpenRun():
                 _spawn("open W&B run", partial(self._open, action))
             case do.CloseRun(slot, run_id, ending):
@@ -195,7 +196,7 @@ class Executor:
                 self._progress.ended(run_id, ending.kind.value, ending.summary)
 
     def close(self) -> None:
-        """End all heartbeats and wait for the workers that are being ended."""
+        """End all heartbeats and wait until ending workers have exited."""
         for loop in self._heartbeats.values():
             loop.end()
         for ending in self._ending.values():
@@ -206,10 +207,10 @@ class Executor:
     def _start(self, action: do.StartWorker) -> None:
         name, number = action.device.name, action.worker
         if name in self._ending:
-            self._ending[name].join()  # its memory has to be free first
+            self._ending[name].join()  # its GPU memory must be free first
         try:
             worker = self._start_worker(action.device, self._home)
-        except OSError as error:  # no room for its log, no memory or no process left
+        except OSError as error:  # no disk space for its log, no memory, or too many processes
             self.put(events.WorkerNotStarted(name, number, str(error)))
             return
         self._workers[name] = worker
@@ -237,12 +238,12 @@ class Executor:
     def _folder(self, run_id: str) -> Path:
         return self._home.runs / run_id
 
-    # W&B runs, on threads of their own: a server that is slow or gone must not hold up the other trials.
+    # W&B runs, each on its own thread, so that a slow or unreachable server does not block other trials.
 
     def _open(self, action: do.OpenRun) -> None:
         slot, run_id = action.slot, action.trial.run_id
         try:
-            if run_id in self._closing:  # also where waiting for that was given up
+            if run_id in self._closing:  # perhaps abandoned, but its thread still runs
                 self._closing[run_id].join()
             if not self._has_space(slot, run_id):
                 return
@@ -250,7 +251,7 @@ class Executor:
             if orphan is not None:
                 self._take_over(orphan)
             run = self._opened(action, adopt=orphan is not None)
-        except Exception as error:  # wandb has no one class for what can go wrong
+        except Exception as error:  # wandb has no common error class
             self.put(events.ServiceGone() if is_service_gone(error) else _not_opened(slot, run_id, error))
         else:
             self._runs[run_id] = run
@@ -275,12 +276,12 @@ class Executor:
         )
 
     def _take_over(self, orphan: OrphanedTrial) -> None:
-        """Make a dead agent's trial ours. Raises TakenError, or BusyError when its worker still has it."""
+        """Take over a dead agent's trial. Raises TakenError, or BusyError if its worker is still running."""
         if reason := self._source.taken_away(orphan.run_id):
             release(orphan)
             raise TakenError(reason)
         if not take_over(orphan, self._lease.token):
-            raise TakenError("another agent of this box has it")
+            raise TakenError("another agent on this box has it")
 
     def _close(self, slot: int, run_id: str, run: TrialRun, ending: TrialEnd) -> None:
         try:
@@ -294,7 +295,7 @@ class Executor:
         self.put(events.RunClosed(slot, run_id, sent))
 
     def _record(self, run: TrialRun, message: TrialMessage) -> None:
-        """Log a message to the trial's run, and show it."""
+        """Log a message to the trial's run and display it."""
         match message:
             case Preparing(run_id, what, done, total):
                 self._progress.preparing(run_id, what, done, total)
@@ -335,39 +336,39 @@ class Executor:
             loop.resume(action.running, soon=action.soon)
 
     def _beat(self, slot: int, agent_id: str, running: Sequence[str]) -> list[Command]:
-        """The server's answer; a slot without a trial asks for none that could not be started now."""
+        """The server's commands; a slot without a trial does not ask for one that could not start now."""
         now = time.monotonic()
         if not running and (now < self._ask_after[slot] or now - self._short_at < SHORT_SECONDS):
             return []
         try:
             commands = self._source.heartbeat(agent_id, running)
         except KeyRejectedError:
-            self._set_refused(refused=True)
+            self._set_key_rejected(rejected=True)
             raise
-        self._set_refused(refused=False)
+        self._set_key_rejected(rejected=False)
         return commands
 
-    def _set_refused(self, *, refused: bool) -> None:
+    def _set_key_rejected(self, *, rejected: bool) -> None:
         if self._connectivity is not None:
-            self._connectivity.refused = refused
+            self._connectivity.key_rejected = rejected
 
     def _read_commands(self, slot: int, commands: Sequence[Command]) -> events.Commands:
-        """The server's commands as an event: a trial's configuration is parsed as it enters."""
+        """The server's commands as an event, with a trial's configuration parsed."""
         runs = [command for command in commands if command.kind in ("run", "resume")]
         return events.Commands(
             slot,
-            run=self._enter(runs[0]) if runs else None,
+            run=self._assignment(runs[0]) if runs else None,
             stop=tuple(command.run_id for command in commands if command.kind == "stop"),
             exit=any(command.kind == "exit" for command in commands),
         )
 
-    def _enter(self, command: Command) -> Assignment:
+    def _assignment(self, command: Command) -> Assignment:
         done = checkpoint_step(self._folder(command.run_id))
         return Assignment.from_config(command.run_id, command.config or {}, done_steps=done)
 
 
 def _end_run(run: TrialRun, ending: TrialEnd) -> bool:
-    """Close a run; whether the server has everything."""
+    """Close a run; returns whether the server has all of its data."""
     match ending.kind:
         case TrialEndKind.FINISHED:
             return run.succeed(ending.summary)

@@ -1,4 +1,4 @@
-"""The heartbeats of one slot, an agent of its own to the server: a slow server must not hold up training."""
+"""The heartbeats of one slot, on their own thread so that a slow server does not hold up training."""
 
 import threading
 import time
@@ -9,22 +9,22 @@ from kto_sweep.errors import ServerError
 from kto_sweep.wandb_client.private_api import Command
 
 INTERVAL_SECONDS = 5.0
-"""wandb's own."""
+"""The interval of wandb's own agent."""
 REGISTRATION = Backoff(first=5.0, factor=2, most=60.0)
-"""Between attempts to register."""
+"""Delays between attempts to register."""
 
 
 class HeartbeatLoop:
-    """Asks the server every few seconds what to do, on the thread that `run` is called on.
+    """Sends a heartbeat to the server every few seconds, on the thread that calls `run`.
 
-    `register` returns the id of a new agent; `beat` takes it and the runs that are alive, and returns the
-    server's commands. After an answer with commands the loop waits for `resume`: a heartbeat that does not
-    name the new run yet would be given another one. After one that took longer than the interval it pauses
-    for as long: the server, or wandb's client because of the server's 429, has held it up.
+    `register` returns the id of a new agent; `beat` takes this id and the live runs, and returns the server's
+    commands. After a response with commands the loop waits for `resume`, because the server would answer a
+    heartbeat without the new run with yet another run. After a heartbeat that took longer than the interval,
+    the loop pauses for the same time again, because the server is overloaded or sent a 429.
 
-    `register` and `beat` raise ServerError when the server does not take or know the agent. If `is_gone` says
-    that this is for good, `on_gone` is called and the loop ends; else it registers again, after a pause that
-    grows. Anything else that goes wrong costs one answer. `on_trouble` hears of both, once while it lasts.
+    `register` and `beat` raise ServerError when the server rejects or does not know the agent. If `is_gone`
+    confirms that this is permanent, the loop calls `on_gone` and ends; otherwise it registers again after a
+    growing delay. Any other error loses one response. `on_trouble` receives each error once while it lasts.
     """
 
     def __init__(
@@ -49,10 +49,10 @@ class HeartbeatLoop:
         self._wake = threading.Event()
         self._resumed = threading.Event()
         self._ended = threading.Event()
-        self._wake.set()  # the first heartbeat follows the registration at once
+        self._wake.set()  # send the first heartbeat directly after the registration
 
     def resume(self, running: Sequence[str], *, soon: bool = False) -> None:
-        """Continue, naming these runs as alive; `soon` does not wait for the interval."""
+        """Continue and report these runs as alive; `soon`: without waiting for the interval."""
         self._running = tuple(running)
         self._resumed.set()
         if soon:
@@ -87,10 +87,10 @@ class HeartbeatLoop:
                     self._on_gone(error)
                     return
                 agent_id, failures = "", failures + 1
-                self._report(f"{error.message}; trying again")
+                self._report(f"{error.message}; retrying")
                 self._ended.wait(REGISTRATION.delay(failures))
-            except Exception as error:  # such as an answer that cannot be read
-                self._report(f"cannot read the server's answer: {error!r}")
+            except Exception as error:  # such as a malformed response
+                self._report(f"could not read the server's response: {error!r}")
             seconds = time.monotonic() - began
             if commands:
                 self._on_commands(commands)

@@ -1,7 +1,7 @@
-"""Which agents of a home are alive, and the trials that dead agents have left.
+"""Tracks which agents of a home are alive, and the trials that dead agents left behind.
 
-<home>/agents/<token>          locked by its agent while that process lives, however it ends
-<home>/runs/<run>/run.json     names the agent that has the run (see run_record.py)
+<home>/agents/<token>          locked by its agent; the lock disappears with the process, however it ends
+<home>/runs/<run>/run.json     names the agent that owns the run (see run_record.py)
 """
 
 import json
@@ -21,18 +21,18 @@ from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 
 WORKER_SECONDS = 15.0
-"""How long to wait for a worker whose agent is gone to save its trials, before that is reported."""
+"""How long to wait for a dead agent's worker to save its trials before reporting it as busy."""
 OPEN_STATES = frozenset({"running", "crashed", "preempting"})
-"""In which the server sends a run to no agent, and the box that has started it may continue it."""
+"""States in which the server hands out a run to no agent, and the box that started it may continue it."""
 DEAD = "unknown"
 """The token of an unknown agent that is dead."""
 
 
 class AgentLease:
-    """By which others of its home see that this agent is alive; its token is never used again."""
+    """Shows other agents of the same home that this agent is alive; its token is never reused."""
 
     def __init__(self, home: Home) -> None:
-        """Raises UsageError where files cannot be locked."""
+        """Acquires the lease. Raises UsageError if the file system does not support locks."""
         self.token = secrets.token_hex(6)
         self._path = _folder(home) / self.token
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,13 +45,13 @@ class AgentLease:
             raise
 
     def end(self) -> None:
-        """Give it up."""
+        """Release the lease."""
         self._path.unlink(missing_ok=True)
         self._lock.close()
 
 
 def is_alive(home: Home, token: str) -> bool:
-    """Whether the agent of this token still runs. Raises UsageError where files cannot be locked."""
+    """Whether the agent with this token is running. Raises UsageError without support for locks."""
     with _explained(home):
         return holder(_folder(home) / token) is not None
 
@@ -78,7 +78,7 @@ def _explained(home: Home) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OrphanedTrial:
-    """A trial whose agent died before it was closed."""
+    """A trial whose agent died before closing it."""
 
     run_id: str
     config: Mapping[str, Any]
@@ -87,20 +87,20 @@ class OrphanedTrial:
 
 
 def find_orphaned_trials(home: Home) -> list[OrphanedTrial]:
-    """The trials of dead agents of this home, of all sweeps."""
+    """The trials that dead agents of this home left behind, of all sweeps."""
     orphans = []
     for folder in sorted(home.runs.glob("*")):
         record = read_record(folder)
         if record is None or record.sent or not record.agent or is_alive(home, record.agent):
             continue
         config = _read_config(folder)
-        if config is not None:  # else it can only be sent, not trained
+        if config is not None:  # without it, the run can be synced but not trained
             orphans.append(OrphanedTrial(folder.name, config, folder, record))
     return orphans
 
 
 def _read_config(folder: Path) -> Mapping[str, Any] | None:
-    """A trial's configuration as its folder has it; None when that cannot be read."""
+    """A trial's configuration from its folder; None if it cannot be read."""
     try:
         config = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -109,7 +109,7 @@ def _read_config(folder: Path) -> Mapping[str, Any] | None:
 
 
 def restore_files(home: Home, run_id: str, config: Mapping[str, Any], record: RunRecord) -> bool:
-    """Whether the files of a trial of this home were damaged and are now as given; unless it is in use."""
+    """Restore damaged files of a trial of this home, unless it is in use; returns whether that was done."""
     folder = home.runs / run_id
     if not folder.is_dir():
         return False
@@ -124,20 +124,20 @@ def restore_files(home: Home, run_id: str, config: Mapping[str, Any], record: Ru
 
 
 def of_sweep(orphan: OrphanedTrial, ref: SweepRef) -> bool:
-    """Whether the orphan is a trial of this sweep."""
+    """Whether the orphan belongs to this sweep."""
     record = orphan.record
     return (record.entity, record.project, record.sweep) == (ref.entity, ref.project, ref.id)
 
 
 class BusyError(KtoSweepError):
-    """A worker whose agent is gone still has the trial; it saves it at its next step."""
+    """A dead agent's worker still has the trial; it saves the trial at its next step."""
 
 
 def take_over(orphan: OrphanedTrial, token: str) -> bool:
-    """Make the trial that of the agent `token`; False when another agent has it by now.
+    """Make the agent `token` the owner of the trial; False if another agent has it by now.
 
-    Waits for a worker that still has it: one whose agent is gone saves its trials first. Raises BusyError
-    when that takes long, as while it loads a model.
+    Waits for a worker that still has the trial and saves it before exiting. Raises BusyError when that takes
+    long, for example because the worker is loading a model.
     """
     deadline = time.monotonic() + WORKER_SECONDS
     while time.monotonic() < deadline:
@@ -149,7 +149,7 @@ def take_over(orphan: OrphanedTrial, token: str) -> bool:
                 replace(record, agent=token).write(orphan.folder)
                 return True
         time.sleep(0.2)
-    raise BusyError("a worker of a dead agent still has it")
+    raise BusyError("a dead agent's worker is still running it")
 
 
 def release(orphan: OrphanedTrial) -> None:

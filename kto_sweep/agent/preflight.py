@@ -11,22 +11,24 @@ from kto_sweep.trial import parameter_name
 
 
 def require_sources(space: Space, folder: str) -> None:
-    """Raise UsageError when no data file, or no model, that the sweep names is here: every trial would fail.
+    """Raise UsageError if none of the sweep's data files, or none of its models, is here: no trial can train.
 
-    `folder`: where the sweep was registered on this box, or empty. Names that may be on the hub pass.
+    `folder`: where the sweep was registered on this box, or empty. Names that may be on the hub are accepted.
     """
     here = Path.cwd()
     for parameter in space.parameters:
         kind = parameter_name(parameter.path)
-        named = [str(value) for value in parameter.distribution.extremes()]
-        if kind not in ("dataset", "model") or any(_is_here(kind, name, here) for name in named):
+        names = [str(value) for value in parameter.distribution.extremes()]
+        if kind not in ("dataset", "model") or any(_is_here(kind, name, here) for name in names):
             continue
         what = "data file" if kind == "dataset" else "model"
-        where = "on this box" if Path(named[0]).expanduser().is_absolute() else f"below {here}"
-        elsewhere = folder and _is_here(kind, named[0], Path(folder))
+        where = "on this box" if Path(names[0]).expanduser().is_absolute() else f"below {here}"
+        in_folder = folder and _is_here(kind, names[0], Path(folder))
         raise UsageError(
-            f"{named[0]}: no such {what} {where}; no trial was started",
-            hint=f"cd {folder}, then run it again" if elsewhere else "copy it here, or start in its folder",
+            f"{names[0]}: no such {what} {where}; no trial was started",
+            hint=f"cd {folder}, then run it again"
+            if in_folder
+            else "copy it here, or start the agent in its folder",
         )
 
 

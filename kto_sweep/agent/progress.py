@@ -1,4 +1,4 @@
-"""What a person sees while an agent works: a bar for each live trial on a terminal, plain lines elsewhere."""
+"""The display of a running agent: a progress bar for each live trial on a terminal, else plain lines."""
 
 import io
 import os
@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 10.0
-"""Without a terminal, a trial prints its progress this often."""
+"""Interval between a trial's progress lines when there is no terminal."""
 
 
 class ProgressDisplay:
-    """Progress of an agent's trials on `console`."""
+    """Shows the progress of an agent's trials on `console`."""
 
     def __init__(self, console: Console, varied: tuple[str, ...], metric: str, expected: int | None) -> None:
         self._console = console
@@ -47,17 +47,15 @@ class ProgressDisplay:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Print one line."""
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A trial wrote to its log: with several at once, only their logs show it."""
+        """Ignore a line of a trial's log, which would be confusing with several trials."""
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
-        """A trial began."""
-        number = self._numbers.setdefault(
-            run_id, len(self._numbers) + 1
-        )  # a trial that was paused keeps its number
+        """Show that a trial started; a resumed trial keeps its number."""
+        number = self._numbers.setdefault(run_id, len(self._numbers) + 1)
         self._names[run_id] = f"trial {number}"
         self._latest[run_id] = {}
         chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
@@ -65,44 +63,44 @@ class ProgressDisplay:
         self._bars[run_id] = self._progress.add_task(f"trial {number}", total=None, status="loading")
 
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
-        """A trial prepares its first step."""
+        """Show the progress of work before a trial's first step."""
         self._progress.update(self._bars[run_id], total=total, completed=done, status=what)
-        self._now_and_then(run_id, f"{what} {done}/{total}")
+        self._say_sometimes(run_id, f"{what} {done}/{total}")
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
-        """A trial knows how many steps it takes."""
+        """Set a trial's number of steps."""
         self._totals[run_id] = total_steps
         self._progress.update(self._bars[run_id], total=total_steps, completed=done_steps, status="")
         if done_steps:
-            self.say(f"  {self._names[run_id]}: continues after step {done_steps}/{total_steps}")
+            self.say(f"  {self._names[run_id]}: resuming after step {done_steps}/{total_steps}")
 
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
-        """A trial logged a step."""
+        """Show a trial's logged step."""
         self._latest[run_id].update(values)
         status = _status(self._latest[run_id])
         self._progress.update(self._bars[run_id], completed=step, status=status)
-        self._now_and_then(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
+        self._say_sometimes(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
 
-    def _now_and_then(self, run_id: str, text: str) -> None:
-        """Without a terminal, a line every few seconds stands for the bar."""
+    def _say_sometimes(self, run_id: str, text: str) -> None:
+        """Print a line every few seconds if there is no terminal for the bar."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
             self._last_line[run_id] = now
             self.say(f"  {self._names[run_id]}: {text}")
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
-        """A trial ended."""
+        """Show how a trial ended and its results."""
         values = self._latest[run_id] | dict(summary)
         shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
         results = "  ".join(f"{name} {_short(values[name])}" for name in shown if name in values)
         self.say(f"  {self._forget(run_id)} {how}   {results}")
 
     def failed(self, run_id: str, cause: str, text: str) -> None:
-        """A trial failed."""
+        """Show that a trial failed and why."""
         self.say(f"  {self._forget(run_id)} FAILED ({cause}): {text}")
 
     def _forget(self, run_id: str) -> str:
-        """The trial's name, for the last time."""
+        """Remove a trial that ended; returns its name."""
         self._progress.remove_task(self._bars.pop(run_id))
         del self._latest[run_id]
         return self._names.pop(run_id)
@@ -118,18 +116,18 @@ def _short(value: Any) -> str:
 
 
 class SafeStdout(io.TextIOBase):
-    """Writes to `stream` until that fails, then nowhere: a closed terminal or pipe must not stop training."""
+    """Writes to `stream`; after an error, discards all output: a closed terminal must not stop training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """As of the stream."""
+        """The encoding of the stream."""
         return self._stream.encoding
 
     def write(self, text: str) -> int:
-        """Write, if the stream still takes it."""
+        """Write the text if the stream still accepts output."""
         try:
             return self._stream.write(text)
         except (OSError, ValueError):
@@ -137,7 +135,7 @@ class SafeStdout(io.TextIOBase):
             return len(text)
 
     def flush(self) -> None:
-        """Flush likewise."""
+        """Flush the stream if it still accepts output."""
         try:
             self._stream.flush()
         except (OSError, ValueError):
@@ -148,15 +146,15 @@ class SafeStdout(io.TextIOBase):
         return not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:
-        """As of the stream."""
+        """The file descriptor of the stream."""
         return self._stream.fileno()
 
     def _discard(self) -> None:
-        """Send what is still in buffers nowhere: it must not fail at the end of the process either."""
-        nothing = os.open(os.devnull, os.O_WRONLY)
+        """Redirect buffered output to /dev/null, so that flushing it at exit does not fail."""
+        null = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError):
-                os.dup2(nothing, stream.fileno())
-        os.close(nothing)
+                os.dup2(null, stream.fileno())
+        os.close(null)

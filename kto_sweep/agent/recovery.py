@@ -1,4 +1,4 @@
-"""Trials that dead agents of this home have left: continued if they are of this sweep, else reported."""
+"""Trials left by dead agents of this home: continued if they belong to this sweep, otherwise reported."""
 
 import os
 from collections import defaultdict
@@ -30,46 +30,47 @@ if TYPE_CHECKING:
 
 
 def restore_damaged(console: Console, target: Target, home: Home, view: SweepView) -> None:
-    """Write damaged records of this home's unfinished trials again, as the server has them."""
+    """Restore damaged records of this home's unfinished trials from the server."""
     ref, own = view.ref, home_id(home)
     base_url = os.environ.get("WANDB_BASE_URL", "")
     record = RunRecord(ref.entity, ref.project, ref.id, target.local, base_url, agent=DEAD, home=own)
     for trial in view.trials:
-        ours = trial.device.split()[:1] == [own]
-        if ours and trial.state in OPEN_STATES and restore_files(home, trial.run_id, trial.config, record):
-            console.print(f"Run {trial.run_id}: its damaged records were written again", soft_wrap=True)
+        if trial.device.split()[:1] != [own] or trial.state not in OPEN_STATES:
+            continue
+        if restore_files(home, trial.run_id, trial.config, record):
+            console.print(f"Run {trial.run_id}: restored its damaged records", soft_wrap=True)
 
 
 def find_trials_left(
     console: Console, api: "wandb.Api", target: Target, home: Home, ref: SweepRef
 ) -> list[Assignment]:
-    """The trials that dead agents of this home have left of this sweep; those of others are reported."""
+    """The trials of this sweep that dead agents of this home left behind; reports those of other sweeps."""
     forget_dead(home)
     orphans = find_orphaned_trials(home)
-    ours = [orphan for orphan in orphans if of_sweep(orphan, ref)]
-    if ours:
-        console.print(f"An earlier agent has left {_trials(ours)} of this sweep: continuing with them")
+    own = [orphan for orphan in orphans if of_sweep(orphan, ref)]
+    if own:
+        console.print(f"Continuing {_trials(own)} of this sweep that an earlier agent left unfinished")
     others: dict[SweepRef, list[OrphanedTrial]] = defaultdict(list)
     for orphan in orphans:
         record = orphan.record
         if not record.sweep:
             command = f"kto-sweep train --resume-from-checkpoint {orphan.run_id}"
-            console.print(f"Run {orphan.run_id} is unfinished here: {command}", soft_wrap=True)
-        elif orphan not in ours:
+            console.print(f"Run {orphan.run_id} is unfinished on this box: {command}", soft_wrap=True)
+        elif orphan not in own:
             others[SweepRef(record.entity, record.project, record.sweep)].append(orphan)
-    for other, left in others.items():
-        if _same_server(left[0], target) and is_deleted(api, other):
-            for orphan in left:
+    for other, trials in others.items():
+        if _same_server(trials[0], target) and is_deleted(api, other):
+            for orphan in trials:
                 release(orphan)
-            status = f"was deleted; what this box has of {_trials(left)} stays in {home.runs}"
+            status = f"was deleted; the files of {_trials(trials)} stay in {home.runs}"
         else:
-            status = f"has {_trials(left)} unfinished here: kto-sweep agent {other.id}"
+            status = f"has {_trials(trials)} unfinished on this box: kto-sweep agent {other.id}"
         console.print(f"Sweep {other.id} {status}", soft_wrap=True)
     return [
         Assignment.from_config(
             orphan.run_id, orphan.config, done_steps=checkpoint_step(orphan.folder), orphan=orphan
         )
-        for orphan in ours
+        for orphan in own
     ]
 
 

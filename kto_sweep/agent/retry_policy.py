@@ -1,10 +1,10 @@
-"""Whose fault a failure is, and what follows from it. Pure.
+"""Decides who caused a failure and whether to retry. Pure.
 
-A trial's own fault ends it. Anything else is retried, RETRIES times at the same step: a trial that gets
-further than before starts again at zero, so a night with many accidents does not end it.
+A failure that the trial caused ends the trial. Any other failure is retried, up to RETRIES times at the same
+step: progress resets the count, so a night of many unrelated failures does not end a trial.
 
-Several trials die with one worker. From the second time on they are isolated: they run first, one at a time,
-each until it gets past the step where it died; the trial that is alone when the next worker dies is the
+When a worker dies, so do all its trials. From the second time on they are isolated: they run first, one at a
+time, each until it gets past the step where it died. A trial that runs alone when the next worker dies is the
 culprit.
 """
 
@@ -16,9 +16,9 @@ from kto_sweep.errors import FailureCause, is_gpu_error
 
 RETRIES = 2
 ISOLATED_AFTER = 2
-"""Worker exits at the same step after which a trial runs alone."""
+"""A trial runs alone after this many worker exits at the same step."""
 NO_NETWORK = Backoff(first=30.0, factor=4, most=120.0)
-"""Before a trial that found no network is tried again."""
+"""Delays before retries of a trial that failed because of the network."""
 
 NOT_ITS_OWN = frozenset(
     {FailureCause.WORKER_CRASH, FailureCause.SICK_GPU, FailureCause.DISK_FULL, FailureCause.NETWORK}
@@ -36,7 +36,7 @@ _HARDWARE = (
 
 
 def is_retried(cause: str, failures: int) -> bool:
-    """Whether a trial that now has so many failures at the same step is tried again."""
+    """Whether a trial with this many failures at the same step is retried."""
     return cause in NOT_ITS_OWN and failures <= RETRIES
 
 
@@ -46,35 +46,34 @@ def retry_delay(cause: str, failures: int) -> float:
 
 
 def exit_cause(output: str) -> FailureCause:
-    """What ended a worker, by the last lines that it printed."""
+    """Why a worker exited, from the last lines that it printed."""
     if is_gpu_error(output) or is_hardware(output):
         return FailureCause.SICK_GPU
     return FailureCause.WORKER_CRASH
 
 
 def is_hardware(output: str) -> bool:
-    """Whether a worker's last lines name a broken device, and not a program's mistake on it."""
+    """Whether a worker's last lines report a broken device rather than a program error."""
     return any(word in output.lower() for word in _HARDWARE)
 
 
 @dataclass(frozen=True)
 class WorkerExit:
-    """A worker's end that was not asked for."""
+    """An unexpected exit of a worker."""
 
     device: str
     running: frozenset[str]
     """The trials that may be to blame."""
     hardware: bool = False
-    """It named a broken device."""
+    """The worker reported a broken device."""
 
 
 def is_sick(device: str, exits: Sequence[WorkerExit], culprits: Collection[str], *, others: bool) -> bool:
-    """Whether a GPU is to be quarantined.
+    """Whether a GPU should be quarantined.
 
-    Exits under trials that were found to be culprits do not count. With `others` to continue on, two exits
-    are enough: the trials move, and if workers die under them there too, it was not the device. The last
-    device is only given up when it is broken by its own words, or when different trials die on it alone,
-    again and again.
+    Exits caused by known culprits do not count. With `others` to continue on, two exits are enough: the
+    trials move, and if they kill workers there too, the device was not to blame. The last device is given up
+    only when it reports a hardware fault, or when different trials running alone keep dying on it.
     """
     here = [worker_exit for worker_exit in exits if worker_exit.device == device]
     if sum(worker_exit.hardware for worker_exit in here) >= 2:

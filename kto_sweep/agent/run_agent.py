@@ -42,22 +42,22 @@ if TYPE_CHECKING:
     import wandb
 
 GRACE_SECONDS = 60.0
-"""How long trials may take to end their step and save their work after a first signal."""
+"""How long trials may take to finish their step and save their work after the first signal."""
 PATIENCE_SECONDS = 900.0
-"""How long a server may be silent before the agent stops starting trials, and a run's end waits for it."""
+"""How long the server may be silent before the agent stops starting trials; closing a run waits as long."""
 DOUBT_SECONDS = 60.0
-"""Before a server fell silent, or refused the key: it may have lost what was sent to it then."""
+"""Data sent within this time before the server fell silent or rejected the key may be lost."""
 
 
 class ServiceGoneError(KtoSweepError):
-    """wandb's service process, wandb-core, has lost the runs of this agent: another process must continue."""
+    """wandb's service process (wandb-core) lost this agent's runs: another process must continue."""
 
     count: int | None = None
-    """Trials that the agent had still to start or to end; None: any number."""
+    """Trials left to start or finish; None: no limit."""
     time_left: Sequence[str] = ()
-    """The options that give another agent the rest of its time."""
+    """Command-line options with the remaining time."""
     sweep: str = ""
-    """ENTITY/PROJECT/ID of what it worked on."""
+    """ENTITY/PROJECT/ID of the sweep."""
 
 
 def run_agent(
@@ -77,10 +77,10 @@ def run_agent(
     gpu_seconds: float | None = None,
     until: float | None = None,
 ) -> int:
-    """The exit code: 0 when the sweep has a trial that succeeded, 128 + the signal when interrupted, else 1.
+    """The exit code: 0 if a trial of the sweep finished, 128 + the signal if interrupted, else 1.
 
-    It takes `gpu_seconds` of all devices together at most, and has ended by `until` (Unix seconds).
-    Raises KtoSweepError for anything that keeps the box from working at all, ServiceGoneError when another
+    Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds).
+    Raises KtoSweepError for anything that prevents training on this box, ServiceGoneError when another
     process must continue.
     """
     console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
@@ -127,7 +127,7 @@ def run_agent(
         attempts = 1 if stats.interrupted else ATTEMPTS
         gone = stats.server_lost or bool(stats.unsent)
         last = None
-        if not gone:  # the connection is kept up meanwhile: it starts a server that ends now again
+        if not gone:  # `connectivity` still runs, so it restarts an embedded server that exits meanwhile
             last = check_delivery(home, lease.token, lambda: read_sweep(api, target, view.ref), attempts)
         connectivity.end()
         lease.end()
@@ -141,7 +141,7 @@ def run_agent(
 def _open_sweep(
     console: Console, home: Home, sweep: str | None, *, local: bool
 ) -> tuple["wandb.Api", Target, SweepView]:
-    """The named sweep, on its server. Raises KtoSweepError when none of its trials could be started."""
+    """The named sweep and its server. Raises KtoSweepError if none of its trials could start."""
     target, ref = find_sweep(home, sweep, local=local)
     console.print(f"Talking to {target}", soft_wrap=True)
     api = connect(target)
@@ -151,24 +151,24 @@ def _open_sweep(
     record = load_sweep_record(home, ref.id)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
-        console.print(f"The sweep is paused: to start its trials, run   kto-sweep resume {ref.id}")
+        console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.id}")
     return api, target, view
 
 
 def _forecast(
     console: Console, home: Home, devices: Sequence[Device], allowances: Sequence[Allowance], view: SweepView
 ) -> Forecast:
-    """How long trials take here; until when the agent has time is printed."""
+    """A forecast of trial times on this box; prints the agent's time limit."""
     rest = min(allowance.rest for allowance in allowances)
-    at = datetime.fromtimestamp(time.time() + rest)
-    console.print(f"Time is up in {duration(rest)}, at {at:%Y-%m-%d %H:%M:%S}")
+    end = datetime.fromtimestamp(time.time() + rest)
+    console.print(f"Time limit: {duration(rest)}, until {end:%Y-%m-%d %H:%M:%S}")
     gpu = find_gpu() if devices[0].visible else None
     forecast = Forecast(plan_by(planner_for(gpu, home, this_box=True, exact=False)))
     return learn_earlier(forecast, home, view)
 
 
 def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allowance]) -> ServiceGoneError:
-    """What another process needs to continue where this one ended."""
+    """The error with everything that another process needs to continue."""
     assert isinstance(state.error, KtoSweepError)
     error = ServiceGoneError(state.error.message, hint=state.error.hint)
     error.count = state.trials_left
@@ -180,21 +180,21 @@ def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allow
 def _end_without_server(
     console: Console, home: Home, target: Target, stats: AgentStats, connectivity: Connectivity
 ) -> NoReturn:
-    """End while the server lacks some of the runs: they are sent later."""
+    """End while the server lacks some of the runs, which can be sent later."""
     since = time.monotonic() - connectivity.silence - DOUBT_SECONDS
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
-    refused = connectivity.refused
-    console.print(f"{target} refuses the key." if refused else f"No answer from {target}.")
+    rejected = connectivity.key_rejected
+    console.print(f"{target} rejects the key." if rejected else f"Could not reach {target}.")
     _print_unsent(console, home, unsent)
     login = f"Next: wandb login --host {target.base_url} --relogin, then"
-    first = login if refused else "When the server is back:"
+    first = login if rejected else "When the server is back:"
     console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
     exit_at_once(1)
 
 
 def _end_unknown(console: Console, target: Target, stats: AgentStats, view: SweepView) -> NoReturn:
-    """End without a server that could report the sweep's status, which was last seen as `view`."""
+    """End without the sweep's current status, because the server is unreachable; `view` is the last one."""
     console.print(f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown.")
     console.print(f"When the server is back: kto-sweep status {view.ref.id}")
     exit_at_once(_exit_code(stats, stats.finished + view.count("finished")))
@@ -203,27 +203,27 @@ def _end_unknown(console: Console, target: Target, stats: AgentStats, view: Swee
 def _end(
     console: Console, home: Home, target: Target, stats: AgentStats, after: SweepView, unsent: Sequence[str]
 ) -> int:
-    """Print how it ended; the exit code."""
+    """Print the result; returns the exit code."""
     _forget_paused(home, after)
     _print_end(console, stats, after)
     if not unsent:
         return _exit_code(stats, after.count("finished"))
-    console.print(f"Not all of {counted(len(unsent), 'run')} that ended here reached {target}.")
+    console.print(f"{counted(len(unsent), 'run')} did not completely reach {target}:")
     _print_unsent(console, home, unsent)
     console.print("Next: kto-sweep sync, then kto-sweep agent")
     return 128 + stats.interrupted if stats.interrupted else 1
 
 
 def _exit_code(stats: AgentStats, finished: int) -> int:
-    """For an agent of a sweep with so many finished trials."""
+    """The exit code of an agent, given the sweep's number of finished trials."""
     if stats.interrupted:
         return 128 + stats.interrupted
-    as_asked = (stats.time_is_up or stats.out_of_time) and not stats.failed
-    return 0 if as_asked or finished else 1
+    stopped_in_time = (stats.time_is_up or stats.out_of_time) and not stats.failed
+    return 0 if stopped_in_time or finished else 1
 
 
 def _forget_paused(home: Home, view: SweepView) -> None:
-    """Remove the checkpoints of trials that successive halving has paused for good."""
+    """Remove the checkpoints of trials that successive halving will not resume."""
     if view.pauses_trials and view.state in {"FINISHED", "CANCELED"}:
         for trial in view.trials:
             if trial.state == "killed":
@@ -232,11 +232,11 @@ def _forget_paused(home: Home, view: SweepView) -> None:
 
 def _print_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:
     for run_id in runs:
-        console.print(f"  run {run_id} is complete in {home.runs / run_id}, and was not sent", soft_wrap=True)
+        console.print(f"  run {run_id} was not sent; its data is in {home.runs / run_id}", soft_wrap=True)
 
 
 def exit_at_once(code: int) -> NoReturn:
-    """End without the exit handlers of libraries: wandb's would wait for a server that is not there."""
+    """Exit without libraries' exit handlers, because wandb's would wait for an unreachable server."""
     sys.stdout.flush()
     os._exit(code)
 
@@ -253,7 +253,7 @@ def _print_end(console: Console, stats: AgentStats, view: SweepView) -> None:
     of = f" of {view.expected}" if view.expected is not None else ""
     console.print(f"{_counts(stats, view)}. Sweep: {view.count('finished')}{of} finished.")
     if not stats.started and view.state in {"FINISHED", "CANCELED"}:
-        console.print(f"The sweep is {view.state.lower()}: nothing was left to run.")
+        console.print(f"The sweep is {view.state.lower()}: nothing left to run.")
     if stats.interrupted or stats.time_is_up or stats.out_of_time:
         console.print("Next: kto-sweep agent   (continues where this one ended)")
     elif not stats.started and view.count("finished") < (view.expected or 0):

@@ -1,9 +1,9 @@
-"""Decides what the agent does next: `step` takes its state and an event, and gives the new state and actions.
+"""Decides what the agent does next: `step` maps its state and an event to the new state and actions.
 
-Pure: no clock, no thread, no file. What reacts to an event:
+Pure: no clock, no thread, no file. Events are handled by:
 
-Commands, RunOpened, RunNotOpened      slots.py (who trains where)
-messages of a trial, RunClosed         trial_lifecycle.py
+Commands, RunOpened, RunNotOpened      slots.py (which trial trains where)
+messages about a trial, RunClosed      trial_lifecycle.py
 WorkerExited                           worker_exits.py, by the rules of retry_policy.py
 Tick                                   watchdog.py, connectivity.py
 SignalReceived, ServiceGone, Crashed   shutdown.py
@@ -35,12 +35,12 @@ from kto_sweep.agent.transition import RESTART_SECONDS, Transition
 from kto_sweep.protocol import Message, Ready, SetConcurrency, WorkerBroken
 
 MAX_TICK_SECONDS = 5.0
-"""A longer time between two ticks counts as this much: while the agent itself stood still (stopped, or its
-machine suspended) it could hear from no one."""
+"""A longer time between two ticks counts as this much: while the agent was stopped, or its machine suspended,
+it could not receive anything."""
 
 
 def step(state: AgentState, event: Event, now: float) -> tuple[AgentState, list[Action]]:
-    """The state after an event, and the actions that it calls for; `now`: seconds of a monotonic clock."""
+    """The state after an event, and the actions to perform; `now`: seconds of a monotonic clock."""
     t = Transition(state, now)
     if state.phase is Phase.SERVICE_LOST:
         shutdown.without_service(t, event)
@@ -75,7 +75,7 @@ def _on_event(t: Transition, event: Event) -> None:  # noqa: PLR0912 - a table
         case WorkerNotStarted() if event.worker == t.devices[event.device].worker:
             t.set_device(event.device, worker=0)
             t.schedule_restart(event.device)
-            reason = f"cannot start a worker ({event.reason}); trying every {RESTART_SECONDS:.0f} s"
+            reason = f"could not start a worker ({event.reason}); retrying every {RESTART_SECONDS:.0f} s"
             t.say(f"{event.device}: {reason}", once=f"no worker {event.device}")
         case RunOpened():
             slots.on_run_opened(t, event)
@@ -117,14 +117,14 @@ def _on_tick(t: Transition, tick: Tick) -> None:
         slots.close_idle(t)
     if tick.time_left <= 0 and t.state.phase is Phase.WORKING:
         t.update_stats(time_is_up=True)
-        t.say("Time is up: ending the trials after their present step")
+        t.say("Time is up: stopping trials after their current step")
         shutdown.begin(t)
     if t.now > t.state.deadline:
         shutdown.kill(t)
 
 
 def _on_message(t: Transition, name: str, message: Message) -> None:
-    """A worker has sent a message."""
+    """Handle a worker's message."""
     watchdog.heard(t, name, message)
     match message:
         case Ready(description):
@@ -136,10 +136,10 @@ def _on_message(t: Transition, name: str, message: Message) -> None:
         case WorkerBroken(text):
             t.set_device(name, exit_message=text)
         case SetConcurrency():
-            if t.state.settings.adjusts_slots:  # else --trials-per-gpu was given
+            if t.state.settings.adjusts_slots:  # False: --trials-per-gpu sets the number
                 slots.set_concurrency(t, name, message)
         case _:
-            holder = t.slot_of(message.run_id, name)
-            if holder is not None:  # else the last word of a trial that is closed
-                trials.on_message(t, holder, message)
-                slots.clear_if_shutting_down(t, holder.number)
+            trial_slot = t.slot_of(message.run_id, name)
+            if trial_slot is not None:  # None: a late message about a closed trial
+                trials.on_message(t, trial_slot, message)
+                slots.clear_if_shutting_down(t, trial_slot.number)

@@ -1,9 +1,9 @@
-"""How an agent ends: at a signal, when time is up, by an error, or without wandb's service. Pure.
+"""How an agent ends: on a signal, when time is up, after an error, or without wandb's service. Pure.
 
 WORKING --signal, time is up--> SHUTTING_DOWN --idle--> ENDED (done)
    |                                  '--second signal, grace time over--> ENDED (killed)
    |--error--> ABORTING --runs closed, or ABORT_SECONDS over--> ENDED (error)
-   '--wandb's service ends--> SERVICE_LOST --no signal within SIGNAL_SECONDS--> ENDED (restart)
+   '--wandb's service exits-> SERVICE_LOST --no signal within SIGNAL_SECONDS--> ENDED (restart)
                                     '--signal, and the workers have saved their work--> ENDED (killed)
 """
 
@@ -27,24 +27,24 @@ from kto_sweep.errors import KtoSweepError
 from kto_sweep.protocol import Done, Failed
 
 SIGNAL_SECONDS = 2.0
-"""After the end of wandb's service, a signal that was meant for both may still come within this time."""
+"""After wandb's service exits, the agent waits this long for a signal that may have been sent to both."""
 ABORT_SECONDS = 20.0
-"""Runs may take so long to be closed when the agent ends by an error."""
+"""Time to close runs when an error ends the agent."""
 
 
 def on_signal(t: Transition, number: int) -> None:
-    """The first signal puts trials back; a second one kills the workers."""
+    """Handle SIGINT or SIGTERM: the first one requeues the trials, the second one kills the workers."""
     if t.state.stats.interrupted:
         kill(t)
         return
     t.update_stats(interrupted=number)
-    t.say("ending the trials after their present step; press Ctrl-C again to end them now")
+    t.say("stopping trials after their current step; press Ctrl-C again to stop now")
     if t.state.phase is Phase.WORKING:
         begin(t)
 
 
 def begin(t: Transition) -> None:
-    """Have every trial end after its present step, within the grace time."""
+    """Stop every trial after its current step, within the grace time."""
     t.update(phase=Phase.SHUTTING_DOWN, deadline=t.now + t.state.settings.grace)
     _attach_requeued(t)
     for number in list(t.slots):
@@ -56,7 +56,7 @@ def begin(t: Transition) -> None:
 
 
 def clear(t: Transition, number: int) -> None:
-    """Put back the trial of a slot whose worker does not have it, and close the slot."""
+    """Requeue a slot's trial that is not running, and close the slot."""
     slot = t.slots[number]
     if slot.has(TrialStatus.READY):
         trials.preempt(t, number)
@@ -67,13 +67,13 @@ def clear(t: Transition, number: int) -> None:
 
 
 def end_if_idle(t: Transition) -> None:
-    """The agent is done when nothing is left to do."""
+    """End the agent if nothing is left to do."""
     if t.state.phase in (Phase.WORKING, Phase.SHUTTING_DOWN) and t.state.is_idle:
         _end(t, AgentOutcome.DONE)
 
 
 def kill(t: Transition) -> None:
-    """End now: the workers are killed, their trials continue from their last checkpoints some other time."""
+    """End now: kill the workers; their trials can continue later from their last checkpoints."""
     for number, slot in list(t.slots.items()):
         if slot.has(TrialStatus.QUEUED):
             trials.drop(t, number)
@@ -84,7 +84,7 @@ def kill(t: Transition) -> None:
 
 
 def _attach_requeued(t: Transition) -> None:
-    """Give the open trials that wait for a slot a closed one, from which their runs can be closed."""
+    """Give each open trial without a slot a closed one, so that its run can be closed."""
     first = next(iter(t.devices))
     for trial in t.state.requeued:
         if trial.is_open:
@@ -96,11 +96,11 @@ def _end(t: Transition, outcome: AgentOutcome) -> None:
     t.update(phase=Phase.ENDED, outcome=outcome)
 
 
-# By an error.
+# After an error.
 
 
 def abort(t: Transition, error: Exception) -> None:
-    """End the workers and put back the open runs, as far as that succeeds within ABORT_SECONDS."""
+    """End the workers and requeue as many open runs as possible within ABORT_SECONDS."""
     t.update(phase=Phase.ABORTING, deadline=t.now + ABORT_SECONDS, error=error)
     _attach_requeued(t)
     for number in list(t.slots):
@@ -124,7 +124,7 @@ def while_aborting(t: Transition, event: Event) -> None:
         case RunNotOpened() | DiskFull() if t.slots[event.slot].has(TrialStatus.OPENING):
             trials.drop(t, event.slot)
         case ServiceGone() | SignalReceived():
-            _end(t, AgentOutcome.ERROR)  # nothing can be sent, or the user does not wait
+            _end(t, AgentOutcome.ERROR)  # nothing can be sent, or the user does not want to wait
             return
     _end_abort(t)
 
@@ -137,11 +137,11 @@ def _end_abort(t: Transition) -> None:
 # Without wandb's service.
 
 
-def lose_service(t: Transition, why: str = "wandb's service process (wandb-core) has ended") -> None:
-    """wandb's service has ended: another process must continue, unless this one is to end as well.
+def lose_service(t: Transition, why: str = "wandb's service process (wandb-core) exited") -> None:
+    """Handle the exit of wandb's service: another process must continue, unless this one should end too.
 
-    Nothing more can be sent to the server. What ends a job or shuts a machine down signals all its processes
-    at once: the signal may still come.
+    Nothing can be sent to the server after that. A job's end or a machine's shutdown signals all processes at
+    once, so a signal to this process may still arrive.
     """
     stopping = t.state.phase is Phase.SHUTTING_DOWN
     deadline = t.state.deadline if stopping else t.now + SIGNAL_SECONDS
@@ -151,9 +151,9 @@ def lose_service(t: Transition, why: str = "wandb's service process (wandb-core)
 
 
 def follow_server(t: Transition, url: str) -> None:
-    """The embedded server has moved: wandb's service only knows its old address."""
+    """Handle a new address of the embedded server, which wandb's service cannot follow."""
     t.do(EndService())
-    lose_service(t, f"the server is at {url} now")
+    lose_service(t, f"the server moved to {url}")
 
 
 def without_service(t: Transition, event: Event) -> None:

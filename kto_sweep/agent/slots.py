@@ -1,4 +1,4 @@
-"""Who trains where: fills slots, opens and dispatches their trials, closes slots that get none. Pure."""
+"""Which trial trains where: fills slots, opens and dispatches their trials, closes idle slots. Pure."""
 
 from kto_sweep.agent import shutdown
 from kto_sweep.agent import trial_lifecycle as trials
@@ -9,11 +9,11 @@ from kto_sweep.protocol import SetConcurrency
 from kto_sweep.text import duration
 
 MAX_FAILED_TRIALS = 2
-"""Trials in a row, each after all its attempts, whose runs could not be opened in a slot: it closes."""
+"""A slot closes after this many consecutive trials whose runs could not be opened in any attempt."""
 
 
 def fill(t: Transition, number: int, *, soon: bool = False) -> None:
-    """Give a free slot a trial: a requeued one, else a new one from the server; else close it."""
+    """Give a free slot a requeued trial, or ask the server for a new one; close it if it gets none."""
     slot = t.slots[number]
     if slot.closed or slot.trial is not None:
         return
@@ -35,24 +35,24 @@ def fill(t: Transition, number: int, *, soon: bool = False) -> None:
 
 
 def close_idle(t: Transition) -> None:
-    """Close the slots without a trial once the agent is draining."""
+    """Close the slots without a trial if the agent is draining."""
     if not t.state.is_draining:
         return
     if not any(trial.is_open for trial in t.state.requeued):
-        t.update(requeued=())  # the next agent finds the trials of dead agents again
+        t.update(requeued=())  # the next agent will find the trials of dead agents again
     for number in list(t.slots):
         fill(t, number)
 
 
 def on_commands(t: Transition, event: Commands) -> None:
-    """Do what the server says."""
+    """Carry out the server's commands."""
     number = event.slot
     if event.run is not None and t.slots[number].trial is None:
         slot = t.slots[number]
-        wanted = not slot.closed and not t.state.is_draining and not t.has(event.run.run_id)
-        if wanted and _within_budget(t, slot, event.run):
+        accepted = not slot.closed and not t.state.is_draining and not t.has(event.run.run_id)
+        if accepted and _within_budget(t, slot, event.run):
             trials.assign(t, number, event.run)
-        close_idle(t)  # a trial that is not started here is sent again by the server
+        close_idle(t)  # the server sends a trial that is not started here again
     for run_id in event.stop:
         trials.request_stop(t, run_id, t.slots[number].device)
     if event.exit and t.slots[number].trial is None and not t.slots[number].closed:
@@ -67,20 +67,20 @@ def _within_budget(t: Transition, slot: Slot, trial: Assignment) -> bool:
     forecast, left = t.state.forecast, t.state.time_left
     if forecast is None:
         return True
-    beside = sum(other.trial is not None for other in t.slots_of(slot.device))
-    seconds = forecast.seconds(trial.config, trial.trial, trial.done_steps, beside + 1)
-    # A trial of unknown length may start: it is put back, not lost, when time is up.
+    others = sum(other.trial is not None for other in t.slots_of(slot.device))
+    seconds = forecast.seconds(trial.config, trial.trial, trial.done_steps, others + 1)
+    # A trial of unknown length may start: when time is up, it is requeued and not lost.
     if left > 0 if seconds is None else seconds <= left:
         return True
-    takes = "" if seconds is None else f" and it takes {duration(seconds)}"
+    needed = "" if seconds is None else f", needs {duration(seconds)}"
     t.update_stats(out_of_time=True)
-    why = f"{duration(max(0.0, left))} left{takes}"
-    t.say(f"run {trial.run_id} is left for later: {why}; not starting new trials")
+    reason = f"{duration(max(0.0, left))} left{needed}"
+    t.say(f"run {trial.run_id} was not started ({reason}); not starting new trials")
     return False
 
 
 def on_run_opened(t: Transition, event: RunOpened) -> None:
-    """Continue with a trial whose run is open."""
+    """Handle a trial whose run is open now."""
     trials.on_opened(t, event)
     slot = t.slots[event.slot]
     assert slot.trial is not None
@@ -93,7 +93,7 @@ def on_run_opened(t: Transition, event: RunOpened) -> None:
 
 
 def on_run_not_opened(t: Transition, event: RunNotOpened) -> None:
-    """Keep the trial for another attempt, or give its slot another one, unless none can be opened there."""
+    """Keep the trial for another attempt, or fill its slot again; close a slot in which no run opens."""
     trials.on_not_opened(t, event)
     slot = t.slots[event.slot]
     if slot.trial is not None:
@@ -101,25 +101,25 @@ def on_run_not_opened(t: Transition, event: RunNotOpened) -> None:
     elif slot.failed_openings < MAX_FAILED_TRIALS * t.state.settings.max_openings:
         fill(t, event.slot)
     else:
-        attempts = f"{slot.failed_openings} attempts in a row to open a run failed"
+        attempts = f"{slot.failed_openings} consecutive attempts to open a run failed"
         t.say(f"{slot.device}: {attempts}; closing the slot")
         t.close_slot(event.slot)
 
 
 def clear_if_shutting_down(t: Transition, slot: int) -> None:
-    """While the agent shuts down, put back a trial that its worker no longer has."""
+    """While the agent shuts down, requeue a trial that its worker no longer has."""
     if t.state.phase is Phase.SHUTTING_DOWN:
         shutdown.clear(t, slot)
 
 
 def dispatch_ready(t: Transition) -> None:
-    """Open the runs and start the trials whose turn it is, isolated ones first."""
-    waiting = [
+    """Open the runs and start the trials that are due, isolated ones first."""
+    pending = [
         slot
         for slot in t.slots.values()
         if slot.has(TrialStatus.QUEUED, TrialStatus.READY, TrialStatus.CLOSING)
     ]
-    for slot in sorted(waiting, key=_priority, reverse=True):
+    for slot in sorted(pending, key=_priority, reverse=True):
         trial, number = slot.trial, slot.number
         assert trial is not None
         if trial.status is TrialStatus.CLOSING and t.now > trial.close_by:
@@ -136,18 +136,18 @@ def dispatch_ready(t: Transition) -> None:
 
 
 def _priority(slot: Slot) -> tuple[bool, int]:
-    """Isolated trials first, the one with the most failures before the others."""
+    """Isolated trials come first, those with more failures before the others."""
     return (slot.trial.isolated, slot.trial.failures) if slot.trial is not None else (False, 0)
 
 
 def _may_start(t: Transition, slot: Slot, trial: Assignment) -> bool:
-    """Whether the trial's next attempt is due, and no isolated trial has the device to itself."""
-    alone = any(other.trial is not None and other.trial.isolated for other in t.running(slot.device))
-    return t.now >= trial.not_before and not alone
+    """Whether the trial's next attempt is due and no isolated trial is running on the device."""
+    isolated = any(other.trial is not None and other.trial.isolated for other in t.running(slot.device))
+    return t.now >= trial.not_before and not isolated
 
 
 def set_concurrency(t: Transition, name: str, message: SetConcurrency) -> None:
-    """Have as many slots as the worker can make use of; one too many closes when its trial ends."""
+    """Adjust the number of slots to what the worker can use; a surplus slot closes when its trial ends."""
     if message.reason:
         t.say(f"{name}: {message.reason}")
     device = t.set_device(name, target_slots=message.slots)
@@ -160,20 +160,20 @@ def set_concurrency(t: Transition, name: str, message: SetConcurrency) -> None:
 
 
 def requeue_from(t: Transition, name: str) -> None:
-    """Have the open trials of a quarantined device continue on another one."""
+    """Move the open trials of a quarantined device to another one."""
     for slot in t.slots_of(name):
         if slot.trial is not None and slot.trial.is_open:
             isolated = t.set_trial(slot.number, isolated=True)
-            # Before the trials of dead agents, which a draining agent leaves to the next one.
+            # These come before the trials of dead agents, which a draining agent leaves to the next one.
             requeued = sorted((*t.state.requeued, isolated), key=lambda trial: not trial.is_open)
             t.update(requeued=tuple(requeued))
             t.set_slot(slot.number, trial=None)
         if not slot.closed:
             t.close_slot(slot.number)
-    waiting = sum(trial.is_open for trial in t.state.requeued)
+    pending = sum(trial.is_open for trial in t.state.requeued)
     healthy = [device for device in t.devices.values() if not device.quarantined]
-    if waiting and not any(t.open_slots(device.device.name) for device in healthy):
-        _reopen(t, healthy[0], waiting)  # it had nothing left to do
+    if pending and not any(t.open_slots(device.device.name) for device in healthy):
+        _reopen(t, healthy[0], pending)  # the healthy devices had nothing left to do
     for number in list(t.slots):
         fill(t, number)
 

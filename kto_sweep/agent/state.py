@@ -1,11 +1,11 @@
-"""What an agent knows, as plain data; the scheduler alone decides how it changes.
+"""The state of an agent as plain data; only the scheduler changes it.
 
 AgentState --- devices: DeviceState      one worker process each
           |--- slots: Slot ------------- at most one Assignment (a trial and its TrialStatus)
           |--- requeued: Assignment ...  trials without a slot
            `-- stats, settings, phase
 
-Processes, W&B runs and heartbeats are the executor's, by device name, run id and slot number.
+The executor holds processes, W&B runs and heartbeats, keyed by device name, run id and slot number.
 """
 
 from collections.abc import Mapping
@@ -21,37 +21,37 @@ from kto_sweep.errors import UsageError
 from kto_sweep.trial import Trial
 
 MAX_CONSECUTIVE_FAILURES = 5
-"""After so many failed trials, with none that succeeded, the next would fail as well."""
+"""After this many failed trials and no successful one, the next would probably fail as well."""
 MAX_OPENINGS = 8
 """Attempts to open a trial's run before the trial is dropped."""
 
 
 class TrialStatus(StrEnum):
-    """Where a trial is on its way through a slot."""
+    """The status of a trial in a slot."""
 
     QUEUED = "queued"
-    """Its W&B run is to be opened, or opened again."""
+    """Its W&B run is not open yet, or must be reopened."""
     OPENING = "opening"
     """Its W&B run is being opened."""
     READY = "ready"
-    """Its run is open; it waits for its worker."""
+    """Its run is open; it is waiting for its worker."""
     RUNNING = "running"
-    """Its worker has it."""
+    """Its worker is training it."""
     CLOSING = "closing"
-    """It has ended; its run is being closed."""
+    """It ended; its run is being closed."""
 
 
 class TrialEndKind(StrEnum):
-    """How a trial's run is closed; the value is what people read."""
+    """How a trial's run is closed; users see the value."""
 
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
-    """The server asked for it."""
+    """On request of the server."""
     PAUSED = "paused"
-    """The server asked for it and may hand the trial out again: successive halving."""
-    PREEMPTED = "put back"
-    """The server is to hand it out again."""
+    """On request of the server, which may hand the trial out again (successive halving)."""
+    PREEMPTED = "requeued"
+    """The server hands it out again."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class TrialEnd:
     kind: TrialEndKind
     summary: Mapping[str, float | int | str] = field(default_factory=dict)
     cause: str = ""
-    """A value of `FailureCause`, of a failed trial."""
+    """A value of `FailureCause` if the trial failed."""
     text: str = ""
-    """Of a failed trial, for people."""
+    """The error message if the trial failed."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A trial that this agent has taken."""
+    """A trial that this agent has accepted."""
 
     run_id: str
     config: Mapping[str, Any]
@@ -76,26 +76,26 @@ class Assignment:
     trial: Trial | None = None
     """None: the configuration cannot be trained."""
     problem: str = ""
-    """Why not."""
+    """Why it cannot be trained."""
     done_steps: int = 0
-    """Optimizer steps that a checkpoint on this box already has, when the trial was taken."""
+    """Optimizer steps in the checkpoint on this box when the trial was accepted."""
     orphan: OrphanedTrial | None = None
-    """What a dead agent has left of it; None for a trial that the server sent."""
+    """The files that a dead agent left of it; None for a trial that the server sent."""
     status: TrialStatus = TrialStatus.QUEUED
     logged_step: int = 0
     """The last step whose metrics its run has."""
     failures: int = 0
-    """Failures at the same step that were not its own fault."""
+    """Failures at the same step that the trial did not cause."""
     failed_at: int = -1
-    """The last step logged before them."""
+    """The last step logged before these failures."""
     isolated: bool = False
-    """It may be what kills the workers: it runs alone until it gets past `failed_at` (retry_policy.py)."""
+    """It may be what kills workers: it runs alone until it gets past `failed_at` (retry_policy.py)."""
     not_before: float = 0.0
     """Time of the next attempt."""
     close_by: float = float("inf")
-    """Time at which closing is abandoned: wandb's own limit does not hold for several runs at once."""
+    """Time at which closing is abandoned: wandb's own timeout does not work for several runs at once."""
     ending: TrialEnd | None = None
-    """While it is closing."""
+    """How it ended; set while it is closing."""
 
     @classmethod
     def from_config(
@@ -106,7 +106,7 @@ class Assignment:
         done_steps: int = 0,
         orphan: OrphanedTrial | None = None,
     ) -> "Assignment":
-        """A trial as it enters the agent: its configuration is parsed here and nowhere later."""
+        """A new assignment; this is the only place that parses a trial's configuration."""
         try:
             trial, problem = Trial.from_config(config), ""
         except UsageError as error:
@@ -115,11 +115,11 @@ class Assignment:
 
     @property
     def is_open(self) -> bool:
-        """Its run is open and not being closed."""
+        """Whether its run is open and not being closed."""
         return self.status in (TrialStatus.READY, TrialStatus.RUNNING)
 
     def record_failure(self) -> "Assignment":
-        """One more failure at this step; its worker no longer has it."""
+        """The assignment with one more failure at this step, taken from its worker."""
         again = self.logged_step <= self.failed_at
         return replace(
             self,
@@ -129,14 +129,14 @@ class Assignment:
         )
 
     def record_progress(self, step: int) -> "Assignment":
-        """A step was logged: failures at earlier steps no longer count."""
+        """The assignment after a logged step: failures at earlier steps no longer count."""
         logged = replace(self, logged_step=max(step, self.logged_step))
         return replace(logged, failures=0, isolated=False) if step > self.failed_at else logged
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Room for one trial on a device; an agent of its own on the server."""
+    """Capacity for one trial on a device; the server sees each slot as a separate agent."""
 
     number: int
     device: str
@@ -144,9 +144,9 @@ class Slot:
     closed: bool = False
     """It takes no trials."""
     failed_openings: int = 0
-    """Runs in a row that could not be opened."""
+    """Consecutive runs that could not be opened."""
     ask_after: float = 0.0
-    """Time before which it asks the server for no trial."""
+    """It does not ask the server for a trial before this time."""
 
     def has(self, *statuses: TrialStatus) -> bool:
         """Whether its trial is in one of these statuses."""
@@ -159,35 +159,35 @@ class DeviceState:
 
     device: Device
     log: str = ""
-    """Where its workers print."""
+    """Path of the log of its workers."""
     worker: int = 0
-    """The number of the present worker process; 0: there is none."""
+    """Number of the current worker process; 0: none."""
     ready: bool = False
-    """The worker takes orders."""
+    """The worker accepts orders."""
     was_ready: bool = False
-    """Some worker was: if another does not start, that may pass."""
+    """Some worker was ready before, so a failed start may be temporary."""
     restart_at: float | None = None
-    """Time at which another worker is started; None: there is one, or there is to be none."""
+    """Time at which the next worker starts; None: not scheduled."""
     idle_exits: int = 0
-    """Workers in a row that ended without a trial."""
+    """Consecutive worker exits without a trial."""
     exit_message: str = ""
-    """The reason that the present worker gave for its end."""
+    """The reason that the current worker gave for its exit."""
     quarantined: bool = False
     """No longer used: it is broken, or workers do not start on it."""
     no_trials_left: bool = False
     """The server had no trial for one of its slots."""
     target_slots: int | None = None
-    """Slots that the worker can make use of; None: as many as there are, it has not measured yet."""
+    """Slots that the worker can use; None: not measured yet, keep the current number."""
     silence: float = 0.0
-    """Seconds for which a worker with something to do has sent nothing."""
+    """Seconds since the last message of a worker that has work to do."""
     longest_silence: float = 0.0
-    """Before the present one, between steps."""
+    """The longest earlier silence between steps, in seconds."""
     stepping: bool = False
-    """The worker takes steps; what comes before, such as loading a model, may take any time."""
+    """The worker is taking steps; earlier work, such as loading a model, may take any time."""
     warned: bool = False
-    """The present silence was reported."""
+    """The current silence was reported."""
     killed: bool = False
-    """The watchdog has killed the worker."""
+    """The watchdog killed the worker."""
 
 
 @dataclass(frozen=True)
@@ -203,36 +203,36 @@ class AgentStats:
     interrupted: int = 0
     """The signal that ended the agent, or 0."""
     out_of_time: bool = False
-    """The next trial could not end within the agent's time."""
+    """The next trial cannot finish in the time left."""
     time_is_up: bool = False
-    """The agent's time is over: running trials are put back."""
+    """The agent's time is up: running trials are requeued."""
     server_lost: bool = False
     """The server did not answer for longer than --patience."""
     unsent: tuple[str, ...] = ()
     """Runs whose end the server has not received."""
     sent: tuple[tuple[float, str], ...] = ()
-    """Each other run and the time of its end: what was sent to a server in trouble is checked later."""
+    """All other ended runs with their end times; runs sent shortly before an outage are checked later."""
 
     @property
     def too_many_failures(self) -> bool:
-        """Trials fail and none succeeds."""
+        """Whether trials keep failing and none succeeds."""
         return self.consecutive_failures >= MAX_CONSECUTIVE_FAILURES
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the agent was started with."""
+    """The settings that the agent was started with."""
 
     count: int | None = None
-    """Trials to start at most."""
+    """Maximum number of trials to start."""
     grace: float = 60.0
-    """Seconds that trials may take to save their work after a first signal."""
+    """Seconds that trials have to save their work after the first signal."""
     patience: float = 900.0
     """Seconds for which the server may be silent."""
     adjusts_slots: bool = False
-    """Workers say how many slots they want."""
+    """Workers choose the number of their slots."""
     pauses: bool = False
-    """Trials that the server stops may be sent again (asha)."""
+    """The server may send stopped trials again (asha)."""
     max_openings: int = MAX_OPENINGS
 
 
@@ -241,11 +241,11 @@ class Phase(StrEnum):
 
     WORKING = "working"
     SHUTTING_DOWN = "shutting down"
-    """A signal came or time is up: running trials save their work and are put back."""
+    """A signal arrived or time is up: running trials save their work and are requeued."""
     SERVICE_LOST = "service lost"
-    """wandb's service process is gone: nothing can be sent, only the workers can still save their work."""
+    """wandb's service process exited: nothing can be sent, but workers can still save their work."""
     ABORTING = "aborting"
-    """An error ends the agent: runs are put back within seconds."""
+    """An error ends the agent: runs are requeued within seconds."""
     ENDED = "ended"
 
 
@@ -254,52 +254,52 @@ class AgentOutcome(StrEnum):
 
     DONE = "done"
     KILLED = "killed"
-    """A second signal, or the grace time was over: what still ran was not put back."""
+    """A second signal arrived or the grace time ran out: trials that were still running were not requeued."""
     RESTART = "restart"
-    """Another process must continue: this one has lost wandb's service."""
+    """Another process must continue, because this one lost wandb's service."""
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class AgentState:
-    """Everything that the scheduler decides by."""
+    """Everything that the scheduler bases its decisions on."""
 
     devices: Mapping[str, DeviceState]
     slots: Mapping[int, Slot]
     settings: Settings
     requeued: tuple[Assignment, ...] = ()
-    """Trials that come before new ones: open ones of quarantined devices, and those of dead agents."""
+    """Trials that run before new ones: open trials of quarantined devices, and trials of dead agents."""
     stats: AgentStats = AgentStats()
     phase: Phase = Phase.WORKING
     deadline: float = float("inf")
-    """Time at which the present phase ends whatever is left."""
+    """Time at which the current phase ends, even if work is left."""
     outcome: AgentOutcome | None = None
-    """When it has ended."""
+    """None until the agent has ended."""
     error: Exception | None = None
-    """Why it aborts, or must restart."""
+    """Why it aborts or must restart."""
     forecast: Forecast | None = None
-    """How long trials take here; None: the agent has no time limit."""
+    """Estimated trial times; None: the agent has no time limit."""
     time_left: float = float("inf")
     """Seconds in which trials may run."""
     worker_exits: tuple[WorkerExit, ...] = ()
-    """Since a trial last ended well on the device."""
+    """Since the last trial that ended normally on the device."""
     culprits: frozenset[str] = frozenset()
-    """Trials that were found to kill workers."""
+    """Trials that are known to kill workers."""
     said_once: frozenset[str] = frozenset()
-    """Messages that are not repeated while their cause lasts."""
+    """Messages that are not repeated while their cause persists."""
     ticked_at: float | None = None
     """Time of the last tick."""
     server_silence: float = 0.0
     """Seconds."""
     server_warned: bool = False
-    """The present silence was reported."""
+    """The current silence was reported."""
     workers_started: int = 0
 
     @classmethod
     def of(
         cls, devices: Mapping[Device, str], slots_per_device: int, settings: Settings, **more: Any
     ) -> "AgentState":
-        """The first state of an agent; `devices`: each with its log; `more`: other fields."""
+        """The initial state of an agent; `devices`: each with the path of its log; `more`: other fields."""
         names = [device.name for device in devices for _ in range(slots_per_device)]
         return cls(
             {device.name: DeviceState(device, log) for device, log in devices.items()},
@@ -310,7 +310,7 @@ class AgentState:
 
     @property
     def is_draining(self) -> bool:
-        """It starts no trials; running ones may finish."""
+        """Whether it starts no new trials; running ones may finish."""
         stats, count = self.stats, self.settings.count
         return (
             self.phase is not Phase.WORKING
@@ -322,13 +322,13 @@ class AgentState:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is left to do."""
-        waiting = any(trial.is_open for trial in self.requeued)
-        return not waiting and all(slot.closed and slot.trial is None for slot in self.slots.values())
+        """Whether nothing is left to do."""
+        pending = any(trial.is_open for trial in self.requeued)
+        return not pending and all(slot.closed and slot.trial is None for slot in self.slots.values())
 
     @property
     def trials_left(self) -> int | None:
-        """Trials for the agent that replaces this one, those that it holds included; None: any number."""
+        """The number of trials for the agent that replaces this one, including open ones; None: no limit."""
         count = self.settings.count
         held = sum(slot.trial is not None for slot in self.slots.values())
         held += sum(trial.is_open for trial in self.requeued)

@@ -1,4 +1,4 @@
-"""One supervisor per box: waits for an event, has the scheduler decide, has the executor act.
+"""One supervisor per box: waits for an event, lets the scheduler decide and the executor act.
 
 executor.next_event --> scheduler.step(state, event, now) --> executor.perform
 """
@@ -20,9 +20,9 @@ from kto_sweep.agent.state import AgentOutcome, AgentState, Phase
 def supervise(
     state: AgentState, executor: Executor, clock: Callable[[], float] = time.monotonic
 ) -> AgentState:
-    """Work until nothing is left to do, a signal comes or an error ends it; the state at the end.
+    """Run the agent until nothing is left to do, or a signal or an error ends it; returns the final state.
 
-    Raises what ended it when that is an error: no worker can be started, the sweep was deleted, a defect.
+    Raises the error that ended it, such as no worker that starts, a deleted sweep or a bug.
     """
     with _signals_to(executor):
         state, actions = scheduler.start(state, clock())
@@ -38,7 +38,7 @@ def supervise(
                 state, actions = scheduler.step(state, Crashed(error), clock())
         executor.close()
     if state.outcome is AgentOutcome.ERROR:
-        atexit.register(os._exit, 1)  # else wandb would end what is still open as finished
+        atexit.register(os._exit, 1)  # otherwise wandb would mark open runs as finished
         assert state.error is not None
         raise state.error
     return state
@@ -46,7 +46,7 @@ def supervise(
 
 @contextmanager
 def _signals_to(executor: Executor) -> Iterator[None]:
-    """Have SIGINT and SIGTERM arrive as events, and a closed terminal not end the agent."""
+    """Report SIGINT and SIGTERM as events; ignore SIGHUP, so that closing the terminal ends nothing."""
 
     def report(number: int, frame: FrameType | None) -> None:
         executor.put(SignalReceived(number))

@@ -1,6 +1,6 @@
-"""An agent's time: how much it has, how long a trial takes, and what it says of both on the command line.
+"""An agent's time limit: parsing --budget and --until, the time left, and how long a trial takes.
 
-Pure, but for `Allowance` and the planner that `plan_by` is given, which read a clock and the data's files.
+Pure, except that `Allowance` reads a clock and `plan_by` reads data files through a planner.
 """
 
 import re
@@ -23,35 +23,35 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(d|h|min|m|s)", re.ASCII)
 
 CLOSING_SECONDS = 10.0
 CLOSING_SHARE = 0.05
-"""Trials save their work this long before the end, or this share of the whole time if that is less."""
+"""Trials start saving CLOSING_SECONDS before the end, or this share of the whole time if that is less."""
 
 
 def read_span(text: str) -> float:
-    """The seconds that `12h`, `90m`, `1h30m` or `2d` mean. Raises UsageError."""
+    """The seconds in `12h`, `90m`, `1h30m` or `2d`. Raises UsageError."""
     plain = text.strip().lower()
     parts = _SPAN.findall(plain)
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if not parts or _SPAN.sub("", plain).strip() or not seconds:
         number = re.fullmatch(r"\d+(\.\d+)?", plain)
         hint = f"--budget {plain}h" if number and float(plain) else "--budget 12h, or 90m, 1h30m, 2d"
-        raise UsageError(f"--budget {text}: not a time of GPUs", hint=hint)
+        raise UsageError(f"--budget {text}: not a GPU time", hint=hint)
     return seconds
 
 
 def read_moment(text: str, now: datetime) -> datetime:
-    """The moment that `07:00` (the next time clocks show it) or an ISO date and time mean, with its zone.
+    """The next time that clocks show `07:00`, or an ISO date and time; with its time zone.
 
-    Both are read in the zone of this box, which `now` has as well. Raises UsageError for another form or a
-    past moment.
+    Without a zone in `text`, the zone of this box and of `now` applies. Raises UsageError for any other form
+    or a past time.
     """
     plain = text.strip()
     try:
         if re.fullmatch(r"\d{1,2}:\d\d(:\d\d)?", plain, re.ASCII):
             hour, minute, second = (int(part) for part in f"{plain}:0".split(":")[:3])
-            # Without a zone, which has another offset on the day when clocks are changed.
-            shown = now.replace(hour=hour, minute=minute, second=second, microsecond=0, tzinfo=None)
-            today = shown.astimezone()
-            return today if today > now else (shown + timedelta(days=1)).astimezone()
+            # Drop the zone first: its UTC offset changes on days when clocks change.
+            local = now.replace(hour=hour, minute=minute, second=second, microsecond=0, tzinfo=None)
+            today = local.astimezone()
+            return today if today > now else (local + timedelta(days=1)).astimezone()
         moment = datetime.fromisoformat(plain)
     except ValueError as error:
         raise UsageError(
@@ -59,7 +59,7 @@ def read_moment(text: str, now: datetime) -> datetime:
         ) from error
     moment = moment if moment.tzinfo else moment.astimezone()
     if moment <= now:
-        raise UsageError(f"--until {text}: it is {now:%Y-%m-%d %H:%M} already", hint="name a later time")
+        raise UsageError(f"--until {text}: it is already {now:%Y-%m-%d %H:%M}", hint="use a later time")
     return moment
 
 
@@ -68,59 +68,59 @@ Clock = Callable[[], float]
 
 @dataclass(frozen=True)
 class Allowance:
-    """The time that an agent has, in seconds of its clock."""
+    """A time limit of an agent, in seconds of its clock."""
 
     began: float
     ends: float
     clock: Clock
-    """Unix seconds for a moment; for GPU-hours a clock that is never set."""
+    """Unix time for a fixed end; a monotonic clock for GPU-hours."""
     gpus: int = 0
-    """GPUs that share these hours; 0: it is a moment."""
+    """Number of GPUs that share the GPU-hours; 0: the end is a fixed time."""
 
     @classmethod
     def until(cls, moment: float, clock: Clock) -> "Allowance":
-        """All of the time up to a moment."""
+        """The time until `moment`."""
         return cls(clock(), moment, clock)
 
     @classmethod
     def of_gpus(cls, gpus: int, gpu_seconds: float, clock: Clock) -> "Allowance":
-        """So many seconds of all GPUs together, from now on."""
+        """`gpu_seconds` of all GPUs together, from now on."""
         now = clock()
         return cls(now, now + gpu_seconds / gpus, clock, gpus)
 
     @property
     def rest(self) -> float:
-        """Seconds to its end."""
+        """Seconds until its end."""
         return self.ends - self.clock()
 
     @property
     def left(self) -> float:
-        """Seconds in which trials may run: the rest is for saving their work before the agent's end."""
+        """Seconds in which trials may run, without the time reserved for saving their work."""
         return self.rest - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
 
     @property
     def option(self) -> tuple[str, str]:
-        """What to type for another agent that is to have the rest of it."""
+        """Command-line option and value that give another agent the remaining time."""
         if self.gpus:
             return "--budget", f"{max(1.0, self.rest * self.gpus):.0f}s"
         return "--until", datetime.fromtimestamp(self.ends).astimezone().isoformat()
 
 
 Plan = Callable[[Trial, int, int], tuple[int, float | None]]
-"""Of a trial, the steps it has done and the trials beside it (itself counted): its steps in all, and the
-seconds to its end, None if unknown."""
+"""Maps a trial, its finished steps and the number of concurrent trials (itself included) to its total steps
+and the seconds until its end (None: unknown)."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """How long trials of one sweep take on this box: like those that have ended here, else as planned."""
+    """Predicts trial times of one sweep on this box from trials that ended here, else from the plan."""
 
     plan: Plan
     paces: Mapping[object, tuple[float, ...]] = field(default_factory=dict)
-    """Seconds per step of the trials that have ended, by what their cost depends on."""
+    """Seconds per step of ended trials, by cost key."""
 
     def learned(self, config: Mapping[str, Any], steps: int, seconds: float | None) -> "Forecast":
-        """The forecast that also knows a trial that has run to its end."""
+        """The forecast with one more finished trial."""
         if steps <= 0 or seconds is None:
             return self
         key = cost_key(config)
@@ -129,9 +129,9 @@ class Forecast:
     def seconds(
         self, config: Mapping[str, Any], trial: Trial | None, done_steps: int = 0, together: int = 1
     ) -> float | None:
-        """How long a trial takes from step `done_steps` to its end.
+        """Seconds that a trial takes from step `done_steps` to its end; None: unknown.
 
-        By the median of its kind; without one as planned; else like the slowest kind; None: unknown.
+        Uses the median of ended trials with the same cost key, else the plan, else the slowest cost key.
         `trial` None: a configuration that cannot be trained, which takes no time.
         """
         steps, planned = (0, None) if trial is None else self.plan(trial, done_steps, together)
@@ -145,20 +145,20 @@ class Forecast:
 
 
 def plan_by(planner: Planner) -> Plan:
-    """What the planner says of a trial's time; a trial that it cannot plan has no steps and no time."""
+    """The planner's estimates; 0 steps and unknown time for a trial that it cannot plan."""
 
     def plan(trial: Trial, done_steps: int, together: int) -> tuple[int, float | None]:
         try:
             steps, time = planner.remaining_time(trial, done_steps, together)
         except (KtoSweepError, OSError):
-            return 0, None  # its worker will say what is wrong with it
+            return 0, None  # its worker will report the problem
         return steps, None if time is None else time.seconds
 
     return plan
 
 
 def learn_earlier(forecast: Forecast, home: Home, view: SweepView) -> Forecast:
-    """The forecast that also knows the sweep's trials that this box has run to their ends."""
+    """The forecast with the sweep's trials that finished on this box."""
     for trial in view.trials:
         folder = home.runs / trial.run_id
         if trial.state == "finished" and folder.is_dir():

@@ -1,4 +1,4 @@
-"""One step of the agent: a working copy of its state, and the actions that the step asks for."""
+"""One step of the agent: a working copy of its state, and the actions that the step requests."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,14 +7,15 @@ from kto_sweep.agent.actions import Action, CloseSlot, EndWorker, Heartbeat, Say
 from kto_sweep.agent.state import AgentState, Assignment, DeviceState, Slot, TrialStatus
 
 RESTART_SECONDS = 30.0
-"""Before another worker is started where one could not start: a driver resets its GPU, a disk is full."""
+"""Delay before the next worker where one could not start: a driver may be resetting the GPU, a disk may be
+full."""
 
 
 class Transition:
-    """Collects changes; the state that it began with stays as it was."""
+    """Collects changes to a state without modifying the original."""
 
     def __init__(self, state: AgentState, now: float) -> None:
-        """`now`: seconds of a clock that nothing sets back."""
+        """`now`: seconds of a monotonic clock."""
         self.now = now
         self.slots = dict(state.slots)
         self.devices = dict(state.devices)
@@ -56,11 +57,11 @@ class Transition:
         return slot
 
     def do(self, action: Action) -> None:
-        """Ask for an action."""
+        """Request an action."""
         self.actions.append(action)
 
     def say(self, text: str, *, once: str = "") -> None:
-        """Print a line; with `once` only the first time, until `forget` is called with the same word."""
+        """Print a line; with `once` only the first time, until `forget` is called with the same key."""
         if not once:
             self.do(Say(text))
         elif once not in self.state.said_once:
@@ -68,31 +69,31 @@ class Transition:
             self.do(Say(text))
 
     def forget(self, once: str) -> None:
-        """Let a message be printed again."""
+        """Allow the message with this key to be printed again."""
         if once in self.state.said_once:
             self.update(said_once=self.state.said_once - {once})
 
-    # Questions.
+    # Queries.
 
     def slots_of(self, device: str) -> list[Slot]:
         """The slots of a device."""
         return [slot for slot in self.slots.values() if slot.device == device]
 
     def open_slots(self, device: str) -> list[Slot]:
-        """Those that take trials."""
+        """The slots of a device that accept trials."""
         return [slot for slot in self.slots_of(device) if not slot.closed]
 
     def running(self, device: str) -> list[Slot]:
-        """Those whose trial the worker has."""
+        """The slots of a device whose trial the worker is training."""
         return [slot for slot in self.slots_of(device) if slot.has(TrialStatus.RUNNING)]
 
     def over_capacity(self, device: str) -> bool:
-        """Whether a device has more slots than its worker can make use of."""
+        """Whether a device has more open slots than its worker can use."""
         target = self.devices[device].target_slots
         return target is not None and len(self.open_slots(device)) > target
 
     def slot_of(self, run_id: str, device: str | None = None) -> Slot | None:
-        """The slot whose trial has this run: one that is being closed may have been sent again."""
+        """The slot whose trial has this run; not the one that is closing it, if the run was sent again."""
         holders = [
             slot
             for slot in self.slots.values()
@@ -103,7 +104,7 @@ class Transition:
         return min(holders, key=lambda slot: slot.has(TrialStatus.CLOSING), default=None)
 
     def has(self, run_id: str) -> bool:
-        """Whether this agent has a run that is not being closed: a server may send it twice."""
+        """Whether this agent has the run and is not closing it; a server may send a run twice."""
         slot = self.slot_of(run_id)
         in_slot = slot is not None and not slot.has(TrialStatus.CLOSING)
         return in_slot or any(trial.run_id == run_id for trial in self.state.requeued)
@@ -115,16 +116,16 @@ class Transition:
             for slot in self.slots.values()
         )
 
-    # What several parts of the scheduler do.
+    # Changes that several parts of the scheduler make.
 
     def heartbeat(self, number: int, *, soon: bool = False) -> None:
-        """Continue a slot's heartbeats, which name its run."""
+        """Continue a slot's heartbeats, which report its run."""
         slot = self.slots[number]
         running = (slot.trial.run_id,) if slot.trial is not None else ()
         self.do(Heartbeat(number, slot.device, running, slot.ask_after, soon))
 
     def close_slot(self, number: int, *, kill: bool = False) -> None:
-        """Close a slot, and with the last one of a device end its worker."""
+        """Close a slot; with the last slot of a device, end its worker."""
         slot = self.set_slot(number, closed=True)
         self.do(CloseSlot(number))
         device = self.devices[slot.device]
@@ -134,7 +135,7 @@ class Transition:
             self.set_device(slot.device, worker=0, ready=False)
 
     def start_worker(self, name: str) -> None:
-        """Start a worker on a device; it reports when it is ready."""
+        """Start a worker on a device; the worker reports when it is ready."""
         number = self.state.workers_started + 1
         self.update(workers_started=number)
         device = self.set_device(
@@ -144,5 +145,5 @@ class Transition:
         self.do(StartWorker(device.device, number))
 
     def schedule_restart(self, name: str) -> None:
-        """Start a worker on a device after a pause."""
+        """Start a worker on a device after a delay."""
         self.set_device(name, restart_at=self.now + RESTART_SECONDS)

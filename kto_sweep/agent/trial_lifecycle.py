@@ -1,4 +1,4 @@
-"""A trial in its slot: assigned, opened, given to the worker, heard from, closed. Pure.
+"""The life of a trial in its slot: assigned, opened, dispatched to the worker, closed. Pure.
 
 QUEUED --open_run--> OPENING --on_opened--> READY --dispatch--> RUNNING --close--> CLOSING --on_closed-->
    ^                    |                     ^                    |
@@ -35,18 +35,18 @@ from kto_sweep.errors import FailureCause
 from kto_sweep.protocol import Done, Failed, Metrics, TrialMessage
 
 OPENING = Backoff(first=10.0, factor=3, most=300.0)
-"""Between attempts to open a run."""
+"""Delays between attempts to open a run."""
 CLOSE_SECONDS = 10.0
-"""How much longer than the server's patience closing a run may take."""
+"""Closing a run may take this much longer than --patience."""
 SPACE_SECONDS = 1.0
-"""Between two looks at a full disk."""
+"""Interval between checks of a full disk."""
 
 
 def assign(t: Transition, slot: int, trial: Assignment) -> None:
-    """Take a trial into a slot and open its run."""
+    """Assign a trial to a slot and open its run."""
     t.set_slot(slot, trial=trial)
     t.update_stats(started=t.state.stats.started + 1)
-    if not t.is_closing(trial.run_id):  # the server may send a run again before wandb has let go of it
+    if not t.is_closing(trial.run_id):  # the server may send a run again before wandb has closed it
         open_run(t, slot)
 
 
@@ -57,25 +57,25 @@ def open_run(t: Transition, slot: int) -> None:
 
 
 def on_opened(t: Transition, event: RunOpened) -> None:
-    """The trial's run is open."""
+    """Mark the trial ready: its run is open."""
     slot = t.set_slot(event.slot, failed_openings=0)
     trial = t.set_trial(event.slot, status=TrialStatus.READY, logged_step=event.logged_step)
     t.do(ShowStarted(trial.run_id, event.name, trial.config, slot.device))
 
 
 def on_not_opened(t: Transition, event: RunNotOpened) -> None:
-    """Keep the trial in its slot and try again later, unless that cannot help.
+    """Keep the trial in its slot and retry later, unless a retry cannot help.
 
-    A trial that were dropped at once would be sent again and again, until the server gives it up.
+    If it were dropped at once, the server would send it again and again until it gives up on the trial.
     """
     slot = event.slot
     match event.failure:
         case OpeningFailure.TAKEN:
-            t.say(f"run {event.run_id} is skipped: {event.reason}")
+            t.say(f"run {event.run_id} skipped: {event.reason}")
             drop(t, slot)
         case OpeningFailure.BUSY:
             t.set_trial(slot, status=TrialStatus.QUEUED)
-            t.say(f"run {event.run_id} waits: {event.reason}", once=f"busy {event.run_id}")
+            t.say(f"run {event.run_id} is waiting: {event.reason}", once=f"busy {event.run_id}")
         case _:
             failed = t.slots[slot].failed_openings + 1
             wait = OPENING.delay(failed)
@@ -89,18 +89,18 @@ def on_not_opened(t: Transition, event: RunNotOpened) -> None:
 
 
 def on_disk_full(t: Transition, slot: int, reason: str) -> None:
-    """Have the trial wait for space on the disk."""
+    """Let the trial wait for disk space."""
     trial = t.slots[slot].trial
     assert trial is not None
     if trial.status not in (TrialStatus.OPENING, TrialStatus.RUNNING):
-        return  # meanwhile its worker has exited
+        return  # its worker has exited in the meantime
     status = TrialStatus.QUEUED if trial.status is TrialStatus.OPENING else TrialStatus.READY
     t.set_trial(slot, status=status, not_before=t.now + SPACE_SECONDS)
-    t.say(f"run {trial.run_id} waits for disk space: {reason}", once=f"disk {trial.run_id}")
+    t.say(f"run {trial.run_id} is waiting for disk space: {reason}", once=f"disk {trial.run_id}")
 
 
 def drop(t: Transition, slot: int) -> None:
-    """Let go of a trial whose run is not open; the server sends it again, here or elsewhere."""
+    """Remove a trial whose run is not open from its slot; the server sends it again, here or elsewhere."""
     t.set_slot(slot, trial=None)
     t.update_stats(started=t.state.stats.started - 1)
 
@@ -112,7 +112,7 @@ def dispatch(t: Transition, slot: int) -> None:
 
 
 def request_stop(t: Transition, run_id: str, device: str | None = None) -> None:
-    """End a trial because the server asks for it: after its present step, or at once if it waits."""
+    """Stop a trial on request of the server: after its current step, or at once if it is not running."""
     slot = t.slot_of(run_id, device)
     if slot is None:
         return
@@ -122,14 +122,14 @@ def request_stop(t: Transition, run_id: str, device: str | None = None) -> None:
         stop(t, slot.number, {})
     elif slot.has(TrialStatus.QUEUED):
         drop(t, slot.number)
-        t.say(f"run {run_id} is stopped")
+        t.say(f"run {run_id} stopped")
 
 
 def on_message(t: Transition, slot: Slot, message: TrialMessage) -> None:
-    """A worker reports on the trial in a slot."""
+    """Handle a worker's message about the trial in a slot."""
     trial, number = slot.trial, slot.number
     if trial is None or not trial.is_open:
-        return  # the last word of a trial that is already being closed
+        return  # a late message about a trial that is already closing
     match message:
         case Done():
             _on_done(t, slot, message)
@@ -147,7 +147,7 @@ def on_message(t: Transition, slot: Slot, message: TrialMessage) -> None:
 def _on_done(t: Transition, slot: Slot, message: Done) -> None:
     trial = slot.trial
     assert trial is not None
-    # A trial that ended as it should clears its device: what crashed there before no longer counts.
+    # A trial that ended normally clears its device: earlier crashes on it no longer count.
     exits = tuple(earlier for earlier in t.state.worker_exits if earlier.device != slot.device)
     t.set_device(slot.device, idle_exits=0)
     t.update(worker_exits=exits)
@@ -165,7 +165,7 @@ def _on_done(t: Transition, slot: Slot, message: Done) -> None:
 
 
 def retry_or_fail(t: Transition, slot: int, cause: str, text: str) -> None:
-    """Try the trial again after a failure, or close it as failed."""
+    """Retry the trial after a failure, or close it as failed."""
     trial = t.slots[slot].trial
     assert trial is not None
     trial = trial.record_failure()
@@ -174,11 +174,11 @@ def retry_or_fail(t: Transition, slot: int, cause: str, text: str) -> None:
         fail(t, slot, cause, text)
         return
     t.set_trial(slot, not_before=t.now + retry_delay(cause, trial.failures))
-    t.do(Log(trial.run_id, f"{cause}: {text}; trying again"))
-    t.say(f"  run {trial.run_id}: {cause}: {text}; trying again")
+    t.do(Log(trial.run_id, f"{cause}: {text}; retrying"))
+    t.say(f"  run {trial.run_id}: {cause}: {text}; retrying")
 
 
-# The ways to close a trial's run.
+# Ways to close a trial's run.
 
 
 def stop(t: Transition, slot: int, summary: Mapping[str, float | int | str]) -> None:
@@ -207,34 +207,34 @@ def fail_unreadable(t: Transition, slot: int) -> None:
 
 
 def preempt(t: Transition, slot: int) -> None:
-    """Close the trial so that the server sends it again."""
+    """Close the trial so that the server hands it out again."""
     close(t, slot, TrialEnd(TrialEndKind.PREEMPTED))
 
 
 def close(t: Transition, slot: int, ending: TrialEnd) -> None:
-    """Close the trial's run; its slot is free when that has happened."""
+    """Close the trial's run; its slot is free once the run is closed."""
     close_by = t.now + t.state.settings.patience + CLOSE_SECONDS
     trial = t.set_trial(slot, status=TrialStatus.CLOSING, close_by=close_by, ending=ending)
     t.do(CloseRun(slot, trial.run_id, ending))
 
 
 def on_closed(t: Transition, event: RunClosed) -> None:
-    """The trial's run is closed: its slot is free."""
+    """Free the slot of a trial whose run is closed."""
     trial = t.slots[event.slot].trial
     if trial is None or trial.run_id != event.run_id or trial.status is not TrialStatus.CLOSING:
-        return  # its closing was abandoned
+        return  # closing it was abandoned
     assert trial.ending is not None
     t.do(ShowEnded(trial.run_id, trial.ending))
     _free(t, event.slot, event.run_id, sent=event.sent)
 
 
 def abandon(t: Transition, slot: int) -> None:
-    """Stop waiting for a run that cannot be closed; what the server lacks stays on the disk."""
+    """Stop waiting for a run that does not close; data that the server lacks stays on disk."""
     trial = t.slots[slot].trial
     assert trial is not None
     assert trial.ending is not None
     t.do(ShowEnded(trial.run_id, trial.ending))
-    t.say(f"  run {trial.run_id} has ended; the server did not receive its end")
+    t.say(f"  run {trial.run_id} ended, but the server did not confirm it")
     _free(t, slot, trial.run_id, sent=False)
 
 

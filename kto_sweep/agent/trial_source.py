@@ -1,4 +1,4 @@
-"""Where an agent's trials come from: a sweep's server, or one trial that needs none."""
+"""Sources of an agent's trials: a sweep's server, or a single trial without a sweep."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class TrialSource(Protocol):
-    """What a slot asks for trials. Called from several threads."""
+    """Hands out trials to slots. Called from several threads."""
 
     @property
     def ref(self) -> SweepRef:
-        """Where the trials' runs belong; without an id when they are of no sweep."""
+        """Entity, project and sweep of the trials' runs; the id is empty without a sweep."""
 
     def register(self, host: str) -> str:
-        """The id of a new agent, which is a slot's. Raises ServerError."""
+        """The id of a new agent for one slot. Raises ServerError."""
 
     def heartbeat(self, agent_id: str, running: Sequence[str]) -> list[Command]:
-        """What a slot with these runs is to do. Raises ServerError."""
+        """The server's commands to a slot with these runs. Raises ServerError."""
 
     def is_gone(self) -> bool:
-        """Whether asking again after a ServerError cannot help."""
+        """Whether retrying after a ServerError is useless."""
 
     def taken_away(self, run_id: str) -> str:
-        """Why this box may no longer continue a run that it has started; empty when it may."""
+        """Why this box may no longer continue a run that it started; empty if it may."""
 
 
 class SweepSource:
@@ -45,49 +45,49 @@ class SweepSource:
         self._api = api
         self._home_id = home_id(home)
         self._is_known = False
-        """The server has taken a slot as an agent before."""
+        """The server has accepted an agent before."""
 
     def register(self, host: str) -> str:
-        """As TrialSource says."""
+        """See TrialSource."""
         agent_id = register_agent(self._api, self.ref, host)
         self._is_known = True
         return agent_id
 
     def heartbeat(self, agent_id: str, running: Sequence[str]) -> list[Command]:
-        """As TrialSource says."""
+        """See TrialSource."""
         return heartbeat(self._api, agent_id, running)
 
     def is_gone(self) -> bool:
-        """The sweep was deleted, or has taken no slot yet.
+        """Whether the sweep was deleted, or never accepted an agent.
 
-        A gateway whose W&B is being replaced answers 404 and 403 as well.
+        An error alone does not prove it: a gateway in front of a restarting W&B also returns 404 and 403.
         """
         return not self._is_known or is_deleted(self._api, self.ref)
 
     def taken_away(self, run_id: str) -> str:
-        """As TrialSource says."""
+        """See TrialSource."""
         run = read_run(self._api, self.ref, run_id)
         if run is None:
             return "it was deleted on the server"
         state, config, _ = run
         if state not in OPEN_STATES:
-            return f"the server has it as {state}"
-        return "" if config.get(OWNER) == self._home_id else "another box has started it since"
+            return f"its state on the server is {state}"
+        return "" if config.get(OWNER) == self._home_id else "another box took it over"
 
 
 class SingleTrialSource:
-    """One trial, which is of no sweep."""
+    """One trial without a sweep."""
 
     def __init__(self, ref: SweepRef, run_id: str, config: Mapping[str, Any]) -> None:
         self.ref = ref
         self._command: Command | None = Command("run", run_id, config)
 
     def register(self, host: str) -> str:
-        """There is no server to register at."""
+        """A placeholder: there is no server to register with."""
         return "single"
 
     def heartbeat(self, agent_id: str, running: Sequence[str]) -> list[Command]:
-        """The trial, once: a slot that asks again without it could not open its run."""
+        """The trial, once; a slot that asks again could not open the trial's run."""
         if running:
             return []
         if self._command is None:
@@ -96,7 +96,7 @@ class SingleTrialSource:
         return [command]
 
     def is_gone(self) -> bool:
-        """There is no other trial."""
+        """Always: there is no other trial."""
         return True
 
     def taken_away(self, run_id: str) -> str:

@@ -15,7 +15,7 @@ from kto_sweep.run_log import RunLog
 
 
 class WandbAgentReport:
-    """A training function's Report that logs to the run of this process and prints its table."""
+    """A Report for training functions that logs to this process's run and prints its table."""
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         self._run = run
@@ -23,11 +23,11 @@ class WandbAgentReport:
         self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Print how far the preparation is."""
+        """Print the progress of the preparation."""
         print(f"{what} {done}/{total}", flush=True)
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
-        """Take note of the number of optimizer steps."""
+        """Set the number of optimizer steps."""
         self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -38,7 +38,7 @@ class WandbAgentReport:
             self.alert(title, f"step {step}: {text}")
 
     def note(self, text: str) -> None:
-        """Print one line; wandb takes it for the run's console log."""
+        """Print one line, which wandb adds to the run's console log."""
         self._files.note(text)
 
     def alert(self, title: str, text: str) -> None:
@@ -47,7 +47,7 @@ class WandbAgentReport:
 
 
 def train_one() -> None:
-    """Train the trial that wandb's agent chose, in its run.
+    """Train the trial that wandb's agent assigned, in its run.
 
     Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
     """
@@ -71,11 +71,11 @@ def train_one() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)  # as an exception, so that wandb sends what it still has
+    sys.exit(128 + number)  # raises, so that wandb can send its remaining data
 
 
 def main() -> None:
-    """Run one trial, or with the name of a sweep as the only argument, its trials one after another."""
+    """Run one trial; or, with a sweep's name as the only argument, its trials one after another."""
     from kto_sweep.sweep.server_choice import load_env_file
 
     load_env_file(Path.cwd())

@@ -1,4 +1,4 @@
-"""A trial's W&B run, opened, logged to and closed by the agent, beside the trial's own files."""
+"""A trial's W&B run, which the agent opens, logs to and closes, next to the trial's own files."""
 
 import contextlib
 import json
@@ -24,19 +24,19 @@ from kto_sweep.sweep.view import DEVICE, OWNER
 from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
-"""How often a run sends what it logged to the embedded server; W&B itself gets wandb's default of 15 s."""
+"""A run's upload interval to the embedded server; for W&B, wandb's default of 15 s applies."""
 CHECKPOINT = "checkpoint/last.safetensors"
-"""In a run's folder, while its trial can continue from there."""
+"""Path of the checkpoint in a run's folder, as long as the trial can resume."""
 UPLOAD = "WANDB_LOG_MODEL"
-"""Environment variable that Hugging Face's trainers read as well: `end` uploads a trial's final weights."""
+"""Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
 
 class GivenBackError(KtoSweepError):
-    """A run could not be started, and its trial was given back to the server."""
+    """A run could not be started, and its trial was returned to the server."""
 
 
 class ObjectiveTracker:
-    """Best and last value of the sweep's metric over one trial."""
+    """Tracks the best and last value of the sweep's metric in one trial."""
 
     def __init__(self, metric: str, goal: str) -> None:
         self._metric = metric
@@ -45,7 +45,7 @@ class ObjectiveTracker:
         self._last: float | None = None
 
     def see(self, values: Mapping[str, float]) -> None:
-        """Update from `values`, if the metric is among them; a value that is not finite is never the best."""
+        """Update from `values` if they include the metric; a value that is not finite is never the best."""
         value = values.get(self._metric)
         if value is None:
             return
@@ -54,14 +54,14 @@ class ObjectiveTracker:
             self._best = value if self._best is None else self._better(self._best, value)
 
     def summary(self) -> dict[str, float]:
-        """`objective/best` and `objective/last`, where there is a value."""
+        """`objective/best` and `objective/last`, if there is a value."""
         summary = {"objective/best": self._best, "objective/last": self._last}
         return {name: value for name, value in summary.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What all W&B runs of an agent have in common."""
+    """Options shared by all W&B runs of an agent."""
 
     metric: str
     goal: str
@@ -74,7 +74,7 @@ class RunOptions:
 
 
 class TrialRun:
-    """One open W&B run and its folder; a Report."""
+    """One open W&B run and its folder; implements Report."""
 
     def __init__(
         self,
@@ -94,17 +94,17 @@ class TrialRun:
         self._objective = objective
         self._alerts = alerts
         self._superseded = superseded
-        """Earlier attempts' W&B files, of which this one's have everything."""
+        """W&B files of earlier attempts whose data this attempt's file repeats."""
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
         for row in self._files.kept.values():
             objective.see(row)
-            alerts.check(row)  # an earlier attempt has sent them
+            alerts.check(row)  # an earlier attempt sent these alerts
         self._sent_steps = keep
-        """The run has the metrics of the steps up to this one, from an earlier attempt."""
+        """The run already has the metrics up to this step, from an earlier attempt."""
         self.logged_steps = max(self._files.kept, default=0)
-        """The last step whose metrics the run and the files have; after a power cut some may be missing."""
+        """The last step with metrics in the run and the files; after a power cut, some may be missing."""
         self._names: set[str] = set()
-        """What was logged at that step already."""
+        """Metrics already logged at that step."""
 
     @classmethod
     def open(
@@ -124,11 +124,11 @@ class TrialRun:
         patience: float,
         adopt: bool = False,
     ) -> "TrialRun":
-        """Start the run of one trial, or continue it where the folder has its checkpoint.
+        """Start the run of one trial, or resume it if the folder has its checkpoint.
 
-        `ref` has no id when the trial is of no sweep.
-        `on_stop` is called when the server asks for the run's end. `patience`: seconds that its end may wait
-        for the server. With `adopt` the run must be on the server, with what this box has sent of it.
+        `ref` has no id if the trial belongs to no sweep.
+        `on_stop` is called when the server asks to stop the run. `patience`: seconds that closing the run may
+        wait for the server. With `adopt`, the run must exist on the server.
         Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
         was open and something else failed.
         """
@@ -150,7 +150,7 @@ class TrialRun:
             settings = wandb.Settings(
                 sweep_id=ref.id or None,
                 stop_fn=on_stop,
-                console="off",  # the process serves several runs: each gets its lines through write_logs
+                console="off",  # this process serves several runs: each gets its own lines from write_logs
                 silent=True,
                 disable_code=True,
                 disable_git=True,
@@ -170,11 +170,11 @@ class TrialRun:
                 resume=resume,
                 settings=settings,
             )
-            for name in ("failure/cause", "failure/message"):  # of an earlier attempt
+            for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
             watched = RunAlerts((*alerts, *rules_of(config)))
-            if run.resumed:  # the server's rows count: it may miss the last seconds of a killed agent
+            if run.resumed:  # the server's rows decide: a killed agent's last seconds may not have arrived
                 return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
             keep = checkpoint_step(folder)
             opened = cls(run, folder, record, claim, objective, watched, keep, earlier)
@@ -190,29 +190,29 @@ class TrialRun:
 
     @property
     def name(self) -> str:
-        """The run's name for people."""
+        """The run's display name."""
         return self._run.name or self._run.id
 
     def _log_kept_rows(self) -> None:
-        """Log the rows of earlier attempts, which the files have, to a run that has none of them.
+        """Log the rows of earlier attempts, which are in the files, to a run that does not have them.
 
-        wandb reads an attempt's own file alone when it syncs it, stops at one that a kill has cut off, and
-        logs rows twice that two files have. So each offline attempt's file has the whole run.
+        `wandb sync` reads the file of one attempt only, stops at a truncated one, and logs rows twice if two
+        files have them. So the file of each offline attempt contains the whole run.
         """
         for step, row in self._files.kept.items():
-            at = datetime.fromisoformat(row["timestamp"]).timestamp()
+            timestamp = datetime.fromisoformat(row["timestamp"]).timestamp()
             values = {name: value for name, value in row.items() if name != "timestamp"}
-            self._run.log({**values, "_timestamp": at}, step=step)
+            self._run.log({**values, "_timestamp": timestamp}, step=step)
         self._files.echo_earlier()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
-        """Set the number of optimizer steps, and of those that an earlier attempt has logged."""
+        """Set the number of optimizer steps, and of those logged by an earlier attempt."""
         self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
         if step < self.logged_steps:
-            return  # an earlier attempt has logged it, with the same values
+            return  # logged by an earlier attempt, with the same values
         if step > self.logged_steps:
             self.logged_steps, self._names = step, set()
         fresh = {name: value for name, value in values.items() if name not in self._names}
@@ -234,14 +234,14 @@ class TrialRun:
         self._run.alert(title, text)
 
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
-        """End the run as finished; as for the other ends, whether the server has everything."""
+        """End the run as finished; returns, like the other ends, whether the server has all of its data."""
         self._run.summary.update(dict(summary))
         if os.environ.get(UPLOAD) == "end":
             self._upload()
         return self._close(exit_code=0)
 
     def _upload(self) -> None:
-        """Send the trained weights, as they lie in the folder, along with the run."""
+        """Upload the trained weights in the folder as an artifact of the run."""
         for name in ("adapter", "model"):
             if (self._folder / name).is_dir():
                 artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
@@ -249,9 +249,9 @@ class TrialRun:
                 self._run.log_artifact(artifact)
 
     def stop(self, summary: Mapping[str, float | int | str], *, for_good: bool = True) -> bool:
-        """End the run that the server asked to stop; it shows as killed or paused, with what it measured.
+        """End the run as killed or paused on request of the server.
 
-        With `for_good` it will not continue: its checkpoint, three times its adapters, is removed.
+        With `for_good` it will not resume, so its checkpoint (three times the adapters' size) is removed.
         """
         self._run.summary.update(dict(summary))
         sent = self._close(exit_code=1)
@@ -266,7 +266,7 @@ class TrialRun:
         return self._close(exit_code=1)
 
     def preempt(self) -> bool:
-        """End the run so that the server sends its trial again."""
+        """End the run so that the server hands out its trial again."""
         self._run.summary.update({"failure/cause": str(FailureCause.PREEMPTED)})
         self._run.mark_preempting()
         return self._close(exit_code=1)
@@ -279,8 +279,8 @@ class TrialRun:
         except TimeoutError:
             return False
         except Exception as error:
-            with contextlib.suppress(Exception):  # wandb gets it as well
-                self.note(f"the end of the run was not sent: {error}")
+            with contextlib.suppress(Exception):  # the note also goes through wandb
+                self.note(f"could not send the end of the run: {error}")
             raise
         else:
             self._keep(replace(self._record, ended=True, sent=True))
@@ -291,7 +291,7 @@ class TrialRun:
             self.let_go()
 
     def let_go(self) -> None:
-        """Release its folder; a second time changes nothing."""
+        """Release its folder; idempotent."""
         self._files.close()
         self._claim.release()
 
@@ -301,29 +301,29 @@ class TrialRun:
 
 
 def _give_back(run: wandb.Run) -> None:
-    """End a run that could not be started, so that its trial is sent again.
+    """End a run that could not be started, so that the server hands out its trial again.
 
-    Otherwise wandb would end it as finished when this process ends.
+    Otherwise wandb would mark it as finished when this process exits.
     """
-    with contextlib.suppress(Exception):  # the first error is the one to report
+    with contextlib.suppress(Exception):  # the first error is reported
         run.mark_preempting()
         run.finish(exit_code=1)
 
 
 def checkpoint_step(folder: Path) -> int:
-    """The optimizer steps that a trial's folder has to continue after; 0 without a checkpoint."""
+    """The step that a trial resumes after; 0 without a checkpoint."""
     return last_step(folder) if (folder / CHECKPOINT).exists() else 0
 
 
 def forget_checkpoint(folder: Path) -> None:
-    """Remove the checkpoint of a trial that will not continue."""
+    """Remove the checkpoint of a trial that will not resume."""
     shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
 
 
 def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[str, str, str]]) -> None:
-    """Add a table `samples` of prompts, base and tuned answers to a run that has ended.
+    """Add a table `samples` with prompts, base and tuned answers to an ended run.
 
-    Offline it is a file of its own, which wandb sends after that of the run.
+    Offline, it is a separate file, which `wandb sync` sends after the run's own.
     """
     run = wandb.init(
         entity=ref.entity or None,
@@ -339,5 +339,5 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
 
 
 def _is_offline() -> bool:
-    """Whether wandb only writes files."""
+    """Whether wandb writes local files only."""
     return os.environ.get("WANDB_MODE") == "offline"

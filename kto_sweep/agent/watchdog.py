@@ -1,4 +1,4 @@
-"""Workers that hang: a warning after 10 minutes of silence, a kill after an hour. Pure."""
+"""Watchdog for workers that hang: warns after 10 minutes of silence, kills after an hour. Pure."""
 
 from collections.abc import Collection
 
@@ -9,19 +9,19 @@ from kto_sweep.protocol import Done, Failed, Message, Metrics, Preparing
 from kto_sweep.text import duration
 
 WARN_SECONDS = 600.0
-"""A worker with something to do that sends nothing for so long is reported."""
+"""A worker that has work to do and sends nothing for this long is reported."""
 START_SECONDS = 1800.0
-"""A worker that is not ready after so long is killed: loading libraries takes a minute on a slow disk."""
+"""A worker that is not ready after this time is killed; loading libraries takes a minute on a slow disk."""
 KILL_SECONDS = 3600.0
-"""A worker that takes steps and then sends nothing for so long hangs, unless it was as silent before."""
+"""A worker that was taking steps and sends nothing for this long hangs; but see LONGEST_FACTOR."""
 EXIT_SECONDS = 60.0
-"""A worker that is still there so long after it was killed will not go."""
+"""A killed worker that still exists after this time cannot be killed."""
 LONGEST_FACTOR = 20.0
-"""It hangs only in a silence so many times as long as the longest before."""
+"""A silence counts as a hang only if it is this many times as long as the longest earlier one."""
 
 
 def heard(t: Transition, name: str, message: Message) -> None:
-    """A worker has sent a message."""
+    """Reset a worker's silence when it sends a message."""
     device = t.devices[name]
     longest = max(device.longest_silence, device.silence) if device.stepping else device.longest_silence
     stepping = device.stepping
@@ -33,35 +33,35 @@ def heard(t: Transition, name: str, message: Message) -> None:
 
 
 def watch(t: Transition, elapsed: float, held: Collection[str]) -> list[tuple[str, str]]:
-    """Look at all workers; the devices whose worker cannot even be killed, each with a sentence that says so.
+    """Check all workers; returns the devices whose worker cannot be killed, each with an error message.
 
-    `elapsed`: seconds since the last look. `held`: devices whose worker was stopped by a signal.
+    `elapsed`: seconds since the last check. `held`: devices whose worker is suspended by SIGSTOP.
     """
     given_up = []
     for name, device in list(t.devices.items()):
-        waited_for = device.killed or not device.ready or bool(t.running(name))
-        if not device.worker or not waited_for:
+        has_work = device.killed or not device.ready or bool(t.running(name))
+        if not device.worker or not has_work:
             t.set_device(name, silence=0.0)
             continue
         silent = t.set_device(name, silence=device.silence + elapsed)
         if not silent.killed:
             _judge(t, name, silent, held=name in held)
         elif silent.silence > EXIT_SECONDS:
-            given_up.append((name, f"the worker on {name} does not end, although it was killed"))
+            given_up.append((name, f"the worker on {name} was killed but does not exit"))
     return given_up
 
 
 def _judge(t: Transition, name: str, device: DeviceState, *, held: bool) -> None:
     if device.silence > WARN_SECONDS and not device.warned:
         runs = ", ".join(slot.trial.run_id for slot in t.running(name) if slot.trial is not None)
-        whose = f"the worker of {runs}" if runs else "the worker, which is not ready yet,"
-        state = "was stopped by a signal" if held else f"has sent nothing for {duration(device.silence)}"
+        worker = f"the worker of {runs}" if runs else "the worker, which is not ready yet,"
+        state = "is suspended" if held else f"has sent nothing for {duration(device.silence)}"
         device = t.set_device(name, warned=True)
-        t.say(f"{name}: {whose} {state}; its log: {device.log}")
+        t.say(f"{name}: {worker} {state}; log: {device.log}")
     limit = max(KILL_SECONDS, LONGEST_FACTOR * device.longest_silence)
     hangs = device.stepping and device.silence > limit
     if (hangs or (not device.ready and device.silence > START_SECONDS)) and not held:
-        how = f"has hung for {duration(device.silence)}" if device.ready else "does not get ready"
-        t.say(f"{name}: the worker {how}: killing it")
+        state = f"has hung for {duration(device.silence)}" if device.ready else "did not start"
+        t.say(f"{name}: the worker {state}; killing it")
         t.set_device(name, silence=0.0, killed=True)
         t.do(KillWorker(name))

@@ -1,4 +1,4 @@
-"""One call of `kto-sweep train`: one trial of no sweep, trained as an agent trains those of a sweep."""
+"""One call of `kto-sweep train`: trains one trial without a sweep, in the same way as an agent."""
 
 import os
 import shlex
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     import wandb
 
 FEW_STEPS = 50
-"""A run of at most so many shows each of them; a longer one every EVERYth."""
+"""A run of at most this many steps shows each step; a longer one every EVERYth."""
 EVERY = 5
 SAMPLE_TOKENS = 128
-"""Of each answer."""
+"""Maximum tokens of each answer."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to start or to continue."""
+    """A run to start or resume."""
 
     run_id: str
     trial: Trial
     name: str
-    """For people; empty: as it is on the server."""
+    """Display name; empty: keep the server's."""
     project: str
     entity: str | None
     samples: int = 0
-    """Held-out prompts whose answers are logged in a table at the run's end."""
+    """Number of held-out prompts whose answers are logged in a table at the end."""
 
 
 class RunProgress(ProgressDisplay):
-    """The table of one run, and its bar on a terminal."""
+    """Shows the table of one run, and its progress bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, (), DEFAULT_METRIC, None)
@@ -65,23 +65,23 @@ class RunProgress(ProgressDisplay):
         self._total = 0
 
     def note(self, text: str) -> None:
-        """The run wrote to its log."""
+        """Print a line of the run's log."""
         self.say(text)
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
-        """The run is open."""
+        """Show that the run is open."""
         self._names[run_id], self._latest[run_id] = "run", {}
         self.say(f"Run {run_id} ({name}) on {device}")
         self._bars[run_id] = self._progress.add_task("run", total=None, status="loading")
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
-        """The run knows how many steps it takes."""
+        """Set the run's number of steps."""
         self._total = total_steps
         self._table.plan(total_steps, done_steps)
         super().planned(run_id, total_steps, done_steps)
 
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
-        """The run logged a step."""
+        """Show a logged step."""
         self._latest[run_id].update(values)
         self._progress.update(self._bars[run_id], completed=step)
         shown = self._total <= FEW_STEPS or step in (1, self._total) or step % EVERY == 0
@@ -91,33 +91,31 @@ class RunProgress(ProgressDisplay):
             self.say(line)
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
-        """The run ended."""
-        super().ended(run_id, "interrupted" if how == "put back" else how, summary)
+        """Show how the run ended."""
+        super().ended(run_id, "interrupted" if how == "requeued" else how, summary)
 
 
 def choose_devices(*, gpus: int, cpu: bool) -> list[Device]:
-    """The devices to train on: `gpus` GPUs, or the CPU. Raises UsageError when there are fewer."""
+    """The devices to train on: `gpus` GPUs, or the CPU. Raises UsageError if there are fewer."""
     devices = find_devices(os.environ, cpu=cpu)
     if devices != [CPU]:
         if len(devices) < gpus:
             raise UsageError(f"--gpus {gpus}: this box has {len(devices)}", hint=f"--gpus {len(devices)}")
         return devices[:gpus]
     if gpus > 1 and not cpu:
-        raise UsageError(
-            f"--gpus {gpus}: this box has no NVIDIA GPU", hint="leave it out to train on the CPU"
-        )
+        raise UsageError(f"--gpus {gpus}: this box has no NVIDIA GPU", hint="drop --gpus to train on the CPU")
     return devices
 
 
 def open_server(target: Target, *, offline: bool) -> "wandb.Api | None":
-    """The server, which answers and takes the key; None when runs are sent later. Raises ServerError."""
+    """A connection to the server, which responds and accepts the key; None if offline. Raises ServerError."""
     return None if offline else connect(target)
 
 
 def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int, cpu: bool) -> int:
-    """The exit code: 0 finished, 1 failed or not sent, 128 + the signal when interrupted.
+    """The exit code: 0 finished, 1 failed or not sent, 128 + the signal if interrupted.
 
-    Raises KtoSweepError for anything that prevents it from starting.
+    Raises KtoSweepError for anything that prevents the run from starting.
     """
     console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
     devices = choose_devices(gpus=gpus, cpu=cpu)
@@ -128,8 +126,8 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             os.environ["WANDB_NAME"] = job.name
         api = open_server(target, offline=offline)
         ref = SweepRef(_entity(job, target, api), job.project, "")
-        where = "no server: it is sent later" if offline else str(target)
-        console.print(f"Talking to {where}", soft_wrap=True)
+        server = "Offline: the run can be synced later" if offline else f"Talking to {target}"
+        console.print(server, soft_wrap=True)
         if not offline:
             console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
         revive = (lambda: ensure_server(home).url) if target.local else None
@@ -158,7 +156,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
 
 
 def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None:
-    """Log base and tuned answers to the run; if that fails, the run has not failed."""
+    """Log base and tuned answers to the run; an error here does not fail the run."""
     from kto_sweep.train.chat import compare_answers
 
     console.print(f"Answers to {job.samples} held-out prompts, by the base and the tuned model")
@@ -167,7 +165,7 @@ def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None
         answers = compare_answers(home, folder, (), count=job.samples, max_tokens=SAMPLE_TOKENS)
         rows = [(answer.prompt, answer.base, answer.tuned) for answer in answers]
         log_answers(ref, job.run_id, folder, rows)
-    except Exception as error:  # the run is over and its weights are safe
+    except Exception as error:  # the run has ended and its weights are saved
         console.print(f"Could not log answers: {error}", markup=False, soft_wrap=True)
 
 
@@ -180,21 +178,21 @@ def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
 def _print_end(
     console: Console, home: Home, job: Job, target: Target, stats: AgentStats, *, offline: bool
 ) -> int:
-    folder = (home.runs / job.run_id).resolve()  # that of --output-dir, if one was named
+    folder = (home.runs / job.run_id).resolve()  # follows the link to --output-dir
     if (folder / "lineage.json").exists():
         write_card(folder)
     if stats.unsent or stats.server_lost:
-        console.print(f"No answer from {target}; the run is complete in {folder}", soft_wrap=True)
+        console.print(f"Could not reach {target}; the run's data is in {folder}", soft_wrap=True)
         console.print("When the server is back: kto-sweep sync")
         exit_at_once(1)
     if offline and (folder / "wandb").is_dir():
         files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
-        console.print(f"Sent later, by: wandb sync {files}", markup=False, soft_wrap=True)
+        console.print(f"To send it: wandb sync {files}", markup=False, soft_wrap=True)
     if stats.interrupted:
         console.print(_how_to_continue(home, job), soft_wrap=True)
         return 128 + stats.interrupted
     if not stats.finished:
-        console.print(f"Its log: {folder / 'console.log'}", soft_wrap=True)
+        console.print(f"Log: {folder / 'console.log'}", soft_wrap=True)
         return 1
     console.print(f"Trained weights, log, lineage and model card: {folder}", soft_wrap=True)
     console.print(f"Next: kto-sweep chat {job.run_id}   or: kto-sweep merge {job.run_id}")
@@ -203,5 +201,5 @@ def _print_end(
 
 def _how_to_continue(home: Home, job: Job) -> str:
     if not (home.runs / job.run_id / "trial.json").is_file():
-        return "The run had not started: run the same command again"
+        return "The run had not started yet: run the same command again"
     return f"Next: kto-sweep train --resume-from-checkpoint {job.run_id}   (continues from its checkpoint)"

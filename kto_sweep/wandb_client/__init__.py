@@ -1,1 +1,1 @@
-"""W&B or the embedded server through the wandb SDK: connection, private calls, a sweep's runs."""
+"""Access to W&B or the embedded server through the wandb SDK: connection, private calls, a sweep's runs."""

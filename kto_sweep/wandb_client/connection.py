@@ -1,4 +1,4 @@
-"""A connection to a W&B-compatible server: points wandb at it, checks that it answers and accepts the key."""
+"""Connects to a W&B-compatible server: points wandb at it, checks that it responds and accepts the key."""
 
 import logging
 import os
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 120
-"""Timeout of a request. A 429 may ask for a minute of waiting, which wandb's client respects only within this
-timeout; a shorter one would make it retry too early."""
+"""Timeout of a request. A 429 may require a minute's wait, which wandb's client respects only within this
+timeout; with a shorter one it would retry too early."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ def restored_environment() -> Iterator[None]:
 
 
 def connect(target: Target) -> "wandb.Api":
-    """A wandb.Api whose server answers and accepts the key.
+    """A wandb.Api whose server responds and accepts the key.
 
     wandb itself would retry silently for minutes.
 
-    Raises ServerError when the server does not answer or refuses the key.
+    Raises ServerError if the server does not respond or rejects the key.
     """
     target.export()
     try:
-        get(target.base_url, timeout=CONNECT_SECONDS)  # any HTTP status is an answer
+        get(target.base_url, timeout=CONNECT_SECONDS)  # any HTTP status is a response
     except NoAnswerError as error:
         raise ServerError(
-            f"no answer from {target}: {error}",
+            f"could not reach {target}: {error}",
             hint="check the URL and the network, or add --local to work without W&B",
         ) from error
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -89,15 +89,15 @@ def connect(target: Target) -> "wandb.Api":
         user = api.viewer
     except (AuthenticationError, CommError, ValueError) as error:
         raise ServerError(
-            f"{target} refuses the key: {error}", hint=f"wandb login --host {target.base_url} --relogin"
+            f"{target} rejects the key: {error}", hint=f"wandb login --host {target.base_url} --relogin"
         ) from error
     if user is None:
-        raise ServerError(f"{target} refuses the key", hint=f"wandb login --host {target.base_url} --relogin")
+        raise ServerError(f"{target} rejects the key", hint=f"wandb login --host {target.base_url} --relogin")
     return api
 
 
 def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
-    """Whether the server says that the sweep does not exist; False when it does not answer."""
+    """Whether the server reports that the sweep does not exist; False if it does not respond."""
     try:
         api.sweep(str(ref)).load(force=True)  # without force wandb.Api returns a cached sweep
     except Exception as error:  # wandb has no common error class
@@ -107,18 +107,18 @@ def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:
 
 def is_not_found(error: Exception) -> bool:
     """Whether wandb's error means "not found" rather than a failed request."""
-    return type(getattr(error, "exc", error)) is ValueError  # a subclass, as of JSON, is a failed request
+    return type(getattr(error, "exc", error)) is ValueError  # subclasses, such as JSON errors, mean a failure
 
 
 def error_text(error: Exception) -> str:
-    """The server's message, with its HTTP status if wandb passes that on."""
+    """The server's message, with its HTTP status if wandb provides it."""
     response = getattr(getattr(error, "exc", error), "response", None)
     status = getattr(response, "http_status", 0)
     return f"{error} (HTTP {status})" if status else str(error)
 
 
 def default_entity(target: Target) -> str:
-    """The entity of the key that wandb finds for this server."""
+    """The entity of wandb's key for this server."""
     target.export()
     import wandb
 

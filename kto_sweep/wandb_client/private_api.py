@@ -1,7 +1,7 @@
 """All calls to wandb's private API, in one module.
 
-wandb's public agent runs one trial at a time and prints. Our agent needs the protocol itself: register,
-heartbeat, and the state of a sweep. wandb is pinned to one minor version for this.
+wandb's public agent runs one trial at a time and prints. kto-sweep's agent needs the protocol itself:
+register, heartbeat, and the state of a sweep. For this, wandb is pinned to one minor version.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Login:
-    """The server of wandb's own settings, and whether there is a key for it."""
+    """The server in wandb's own settings, and whether there is a key for it."""
 
     base_url: str
     app_url: str
     """The URL for a browser."""
     has_key: bool
     mode: str
-    """`online`, `offline` or `disabled`, from WANDB_MODE or the folder's `wandb offline`."""
+    """`online`, `offline` or `disabled`, from WANDB_MODE or `wandb offline` in the folder."""
 
 
 def find_login() -> Login:
@@ -92,7 +92,7 @@ def upsert_sweep(
     entity: str | None,
     prior_runs: Sequence[str] = (),
 ) -> tuple[SweepRef, list[str]]:
-    """A new sweep on the server, which takes over `prior_runs`, and the server's warnings."""
+    """A new sweep on the server that reuses `prior_runs`, and the server's warnings."""
     sweep, warnings = sweeps_api._upsert_sweep(
         api, dict(config), project=project, entity=entity, prior_runs=list(prior_runs)
     )
@@ -104,7 +104,7 @@ _FEATURES = "query ServerFeatures { serverInfo { features { name isEnabled } } }
 
 
 def is_embedded(api: wandb.Api) -> bool:
-    """Whether the server is an embedded server, of this box or another: it supports the file's own block."""
+    """Whether the server is an embedded server, on any box: it supports the `kto_sweep` block."""
     try:
         answer: Any = api._service_api.execute_graphql(_FEATURES, {})
         return any(feature["name"] == BLOCK for feature in answer["serverInfo"]["features"])
@@ -114,7 +114,7 @@ def is_embedded(api: wandb.Api) -> bool:
 
 @dataclass(frozen=True)
 class Command:
-    """What the server tells an agent to do."""
+    """A command from the server to an agent."""
 
     kind: str
     """run, resume, stop or exit"""
@@ -133,7 +133,7 @@ def register_agent(api: wandb.Api, ref: SweepRef, host: str) -> str:
 
 
 class KeyRejectedError(ServerError):
-    """The server stopped accepting the key."""
+    """The server no longer accepts the key."""
 
 
 _HEARTBEAT = """
@@ -145,10 +145,10 @@ _HEARTBEAT_SECONDS = 60.0
 
 
 def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Command]:
-    """The server's commands, after reporting the running runs; empty when it cannot be reached.
+    """Report the running runs; returns the server's commands, empty if it cannot be reached.
 
-    Raises ServerError on 404 (the sweep was deleted, or a gateway does not find the server) and
-    KeyRejectedError on 401 and 403. wandb's own function treats these as an answer without commands.
+    Raises ServerError on 404 (the sweep was deleted, or a gateway cannot find the server) and
+    KeyRejectedError on 401 and 403. wandb's own function treats these as a response without commands.
     """
     states = json.dumps(dict.fromkeys(running, True))
     variables = {"id": agent_id, "metrics": "{}", "runState": states}
@@ -162,7 +162,7 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
                 hint="kto-sweep create FILE creates a new one; trained runs stay in KTO_SWEEP_HOME/runs",
             ) from error
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-            raise KeyRejectedError(f"the server refuses the key (HTTP {status})") from error
+            raise KeyRejectedError(f"the server rejects the key (HTTP {status})") from error
         return []
     except Exception:  # wandb has no common error class
         return []
@@ -172,20 +172,20 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
 def wandb_core_exited() -> bool:
     """Whether wandb's service process (wandb-core) has exited.
 
-    Without this check its death looks like a server that does not answer heartbeats.
+    Without this check, its exit looks like a server that does not respond to heartbeats.
     """
     connection = wandb_setup.singleton()._connection
-    process = connection._proc if connection is not None else None  # None: WANDB_SERVICE names another's
+    process = connection._proc if connection is not None else None  # None: WANDB_SERVICE names the process
     return process is not None and process._process.poll() is not None
 
 
 def is_service_gone(error: BaseException) -> bool:
-    """Whether wandb raised `error` because that process has ended."""
+    """Whether wandb raised `error` because wandb-core has exited."""
     return isinstance(error, ConnectionResetError | BrokenPipeError | MailboxClosedError)
 
 
 def kill_wandb_core() -> None:
-    """Kill wandb's service process; the agent that continues its runs sends what it had not sent."""
+    """Kill wandb's service process; the agent that resumes its runs sends the missing data."""
     connection = wandb_setup.singleton()._connection
     process = connection._proc if connection is not None else None
     if process is not None:
@@ -196,9 +196,9 @@ def kill_wandb_core() -> None:
 def read_run(
     api: wandb.Api, ref: SweepRef, run_id: str
 ) -> tuple[str, Mapping[str, Any], Mapping[str, Any]] | None:
-    """The state, configuration and summary of a run; None when the server has no such run.
+    """The state, configuration and summary of a run; None if the server has no such run.
 
-    Raises ServerError when the server does not answer.
+    Raises ServerError if the server does not respond.
     """
     try:
         api.flush()
@@ -206,7 +206,7 @@ def read_run(
         return str(run.state), dict(run.config), dict(run.summary_metrics or {})
     except Exception as error:
         if isinstance(getattr(error, "exc", error), ValueError):
-            return None  # wandb's "not found", bare or inside a CommError
+            return None  # wandb's "not found" error, alone or inside a CommError
         raise ServerError(f"could not read run {run_id}: {error}") from error
 
 
@@ -220,7 +220,7 @@ query SweepCurves(
 }
 """
 _RUNS_PER_REQUEST = 25
-"""Runs whose curves one request reads; wandb.Api sends a request for each run and metric."""
+"""Runs per request for curves; wandb.Api would send a request for each run and metric."""
 
 Curve = Mapping[str, list[float]]
 """`step`, `time` (seconds since the run began) and `value`, of the same length."""
@@ -231,7 +231,7 @@ def read_curves(
 ) -> dict[str, dict[str, Curve]]:
     """About `points` points of history by run id and metric, without metrics that a run did not log.
 
-    Raises ServerError when the server does not answer.
+    Raises ServerError if the server does not respond.
     """
     specs = [json.dumps({"keys": ["_step", "_runtime", metric], "samples": points}) for metric in metrics]
     curves_by_run: dict[str, dict[str, Curve]] = {}
@@ -256,7 +256,7 @@ def read_curves(
 
 
 def _curve(metric: str, rows: Sequence[Mapping[str, Any]] | None) -> Curve:
-    """The metric's finite values in step order; W&B sends the others as strings."""
+    """The metric's finite values in step order; W&B sends other values as strings."""
     finite = [row for row in rows or () if isinstance(row.get(metric), int | float)]
     finite.sort(key=lambda row: row["_step"])
     return {
@@ -279,7 +279,7 @@ SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
 
 
 def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> bool:
-    """Whether the server changed the state of this run of a sweep; W&B itself does not support it yet.
+    """Set the state of a sweep's run; returns whether the server supports that, which W&B does not yet.
 
     The server hands out a `pending` run again.
     """
@@ -292,7 +292,7 @@ def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> boo
 def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:
     """Move a sweep to RUNNING, PAUSED, FINISHED or CANCELED.
 
-    Raises ServerError when the server rejects the change, or the sweep's current state does not allow it.
+    Raises ServerError if the server rejects the change or the sweep's current state does not allow it.
     """
     try:
         sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)

@@ -1,4 +1,4 @@
-"""Sweeps and their runs as plain data, read through wandb.Api from W&B or the embedded server."""
+"""Reads sweeps and their runs as plain data through wandb.Api, from W&B or the embedded server."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     """The sweep with all its trials, in order of creation.
 
-    Raises ServerError when the sweep does not exist or the server does not answer.
+    Raises ServerError if the sweep does not exist or the server does not respond.
     """
-    api.flush()  # wandb.Api caches: this drops cached runs, `force` below the cached sweep
+    api.flush()  # drops wandb.Api's cached runs; `force` below drops the cached sweep
     try:
         sweep = api.sweep(str(ref))
         sweep.load(force=True)
@@ -76,7 +76,7 @@ def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
         seconds=_seconds(run, summary),
         created=_created(run),
         is_prior_run=getattr(run, "sweep_name", None) not in {None, ref.id},
-        # Both a paused trial and one whose agent left are in state preempted; only the latter has a cause.
+        # A paused trial and a requeued one are both in state preempted; only the latter has a cause.
         paused=pauses and run.state == "preempted" and not preempted,
         device=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
     )

@@ -1,4 +1,4 @@
-"""An agent among stand-ins: its server is a function, its workers and W&B runs are objects."""
+"""An agent with fakes: its server is a function, its workers and W&B runs are objects."""
 
 import io
 import queue
@@ -71,11 +71,11 @@ class FakeRun(TrialRun):
         return self._end("failed")
 
     def preempt(self) -> bool:
-        return self._end("put back")
+        return self._end("requeued")
 
 
 class FakeWorker(WorkerProcess):
-    """A worker that is ready at once and hands its orders to the harness."""
+    """A worker that is ready at once and passes its orders to the harness."""
 
     is_held = False
 
@@ -112,7 +112,7 @@ class FakeWorker(WorkerProcess):
 
 @dataclass
 class AgentHarness:
-    """Everything around the agent, to be set and read by a test; a TrialSource."""
+    """Everything around the agent, which tests set and read; implements TrialSource."""
 
     home: Home
     beat: Callable[[str, Sequence[str]], list[Command]] = lambda agent, runs: (
@@ -134,7 +134,7 @@ class AgentHarness:
     executor: Executor | None = None
     registered: bool = False
 
-    # What the agent asks of its source.
+    # TrialSource.
 
     def register(self, host: str) -> str:
         agent = self.register_agent()
@@ -151,12 +151,12 @@ class AgentHarness:
     def taken_away(self, run_id: str) -> str:
         return ""
 
-    # What a test does.
+    # Used by tests.
 
     def perform(
         self, requeued: Sequence[Assignment] = (), *, slots: int | None = 1, **settings: Any
     ) -> AgentState:
-        """Run the agent to its end; `slots` None: workers say how many they want."""
+        """Run the agent to its end; `slots` None: workers set the number of slots."""
         lease = AgentLease(self.home)
         progress = ProgressDisplay(Console(file=self.output, width=300), (), "loss", None)
         self.executor = Executor(
@@ -180,16 +180,16 @@ class AgentHarness:
         return FakeRun(self, run_id)
 
     def happens(self, event: Event) -> None:
-        """Let the agent hear of this."""
+        """Report an event to the agent."""
         assert self.executor is not None
         self.executor.put(event)
 
     def interrupt(self) -> None:
-        """As a first Ctrl-C does."""
+        """Act like a first Ctrl-C."""
         self.happens(SignalReceived(2))
 
     def started(self) -> list[str]:
-        """The trials that a worker was given."""
+        """The trials dispatched to a worker."""
         return [order.run_id for order in self.orders if isinstance(order, StartTrial)]
 
     def said(self) -> str:
@@ -197,7 +197,7 @@ class AgentHarness:
 
 
 class Grid:
-    """A server that sends cells; one that its agent no longer names is sent again, three times in all."""
+    """A server that sends cells; a cell that its agent no longer reports is sent up to three times."""
 
     def __init__(self, cells: int) -> None:
         self.sent = dict.fromkeys((f"cell{number}" for number in range(cells)), 0)
@@ -217,7 +217,7 @@ class Grid:
 
 
 def refuse_registration(reason: str) -> Callable[[], str]:
-    """A server that takes no agent."""
+    """A server that rejects every agent."""
 
     def refuse() -> str:
         raise ServerError(reason)
@@ -233,7 +233,7 @@ def wait(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def later(condition: Callable[[], object], act: Callable[[], object]) -> None:
-    """Have `act` called on another thread once `condition` holds."""
+    """Call `act` on another thread once `condition` holds."""
 
     def watch() -> None:
         wait(condition)

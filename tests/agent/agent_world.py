@@ -1,7 +1,7 @@
-"""The scheduler's surroundings without processes, threads and clocks: states, and a world that reacts.
+"""A simulated environment of the scheduler, without processes, threads and clocks.
 
-`World` plays any sequence of choices: workers that exit, hang and run out of memory, servers that vanish,
-refuse and send a run twice, disks that fill, GPUs that go, signals. It checks the invariants at every step.
+`World` plays any sequence of choices: workers that exit, hang or run out of memory, servers that are
+unreachable, reject runs or send them twice, full disks, lost GPUs, signals. It checks invariants each step.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def ready(
     requeued: Sequence[Assignment] = (),
     **settings: Any,
 ) -> AgentState:
-    """An agent whose workers are ready; its slots wait for the server."""
+    """An agent with ready workers and slots that wait for the server."""
     state = AgentState.of(
         {device: f"{device.name}.log" for device in devices}, slots, Settings(**settings),
         requeued=tuple(requeued),
@@ -52,7 +52,7 @@ def ready(
 
 
 def running(*run_ids: str, devices: Sequence[Device] = (GPU_0,), **settings: Any) -> AgentState:
-    """An agent that trains these trials, as many slots to a device as are needed."""
+    """An agent that is training these trials, with as many slots per device as needed."""
     per_device = -(-len(run_ids) // len(devices))
     state = ready(devices, per_device, **settings)
     for slot, run_id in enumerate(run_ids):
@@ -63,17 +63,17 @@ def running(*run_ids: str, devices: Sequence[Device] = (GPU_0,), **settings: Any
 
 
 def said(state: AgentState, device: str, message: Any) -> events.WorkerMessage:
-    """A message of the device's present worker."""
+    """A message from the device's current worker."""
     return events.WorkerMessage(device, state.devices[device].worker, message)
 
 
 def exited(state: AgentState, device: str, status: int = -9, output: str = "") -> events.WorkerExited:
-    """The end of the device's present worker."""
+    """The exit of the device's current worker."""
     return events.WorkerExited(device, state.devices[device].worker, status, output)
 
 
 def lines(actions: Sequence[do.Action]) -> list[str]:
-    """What was printed."""
+    """The printed lines."""
     return [action.text for action in actions if isinstance(action, do.Say)]
 
 
@@ -82,7 +82,7 @@ def of_kind(actions: Sequence[do.Action], kind: type[Kind]) -> list[Kind]:
 
 
 class World:
-    """A sweep's server, workers and W&B runs; choices say what happens next."""
+    """A sweep's server, workers and W&B runs; choices decide what happens next."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class World:
         self.state, actions = scheduler.start(state, self.now)
         self.perform(actions)
 
-    # What the agent does to the world.
+    # Actions of the agent.
 
     def perform(self, actions: Sequence[do.Action]) -> None:
         for action in actions:
@@ -174,7 +174,7 @@ class World:
         trials.add(assignment.run_id)
         self.stopping.discard(assignment.run_id)
 
-    # What the world does to the agent.
+    # Events of the world.
 
     def happen(self, event: events.Event) -> None:
         before = self.state
@@ -211,7 +211,7 @@ class World:
         assert stats.started >= 0
 
     def progress(self) -> list[events.Event]:
-        """What may happen next when all is well."""
+        """Possible next events without faults."""
         next_ones: list[events.Event] = [self._tick(0.5)]
         for name, number in self.starting.items():
             next_ones.append(events.WorkerMessage(name, number, Ready(name)))
@@ -236,7 +236,7 @@ class World:
         return next_ones
 
     def faults(self) -> list[events.Event]:
-        """What may go wrong, or end a part of the work."""
+        """Possible faults, and events that end a part of the work."""
         next_ones: list[events.Event] = [self._tick(40.0)]
         for name, number in self.starting.items():
             next_ones += [
@@ -266,7 +266,7 @@ class World:
         return next_ones
 
     def ends(self) -> list[events.Event]:
-        """What ends the agent."""
+        """Events that end the agent."""
         return [
             events.SignalReceived(2),
             events.ServiceGone(),
@@ -277,10 +277,10 @@ class World:
 
     def _tick(self, seconds: float) -> events.Tick:
         self.silence = self.silence + seconds if self.server_is_gone else 0.0
-        return events.Tick(self.time_left - seconds, self.silence, "No answer from the server", frozenset())
+        return events.Tick(self.time_left - seconds, self.silence, "No response from the server", frozenset())
 
     def choose(self, number: int) -> None:
-        """Let one of the possible things happen: mostly progress, often a fault, rarely the end."""
+        """Choose the next event: mostly progress, often a fault, rarely the end."""
         kind, number = number % 100, number // 100
         if 94 <= kind < 98:
             self.server_is_gone = not self.server_is_gone
@@ -288,7 +288,7 @@ class World:
         self.let(choices[number % len(choices)])
 
     def let(self, event: events.Event) -> None:  # noqa: PLR0912 - a table
-        """Change the world as this event says, then report it."""
+        """Apply an event to the world, then report it."""
         match event:
             case events.Tick(time_left):
                 self.now += 5.0 if self.time_left == float("inf") else self.time_left - time_left
@@ -324,7 +324,7 @@ class World:
         self.opening = [entry for entry in self.opening if (entry[0], entry[1].run_id) != (slot, run_id)]
 
     def calm_down(self) -> None:
-        """Nothing more goes wrong and the server has no more trials: the agent must end."""
+        """Stop faults and let the server run out of trials: the agent must end."""
         self.server_is_gone = False
         for _ in range(2000):
             if self.state.outcome is not None:

@@ -1,4 +1,4 @@
-"""The agent among stand-ins that each test has."""
+"""The agent with fakes that each test uses."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An agent that finds out by itself how many trials to train at once."""
+"""An agent that chooses the number of concurrent trials automatically."""
 
 from machine import Machine
 
@@ -15,10 +15,10 @@ parameters:
 """
 
 
-def test_it_begins_with_one_trial_and_opens_more_slots_as_it_measures(machine: Machine) -> None:
+def test_it_starts_with_one_trial_and_adds_slots_as_it_measures(machine: Machine) -> None:
     machine.create_sweep(LONG_AND_SHORT)
     said = machine.run("agent")
-    # How many are worth it depends on the box; a second one is always tried.
+    # The best number depends on the box; a second slot is always tried.
     measured = said.index("cpu: trying 2 trials at once")
     assert said.index("trial 1 of 2") < measured < said.index("trial 2 of 2") < said.index("trial 1 finished")
     assert machine.json("status")["finished"] == 2

@@ -1,4 +1,4 @@
-"""A server that does not answer: how that is detected, and when nothing more is started."""
+"""A server that does not respond: how the agent detects it, and when it stops starting trials."""
 
 import socket
 import threading
@@ -19,21 +19,21 @@ from kto_sweep.wandb_client.connection import Target, connect, restored_environm
 PATIENCE = 100.0
 
 
-def test_a_silent_server_is_reported_and_in_the_end_nothing_more_is_started() -> None:
+def test_a_silent_server_is_reported_and_finally_no_trials_start() -> None:
     state, said = running("a", patience=PATIENCE), []
     state, _ = play(state, events.Tick())
     for second in range(1, int(PATIENCE) + 10):
-        tick = events.Tick(server_silence=float(second), server_trouble="No answer from the server")
+        tick = events.Tick(server_silence=float(second), server_trouble="No response from the server")
         state, actions = play(state, tick, now=float(second))
         said += lines(actions)
     assert said == [
-        "No answer from the server for 46 s: training continues, metrics are sent later",
-        "No answer from the server for 101 s: not starting new trials",
+        "No response from the server for 46 s: training continues, metrics are sent later",
+        "No response from the server for 101 s: not starting new trials",
     ]
     assert (state.stats.server_lost, state.is_draining) == (True, True)
 
 
-def test_time_in_which_the_agent_stood_still_is_no_silence_of_the_server() -> None:
+def test_time_in_which_the_agent_was_suspended_is_not_server_silence() -> None:
     state, _ = play(running("a", patience=PATIENCE), events.Tick(), now=1.0)
     now = 10 * PATIENCE
     state, actions = play(state, events.Tick(server_silence=now, server_trouble="No answer"), now=now)
@@ -41,19 +41,19 @@ def test_time_in_which_the_agent_stood_still_is_no_silence_of_the_server() -> No
     assert state.server_silence == MAX_TICK_SECONDS
 
 
-def test_a_server_that_answers_again_is_reported() -> None:
+def test_a_server_that_responds_again_is_reported() -> None:
     state, _ = play(running("a"), events.Tick())
     for second in range(1, 60):
         state, _ = play(
             state, events.Tick(server_silence=float(second), server_trouble="No answer"), now=second
         )
     _, actions = play(state, events.Tick(server_silence=1.0), now=61.0)
-    assert lines(actions) == ["The server answers again"]
+    assert lines(actions) == ["The server responds again"]
 
 
 @contextmanager
 def program(answer: bytes) -> Iterator[str]:
-    """The address of a program that says `answer` to whoever calls."""
+    """The URL of a program that answers every connection with `answer`."""
 
     def serve() -> None:
         while True:
@@ -76,7 +76,7 @@ def program(answer: bytes) -> Iterator[str]:
         thread.join()
 
 
-def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
+def test_a_server_on_this_box_is_probed_without_a_proxy(monkeypatch):
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     with (
@@ -96,19 +96,19 @@ def test_a_server_of_this_box_is_called_without_a_proxy(monkeypatch):
         (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", r"illegal status line.*SSH-2\.0"),
     ],
 )
-def test_another_program_on_the_port_is_no_server(line, reason):
+def test_another_program_on_the_port_is_not_the_server(line, reason):
     with program(line) as url:
         assert not Connectivity(url, None)._answers()
         assert not start._answers(url, "some home")
         with (
             restored_environment(),
-            pytest.raises(ServerError, match=f"no answer from W&B at http.*{reason}"),
+            pytest.raises(ServerError, match=f"could not reach W&B at http.*{reason}"),
         ):
             connect(Target(url, url, local=False))
 
 
 @pytest.mark.parametrize("refused", [False, True])
-def test_answers_of_a_server_that_rejects_the_key_are_none(refused):
+def test_responses_of_a_server_that_rejects_the_key_do_not_count(refused):
     answered: list[float] = []
 
     class Answered(Connectivity):
@@ -117,7 +117,7 @@ def test_answers_of_a_server_that_rejects_the_key_are_none(refused):
             return True
 
     connectivity = Answered("http://127.0.0.1:9", None, interval=0.01)
-    connectivity.refused = refused
+    connectivity.key_rejected = refused
     threading.Thread(target=connectivity.run, daemon=True).start()
     wait(lambda: len(answered) >= 4)
     connectivity.end()

@@ -1,4 +1,4 @@
-"""Runs whose stream wandb gave up silently: what the server has of them counts."""
+"""Runs whose stream wandb silently abandoned: the check asks the server what it has."""
 
 from dataclasses import replace
 from functools import partial
@@ -49,7 +49,7 @@ def sweep(*trials: TrialRecord) -> SweepView:
 @pytest.mark.parametrize(
     ("state", "step"), [("running", 2), ("running", 10), ("crashed", 10), ("finished", 9), ("failed", None)]
 )
-def test_what_the_server_lacks_of_an_ended_run_makes_it_unsent(home, state, step):
+def test_an_ended_run_that_is_incomplete_on_the_server_is_unsent(home, state, step):
     ended(home, "run1")
     waits: list[float] = []
     view = sweep(on_server(home, "run1", state, step))
@@ -61,7 +61,7 @@ def test_what_the_server_lacks_of_an_ended_run_makes_it_unsent(home, state, step
     assert [unsent.run_id for unsent in find_unsynced(home, None)] == ["run1"]
 
 
-def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
+def test_complete_runs_and_runs_that_another_box_continues_are_not_reported(home):
     for run_id in ("finished", "put-back", "elsewhere"):
         ended(home, run_id)
     ended(home, "anothers", agent="another")
@@ -76,7 +76,7 @@ def test_what_the_server_has_and_what_others_go_on_with_is_no_matter(home):
     assert not find_unsynced(home, None)
 
 
-def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
+def test_a_server_may_take_a_moment_to_store_data(home):
     ended(home, "run1")
     late = on_server(home, "run1", "running", 9)
     views = [sweep(late), sweep(replace(late, state="finished", summary={"_step": 10}))]
@@ -84,12 +84,12 @@ def test_a_server_may_take_a_moment_for_what_it_was_sent(home):
     assert check_delivery(home, "me", lambda: views.pop(0), ATTEMPTS, lambda seconds: None) == (last, [])
 
 
-def test_a_run_that_is_named_is_asked_of_its_server_whatever_is_known_here(home):
+def test_a_named_run_is_checked_on_its_server_whatever_its_record_says(home):
     ended(home, "run1")
     assert [unsent.run_id for unsent in find_unsynced(home, "run1")] == ["run1"]
 
 
-def test_a_server_that_ends_as_the_sweep_does_is_asked_again(home):
+def test_a_server_that_exits_with_the_sweep_is_asked_again(home):
     view = sweep()
     answers = [None, None, view]
 
@@ -107,9 +107,7 @@ def test_a_server_that_ends_as_the_sweep_does_is_asked_again(home):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_the_sweep_is_read_for_the_last_time_while_the_connection_is_kept_up(
-    home, monkeypatch, capsys, answers
-):
+def test_the_final_read_of_the_sweep_happens_while_connectivity_runs(home, monkeypatch, capsys, answers):
     did: list[str] = []
 
     class Probe(Connectivity):

@@ -1,4 +1,4 @@
-"""Which devices an agent uses, by what nvidia-smi and the environment say."""
+"""The devices that an agent uses, given the output of nvidia-smi and the environment."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BOTH = [Device("gpu 0", "0", "GPU-aaa"), Device("gpu 1", "1", "GPU-bbb")]
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch) -> Path:
-    """nvidia-smi, which is a shell script of what a test writes to it."""
+    """A fake nvidia-smi: a shell script written by the test."""
     found = tmp_path / "nvidia-smi"
     found.touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -29,7 +29,7 @@ def write(tool: Path, script: str) -> None:
     ("limit", "found"),
     [(None, BOTH), ("1", BOTH[1:]), ("1,-1,0", BOTH[1:]), ("", [CPU]), ("-1", [CPU])],
 )
-def test_the_gpus_that_the_environment_leaves(tool, limit, found):
+def test_gpus_are_limited_by_the_environment(tool, limit, found):
     write(tool, TWO)
     environ = {} if limit is None else {"CUDA_VISIBLE_DEVICES": limit}
     assert find_devices(environ) == found
@@ -38,7 +38,7 @@ def test_the_gpus_that_the_environment_leaves(tool, limit, found):
 
 
 @pytest.mark.parametrize("limit", ["MIG-1234", "GPU-a", "0,7"])
-def test_gpus_of_the_environment_that_are_not_there_are_not_replaced_by_the_cpu(tool, limit):
+def test_missing_gpus_in_the_environment_are_an_error_and_not_the_cpu(tool, limit):
     write(tool, TWO)
     with pytest.raises(UsageError, match=f"CUDA_VISIBLE_DEVICES={limit}.*this box has 0, 1") as error:
         find_devices({"CUDA_VISIBLE_DEVICES": limit})
@@ -53,7 +53,7 @@ def test_a_box_without_gpus_trains_on_its_cpu(tool):
 
 
 @pytest.mark.parametrize("stream", ["", ">&2"])
-def test_a_driver_that_fails_is_told_and_not_replaced_by_the_cpu(tool, stream):
+def test_a_failing_driver_is_an_error_and_not_the_cpu(tool, stream):
     write(tool, f"echo 'Failed to initialize NVML: Driver/library version mismatch' {stream}; exit 18")
     with pytest.raises(UsageError, match="version mismatch") as error:
         find_devices({})
@@ -61,7 +61,7 @@ def test_a_driver_that_fails_is_told_and_not_replaced_by_the_cpu(tool, stream):
     assert find_devices({}, cpu=True) == find_devices({"CUDA_VISIBLE_DEVICES": ""}) == [CPU]
 
 
-def test_a_driver_that_is_slow_once_is_asked_again(tool, tmp_path, monkeypatch):
+def test_a_slow_driver_is_queried_twice(tool, tmp_path, monkeypatch):
     monkeypatch.setattr(devices, "ANSWER_SECONDS", 4.0)
     write(tool, f"test -e {tmp_path}/asked || {{ touch {tmp_path}/asked; exec sleep 60; }}\n{TWO}")
     assert find_devices({}) == BOTH

@@ -68,7 +68,7 @@ def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
     until(checkpoints)
     [worker] = [pid for pid, line in below(agent.pid).items() if "kto_sweep.train.worker" in line]
     family = below(worker)
-    assert len(family) >= 3  # two ranks, and the process that they are forked from
+    assert len(family) >= 3  # two ranks, and the process that forked them
     os.kill(worker, signal.SIGKILL)
     output, _ = agent.communicate(timeout=SECONDS)
     assert agent.returncode == 0, output

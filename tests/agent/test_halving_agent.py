@@ -1,4 +1,4 @@
-"""Successive halving with real training: who trains how far, and that a pause leaves no trace in a curve."""
+"""Successive halving with real training: how far each trial trains; a pause does not change its curve."""
 
 import json
 import os
@@ -44,7 +44,7 @@ CURVES = ("loss", "rewards/margins", "kl_raw", "grad_norm", "learning_rate", "ev
 
 
 def curves(machine, trial):
-    """What a trial's own log and the server have of each step."""
+    """The steps in a trial's own log and on the server."""
     lines = (machine.home.runs / trial["run_id"] / "log.jsonl").read_text().splitlines()
     logged = [json.loads(line) for line in lines]
     sent = machine.api(f'list(api.run("{trial["path"]}").scan_history())')
@@ -65,7 +65,7 @@ def trials(machine, made):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(machine, tmp_path):
+def test_good_trials_finish_and_poor_ones_stay_paused(machine, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SLOW)
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     made = machine.create_sweep(HALVING)
@@ -80,7 +80,7 @@ def test_good_trials_go_to_the_end_and_poor_ones_stay_where_they_paused(machine,
     counts = ("state", "finished", "stopped", "running", "paused", "failed", "missing")
     assert [status[name] for name in counts] == ["FINISHED", 1, 3, 0, 0, 0, 0]
     assert "paused" in agent
-    assert "continues after step" in agent
+    assert "resuming after step" in agent
     assert "nothing is left to run" in machine.run("resume")
     kept = {path.parent.parent.name for path in machine.home.runs.glob("*/checkpoint/last.safetensors")}
     assert kept == {found[3e-3]["run_id"]}  # the mark of a trial that is finished

@@ -1,4 +1,4 @@
-"""What a slot does when the server takes no agent, does not know it, or sends what cannot be read."""
+"""A slot whose server rejects or does not know its agent, or sends a malformed response."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from kto_sweep.wandb_client.private_api import Command, KeyRejectedError, _comma
 def one_trial(
     until: Callable[[AgentHarness], object], harness: AgentHarness, then: Callable[[], object]
 ) -> list[str]:
-    """A server with one trial, which ends when `until` holds, after `then`; who has registered."""
+    """A server with one trial, which ends when `until` holds, after `then`; returns the registered agents."""
     agents: list[str] = []
     sent: list[str] = []
 
@@ -41,7 +41,7 @@ def one_trial(
     return agents
 
 
-def test_a_new_slot_that_the_server_does_not_take_asks_again_beside_a_trial(harness: AgentHarness) -> None:
+def test_a_new_slot_that_the_server_rejects_registers_again_while_a_trial_runs(harness: AgentHarness) -> None:
     refused: list[int] = []
     agents = one_trial(lambda harness: len(agents) == 2, harness, lambda: None)
     register = harness.register_agent
@@ -55,10 +55,10 @@ def test_a_new_slot_that_the_server_does_not_take_asks_again_beside_a_trial(harn
     harness.register_agent = refuse
     assert harness.perform(slots=None).stats.finished == 1
     assert len(refused) == 3
-    assert harness.said().count("the server takes no agent; trying again") == 1
+    assert harness.said().count("the server takes no agent; retrying") == 1
 
 
-def test_a_404_while_the_sweep_is_there_has_the_slot_register_anew_and_name_its_run(
+def test_a_404_for_an_existing_sweep_makes_the_slot_register_again_with_its_run(
     harness: AgentHarness,
 ) -> None:
     named: list[str] = []
@@ -88,7 +88,7 @@ def test_a_sweep_that_was_deleted_ends_the_agent(harness: AgentHarness) -> None:
         harness.perform()
 
 
-def test_an_agent_of_which_the_server_takes_no_slot_at_all_ends_with_the_reason(
+def test_an_agent_whose_slots_are_all_rejected_ends_with_the_reason(
     harness: AgentHarness,
 ) -> None:
     harness.register_agent = refuse_registration("permission denied")
@@ -96,14 +96,14 @@ def test_an_agent_of_which_the_server_takes_no_slot_at_all_ends_with_the_reason(
         harness.perform()
 
 
-def test_an_answer_that_cannot_be_read_costs_no_more_than_itself(harness: AgentHarness) -> None:
+def test_a_malformed_response_loses_nothing_else(harness: AgentHarness) -> None:
     answers = [{"type": "run", "run_id": "run1", "args": [1]}, {}, {"type": "exit"}]
     harness.beat = lambda agent, runs: [_command(answers.pop(0))]
     assert harness.perform().stats.started == 0
-    assert harness.said().count("cannot read the server's answer") == 2
+    assert harness.said().count("could not read the server's response") == 2
 
 
-def test_a_sweep_is_deleted_when_the_server_says_so_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_is_deleted_when_the_server_confirms_it(monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[Exception | None] = [None, OSError("403"), ValueError("Could not find sweep")]
 
     class Sweep:
@@ -120,24 +120,24 @@ def test_a_sweep_is_deleted_when_the_server_says_so_now(monkeypatch: pytest.Monk
     assert [is_deleted(Api(), ref) for _ in range(3)] == [False, False, True]
 
 
-def test_a_server_that_rejects_the_key_counts_as_silent_until_it_takes_it_again(
+def test_a_server_that_rejects_the_key_counts_as_silent_until_it_accepts_it(
     harness: AgentHarness,
 ) -> None:
     seen: set[str] = set()
-    agents = one_trial(lambda harness: seen and not harness.connectivity.refused, harness, lambda: None)
+    agents = one_trial(lambda harness: seen and not harness.connectivity.key_rejected, harness, lambda: None)
     beat = harness.beat
 
     def refuse(agent: str, runs: list[str]) -> list[Command]:
         connectivity = harness.connectivity
-        if runs and connectivity.refused:
+        if runs and connectivity.key_rejected:
             seen.add(connectivity.trouble)
         elif runs and not seen:
-            raise KeyRejectedError("the server refuses the key (HTTP 401)")
+            raise KeyRejectedError("the server rejects the key (HTTP 401)")
         return beat(agent, runs)
 
     harness.beat = refuse
     assert harness.perform(slots=None).stats.finished == 1
-    assert seen == {"The server refuses the key"}
+    assert seen == {"The server rejects the key"}
     assert len(agents) >= 2
-    assert harness.connectivity.trouble == "No answer from the server"
-    assert harness.said().count("the server refuses the key (HTTP 401); trying again") == 1
+    assert harness.connectivity.trouble == "No response from the server"
+    assert harness.said().count("the server rejects the key (HTTP 401); retrying") == 1

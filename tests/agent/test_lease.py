@@ -1,4 +1,4 @@
-"""Dead agents, the trials that they leave, and who may take them."""
+"""Dead agents, the trials that they leave behind, and who may take them over."""
 
 import errno
 import fcntl
@@ -70,7 +70,7 @@ def leave(home: Home, run_id: str, token: str, **record: bool) -> Path:
     return folder
 
 
-def test_an_agent_is_alive_until_its_process_ends_however_that_ends(home):
+def test_an_agent_is_alive_until_its_process_ends_in_any_way(home):
     process, token = agent_of(home)
     assert is_alive(home, token)
     end(process)
@@ -79,8 +79,8 @@ def test_an_agent_is_alive_until_its_process_ends_however_that_ends(home):
     assert not list((home.root / "agents").iterdir())
 
 
-def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
-    """There a file that is locked for oneself alone must be open for writing."""
+def test_locks_work_on_nfs(home, monkeypatch):
+    """On NFS, a file must be open for writing to be locked exclusively."""
     real = fcntl.flock
 
     def flock(descriptor, operation):
@@ -99,7 +99,7 @@ def test_a_lock_is_asked_for_as_nfs_wants_it(home, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_told(home, monkeypatch, number):
+def test_a_disk_without_locks_is_an_error(home, monkeypatch, number):
     def flock(descriptor, operation):
         raise OSError(number, os.strerror(number))
 
@@ -127,7 +127,7 @@ def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(hom
     assert not of_sweep(orphans[0], SweepRef("local", "kto-sweep", "zz99zz99"))
 
 
-def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
+def test_only_one_agent_takes_over_an_orphan(home):
     folder = leave(home, "run", "dead")
     first, second = find_orphaned_trials(home), find_orphaned_trials(home)
     own = AgentLease(home)
@@ -139,7 +139,7 @@ def test_one_agent_takes_an_orphan_over_and_a_second_one_comes_too_late(home):
     own.end()
 
 
-def test_a_trial_is_released_unless_another_agent_has_it_by_now(home):
+def test_a_trial_is_released_unless_another_agent_has_taken_it(home):
     folder = leave(home, "run", "dead")
     first, second = find_orphaned_trials(home), find_orphaned_trials(home)
     worker = RunLock(folder)
@@ -154,7 +154,7 @@ def test_a_trial_is_released_unless_another_agent_has_it_by_now(home):
     assert read_record(folder) == ended
 
 
-def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
+def test_an_agent_can_take_over_again_a_trial_that_it_could_not_open(home):
     folder = leave(home, "run", "dead")
     (orphan,) = find_orphaned_trials(home)
     assert take_over(orphan, "new")
@@ -166,7 +166,7 @@ def test_an_agent_that_could_not_open_what_it_took_over_takes_it_again(home):
     assert not take_over(orphan, "another")
 
 
-def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
+def test_a_trial_is_taken_over_once_its_old_worker_has_exited(home):
     folder = leave(home, "run", "dead")
     code = "import sys,time;from pathlib import Path;from kto_sweep.locks import RunLock;" + (
         "claim=RunLock(Path(sys.argv[1]));print('claimed',flush=True);time.sleep(1)"
@@ -180,7 +180,7 @@ def test_a_trial_is_taken_over_when_the_worker_that_still_writes_is_gone(home):
     RunLock(folder).release()
 
 
-def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, monkeypatch):
+def test_an_old_worker_that_does_not_exit_is_reported_as_busy(home, monkeypatch):
     monkeypatch.setattr(lease, "WORKER_SECONDS", 0.3)
     folder = leave(home, "run", "dead")
     (orphan,) = find_orphaned_trials(home)
@@ -193,7 +193,7 @@ def test_a_worker_that_keeps_a_trial_for_long_is_waited_for_without_end(home, mo
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"[1]", b"{}", b'{"entity": 1}', b"null"])
-def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(home, damage):
+def test_damaged_records_of_a_trial_are_restored_unless_it_is_in_use(home, damage):
     folder = leave(home, "run", "dead")
     config = {"learning_rate": 0.1}
     record = RunRecord(REF.entity, REF.project, REF.id, True, "", agent=DEAD)
@@ -209,13 +209,13 @@ def test_damaged_records_of_a_trial_are_written_anew_while_nobody_works_on_it(ho
         assert [orphan.run_id for orphan in find_orphaned_trials(home)] == ["run"]
 
 
-def test_a_home_keeps_its_id_and_no_two_have_the_same(home, tmp_path):
+def test_a_home_keeps_its_id_and_ids_are_unique(home, tmp_path):
     assert home_id(home) == home_id(home)
     assert home_id(home) != home_id(Home(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\x80\x00", b"0123"])
-def test_a_home_finds_its_damaged_id_again_in_its_runs(home, damage):
+def test_a_damaged_home_id_is_recovered_from_the_runs(home, damage):
     for number in (1, 2):
         was = home_id(home)
         (home.root / "home-id").write_bytes(damage)
@@ -225,13 +225,13 @@ def test_a_home_finds_its_damaged_id_again_in_its_runs(home, damage):
         RunRecord(REF.entity, REF.project, REF.id, True, "", home=home_id(home)).write(folder)
 
 
-def test_a_gpu_that_another_agent_has_is_rejected_whatever_its_home(monkeypatch, tmp_path):
+def test_a_gpu_in_use_is_rejected_whatever_the_home(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     gpu = Device("gpu 0", "0", "GPU-aaaa")
     with lock_devices([gpu, CPU]), lock_devices([CPU]):
         with (
-            pytest.raises(UsageError, match=f"gpu 0 is in use.*process id {os.getpid()}") as error,
+            pytest.raises(UsageError, match=f"gpu 0 is in use.*process {os.getpid()}") as error,
             lock_devices([gpu]),
         ):
             pass
@@ -240,18 +240,18 @@ def test_a_gpu_that_another_agent_has_is_rejected_whatever_its_home(monkeypatch,
         pass
 
 
-def test_a_box_with_no_place_for_locks_says_what_to_set(monkeypatch, tmp_path):
+def test_a_box_without_a_folder_for_locks_says_what_to_set(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
     with (
-        pytest.raises(UsageError, match="cannot lock") as error,
+        pytest.raises(UsageError, match="could not lock") as error,
         lock_devices([Device("gpu 0", "0", "GPU-a")]),
     ):
         pass
     assert "TMPDIR" in error.value.hint
 
 
-def test_output_that_can_no_longer_be_written_stops_nothing():
+def test_unwritable_output_stops_nothing():
     code = (
         "import sys;from kto_sweep.agent.progress import SafeStdout;out=SafeStdout(sys.stdout);"
         "sys.stdin.readline();[print('x'*1000,file=out,flush=True) for _ in range(200)];"

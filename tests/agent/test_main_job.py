@@ -1,4 +1,4 @@
-"""The main job as a user does it: create a sweep, run an agent, compare the runs, with no account."""
+"""The main workflow of a user without an account: create a sweep, run an agent, compare the runs."""
 
 import json
 import os
@@ -42,12 +42,12 @@ parameters:
 
 @pytest.fixture(scope="module")
 def finished(machine):
-    """A sweep of two trials that an agent has run to its end, and what the agent said."""
+    """A sweep of two trials that an agent has finished, and the agent's output."""
     made = machine.create_sweep(SWEEP + ALERTS)
     return made, machine.run("agent", "--alert", "loss < 100")
 
 
-def test_create_says_what_it_made(finished):
+def test_create_prints_the_sweep(finished):
     made, _ = finished
     assert set(made) == {"id", "path", "url", "expected_trials", "reused"}
     assert made["path"].split("/")[-1] == made["id"]
@@ -55,7 +55,7 @@ def test_create_says_what_it_made(finished):
     assert made["expected_trials"] == 2
 
 
-def test_the_agent_tells_where_it_is(finished):
+def test_the_agent_prints_its_progress(finished):
     made, said = finished
     assert "Talking to the embedded server at http://127.0.0.1:" in said
     assert "trial 1 of 2 on cpu: learning_rate=0.003" in said
@@ -133,20 +133,20 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
-    assert "nothing was left to run" in machine.run("agent")
+    assert "nothing left to run" in machine.run("agent")
 
 
-def test_interrupted_trials_are_put_back_and_finished_by_the_next_agent(machine):
+def test_interrupted_trials_are_requeued_and_finished_by_the_next_agent(machine):
     made = machine.create_sweep(LONG_AND_SHORT)
     agent = machine.start("agent")
     wait_for_steps(machine, made["id"], trial={"max_steps": 150})
     agent.send_signal(signal.SIGINT)
     said, _ = agent.communicate(timeout=90)
     assert agent.returncode == 130, said
-    assert "put back" in said
+    assert "requeued" in said
     assert machine.json("status", made["id"])["failed"] == 0
     said = machine.run("agent")
-    assert "continues after step" in said
+    assert "resuming after step" in said
     assert_every_step_once(machine, made)
 
 
@@ -161,7 +161,7 @@ def test_a_sweep_is_paused_resumed_and_canceled(machine):
     assert states == ["PAUSED", "RUNNING", "CANCELED"]
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(machine):
+def test_a_killed_worker_is_replaced_and_its_trial_continues_in_the_same_run(machine):
     made = machine.create_sweep(LONG_AND_SHORT)
     agent = machine.start("agent")
     wait_for_steps(machine, made["id"], trial={"max_steps": 150})
@@ -174,12 +174,12 @@ def test_a_killed_worker_is_replaced_and_its_trial_goes_on_in_the_same_run(machi
     os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
     said, _ = agent.communicate(timeout=240)
     assert agent.returncode == 0, said
-    assert "the worker ended with signal SIGKILL; starting another" in said
+    assert "the worker was killed by SIGKILL; starting another" in said
     assert_every_step_once(machine, made)
 
 
 def assert_every_step_once(machine, made):
-    """Each trial is finished and each of its steps stands once, in order, on the server and in its file."""
+    """Each trial is finished, and each of its steps is once, in order, on the server and in its file."""
     read = read_back(machine, made)
     assert [run["state"] for run in read["runs"]] == ["finished", "finished"]
     for run in read["runs"]:
@@ -252,13 +252,13 @@ parameters:
     assert agent.returncode == 0, agent.stderr
     trials = machine.json("compare", path)["trials"]
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
-    # Stock tools register what YAML reads, and it reads these as text. They train as the numbers they mean.
+    # The stock tools register values as YAML reads them: here as text. Trials train with the numbers.
     assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
     assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}
 
 
 def wait_for_steps(machine, sweep_id, steps=2, seconds=120, trial=None):
-    """Until a trial of this sweep, with this much of a configuration, has logged some steps."""
+    """Wait until a trial of this sweep that matches this part of a configuration has logged some steps."""
     wanted = (trial or {}).items()
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Trials whose runs cannot be opened: they keep their slots, and the grid is not used up."""
+"""Trials whose runs cannot be opened keep their slots and do not use up the grid."""
 
 import errno
 import threading
@@ -27,7 +27,7 @@ def finish_at_once(grid: Grid):
     return on_order
 
 
-def test_a_server_that_rejects_runs_for_a_while_costs_no_cell(harness: AgentHarness) -> None:
+def test_a_server_that_rejects_runs_temporarily_loses_no_cell(harness: AgentHarness) -> None:
     grid, rejected = Grid(3), []
 
     def refuse(run_id: str) -> None:
@@ -44,7 +44,7 @@ def test_a_server_that_rejects_runs_for_a_while_costs_no_cell(harness: AgentHarn
     assert ("cell0",) in harness.beats
 
 
-def test_a_slot_that_can_open_nothing_ends_and_says_so(harness: AgentHarness) -> None:
+def test_a_slot_that_cannot_open_runs_closes_with_a_message(harness: AgentHarness) -> None:
     grid, tried = Grid(9), []
 
     def refuse(run_id: str) -> None:
@@ -56,11 +56,11 @@ def test_a_slot_that_can_open_nothing_ends_and_says_so(harness: AgentHarness) ->
     assert len(tried) == slots.MAX_FAILED_TRIALS * MAX_OPENINGS
     assert (stats.started, stats.finished) == (0, 0)
     assert sum(grid.sent.values()) == slots.MAX_FAILED_TRIALS
-    assert "cpu: 16 attempts in a row to open a run failed; closing the slot" in harness.said()
+    assert "cpu: 16 consecutive attempts to open a run failed; closing the slot" in harness.said()
 
 
-def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(harness: AgentHarness) -> None:
-    """By then another agent may have it."""
+def test_a_returned_trial_is_opened_only_when_the_server_sends_it_again(harness: AgentHarness) -> None:
+    """Another agent may have it by then."""
     grid, rejected = Grid(2), []
 
     def refuse(run_id: str) -> None:
@@ -74,11 +74,11 @@ def test_a_trial_that_was_handed_back_is_not_opened_here_unasked(harness: AgentH
     assert harness.started() == ["cell1"]
 
 
-def test_on_a_full_disk_a_trial_waits_and_no_other_is_asked_for(
+def test_on_a_full_disk_a_trial_waits_and_no_other_is_requested(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid, emptied = Grid(4), threading.Event()
-    monkeypatch.setattr(executor, "shortage", lambda folder: "" if emptied.is_set() else "refuses writes")
+    monkeypatch.setattr(executor, "shortage", lambda folder: "" if emptied.is_set() else "rejects writes")
     monkeypatch.setattr(executor, "SHORT_SECONDS", 1.0)
 
     def open_run(run_id: str) -> None:
@@ -90,10 +90,10 @@ def test_on_a_full_disk_a_trial_waits_and_no_other_is_asked_for(
     stats = harness.perform(slots=2).stats
     assert set(grid.sent.values()) == {1}
     assert stats.finished == 4
-    assert "run cell0 waits for disk space" in harness.said()
+    assert "run cell0 is waiting for disk space" in harness.said()
 
 
-def test_an_agent_that_is_interrupted_waits_for_no_run_that_cannot_be_opened(harness: AgentHarness) -> None:
+def test_an_interrupted_agent_does_not_wait_for_runs_that_do_not_open(harness: AgentHarness) -> None:
     tried = []
 
     def refuse(run_id: str) -> None:
@@ -108,17 +108,17 @@ def test_an_agent_that_is_interrupted_waits_for_no_run_that_cannot_be_opened(har
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_takes_nothing_is_found_before_there_is_a_folder(tmp_path, monkeypatch, number) -> None:
+def test_a_read_only_disk_is_detected_before_the_folder_exists(tmp_path, monkeypatch, number) -> None:
     def refuse(path: Path, data: bytes) -> int:
         raise OSError(number, "no")
 
     assert not shortage(tmp_path / "runs" / "run1")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert shortage(tmp_path / "runs" / "run1") == "refuses writes: no"
+    assert shortage(tmp_path / "runs" / "run1") == "rejects writes: no"
 
 
-def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone(
+def test_a_busy_orphan_is_taken_over_once_its_worker_has_exited(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid, folder = Grid(1), harness.home.runs / "cell0"
@@ -138,5 +138,5 @@ def test_a_trial_that_a_dead_agents_worker_keeps_is_taken_over_when_that_is_gone
     (orphan,) = find_orphaned_trials(harness.home)
     left = Assignment.from_config(orphan.run_id, CONFIG, orphan=orphan)
     assert harness.perform([left]).stats.finished == 1
-    assert harness.said().count("run cell0 waits: a worker of a dead agent still has it") == 1
+    assert harness.said().count("run cell0 is waiting: a dead agent's worker is still running it") == 1
     assert grid.sent == {"cell0": 0}

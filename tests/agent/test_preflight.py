@@ -1,4 +1,4 @@
-"""An agent that is started where the data or model is not: no trial starts, and it says where to start."""
+"""An agent started in a folder without the data or model: no trial starts, and it names the right folder."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ def space(**values: str) -> Space:
     return found
 
 
-def test_an_agent_in_another_folder_begins_no_trial_and_says_where_to_start_it(machine: Machine) -> None:
+def test_an_agent_in_the_wrong_folder_starts_no_trial_and_names_the_right_one(machine: Machine) -> None:
     (machine.folder / "own").mkdir()
     text = (ROOT / "examples" / "support_replies.jsonl").read_text()
     (machine.folder / "own" / "rows.jsonl").write_text("".join(text.splitlines(True)[:40]))
@@ -31,7 +31,7 @@ def test_an_agent_in_another_folder_begins_no_trial_and_says_where_to_start_it(m
     assert (status["failed"], status["missing"]) == (0, 2)
 
 
-def test_what_may_be_on_the_hub_is_not_judged(tmp_path, monkeypatch):
+def test_names_that_may_be_on_the_hub_are_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     require_sources(space(dataset="trl-lib/kto-mix-14k", model="Qwen/Qwen2.5-7B"), "")
     require_sources(space(dataset="examples/support_replies.jsonl", model_size="tiny"), "")
@@ -46,22 +46,22 @@ def test_what_may_be_on_the_hub_is_not_judged(tmp_path, monkeypatch):
         ("model", "models/mine.gguf", "models/mine.gguf: no such model below"),
     ],
 )
-def test_what_is_not_here_is_named(name, value, words, tmp_path, monkeypatch):
+def test_missing_files_are_named(name, value, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as raised:
         require_sources(space(**{name: value}), str(tmp_path / "other"))
     assert words in raised.value.message
-    assert raised.value.hint == "copy it here, or start in its folder"
+    assert raised.value.hint == "copy it here, or start the agent in its folder"
 
 
-def test_a_sweep_that_has_some_of_its_models_here_begins(tmp_path, monkeypatch):
+def test_a_sweep_with_some_of_its_models_here_starts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found, _ = parse_space({"model": {"values": ["./absent", "tiny"]}})
     assert found is not None
     require_sources(found, "")
 
 
-def test_a_model_beside_the_sweep_is_there(tmp_path, monkeypatch):
+def test_a_model_next_to_the_sweep_file_is_found(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     require_sources(space(model="./mine"), "")

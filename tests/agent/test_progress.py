@@ -1,4 +1,4 @@
-"""What an agent shows on a terminal."""
+"""The display of an agent on a terminal."""
 
 import io
 import re
@@ -8,12 +8,12 @@ from rich.console import Console
 from kto_sweep.agent.progress import ProgressDisplay
 
 
-def test_a_trial_has_a_bar_from_its_begin_to_its_end():
+def test_a_trial_has_a_bar_from_start_to_end():
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120)
 
     def shown() -> str:
-        """What was drawn since the last look."""
+        """The output since the last call."""
         display._progress.refresh()
         text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
         screen.truncate(0)

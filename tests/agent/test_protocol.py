@@ -1,4 +1,4 @@
-"""What supervisor and worker say to each other survives the pipe."""
+"""Messages between supervisor and worker survive encoding and decoding."""
 
 import math
 
@@ -35,17 +35,17 @@ LINES = st.one_of(
 
 
 @given(LINES)
-def test_every_line_comes_back_as_it_was(line):
+def test_every_line_round_trips(line):
     raw = encode(line)
     assert raw.count(b"\n") == 1
     assert decode(raw) == line
 
 
-def test_nan_travels():
+def test_nan_round_trips():
     assert math.isnan(decode(encode(Metrics("r", 1, {"loss": math.nan}))).values["loss"])
 
 
 @pytest.mark.parametrize("raw", [b"{}", b"[]", b'{"kind": "rm"}', b"hello", b'{"kind": "stoptrial"}'])
-def test_anything_else_is_rejected(raw):
+def test_any_other_line_is_rejected(raw):
     with pytest.raises(ValueError, match=r"."):
         decode(raw)

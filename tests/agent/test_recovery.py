@@ -1,4 +1,4 @@
-"""What an agent reports of trials that others have left, with a real server."""
+"""An agent's reports about trials that other agents left behind, with a real server."""
 
 import json
 import subprocess
@@ -53,11 +53,11 @@ def test_trials_of_a_deleted_sweep_are_reported_once(machine):
     )
     assert done.returncode == 0, done.stderr
     always = [
-        "An earlier agent has left 1 trial of this sweep: continuing with them",
-        f"Sweep {sweep} has 1 trial unfinished here: kto-sweep agent {sweep}",
+        "Continuing 1 trial of this sweep that an earlier agent left unfinished",
+        f"Sweep {sweep} has 1 trial unfinished on this box: kto-sweep agent {sweep}",
     ]
     lines = done.stdout.splitlines()
     assert lines.count("['mine']") == 2
     assert [lines.count(line) for line in always] == [2, 2]
-    assert done.stdout.count("Sweep deleted1 was deleted; what this box has of 2 trials stays in") == 1
-    assert lines.count("Sweep faraway1 has 1 trial unfinished here: kto-sweep agent faraway1") == 2
+    assert done.stdout.count("Sweep deleted1 was deleted; the files of 2 trials stay in") == 1
+    assert lines.count("Sweep faraway1 has 1 trial unfinished on this box: kto-sweep agent faraway1") == 2

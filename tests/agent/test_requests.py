@@ -1,4 +1,4 @@
-"""What an agent asks of a W&B server: no more than stock agents, and it waits when it is told to."""
+"""An agent's requests to a W&B server: no more than stock agents send, and it respects rate limits."""
 
 import json
 import subprocess
@@ -56,12 +56,12 @@ def create(machine: Machine, proxy: Proxy, text: str) -> str:
     return str(json.loads(made)["path"])
 
 
-def test_two_slots_ask_no_more_than_two_stock_agents(machine: Machine, proxy: Proxy) -> None:
+def test_two_slots_send_no_more_requests_than_two_stock_agents(machine: Machine, proxy: Proxy) -> None:
     path = create(machine, proxy, GRID)
     machine.run("agent", path, "--cpu", "--trials-per-gpu", "2", **through(machine, proxy))
-    ours = proxy.counts()
+    own = proxy.counts()
     first = next(moment for moment, kind in proxy.seen if kind == "CreateAgent")
-    seconds = proxy.seen[-1][0] - first  # of a trial: each slot has had one
+    seconds = proxy.seen[-1][0] - first  # per trial: each slot had one
     path = create(machine, proxy, GRID)
     (machine.folder / "trial.py").write_text(STOCK.format(seconds=seconds))
     environment = machine.environment | through(machine, proxy)
@@ -77,17 +77,17 @@ def test_two_slots_ask_no_more_than_two_stock_agents(machine: Machine, proxy: Pr
     ]
     assert [agent.wait(timeout=180) for agent in agents] == [0, 0]
     stock = proxy.counts()
-    assert ours["CreateAgent"] == stock["CreateAgent"] == 2
+    assert own["CreateAgent"] == stock["CreateAgent"] == 2
     for kind in ("Heartbeat", "UpsertBucket", "file_stream", "Viewer", "file"):
-        # wandb tells a run's configuration at most twice a minute: on a busy machine what it learns of a run
-        # may fall into one such message more.
+        # wandb sends a run's configuration at most twice a minute; on a busy machine, a change may need
+        # another message.
         most = stock[kind] + 2 * (kind == "UpsertBucket")
-        assert 0 < ours[kind] <= most, (kind, ours, stock)
-    assert ours.total() <= stock.total() + 2, (ours, stock)
-    assert not ours["CreateArtifact"]
+        assert 0 < own[kind] <= most, (kind, own, stock)
+    assert own.total() <= stock.total() + 2, (own, stock)
+    assert not own["CreateArtifact"]
 
 
-def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_trained(
+def test_a_rate_limited_agent_waits_then_finishes_and_uploads_its_weights(
     machine: Machine, proxy: Proxy
 ) -> None:
     kinds = {"CreateAgent": 1, "Heartbeat": 2, "UpsertBucket": 1, "file_stream": 1}
@@ -106,7 +106,7 @@ def test_an_agent_that_is_told_to_wait_waits_and_finishes_and_uploads_what_it_tr
 
 
 @pytest.mark.slow
-def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_later(
+def test_an_agent_whose_key_is_revoked_ends_and_its_runs_are_sent_later(
     machine: Machine, proxy: Proxy
 ) -> None:
     path = create(machine, proxy, GRID.replace("max_steps: {value: 3}", "max_steps: {value: 200}"))
@@ -117,18 +117,18 @@ def test_an_agent_whose_key_is_revoked_says_so_and_ends_and_its_runs_are_sent_la
     proxy.key_is_good = False
     said, _ = agent.communicate(timeout=200)
     assert agent.returncode == 1, said
-    assert said.count("the server refuses the key (HTTP 401); trying again") == 1
-    assert "The server refuses the key for" in said
-    assert "refuses the key.\n" in said
+    assert said.count("the server rejects the key (HTTP 401); retrying") == 1
+    assert "The server rejects the key for" in said
+    assert "rejects the key.\n" in said
     assert "--relogin, then kto-sweep sync, then kto-sweep agent" in said
     proxy.key_is_good = True
     machine.run("sync", **through(machine, proxy))
     assert "2 of 2 finished" in machine.run("agent", path, "--cpu", **through(machine, proxy))
     lengths = [log.read_text().count("\n") for log in machine.home.runs.glob("*/log.jsonl")]
-    assert lengths.count(200) == 2  # of other tests' trials each has 3
+    assert lengths.count(200) == 2  # each trial of other tests has 3
 
 
-def test_after_a_heartbeat_that_was_held_up_the_next_one_rests_as_long() -> None:
+def test_after_a_slow_heartbeat_the_loop_pauses_as_long() -> None:
     began: list[float] = []
     ended: list[float] = []
 

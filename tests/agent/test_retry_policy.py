@@ -1,4 +1,4 @@
-"""Whose fault a failure is: what is retried, which GPU is quarantined."""
+"""Who caused a failure: what is retried, which GPU is quarantined."""
 
 import time
 from dataclasses import replace
@@ -20,17 +20,17 @@ from kto_sweep.protocol import Done, Metrics, Order, StartTrial
 
 
 @pytest.mark.parametrize("cause", list(FailureCause))
-def test_only_what_is_not_the_trials_own_fault_is_tried_again_and_twice_at_most(cause):
+def test_only_failures_that_the_trial_did_not_cause_are_retried_at_most_twice(cause):
     not_its_own = {"worker crash", "sick GPU", "disk full", "network"}
     assert [is_retried(cause, failures) for failures in (1, 2, 3)] == [cause in not_its_own] * 2 + [False]
 
 
-def test_a_trial_without_network_waits_longer_each_time():
+def test_network_retries_wait_longer_each_time():
     assert 0 < retry_delay(FailureCause.NETWORK, 1) < retry_delay(FailureCause.NETWORK, 2)
     assert retry_delay(FailureCause.WORKER_CRASH, 1) == 0
 
 
-def test_failures_count_anew_once_a_trial_got_further():
+def test_progress_resets_the_failure_count():
     trial = Assignment("run", {}).record_failure().record_failure()
     assert trial.failures == 2
     trial = replace(trial, isolated=True).record_progress(0)
@@ -55,7 +55,7 @@ def test_failures_count_anew_once_a_trial_got_further():
         ("", "worker crash", False),
     ],
 )
-def test_a_worker_is_judged_by_its_last_output(output, cause, hardware):
+def test_the_cause_of_an_exit_is_in_the_workers_last_output(output, cause, hardware):
     assert (exit_cause(output), is_hardware(output)) == (cause, hardware)
 
 
@@ -63,17 +63,17 @@ def exits(*running: str, device: str = "gpu 0", hardware: bool = False) -> list[
     return [WorkerExit(device, frozenset(names.split()), hardware) for names in running]
 
 
-def test_two_exits_are_enough_where_there_is_another_gpu():
+def test_two_exits_are_enough_if_there_is_another_gpu():
     assert not is_sick("gpu 0", exits("a b"), (), others=True)
     assert is_sick("gpu 0", exits("a b", "a b"), (), others=True)
     assert not is_sick("gpu 1", exits("a b", "a b"), (), others=True)
 
 
-def test_exits_under_a_culprit_are_not_the_gpus_fault():
+def test_exits_caused_by_a_culprit_do_not_count_against_the_gpu():
     assert not is_sick("gpu 0", exits("a b", "a b", "c"), {"a"}, others=True)
 
 
-def test_the_last_gpu_is_given_up_for_its_own_words_or_when_trial_after_trial_dies_on_it_alone():
+def test_the_last_gpu_is_given_up_for_a_hardware_error_or_when_trials_keep_dying_on_it_alone():
     assert not is_sick("gpu 0", exits("a", "a", "a"), {"a"}, others=False), "one trial is to blame"
     assert is_sick("gpu 0", exits("a", "a", "a", "b", "b"), {"a"}, others=False)
     assert not is_sick("gpu 0", exits("a b", hardware=True), (), others=False)
@@ -81,7 +81,7 @@ def test_the_last_gpu_is_given_up_for_its_own_words_or_when_trial_after_trial_di
 
 
 class Deadly:
-    """Kills the worker whenever it has the trial `cell1`; another trial only progresses without that one."""
+    """Kills the worker whenever it trains `cell1`; other trials only progress without `cell1`."""
 
     def __init__(self, *, progress: bool) -> None:
         self._progress = progress
@@ -117,7 +117,7 @@ class Deadly:
 
 
 @pytest.mark.parametrize("progress", [False, True])
-def test_a_trial_fails_only_if_it_was_alone_when_the_worker_died(harness: AgentHarness, progress: bool):
+def test_a_trial_fails_only_if_it_ran_alone_when_the_worker_died(harness: AgentHarness, progress: bool):
     harness.on_order = Deadly(progress=progress).on_order
     grid = Grid(3)
     grid.sent = dict.fromkeys(grid.sent, 2)  # each is sent once more

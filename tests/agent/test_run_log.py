@@ -24,7 +24,7 @@ TRAIN = {
 }
 
 
-def test_the_table_is_what_people_read():
+def test_the_table():
     seconds = iter([0.0, 0.0, 10.0])
     table = StepTable(clock=lambda: next(seconds))
     table.plan(20)
@@ -34,13 +34,13 @@ def test_the_table_is_what_people_read():
     assert len(header) == len(row) <= 110
 
 
-def test_the_header_comes_again():
+def test_the_header_is_repeated():
     table = StepTable()
     lines = [line for step in range(1, HEADER_EVERY + 2) for line in table.lines(step, TRAIN)]
     assert sum("Loss" in line for line in lines) == 2
 
 
-def test_an_evaluation_is_a_line_of_its_own():
+def test_an_evaluation_is_a_separate_line():
     lines = StepTable().lines(7, {"eval/auc": 0.75, "eval/common_loss": 0.4})
     assert [line.split() for line in lines] == [["7/0", "eval", "auc", "0.75", "common_loss", "0.4"]]
 
@@ -64,7 +64,7 @@ def test_files_hold_every_metric_and_every_line(tmp_path):
 @pytest.mark.parametrize(
     "damage", [b"\xff\x00\x80\n", b"[1]\n", b"7\n", b'{"step": "2"}\n', b"{}\n", b'{"step": 2']
 )
-def test_rows_from_a_damaged_one_on_are_left_out_to_come_again(tmp_path, damage):
+def test_rows_from_the_first_damaged_one_on_are_dropped_and_logged_again(tmp_path, damage):
     log = RunLog(tmp_path)
     for step in (1, 2, 3):
         log.metrics(step, TRAIN)
@@ -90,7 +90,7 @@ def test_a_damaged_console_log_is_echoed_as_far_as_it_can_be_read(tmp_path):
 
 
 class Gone(io.RawIOBase):
-    """A file whose server is gone."""
+    """A file on a network disk whose server is gone."""
 
     def _fail(self, *_: object) -> int:
         raise OSError(errno.ESTALE, "Stale file handle")
@@ -102,7 +102,7 @@ class Gone(io.RawIOBase):
         self._fail()
 
 
-def test_a_disk_that_takes_nothing_any_more_disturbs_nobody(tmp_path):
+def test_a_full_disk_raises_no_error(tmp_path):
     lines = LineFile(tmp_path / "log")
     lines.write("first")
     taken, lines._file = lines._file, Gone()
@@ -115,7 +115,7 @@ def test_a_disk_that_takes_nothing_any_more_disturbs_nobody(tmp_path):
     lines.close()
 
 
-def test_lines_of_several_threads_stay_whole_and_come_once(tmp_path):
+def test_lines_from_several_threads_are_written_whole_and_once(tmp_path):
     class Slow(io.FileIO):
         def write(self, data):
             time.sleep(0.0005)  # the others' turn

@@ -1,4 +1,4 @@
-"""(state, event) --> actions: who trains where, what becomes of a trial, how the agent ends."""
+"""(state, event) --> actions: which trial trains where, a trial's life, how the agent ends."""
 
 from dataclasses import replace
 from typing import Any
@@ -37,7 +37,7 @@ def kinds(actions: list[do.Action]) -> list[str]:
     return [type(action).__name__ for action in actions if not isinstance(action, do.Say)]
 
 
-# A trial's way through a slot.
+# A trial in its slot.
 
 
 def test_a_trial_passes_through_five_statuses() -> None:
@@ -64,7 +64,7 @@ def test_a_trial_passes_through_five_statuses() -> None:
     assert state.outcome is AgentOutcome.DONE
 
 
-def test_a_trial_waits_for_a_worker_that_is_not_ready() -> None:
+def test_a_trial_waits_until_the_worker_is_ready() -> None:
     state = running("a")
     state, _ = play(state, exited(state, "gpu 0"))
     assert status(state) is TrialStatus.READY
@@ -95,14 +95,14 @@ def test_a_stopped_trial_of_successive_halving_is_paused() -> None:
     assert of_kind(actions, do.CloseRun)[0].ending.kind is TrialEndKind.PAUSED
 
 
-def test_a_failure_that_is_not_the_trials_own_is_retried_and_then_final() -> None:
+def test_a_failure_that_the_trial_did_not_cause_is_retried_and_then_final() -> None:
     state, failed = running("a"), Failed("a", "network", "no network")
     for attempt, wait in enumerate((30.0, 120.0), start=1):
         state, actions = play(state, said(state, "gpu 0", failed))
         assert status(state) is TrialStatus.READY
         assert state.slots[0].trial is not None
         assert (state.slots[0].trial.failures, state.slots[0].trial.not_before) == (attempt, wait)
-        assert lines(actions) == ["  run a: network: no network; trying again"]
+        assert lines(actions) == ["  run a: network: no network; retrying"]
         state, actions = play(state, events.Tick(), now=wait - 1)
         assert not of_kind(actions, do.Dispatch)
         state, actions = play(state, events.Tick(), now=wait)
@@ -121,7 +121,7 @@ def test_a_configuration_that_cannot_be_trained_fails_without_a_worker() -> None
     assert "0 is not a batch size" in close.ending.text
 
 
-def test_the_last_words_of_a_trial_that_is_closing_change_nothing() -> None:
+def test_late_messages_about_a_closing_trial_change_nothing() -> None:
     state = running("a")
     state, _ = play(state, said(state, "gpu 0", DONE))
     after, actions = play(state, said(state, "gpu 0", Note("a", "bye")), said(state, "gpu 0", DONE))
@@ -129,13 +129,13 @@ def test_the_last_words_of_a_trial_that_is_closing_change_nothing() -> None:
     assert after.stats == state.stats
 
 
-def test_a_run_that_cannot_be_closed_is_abandoned_after_the_patience() -> None:
+def test_a_run_that_does_not_close_is_abandoned_after_patience() -> None:
     state = running("a", patience=100.0)
     state, _ = play(state, said(state, "gpu 0", DONE))
     state, actions = play(state, events.Tick(), now=100.0 + CLOSE_SECONDS)
     assert not lines(actions)
     state, actions = play(state, events.Tick(), now=100.1 + CLOSE_SECONDS)
-    assert lines(actions) == ["  run a has ended; the server did not receive its end"]
+    assert lines(actions) == ["  run a ended, but the server did not confirm it"]
     assert state.stats.unsent == ("a",)
     state, actions = play(state, events.RunClosed(0, "a", sent=True))
     assert not of_kind(actions, do.ShowEnded)
@@ -145,7 +145,7 @@ def test_a_run_that_cannot_be_closed_is_abandoned_after_the_patience() -> None:
 # Opening runs.
 
 
-def test_a_run_that_cannot_be_opened_is_tried_again_and_the_slot_asks_for_no_other() -> None:
+def test_a_run_that_cannot_be_opened_is_retried_and_the_slot_asks_for_no_other() -> None:
     state, _ = play(ready(), events.Commands(0, run=trial("a")))
     for failures in range(1, 7):
         wait = OPENING.delay(failures)
@@ -160,18 +160,18 @@ def test_a_run_that_cannot_be_opened_is_tried_again_and_the_slot_asks_for_no_oth
 @pytest.mark.parametrize(
     ("failure", "line"),
     [
-        (OpeningFailure.TAKEN, "run a is skipped: why"),
+        (OpeningFailure.TAKEN, "run a skipped: why"),
         (OpeningFailure.GIVEN_BACK, "run a was not started: why"),
     ],
 )
-def test_a_trial_that_is_not_ours_is_dropped_at_once(failure: OpeningFailure, line: str) -> None:
+def test_a_trial_that_another_agent_has_is_dropped_at_once(failure: OpeningFailure, line: str) -> None:
     state, _ = play(ready(), events.Commands(0, run=trial("a")))
     state, actions = play(state, events.RunNotOpened(0, "a", failure, "why"))
     assert (state.slots[0].trial, state.stats.started, lines(actions)) == (None, 0, [line])
     assert of_kind(actions, do.Heartbeat)[-1].running == ()
 
 
-def test_a_run_that_the_server_sends_again_while_it_is_being_closed_opens_afterwards() -> None:
+def test_a_run_sent_again_while_it_is_closing_opens_afterwards() -> None:
     state = running("a", "b")
     state, _ = play(state, said(state, "gpu 0", replace(DONE, run_id="b", stopped=True)))
     state, _ = play(state, said(state, "gpu 0", DONE), events.RunClosed(0, "a", sent=True))
@@ -190,12 +190,12 @@ def test_a_run_that_the_server_sends_twice_is_trained_once() -> None:
     assert kinds(actions) == ["Heartbeat"]
 
 
-def test_on_a_full_disk_a_trial_waits_and_that_is_said_once() -> None:
+def test_on_a_full_disk_a_trial_waits_and_one_message_is_printed() -> None:
     state = running("a")
     full = events.DiskFull(0, "a", "the disk of home has 3 MiB free")
     state, actions = play(state, full)
     assert status(state) is TrialStatus.READY
-    assert lines(actions) == ["run a waits for disk space: the disk of home has 3 MiB free"]
+    assert lines(actions) == ["run a is waiting for disk space: the disk of home has 3 MiB free"]
     state, _ = play(state, events.Tick(), now=1.0)
     state, actions = play(state, full, now=1.0)
     assert not lines(actions)
@@ -204,7 +204,7 @@ def test_on_a_full_disk_a_trial_waits_and_that_is_said_once() -> None:
 # Slots.
 
 
-def test_workers_say_how_many_slots_they_want() -> None:
+def test_workers_set_the_number_of_slots() -> None:
     state = running("a", adjusts_slots=True)
     state, actions = play(state, said(state, "gpu 0", SetConcurrency(3, "2 more are worth it")))
     assert lines(actions) == ["gpu 0: 2 more are worth it"]
@@ -213,14 +213,14 @@ def test_workers_say_how_many_slots_they_want() -> None:
     assert [close.slot for close in of_kind(actions, do.CloseSlot)] == [1, 2]
 
 
-def test_a_given_number_of_slots_stays() -> None:
+def test_a_fixed_number_of_slots_does_not_change() -> None:
     state = running("a")
     state, actions = play(state, said(state, "gpu 0", SetConcurrency(3, "2 more are worth it")))
     assert len(state.slots) == 1
     assert not actions
 
 
-def test_no_more_trials_than_the_count_are_started() -> None:
+def test_at_most_count_trials_are_started() -> None:
     state = running("a", count=1)
     state, _ = play(state, said(state, "gpu 0", DONE))
     state, actions = play(state, events.RunClosed(0, "a", sent=True))
@@ -228,7 +228,7 @@ def test_no_more_trials_than_the_count_are_started() -> None:
     assert state.outcome is AgentOutcome.DONE
 
 
-def test_after_five_failures_and_no_success_nothing_more_is_started() -> None:
+def test_after_five_failures_and_no_success_no_trial_starts() -> None:
     state, said_then = ready(), []
     for number in range(5):
         run_id = f"run{number}"
@@ -242,7 +242,7 @@ def test_after_five_failures_and_no_success_nothing_more_is_started() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "begins"), [(90.0, True), (110.0, False)])
-def test_with_a_budget_only_trials_that_can_end_in_time_begin(seconds: float, begins: bool) -> None:
+def test_with_a_budget_only_trials_that_can_finish_in_time_start(seconds: float, begins: bool) -> None:
     forecast = Forecast(lambda trial, done, together: (10, seconds))
     state = replace(ready(), forecast=forecast, time_left=100.0)
     state, actions = play(state, events.Commands(0, run=trial("a")))
@@ -250,7 +250,7 @@ def test_with_a_budget_only_trials_that_can_end_in_time_begin(seconds: float, be
     assert state.stats.out_of_time is not begins
     if not begins:
         [line] = lines(actions)
-        assert line.startswith("run a is left for later: 2 min left and it takes 2 min")
+        assert line.startswith("run a was not started (2 min left, needs 2 min)")
         assert state.outcome is AgentOutcome.DONE
 
 
@@ -265,7 +265,7 @@ def test_trials_of_dead_agents_come_before_new_ones() -> None:
 
 
 @pytest.mark.parametrize("event", [events.StopRequested("a"), events.Commands(0, stop=("a",))])
-def test_a_running_trial_is_asked_to_stop_and_a_waiting_one_is_closed(event: events.Event) -> None:
+def test_a_running_trial_gets_a_stop_order_and_a_ready_one_is_closed(event: events.Event) -> None:
     state = running("a")
     _, actions = play(state, event)
     assert of_kind(actions, do.RequestStop) == [do.RequestStop("gpu 0", "a")]
@@ -278,7 +278,7 @@ def test_a_running_trial_is_asked_to_stop_and_a_waiting_one_is_closed(event: eve
 # The end.
 
 
-def test_a_signal_puts_the_trials_back_and_ends_the_agent() -> None:
+def test_a_signal_requeues_the_trials_and_ends_the_agent() -> None:
     state = running("a", "b")
     state, _ = play(state, events.DiskFull(1, "b", "full"))
     state, actions = play(state, events.SignalReceived(15))
@@ -306,13 +306,13 @@ def test_a_second_signal_or_the_end_of_the_grace_time_kills_workers(event: event
     assert state.outcome is AgentOutcome.KILLED
 
 
-def test_when_time_is_up_trials_are_put_back() -> None:
+def test_when_time_is_up_trials_are_requeued() -> None:
     state, actions = play(running("a"), events.Tick(time_left=0.0))
-    assert lines(actions) == ["Time is up: ending the trials after their present step"]
+    assert lines(actions) == ["Time is up: stopping trials after their current step"]
     assert (state.phase, state.stats.time_is_up) == (Phase.SHUTTING_DOWN, True)
 
 
-def test_an_error_puts_open_runs_back_within_seconds_and_ends_the_agent() -> None:
+def test_an_error_requeues_open_runs_within_seconds_and_ends_the_agent() -> None:
     error = KtoSweepError("the sweep was deleted on the server")
     state, actions = play(running("a"), events.SweepGone(error))
     assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", TrialEnd(TrialEndKind.PREEMPTED))]
@@ -323,7 +323,7 @@ def test_an_error_puts_open_runs_back_within_seconds_and_ends_the_agent() -> Non
     assert late.outcome is AgentOutcome.ERROR
 
 
-def test_a_run_that_opens_while_an_error_ends_the_agent_is_put_back() -> None:
+def test_a_run_that_opens_while_the_agent_aborts_is_requeued() -> None:
     state, _ = play(ready(), events.Commands(0, run=trial("a")), events.SweepGone(KtoSweepError("gone")))
     _, actions = play(state, events.RunOpened(0, "a", "calm-wave-1", 0))
     assert of_kind(actions, do.CloseRun) == [do.CloseRun(0, "a", TrialEnd(TrialEndKind.PREEMPTED))]
@@ -340,10 +340,10 @@ def test_without_wandbs_service_another_process_continues_unless_a_signal_follow
     assert state.outcome is AgentOutcome.KILLED
 
 
-def test_a_server_that_has_moved_is_followed_by_another_process() -> None:
+def test_a_moved_server_makes_another_process_continue() -> None:
     state, actions = play(running("a"), events.ServerMoved("http://127.0.0.1:2"))
     assert kinds(actions) == ["EndService"]
-    assert "the server is at http://127.0.0.1:2 now" in str(state.error)
+    assert "the server moved to http://127.0.0.1:2" in str(state.error)
 
 
 def test_devices_are_independent() -> None:

@@ -1,4 +1,4 @@
-"""Any sequence of events: no trial is lost or in two places, no run stays open, and every sequence ends."""
+"""Any sequence of events: no trial is lost or duplicated, no run stays open, and every sequence ends."""
 
 from agent_world import World
 from hypothesis import HealthCheck, given, settings

@@ -1,4 +1,4 @@
-"""wandb's service process ends: the agent starts again, unless it was to end itself."""
+"""wandb's service process exits: the agent restarts, unless it was told to end too."""
 
 import pytest
 from agent_harness import REF, AgentHarness, FakeWorker, Grid, later
@@ -16,7 +16,7 @@ from kto_sweep.wandb_client.connection import Target
 
 
 def put_away(stopped: list[str]):
-    """A worker that puts away what it is told to stop."""
+    """A worker that saves each trial that it is told to stop."""
 
     def on_order(worker: FakeWorker, order: Order) -> None:
         if isinstance(order, StopTrial):
@@ -26,7 +26,7 @@ def put_away(stopped: list[str]):
     return on_order
 
 
-def test_a_signal_that_reaches_the_service_as_well_ends_the_agent_when_the_trials_are_saved(
+def test_a_signal_to_agent_and_service_ends_the_agent_once_trials_are_saved(
     harness: AgentHarness,
 ) -> None:
     stopped: list[str] = []
@@ -43,7 +43,7 @@ def test_a_signal_that_reaches_the_service_as_well_ends_the_agent_when_the_trial
     assert not harness.ends, "nothing can be told to the server"
 
 
-def test_a_service_that_ends_while_the_agent_shuts_down_does_not_start_it_again(
+def test_a_service_that_exits_during_shutdown_does_not_restart_the_agent(
     harness: AgentHarness,
 ) -> None:
     def on_order(worker: FakeWorker, order: Order) -> None:
@@ -57,7 +57,7 @@ def test_a_service_that_ends_while_the_agent_shuts_down_does_not_start_it_again(
     assert (state.outcome, state.stats.interrupted) == (AgentOutcome.KILLED, 2)
 
 
-def test_a_service_that_ends_alone_is_replaced_by_starting_again(
+def test_a_service_that_exits_alone_restarts_the_agent(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutdown, "SIGNAL_SECONDS", 0.1)
@@ -70,7 +70,7 @@ def test_a_service_that_ends_alone_is_replaced_by_starting_again(
 
 
 @pytest.mark.parametrize("named", ["", "ab12cd34"])
-def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
+def test_it_restarts_with_the_same_sweep_even_if_another_was_used_since(
     monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
     def run_agent(*args: object, **options: object) -> int:
@@ -94,7 +94,7 @@ def test_it_starts_again_with_the_same_sweep_whichever_is_used_last_by_then(
 @pytest.mark.parametrize(
     ("begun", "hint"), [(True, "--resume-from-checkpoint run1"), (False, "run the same command")]
 )
-def test_a_run_of_no_sweep_says_how_it_continues_without_the_service(
+def test_a_run_without_a_sweep_says_how_to_resume_after_the_service_exits(
     harness: AgentHarness, monkeypatch: pytest.MonkeyPatch, begun: bool, hint: str
 ) -> None:
     lost = AgentState({}, {}, Settings(), outcome=AgentOutcome.RESTART, error=KtoSweepError("it has ended"))

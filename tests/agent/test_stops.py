@@ -1,4 +1,4 @@
-"""Trials that the server stops while no worker has them."""
+"""Trials that the server stops while no worker is training them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from kto_sweep.wandb_client.private_api import Command
 
 
 def one_cell(stops: bool):
-    """A server with one cell, which it stops or not when it hears of it."""
+    """A server with one cell, which it may stop at its first heartbeat."""
     sent: list[str] = []
 
     def beat(agent: str, runs: list[str]) -> list[Command]:
@@ -33,13 +33,14 @@ def test_a_trial_that_waits_for_disk_space_is_stopped_at_once(
 
     def shortage(folder: Path) -> str:
         looks.append(folder)
-        return "refuses writes" if len(looks) > 1 else ""  # its run was opened before the disk filled
+        return "rejects writes" if len(looks) > 1 else ""  # its run was opened before the disk filled
 
     monkeypatch.setattr(executor, "shortage", shortage)
     harness.beat = one_cell(stops=way == "heartbeat")
     if way == "run":
         later(
-            lambda: "waits for disk space" in harness.said(), lambda: harness.happens(StopRequested("cell0"))
+            lambda: "is waiting for disk space" in harness.said(),
+            lambda: harness.happens(StopRequested("cell0")),
         )
     monkeypatch.setattr(executor, "SHORT_SECONDS", 0.1)
     stats = harness.perform().stats
@@ -54,4 +55,4 @@ def test_a_trial_whose_run_cannot_be_opened_is_dropped_when_it_is_stopped(harnes
 
     harness.beat, harness.open_run = one_cell(stops=True), refuse
     assert harness.perform().stats.started == 0
-    assert "run cell0 is stopped" in harness.said()
+    assert "run cell0 stopped" in harness.said()

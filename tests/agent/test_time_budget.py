@@ -1,4 +1,4 @@
-"""What the options mean, and which trials may begin."""
+"""The time options, and which trials may start."""
 
 import time
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ NOW = datetime(2026, 11, 24, 22, 30, tzinfo=timezone(timedelta(hours=1)))
 
 @pytest.fixture(autouse=True)
 def zone(monkeypatch) -> Iterator[None]:
-    """Clocks are changed on the last Sundays of March and October."""
+    """A time zone whose clocks change on the last Sundays of March and October."""
     with monkeypatch.context() as patched:
         patched.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
         time.tzset()
@@ -34,7 +34,7 @@ def test_spans(text, seconds):
 @pytest.mark.parametrize(
     ("text", "hint"), [("12", "--budget 12h"), ("0h", "12h"), ("long", "12h"), ("3hx", "12h")]
 )
-def test_what_is_no_span_is_rejected_with_one_that_is(text, hint):
+def test_an_invalid_time_span_is_rejected_with_a_valid_example(text, hint):
     with pytest.raises(UsageError) as caught:
         read_span(text)
     assert hint in caught.value.hint
@@ -63,18 +63,18 @@ def test_moments(text, moment):
         ("2027-01-15T09:00+01:00", "2027-07-01T07:00", "2027-07-01T07:00+02:00"),
     ],
 )
-def test_a_moment_is_what_clocks_show_then_also_after_they_were_changed(now, text, moment):
+def test_a_time_of_day_respects_clock_changes(now, text, moment):
     assert read_moment(text, datetime.fromisoformat(now)) == datetime.fromisoformat(moment)
 
 
 @pytest.mark.parametrize("text", ["25:00", "tomorrow", "2026-11-24", "2026-13-01"])
-def test_moments_that_are_none_or_past_are_rejected(text):
+def test_invalid_or_past_times_are_rejected(text):
     with pytest.raises(UsageError):
         read_moment(text, NOW)
 
 
 def test_devices_share_a_budget():
-    """Four GPUs spend 4000 s in 1000 s; 400 s later 2400 s of theirs are left."""
+    """Four GPUs use 4000 GPU-seconds in 1000 s; after 400 s, 2400 GPU-seconds are left."""
     clock = iter([0.0, 400.0, 400.0])
     four = Allowance.of_gpus(4, 4000, lambda: next(clock))
     assert four.ends == 1000
@@ -82,7 +82,7 @@ def test_devices_share_a_budget():
     assert four.option == ("--budget", "2400s")
 
 
-def test_an_agent_that_takes_anothers_place_gets_what_is_left_of_its_time():
+def test_a_replacement_agent_gets_the_remaining_time():
     moment = read_moment("07:00", NOW)
     name, text = Allowance.until(moment.timestamp(), NOW.timestamp).option
     assert name == "--until"
@@ -101,13 +101,13 @@ def test_trials_may_run_until_shortly_before_the_end():
 
 
 def seconds(forecast: Forecast, config: dict[str, object], **options: int) -> float | None:
-    """Of a trial of this configuration."""
+    """The predicted time of a trial with this configuration."""
     trial = Trial.from_config({"model_size": "tiny", "dataset": "rows.jsonl"} | config)
     return forecast.seconds(config, trial, **options)
 
 
-def test_a_forecast_goes_by_what_ran_before_the_plan():
-    """Two trials of 10 and 30 steps at 2 s a step: one of 100 steps takes 200 s, whatever was planned."""
+def test_ended_trials_take_precedence_over_the_plan():
+    """After trials of 10 and 30 steps at 2 s a step, one of 100 steps takes 200 s, whatever the plan says."""
     forecast = Forecast(lambda trial, done, together: (trial.max_steps or 0, 50.0 * together))
     wanted = {"model_size": "7b", "learning_rate": 1e-5, "max_steps": 100}
     assert seconds(forecast, wanted, together=2) == 100
@@ -118,7 +118,7 @@ def test_a_forecast_goes_by_what_ran_before_the_plan():
     assert seconds(forecast, wanted | {"model_size": "3b"}) == 50
 
 
-def test_without_a_plan_an_unlike_trial_is_taken_for_the_slowest_and_the_first_is_not_known():
+def test_without_a_plan_other_trials_take_as_long_as_the_slowest_and_the_first_is_unknown():
     forecast = Forecast(lambda trial, done, together: (10, None))
     assert seconds(forecast, {"batch_size": 4}) is None
     forecast = forecast.learned({"batch_size": 4}, 10, 10).learned({"batch_size": 8}, 10, 20)

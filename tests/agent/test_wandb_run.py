@@ -68,7 +68,7 @@ def python(code: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_run_that_cannot_be_started_is_given_back_and_not_finished(tmp_path):
+def test_a_run_that_cannot_be_started_is_returned_and_not_finished(tmp_path):
     folder = tmp_path / "run1"
     said = python(OPENED + NOT_STARTED, folder)
     assert said == ["preempting", "ends with 1", "not started: Is a directory", "open: []"]
@@ -76,12 +76,12 @@ def test_a_run_that_cannot_be_started_is_given_back_and_not_finished(tmp_path):
         assert free
 
 
-def test_a_run_whose_end_cannot_be_sent_leaves_its_folder_to_others(tmp_path):
+def test_a_run_whose_end_cannot_be_sent_releases_its_folder(tmp_path):
     folder = tmp_path / "run1"
     assert python(OPENED + NOT_ENDED, folder) == ["not today", "free: True"]
     assert (folder / "console.log").read_text().splitlines()[
         -1
-    ] == "the end of the run was not sent: not today"
+    ] == "could not send the end of the run: not today"
     record = read_record(folder)
     assert record is not None
     assert (record.ended, record.sent) == (True, False)

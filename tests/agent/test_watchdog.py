@@ -1,4 +1,4 @@
-"""Workers that are silent: when that is reported, and when they are killed."""
+"""Silent workers: when they are reported, and when they are killed."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ from kto_sweep.home import Home
 from kto_sweep.protocol import Metrics, Preparing
 
 
-class Night:
+class SilentWorker:
     """An agent whose worker is silent, and a clock."""
 
     def __init__(self, state: AgentState) -> None:
@@ -32,7 +32,7 @@ class Night:
         self.now = 0.0
         self.actions: list[do.Action] = []
 
-    def pass_by(self, seconds: float, *, held: bool = False) -> None:
+    def advance(self, seconds: float, *, held: bool = False) -> None:
         end = self.now + seconds
         while self.now < end:
             self.now = min(self.now + 4.0, end)
@@ -50,93 +50,93 @@ class Night:
 
 
 def test_a_worker_that_hangs_in_a_step_is_reported_and_then_killed() -> None:
-    night = Night(running("a"))
-    night.step(1)
-    night.pass_by(WARN_SECONDS - 2)
-    assert not lines(night.actions)
-    night.pass_by(10)
-    assert lines(night.actions) == ["gpu 0: the worker of a has sent nothing for 10 min; its log: gpu 0.log"]
-    night.pass_by(KILL_SECONDS)
-    assert "the worker has hung for" in lines(night.actions)[1]
-    assert night.killed == [do.KillWorker("gpu 0")]
+    silent = SilentWorker(running("a"))
+    silent.step(1)
+    silent.advance(WARN_SECONDS - 2)
+    assert not lines(silent.actions)
+    silent.advance(10)
+    assert lines(silent.actions) == ["gpu 0: the worker of a has sent nothing for 10 min; log: gpu 0.log"]
+    silent.advance(KILL_SECONDS)
+    assert "the worker has hung for" in lines(silent.actions)[1]
+    assert silent.killed == [do.KillWorker("gpu 0")]
 
 
-def test_a_worker_that_prepares_something_or_was_as_silent_before_may_take_its_time() -> None:
-    night = Night(running("a"))
-    night.state, _ = play(night.state, said(night.state, "gpu 0", Preparing("a", "reference", 1, 2)))
-    night.pass_by(KILL_SECONDS + 10)
-    night.step(1)
-    night.pass_by(2 * KILL_SECONDS / LONGEST_FACTOR)
-    night.step(2)
-    night.pass_by(KILL_SECONDS + 10)
-    assert not night.killed
-    assert len(lines(night.actions)) == 2
+def test_a_worker_that_prepares_or_was_as_silent_before_is_not_killed() -> None:
+    silent = SilentWorker(running("a"))
+    silent.state, _ = play(silent.state, said(silent.state, "gpu 0", Preparing("a", "reference", 1, 2)))
+    silent.advance(KILL_SECONDS + 10)
+    silent.step(1)
+    silent.advance(2 * KILL_SECONDS / LONGEST_FACTOR)
+    silent.step(2)
+    silent.advance(KILL_SECONDS + 10)
+    assert not silent.killed
+    assert len(lines(silent.actions)) == 2
 
 
-def test_a_worker_without_trials_and_one_that_was_stopped_by_a_person_are_left_alone() -> None:
-    idle = Night(ready())
-    idle.pass_by(KILL_SECONDS + 10)
+def test_idle_and_suspended_workers_are_not_killed() -> None:
+    idle = SilentWorker(ready())
+    idle.advance(KILL_SECONDS + 10)
     assert not lines(idle.actions)
-    held = Night(running("a"))
+    held = SilentWorker(running("a"))
     held.step(1)
-    held.pass_by(KILL_SECONDS + 10, held=True)
+    held.advance(KILL_SECONDS + 10, held=True)
     [line] = lines(held.actions)
-    assert "was stopped by a signal" in line
+    assert "is suspended" in line
     assert not held.killed
 
 
-def test_a_worker_that_does_not_get_ready_is_reported_and_then_killed() -> None:
+def test_a_worker_that_does_not_start_is_reported_and_then_killed() -> None:
     state = running("a")
     state, _ = play(state, events.WorkerExited("gpu 0", 1, -9))
-    night = Night(state)
-    night.pass_by(WARN_SECONDS + 10)
-    assert "the worker, which is not ready yet, has sent nothing for 10 min" in lines(night.actions)[0]
-    night.pass_by(START_SECONDS)
-    assert "does not get ready" in lines(night.actions)[1]
-    assert night.killed
+    silent = SilentWorker(state)
+    silent.advance(WARN_SECONDS + 10)
+    assert "the worker, which is not ready yet, has sent nothing for 10 min" in lines(silent.actions)[0]
+    silent.advance(START_SECONDS)
+    assert "did not start" in lines(silent.actions)[1]
+    assert silent.killed
 
 
-def test_a_worker_that_cannot_be_killed_costs_its_device_and_its_trials_move() -> None:
-    night = Night(running("a", devices=[GPU_0, GPU_1]))
-    night.step(1)
-    night.pass_by(KILL_SECONDS + 10)
-    assert night.killed
-    night.pass_by(EXIT_SECONDS - 12)
-    assert not night.state.devices["gpu 0"].quarantined
-    night.pass_by(20)
-    assert night.state.devices["gpu 0"].quarantined
+def test_a_worker_that_cannot_be_killed_quarantines_its_device_and_its_trials_move() -> None:
+    silent = SilentWorker(running("a", devices=[GPU_0, GPU_1]))
+    silent.step(1)
+    silent.advance(KILL_SECONDS + 10)
+    assert silent.killed
+    silent.advance(EXIT_SECONDS - 12)
+    assert not silent.state.devices["gpu 0"].quarantined
+    silent.advance(20)
+    assert silent.state.devices["gpu 0"].quarantined
     assert (
-        "gpu 0 is no longer used: the worker on gpu 0 does not end, although it was killed"
-        in lines(night.actions)[2]
+        "gpu 0 is no longer used: the worker on gpu 0 was killed but does not exit"
+        in lines(silent.actions)[2]
     )
-    assert {slot.device for slot in night.state.slots.values() if slot.trial is not None} == {"gpu 1"}
+    assert {slot.device for slot in silent.state.slots.values() if slot.trial is not None} == {"gpu 1"}
 
 
 def test_without_another_device_that_ends_the_agent() -> None:
-    night = Night(running("a"))
-    night.step(1)
-    night.pass_by(KILL_SECONDS + EXIT_SECONDS + 20)
-    assert night.state.phase in (Phase.ABORTING, Phase.ENDED)
+    silent = SilentWorker(running("a"))
+    silent.step(1)
+    silent.advance(KILL_SECONDS + EXIT_SECONDS + 20)
+    assert silent.state.phase in (Phase.ABORTING, Phase.ENDED)
 
 
-def test_a_new_worker_is_not_taken_for_the_one_before() -> None:
-    night = Night(running("a"))
-    night.step(1)
-    night.pass_by(KILL_SECONDS - 10)
-    night.state, _ = play(night.state, events.WorkerExited("gpu 0", 1, -9), now=night.now)
-    night.pass_by(20)
-    assert not night.killed
+def test_a_new_worker_starts_without_silence() -> None:
+    silent = SilentWorker(running("a"))
+    silent.step(1)
+    silent.advance(KILL_SECONDS - 10)
+    silent.state, _ = play(silent.state, events.WorkerExited("gpu 0", 1, -9), now=silent.now)
+    silent.advance(20)
+    assert not silent.killed
 
 
-def test_time_in_which_the_agent_itself_stood_still_does_not_count() -> None:
-    night = Night(running("a"))
-    night.step(1)
-    night.state, actions = play(night.state, events.Tick(), now=2 * KILL_SECONDS)
+def test_time_in_which_the_agent_was_suspended_does_not_count() -> None:
+    silent = SilentWorker(running("a"))
+    silent.step(1)
+    silent.state, actions = play(silent.state, events.Tick(), now=2 * KILL_SECONDS)
     assert MAX_TICK_SECONDS < WARN_SECONDS
     assert not lines(actions)
 
 
-def test_a_process_that_was_stopped_by_a_signal_is_known_and_can_be_killed(tmp_path: Path) -> None:
+def test_a_suspended_process_is_detected_and_can_be_killed(tmp_path: Path) -> None:
     worker = WorkerProcess(CPU, Home(tmp_path))
     pid = worker._process.pid
     os.kill(pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Workers that exit: (state, exit) --> another worker, a retry, a culprit, or a quarantined device."""
+"""(state, worker exit) --> another worker, a retry, a culprit, or a quarantined device."""
 
 from dataclasses import replace
 
@@ -26,24 +26,24 @@ def replaced(state: AgentState, device: str = "gpu 0", status: int = -9) -> Agen
     return play(state, said(state, device, Ready(device)))[0]
 
 
-def test_a_worker_that_dies_is_replaced_and_its_trials_continue_there() -> None:
+def test_a_dead_worker_is_replaced_and_its_trials_continue() -> None:
     state = running("a", "b")
     state, actions = play(state, exited(state, "gpu 0", -11))
-    assert lines(actions) == ["gpu 0: the worker ended with signal SIGSEGV; starting another"]
+    assert lines(actions) == ["gpu 0: the worker was killed by SIGSEGV; starting another"]
     assert of_kind(actions, do.StartWorker) == [do.StartWorker(GPU_0, 2)]
     assert statuses(state) == {"a": TrialStatus.READY, "b": TrialStatus.READY}
     _, actions = play(state, said(state, "gpu 0", Ready("GPU")))
     assert [dispatch.trial.run_id for dispatch in of_kind(actions, do.Dispatch)] == ["a", "b"]
 
 
-def test_the_exit_of_an_earlier_worker_is_no_news() -> None:
+def test_the_exit_of_an_earlier_worker_is_ignored() -> None:
     state = running("a")
     late = exited(state, "gpu 0")
     state = replaced(state)
     assert play(state, late) == (state, [])
 
 
-def test_the_trial_that_kills_worker_after_worker_fails_and_its_neighbours_do_not() -> None:
+def test_a_trial_that_keeps_killing_workers_fails_and_its_neighbours_do_not() -> None:
     state = replaced(replaced(running("a", "b")))
     held = state.slots[0].trial
     assert held is not None
@@ -52,7 +52,7 @@ def test_the_trial_that_kills_worker_after_worker_fails_and_its_neighbours_do_no
     state, actions = play(state, exited(state, "gpu 0"))
     [close] = of_kind(actions, do.CloseRun)
     assert (close.run_id, close.ending.kind, close.ending.cause) == ("a", TrialEndKind.FAILED, "worker crash")
-    assert "3 workers ended under this trial, the last with signal SIGKILL" in close.ending.text
+    assert "3 workers died running this trial; the last one was killed by SIGKILL" in close.ending.text
     assert state.culprits == {"a"}
 
 
@@ -62,16 +62,16 @@ def test_an_isolated_trial_that_gets_past_its_step_is_cleared() -> None:
     assert [dispatch.trial.run_id for dispatch in of_kind(actions, do.Dispatch)] == ["b"]
 
 
-def test_a_gpu_that_vanishes_is_quarantined_and_its_trials_move() -> None:
+def test_a_lost_gpu_is_quarantined_and_its_trials_move() -> None:
     state = running("a", "b", devices=BOTH)
     gone = "CUDA error: GPU is lost"
     state, _ = play(state, exited(state, "gpu 0", 1, gone))
     state, _ = play(state, said(state, "gpu 0", Ready("GPU")))
     state, actions = play(state, exited(state, "gpu 0", 1, gone))
     assert lines(actions)[0].startswith(
-        f"gpu 0 is no longer used: the worker on gpu 0 ended with exit status 1:\n{gone}"
+        f"gpu 0 is no longer used: the worker on gpu 0 exited with status 1:\n{gone}"
     )
-    assert "Look: nvidia-smi -i 0   (its whole log: gpu 0.log)" in lines(actions)[0]
+    assert "Hint: nvidia-smi -i 0   (full log: gpu 0.log)" in lines(actions)[0]
     assert [waiting.run_id for waiting in state.requeued] == ["a"]
     state, _ = play(state, said(state, "gpu 1", Done("b", {}, 2, stopped=False)))
     state, actions = play(state, events.RunClosed(1, "b", sent=True))
@@ -91,7 +91,7 @@ def test_a_device_that_had_nothing_left_to_do_takes_over() -> None:
     assert [dispatch.device for dispatch in of_kind(actions, do.Dispatch)] == ["gpu 1"]
 
 
-def test_open_trials_move_before_those_of_dead_agents_also_when_no_more_are_started() -> None:
+def test_open_trials_move_before_those_of_dead_agents_even_while_draining() -> None:
     state = replace(running("a", devices=BOTH, count=1), requeued=(trial("left"),))
     state = replaced(state)
     state, _ = play(state, exited(state, "gpu 0"))
@@ -108,21 +108,21 @@ def test_the_last_device_is_not_given_up_for_one_bad_trial() -> None:
     assert state.stats.failed == 1
 
 
-def test_exits_before_a_trial_that_ends_well_are_forgotten() -> None:
+def test_exits_before_a_trial_that_ends_normally_are_forgotten() -> None:
     state = running("a", "b", devices=BOTH)
     state = replaced(state)
     state, _ = play(state, said(state, "gpu 0", Done("a", {}, 2, stopped=False)))
     assert not state.worker_exits
 
 
-def test_a_worker_that_cannot_start_is_started_again_after_a_pause_and_given_up_at_last() -> None:
+def test_a_worker_that_cannot_start_is_restarted_after_a_delay_and_finally_given_up() -> None:
     state = replaced(running("a"))  # a worker was ready before
     for attempt in range(1, MAX_IDLE_EXITS):
         if attempt == 1:
             state, _ = play(state, exited(state, "gpu 0"))
         state, actions = play(state, exited(state, "gpu 0", 1), now=100.0 * attempt)
         assert lines(actions) == [
-            f"gpu 0: the worker ended with exit status 1; starting another in {RESTART_SECONDS:.0f} s"
+            f"gpu 0: the worker exited with status 1; starting another in {RESTART_SECONDS:.0f} s"
         ]
         due = 100.0 * attempt + RESTART_SECONDS
         assert not of_kind(play(state, events.Tick(), now=due - 1)[1], do.StartWorker)
@@ -137,10 +137,10 @@ def test_a_device_on_which_no_worker_ever_starts_ends_the_agent_at_once() -> Non
     state = replace(state, devices={"cpu": replace(state.devices["cpu"], ready=False, was_ready=False)})
     state, _ = play(state, exited(state, "cpu", 1, "ModuleNotFoundError"))
     assert state.outcome is AgentOutcome.ERROR
-    assert "the worker on cpu ended with exit status 1:\nModuleNotFoundError" in str(state.error)
+    assert "the worker on cpu exited with status 1:\nModuleNotFoundError" in str(state.error)
 
 
-def test_a_worker_that_the_system_does_not_start_is_tried_again_and_that_is_said_once() -> None:
+def test_a_worker_process_that_cannot_be_created_is_retried_with_one_message() -> None:
     state = running("a")
     state, _ = play(state, exited(state, "gpu 0"))
     said_then = []
@@ -153,26 +153,26 @@ def test_a_worker_that_the_system_does_not_start_is_tried_again_and_that_is_said
         state, actions = play(state, events.Tick(), now=100.0 * attempt + RESTART_SECONDS)
         assert of_kind(actions, do.StartWorker)
     assert said_then == [
-        "gpu 0: cannot start a worker ([Errno 28] No space left on device); trying every 30 s"
+        "gpu 0: could not start a worker ([Errno 28] No space left on device); retrying every 30 s"
     ]
     state, _ = play(state, said(state, "gpu 0", Ready("GPU")))
     assert statuses(state) == {"a": TrialStatus.RUNNING}
 
 
-def test_the_reason_that_a_worker_gives_is_shown() -> None:
+def test_the_reason_given_by_a_worker_is_shown() -> None:
     state = running("a")
     _, actions = play(
         state, said(state, "gpu 0", WorkerBroken("RuntimeError: no driver\nmore")), exited(state, "gpu 0", 1)
     )
     assert lines(actions) == [
-        "gpu 0: the worker ended with exit status 1 (RuntimeError: no driver); starting another"
+        "gpu 0: the worker exited with status 1 (RuntimeError: no driver); starting another"
     ]
 
 
 def test_a_signal_without_a_name_is_shown_by_its_number() -> None:
     state = running("a")
     _, actions = play(state, exited(state, "gpu 0", -40))
-    assert "the worker ended with signal 40" in lines(actions)[0]
+    assert "the worker was killed by signal 40" in lines(actions)[0]
 
 
 @pytest.mark.parametrize("status", [-9, 1])

@@ -1,4 +1,4 @@
-"""A worker's process as its agent sees it; a small script stands for the training."""
+"""The agent's side of a worker process; a small script replaces the training."""
 
 import signal
 import subprocess
@@ -19,7 +19,7 @@ StartTrial = Callable[[str], "Started"]
 
 
 class Started:
-    """A worker and what it did."""
+    """A worker and its messages."""
 
     def __init__(self, folder: Path) -> None:
         self.messages: list[Message] = []
@@ -27,7 +27,7 @@ class Started:
         self.process = WorkerProcess(Device("gpu 0", ""), Home(folder))
 
     def wait(self) -> int:
-        """Its exit status."""
+        """Wait for its exit status."""
         status = self.process.listen(self.messages.append)
         self.process.end()
         return status
@@ -48,7 +48,7 @@ def start(tmp_path, monkeypatch) -> StartTrial:
     return made
 
 
-def test_the_last_output_is_that_of_this_worker_and_no_earlier_one(start):
+def test_the_last_output_excludes_earlier_workers(start):
     first = start("print('uncorrectable ECC error')")
     assert first.wait() == 0
     assert first.process.last_output() == "uncorrectable ECC error"
@@ -62,21 +62,21 @@ def test_the_last_output_is_that_of_this_worker_and_no_earlier_one(start):
     assert silent.process.last_output() == "emptied since"
 
 
-def test_a_worker_counts_gpus_as_nvidia_smi_does(start, monkeypatch):
+def test_a_worker_numbers_gpus_like_nvidia_smi(start, monkeypatch):
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
     worker = start("import os; print(os.environ['CUDA_DEVICE_ORDER'])")
     worker.wait()
     assert worker.process.last_output() == "PCI_BUS_ID"
 
 
-def test_of_a_long_log_only_the_end_is_read(start):
+def test_only_the_end_of_a_long_log_is_read(start):
     worker = start(f"print('x' * {LAST_BYTES} + 'y')")
     worker.wait()
     assert len(worker.process.last_output()) == LAST_BYTES - 1  # and the line's end
 
 
-def test_a_worker_that_sends_what_is_no_message_is_ended(start):
-    """It is reported, with the reason."""
+def test_a_worker_that_sends_an_invalid_message_is_killed(start):
+    """The message is reported with the reason."""
     worker = start(
         "import os, time; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'nonsense\\n'); time.sleep(600)"
     )
@@ -85,13 +85,13 @@ def test_a_worker_that_sends_what_is_no_message_is_ended(start):
     assert isinstance(message, WorkerBroken)
 
 
-def test_half_a_message_of_a_worker_that_was_killed_is_none(start):
+def test_an_incomplete_message_of_a_killed_worker_is_ignored(start):
     worker = start("import os; os.write(int(os.environ['KTO_SWEEP_MESSAGE_FD']), b'{')")
     assert worker.wait() == 0
     assert not worker.messages
 
 
-def test_a_gpus_worker_takes_few_threads_on_the_host_unless_told_otherwise(tmp_path, monkeypatch):
+def test_a_gpu_worker_uses_few_host_threads_by_default(tmp_path, monkeypatch):
     def threads(device: Device) -> str | None:
         return workers._environment(device, Home(tmp_path), 3).get("OMP_NUM_THREADS")
 

@@ -35,6 +35,6 @@ def test_a_slurm_job_hands_its_signal_on_and_ends_as_its_agent(tmp_path):
         harness.wait(lambda: harness.steps() > 2, what="some steps")
         job.send_signal(signal.SIGTERM)
         assert job.wait(90) == 143
-        assert "put back" in harness.output()
+        assert "requeued" in harness.output()
     finally:
         harness.close()

@@ -30,24 +30,24 @@ stop_server(home)
 
 @pytest.mark.parametrize("kept", [None, 7, -40])
 def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine, kept: int | None) -> None:
-    """Also if the file of the first attempt is truncated: its server has that part already."""
+    """Even if the file of the first attempt is truncated, because the server already has that part."""
     sweep = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, sweep, 2)
-    ((put_back, *_),) = run_trials(machine, sweep, 1, {"0.001 2": "put back"}, CHECKPOINT)
-    # It resumes from its checkpoint, in the same run, and loses the server before its end.
-    assert [run_id for run_id, *_ in run_trials(machine, sweep, 1, between=GONE)] == [put_back]
-    record = read_record(machine.home.runs / put_back)
+    ((requeued, *_),) = run_trials(machine, sweep, 1, {"0.001 2": "requeued"}, CHECKPOINT)
+    # The trial resumes from its checkpoint in the same run and loses the server before its end.
+    assert [run_id for run_id, *_ in run_trials(machine, sweep, 1, between=GONE)] == [requeued]
+    record = read_record(machine.home.runs / requeued)
     assert record is not None
     assert (record.ended, record.sent) == (True, False)
-    first = min((machine.home.runs / put_back / "wandb").glob("run-*/*.wandb"))
+    first = min((machine.home.runs / requeued / "wandb").glob("run-*/*.wandb"))
     first.write_bytes(first.read_bytes()[:kept])
 
-    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{put_back}"], "failed": {}}
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}}
     runs = machine.api(RUNS)
-    assert runs[put_back] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
+    assert runs[requeued] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert machine.json("status")["finished"] == 3
     assert "Nothing to send" in machine.run("sync")
-    assert "already synced" in machine.run("sync", put_back)
+    assert "already synced" in machine.run("sync", requeued)
     assert machine.api(RUNS) == runs
     assert "this box has no run 'nosuch'" in machine.run("sync", "nosuch", code=2)
 
@@ -57,21 +57,21 @@ def test_a_server_that_is_still_unreachable_is_reported(machine: Machine) -> Non
     folder.mkdir(parents=True)
     RunRecord("me", "kto", "s", local=False, base_url="http://127.0.0.1:9", ended=True).write(folder)
     output = machine.run("sync", code=1, WANDB_API_KEY="local-" + "0" * 40)
-    assert "run me/kto/ab12cd34: no answer from W&B at http://127.0.0.1:9" in output
+    assert "run me/kto/ab12cd34: could not reach W&B at http://127.0.0.1:9" in output
 
 
 def test_each_server_gets_its_own_key(machine: Machine) -> None:
-    """And two servers can be used one after another."""
+    """Two servers can be used one after another."""
     address = ensure_server(machine.home)
     for run_id, local, base_url in (("run1", True, ""), ("run2", False, address.url)):
         folder = machine.home.runs / run_id
         folder.mkdir(parents=True)
         RunRecord("local", "kto", "s", local=local, base_url=base_url, ended=True).write(folder)
     output = machine.run("sync", code=1)
-    assert "run local/kto/run1: wandb could not send it" in output
-    assert f"run local/kto/run2: there is no key for W&B at {address.url}" in output
+    assert "run local/kto/run1: wandb sync failed" in output
+    assert f"run local/kto/run2: no key for W&B at {address.url}" in output
     output = machine.run("sync", code=1, WANDB_API_KEY=address.key)
-    assert output.count("wandb could not send it") == 2
+    assert output.count("wandb sync failed") == 2
 
 
 def test_a_server_that_fails_during_sync_is_an_error_of_its_own_runs_only(

@@ -35,7 +35,7 @@ while len(did) < most:
     outcome = outcomes.get(f"{rate:g} {config['batch_size']}", "finished")
     if outcome == "finished":
         run.succeed({"trial/seconds": 1.0})
-    elif outcome == "put back":
+    elif outcome == "requeued":
         run.preempt()
     else:
         run.fail(outcome, "as told")
@@ -62,7 +62,7 @@ def run_trials(
 ) -> list[tuple[str, float, int]]:
     """Run at most `most` trials; returns (run id, learning rate, batch size) of each.
 
-    `outcomes` says how the trial of "learning rate, batch size" ends: "finished" (the default), "put back" or
+    `outcomes` says how the trial of "learning rate, batch size" ends: "finished" (the default), "requeued" or
     a failure cause. The code `between` runs before the end of each trial.
     """
     output = machine.python("-c", SCRIPT, sweep, str(most), json.dumps(outcomes or {}), between)
