@@ -1,10 +1,10 @@
 """Asynchronous successive halving (ASHA): runs pause at bands, and the best at each band resume.
 
 Bands count iterations, as hyperband's do. A run that reaches a band continues if it is among the best 1/eta
-of the runs that have reached it so far. Otherwise it pauses, and resumes once later arrivals make it one of
-them. When the search has nothing new to try, at least one run resumes from each band, so that even a sweep of
-few trials trains one to its end. After Li et al., A System for Massively Parallel Hyperparameter Tuning
-(2020), https://arxiv.org/abs/1810.05934.
+of the runs that have reached it so far. Otherwise it pauses, and resumes once it ranks among the best as more
+runs arrive. When the search has nothing new to try, at least one run resumes from each band, so that even a
+small sweep trains one trial to its end. After Li et al., A System for Massively Parallel Hyperparameter
+Tuning (2020), https://arxiv.org/abs/1810.05934.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,11 +26,11 @@ class AshaRule:
     bands: tuple[int, ...]
     """Iterations at which runs are compared, ascending."""
     eta: float
-    """One in `eta` of the runs at a band continues."""
+    """The best 1/eta of the runs at a band continue."""
 
 
 def parse_asha(section: Mapping[str, Any], name: str) -> AshaRule:
-    """The rule of the section called `name`. Raises ValueError, naming the wrong key."""
+    """The rule of the section called `name`. Raises ValueError, naming the invalid key."""
     unknown = [str(key) for key in section if key not in KEYS]
     if unknown:
         raise ValueError(f"{name}.{unknown[0]}: the keys are {', '.join(KEYS)}")
@@ -57,7 +57,7 @@ def pauses_at(
     """The last band that a run has reached, and whether it pauses there.
 
     `passed` is the last band at which it was compared (0: none), `reached` its number of iterations. One
-    batch of rows may pass several bands. `standings_at(band)` includes the run itself; at least `least` runs
+    batch of rows may cross several bands. `standings_at(band)` includes the run itself; at least `least` runs
     of a band continue.
     """
     for band in rule.bands:

@@ -22,12 +22,12 @@ Point: TypeAlias = tuple[float, ...]
 
 @dataclass(frozen=True)
 class Levels:
-    """An axis of a few values, such as batch sizes or the names of optimizers."""
+    """An axis of a few values, such as batch sizes or optimizers."""
 
     values: tuple[Value, ...]
     """Distinct; ascending when ordered."""
     ordered: bool
-    """The values are numbers, so that neighbours are similar."""
+    """The values are numbers, so neighbours are similar."""
 
     def value(self, coordinate: float) -> Value:
         """The value whose part of [0, 1] holds `coordinate`."""
@@ -55,7 +55,7 @@ class Levels:
 
 @dataclass(frozen=True)
 class Scale:
-    """An axis of numbers, possibly rounded, by their cumulative probability."""
+    """An axis of numbers, possibly rounded, positioned by their cumulative probability."""
 
     distribution: IntUniform | Continuous
 
@@ -68,7 +68,7 @@ class Scale:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return None
         low, high = self.distribution.ppf(0), self.distribution.ppf(1)
-        # A value that went through log and exp, or was rounded to another q, may lie a little outside.
+        # A value that went through log and exp, or was rounded to another q, may be slightly outside.
         slack = self._step() or 1e-9 * max(abs(low), abs(high))
         return self.distribution.cdf(value) if low - slack <= value <= high + slack else None
 
@@ -91,7 +91,7 @@ Axis: TypeAlias = Levels | Scale
 
 
 def axis_of(distribution: Distribution) -> Axis:
-    """The axis on which a search sees the values of `distribution`."""
+    """The axis of the values of `distribution`."""
     if isinstance(distribution, Categorical):
         return _levels(distribution)
     if isinstance(distribution, IntUniform) and distribution.cell_count() <= MAX_LEVELS:

@@ -1,4 +1,4 @@
-"""Bayesian search: a Gaussian process fitted to the trials so far, and the point of greatest improvement.
+"""Bayesian search: fits a Gaussian process to the trials so far and suggests the most promising point.
 
 The process is Optuna's GPSampler, on the unit cube of each parameter's cumulative probability: Matérn 5/2, a
 length scale per axis, log expected improvement over the joint distribution with the pending trials. With
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 START_TRIALS = 4
-"""Trials of the quasi-random start. With several agents it lasts until there are as many losses as axes, or
-as many as this: the process fits a length scale per axis, and with fewer losses it moves to the corners."""
+"""Trials of the quasi-random start. With several agents it lasts until there are as many losses as axes or as
+START_TRIALS: the process fits a length scale per axis, and with fewer losses it suggests corners."""
 EDGE_SHARE = 0.5
-"""With n losses, the process chooses no point nearer to an end of a scale than this share of 1 / (n + 1). Its
-uncertainty is largest at the ends, which are seldom best, so it would spend its first trials there. When the
-best trial so far lies near an end, points up to half way from it to that end are allowed."""
+"""With n losses, the process suggests no point closer to an end of a scale than this share of 1 / (n + 1).
+Its uncertainty is largest at the ends, which are seldom best, so it would spend its first trials there. If
+the best trial so far is near an end, points up to halfway between it and that end are allowed."""
 MAX_LISTED = 10_000
 """A space of at most this many configurations is listed to find untried ones; a larger one is sampled."""
 MAX_OBSERVED = 300
-"""Trials that the process is fitted to, at most; its cost is cubic in their number."""
+"""Maximum number of trials to fit; the cost is cubic in their number."""
 
 
 PointLosses: TypeAlias = tuple[Point, tuple[float, ...]]
@@ -43,20 +43,20 @@ class Observation:
 
     config: Mapping[str, Any]
     value: float | None
-    """Value of the metric; None: none yet, or none at all."""
+    """Value of the metric; None: not yet, or never."""
     pending: bool = False
     """The trial is running and has no final value."""
     costs: tuple[float, ...] = ()
-    """Losses of the other objectives, lower is better; equally many for each trial with a value."""
+    """Losses of the other objectives, lower is better; the same number for each trial with a value."""
 
 
 def next_config(
     space: Space, observations: Sequence[Observation], *, maximize: bool = False, seed: int
 ) -> dict[str, Value]:
-    """The nested configuration to try next; equal for equal arguments.
+    """The nested configuration to try next; deterministic.
 
-    `seed` belongs to the sweep, not to the trial: the start points are one sequence.
-    A configuration is repeated only when the space has no untried one left.
+    `seed` belongs to the sweep, not to the trial: all start points are one sequence.
+    A configuration is repeated only if none is left untried.
     """
     cube = cube_of(space)
     if not cube.axes:
@@ -72,14 +72,14 @@ def next_config(
     rng = random.Random(f"{seed} {len(observations)}")
     enough = min(max(len(cube.axes), 2), START_TRIALS)
     if len(losses) < enough or len(losses) + len(pending) < START_TRIALS:
-        wanted = _start_point(len(cube.axes), len(observations), seed)
+        suggested = _start_point(len(cube.axes), len(observations), seed)
     else:
-        wanted = _improving_point(cube, losses, pending, rng)
-    return cube.config(_untried(cube, wanted, [point for point, _ in points], rng))
+        suggested = _improving_point(cube, losses, pending, rng)
+    return cube.config(_untried(cube, suggested, [point for point, _ in points], rng))
 
 
 def warm_up() -> None:
-    """Import everything that the search needs, which takes seconds, by running it on two small spaces."""
+    """Import all lazily loaded libraries, which takes seconds, by running the search on two small spaces."""
     axes = {"x": {"min": 0.0, "max": 1.0}, "n": {"values": [1, 2, 3]}}
     space, _ = parse_space(axes)
     assert space is not None
@@ -117,7 +117,7 @@ def _improving_point(
     reach = [(min(axis), max(axis)) for axis in zip(*best, strict=True)]
     margin = EDGE_SHARE / (len(chosen) + 1)
     for point in pending:
-        # A point moved off an end is shown as the end itself, or the process would choose that end again.
+        # Show a point that was moved off an end as the end, or the process would suggest that end again.
         shown = _snapped_to_ends(cube, point, reach, margin)
         study.add_trial(
             create_trial(params=_params(cube, shown), distributions=space, state=TrialState.RUNNING)
@@ -180,14 +180,14 @@ def _subset(losses: Sequence[PointLosses], rng: random.Random) -> Sequence[Point
 
 
 def _scaled(losses: Sequence[float]) -> list[float]:
-    """The losses on a scale of 0 for the best and 1 for the median, cut at 3.
+    """The losses on a scale where the best is 0 and the median 1, clipped at 3.
 
-    Unscaled, the loss of a diverged trial, measured or imputed, would make all other differences too small
-    for the process.
+    Without scaling, the loss of a diverged trial, measured or imputed, would make all other differences
+    too small for the process to see.
     """
     ranked = sorted(losses)
     best = ranked[0]
-    # When half of them are equally good, use the first worse one in coordinate of the median.
+    # If half of them tie with the best, use the first worse one instead of the median.
     other = next((loss for loss in ranked[len(ranked) // 2 :] if loss > best), None)
     if other is None:
         return [0.0] * len(losses)
@@ -195,13 +195,13 @@ def _scaled(losses: Sequence[float]) -> list[float]:
     return [min((loss / 2 - best / 2) / scale, 3.0) for loss in losses]
 
 
-def _untried(cube: Cube, wanted: Point, tried: Sequence[Point], rng: random.Random) -> Point:
-    """`wanted`, or the nearest untried point if its configuration was tried."""
+def _untried(cube: Cube, suggested: Point, tried: Sequence[Point], rng: random.Random) -> Point:
+    """`suggested`, or the nearest untried point if its configuration has been tried."""
     keys = {cube.key(point) for point in tried}
-    if cube.key(wanted) not in keys:
-        return wanted
-    everything = cube.points(MAX_LISTED)
-    if everything is None:
-        everything = (tuple(rng.random() for _ in cube.axes) for _ in range(MAX_LISTED // 10))
-    others = [point for point in everything if cube.key(point) not in keys]
-    return min(others, key=lambda point: math.dist(point, wanted), default=wanted)
+    if cube.key(suggested) not in keys:
+        return suggested
+    candidates = cube.points(MAX_LISTED)
+    if candidates is None:
+        candidates = (tuple(rng.random() for _ in cube.axes) for _ in range(MAX_LISTED // 10))
+    others = [point for point in candidates if cube.key(point) not in keys]
+    return min(others, key=lambda point: math.dist(point, suggested), default=suggested)

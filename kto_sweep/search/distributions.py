@@ -1,8 +1,8 @@
 """The distributions of a W&B sweep's parameters, each as a mapping between [0, 1] and its values.
 
-Formulas and names are those of W&B's `sweeps` package. `ppf` is the inverse of the
+Formulas and names follow W&B's `sweeps` package. `ppf` is the inverse of the
 cumulative distribution function (the "percent point function"): uniform u in, value out.
-Values are plain Python numbers, strings, lists and dicts, so that they can be sent as JSON.
+Values are plain Python numbers, strings, lists and dicts, so they can be sent as JSON.
 """
 
 import math
@@ -18,7 +18,7 @@ Value: TypeAlias = Any
 """A JSON value: None, bool, int, float, str, list or dict."""
 
 _TAIL = 1e-12
-"""Normal and beta distributions are cut here on both sides (7 standard deviations), to stay finite."""
+"""Normal and beta distributions are truncated here on both sides (7 standard deviations) to stay finite."""
 
 
 def value_key(value: Value) -> object:
@@ -35,7 +35,7 @@ def value_key(value: Value) -> object:
 
 
 class Distribution(Protocol):
-    """What a search needs to know about one parameter."""
+    """The distribution of one parameter, as a search sees it."""
 
     @property
     def name(self) -> str:
@@ -51,10 +51,10 @@ class Distribution(Protocol):
         """
 
     def cells(self) -> tuple[Value, ...] | None:
-        """The values that a grid visits, in order; None when a grid cannot."""
+        """The values that a grid visits, in order; None if a grid cannot list them."""
 
     def cell_count(self) -> int | None:
-        """The number of distinct cells; None when a grid cannot visit them."""
+        """The number of distinct cells; None if a grid cannot list them."""
 
     def extremes(self) -> tuple[Value, ...]:
         """The values to check before a sweep starts: every listed one, or the two ends.
@@ -93,7 +93,7 @@ class Categorical:
         return (edges[index] + edges[index + 1]) / 2
 
     def cells(self) -> tuple[Value, ...] | None:
-        """The listed values; None with probabilities, which a grid cannot follow."""
+        """The listed values; None with probabilities, which a grid does not support."""
         return None if self.probabilities is not None else self.values
 
     def cell_count(self) -> int | None:
@@ -253,7 +253,7 @@ class Continuous:
         return math.ceil((high - low) / _decimal(self.q))
 
     def extremes(self) -> tuple[Value, ...]:
-        """Both ends; the 0.001 and 0.999 quantiles where there are none."""
+        """Both ends, or the 0.001 and 0.999 quantiles of an unbounded distribution."""
         edge = 0.001 if isinstance(self.base, Normal) else 0.0
         return (self.ppf(edge), self.ppf(1 - edge))
 

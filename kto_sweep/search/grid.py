@@ -1,6 +1,6 @@
 """Grid search: every combination once, in W&B's order (parameters by name, the last one varying fastest).
 
-Except that parameters which trials must share to be trained together, SLOWEST_PARAMETERS, vary slowest.
+One exception: SLOWEST_PARAMETERS vary slowest, because trials must share them to be trained together.
 """
 
 import json
@@ -13,7 +13,7 @@ from kto_sweep.search.distributions import Distribution, IntUniform, Value
 from kto_sweep.search.space import Parameter, Space
 
 MAX_AXIS_CELLS = 1_000_000
-"""Cells of one q_uniform parameter, at most; more could fill the memory."""
+"""Maximum number of cells of one q_uniform parameter; more could exhaust memory."""
 
 SLOWEST_PARAMETERS = ("model", "model_size", "quantization", "dataset", "max_length", "eval_fraction")
 """Parameters shared by all trials that an agent trains together: base model first, then data."""
@@ -22,7 +22,7 @@ _encode = json.JSONEncoder(sort_keys=True).encode  # built once: a large grid ha
 
 
 def can_list(space: Space) -> bool:
-    """Whether a grid can visit this space: every parameter can be listed, within limits."""
+    """Whether a grid can visit this space: every parameter has a list of values within the limits."""
     return all(
         (count := parameter.distribution.cell_count()) is not None
         and count <= (sys.maxsize if isinstance(parameter.distribution, IntUniform) else MAX_AXIS_CELLS)
@@ -33,7 +33,7 @@ def can_list(space: Space) -> bool:
 def next_cell(
     space: Space, tried_keys: Collection[str], start: int = 0
 ) -> tuple[int, dict[str, Value], str] | None:
-    """The first cell from number `start` on that is not in `tried_keys`: its number, configuration, key."""
+    """The first cell from number `start` whose key is not in `tried_keys`: number, configuration, key."""
     axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}
     for number in range(start, math.prod(axis.length for axis in axes.values())):
         values = _values(axes, number)

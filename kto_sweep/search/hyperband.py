@@ -1,8 +1,8 @@
-"""Hyperband early termination as in W&B: runs above a quantile stop at fixed row counts.
+"""Hyperband early termination as on W&B: at fixed row counts, runs above a quantile stop.
 
 An "iteration" is a history row with a finite value of the sweep's metric. At each band (a number of
 iterations) a run is compared with all runs of the sweep that have reached it, itself included; above their
-1/eta quantile it stops. Formulas and behaviour are those of W&B's `sweeps` package.
+1/eta quantile it stops. Formulas and behaviour follow W&B's `sweeps` package.
 """
 
 import math
@@ -24,13 +24,13 @@ class HyperbandRule:
     bands: tuple[int, ...]
     """Iterations at which runs are compared, ascending."""
     eta: float
-    """One in `eta` of the runs continues, ties aside."""
+    """1/eta of the runs continue, ignoring ties."""
     strict: bool
-    """Compare the value at the band; otherwise the best value so far."""
+    """True: compare the value at the band; False: the best value so far."""
 
 
 def parse_hyperband(section: Mapping[str, Any]) -> HyperbandRule:
-    """The rule of an `early_terminate` section. Raises ValueError, naming the wrong key."""
+    """The rule of an `early_terminate` section. Raises ValueError, naming the invalid key."""
     if section.get("type") != "hyperband":
         raise ValueError(f"early_terminate.type is {section.get('type')!r}; only hyperband is supported")
     strict = section.get("strict", True)
@@ -40,7 +40,7 @@ def parse_hyperband(section: Mapping[str, Any]) -> HyperbandRule:
 
 
 def parse_bands(section: Mapping[str, Any], name: str) -> tuple[tuple[int, ...], float]:
-    """Bands and eta of the section called `name`. Raises ValueError, naming the wrong key."""
+    """Bands and eta of the section called `name`. Raises ValueError, naming the invalid key."""
     eta = section.get("eta", 3)
     if not is_number(eta) or eta <= 1:
         raise ValueError(f"{name}.eta is {eta!r}; it must be above 1")
@@ -85,7 +85,7 @@ def should_stop(
 
     `values_at(band)` gives the metric at iteration `band` of every run that reached it, this one included.
     `judged` is the number of iterations at the last decision: every band since then is checked, as if the
-    rows had arrived one by one. Without it only the last band is checked.
+    rows had arrived one at a time. Without it, only the last band is checked.
     """
     last = band_reached(rule, len(history))
     if last is None:
@@ -101,7 +101,7 @@ def should_stop(
 
 
 def threshold(rule: HyperbandRule, values: Sequence[float]) -> float:
-    """The value above which a run stops (lower is better); infinite when there are no values."""
+    """The value above which a run stops (lower is better); infinity if there are no values."""
     ranked = sorted(values)
     position = math.floor(len(ranked) / rule.eta)
     return ranked[position] if ranked else math.inf

@@ -1,6 +1,6 @@
 """The `kto_sweep` key of a registered sweep: options of the embedded server's search that W&B has no key for.
 
-Any client may register anything, so each wrong option is reported and ignored.
+Any client may register anything, so each invalid option is reported and ignored.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ from kto_sweep.text import number_from_text
 BLOCK = "kto_sweep"
 MAX_REPLICATES = 100
 SEARCH_KEYS = ("replicates", "asha", "objectives")
-"""Keys of the block that the server reads."""
+"""Keys of the block that the embedded server reads."""
 _CREATE_KEYS = ("alerts", "warm_start")
-"""Keys that `kto-sweep create` translates to W&B's; other clients send them unchanged."""
+"""Keys that `kto-sweep create` translates to W&B keys; other clients send them unchanged."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Options:
     seeds: tuple[int, ...] = ()
     """Seeds with which each configuration is trained; empty: each is trained once."""
     asha: AshaRule | None = None
-    """When runs pause and resume; None: never."""
+    """The rule by which runs pause and resume; None: they do not."""
     objectives: tuple[Objective, ...] = ()
     """Two or three, the sweep's metric first; empty: the metric is the only one."""
 
 
 def read_options(config: Mapping[str, Any], problems: list[str]) -> Options:
-    """The options of a sweep's configuration; appends what is wrong with them to `problems`."""
+    """The options of a sweep's configuration; appends a message for each invalid one to `problems`."""
     block = config.get(BLOCK)
     if block is None:
         return Options()
@@ -62,11 +62,13 @@ def _objectives(config: Mapping[str, Any], section: object, problems: list[str])
         return ()
     objectives = tuple(Objective(entry["name"], entry.get("goal") == "maximize") for entry in entries)
     if len({objective.name for objective in objectives}) < len(objectives):
-        problems.append(f"{here}: the same metric twice; ignored")
+        problems.append(f"{here}: the same metric is listed twice; ignored")
         return ()
-    named = (metric.get("name"), metric.get("goal") or "minimize") if isinstance(metric, Mapping) else None
-    if metric is not None and named != (objectives[0].name, objectives[0].goal):
-        problems.append(f"{here}: the first must be the sweep's metric with its goal; ignored")
+    metric_goal = (
+        (metric.get("name"), metric.get("goal") or "minimize") if isinstance(metric, Mapping) else None
+    )
+    if metric is not None and metric_goal != (objectives[0].name, objectives[0].goal):
+        problems.append(f"{here}: the first one must be the sweep's metric with its goal; ignored")
         return ()
     return objectives
 

@@ -1,6 +1,6 @@
 """Replicates: each configuration that a search chooses is trained with several seeds before the next one.
 
-There is no state besides the runs: their configurations show which seeds are missing.
+The runs are the only state: their configurations show which seeds are missing.
 """
 
 import statistics
@@ -17,10 +17,10 @@ FIRST_SEED = 42
 
 
 def next_replicate(chosen: Iterable[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any] | None:
-    """The first chosen configuration that lacks a seed, with that seed; None when none does.
+    """The first chosen configuration with a missing seed, with that seed; None if there is none.
 
-    `chosen` are the configurations of all the search's runs, oldest first, also of failed runs. One that was
-    chosen twice needs each seed twice.
+    `chosen` has the configurations of all runs of the search, oldest first, including failed ones. A
+    configuration that was chosen twice needs each seed twice.
     """
     groups: dict[object, list[Mapping[str, Any]]] = {}
     for config in chosen:
@@ -35,7 +35,7 @@ def next_replicate(chosen: Iterable[Mapping[str, Any]], seeds: Sequence[int]) ->
 
 
 def pooled(observations: Iterable[Observation]) -> list[Observation]:
-    """One observation per configuration, seeds aside, in order of first appearance.
+    """One observation per configuration, ignoring the seed, in order of first appearance.
 
     Its value is the mean of its runs' values; it is pending while it has no value and a run is pending.
     """

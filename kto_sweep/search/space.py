@@ -47,7 +47,7 @@ class Space:
         return None if None in counts else math.prod(count for count in counts if count is not None)
 
     def config(self, values: Mapping[tuple[str, ...], Value]) -> dict[str, Value]:
-        """One trial's nested configuration from its values by path; constants may be left out.
+        """One trial's nested configuration from its values by path; constants may be omitted.
 
         Raises KeyError for a searched parameter that has no value.
         """
@@ -65,7 +65,7 @@ class Space:
         return tree
 
     def sample(self, rng: random.Random) -> dict[str, Value]:
-        """Random search's next trial: every parameter drawn from its distribution, independently."""
+        """Random search's next trial: every parameter drawn independently from its distribution."""
         return self.config(
             {parameter.path: parameter.distribution.ppf(rng.random()) for parameter in self.searched}
         )

@@ -1,7 +1,7 @@
-"""Reads the `parameters` section of a sweep: everything that W&B accepts, or every problem at once.
+"""Parses the `parameters` section of a sweep: everything that W&B accepts, or every problem at once.
 
-The section comes from a file or from a server's database. Nothing here knows of training: any sweep that W&B
-accepts is a space.
+The section comes from a file or from a server's database. This module knows nothing about training: any sweep
+that W&B accepts is a space.
 """
 
 import math
@@ -61,7 +61,7 @@ def is_name(name: object) -> bool:
 
 
 def convert_numbers(entry: Mapping[str, object]) -> dict[str, object]:
-    """One parameter's entry with its text numbers (min: 5e-7) as numbers; value and values as they are."""
+    """One parameter's entry with text numbers (min: 5e-7) converted, except in value and values."""
     converted = {key: _as_number(value) if key in NUMBER_KEYS else value for key, value in entry.items()}
     shares = entry.get("probabilities")
     if isinstance(shares, list):
@@ -91,14 +91,14 @@ def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Paramete
         return [], [*others, bad]
     parameters, problems = _parse_section(section, (*path, "parameters"))
     # Keys in the file include `parameters`; the parameter's name does not.
-    named = [Parameter((*path, *p.path[len(path) + 1 :]), p.distribution) for p in parameters]
-    return named, others + problems
+    prefixed = [Parameter((*path, *p.path[len(path) + 1 :]), p.distribution) for p in parameters]
+    return prefixed, others + problems
 
 
 def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Problem]]:
     if not isinstance(entry, Mapping):
         hint = f"values: {listed(entry)}" if isinstance(entry, list) else f"value: {show(entry)}"
-        return None, [Problem(path, f"{show(entry)} without a key", hint=hint)]
+        return None, [Problem(path, f"{show(entry)} without value or values", hint=hint)]
     keys = convert_numbers(entry)
     name = _distribution_name(keys, path)
     if isinstance(name, Problem):
@@ -133,11 +133,11 @@ def _as_number(value: object) -> object:
 def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
     """The distribution named in the entry, or the one that W&B infers from its keys."""
     if "distribution" in keys:
-        named = keys["distribution"]
-        if isinstance(named, str) and named in FORMS:
-            return named
-        hint = nearest(str(named), FORMS) or ", ".join(FORMS)
-        return Problem((*path, "distribution"), f"{show(named)} is not a distribution of W&B", hint=hint)
+        name = keys["distribution"]
+        if isinstance(name, str) and name in FORMS:
+            return name
+        hint = nearest(str(name), FORMS) or ", ".join(FORMS)
+        return Problem((*path, "distribution"), f"{show(name)} is not a distribution of W&B", hint=hint)
     if "value" in keys:
         return "constant"
     if "values" in keys:
@@ -147,7 +147,7 @@ def _distribution_name(keys: Mapping[str, Any], path: Path) -> str | Problem:
     present = [key for key in _ALL_KEYS if key in keys]
     return Problem(
         path,
-        f"{', '.join(present)} by itself is not a distribution" if present else "has no value",
+        f"{', '.join(present)} alone is not a distribution" if present else "has no value",
         "A parameter needs value, values, min and max, or distribution.",
         _missing_hint(keys),
     )
@@ -163,12 +163,12 @@ def _missing_hint(keys: Mapping[str, Any]) -> str:
             return f"add {other}:"
     for key in keys:
         if near := nearest(str(key), _ALL_KEYS):
-            return f"{near}: in place of {key}:"
+            return f"{near}: instead of {key}:"
     return "value: ... or values: [...]"
 
 
 def _inferred_range(low: Any, high: Any, has_step: bool, path: Path) -> str | Problem:
-    """int_uniform for two whole numbers, uniform for two fractions; W&B refuses a mixture."""
+    """int_uniform for two whole numbers, uniform for two fractions; W&B rejects a mixture."""
     if not is_number(low) or not is_number(high):
         return "uniform"  # _value_problems reports what is wrong with it
     if has_step:
@@ -201,7 +201,7 @@ def _key_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Pr
 
 
 def _value_problems(keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Problems of each key's value by itself."""
+    """Problems of each key's value on its own."""
     for key, value in keys.items():
         here = (*path, str(key))
         if key in NUMBER_KEYS and not is_number(value):
@@ -231,7 +231,7 @@ def _json_problems(value: object, path: Path) -> Iterator[Problem]:
 
 
 def _relation_problems(name: str, keys: Mapping[str, Any], path: Path) -> Iterator[Problem]:
-    """Problems of a key's value with its distribution or with other keys."""
+    """Problems of a key's value in combination with its distribution or with other keys."""
     form = FORMS[name]
     for key in form.positive:
         if key in keys and keys[key] <= 0:
@@ -271,7 +271,7 @@ def _probability_problems(
 def _exponent_hint(name: str) -> str:
     """A reminder of whether a log-uniform distribution's ends are exponents or values."""
     if name.endswith("log_uniform"):
-        return f"min and max of {name} are exponents of e; for the values themselves: {name}_values"
+        return f"min and max of {name} are exponents of e; to give values, use {name}_values"
     if name.endswith("log_uniform_values"):
-        return f"min and max of {name} are the values themselves, not exponents"
+        return f"min and max of {name} are values, not exponents"
     return ""

@@ -70,13 +70,13 @@ def _unexpected_effects(values: Values, metric: str) -> Iterator[Problem]:
         (v for v in valid_values(values, "batch_size") if isinstance(v, int)), default=MIN_BATCH_FOR_KL
     )
     if smallest < MIN_BATCH_FOR_KL and set(valid_values(values, "loss_type")) <= {"kto"}:
-        why = "Each step estimates KL(policy, reference) from its own batch; with so few it is mostly noise."
+        why = "Each step estimates KL(policy, reference) from its own batch; here that is mostly noise."
         hint = "batch_size: 8 or more, or loss_type: apo_zero_unpaired, which has no KL term"
         yield Problem(_place(values, "batch_size", smallest), f"a batch of {smallest}", why, hint)
     rho = [value for value in valid_values(values, "rho") if isinstance(value, float)]
     if rho and (min(rho) > MAX_LABEL_RATIO or max(rho) < 1):
         shown = show(rho[0]) if len(rho) == 1 else f"{show(min(rho))} to {show(max(rho))}"
-        why = "rho weighs all desirable rows against all undesirable ones; KTO's authors use 1 to 4/3."
+        why = "rho weighs all desirable rows against all undesirable ones; KTO's authors recommend 1 to 4/3."
         yield Problem(_place(values, "rho"), f"rho {shown} is outside 1 to 4/3", why, "rho: 1")
     logged = METRICS.get(metric)
     if logged is not None and not metric.startswith("eval/") and not logged.caution and logged.goal:
@@ -89,7 +89,7 @@ def _without_effect(values: Values) -> Iterator[Problem]:
     if tuning and all(tuning):
         for name in _ADAPTERS:
             if name in values:
-                why = "A full fine-tuning has no adapters."
+                why = "Full fine-tuning has no adapters."
                 yield Problem(_place(values, name), f"{name} has no effect", why, f"remove {name}")
     if any(value is not None for value in valid_values(values, "max_steps")) and "epochs" in values:
         yield Problem(
@@ -100,17 +100,17 @@ def _without_effect(values: Values) -> Iterator[Problem]:
         )
     dropout = [value for value in valid_values(values, "lora_dropout") if value]
     if dropout and not (tuning and all(tuning)):
-        why = "Dropout keeps more for the backward pass, also for the trials trained together with it."
+        why = "Dropout saves more activations for the backward pass, also of trials trained together with it."
         yield Problem(
             _place(values, "lora_dropout", dropout[0]),
-            f"lora_dropout {show(dropout[0])} makes every step slower and larger",
+            f"lora_dropout {show(dropout[0])} makes every step slower and increases its memory",
             why,
-            "lora_dropout: 0, unless a trial memorises its rows",
+            "lora_dropout: 0, unless trials overfit",
         )
 
 
 def _place(values: Values, name: str, value: object = None) -> tuple[str, ...]:
-    """The place of a parameter; of `value`, if the file gives it."""
+    """The place of a parameter, or of its value `value` if the file has it."""
     for given in values.get(name, ()):
         if value is not None and check_value(name, given.value)[0] == value:
             return given.place

@@ -18,8 +18,8 @@ class DataFileChecker:
     """Looks for data files as an agent does: below the current folder, then among the shipped examples."""
 
     cwd: Path
-    beside: Path
-    """The parent of the sweep file's folder: named in a notice when the data is only there."""
+    root: Path
+    """The parent of the sweep file's folder; a notice names it if the data is only there."""
 
     def problems(self, datasets: Sequence[GivenValue]) -> Iterator[Problem]:
         """A problem for each data file that does not exist; hub ids are not checked."""
@@ -31,20 +31,20 @@ class DataFileChecker:
                 inside = [str(Path(name) / file.name) for file in _data_files(self.cwd / name)]
                 hint = inside[0] if inside else EXAMPLE
                 yield Problem(given.place, f"{name} is a folder", "A trial needs a data file.", hint)
-            elif find_file(name, self.cwd) is None and not (self.beside / name).is_file():
-                why = f"Looked in {self.cwd} and {self.beside}."
+            elif find_file(name, self.cwd) is None and not (self.root / name).is_file():
+                why = f"Looked in {self.cwd} and {self.root}."
                 yield Problem(given.place, f"no data file {name}", why, self._nearest(name))
 
     def notices(self, datasets: Sequence[GivenValue]) -> Iterator[str]:
         """A notice for each data file that an agent started in the current folder would not find."""
         for given in datasets:
-            if find_file(str(given.value), self.cwd) is None and (self.beside / str(given.value)).is_file():
-                yield f"{given.value} is not below the current folder: start the agents in {self.beside}"
+            if find_file(str(given.value), self.cwd) is None and (self.root / str(given.value)).is_file():
+                yield f"{given.value} is not below the current folder: start agents in {self.root}"
 
     def _nearest(self, name: str) -> str:
         folder = Path(name).expanduser().parent
         names = [
-            str(folder / file.name) for base in (self.cwd, self.beside) for file in _data_files(base / folder)
+            str(folder / file.name) for base in (self.cwd, self.root) for file in _data_files(base / folder)
         ]
         names += [shipped for shipped in shipped_names() if Path(shipped).suffix in DATA_SUFFIXES]
         by_name = {Path(path).name: path for path in reversed(names)}

@@ -34,10 +34,10 @@ from kto_sweep.trial import PARAMETERS, check_value
 
 WIDTH = 108
 RUN_CAP = 30
-GUESS = 1.15
-"""Margin on max_length when tokens are estimated from characters."""
-DECADE = 10
-"""A range with at least this ratio of its ends is searched on a log scale."""
+ESTIMATE_MARGIN = 1.15
+"""Factor on max_length when tokens are estimated from characters."""
+LOG_FACTOR = 10
+"""A range whose ends differ by at least this factor is searched on a log scale."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ Setting = Fixed | Listed | Range
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Counts and lengths of a data file, from which parameters are set."""
+    """Counts and lengths of a data file, which determine some parameters."""
 
     rows: int
     desirable: int
@@ -77,7 +77,7 @@ class DataSummary:
     longest: int
     """Tokens of the longest row."""
     exact: bool
-    """Measured with the model's tokenizer."""
+    """Tokens were counted with the model's tokenizer."""
 
 
 def parse_flag(name: str, text: str, method: str) -> Setting:
@@ -153,9 +153,9 @@ def inspect_data(source: str, model: str | None) -> DataSummary:
 def complete_settings(
     method: str, given: Mapping[str, Setting], summary: DataSummary
 ) -> tuple[dict[str, Setting], dict[str, str]]:
-    """All parameters of the file, in its order, and for those set from the data the reason.
+    """All parameters of the file in order, and the reasons for those set from the data.
 
-    When no given parameter is searched, the method's default parameters are.
+    If no given parameter is searched, the method's default parameters are.
     """
     settings = dict(given)
     size = settings.get("model_size")
@@ -197,7 +197,7 @@ def _fixed_or_listed(values: Sequence[object]) -> Setting:
 
 def _from_data(summary: DataSummary, reasons: dict[str, str]) -> dict[str, Setting]:
     """max_length, eval_fraction and, for unbalanced labels, rho."""
-    length = max(64, math.ceil(summary.p99 * (1 if summary.exact else GUESS) / 64) * 64)
+    length = max(64, math.ceil(summary.p99 * (1 if summary.exact else ESTIMATE_MARGIN) / 64) * 64)
     estimated = "" if summary.exact else ", estimated from characters"
     reasons["max_length"] = (
         f"99 of 100 rows have at most {summary.p99:,} tokens, the longest {summary.longest:,}{estimated}."
@@ -258,8 +258,8 @@ def to_yaml(
 def _head(method: str, settings: Mapping[str, Setting], summary: DataSummary, file: str) -> Iterable[str]:
     searched = [name for name, setting in settings.items() if not isinstance(setting, Fixed)]
     cells = math.prod(len(s.values) for s in settings.values() if isinstance(s, Listed))
-    many = f"{cells} trials, every combination once" if method == "grid" else f"{RUN_CAP} trials at most"
-    yield f"# Searches: {', '.join(searched) or 'nothing'}: {many}."
+    trials = f"{cells} trials, every combination once" if method == "grid" else f"at most {RUN_CAP} trials"
+    yield f"# Searches: {', '.join(searched) or 'nothing'}: {trials}."
     labels = f"{summary.desirable:,} desirable and {summary.undesirable:,} undesirable"
     yield f"# Data:     {summary.rows:,} rows, {labels}."
     yield f"# Costs:    kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)"
@@ -276,7 +276,7 @@ def _body(name: str, setting: Setting) -> list[str]:
     ends = [f"min: {_yaml(setting.low)}", f"max: {_yaml(setting.high)}"]
     if isinstance(PARAMETERS[name].type, WholeNumber):
         return ends
-    if setting.low > 0 and setting.high >= DECADE * setting.low:
+    if setting.low > 0 and setting.high >= LOG_FACTOR * setting.low:
         return ["distribution: log_uniform_values  # every factor of ten is equally likely", *ends]
     return ["distribution: uniform", *ends]
 

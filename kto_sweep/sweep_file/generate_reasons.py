@@ -31,7 +31,7 @@ REASONS: Mapping[str, Reason] = {
         f"{PAPER}; TRL's documentation of KTO",
     ),
     "beta": Reason(
-        "The pull to the reference model. 0.1 is the usual value; published optima are 0.01 to 0.3.",
+        "Strength of the pull toward the reference model. Usually 0.1; published optima are 0.01 to 0.3.",
         f"{PAPER}; published KTO configurations",
     ),
     "rho": Reason(
@@ -45,11 +45,11 @@ REASONS: Mapping[str, Reason] = {
         "published KTO configurations take 8 to 64; LoRA, arXiv 2106.09685, section 7.2",
     ),
     "model_size": Reason(
-        "Sizes a factor of 2 to 3 apart: closer ones seldom differ by more than the seed does.",
+        "Sizes a factor of 2 to 3 apart: closer ones seldom differ by more than seed noise.",
         "rule of thumb",
     ),
     "seed": Reason(
-        "The same trial with other random numbers shows how much of a difference is noise.", "rule of thumb"
+        "Repeating a trial with other seeds shows how much of a difference is noise.", "rule of thumb"
     ),
     "loss_type": Reason(
         "apo_zero_unpaired has no KL term and raises the likelihood of desirable answers directly.",
@@ -60,7 +60,7 @@ REASONS: Mapping[str, Reason] = {
         "kto-sweep plan shows how much",
     ),
     "quantization": Reason(
-        "4bit needs a third of the memory for the base model, at little cost in quality.",
+        "4bit needs a third of the memory for the base model, with little loss of quality.",
         "QLoRA, arXiv 2305.14314",
     ),
 }

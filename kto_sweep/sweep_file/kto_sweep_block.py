@@ -13,26 +13,26 @@ from kto_sweep.sweep_file.setting_checks import check_bands, check_metric, unkno
 from kto_sweep.text import show
 
 KEYS: Mapping[str, str] = {
-    "alerts": 'rules such as `"kl_raw > 10"`: a W&B alert in each run that meets one',
+    "alerts": 'rules such as `"kl_raw > 10"`: each run that meets one sends a W&B alert',
     "replicates": (
-        "number of seeds per configuration: the sweep's seed (default 42) and those after it. Grids support "
-        "it on every server; random and bayes on the embedded server, which runs all seeds of a "
-        "configuration before it chooses the next, and shows bayes their mean. `run_cap` counts runs, as on "
+        "number of seeds per configuration: the sweep's seed (default 42) and the following ones. Grids "
+        "support it on every server; random and bayes only on the embedded server, which runs all seeds of a "
+        "configuration before it chooses the next, and gives bayes their mean. `run_cap` counts runs, as on "
         "W&B"
     ),
     "asha": (
         "`{min_iter: 1, eta: 3}`, or `{max_iter: 27, s: 3, eta: 3}`: asynchronous successive halving on the "
-        "embedded server. At each band, counted like hyperband's, a trial pauses unless it is among the best "
-        "1 in `eta` of those that reached the band; it resumes from its checkpoint once it is"
+        "embedded server. At each band, counted as in hyperband, a trial pauses unless it is among the best "
+        "1/`eta` of the trials that reached the band; it resumes from its checkpoint once it is"
     ),
     "objectives": (
-        "two or three metrics, as `[{name: eval/common_loss}, {name: trial/seconds, goal: minimize}]`; the "
-        "first is the sweep's metric. `compare` shows their Pareto front, and bayes on the embedded server "
-        "searches it"
+        "two or three metrics, such as `[{name: eval/common_loss}, {name: trial/seconds, goal: minimize}]`; "
+        "the first is the sweep's metric. `compare` shows their Pareto front, and bayes on the embedded "
+        "server optimizes all of them"
     ),
     "warm_start": (
-        "`[SWEEP, ...]`, of the same project, for bayes: finished trials of these sweeps that lie in the "
-        "search space are observations from the start, on W&B too"
+        "`[SWEEP, ...]` in the same project, for bayes: the search starts with the finished trials of these "
+        "sweeps that lie in the search space, also on W&B"
     ),
 }
 """The block's keys and what they do."""
@@ -69,7 +69,7 @@ def _check_replicates(config: Mapping[str, Any], count: Any) -> Iterator[Problem
         what = f"{show(count)} is not a number of seeds from 2 to {MAX_REPLICATES}"
         yield Problem(here, what, "Each configuration is trained once with each seed.", "replicates: 3")
     elif first_seed(config.get("parameters")) is None:
-        why = "replicates counts its seeds from a single first seed."
+        why = "replicates uses consecutive seeds, starting from a single one."
         yield Problem(here, "replicates together with a searched seed", why, "seed: {value: 42}")
 
 
@@ -97,7 +97,9 @@ def _check_objectives(config: Mapping[str, Any], objectives: Any) -> Iterator[Pr
         return
     if not isinstance(objectives, list) or len(objectives) not in OBJECTIVE_COUNTS:
         what = "not a list of two or three metrics"
-        why = "A single one is the sweep's metric; with more than three, almost every trial is on the front."
+        why = (
+            "A single one is the sweep's metric; with more than three, almost all trials are Pareto-optimal."
+        )
         yield Problem(here, what, why, "[{name: eval/common_loss}, {name: trial/seconds}]")
         return
     names: list[Any] = []
@@ -172,9 +174,9 @@ def with_replicate_seeds(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def to_registered(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration to register, from a valid one: each option where a server looks for it.
+    """The configuration to register, from a valid one, with each option where servers expect it.
 
-    The options that remain in the block are read by the embedded server's search.
+    The embedded server's search reads the options that remain in the block.
     """
     block = dict(config.get(BLOCK, {}))
     if config["method"] == "grid":
@@ -191,17 +193,17 @@ def to_registered(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-_WITHOUT_IT = {
+_FALLBACKS = {
     "replicates": "each configuration is trained once",
     "asha": "every trial trains to its end",
-    "objectives": "the search follows the first one only; compare still marks time and memory",
+    "objectives": "the search optimizes only the first one; compare still shows time and memory trade-offs",
 }
 """What happens instead on a server that does not support an option."""
 
 
 def without_block(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """A registered configuration for a server other than the embedded one, and a note per option lost."""
+    """A registered configuration without the embedded server's options, and a note for each of them."""
     notes = tuple(
-        f"{key} needs the embedded server; on W&B {_WITHOUT_IT[key]}" for key in config.get(BLOCK, {})
+        f"{key} needs the embedded server; on W&B {_FALLBACKS[key]}" for key in config.get(BLOCK, {})
     )
     return {key: value for key, value in config.items() if key != BLOCK}, notes

@@ -56,7 +56,7 @@ class CheckedParameters:
     """A `parameters` section as a space, and its problems."""
 
     space: Space | None = None
-    """None when W&B refuses the section."""
+    """None if W&B would reject the section."""
     values: Mapping[str, Sequence[GivenValue]] = field(default_factory=dict)
     """For each parameter that the file sets, its listed values or the ends of its range."""
     problems: Sequence[Problem] = ()
@@ -68,9 +68,9 @@ def check_parameters(section: Any, method: Any) -> CheckedParameters:
         what = "no parameters" if not section else f"{show(section)} is not a group of parameters"
         hint = "parameters: {learning_rate: {values: [1.0e-6, 5.0e-6]}, ...}"
         return CheckedParameters(problems=[Problem(("parameters",), what, hint=hint)])
-    parameters, refused = parse_parameters(section)
+    parameters, section_problems = parse_parameters(section)
     distributions = {parameter.path: parameter.distribution for parameter in parameters}
-    problems = list(refused)
+    problems = list(section_problems)
     values: dict[str, list[GivenValue]] = {}
     places: dict[str, dict[Path, Path]] = {}
     misspelt: set[str] = set()
@@ -84,11 +84,15 @@ def check_parameters(section: Any, method: Any) -> CheckedParameters:
                 continue
             values.setdefault(name, []).extend(given)
             places.setdefault(name, {})[path] = entry.place
-            wrong = list(_check_distribution(entry, distributions.get(path), PARAMETERS[name], method))
-            problems += wrong or list(filter(None, (_check_value(name, value) for value in given)))
+            value_problems = list(
+                _check_distribution(entry, distributions.get(path), PARAMETERS[name], method)
+            )
+            if not value_problems:
+                value_problems = list(filter(None, (_check_value(name, value) for value in given)))
+            problems += value_problems
     problems += _check_twice(places)
     problems += _check_combinations(values, places, misspelt)
-    space = None if refused else Space(tuple(parameters))
+    space = None if section_problems else Space(tuple(parameters))
     return CheckedParameters(space, values, [*problems, *_check_size(space, method)])
 
 
@@ -127,7 +131,7 @@ def _values(entry: ParameterEntry, distribution: Distribution, method: Any) -> I
         return
     low, high = distribution.extremes()
     if isinstance(distribution, Continuous) and distribution.bounds is None:
-        low, high = (float(f"{end:.3g}") for end in (low, high))  # further digits are not in the file
+        low, high = (float(f"{end:.3g}") for end in (low, high))  # the file does not have more digits
     count = distribution.cell_count() if method == "grid" else None
     if count is not None and count <= MAX_GRID_TRIALS:  # a grid starts at min and excludes max
         cells = distribution.cells() or ()
@@ -166,7 +170,7 @@ def _check_distribution(
             sample = [_sample(distribution, u, definition) for u in (0.0, 0.5, 1.0)]
             why = f"method grid tries every value, and {name} has infinitely many."
             hint = f"values: {listed(sample)}, or method: random"
-            yield Problem(at, f"a grid cannot visit {name}", why, hint)
+            yield Problem(at, f"a grid cannot use {name}", why, hint)
 
 
 def _is_whole(q: float | None) -> bool:
@@ -202,7 +206,7 @@ def _check_combinations(
     places: Mapping[str, Mapping[Path, Path]],
     misspelt: set[str],
 ) -> Iterator[Problem]:
-    """Problems of parameters in combination; a misspelt one, already reported, does not count as missing."""
+    """Problems of parameters in combination; a misspelt parameter, already reported, is not missing."""
     possible: dict[str, list[object]] = {name: ["unknown"] for name in misspelt}
     for name, given in values.items():
         possible[name] = [check_value(name, value.value)[0] for value in given] or ["unknown"]

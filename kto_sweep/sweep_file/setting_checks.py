@@ -76,14 +76,15 @@ def _check_method(config: Mapping[str, Any]) -> Iterator[Problem]:
     method = config.get("method")
     if "method" not in config:
         yield Problem(
-            (), "no method", "It says how trials are chosen.", f"method: one of {', '.join(METHODS)}"
+            (), "no method", "The method sets how trials are chosen.", f"method: one of {', '.join(METHODS)}"
         )
     elif method == "custom":
         why = "method custom lets a `wandb sweep-scheduler` choose trials, which kto-sweep does not start."
         yield Problem(("method",), "custom is not supported", why, f"one of {', '.join(METHODS)}")
     elif method not in METHODS:
         hint = nearest(str(method).lower(), METHODS) or f"one of {', '.join(METHODS)}"
-        yield Problem(("method",), f"{show(method)} is not a method", "It says how trials are chosen.", hint)
+        what = f"{show(method)} is not a method"
+        yield Problem(("method",), what, "The method sets how trials are chosen.", hint)
 
 
 def _check_metric(metric: Any) -> Iterator[Problem]:
@@ -115,7 +116,7 @@ def _check_metric_name(metric: Mapping[str, Any], here: Path) -> Iterator[Proble
     if name is None:
         yield Problem(here, "no name", hint="name: eval/common_loss")
     elif show(name) in NOT_LOGGED:
-        why = "It is text, or is logged only when a run ends, so a search cannot follow it."
+        why = "It is text, or logged only when a run ends, so a search cannot use it."
         yield Problem((*here, "name"), f"{name} cannot be the metric", why, "eval/common_loss")
     elif show(name) not in METRICS:
         searchable = [metric for metric in METRICS if metric not in NOT_LOGGED]

@@ -45,9 +45,9 @@ class SweepConfig:
     goal: str
     """minimize or maximize."""
     expected_trials: int | None
-    """Number of trials; None: it runs until someone stops it."""
+    """Number of trials; None: it runs until a user stops it."""
     notices: tuple[str, ...]
-    """Sentences for its author, printed once."""
+    """Notes for the author, printed once."""
     project: str | None
     name: str | None
     warm_start: tuple[str, ...] = ()
@@ -61,14 +61,14 @@ class CheckedSweepFile:
     path: Path
     source: YamlSource
     problems: tuple[Problem, ...]
-    """Empty when it can be registered."""
+    """Empty if it can be registered."""
     values: Mapping[str, Sequence[GivenValue]]
     """For each parameter that the file sets, its listed values or the ends of its range."""
     sweep: SweepConfig | None
-    """None when there are problems."""
+    """None if there are problems."""
 
     def located(self, problems: Iterable[Problem]) -> list[Problem]:
-        """Problems with their lines in the file, in its order, each once."""
+        """Distinct problems with their lines, in file order."""
         at_lines = (
             replace(problem, file=str(self.path), line=problem.line or self.source.line(problem.path))
             for problem in problems
@@ -78,9 +78,9 @@ class CheckedSweepFile:
 
 
 def load_sweep_config(path: Path, *, dataset_check: bool = True) -> SweepConfig:
-    """The sweep that a file describes; `dataset_check` False: local data files need not exist.
+    """The sweep in a file; `dataset_check` False: local data files need not exist.
 
-    Raises SweepFileError with every problem; UsageError when there is no such file.
+    Raises SweepFileError with every problem, UsageError if there is no such file.
     """
     checked = check_sweep_file(path, dataset_check=dataset_check)
     if checked.sweep is None:
@@ -91,7 +91,7 @@ def load_sweep_config(path: Path, *, dataset_check: bool = True) -> SweepConfig:
 def check_sweep_file(path: Path, *, dataset_check: bool = True) -> CheckedSweepFile:
     """A sweep file and its problems; `dataset_check` False: local data files need not exist.
 
-    Raises UsageError when there is no such file, or it is not text.
+    Raises UsageError if there is no such file or it is not text.
     """
     file = find_file(str(path))
     if file is None:
@@ -99,18 +99,18 @@ def check_sweep_file(path: Path, *, dataset_check: bool = True) -> CheckedSweepF
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+        raise UsageError(f"{path}: not UTF-8 text: {error}") from error
     data_files = DataFileChecker(Path.cwd(), file.resolve().parent.parent) if dataset_check else None
     return check_sweep_text(text, path, data_files)
 
 
 def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None = None) -> CheckedSweepFile:
-    """The sweep in a file's text and its problems; without `data_files` its data files need not exist."""
+    """The sweep in a file's text and its problems; without `data_files`, data files need not exist."""
     source, syntax_errors = read_yaml(text)
     if source is None:
         return CheckedSweepFile(path, YamlSource(None, {(): 1}), tuple(syntax_errors), {}, None)
     if not isinstance(source.data, Mapping):
-        what = "the file is empty" if source.data is None else "not a sweep: no keys at the top"
+        what = "the file is empty" if source.data is None else "not a sweep: no top-level keys"
         problem = Problem((), what, hint="method: grid, and below it parameters:")
         return CheckedSweepFile(path, source, (problem,), {}, None)
     written = convert_settings(source.data)
@@ -164,17 +164,17 @@ def _notices(config: Mapping[str, Any], sets_eval_steps: bool) -> Iterator[str]:
     seeds = config.get(BLOCK, {}).get("replicates")
     if seeds and config.get("run_cap"):
         full, rest = divmod(config["run_cap"], seeds)
-        cut = f", and {counted(rest, 'run')} of one more" if rest else ""
+        more = f", plus {counted(rest, 'run')} of another" if rest else ""
         yield (
-            f"run_cap counts runs: {config['run_cap']} are {counted(full, 'configuration')} with {seeds} "
-            f"seeds{cut}"
+            f"run_cap counts runs: {config['run_cap']} runs are {counted(full, 'configuration')} with "
+            f"{seeds} seeds{more}"
         )
     first = first_band(band_settings(config))
     if first > EVALUATIONS and metric.name.startswith("eval/") and not sets_eval_steps:
-        which = "hyperband" if config.get("early_terminate") else "asha"
+        rule = "hyperband" if config.get("early_terminate") else "asha"
         yield (
-            f"{which} compares trials from evaluation {first} on, but a trial has {EVALUATIONS} evaluations "
-            "unless eval_steps is set: no trial would be stopped"
+            f"{rule} compares trials from evaluation {first} on, but without eval_steps a trial has "
+            f"{EVALUATIONS} evaluations: no trial would be stopped"
         )
 
 
@@ -186,12 +186,12 @@ def _deprecated(space: Space) -> Iterator[str]:
 
 
 def band_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration's hyperband or asha section, which says when trials are compared; or empty."""
+    """A configuration's hyperband or asha section, which sets when trials are compared; or empty."""
     return config.get("early_terminate") or config.get(BLOCK, {}).get("asha") or {}
 
 
 def first_band(section: Mapping[str, Any]) -> int:
-    """The number of metric values after which trials are first compared; 0: the section is empty."""
+    """The number of metric values after which trials are first compared; 0 for an empty section."""
     if "max_iter" not in section:
         return int(section.get("min_iter", 0))
     bands = [int(section["max_iter"] / section.get("eta", 3) ** k) for k in range(1, section["s"] + 1)]

@@ -1,4 +1,4 @@
-"""Text that means a number, in a sweep file's parameters: converted to the number, with a notice.
+"""Converts text that means a number in a sweep file's parameters, with a notice.
 
 YAML 1.1, which W&B uses too, reads 5e-7 as text because it has no decimal point.
 """
@@ -13,7 +13,7 @@ from kto_sweep.trial import check_value, parameter_name
 
 
 def convert_section(section: Mapping[str, Any], path: Path = ()) -> tuple[dict[str, Any], list[str]]:
-    """A checked `parameters` section with numbers as numbers, and a notice for each parameter changed."""
+    """A checked `parameters` section with text numbers converted, and a notice for each changed parameter."""
     converted: dict[str, Any] = {}
     notices: list[str] = []
     for name, body in section.items():

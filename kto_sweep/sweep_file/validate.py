@@ -1,4 +1,4 @@
-"""Every problem of a sweep file and its data that shows before anything runs: errors and warnings.
+"""Finds every problem of a sweep file and its data without running anything: errors and warnings.
 
 file --sweep_config--> problems, values --combination_checks--> combinations
 data --data.lint-----> rows -----------------------------------> weights, batches, evaluations
@@ -41,7 +41,7 @@ class Validation:
     warnings: tuple[Problem, ...]
     """Allowed, but probably not intended."""
     sweep: SweepConfig | None
-    """None when the file by itself has errors."""
+    """None if the file itself has errors."""
 
     def checked(self) -> SweepConfig:
         """The sweep. Raises SweepFileError with every error."""
@@ -53,7 +53,7 @@ class Validation:
 def validate(path: Path) -> Validation:
     """Every static problem of a sweep file and of the local data files that it names.
 
-    Raises UsageError when there is no such file, or it is not text.
+    Raises UsageError if there is no such file or it is not text.
     """
     checked = check_sweep_file(path)
     metric = checked.sweep.metric_name if checked.sweep else DEFAULT_METRIC
@@ -78,7 +78,7 @@ def validate(path: Path) -> Validation:
 
 
 def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
-    """Problems of one data file by itself, and with the sweep's parameters."""
+    """Problems of one data file, alone and combined with the sweep's parameters."""
     name = str(dataset.value)
     try:
         if find_data(name) is None:
@@ -95,8 +95,8 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
         if finding.severity is Severity.NOTE or (finding.code == "imbalance" and weighed):
             continue
         lines = finding.lines
-        named = f" (line {lines[0]}{', ...' if len(lines) > 1 else ''})" if lines else ""
-        what = f"{name}: {finding.what}{named}"
+        where = f" (line {lines[0]}{', ...' if len(lines) > 1 else ''})" if lines else ""
+        what = f"{name}: {finding.what}{where}"
         yield Problem(dataset.place, what, hint=finding.hint, severity=finding.severity)
     if report.split is not None:
         yield from _check_weights(checked, dataset, report)
@@ -112,11 +112,11 @@ def _check_weights(checked: CheckedSweepFile, dataset: GivenValue, report: LintR
     desirable, undesirable = (float(str(values[0])) if values and values[0] else 1.0 for values in weights)
     ratio = report.balance.ratio * desirable / undesirable
     if not 1 / MAX_LABEL_RATIO < ratio < MAX_LABEL_RATIO * MAX_LABEL_RATIO:
-        why = "The weights and the counts of the two labels together; KTO's authors use 1 to 4/3."
+        why = "This is weight times number of rows; KTO's authors recommend 1 to 4/3."
         what = f"desirable rows weigh {ratio:.2g} times as much as undesirable ones"
         name = "desirable_weight" if weights[0] else "undesirable_weight"
         place = checked.values[name][0].place if name in checked.values else dataset.place
-        yield Problem(place, what, why, "rho: 1 in place of both", Severity.WARNING)
+        yield Problem(place, what, why, "rho: 1 instead of both", Severity.WARNING)
 
 
 def _check_steps(checked: CheckedSweepFile, data: str, rows: int) -> Iterator[Problem]:
@@ -138,7 +138,7 @@ def _check_steps(checked: CheckedSweepFile, data: str, rows: int) -> Iterator[Pr
         yield Problem(
             checked.values["eval_steps"][0].place,
             f"eval_steps {min(every)}, but a trial has {max(steps)} steps",
-            "It would be evaluated only after its last step.",
+            "Trials would be evaluated only after their last step.",
             f"eval_steps: {max(1, max(steps) // 4)}, or remove it",
             Severity.WARNING,
         )
@@ -154,7 +154,7 @@ def _check_early_stopping(checked: CheckedSweepFile, steps: int, every: int | No
     if not metric.startswith("eval/"):
         logged, every = steps, None
     elif every is None:
-        return  # SweepConfig.notices has it
+        return  # reported by SweepConfig.notices
     else:
         logged = -(-steps // every)
     if first > logged:

@@ -1,4 +1,4 @@
-"""A YAML file as data, with the line of every value; or the problems that keep it from being read."""
+"""A YAML file as data with the line of every value, or its YAML errors."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -87,14 +87,14 @@ def _walk_mapping(
         here = (*path, name)
         if name in first_seen:
             what = f"{name} is set here and in line {first_seen[name]}"
-            yield Problem(here, what, "YAML keeps the last of the two, silently.", "remove one", line=line)
+            yield Problem(here, what, "YAML silently keeps only the last one.", "remove one", line=line)
         first_seen.setdefault(name, line)
         lines[here] = line if _is_below_its_key(value) else value.start_mark.line + 1
         yield from _walk(value, here, lines, parents)
 
 
 def _is_below_its_key(value: yaml.Node) -> bool:
-    """True for a block and for an empty value: people look for both at the key."""
+    """True for a block and for an empty value: users look for both at the key."""
     if isinstance(value, yaml.CollectionNode):
         return not value.flow_style
     return value.start_mark.index == value.end_mark.index

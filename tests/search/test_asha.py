@@ -34,7 +34,7 @@ def test_bands_are_those_of_hyperband(section):
         ({"max_iter": 1, "s": 1}, "asha has no band of 1 iteration or more"),
     ],
 )
-def test_what_is_no_rule_is_told(section, problem):
+def test_invalid_rules_are_reported(section, problem):
     with pytest.raises(ValueError, match=problem):
         asha.parse_asha(section, "asha")
 
@@ -51,9 +51,9 @@ def test_the_best_are_one_in_eta_and_no_other_is_better(values, eta, maximize):
 
 @given(st.integers(0, 10_000), st.integers(1, 30), st.sampled_from([2, 3, 4]))
 def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta):
-    """Trials with fixed curves in any order: at the end a band's best 1/eta, and they alone, went past it.
+    """Trials with fixed curves in any order: at the end, the best 1/eta of each band have passed it.
 
-    Their place in the order decides who goes past it early: such a run may be overtaken later.
+    A run that passes early may be overtaken later, so others may have passed too.
     """
     rng = random.Random(seed)
     rule = asha.AshaRule((1, eta, eta**2), eta)
@@ -62,8 +62,8 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
     at = dict.fromkeys(range(trials), 0)
     ready, paused, ended = list(range(trials)), {}, set()
     while ready or asha.promotable(rule, paused, rungs.__getitem__):
-        may = asha.promotable(rule, paused, rungs.__getitem__)
-        run = may[0] if may else ready.pop(rng.randrange(len(ready)))
+        promotable = asha.promotable(rule, paused, rungs.__getitem__)
+        run = promotable[0] if promotable else ready.pop(rng.randrange(len(ready)))
         if run in paused:
             at[run] = paused.pop(run)
         for band in rule.bands:
@@ -80,19 +80,19 @@ def test_each_rung_ends_with_the_best_of_those_that_reached_it(seed, trials, eta
         past = {run for run, _ in reached if paused.get(run) != band}
         assert set(asha.best(reached, eta)) <= past
         assert all(paused.get(run) != band for run in asha.best(reached, eta))
-    # Nobody trains beyond a band for free: of those past it each was among the best when it went.
+    # No run passes a band for free: each was among the best when it passed.
     assert len(rungs[eta]) <= sum(1 for count in range(1, trials + 1) if count >= eta)
 
 
 def test_a_batch_of_rows_is_judged_band_by_band():
-    """Run 9 is among the best at band 1 and not at band 3, which it has logged past already."""
+    """Run 9 is among the best at band 1 but not at band 3, which its rows have already passed."""
     rule = asha.AshaRule((1, 3, 9), 3)
     standings = {1: [(1, 2.0), (2, 3.0), (9, 1.0)], 3: [(1, 1.0), (2, 2.0), (9, 3.0)]}
     assert asha.pauses_at(rule, 9, 0, 5, standings.__getitem__) == (3, True)
     assert asha.pauses_at(rule, 9, 3, 8, standings.__getitem__) == (3, False)
 
 
-def test_at_the_end_one_of_a_band_goes_on_in_any_case():
+def test_at_the_end_one_run_of_a_band_always_continues():
     rule = asha.AshaRule((1, 3), 3)
     standings = {1: [(1, 0.1), (2, 0.2), (4, 0.4)], 3: [(1, 0.1), (2, 0.2)]}
     assert asha.promotable(rule, {1: 3, 2: 3, 4: 1}, standings.__getitem__) == []

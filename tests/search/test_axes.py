@@ -48,7 +48,7 @@ def cube(**parameters: object) -> Cube:
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
 @settings(max_examples=30, deadline=None)
 @given(place=st.floats(1e-6, 1 - 1e-6))
-def test_value_comes_back_from_its_coordinate(entry: dict[str, object], place: float) -> None:
+def test_values_round_trip_through_their_coordinates(entry: dict[str, object], place: float) -> None:
     (axis,) = cube(p=entry).axes
     value = axis.value(place)
     coordinate = axis.coordinate(value)
@@ -91,7 +91,7 @@ def test_numbers_are_ordered_and_names_are_not() -> None:
     assert names == Levels(("x", "y"), ordered=False)
 
 
-def test_repeated_values_and_those_of_probability_zero_are_no_levels() -> None:
+def test_repeated_values_and_values_of_probability_zero_are_not_levels() -> None:
     (axis,) = cube(a={"values": [4, 4.0, 8]}).axes
     assert axis == Levels((4, 8), ordered=True)
     (axis,) = cube(a={"values": ["x", "y", "z"], "probabilities": [0.5, 0.5, 0.0]}).axes
@@ -109,6 +109,6 @@ def test_all_points_of_a_finite_space() -> None:
     assert result.points(17) is None
 
 
-def test_endless_space_has_no_list_of_points() -> None:
+def test_an_infinite_space_has_no_list_of_points() -> None:
     assert cube(a={"values": [1, 2]}, x={"min": 0.0, "max": 1.0}).points(10**6) is None
     assert cube(a={"min": 0, "max": 10**12}).points(1000) is None

@@ -133,7 +133,7 @@ def test_four_agents_at_the_start_get_points_that_spread() -> None:
 
 
 def test_more_agents_than_losses_continue_the_start() -> None:
-    """The ninth of the sequence, as if nothing was known; with a loss for each axis the process is asked."""
+    """The ninth start point while losses are missing; with a loss per axis, the process suggests one."""
     searched = space({name: {"min": 0.0, "max": 1.0} for name in "abc"})
     configs: list[dict[str, Any]] = []
     for _ in range(9):
@@ -166,8 +166,8 @@ def test_space_without_anything_to_search() -> None:
     assert next_config(space({"a": {"value": 1}}), [], seed=0) == {"a": 1}
 
 
-def test_prior_trials_count_from_the_first_suggestion_on() -> None:
-    """Eight trials around the optimum: the first point is no start any more, but near the best."""
+def test_prior_trials_are_used_from_the_first_suggestion() -> None:
+    """After eight trials around the optimum, the first point is not a start point, but near the best."""
     rng = random.Random(0)
     configs = [{"x": rng.random(), "y": rng.random()} for _ in range(12)]
     configs += [{"x": 0.7 + dx, "y": 0.2 + dy} for dx in (-0.1, 0.1) for dy in (-0.1, 0.1)]
@@ -183,7 +183,7 @@ def test_many_trials_are_sampled_and_the_best_ones_stay() -> None:
 
 
 def test_scale_of_losses() -> None:
-    """0 for the best, 1 for the median; a diverged trial is bad, and no worse than that."""
+    """0 for the best, 1 for the median; a diverged trial is clipped."""
     assert bayes._scaled([2.0, 1.0, 3.0, 1e9, 2.5]) == pytest.approx([1 / 1.5, 0, 2 / 1.5, 3, 1])
     assert bayes._scaled([1.0, 1.0, 1.0, 1.0, 5.0]) == [0, 0, 0, 0, 1]
     assert bayes._scaled([7.0, 7.0]) == [0, 0]

@@ -1,4 +1,4 @@
-"""The order of a grid on W&B, and the note of `create` about it."""
+"""The order of a grid on W&B, and the note that `create` prints about it."""
 
 import pytest
 

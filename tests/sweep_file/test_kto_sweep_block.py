@@ -1,4 +1,4 @@
-"""The search options of the `kto_sweep:` block: which are refused, and where they are registered."""
+"""The search options of the `kto_sweep:` block: invalid ones, and where options are registered."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def test_invalid_asha(block: Any, problem: str) -> None:
     assert problems_of(block) == [problem]
 
 
-def test_asha_and_hyperband_exclude_each_other() -> None:
+def test_asha_and_hyperband_cannot_be_combined() -> None:
     hyperband = {"type": "hyperband", "min_iter": 1}
     assert problems_of({"asha": {"min_iter": 1}}, early_terminate=hyperband) == [
         "asha: asha together with early_terminate"
@@ -106,7 +106,7 @@ def test_the_first_objective_is_the_metric() -> None:
     assert sweep.config["metric"] == other[0]
     assert sweep.config["kto_sweep"] == {"objectives": other}
     (note,) = without_block(sweep.config)[1]
-    assert note.endswith("the search follows the first one only; compare still marks time and memory")
+    assert note.endswith("compare still shows time and memory trade-offs")
 
 
 @pytest.mark.parametrize(

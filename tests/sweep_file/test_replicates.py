@@ -48,9 +48,8 @@ def test_replicates_of_other_methods_are_registered_only_with_the_embedded_serve
     sweep = checked(3, method=method).sweep
     assert sweep.config["kto_sweep"] == {"replicates": 3}
     assert "seed" not in sweep.config["parameters"]
-    assert (
-        "run_cap counts runs: 20 are 6 configurations with 3 seeds, and 2 runs of one more" in sweep.notices
-    )
+    notice = "run_cap counts runs: 20 runs are 6 configurations with 3 seeds, plus 2 runs of another"
+    assert notice in sweep.notices
     config, notes = without_block(sweep.config)
     assert config == {key: value for key, value in sweep.config.items() if key != "kto_sweep"}
     assert notes == ("replicates needs the embedded server; on W&B each configuration is trained once",)

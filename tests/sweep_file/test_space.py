@@ -1,4 +1,4 @@
-"""Distributions against their formulas, their round trips, and what parse_space accepts and refuses."""
+"""Distributions against their formulas, their round trips, and what parse_space accepts and rejects."""
 
 import json
 import math
@@ -70,7 +70,7 @@ REFERENCE = {  # scipy's own frozen distributions, for the families that it has
 @pytest.mark.parametrize("name", ENTRIES)
 @given(u=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_a_value_is_plain_json_and_comes_back_from_its_coordinate(name: str, u: float) -> None:
+def test_a_value_is_plain_json_and_round_trips(name: str, u: float) -> None:
     parsed = distribution(distribution=name, **ENTRIES[name])
     value = parsed.ppf(u)
     assert type(value) in (int, float, str)
@@ -88,7 +88,7 @@ def test_a_value_is_plain_json_and_comes_back_from_its_coordinate(name: str, u: 
 @settings(max_examples=60, deadline=None)
 def test_values_follow_the_textbook_distribution(name: str, u: float) -> None:
     if name == "int_uniform" and abs(u * 7 - round(u * 7)) < 1e-9:
-        return  # on the edge between two whole numbers either is right
+        return  # at the edge between two whole numbers, either is correct
     parsed = distribution(distribution=name, **ENTRIES[name])
     assert parsed.ppf(u) == pytest.approx(REFERENCE[name].ppf(u), rel=1e-9)
 
@@ -242,7 +242,7 @@ def test_number_from_text(text: str, number: float | None) -> None:
 
 def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
     entry = yaml.safe_load("{min: 5e-7, max: 1e-4, distribution: log_uniform_values}")
-    assert entry["min"] == "5e-7"  # what YAML 1.1 makes of it
+    assert entry["min"] == "5e-7"  # as parsed by YAML 1.1
     assert distribution(**entry).extremes() == (5e-7, 1e-4)
     assert distribution(**yaml.safe_load("{min: 5e-7, max: 1e-4}")).name == "uniform"
     assert distribution(values=["5e-7", "1e-7"]).cells() == ("5e-7", "1e-7")
@@ -252,10 +252,10 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        (5e-6, "x: 5.0e-06 without a key. value: 5.0e-06"),
+        (5e-6, "x: 5.0e-06 without value or values. value: 5.0e-06"),
         ([1, 2], "values: [1, 2]"),
         ({}, "has no value"),
-        ({"vaules": [1]}, "values: in place of vaules:"),
+        ({"vaules": [1]}, "values: instead of vaules:"),
         ({"min": 1}, "add max:"),
         ({"mu": 1.0}, "add distribution: normal"),
         ({"min": 0, "max": 0.5}, "min: 0.0, or add distribution: uniform"),
@@ -298,7 +298,7 @@ def test_a_whole_number_beyond_all_floats_is_not_a_number() -> None:
     assert problem.endswith("is not a number")
 
 
-def test_all_problems_come_at_once_with_their_paths() -> None:
+def test_all_problems_are_reported_at_once_with_their_paths() -> None:
     _, problems = parse_space(
         {"a": {"min": 3, "max": 1}, "b c": {"value": 1}, "d": {"parameters": {"e": {}, "f": {"values": "x"}}}}
     )
@@ -323,7 +323,7 @@ JSON = st.recursive(
 
 
 @given(values=st.lists(JSON, min_size=1, max_size=6))
-def test_any_json_values_make_a_grid_whose_cells_come_back(values: list[object]) -> None:
+def test_grid_cells_of_any_json_values_round_trip(values: list[object]) -> None:
     parsed = distribution(values=values)
     for value in values:
         assert value_key(parsed.ppf(parsed.cdf(value))) == value_key(value)

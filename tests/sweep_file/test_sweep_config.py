@@ -56,7 +56,7 @@ def test_five_mistakes_are_five_problems_in_one_error(
     assert str(caught.value) == (
         "sweep.yaml: 5 problems\n"
         "sweep.yaml:2 method: gird is not a method\n"
-        "  It says how trials are chosen.\n"
+        "  The method sets how trials are chosen.\n"
         "  Hint: grid\n"
         "sweep.yaml:4 metric.name: eval/comon_loss is not a metric that trials log\n"
         "  The search would wait for a value that is never logged.\n"
@@ -229,7 +229,7 @@ def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
         ("lr: {value: 1.0e-5}", "5 parameters.lr: lr is not a parameter of a trial\n  Hint: learning_rate"),
         (
             "learning_rate: 1.0e-5",
-            "5 parameters.learning_rate: 1.0e-05 without a key\n  Hint: value: 1.0e-05",
+            "5 parameters.learning_rate: 1.0e-05 without value or values\n  Hint: value: 1.0e-05",
         ),
         ("learning_rate: {value: fast}", "5 parameters.learning_rate.value: fast is not a learning rate"),
         (
@@ -242,11 +242,11 @@ def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
         ("lora: {value: {rnk: 8}}", "5 parameters.lora: rnk is not a parameter"),
         (
             "beta: {distribution: uniform, min: 0.1, max: 1.0}",
-            "5 parameters.beta.distribution: a grid cannot visit uniform\n"
+            "5 parameters.beta.distribution: a grid cannot use uniform\n"
             "  method grid tries every value, and uniform has infinitely many.\n"
             "  Hint: values: [0.1, 0.55, 1.0], or method: random",
         ),
-        ("beta: {min: 0.1, max: 1.0}", "5 parameters.beta.min: a grid cannot visit uniform"),
+        ("beta: {min: 0.1, max: 1.0}", "5 parameters.beta.min: a grid cannot use uniform"),
         (
             "beta: {values: [0.1, 0.2], probabilities: [0.5, 0.5]}",
             "5 parameters.beta.probabilities: probabilities with method grid",
@@ -309,12 +309,12 @@ def test_invalid_parameters(tmp_path: Path, entry: str, problem: str) -> None:
         ),
     ],
 )
-def test_ranges_that_cannot_be(tmp_path: Path, entry: str, problem: str) -> None:
+def test_impossible_ranges(tmp_path: Path, entry: str, problem: str) -> None:
     (problems,) = problems_of(tmp_path, f"{HEAD.replace('grid', 'bayes')}  {entry}\n")
     assert problems.startswith(problem)
 
 
-def test_a_grid_leaves_out_the_end_of_q_uniform_that_would_not_fit(tmp_path: Path) -> None:
+def test_a_grid_excludes_an_end_of_q_uniform_that_does_not_fit(tmp_path: Path) -> None:
     body = "  eval_fraction: {distribution: q_uniform, min: 0.1, max: 1.0, q: 0.1}\n"
     assert load(tmp_path, HEAD + body).expected_trials == 9
     (problem,) = problems_of(tmp_path, HEAD.replace("grid", "random") + body)
@@ -326,7 +326,7 @@ def test_whole_number_ranges_with_a_step_are_fine(tmp_path: Path) -> None:
     assert load(tmp_path, HEAD.replace("grid", "random") + body).expected_trials is None
 
 
-def test_missing_data_and_model_are_said_unless_they_are_misspelt(tmp_path: Path) -> None:
+def test_missing_data_and_model_are_reported_unless_misspelt(tmp_path: Path) -> None:
     problems = problems_of(tmp_path, "method: grid\nparameters:\n  beta: {value: 0.1}\n")
     assert [problem.splitlines()[0] for problem in problems] == [
         "2 parameters: no dataset",

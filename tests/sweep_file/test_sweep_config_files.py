@@ -1,4 +1,4 @@
-"""The files a sweep file names, those it is found by, and the sweeps that come with the package."""
+"""Data files named in a sweep file, how sweep files are found, and the shipped sweeps."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def test_data_files_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     (tmp_path / "project" / "data.jsonl").touch()
     (notice,) = load_sweep_config(file).notices
-    assert notice == f"data.jsonl is not below the current folder: start the agents in {tmp_path}/project"
+    assert notice == f"data.jsonl is not below the current folder: start agents in {tmp_path}/project"
     (tmp_path / "elsewhere" / "data.jsonl").touch()
     assert load_sweep_config(file).notices == ()
 
@@ -62,7 +62,7 @@ def test_data_names(
     assert caught.value.problems[0].hint == ends_with
 
 
-def test_a_missing_file_leads_to_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_suggests_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("lr_gird.yaml").touch()
     with pytest.raises(UsageError, match="no such file") as caught:
@@ -101,7 +101,7 @@ def test_shipped_sweeps_say_what_they_search_and_cost_and_how_to_start(name: str
     head = text[: text.index("method:")]
     for part in ("# Searches:", "# Costs:", "# Start:", "kto-sweep agent", f"wandb sweep {name}"):
         assert part in head
-    # The stock tools read the file as it stands.
+    # The stock tools read the file as it is.
     raw = yaml.safe_load(text)
     assert raw["program"] == "agent.py"
     assert parse_space(raw["parameters"])[1] == []

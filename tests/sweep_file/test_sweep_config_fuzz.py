@@ -1,4 +1,4 @@
-"""Nothing that a YAML file can say is a traceback."""
+"""No YAML file causes a traceback."""
 
 import json
 from pathlib import Path
@@ -61,9 +61,7 @@ BLOCKS = TREES | st.fixed_dictionaries(
 
 @given(tree=SECTIONS, parameters=SECTIONS, block=BLOCKS)
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
-def test_nothing_that_yaml_can_say_is_a_traceback(
-    tmp_path: Path, tree: Any, parameters: Any, block: Any
-) -> None:
+def test_no_yaml_file_causes_a_traceback(tmp_path: Path, tree: Any, parameters: Any, block: Any) -> None:
     valid = yaml.safe_load(HEAD)
     whole = {**valid, **tree, "parameters": {**valid["parameters"], **parameters}, "kto_sweep": block}
     text = yaml.safe_dump(whole)

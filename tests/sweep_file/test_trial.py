@@ -1,4 +1,4 @@
-"""A trial's configuration: defaults, text numbers, groups, what is refused, and the weights of rho."""
+"""A trial's configuration: defaults, text numbers, groups, invalid values, and the weights of rho."""
 
 import json
 from typing import Any
@@ -153,7 +153,7 @@ def test_messages(name: str, value: object, message: str) -> None:
     assert str(check_value(name, value)[1]) == message
 
 
-def test_all_problems_come_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     problems = problems_of({"learning_rat": 1e-5, "batch_size": 0, "training": {"beta": -1}})
     assert [problem.splitlines()[0] for problem in problems] == [
         "learning_rat: learning_rat is not a parameter of a trial",
@@ -175,7 +175,7 @@ def test_all_problems_come_at_once() -> None:
         ("xyz", "model, "),
     ],
 )
-def test_an_unknown_name_leads_to_the_nearest_known_one(name: str, hint: str) -> None:
+def test_an_unknown_name_suggests_the_nearest_known_one(name: str, hint: str) -> None:
     (problem,) = problems_of({**NEEDED, name: 1})
     assert hint in problem
 
@@ -234,7 +234,7 @@ def test_rho_with_one_label_only_leaves_the_weights_at_one() -> None:
     assert trial(rho=1.3).weights(0, 5) == (1.0, 1.0)
 
 
-def test_base_model_and_quantization_come_from_the_preset_unless_said() -> None:
+def test_base_model_and_quantization_come_from_the_preset_unless_set() -> None:
     assert trial().base_model == "tiny"
     seven = trial(model_size="7b")
     assert (seven.base_model, seven.effective_quantization) == ("Qwen/Qwen2.5-7B-Instruct", "4bit")
@@ -244,14 +244,14 @@ def test_base_model_and_quantization_come_from_the_preset_unless_said() -> None:
     assert (own.base_model, own.effective_quantization) == ("./my-model", "none")
 
 
-def test_four_evaluations_unless_said() -> None:
+def test_four_evaluations_by_default() -> None:
     assert trial().eval_every(100) == 25
     assert trial().eval_every(10) == 3
     assert trial().eval_every(1) == 1
     assert trial(eval_steps=7).eval_every(100) == 7
 
 
-def test_to_config_is_json_and_comes_back() -> None:
+def test_to_config_is_json_and_round_trips() -> None:
     made = trial(lora_targets=["q_proj", "v_proj"], rho=1.2, learning_rate="5e-7")
     config = json.loads(json.dumps(made.to_config()))
     assert Trial.from_config(config) == made
