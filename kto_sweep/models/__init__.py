@@ -1,1 +1,1 @@
-"""Base models without torch: presets, architecture, hub files, tokenizer, the tiny model's recipe."""
+"""Base models, without torch: presets, architecture, hub files, tokenizer, the tiny model's recipe."""

@@ -1,4 +1,4 @@
-"""The sizes of a base model that determine memory and time, from its config.json alone."""
+"""The sizes of a base model that determine memory and time, read from its config.json."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from kto_sweep.models.hub import as_object, read_config
 from kto_sweep.models.presets import PRESETS, names_a_path
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""`model_type` of the models whose layers train/fused.py rewrites."""
+"""The `model_type`s whose layers train/fused.py rewrites."""
 
 TIED_BY_DEFAULT = ("gemma", "cohere")
 """`model_type`s that tie output layer and embedding unless config.json says otherwise."""
@@ -18,7 +18,7 @@ TIED_BY_DEFAULT = ("gemma", "cohere")
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with attention and a gated MLP in each layer."""
+    """The sizes of a decoder with attention and a gated MLP in each layer."""
 
     hidden: int
     intermediate: int
@@ -32,7 +32,7 @@ class Architecture:
     fused: bool = True
     """train/fused.py rewrites its layers."""
     plain_head: bool = True
-    """Logits are neither capped nor scaled."""
+    """Whether logits are neither capped nor scaled."""
     experts: int = 1
     """MLPs per layer."""
     active_experts: int = 1
@@ -40,17 +40,17 @@ class Architecture:
 
     @property
     def queries(self) -> int:
-        """Query features of all heads."""
+        """Number of query features of all heads."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Key features of all heads; as many as value features."""
+        """Number of key features of all heads, equal to that of value features."""
         return self.key_value_heads * self.head_dim
 
     @property
     def linear(self) -> dict[str, tuple[int, int]]:
-        """(in, out) features of one layer's linear layers, by the last part of their names."""
+        """(in, out) features of one block's linear layers, by the last part of their names."""
         h, i = self.hidden, self.intermediate
         return {
             "q_proj": (h, self.queries),
@@ -64,27 +64,27 @@ class Architecture:
 
     @property
     def linear_weights(self) -> int:
-        """Weights of all layers' matrices, without the output layer."""
+        """Number of weights in the linear layers, without the output layer."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         mlp = 3 * self.hidden * self.intermediate * self.experts
         return self.layers * (attention + mlp)
 
     @property
     def used_weights(self) -> int:
-        """The linear weights that one token passes through."""
+        """Number of linear weights used per token."""
         attention = 2 * self.hidden * (self.queries + self.keys)
         mlp = 3 * self.hidden * self.intermediate * self.active_experts
         return self.layers * (attention + mlp)
 
     @property
     def other_weights(self) -> int:
-        """Weights of embedding, output layer and norms, which are not quantised."""
+        """Number of weights in embedding, output layer and norms, which are not quantised."""
         tables = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return tables + (2 * self.layers + 1) * self.hidden
 
     @property
     def weights(self) -> int:
-        """All weights."""
+        """Total number of weights."""
         return self.linear_weights + self.other_weights
 
     @property
@@ -96,7 +96,7 @@ class Architecture:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
-        """The architecture in a config.json. Raises KeyError when it uses other names for the sizes."""
+        """The architecture in a config.json. Raises KeyError if it names the sizes differently."""
         text = config.get("text_config")
         sizes: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
         heads = int(sizes["num_attention_heads"])
@@ -124,7 +124,7 @@ class Architecture:
         )
 
 
-# Sizes of the presets (from their published config.json), so that a plan works offline.
+# Sizes of the presets, from their published config.json, so that plans work offline.
 _PRESETS = {
     "tiny": Architecture(96, 288, 2, 4, 2, 24, 1200, tied=True),
     "135m": Architecture(576, 1536, 30, 9, 3, 64, 49152, tied=True),
@@ -148,7 +148,7 @@ BY_MODEL = {PRESETS[name].model: sizes for name, sizes in _PRESETS.items()}
 def find_architecture(model: str) -> Architecture | None:
     """The architecture of `model`: a preset, a folder, a .gguf file or a hub id.
 
-    None when the hub cannot be reached, or the configuration is of an unknown form.
+    None if the hub cannot be reached or the configuration has an unknown form.
     Raises UsageError for a folder or file that is not a model.
     """
     preset = BY_MODEL.get(model)
@@ -197,7 +197,7 @@ def _read_gguf(file: Path) -> Mapping[str, Any]:
         "head_dim": "attention.key_length",
     }
     config = {
-        ours: fields[f"{family}.{name}"]() for ours, name in names.items() if f"{family}.{name}" in fields
+        field: fields[f"{family}.{name}"]() for field, name in names.items() if f"{family}.{name}" in fields
     }
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     config["vocab_size"] = int(tensors["token_embd.weight"].shape[1])

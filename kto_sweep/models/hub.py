@@ -9,14 +9,14 @@ from kto_sweep.errors import UsageError
 from kto_sweep.http import Answer, NoAnswerError, get
 
 TIMEOUT_SECONDS = 5.0
-"""Timeout of a request to the hub. Its own client retries for half a minute when there is no network."""
+"""Timeout of a request to the hub. The hub's own client retries for half a minute without a network."""
 MAX_ANSWER = 1 << 26
 """Bytes."""
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def read_config(model: str) -> Mapping[str, Any]:
-    """config.json of a model on the hub, from the cache or by one request; empty when unavailable."""
+    """config.json of a model on the hub, from the cache or with one request; empty if unavailable."""
     import huggingface_hub as hub
 
     cached = hub.try_to_load_from_cache(model, "config.json")
@@ -32,9 +32,9 @@ def read_config(model: str) -> Mapping[str, Any]:
 
 
 def bytes_to_download(model: str) -> int | None:
-    """Bytes of weights that training would download: 0 when they are cached; None: unknown.
+    """Bytes of weights that training would download: 0 if they are cached, None if unknown.
 
-    Raises UsageError when they are not available.
+    Raises UsageError if they are not available.
     """
     import huggingface_hub as hub
 

@@ -15,7 +15,7 @@ class Preset:
     model: str
     """Hub id; `tiny` is generated locally from a seed."""
     quantization: Quantization
-    """Chosen so that LoRA fits a GPU of 24 GB."""
+    """Chosen so that LoRA fits on a 24 GB GPU."""
     doc: str
     lora_r: int = 16
     """LoRA rank of `kto-sweep train`; in a sweep the default is 16."""
@@ -38,7 +38,7 @@ _TABLE = (
         "20b",
         "openai/gpt-oss-20b",
         "none",
-        "mixture of experts, published in 4 bit (MXFP4) already",
+        "mixture of experts, published in 4 bit (MXFP4)",
         16,
         1024,
     ),
@@ -48,5 +48,5 @@ PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in _TABLE}
 
 
 def names_a_path(model: str) -> bool:
-    """Whether a model's name can only be a path, and not a hub id."""
+    """Whether a model's name can only be a path, not a hub id."""
     return model.startswith((".", "/", "~")) or model.endswith(".gguf") or model.count("/") > 1

@@ -1,4 +1,4 @@
-"""The recipe of the `tiny` base model and its tokenizer: the part that needs no torch."""
+"""The recipe of the `tiny` base model, and its tokenizer; without torch."""
 
 import hashlib
 import inspect
@@ -21,7 +21,7 @@ _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every setting of the tiny model; with the corpus it determines the weights."""
+    """Every setting of the tiny model; together with the corpus, it determines the weights."""
 
     hidden: int = 96
     layers: int = 2
@@ -41,7 +41,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """Folder name of the model; another recipe or corpus gives another name."""
+        """Folder name of the model; it changes with the recipe and the corpus."""
         content = json.dumps(asdict(self)) + inspect.getsource(tiny_corpus) + _TEMPLATE
         return f"tiny-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
-"""Every folder with a tokenizer has one of these."""
+"""Every folder with a tokenizer has at least one of these files."""
 
 
 def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerBase":
     """The tokenizer of `name`: `tiny`, a .gguf file, a local folder or a hub id.
 
-    A folder may have a tokenizer only. `download` False: only the hub's local cache is used.
+    A folder may contain only a tokenizer. `download` False: use only the hub's local cache.
     Raises UsageError.
     """
     if name == "tiny":
@@ -31,7 +31,7 @@ def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerB
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, local_files_only=not download, **arguments
         )
-    except Exception as error:  # a broken file can raise anything
+    except Exception as error:  # a broken file can raise any exception
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UsageError(
             f"{name}: could not load its tokenizer: {reason}",

@@ -1,4 +1,4 @@
-"""Estimates of a sweep before it runs: memory, time, disk, and how many trials fit on a GPU together.
+"""Estimates a sweep before it runs: memory, time, disk, and how many trials fit on a GPU together.
 
 data, tokenizer --> workload (tokens of each step) --+
 config.json ------> models.architecture -------------+--> memory, timing --> planner: each cell, the sweep

@@ -25,9 +25,9 @@ STEP_COUNT_PARAMETERS = frozenset({"epochs", "max_steps"})
 """Parameters that change only the number of steps; a trial's time is proportional to it."""
 
 MAX_CELLS = 200
-"""Cells of a plan at most; of more, every n-th is taken."""
+"""Maximum number of cells in a plan; of more, every n-th is used."""
 SAMPLE_TRIALS = 32
-"""Trials drawn from a space that is not a grid, to estimate its time."""
+"""Random trials of a space that is not a grid, used to estimate its time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PlanCell:
     """Trials that need the same memory and time."""
 
     trial: Trial
-    """One of them."""
+    """One of these trials."""
     count: int
     """Number of trials; 0 for a corner of a space that is not a grid."""
     varied: Mapping[str, Value]
@@ -58,7 +58,7 @@ def corner_cells(space: Space) -> list[PlanCell]:
 
 
 def sample_trials(space: Space, count: int) -> list[Trial]:
-    """Random trials, the same on every call, without invalid combinations."""
+    """Random valid trials, the same on every call."""
     rng = random.Random(0)
     return list(_valid_trials(space.sample(rng) for _ in range(count)))
 

@@ -15,10 +15,10 @@ from kto_sweep.trial import parameter_name
 
 
 def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[str], None]) -> SweepConfig:
-    """The sweep of a file that can run here; warnings and the plan's summary go to `say`.
+    """The sweep in a file, if it can run here; warnings and the plan's summary go to `say`.
 
-    Raises SweepFileError with every error, UsageError when cells do not fit on this machine's GPU; with
-    `force` only for what a server would refuse. Without a GPU the plan is only printed.
+    Raises SweepFileError with every error, UsageError if cells do not fit on this machine's GPU; with `force`
+    only for errors that a server would reject. Without a GPU, the plan is only printed.
     """
     validation = validate(file)
     for warning in validation.warnings:
@@ -38,7 +38,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     gpu = find_gpu()
     try:
         plan = planner_for(gpu, home, this_box=True, exact=False).plan(sweep)
-    except UsageError as error:  # such as a model folder that only the GPU machine has
+    except UsageError as error:  # such as a model folder that exists only on the GPU machine
         say(f"Plan: skipped: {error.message}")
         return sweep
     say(f"Plan: {plan.summary()}")
@@ -50,7 +50,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
         available = f"{gpu.name} has {gpu.usable_gib:.1f} for tensors" if gpu else ""
         raise UsageError(
             f"{file}: {cell}{more} needs at least {first.least_gib:.1f} GiB, but {available}",
-            hint=f"{first.remedy}; kto-sweep plan {file} shows all cells, --force registers it anyway",
+            hint=f"{first.remedy}; kto-sweep plan {file} shows all cells, --force registers the sweep anyway",
         )
     return sweep
 

@@ -1,4 +1,4 @@
-"""GPUs by name: memory, peak FLOP/s and bandwidth from their data sheets."""
+"""A table of GPUs: memory, peak FLOP/s and bandwidth from their data sheets."""
 
 import re
 import shutil
@@ -9,9 +9,9 @@ from kto_sweep.errors import UsageError
 from kto_sweep.text import nearest
 
 CONTEXT_GIB = 0.8
-"""Memory of CUDA's context and compiled kernels, outside of tensors."""
+"""Memory of CUDA's context and compiled kernels, which tensors cannot use."""
 USABLE = 0.96
-"""Share of the rest that tensors can use: the allocator's fragmentation wastes some."""
+"""Share of the rest that tensors can use; fragmentation wastes some."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Gpu:
 
     name: str
     gib: float
-    """Memory as the driver reports it."""
+    """Memory as reported by the driver."""
     tflops: float | None = None
-    """Dense 16-bit matrix products with float32 sums, by its data sheet; None: unknown."""
+    """Dense 16-bit matrix products with float32 accumulation, from its data sheet; None: unknown."""
     gb_per_s: float | None = None
-    """Memory bandwidth by its data sheet."""
+    """Memory bandwidth from its data sheet."""
 
     @property
     def usable_gib(self) -> float:
@@ -55,7 +55,7 @@ GPUS = {
 
 
 def named_gpu(text: str) -> Gpu:
-    """The GPU that `--gpu` names: one of the table, or a memory size such as 24GB. Raises UsageError."""
+    """The GPU that `--gpu` names: from the table, or a memory size such as 24GB. Raises UsageError."""
     word = re.sub(r"[\s_-]", "", text.lower())
     for name, gpu in GPUS.items():
         if word in (name.replace("-", ""), f"nvidia{name.replace('-', '')}"):
@@ -69,7 +69,7 @@ def named_gpu(text: str) -> Gpu:
 
 
 def present_gpu(name: str, gib: float) -> Gpu:
-    """The GPU that the driver calls `name`, with its speeds if the table has it."""
+    """The GPU with the driver's name `name`, with its speeds if the table has it."""
     words = re.sub(r"[\s_-]|nvidia|geforce|tesla|generation", "", name.lower())
     for listed in sorted(GPUS.values(), key=lambda gpu: -len(gpu.name)):
         plain = listed.name.replace("-", "")

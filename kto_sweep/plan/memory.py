@@ -3,7 +3,7 @@
     weights            frozen, 16 bit; or quantised, with embedding, output layer and norms in 16 bit
     adapters           per slot and parameter: float32 weight, gradient and two moments, a 16-bit copy
     activations        what autograd saves per token for the backward (see `activation_bytes_per_token`)
-    working            the most that the output layer, the mismatched pass or the backward needs besides
+    working            the largest extra need of the output layer, the mismatched pass or the backward
 
 The terms follow train/fused.py, lora.py, optim.py and head.py; benchmarks/memory.py compares them with the
 engine on a GPU. Memory is that of tensors (torch.cuda.max_memory_allocated).
@@ -17,7 +17,7 @@ from kto_sweep.models.architecture import Architecture
 
 GIB = 2**30
 TOKEN_MULTIPLE = 128
-"""Tokens of a forward on a GPU are padded to a multiple of this (train/pack.py)."""
+"""On a GPU, the tokens of a forward are padded to a multiple of this (train/pack.py)."""
 LOGITS_CHUNK = 2**28
 """Bytes of one chunk of 16-bit logits: half of head.py's bound, which counts them as float32."""
 WORKSPACE_BYTES = 64 * 2**20
@@ -27,7 +27,7 @@ OPTIMIZER_BLOCK = 256
 SCORING_TOKENS = 32768
 """Tokens of one forward of the reference pass and of evaluations (train/engine.py)."""
 ALLOCATOR_OVERHEAD = 1.02
-"""Saved tensors take more than their bytes: the allocator does not split off less than a MiB."""
+"""Saved tensors take more than their bytes, because the allocator does not split off less than a MiB."""
 
 BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
 """4bit is NF4 with an 8-bit constant per 64 weights, and a float32 one per 256 of those constants
@@ -173,7 +173,7 @@ def scoring_peak(model: Architecture, quantization: str, shape: AdapterShape, to
 
 
 def _logits_bytes(model: Architecture, targets: int) -> float:
-    """Bytes of the logits of two chunks, as one is freed after the next exists; or of one with autograd's."""
+    """Bytes of two chunks of logits, as one is freed after the next exists, or of one with its gradients."""
     chunk = min(LOGITS_CHUNK, 2 * model.vocabulary * targets)
     if not model.plain_head or not model.fused:
         return 7 * chunk  # 16 bit once, float32 three times
@@ -181,20 +181,20 @@ def _logits_bytes(model: Architecture, targets: int) -> float:
 
 
 def _mlp_forward_bytes(model: Architecture, tokens: int) -> float:
-    """The most bytes of one layer's forward without autograd."""
+    """Peak bytes of one layer's forward without autograd."""
     return 2 * (3 * model.intermediate * model.active_experts + 4 * model.hidden) * tokens
 
 
 def _uses_fused_layers(model: Architecture, quantization: str) -> bool:
-    """Whether train/fused.py rewrites the layers; not 8-bit ones, which quantise their inputs."""
+    """Whether train/fused.py rewrites the layers; it does not for 8 bit, which quantises inputs."""
     return model.fused and quantization != "8bit"
 
 
 def _adapted(model: Architecture, targets: str | Collection[str]) -> set[str]:
     if targets == "all-linear":
         return set(model.linear)
-    wanted = {targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
-    return wanted & set(model.linear)
+    names = {targets} if isinstance(targets, str) else {name.rpartition(".")[2] for name in targets}
+    return names & set(model.linear)
 
 
 def _padded_to_block(size: int) -> int:

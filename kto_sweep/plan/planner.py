@@ -1,7 +1,7 @@
 """A sweep's plan: memory and time of each cell, time and disk of the whole sweep.
 
-A trial fits when one example with recomputed layers fits, because the trainer splits batches and recomputes
-layers by itself. It fits comfortably when a whole step fits without either.
+A trial fits if one example with recomputed layers fits, because the trainer splits batches and recomputes
+layers automatically. It fits comfortably if a whole step fits without either.
 """
 
 import math
@@ -35,12 +35,12 @@ from kto_sweep.throughput import Rate, read_rates
 from kto_sweep.trial import Trial
 
 MAX_TOGETHER = 16
-"""Trials trained together: beyond this, measurements show no gain."""
+"""Maximum number of trials trained together; measurements show no gain beyond it."""
 LOG_BYTES_PER_STEP = 2500
 LOG_BYTES = 2**20
-"""Per trial, besides its steps: console, configuration, W&B's own files."""
+"""Per trial, in addition to its steps: console, configuration, W&B's own files."""
 MIN_MAX_LENGTH = 128
-"""The smallest max_length that is suggested."""
+"""The smallest suggested max_length."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class CellEstimate:
     trainer: str
     """packed or trl; for trl, memory is rough and time unknown."""
     peak_gib: float | None
-    """Peak of one trial by itself; None: the model's sizes are unknown."""
+    """Peak of one trial alone; None: the model's sizes are unknown."""
     least_gib: float | None
     """The same with recomputed layers, one example at a time."""
     fits: bool | None
     """None: unknown."""
     comfortable: bool | None
     together: int
-    """The number of trials like this one that fit comfortably at once; 0: unknown, or none."""
+    """The number of trials like this one that fit comfortably together; 0: unknown, or none."""
     largest_batch: int | None
-    """The largest batch that fits comfortably, when batch_size does not."""
+    """The largest batch that fits comfortably, if batch_size does not."""
     remedy: str
-    """A change that makes the cell fit, when it does not."""
+    """A change that makes the cell fit, if it does not."""
     time: TimeEstimate | None
     """Time of one trial alone on the GPU; None: unknown."""
     disk_bytes: int
@@ -78,17 +78,17 @@ class Plan:
     gpu: Gpu | None
     cells: tuple[CellEstimate, ...]
     trials: int | None
-    """Number of trials; None: the sweep runs until someone stops it."""
+    """Number of trials; None: the sweep runs until a user stops it."""
     together: int
-    """The most trials on the GPU at once, over all base models; 1 when unknown."""
+    """The largest number of trials on the GPU at once, over all base models; 1 if unknown."""
     serial: TimeEstimate | None
-    """Time of the whole sweep on one GPU, one trial at a time; None: unknown, or endless."""
+    """Time of the whole sweep on one GPU, one trial at a time; None: unknown or unlimited."""
     makespan: TimeEstimate | None
     """The same with as many trials at once as fit comfortably."""
     disk_bytes: int | None
     """Disk space of all trials."""
     exact_tokens: bool
-    """Tokens were counted with the models' own tokenizers."""
+    """Whether tokens were counted with the models' own tokenizers."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -97,7 +97,7 @@ class Plan:
         return [estimate for estimate in self.cells if estimate.fits is False]
 
     def summary(self) -> str:
-        """One waiting for people."""
+        """One line for people."""
         parts = ["unlimited trials" if self.trials is None else counted(self.trials, "trial")]
         peaks = [estimate.peak_gib for estimate in self.cells if estimate.peak_gib is not None]
         if peaks:
@@ -111,7 +111,7 @@ class Plan:
             time = f"{duration(self.serial.seconds)} one at a time"
             if self.together > 1:
                 time += f", {duration(self.makespan.seconds)} with up to {self.together} together"
-            parts.append(f"{time} (give or take a factor of {self.serial.factor:g}: {self.serial.source})")
+            parts.append(f"{time} (within a factor of {self.serial.factor:g}; {self.serial.source})")
         if self.disk_bytes is not None:
             gigabytes = self.disk_bytes / 1e9
             disk = f"{gigabytes:.1f} GB" if gigabytes >= 0.1 else f"{1e3 * gigabytes:.0f} MB"
@@ -122,7 +122,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _TrialInputs:
-    """Inputs of the estimates of trials that share model and rows."""
+    """Shared inputs of the estimates of all trials with the same model and rows."""
 
     model: Architecture | None
     workload: Workload
@@ -135,7 +135,7 @@ class Planner:
     def __init__(
         self, gpu: Gpu | None, device: str = "", rates: Sequence[Rate] = (), *, exact: bool = True
     ) -> None:
-        """`device` is this machine's device as `rates` name it; empty: rates are ignored.
+        """`device` is the name of this machine's device in `rates`; empty: rates are ignored.
 
         `exact` False: tokens are estimated from characters, without loading a tokenizer.
         """
@@ -163,8 +163,8 @@ class Planner:
         for estimate in estimates:
             if estimate.together:
                 base_model = _base_model(estimate.cell.trial)
-                most = concurrency.get(base_model, MAX_TOGETHER)
-                concurrency[base_model] = min(most, estimate.together)
+                limit = concurrency.get(base_model, MAX_TOGETHER)
+                concurrency[base_model] = min(limit, estimate.together)
         scale = (total or 0) / len(trials) if trials else 0.0
         ends = total is not None and bool(trials)
         disk = sum(self._estimate_trial(trial).disk_bytes for trial in trials) if ends else 0
@@ -197,7 +197,7 @@ class Planner:
             fits, comfortable = least <= self._gpu.usable_gib, whole <= self._gpu.usable_gib
             if trainer == "packed":
                 together = self._concurrency_of(trial, model, peak_load)
-            together = max(together, int(fits))  # a trial that fits only when split still runs
+            together = max(together, int(fits))  # a trial that fits only when split can still run
             if fits and not comfortable:
                 largest = self._largest_batch(trial, model, workload)
             remedy = "" if fits else self._remedy_for(trial, model, workload)
@@ -208,7 +208,7 @@ class Planner:
         if inputs.timing is not None and trainer == "packed":
             time = estimate_trial_time(trial, workload, inputs.timing)
         file = adapter_file_bytes(model, alone.rank, alone.targets)
-        saved = 4 * model.weights if trial.full_finetune else 2 * file  # the last adapters, and the best
+        saved = 4 * model.weights if trial.full_finetune else 2 * file  # the last and the best adapters
         disk = saved + LOG_BYTES + LOG_BYTES_PER_STEP * steps
         return CellEstimate(
             cell, steps, trainer, whole, least, fits, comfortable, together, largest, remedy, time, disk
@@ -257,13 +257,13 @@ class Planner:
         return whole.gib, least.gib
 
     def _scoring_gib(self, trial: Trial, model: Architecture, workload: Workload) -> float:
-        """Peak GiB of the reference pass; the trainer splits it when there is less."""
+        """Peak GiB of the reference pass; with less memory, the trainer splits it."""
         rows = workload.train.load(slice(None))
         tokens = rows.tokens + rows.mismatched
         return scoring_peak(model, trial.effective_quantization, adapter_shape(trial, 1), tokens).gib
 
     def _concurrency_of(self, trial: Trial, model: Architecture, load: StepLoad) -> int:
-        """The number of trials like this one that fit comfortably at once."""
+        """The number of trials like this one that fit comfortably together."""
         assert self._gpu is not None
         count = 0
         while count < MAX_TOGETHER:
@@ -310,9 +310,9 @@ class Planner:
     def _makespan(
         self, trials: Sequence[Trial], concurrency: Mapping[object, int], scale: float
     ) -> TimeEstimate | None:
-        """Time of all trials on one GPU, group after group of the same model and rows, times `scale`.
+        """Time of all trials on one GPU, one group with the same model and rows after another, times `scale`.
 
-        `concurrency`: trials trained at once, by `_base_model`; else 1. None when a trial's time is unknown.
+        `concurrency`: trials trained at once, by `_base_model`; default 1. None if a trial's time is unknown.
         """
         groups: dict[tuple[object, ...], list[Trial]] = {}
         for trial in trials:
@@ -356,13 +356,13 @@ def _base_model(trial: Trial) -> object:
 def _concurrent_time(
     trials: Sequence[Trial], together: int, workload: Workload, timing: TimingModel
 ) -> TimeEstimate:
-    """Time until the last trial ends, when each one that ends is replaced by the next."""
-    waiting = deque(trials)
+    """Time until the last trial ends, if the next trial starts whenever one ends."""
+    queue = deque(trials)
     running: list[tuple[Trial, int]] = []
     seconds, worst = 0.0, TimeEstimate(0.0, 1.0, "")
-    while waiting or running:
-        while waiting and len(running) < together:
-            trial = waiting.popleft()
+    while queue or running:
+        while queue and len(running) < together:
+            trial = queue.popleft()
             running.append((trial, workload.steps(trial)))
         shape = replace(
             adapter_shape(running[0][0], len(running)), rank=max(trial.lora_r for trial, _ in running)
@@ -388,14 +388,14 @@ def _evaluation_seconds(trial: Trial, workload: Workload, timing: TimingModel) -
 
 
 def _full_finetune_gib(trial: Trial, model: Architecture, load: StepLoad) -> float:
-    """A rough estimate: float32 weights, gradients and moments, and a recomputed step in 16 bit."""
+    """A rough estimate: float32 weights, gradients and moments, plus a recomputed step in 16 bit."""
     states = 10 if trial.optimizer == "adamw_8bit" else 16
     step = peak_memory(model, "none", AdapterShape(0, 8), load, recompute=True)
     return (states * model.weights + 2 * (step.activations + step.working)) / GIB
 
 
 CPU = "cpu"
-"""Device name of a machine without a GPU in measured rates."""
+"""Device name in measured rates of a machine without a GPU."""
 
 
 def planner_for(gpu: Gpu | None, home: Home, *, this_box: bool, exact: bool = True) -> Planner:

@@ -1,6 +1,6 @@
 """Time of steps and trials: from rates measured on this machine, else from a GPU's data sheet.
 
-A step takes as long as its kernels, or as the host that launches them, whichever is longer:
+A step takes as long as its kernels or as the host that launches them, whichever takes longer:
 
     kernels = FLOP / (0.71 x data sheet's FLOP/s) + 25 x bytes saved for the backward / bandwidth
     host    = 3 ms a layer
@@ -41,13 +41,13 @@ class TimeEstimate:
 
     seconds: float
     factor: float
-    """The real time most likely lies between seconds / factor and seconds * factor."""
+    """The real time is most likely between seconds / factor and seconds * factor."""
     source: str
     """measured on this box, or data sheet."""
 
     @property
     def at_most(self) -> float:
-        """Seconds that it most likely does not exceed."""
+        """Seconds that the real time most likely does not exceed."""
         return self.seconds * self.factor
 
 
@@ -58,22 +58,22 @@ class TimingModel:
     model: Architecture
     quantization: str
     gpu: Gpu | None
-    """None: only measured rates give a time."""
+    """None: times come from measured rates only."""
     rates: tuple[Rate, ...] = ()
-    """All of this device, model and quantization."""
+    """All rates of this device, model and quantization."""
 
     @classmethod
     def of(
         cls, model: Architecture, quantization: str, gpu: Gpu | None, device: str, rates: Iterable[Rate]
     ) -> "TimingModel":
-        """The model with those of `rates` that are for it; `device` as the rates name it."""
+        """The timing model with the matching `rates`; `device` is its name in the rates."""
         key = (device, model.key, quantization)
         matching = tuple(rate for rate in rates if (rate.device, rate.model, rate.quantization) == key)
         return cls(model, quantization, gpu, matching)
 
     @property
     def known(self) -> bool:
-        """Whether it has any source of times."""
+        """Whether it can estimate times."""
         return bool(self.rates) or (self.gpu is not None and self.gpu.tflops is not None)
 
     def step(self, load: StepLoad, shape: AdapterShape) -> TimeEstimate | None:
@@ -92,13 +92,13 @@ class TimingModel:
             measured_from_sheet = self._data_sheet_step(_scaled(load, 1 / ratio), measured_shape)
             ratio = from_sheet / measured_from_sheet if measured_from_sheet else ratio
         elif ratio < 1:
-            ratio = max(ratio, 0.5)  # small steps are bound by the host
+            ratio = max(ratio, 0.5)  # small steps are limited by the host
         same_load = nearest.trials == shape.slots and 0.8 < load.tokens / max(1.0, nearest.tokens) < 1.25
         factor = MEASURED if same_load else MEASURED_OTHER_LOAD
         return TimeEstimate(nearest.seconds * ratio, factor, "measured on this box")
 
     def scoring(self, load: StepLoad, shape: AdapterShape) -> float:
-        """Seconds to compute the rows' log-probs without a backward; 0 when unknown."""
+        """Seconds to compute the rows' log-probs without a backward; 0 if unknown."""
         if self.gpu is None or self.gpu.tflops is None or self.gpu.gb_per_s is None:
             step = self.step(load, shape)
             return 0.0 if step is None else step.seconds / 2
@@ -125,10 +125,10 @@ class TimingModel:
         body = 2 * model.used_weights * (2 * load.tokens + load.mismatched)
         flop = body + 2 * self._head * (2 * load.targets + load.mismatched)
         saved = activation_bytes_per_token(model, self.quantization, shape) * model.layers * load.tokens
-        moved: float = TRAFFIC_PER_SAVED_BYTE * saved
+        traffic: float = TRAFFIC_PER_SAVED_BYTE * saved
         if self.quantization != "none":  # each product dequantizes its matrix: written once, read once
-            moved += 3 * 4.5 * model.linear_weights
-        kernels = flop / (MATMUL_EFFICIENCY * gpu.tflops * 1e12) + moved / (gpu.gb_per_s * 1e9)
+            traffic += 3 * 4.5 * model.linear_weights
+        kernels = flop / (MATMUL_EFFICIENCY * gpu.tflops * 1e12) + traffic / (gpu.gb_per_s * 1e9)
         return max(kernels, HOST_SECONDS_PER_LAYER * model.layers) + STEP_OVERHEAD_SECONDS
 
 
@@ -137,8 +137,8 @@ def estimate_trial_time(
 ) -> TimeEstimate | None:
     """Time of `trial` from step `done_steps` to its end; None: unknown.
 
-    `together`: the number of trials like it on the GPU. The time does not include the start of the worker,
-    the load of the model and the reference pass.
+    `together`: the number of trials like it on the GPU. The time excludes starting the worker, loading the
+    model and the reference pass.
     """
     shape = adapter_shape(trial, together)
     load = _scaled(workload.mean_load(trial), together)

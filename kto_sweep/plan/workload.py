@@ -1,6 +1,6 @@
-"""The tokens of a trial's steps: each row's lengths as training truncates and pairs it, summed over steps.
+"""The tokens of a trial's steps, from row lengths after training's truncation and pairing.
 
-Counted with the model's tokenizer if it is on this machine, else estimated from characters.
+Tokens are counted with the model's tokenizer if it is on this machine, else estimated from characters.
 """
 
 import sys
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TEMPLATE_TOKENS = 5
 """Tokens that a chat template adds around each turn."""
 CHECKED_STEPS = 2000
-"""Steps of a trial that are searched for its largest one."""
+"""Number of a trial's steps that are searched for the largest one."""
 
 Lengths = NDArray[np.int64]
 
@@ -46,8 +46,8 @@ class RowLengths:
         """The tokens of a step on these rows."""
         completions = int(self.completions[chosen].sum())
         rows = len(self.completions[chosen])
-        fed = int(self.prompts[chosen].sum()) + completions - rows
-        return StepLoad(fed, completions, int(self.mismatched[chosen].sum()))
+        tokens = int(self.prompts[chosen].sum()) + completions - rows
+        return StepLoad(tokens, completions, int(self.mismatched[chosen].sum()))
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -80,7 +80,7 @@ class Workload:
 
     @cached_property
     def longest_row(self) -> StepLoad:
-        """The tokens of the largest example by itself."""
+        """The tokens of a step with only the longest example."""
         rows = self.train
         at = int(np.argmax(rows.prompts + np.maximum(rows.completions, rows.mismatched)))
         return rows.load([at])
@@ -104,9 +104,9 @@ class WorkloadCache:
         name = None if tokenizer is None else (tokenizer.vocab_size, str(tokenizer.chat_template))
         key = (trial.dataset, name, trial.max_length, trial.eval_fraction)
         if key not in self._workloads:
-            uncut = self._tokens(trial.dataset, name, tokenizer)
+            tokens = self._tokens(trial.dataset, name, tokenizer)
             begin = None if tokenizer is None else tokenizer.bos_token_id
-            cut = _cut(uncut, trial.max_length, begin if isinstance(begin, int) else None)
+            cut = _cut(tokens, trial.max_length, begin if isinstance(begin, int) else None)
             loaded = self._data(trial.dataset)
             data = prepare_data(loaded, cut, eval_fraction=trial.eval_fraction, max_length=trial.max_length)
             self._workloads[key] = _workload_of(data, trial.max_length, exact=tokenizer is not None)
@@ -175,7 +175,7 @@ def _workload_of(data: TrainingData, max_length: int, *, exact: bool) -> Workloa
 
 
 def _row_lengths(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> RowLengths:
-    """Lengths as train/pack.py pairs rows: a mismatched completion is cut to what its prompt leaves."""
+    """Lengths after pairing as in train/pack.py: a mismatched completion is cut to what its prompt leaves."""
     prompts = np.array([len(row.prompt) for row in rows], dtype=np.int64)
     completions = np.array([len(row.completion) for row in rows], dtype=np.int64)
     partner = completions[np.asarray(partners, dtype=np.int64)]

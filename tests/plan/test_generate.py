@@ -94,7 +94,7 @@ def test_create_and_the_stock_wandb_sweep_accept_them(
 def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("mine")
     assert run(["generate", "grid", "mine.yaml", "--data", DATA, "--model-size", "3b"]) == 2
-    assert "mine.yaml exists already" in capsys.readouterr().err
+    assert "mine.yaml already exists" in capsys.readouterr().err
     assert Path("mine.yaml").read_text() == "mine"
 
 

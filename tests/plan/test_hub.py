@@ -40,7 +40,7 @@ def test_cached_weights_need_no_request(hub: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("org/absent", "not a model on the hub that you can access"),
+        ("org/absent", "not a model that you can access on the hub"),
         ("org/pickled", "has no safetensors weights"),
     ],
 )

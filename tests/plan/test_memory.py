@@ -32,7 +32,7 @@ QWEN = {
 
 torch.set_num_threads(1)
 
-# Of benchmarks/RESULTS.md, 2026-11-23, "the packed step in fewer kernels". The tokens are those of the
+# From benchmarks/RESULTS.md, 2026-11-23, "the packed step in fewer kernels". The tokens are those of the
 # fullest of the 29 steps that each line measured: batches of 8 rows, seeds 0 to trials - 1.
 ON_AN_H200 = [
     ("7b", 1, StepLoad(3144, 2678, 2404), 25.7, 0.177),
@@ -102,7 +102,7 @@ def saved_bytes(rank: int = 8, dropout: float = 0.0, **sizes: int) -> tuple[int,
     ],
 )
 def test_saved_bytes_of_a_layer_follow_the_formula(more: dict, fewer: dict) -> None:
-    """Differences only: on a CPU, norms and attention save other tensors than on a GPU."""
+    """Differences only: on a CPU, norms and attention save different tensors than on a GPU."""
     (large, large_model), (small, small_model_) = saved_bytes(**more), saved_bytes(**fewer)
     expected = [
         activation_bytes_per_token(

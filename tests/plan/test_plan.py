@@ -1,4 +1,4 @@
-"""Plans of sweeps: what fits, remedies, times; and create, which plans first."""
+"""Plans of sweeps: what fits, remedies and times; and `create`, which plans first."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def sweep(folder: Path, text: str) -> Path:
     return file
 
 
-def test_a_grid_of_sizes_as_a_person_reads_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_of_a_grid_of_sizes_in_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "sweeps/model_size_grid.yaml", "--gpu", "rtx3090"]) == 0
     golden = HERE / "plan_rtx3090.txt"
     shown = capsys.readouterr().out

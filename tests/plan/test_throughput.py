@@ -65,7 +65,7 @@ def test_a_measured_rate_takes_precedence_over_the_data_sheet() -> None:
     assert (guessed.factor, guessed.source) == (DATA_SHEET, "data sheet")
     assert (measured.seconds, measured.factor) == (pytest.approx(0.4), MEASURED)
     assert measured.at_most == pytest.approx(0.4 * MEASURED)
-    # Of another number of trials it scales as the model of a step does.
+    # For another number of trials, it scales like the timing model's step.
     three = here.step(StepLoad(6000, 5100, 5100), AdapterShape(3, 16))
     assert three is not None
     assert 0.4 < three.seconds < 3 * 0.4

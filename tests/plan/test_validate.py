@@ -1,4 +1,4 @@
-"""Static problems of a sweep and its data, besides those of single values."""
+"""Static problems of a sweep and its data, other than invalid single values."""
 
 import json
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_a_quantised_gguf_is_an_error(folder: Path) -> None:
     assert (problem.what, problem.hint[:18]) == ("base.gguf with quantization 4bit", "quantization: none")
 
 
-def test_problems_of_the_file_and_of_the_data_come_together(folder: Path) -> None:
+def test_problems_of_the_file_and_of_the_data_are_reported_together(folder: Path) -> None:
     write_rows(folder, [True] * 40)
     validation = check(folder, GRID + "  learning_rat: {value: 1}\n  beta: {value: -1}\n")
     assert [problem.where.split()[-1] for problem in validation.errors] == [
