@@ -1,1 +1,1 @@
-"""The ranking of a sweep's trials, and the verdict on it: pure functions of a sweep and its runs."""
+"""Ranking of a sweep's trials and the verdict on it: pure functions of a sweep and its runs."""

@@ -1,4 +1,4 @@
-"""Everything that the terminal, the report and the picture show of a sweep, computed once."""
+"""Everything that the terminal, the report and the picture show about a sweep, computed once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ CURVES = ("rewards/margins", "loss", "kl", MEMORY)
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """Finished runs that no other run beats in every objective."""
+    """Finished runs that no other run dominates."""
 
     marker: str
     """One letter that marks these runs in the table."""
@@ -37,7 +37,7 @@ Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The ranked trials of a sweep and what follows from them."""
+    """The ranked trials of a sweep, with groups, importance, Pareto fronts and verdict."""
 
     view: SweepView
     metric: str
@@ -46,12 +46,12 @@ class Comparison:
     parameters: tuple[str, ...]
     """Dotted names of the searched parameters."""
     metrics: tuple[str, ...]
-    """Metrics to show, the ranking one first."""
+    """Metrics to show, the ranking metric first."""
     groups: tuple[SeedGroup, ...]
     """One for each configuration with a value, best mean first."""
     importance: ImportanceTable
     fronts: tuple[ParetoFront, ...]
-    """Of the sweep's objectives if it has several, of metric and time, and of metric and GPU memory."""
+    """Fronts of the sweep's objectives (if several), of metric and time, and of metric and GPU memory."""
     verdict: Verdict
 
     @property
@@ -73,7 +73,7 @@ class Comparison:
 def compare(view: SweepView, metric: str | None = None) -> Comparison:
     """The comparison by `metric`, by default the sweep's own.
 
-    Raises UsageError for a metric that is neither built in nor logged by any trial.
+    Raises UsageError for a metric that is not built in and that no trial has logged.
     """
     by = metric or view.metric
     goal = view.goal if by == view.metric else goal_of(by)
@@ -103,7 +103,7 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
 
 
 def _importance(ranked: Sequence[RankedTrial], parameters: Sequence[str]) -> ImportanceTable:
-    """The same numbers as on the dashboard: from ended runs, without the seed."""
+    """The same numbers as on the dashboard: from ended runs, ignoring the seed."""
     ended = [item for item in ranked if item.trial.state not in UNFINISHED]
     names = [name for name in parameters if name.split(".")[-1] != SEED]
     configs = [{name: lookup(item.trial.config, name) for name in names} for item in ended]
@@ -140,7 +140,7 @@ def _loss(value: float | None, goal: str) -> float | None:
 def pareto_front(
     ranked: Sequence[RankedTrial], losses: Mapping[str, Sequence[float | None]]
 ) -> frozenset[str]:
-    """Run ids on the Pareto front, among finished runs that have all of their losses."""
+    """Run ids on the Pareto front of finished runs with all losses."""
     rows = {
         item.trial.run_id: [loss for loss in losses[item.trial.run_id] if loss is not None]
         for item in ranked

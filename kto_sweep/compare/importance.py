@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 MIN_RUNS = 8
-"""Runs with a value; with fewer the result would be noise."""
+"""Minimum number of runs with a value; with fewer, the result would be noise."""
 RUNS_PER_PARAMETER = 3
-"""With fewer runs for each parameter the note adds a caution."""
+"""With fewer runs per parameter, the note adds a caution."""
 TREES = 200
 RANDOM_STATE = 0
 LOG_RATIO = 50.0
-"""Positive values with a larger ratio of maximum to minimum are put on a log scale."""
+"""Positive values with a larger ratio of maximum to minimum use a log scale."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ParameterImportance:
     importance: float
     """Share of the forest's impurity decrease; all shares sum to 1."""
     correlation: float | None
-    """Pearson's, with the metric, -1 to 1; None for a categorical parameter."""
+    """Pearson correlation with the metric, -1 to 1; None for a categorical parameter."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ImportanceTable:
     rows: tuple[ParameterImportance, ...]
     """Empty with too few runs."""
     note: str
-    """How reliable the rows are, or why there are none; one sentence."""
+    """One sentence: how reliable the rows are, or why there are none."""
 
 
 def parameter_importance(
@@ -49,8 +49,8 @@ def parameter_importance(
 ) -> ImportanceTable:
     """The importance of the named parameters; `values` is each run's metric, None without one.
 
-    Configurations have dotted names. Numbers over several orders of magnitude are put on a log scale. Other
-    values are categories, one-hot encoded; a parameter's importance is the sum over its columns.
+    Configurations have dotted names. Numbers that span orders of magnitude use a log scale. Other values are
+    categories, one-hot encoded; a parameter's importance is the sum over its columns.
     """
     kept = [i for i, value in enumerate(values) if value is not None and math.isfinite(value)]
     target = np.array([values[i] for i in kept], dtype=np.float64)
@@ -87,7 +87,7 @@ def _encode(values: Sequence[Any]) -> list[FloatArray]:
 
 
 def _number(value: object) -> float | None:
-    """The number, also of a string: YAML reads 5e-7 as one."""
+    """The value as a number, also from a string, because YAML reads 5e-7 as text."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -98,7 +98,7 @@ def _number(value: object) -> float | None:
 
 
 def _forest(encoded: Mapping[str, list[FloatArray]], target: FloatArray) -> tuple[list[float], float]:
-    """Each parameter's share, and the forest's out-of-bag R2 (on runs it was not fitted to)."""
+    """Each parameter's share, and the forest's out-of-bag R2, which is measured on unseen runs."""
     from sklearn.ensemble import RandomForestRegressor
 
     table = np.column_stack([column for columns in encoded.values() for column in columns])
@@ -122,5 +122,5 @@ def _note(runs: int, parameters: int, score: float) -> str:
         return f"From {runs} runs; a random forest cannot predict one from the others, so this is a guess."
     note = f"From {runs} runs; a random forest explains {score:.0%} of the variance of unseen runs"
     if runs < RUNS_PER_PARAMETER * parameters:
-        return f"{note}, but these are few runs for {parameters} parameters."
+        return f"{note}, but {runs} runs are few for {parameters} parameters."
     return f"{note}."

@@ -9,7 +9,7 @@ from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup
 
 FIXED_COLUMNS = ("rewards/margins", "kl", "gpu/memory_peak_gb")
-"""Metrics that a comparison always shows next to the one it ranks by."""
+"""Metrics that a comparison always shows next to the ranking metric."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def rank(trials: Iterable[TrialRecord], metric: str, goal: str) -> list[RankedTr
 
 
 def searched_parameters(view: SweepView) -> tuple[str, ...]:
-    """Dotted names of the searched parameters; if the space is unknown, of those that differ."""
+    """Dotted names of the searched parameters, or of those that differ if the space is unknown."""
     searched = tuple(".".join(parameter.path) for parameter in view.space.searched)
     if searched:
         return searched
@@ -48,7 +48,7 @@ def searched_parameters(view: SweepView) -> tuple[str, ...]:
 
 
 def metric_columns(view: SweepView, metric: str) -> list[str]:
-    """Metrics to show: the ranking one, the other objectives, then logged FIXED_COLUMNS."""
+    """Metrics to show: the ranking metric, the other objectives, then logged FIXED_COLUMNS."""
     shown = list(dict.fromkeys([metric, *(objective.name for objective in view.objectives)]))
     for name in FIXED_COLUMNS:
         if name not in shown and any(_is_number(trial.summary.get(name)) for trial in view.trials):

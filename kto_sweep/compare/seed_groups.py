@@ -1,4 +1,4 @@
-"""Runs grouped by configuration, seed aside: the mean of each group, and the noise between seeds."""
+"""Groups runs by configuration, ignoring the seed: the mean of each group, and the noise between seeds."""
 
 import json
 import math
@@ -14,18 +14,18 @@ SEED = "seed"
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """The ranked runs of one configuration, which differ in the seed only; at least one."""
+    """The ranked runs of one configuration, which differ only in the seed; at least one."""
 
     runs: tuple[RankedTrial, ...]
     """Best first."""
     mean: float
     standard_error: float | None
-    """Of the mean; None with one run."""
+    """Standard error of the mean; None with one run."""
 
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """How much runs of one configuration differ, pooled over all groups of several runs."""
+    """How much runs of one configuration differ, pooled over all groups with several runs."""
 
     deviation: float
     """Standard deviation of one run."""

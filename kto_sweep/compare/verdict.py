@@ -1,4 +1,4 @@
-"""The verdict on a sweep in sentences: the best trial, how sure, what matters, what failed, what next.
+"""The verdict on a sweep in sentences: best trial, confidence, importance, failures and next steps.
 
 A pure function of a sweep and its ranking; terminal and report show the same sentences.
 """
@@ -21,28 +21,28 @@ from kto_sweep.text import counted, show
 from kto_sweep.trial import lookup
 
 SIGNIFICANCE = 0.05
-"""Two means differ if seed noise alone gives such a difference less often than this."""
+"""Two means differ if the probability of such a difference from seed noise alone is below this."""
 EDGE = 0.05
-"""A value this close to an end of a range, as a share of the range, counts as its end."""
+"""A value this close to an end of a range, as a share of the range, counts as at the end."""
 MIN_IMPORTANCE = 0.05
 """The range of a less important parameter is not worth widening."""
 MAX_NAME = 60
-"""Characters of a run's name."""
+"""Maximum characters of a run's name."""
 MAX_LISTED = 5
-"""Trials of a Pareto front that are named, and configurations that are worth more seeds."""
+"""Maximum number of trials listed for a Pareto front, and of configurations to repeat with more seeds."""
 MIN_VALUES = 3
-"""With fewer listed values each one is at an end."""
+"""With fewer listed values, every value is at an end."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a sweep shows, in sentences."""
+    """The conclusions from a sweep, in sentences."""
 
     best: str
     trade_off: str
     """The trials on the Pareto front of the sweep's objectives; empty for a single objective."""
     confidence: str
-    """How sure it is that the best configuration is the best."""
+    """How certain the best configuration is."""
     warnings: tuple[str, ...]
     """Why some trials are not comparable."""
     importance: str
@@ -109,7 +109,7 @@ def _best(
 
 
 def _incomplete(trial: TrialRecord) -> str:
-    """A warning if the trial did not train to its end; else empty."""
+    """A warning if the trial is not fully trained; else empty."""
     if trial.state in UNFINISHED:
         return " It is still training."
     if trial.state in {"failed", "crashed"}:
@@ -158,7 +158,7 @@ def _mean(group: SeedGroup) -> str:
 
 
 def _confidence(groups: Sequence[SeedGroup]) -> str:
-    """How sure the lead is, by Student's t-test on two means, noise pooled over all configurations."""
+    """How certain the lead is: Student's t-test on two means, with noise pooled over all configurations."""
     if not groups:
         return ""
     if len(groups) == 1:
@@ -170,12 +170,12 @@ def _confidence(groups: Sequence[SeedGroup]) -> str:
         return f"Unknown: each configuration ran once, so a lead of {lead:.2g} may be seed noise."
     basis = f"(standard deviation {noise.deviation:.2g}, {noise.degrees_of_freedom} degrees of freedom)"
     if not ties:
-        return f"Fairly sure: the lead ({lead:.2g}) is larger than seed noise {basis} would often make it."
+        return f"Fairly sure: the lead ({lead:.2g}) is unlikely to be seed noise {basis}."
     return f"A tie of {len(ties) + 1}: the lead ({lead:.2g}) is within seed noise {basis}."
 
 
 def _ties(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
-    """The configurations that seed noise may separate from the best; empty if each ran once."""
+    """The configurations whose distance to the best may be seed noise; empty if each ran once."""
     noise = seed_noise(groups)
     if noise is None:
         return []
@@ -183,7 +183,7 @@ def _ties(groups: Sequence[SeedGroup]) -> list[SeedGroup]:
 
 
 def _p_value(one: SeedGroup, other: SeedGroup, noise: SeedNoise) -> float:
-    """Probability that seed noise alone gives a lead this large."""
+    """Probability of a lead this large from seed noise alone."""
     from scipy.stats import t
 
     width = noise.deviation * math.sqrt(1 / len(one.runs) + 1 / len(other.runs))
@@ -221,7 +221,7 @@ def _failed_by_cause(view: SweepView) -> dict[str, list[TrialRecord]]:
 
 
 def _common_to(trials: Sequence[TrialRecord], view: SweepView) -> str:
-    """A setting that all these trials share and no finished trial has; empty if there is none."""
+    """A setting that all these trials and no finished trial have; empty if there is none."""
     if len(trials) < 2:
         return _settings(view, trials[0].config)
     finished = [trial for trial in view.trials if trial.state == "finished"]
@@ -241,7 +241,7 @@ def _next_steps(
 ) -> Iterator[str]:
     causes = _failed_by_cause(view)
     if any(cause not in _OWN for cause in causes):
-        yield f"Retry failures that the trials did not cause: kto-sweep resume {view.ref.id} --failed"
+        yield f"Retry trials that failed for external reasons: kto-sweep resume {view.ref.id} --failed"
     if (unfinished := view.count(*UNFINISHED)) or not view.trials:
         state = f"Unfinished: {counted(unfinished, 'trial')}" if unfinished else "No trial yet"
         yield f"{state}. To train here: kto-sweep agent {view.ref.id}"

@@ -1,1 +1,1 @@
-"""A comparison as an HTML report, as a PNG, and as a saved W&B workspace."""
+"""Draws a comparison as an HTML report, a PNG, or a saved W&B workspace."""

@@ -1,4 +1,4 @@
-"""The HTML report: the dashboard's charts and the verdict, in one file that needs no network."""
+"""The HTML report: the dashboard's charts and the verdict in one file that works offline."""
 
 import base64
 import re
@@ -18,7 +18,7 @@ from kto_sweep.server.dashboard_data import flat
 CHARTS = Path(__file__).parents[1] / "server" / "static"
 PAGE = Path(__file__).with_name("report_page.js")
 SCOPE = "kto-sweep/"
-"""Replaces `./` in the scripts' imports, because inline scripts have no URL to resolve relative ones."""
+"""Replaces `./` in the scripts' imports, because inline scripts have no URL to resolve relative imports."""
 
 
 def render_html(comparison: Comparison, curves: Curves, made: datetime) -> str:
@@ -39,15 +39,15 @@ def render_html(comparison: Comparison, curves: Curves, made: datetime) -> str:
 
 
 def _scripts() -> dict[str, str]:
-    """The report's script and everything it imports, directly or not, by name, as data: URLs."""
+    """The report's script and all its direct and indirect imports, by name, as data: URLs."""
     urls: dict[str, str] = {}
-    waiting = [PAGE.name]
-    while waiting:
-        name = waiting.pop()
+    pending = [PAGE.name]
+    while pending:
+        name = pending.pop()
         if SCOPE + name in urls:
             continue
         text = (PAGE if name == PAGE.name else CHARTS / name).read_text(encoding="utf-8")
-        waiting += re.findall(r'from "\./([\w.]+)"', text)
+        pending += re.findall(r'from "\./([\w.]+)"', text)
         text = re.sub(r'from "\./([\w.]+)"', rf'from "{SCOPE}\1"', text)
         urls[SCOPE + name] = "data:text/javascript;base64," + base64.b64encode(text.encode()).decode()
     return urls
@@ -79,7 +79,7 @@ def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, A
 
 
 def _row(comparison: Comparison, item: RankedTrial) -> dict[str, Any]:
-    """A run in the form that the dashboard's scripts expect."""
+    """A run in the format of the dashboard's scripts."""
     trial = item.trial
     return {
         "name": trial.run_id,

@@ -35,7 +35,7 @@ def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:
         _plain(f"{comparison.view.name}: {len(comparison.ranked)} trials ({comparison.view.ref})")
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may have characters that the font lacks
+        warnings.simplefilter("ignore")  # a name may contain characters that the font lacks
         figure.savefig(path, format="png")
 
 
@@ -74,7 +74,7 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
         axes.set_axis_off()
         return
     values = [item.value or 0.0 for item in shown]
-    # Dots, not bars: the differences are small against the values, and a bar's axis would have to start at 0.
+    # Dots, not bars: a bar's axis must start at 0, which would hide differences that are small.
     axes.scatter(
         values, range(len(shown)), color=[colours[item.trial.run_id] for item in shown], s=60, zorder=2
     )

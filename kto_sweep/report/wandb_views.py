@@ -24,9 +24,9 @@ INSTALL = "pip install 'kto-sweep[wandb-views]'"
 
 
 def save_workspace(view: SweepView) -> str:
-    """The URL of a new saved workspace in the sweep's project, on the server that wandb is configured for.
+    """The URL of a new saved workspace in the sweep's project, on the server that wandb uses.
 
-    Raises UsageError without the wandb-workspaces package, ServerError when the server rejects it.
+    Raises UsageError without the wandb-workspaces package, ServerError if the server rejects the workspace.
     """
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""A registered sweep: its name, its runs as plain data, and the operations on it.
+"""A registered sweep: its name, its runs as plain data, and operations on it.
 
 view, grid_status, gpu_hours   state of a sweep and its trials; pure functions
-create, resume, reuse          register a sweep, resume one, take over trials of earlier sweeps
+create, resume, reuse          register a sweep, resume one, reuse trials of earlier sweeps
 push, sync                     copy a sweep to W&B, send runs that a server missed
 server_choice                  W&B or the embedded server
 """

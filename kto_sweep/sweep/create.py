@@ -1,4 +1,4 @@
-"""A sweep file, checked and registered on a server."""
+"""Checks a sweep file and registers it on a server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +30,7 @@ class CreatedSweep:
     reused: tuple[str, ...] = ()
     """Runs of an earlier sweep that count for this one."""
     login_url: str = ""
-    """A one-time link to the sweep's page that lets a browser control sweeps; empty except on the embedded
-    server."""
+    """One-time link to the sweep's page that lets a browser control sweeps; only on the embedded server."""
 
     def summary(self) -> str:
         """Two lines for people."""
@@ -52,20 +51,20 @@ def create_sweep(
     force: bool = False,
     reuse: str | None = None,
 ) -> CreatedSweep:
-    """The sweep of a file, checked, registered, and recorded as the last one used on this box.
+    """The sweep in a file, checked, registered, and recorded as the last one used on this box.
 
     `reuse` names a sweep of the same project; its finished trials with an identical configuration are not
     trained again.
     Raises SweepFileError with all problems of the file and its data, UsageError for cells that do not fit on
-    this box's GPU (with `force` only for what a server would reject), ServerError when the server cannot be
-    reached.
+    this box's GPU (with `force` only for errors that a server would reject), ServerError if the server cannot
+    be reached.
     """
     from kto_sweep.wandb_client.private_api import is_embedded, upsert_sweep
 
     sweep = check_before_create(file, home, force=force, say=say)
     target = find_target(home, local=local)
     if target.local:
-        require_space(home.root)  # on a full disk the embedded server would keep us waiting for space
+        require_space(home.root)  # with a full disk, the embedded server would wait for space
     say(f"Talking to {target}")
     if not target.local and sweep.method == "grid" and (note := grid_order_note(sweep.space)):
         say(f"Note: {note}")
@@ -80,7 +79,7 @@ def create_sweep(
     observed: list[str] = []
     for earlier, run_ids in find_observations(home, api, target, sweep.warm_start, new):
         total = counted(len(earlier.trials), "trial")
-        say(f"Warm start: {len(run_ids)} of {total} of {earlier.ref} are observations")
+        say(f"Warm start: {len(run_ids)} of {total} of {earlier.ref} used as observations")
         observed += run_ids
     prior_runs = list(dict.fromkeys([*reused, *observed]))
     ref, warnings = upsert_sweep(api, config, project=project, entity=entity, prior_runs=prior_runs)
@@ -100,12 +99,12 @@ def grid_order_note(space: Space) -> str:
 
     W&B orders a grid by parameter name alone.
     """
-    ours = [parameter for parameter in in_order(space) if parameter.varies]
-    moved = next((mine for mine, theirs in zip(ours, space.searched, strict=True) if mine != theirs), None)
+    own_order = [parameter for parameter in in_order(space) if parameter.varies]
+    moved = next((own for own, wandbs in zip(own_order, space.searched, strict=True) if own != wandbs), None)
     if moved is None:
         return ""
     return (
-        f"W&B iterates a grid by parameter name, the last name fastest. Here {moved.name} changes early, and "
+        f"W&B iterates a grid by parameter name, the last name fastest. Here {moved.name} changes early, but "
         "trials that differ in it cannot be trained together. To make it change slowest, put it in a group "
         f"whose name sorts first: base: {{parameters: {{{moved.path[-1]}: ...}}}}"
     )

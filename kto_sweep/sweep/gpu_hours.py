@@ -20,8 +20,8 @@ class GpuTime:
 
     spent: float
     remaining: float | None
-    """Estimate for the unfinished trials, from finished trials of the same cost; None when no trial has
-    finished or the sweep is unlimited."""
+    """Estimate for unfinished trials from finished ones of the same cost; None if no trial has finished or
+    the sweep is unlimited."""
 
 
 def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
@@ -32,7 +32,7 @@ def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
     missing = count_missing(view, status)
     if not done or missing is None:
         return GpuTime(spent, None)
-    # Trials that ran together took less GPU time than the sum of their times; assume the same for the rest.
+    # Concurrent trials take less GPU time than the sum of their times; assume the same ratio for the rest.
     share = spent / sum(trial.seconds or 0.0 for trial in counted)
     seconds_by_cost: dict[object, list[float]] = {}
     for trial in done:
@@ -52,8 +52,7 @@ def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
 
 
 def spent_seconds(trials: Iterable[TrialRecord]) -> float:
-    """GPU-seconds: the time in which a device trained at least one trial; all of a run whose device is
-    unknown."""
+    """GPU-seconds in which each device trained at least one trial, plus all time of runs without a device."""
     spans_by_device: dict[str, list[tuple[float, float]]] = {}
     total = 0.0
     for trial in trials:

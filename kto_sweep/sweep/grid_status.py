@@ -29,7 +29,7 @@ class CellState(StrEnum):
     """By successive halving: resumes if it ranks among the best, otherwise it counts as stopped early."""
     FAILED = "failed"
     MISSING = "missing"
-    """No run yet, or only a waiting one in a sweep that has ended."""
+    """No run yet, or only a waiting run in an ended sweep."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class GridCell:
 
     @property
     def is_retryable(self) -> bool:
-        """Failed through no fault of the trial: a crash, a full disk, a faulty GPU, the network."""
+        """Failed because of a crash, a full disk, a faulty GPU or the network, not because of the trial."""
         if self.state is not CellState.FAILED or self.trial is None:
             return False
         cause = self.trial.summary.get("failure/cause")
@@ -105,7 +105,7 @@ def read_grid_status(view: SweepView) -> GridStatus:
 
 
 def count_missing(view: SweepView, status: GridStatus) -> int | None:
-    """How many trials have yet to start; None for an unlimited sweep."""
+    """The number of trials that have not started; None for an unlimited sweep."""
     missing = len(status.in_state(CellState.MISSING))
     if status.lists_every_cell:
         return missing
@@ -113,7 +113,7 @@ def count_missing(view: SweepView, status: GridStatus) -> int | None:
 
 
 def _cell(config: Mapping[str, Any], trials: list[TrialRecord], *, over: bool) -> GridCell:
-    """The cell with the state of its most advanced run; the newest one among equals."""
+    """The cell with the state of its most advanced run; of several equally advanced ones, the newest."""
     best, state = None, CellState.MISSING
     for trial in trials:
         if best is None or _progress(trial) >= _progress(best):
@@ -142,11 +142,11 @@ def _state(trial: TrialRecord, *, over: bool) -> CellState:
 def _within_cap(cells: Iterable[GridCell], expected: int) -> list[GridCell]:
     """The cells that have a run, and as many of the others as the run_cap still allows."""
     cells = list(cells)
-    room = expected - sum(bool(cell.run_ids) for cell in cells)
+    remaining = expected - sum(bool(cell.run_ids) for cell in cells)
     kept = []
     for cell in cells:
         if not cell.run_ids:
-            room -= 1
-        if cell.run_ids or room >= 0:
+            remaining -= 1
+        if cell.run_ids or remaining >= 0:
             kept.append(cell)
     return kept

@@ -1,6 +1,6 @@
-"""A sweep of the embedded server copied to another W&B server, by logging its runs again there.
+"""Copies a sweep from the embedded server to another W&B server by logging its runs again there.
 
-The wandb SDK does the writing. It alone sets a run's creation time and `_runtime`, so those are not copied.
+The wandb SDK writes the runs. It sets a run's creation time and `_runtime` itself, so these are not copied.
 """
 
 import json
@@ -23,12 +23,12 @@ from kto_sweep.wandb_client.private_api import set_run_state, set_sweep_state, u
 from kto_sweep.wandb_client.reader import read_sweep
 
 FINISH_TIMEOUT = 600.0
-"""Seconds to wait until the server has received a run's last rows."""
+"""Seconds to wait for the server to receive a run's last rows."""
 
 
 @dataclass(frozen=True)
 class PushedSweep:
-    """A sweep that was copied to another server, and its runs by what was done with each."""
+    """A sweep that was copied to another server, and its runs by result."""
 
     ref: SweepRef
     """The sweep on the other server."""
@@ -49,9 +49,9 @@ def push_sweep(
     entity: str | None,
     say: Callable[[str], None],
 ) -> PushedSweep:
-    """The sweep on `destination`, with every finished run of the source; an interrupted push continues.
+    """The sweep on `destination` with every finished run of the source; continues an interrupted push.
 
-    Raises ServerError when a server cannot be reached or rejects the sweep.
+    Raises ServerError if a server cannot be reached or rejects the sweep.
     """
     api = connect(destination)
     reader = wandb.Api(overrides={"base_url": source.base_url}, api_key=source.key, timeout=30)
@@ -64,7 +64,7 @@ def push_sweep(
     )
     copy = _find_pushed_sweep(api, destination, SweepRef(entity, project, record.read()), ref, runs, copies)
     if copy is None:
-        # A run that belongs to another sweep of the destination stays there and counts for this one as well.
+        # A run that is part of another sweep on the destination stays there and also counts for this one.
         config, _ = without_block(reader.sweep(str(ref)).config)
         copy, _ = upsert_sweep(api, config, project=project, entity=entity, prior_runs=list(copies))
         record.write(copy.id)
@@ -81,7 +81,7 @@ def push_sweep(
             except (wandb.Error, TimeoutError) as error:
                 raise ServerError(
                     f"run {run.id} could not be sent to {destination}: {error}",
-                    hint="run the same command again; nothing is sent twice",
+                    hint="run the same command again; it sends nothing twice",
                 ) from error
             sent.append(run.id)
     _end_sweep(api, destination, copy, view, unfinished)
@@ -90,9 +90,10 @@ def push_sweep(
 
 
 class _PushRecord:
-    """The id of a sweep's copy in each project it was pushed to.
+    """The id of a sweep's copy in each project that it was pushed to.
 
-    Kept in a file because a push can be interrupted before the destination has a run to find the copy by.
+    It is kept in a file, because a push may be interrupted before the destination has a run that identifies
+    the copy.
     """
 
     def __init__(self, path: Path, destination: str) -> None:
@@ -100,7 +101,7 @@ class _PushRecord:
         self._destination = destination
 
     def read(self) -> str:
-        """The id of the copy; empty if there is none."""
+        """The id of the copy; empty if none."""
         return str(self._all().get(self._destination, ""))
 
     def write(self, sweep_id: str) -> None:
@@ -119,9 +120,9 @@ class _PushRecord:
 
 
 def _existing_runs(api: wandb.Api, project: str, run_ids: list[str]) -> dict[str, Any]:
-    """The project's runs with these ids, by id; none when the project does not exist yet.
+    """The project's runs with these ids, by id; empty if the project does not exist yet.
 
-    Raises ServerError when the server does not answer.
+    Raises ServerError if the server does not respond.
     """
     try:
         runs = api.runs(project, filters={"name": {"$in": run_ids}}, lazy=False)
@@ -144,7 +145,7 @@ def _find_pushed_sweep(
 ) -> SweepRef | None:
     """The sweep that an earlier push created: the recorded one, else the sweep of the copied runs.
 
-    Raises ServerError when the server does not answer.
+    Raises ServerError if the server does not respond.
     """
     own = {run.id for run in runs if run.sweep_name == ref.id}
     ids = [recorded.id, *(copy.sweep_name for copy in copies.values() if copy.id in own)]
@@ -162,7 +163,7 @@ def _find_pushed_sweep(
 
 def _is_complete(copy: Any, run: Any) -> bool:
     """Whether the copy has the run's end, last step and summary."""
-    # Not every server can be told how a run failed: see `_send`.
+    # Not every server accepts how a run failed: see `_send`.
     unsuccessful = {"failed", "killed"}
     same_end = copy.state in unsuccessful and run.state in {*unsuccessful, "crashed"}
     if copy.state != run.state and not same_end:
@@ -177,9 +178,9 @@ def _public(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
-    """Log the run again under its id, from the copy's next step if it was sent in part.
+    """Log the run again under its id, from the copy's next step if it was partly sent.
 
-    Raises wandb.Error or TimeoutError when the server cannot be reached.
+    Raises wandb.Error or TimeoutError if the server cannot be reached.
     """
     settings = wandb.Settings(
         mode="online",
@@ -188,7 +189,7 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
         console="off",
         disable_code=True,
         disable_git=True,
-        # Metadata and system metrics would describe the box that pushes, not the one that trained.
+        # Metadata and system metrics would describe this box, not the one that trained.
         x_disable_meta=True,
         x_disable_stats=True,
         x_disable_machine_info=True,
@@ -222,7 +223,7 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
             api.run(f"{sweep.entity}/{sweep.project}/{run.id}").stop()
         copy.finish(exit_code=0 if run.state == "finished" else 1)
     if run.state == "crashed":
-        # W&B infers a crash from missing heartbeats only and shows this run as failed.
+        # W&B infers a crash only from missing heartbeats, so it shows this run as failed.
         set_run_state(api, sweep, run.id, "crashed")
 
 

@@ -1,4 +1,4 @@
-"""The name of a sweep in every form that users type, and this box's record of each sweep it used."""
+"""The name of a sweep in every form that users type, and this box's record of each sweep that it used."""
 
 import re
 import time
@@ -47,11 +47,11 @@ class SweepRecord:
     base_url: str
     """The W&B server if not local."""
     file: str
-    """The sweep file it was created from, or empty."""
+    """The sweep file that it was created from, or empty."""
     used: float
-    """When it was last created or run here, Unix seconds."""
+    """When it was created or last run here, in Unix seconds."""
     folder: str = ""
-    """The working directory of its `create`, or empty."""
+    """The working directory of `create`, or empty."""
 
     @property
     def ref(self) -> SweepRef:
@@ -81,7 +81,7 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     if not fit or not 1 <= len(parts) <= 3:
         raise UsageError(
             f"{text!r} is not the name of a sweep",
-            hint="use its id, ENTITY/PROJECT/ID, or the URL of its page (default: the last sweep used)",
+            hint="use its id, ENTITY/PROJECT/ID, or the URL of its page; default: the last sweep used",
         )
     entity, project, sweep_id = [None] * (3 - len(parts)) + parts
     assert sweep_id is not None
@@ -91,7 +91,7 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
 def save_sweep_record(
     home: Home, ref: SweepRef, *, local: bool, base_url: str, file: str = "", folder: str = ""
 ) -> None:
-    """Record this sweep as the last one used; pass `file` and `folder` at its creation."""
+    """Record this sweep as the last one used; pass `file` and `folder` when it is created."""
     old, last = load_sweep_record(home, ref.id), load_sweep_record(home)
     used = max(time.time(), last.used + 1e-3 if last else 0.0)  # newest even after the clock was set back
     record = SweepRecord(
@@ -103,7 +103,7 @@ def save_sweep_record(
 
 
 def load_sweep_record(home: Home, sweep_id: str | None = None) -> SweepRecord | None:
-    """This box's record of a sweep; without an id, of the last one used. None without a record."""
+    """This box's record of a sweep, or without an id of the last one used; None if there is no record."""
     if sweep_id is not None:
         return _read(home.sweeps / f"{sweep_id}.json")
     records = [record for path in home.sweeps.glob("*.json") if (record := _read(path))]

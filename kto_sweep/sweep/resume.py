@@ -1,4 +1,4 @@
-"""A sweep resumed: runs its missing trials, and retries those that failed through no fault of their own."""
+"""Resumes a sweep: runs its missing trials, and retries those that failed without causing it themselves."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,11 +22,11 @@ class ResumedSweep:
     state: str
     """RUNNING, or the previous state if nothing is left to run."""
     retried: tuple[str, ...]
-    """Runs that the server hands out again."""
+    """Runs that the server will hand out again."""
     refused: tuple[str, ...]
-    """Runs that the server does not hand out again."""
+    """Runs that the server will not hand out again."""
     missing: int | None
-    """Trials that have yet to start; None for an unlimited sweep."""
+    """Number of trials that have not started; None for an unlimited sweep."""
     advice: tuple[str, ...] = ()
     """Lines with the command to type for the refused runs."""
 
@@ -42,10 +42,10 @@ class ResumedSweep:
 def resume_sweep(
     home: Home, api: "wandb.Api", target: Target, ref: SweepRef, *, failed: bool, stopped: bool
 ) -> ResumedSweep:
-    """The sweep, set running with its retryable trials handed out again, if anything is left to run.
+    """The resumed sweep: running, with its retryable trials handed out again, if anything is left to run.
 
-    `failed` retries all failed trials whatever the cause, `stopped` those that were stopped early.
-    Raises ServerError when the server does not resume the sweep.
+    `failed` retries all failed trials, whatever the cause; `stopped` retries those that were stopped early.
+    Raises ServerError if the server does not resume the sweep.
     """
     from kto_sweep.wandb_client.private_api import set_run_state, set_sweep_state
 
@@ -61,8 +61,8 @@ def resume_sweep(
     create_rest = f"kto-sweep create {record.file if record and record.file else 'FILE'} --reuse {ref}"
     advice = (
         (
-            f"The server cannot retry runs of a sweep: {', '.join(refused)}",
-            f"  create a sweep of what is left: {create_rest}",
+            f"The server cannot retry these runs: {', '.join(refused)}",
+            f"  to train the rest in a new sweep: {create_rest}",
         )
         if refused
         else ()
@@ -72,13 +72,13 @@ def resume_sweep(
     try:
         set_sweep_state(api, ref, "RUNNING")
     except ServerError as error:
-        hint = error.hint or f"create a sweep of what is left: {create_rest}"
+        hint = error.hint or f"to train the rest in a new sweep: {create_rest}"
         raise ServerError(error.message, hint=hint) from error
     after = read_sweep(api, target, ref)
     if after.state != "RUNNING":
         raise ServerError(
-            f"{ref}: the server leaves the sweep {after.state.lower()}",
-            hint=f"create a sweep of what is left: {create_rest}",
+            f"{ref}: the server did not resume the sweep, which is still {after.state.lower()}",
+            hint=f"to train the rest in a new sweep: {create_rest}",
         )
     return ResumedSweep(view.state, after.state, retried, refused, missing, advice)
 

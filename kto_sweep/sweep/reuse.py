@@ -1,4 +1,4 @@
-"""Trials of earlier sweeps that a new sweep reuses: instead of training them, or as observations."""
+"""Finds trials of earlier sweeps that a new sweep reuses, as results or as observations for its search."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,8 +29,8 @@ def find_prior_runs(
 ) -> tuple[str, ...]:
     """The runs of sweep `name` that cover cells of the new sweep.
 
-    `new` is the new sweep's configuration, with its project (and its entity if it is not the key's).
-    Raises UsageError when sweep `name` is in another project: W&B takes prior runs from the same one only.
+    `new` is the new sweep's configuration with its project, and its entity if that is not the key's.
+    Raises UsageError if sweep `name` is in another project, because W&B requires prior runs in the same one.
     """
     ref = _find_in_project(home, target, name, new)
     return tuple(trial.run_id for trial in find_reusable(new, read_sweep(api, target, ref)))
@@ -39,9 +39,9 @@ def find_prior_runs(
 def find_observations(
     home: Home, api: "wandb.Api", target: Target, names: Sequence[str], new: Mapping[str, Any]
 ) -> Iterator[tuple[SweepView, tuple[str, ...]]]:
-    """Each named sweep with its runs that serve as observations for the Bayesian search of `new`.
+    """Each named sweep with its runs that the Bayesian search of `new` can use as observations.
 
-    Raises UsageError when one is in another project.
+    Raises UsageError if one is in another project.
     """
     for name in names:
         earlier = read_sweep(api, target, _find_in_project(home, target, name, new))
@@ -49,24 +49,24 @@ def find_observations(
 
 
 def _find_in_project(home: Home, target: Target, name: str, new: Mapping[str, Any]) -> SweepRef:
-    """The sweep of that name in the new sweep's project. Raises UsageError when it is in another one."""
+    """The sweep with this name in the new sweep's project. Raises UsageError if it is in another one."""
     server, ref = find_sweep(home, name, local=target.local)
     entity, project = new.get("entity") or ref.entity, new["project"]
     if (server.base_url, ref.entity, ref.project) != (target.base_url, entity, project):
         raise UsageError(
-            f"{ref} at {server.app_url} is not in {entity}/{project} at {target.app_url}, the project of the "
-            "new sweep: runs can only be reused within their project",
+            f"{ref} at {server.app_url} is not in the new sweep's project, {entity}/{project} at "
+            f"{target.app_url}: runs can only be reused within their project",
             hint=f"--entity {ref.entity} --project {ref.project}",
         )
     return ref
 
 
 def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRecord]:
-    """The finished trials of `earlier` that match a cell of this configuration's grid, one for each cell.
+    """The finished trials of `earlier` that match a cell of this configuration's grid, one per cell.
 
-    They match when the whole configuration is equal: searched and fixed parameters, data and model. Of
-    several equal trials the first is used.
-    Raises UsageError when the new sweep is not a grid of listed values.
+    The whole configuration must be equal: searched and fixed parameters, data and model. Of several equal
+    trials, the first is used.
+    Raises UsageError if the new sweep is not a grid of listed values.
     """
     space, _ = parse_space(without_alert_rules(config["parameters"]))
     if config["method"] != "grid" or space is None or not grid.can_list(space):
@@ -85,12 +85,12 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
 def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRecord]:
     """The finished trials of `earlier` that this search could have suggested and that have all objectives.
 
-    All but the seed must match, data and model too; otherwise their values are not comparable.
+    Everything except the seed must match, including data and model, or the values are not comparable.
     """
     space, _ = parse_space(without_alert_rules(config["parameters"]))
     assert space is not None
     objectives = read_options(config, []).objectives
-    metrics = [each.name for each in objectives] or [config["metric"]["name"]]
+    metrics = [objective.name for objective in objectives] or [config["metric"]["name"]]
     cube = cube_of(space)
     return [
         trial
@@ -103,12 +103,12 @@ def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
 
 
 def _matches_fixed(space: Space, config: Mapping[str, Any]) -> bool:
-    """Whether the trial agrees with the space in all parameters that are not searched, except the seed."""
+    """Whether the trial matches the space in all parameters that are not searched, except the seed."""
     searched = {parameter.path: lookup(config, parameter.name) for parameter in space.searched}
     try:
-        ours, theirs = (
-            Trial.from_config(each) for each in (space.config(searched), without_alert_rules(config))
+        expected, actual = (
+            Trial.from_config(values) for values in (space.config(searched), without_alert_rules(config))
         )
     except TrialConfigError:
         return False
-    return replace(ours, seed=theirs.seed) == theirs
+    return replace(expected, seed=actual.seed) == actual

@@ -1,4 +1,4 @@
-"""Which server a command uses: W&B if there is a key, else the embedded server of this box."""
+"""Chooses the server of a command: W&B if there is a key, else this box's embedded server."""
 
 import os
 from collections.abc import MutableMapping
@@ -14,7 +14,7 @@ LOCAL_ENTITY = "local"
 
 
 def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of a `.env` file in `directory` that the environment does not set."""
+    """Set the variables in a `.env` file in `directory` that are not set in the environment."""
     from dotenv import dotenv_values
 
     for name, value in dotenv_values(directory / ".env").items():
@@ -31,10 +31,10 @@ def local_target(home: Home) -> Target:
 
 
 def find_target(home: Home, *, local: bool) -> Target:
-    """The server of wandb's own settings; the embedded server with `local` or without a W&B key.
+    """The server in wandb's own settings; the embedded server with `local` or without a W&B key.
 
-    It is also the embedded server in W&B's offline and disabled modes, which send nothing off the box.
-    Raises UsageError when WANDB_BASE_URL names a server for which there is no key.
+    W&B's offline and disabled modes also use the embedded server, because nothing may leave the box.
+    Raises UsageError if WANDB_BASE_URL names a server for which there is no key.
     """
     if local:
         return local_target(home)
@@ -48,7 +48,7 @@ def find_target(home: Home, *, local: bool) -> Target:
         return Target(login.base_url, login.app_url, local=False)
     if os.environ.get("WANDB_BASE_URL"):
         raise UsageError(
-            f"WANDB_BASE_URL is {login.base_url}, but there is no key for it",
+            f"WANDB_BASE_URL is {login.base_url}, but there is no key for that server",
             hint=f"set WANDB_API_KEY, or run: wandb login --host {login.base_url}   "
             "(or add --local to use the embedded server)",
         )
@@ -58,7 +58,7 @@ def find_target(home: Home, *, local: bool) -> Target:
 def find_remote(url: str | None) -> Target:
     """The W&B server at `url`, by default the one that wandb is logged in to; never the embedded server.
 
-    Raises UsageError for an invalid URL or when there is no key for the server.
+    Raises UsageError for an invalid URL or if there is no key for the server.
     """
     from kto_sweep.wandb_client.private_api import find_login
 
@@ -70,16 +70,16 @@ def find_remote(url: str | None) -> Target:
     login = find_login()
     if not login.has_key:
         raise UsageError(
-            f"there is no key for W&B at {login.base_url}",
+            f"no key for W&B at {login.base_url}",
             hint=f"wandb login --host {login.base_url}   (or set WANDB_API_KEY)",
         )
     return Target(login.base_url, login.app_url, local=False)
 
 
 def find_sweep(home: Home, name: str | None, *, local: bool) -> tuple[Target, SweepRef]:
-    """The sweep called `name` and its server; without a name, the last sweep created or run on this box.
+    """The sweep `name` and its server; without a name, the last sweep created or run on this box.
 
-    Raises UsageError when there is none or `name` is not the name of a sweep.
+    Raises UsageError if there is none or `name` is not a valid name.
     """
     entity, project, sweep_id = parse_ref(name) if name else (None, None, None)
     record = load_sweep_record(home, sweep_id)

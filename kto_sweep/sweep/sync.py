@@ -1,4 +1,4 @@
-"""Runs that ended while their server was unreachable, sent later from the wandb files in their folders."""
+"""Sends runs that ended while their server was unreachable, from the wandb files in their folders."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ ENDED_STATES = frozenset({"finished", "failed", "killed", "preempted", "preempti
 
 @dataclass(frozen=True)
 class UnsyncedRun:
-    """A run of this box that, by its record here, its server does not have completely."""
+    """A run that, according to this box's record, its server does not have completely."""
 
     run_id: str
     folder: Path
@@ -38,21 +38,21 @@ class UnsyncedRun:
 
 @dataclass(frozen=True)
 class SyncResult:
-    """The result of sending one run."""
+    """The result of syncing one run."""
 
     run_id: str
     path: str
     """entity/project/run"""
     error: str
-    """Why it was not sent; empty when the server has it."""
+    """Why it was not sent; empty if the server has it."""
     already_synced: bool = False
-    """True if the server had it before."""
+    """Whether the server already had it."""
 
 
 def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
-    """The runs whose end their server did not confirm; with `run_id` that run, whatever its record says.
+    """The runs whose end their server did not confirm; with `run_id`, that run, whatever its record says.
 
-    Raises UsageError when this box has no such run.
+    Raises UsageError if this box has no such run.
     """
     if run_id is not None:
         record = read_record(home.runs / run_id) if Path(run_id).name == run_id else None
@@ -70,7 +70,7 @@ def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
 
 
 def sync_runs(home: Home, runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
-    """The result of each run, sent to its own server, the runs of one server together.
+    """Send each run to its own server, grouped by server; yields the results.
 
     An unreachable server is an error of its own runs only.
     """
@@ -80,7 +80,7 @@ def sync_runs(home: Home, runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
         runs_by_server.setdefault(server, []).append(run)
     for (local, base_url), server_runs in runs_by_server.items():
         reported = set()
-        with restored_environment():  # the key of one server must not reach the next
+        with restored_environment():  # so that one server's key is not sent to the next
             try:
                 target = local_target(home) if local else find_remote(base_url)
                 for result in _sync_to(home, target, connect(target), server_runs):
@@ -109,13 +109,13 @@ def _sync_to(home: Home, target: Target, api: "wandb.Api", runs: list[UnsyncedRu
             if _is_complete(_read(api, run), run):
                 yield _record_sent(run, already_synced=False)
             else:
-                yield _result(run, f"wandb could not send it: {last_line}")
+                yield _result(run, f"wandb sync failed: {last_line}")
 
 
 def _wandb_sync(target: Target, runs: list[UnsyncedRun]) -> str:
-    """The last line that `wandb sync` printed, called for every attempt of every run in order.
+    """Run `wandb sync` for every attempt of every run in order; returns its last output line.
 
-    One call for each attempt, because wandb stops at a truncated file, such as that of a killed agent.
+    Each attempt needs its own call, because wandb stops at a truncated file, such as that of a killed agent.
     """
     environ = dict(os.environ)
     target.export(environ)

@@ -11,10 +11,10 @@ from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
 
 OWNER, DEVICE = "_home", "_device"
-"""Hidden keys of a run's config: the id of the home that last opened the run, and the device it used."""
+"""Hidden keys of a run's config: the id of the home that last opened the run, and its device."""
 
 UNFINISHED = frozenset({"running", "pending", "preempting", "preempted"})
-"""Run states of a trial that has not ended; the server hands out a preempted one again."""
+"""Run states of a trial that has not ended; the server hands out preempted ones again."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class TrialRecord:
     created: float | None = None
     """Unix seconds."""
     device: str = ""
-    """The home's id and the device, `<home id> gpu 0`; empty for a run of another program."""
+    """The home's id and the device, `<home id> gpu 0`; empty for runs of other programs."""
     is_prior_run: bool = False
-    """True for a run of another sweep that this one takes over."""
+    """True for a run of another sweep that this one reuses."""
     paused: bool = False
-    """By successive halving, until it ranks among the best."""
+    """True while successive halving pauses it, until it ranks among the best."""
 
     @property
     def failure(self) -> str:
-        """The `failure/cause` of a failed trial, its state if it has no cause; empty for other trials.
+        """The `failure/cause` of a failed trial, or its state if it has no cause; empty for other trials.
 
-        A trial that was retried after a failure may still have the cause in its summary.
+        A trial retried after a failure may still have the cause in its summary.
         """
         if self.state not in {"failed", "crashed", "killed"}:
             return ""
@@ -76,16 +76,16 @@ class SweepView:
     objectives: tuple[Objective, ...] = ()
     """Two or three with the metric first, or empty for a single objective."""
     pauses_trials: bool = False
-    """True for successive halving, where a stopped trial may resume."""
+    """True for successive halving, which may resume stopped trials."""
 
     def count(self, *states: str) -> int:
-        """How many of the sweep's trials are in one of these states."""
+        """The number of the sweep's trials in one of these states."""
         return sum(trial.state in states for trial in self.trials if self.is_counted(trial))
 
     def trained(self) -> list[TrainedRun]:
-        """What each trial was trained on."""
+        """The trials with what they were trained on."""
         return [TrainedRun.of(trial.run_id, trial.config, trial.summary) for trial in self.trials]
 
     def is_counted(self, trial: TrialRecord) -> bool:
-        """Whether the trial counts towards `expected`; a prior run does only in a grid, as a cell."""
+        """Whether the trial counts towards `expected`; a prior run counts only in a grid, as a cell."""
         return not trial.is_prior_run or self.method == "grid"

@@ -26,7 +26,7 @@ def seeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeededServer]:
 
 @pytest.fixture
 def machine(seeded: SeededServer, tmp_path: Path) -> Machine:
-    """A machine whose W&B server is the seeded one: a server that it does not run itself."""
+    """A machine that uses the seeded server as W&B, without running it."""
     environ = {
         "WANDB_BASE_URL": seeded.url,
         "WANDB_API_KEY": seeded.address.key,

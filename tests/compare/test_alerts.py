@@ -1,4 +1,4 @@
-"""Alert rules: parsed, raised once, and sent from a sweep file to its agents."""
+"""Alert rules: parsed, raised once, and sent from a sweep file to the agents."""
 
 import math
 
@@ -25,7 +25,7 @@ parameters:
         ("grad_norm>=1e3", "grad_norm >= 1000"),
     ],
 )
-def test_rules_are_read(text, shown):
+def test_rules_are_parsed(text, shown):
     assert str(parse_rule(text)) == shown
 
 
@@ -46,7 +46,7 @@ def test_invalid_rules_say_what_to_type(text, says, hint):
     assert error.value.hint.startswith(hint)
 
 
-def test_a_rule_is_met_once_in_a_run():
+def test_a_rule_raises_one_alert_per_run():
     alerts = RunAlerts([parse_rule("kl_raw > 10"), parse_rule("loss < 0.1")])
     assert alerts.check({"kl_raw": 10.0, "loss": math.nan}) == []
     assert alerts.check({"kl_raw": 12.5}) == [("KTO: kl_raw > 10", "kl_raw is 12.5")]
@@ -54,7 +54,7 @@ def test_a_rule_is_met_once_in_a_run():
     assert alerts.check({"kl_raw": 99.0, "loss": 0.0}) == []
 
 
-def test_a_files_rules_are_kept_out_of_what_w_and_b_has_no_key_for_and_reach_the_trials(tmp_path):
+def test_a_files_rules_are_registered_as_a_parameter_and_reach_the_trials(tmp_path):
     (tmp_path / "s.yaml").write_text(FILE + 'kto_sweep:\n  alerts: ["kl_raw > 10", "loss>2"]\n')
     sweep = load_sweep_config(tmp_path / "s.yaml")
     assert "kto_sweep" not in sweep.config
@@ -72,7 +72,7 @@ def test_a_files_rules_are_kept_out_of_what_w_and_b_has_no_key_for_and_reach_the
         ("  alert: []", 8, "alerts"),
     ],
 )
-def test_a_block_that_cannot_be_right_is_told_with_its_line(tmp_path, block, line, hint):
+def test_an_invalid_block_is_reported_with_its_line(tmp_path, block, line, hint):
     (tmp_path / "s.yaml").write_text(f"{FILE}kto_sweep:\n{block}\n")
     with pytest.raises(SweepFileError) as error:
         load_sweep_config(tmp_path / "s.yaml")

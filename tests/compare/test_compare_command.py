@@ -1,4 +1,4 @@
-"""compare and view as they are typed."""
+"""The commands compare and view."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(seeded, 
             "compare", sweep_of(seeded), "--diff", "--png", "p.png", WANDB_BASE_URL=proxy.url
         )
         assert done.returncode == 0, done.stderr
-        assert proxy.curves == 2  # one for the sparklines, one for the picture, and not one for each run
+        assert proxy.curves == 2  # one for the sparklines and one for the picture, not one per run
     lines = done.stdout.splitlines()
     heads = next(line for line in lines if "learning_rate" in line)
     assert heads.index("learning_rate") < heads.index("beta") < heads.index("batch_size")
@@ -35,7 +35,7 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(seeded, 
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_json_is_one_object_with_all_that_the_table_says(seeded, machine, tmp_path):
+def test_json_is_one_object_with_all_data_of_the_table(seeded, machine, tmp_path):
     done = machine.command("compare", sweep_of(seeded), "--json", "--top", "3", "--html", "r.html")
     result = json.loads(done.stdout)
     assert [trial["rank"] for trial in result["trials"]] == [1, 2, 3]

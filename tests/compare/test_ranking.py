@@ -1,4 +1,4 @@
-"""Which trial won."""
+"""The ranking of trials."""
 
 import math
 

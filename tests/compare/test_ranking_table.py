@@ -1,4 +1,4 @@
-"""The ranking as a terminal of any width shows it."""
+"""The ranking table in terminals of any width."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_a_wide_terminal_shows_all_columns():
     assert shown[8].cells == ("finished", "failed (diverged)")
 
 
-def test_a_pipe_gets_all_of_it_however_wide():
+def test_a_pipe_gets_all_columns():
     assert columns(None) == columns(WIDE)
 
 
@@ -62,7 +62,7 @@ def test_values_that_are_not_finite_are_shown():
     assert shown[4].cells == ("inf", "inf")
 
 
-def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
+def test_a_narrow_terminal_folds_headings_and_drops_few_columns():
     shown, left_out = columns(NARROW)
     assert [column.heading for column in shown] == [
         "",
@@ -77,6 +77,6 @@ def test_a_narrow_terminal_folds_headings_and_leaves_the_least_out():
 
 
 @pytest.mark.parametrize("width", [20, 80, 100, 120])
-def test_what_ranks_is_never_left_out(width):
+def test_the_ranking_metric_is_never_dropped(width):
     shown, _ = columns(width)
     assert {"learning_rate", LOSS} <= {column.heading.replace("\n", "") for column in shown}

@@ -55,7 +55,7 @@ def test_with_one_run_of_each_configuration_the_confidence_is_unknown():
 
 
 def test_trials_of_changed_files_are_ranked_with_a_warning():
-    """Three had the same rows, d had others; e asked for other rows, f has a model of another precision."""
+    """a, b and c had the same rows, d different ones; e requested other rows; f has another precision."""
     same = {"dataset": "d.jsonl", "model_size": "tiny"}
 
     def ran(run_id, data, model="float32:m", **config):
@@ -73,14 +73,17 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
     assert warning.startswith("the weights of tiny changed")
 
 
-def test_an_agent_says_once_that_a_file_has_changed():
+def test_an_agent_warns_once_about_a_changed_file():
     said = []
     config = {"dataset": "d.jsonl", "model_size": "tiny"}
     drift = InputDrift([TrainedRun.of("a", config, {"trial/data": "r1"})], said.append)
     for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
         drift.check(TrainedRun.of(run_id, config, {"trial/data": rows}))
     assert len(said) == 1
-    assert "the rows of d.jsonl changed during this sweep. Run c used others" in said[0]
+    assert (
+        "the rows of d.jsonl changed during this sweep. Run c used different ones than earlier trials"
+        in said[0]
+    )
 
 
 def test_a_name_cannot_send_escape_sequences_to_the_terminal():
@@ -92,8 +95,8 @@ def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
     result = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
     assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in result.best
     assert result.confidence == (
-        "Fairly sure: the lead (0.2) is larger than seed noise (standard deviation 0.01, 4 degrees of "
-        "freedom) would often make it."
+        "Fairly sure: the lead (0.2) is unlikely to be seed noise (standard deviation 0.01, 4 degrees of "
+        "freedom)."
     )
     assert not any("seeds" in text for text in result.next_steps)
 
@@ -106,7 +109,7 @@ def test_a_lead_within_the_spread_between_seeds_is_a_tie():
     assert "Run the top 2 with more seeds, or choose the cheapest of them." in result.next_steps
 
 
-def test_a_best_trial_that_broke_or_still_trains_says_so():
+def test_a_failed_or_running_best_trial_gets_a_warning():
     broken = verdict(trial("a", 0.1, state="failed", cause="out of memory"), trial("b", 0.2, 1e-4))
     assert broken.best.endswith("It failed (out of memory), so it is not fully trained.")
     assert verdict(trial("a", 0.1, state="running")).best.endswith("It is still training.")
@@ -128,7 +131,7 @@ def test_noise_is_pooled_over_configurations():
 
 
 @pytest.mark.parametrize(("rate", "side"), [(1e-4, "highest"), (1e-6, "lowest"), (1e-5, None)])
-def test_a_best_value_at_the_end_of_its_range_is_to_be_widened(rate, side):
+def test_a_best_value_at_the_end_of_its_range_suggests_widening(rate, side):
     result = verdict(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
     widen = [text for text in result.next_steps if text.startswith("Widen")]
     assert widen == (
@@ -173,12 +176,12 @@ def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():
     assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best.startswith("Run a")
 
 
-def test_ranking_by_margins_is_advised_against():
+def test_ranking_by_margins_gets_a_caution():
     result = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
     assert any(text.startswith("Rank by another metric than rewards/margins") for text in result.next_steps)
 
 
-def test_the_front_holds_the_runs_that_no_other_beats():
+def test_the_front_has_the_runs_that_no_other_dominates():
     ranked = rank(
         [trial("best", 0.1), trial("cheap", 0.3), trial("beaten", 0.2), trial("failed", 0.4, state="failed")],
         LOSS,

@@ -11,7 +11,7 @@ from proxy import proxy_to
 
 @dataclass
 class ViewsProxy:
-    """What the proxy has received."""
+    """The requests that the proxy received."""
 
     url: str
     views: list[dict[str, Any]] = field(default_factory=list)

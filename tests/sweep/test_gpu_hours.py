@@ -39,12 +39,12 @@ def test_trials_together_on_one_gpu_count_once_and_gpus_of_one_trial_each():
 
 
 def test_remaining_trials_take_as_long_as_trials_of_their_cost():
-    """Batch 4 took 100 s and runs for 30 s once more; batch 8 is estimated by the average."""
+    """Batch 4 took 100 s, and another has run for 30 s; batch 8 is estimated by the average."""
     assert gpu_seconds(trial(4, 1e-6, 100), trial(4, 1e-5, 30, state="running")) == (130, 70 + 2 * 100)
 
 
 def test_trials_that_ran_together_are_expected_to_again():
-    """Two trials of 100 s each in 100 s of the GPU: the other two take 100 s as well."""
+    """Two trials of 100 s each took 100 s of the GPU, so the other two take 100 s as well."""
     spent = gpu_seconds(trial(4, 1e-6, 100, device="a gpu 0"), trial(4, 1e-5, 100, device="a gpu 0"))
     assert spent == (100, 100)
 

@@ -91,4 +91,4 @@ def test_a_push_without_a_key_or_to_its_own_server_is_rejected(machine: Machine)
     here = ensure_server(machine.home)
     save_sweep_record(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
     output = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
-    assert "is the embedded server, which has the sweep already" in output
+    assert "is the embedded server, which already has the sweep" in output

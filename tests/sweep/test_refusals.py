@@ -1,4 +1,4 @@
-"""Errors of a server are told apart from sweeps that do not exist."""
+"""Server errors are distinguished from sweeps that do not exist."""
 
 import json
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ NONSENSE = json.JSONDecodeError("permission denied", "<html>", 0)
 @pytest.mark.parametrize(
     "error", [REFUSED, CommError("permission denied", REFUSED), CommError("permission denied", NONSENSE)]
 )
-def test_a_refusal_is_not_mistaken_for_a_missing_sweep(error):
+def test_a_rejected_request_is_not_reported_as_a_missing_sweep(error):
     api = server(error)
     with pytest.raises(ServerError, match=r"could not read the sweep.*permission denied"):
         read_sweep(api, TARGET, REF)
@@ -44,7 +44,7 @@ def test_a_refusal_is_not_mistaken_for_a_missing_sweep(error):
     assert not is_deleted(api, REF)
 
 
-def test_the_servers_message_comes_with_its_status():
+def test_the_servers_message_includes_the_http_status():
     assert error_text(REFUSED) == "permission denied (HTTP 403)"
 
 

@@ -1,4 +1,4 @@
-"""A resumed sweep runs its missing and retryable trials only."""
+"""A resumed sweep runs only its missing and retryable trials."""
 
 from typing import Any
 
@@ -58,10 +58,10 @@ def test_a_finished_grid_runs_missing_cells_and_retries_interrupted_ones(machine
     assert machine.json("resume", "--failed")["again"] == [diverged]
 
 
-def test_for_a_server_that_cannot_retry_runs_another_command_is_shown(
+def test_a_server_that_cannot_retry_runs_gets_another_command(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As W&B answers, which tests cannot reach."""
+    """Simulates W&B, which tests cannot reach."""
     space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
     assert space is not None
     trials = (

@@ -60,13 +60,13 @@ def test_all_objectives_are_needed():
 
 
 def test_the_search_continues_from_earlier_sweeps(machine: Machine) -> None:
-    """Of six configurations four were tried, one of them failed: two are left, and the one that failed."""
+    """Of six configurations, four were tried and one of these failed: two and the failed one are left."""
     first = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, first, outcomes={"0.001 2": "nan"})
     file = SWEEP.replace("grid", "bayes\nrun_cap: 3").replace("[0.001, 0.002]", "[0.001, 0.002, 0.004]")
     (machine.folder / "bayes.yaml").write_text(f"{file}kto_sweep: {{warm_start: [{first}]}}\n")
     said = machine.run("create", "bayes.yaml")
-    assert f"Warm start: 3 of 4 trials of local/kto-sweep/{first} are observations" in said
+    assert f"Warm start: 3 of 4 trials of local/kto-sweep/{first} used as observations" in said
     status = machine.json("status")
     assert (status["expected"], status["finished"], status["missing"]) == (3, 0, 3)
     done = run_trials(machine, status["id"])
