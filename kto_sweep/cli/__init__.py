@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
     """Loads a command's module only when that command is named."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order in which a new user needs them."""
+        """All names, in the order that a new user needs them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands by group, from COMMANDS alone."""
+        """Write the commands by group, using only COMMANDS."""
         for group in dict.fromkeys(group for group, _ in COMMANDS.values()):
             with formatter.section(group):
                 formatter.write_dl([(name, text) for name, (of, text) in COMMANDS.items() if of == group])
@@ -74,7 +74,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, which looks for similar names among the loaded commands: here there are none."""
+        """Suggest names from all commands: click knows the loaded ones only."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
@@ -96,7 +96,7 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; each error becomes one message and an exit code."""
+    """Run the command line; report each error as one message and an exit code."""
     sys.exit(run(sys.argv[1:]))
 
 
@@ -116,7 +116,7 @@ def run(args: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted", "", as_json)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has exited
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KtoSweepError as error:
@@ -133,12 +133,12 @@ def run(args: list[str]) -> int:
 
 
 def _explain_unexpected(error: Exception, args: list[str]) -> tuple[str, str]:
-    """Message and hint of an error that no command handles."""
+    """Message and hint for an unhandled error."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return (
             f"{error.filename or 'a disk'}: {error.strerror}",
-            "KTO_SWEEP_HOME names the folder for all files (default ~/.kto-sweep); it must be writable and "
-            "have free space",
+            "KTO_SWEEP_HOME sets the folder for all files (default ~/.kto-sweep); it must be writable, with "
+            "free space",
         )
     return (
         f"{type(error).__name__}: {error}",

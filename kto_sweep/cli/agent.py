@@ -44,7 +44,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     type=TrialsPerGpu(),
     default="auto",
     show_default=True,
-    help="Trials trained together on a GPU; auto adds trials as long as they fit and raise throughput.",
+    help="Trials trained together on a GPU; auto adds trials while they fit and increase throughput.",
 )
 @click.option(
     "--gpus-per-trial",
@@ -54,7 +54,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     help="GPUs that train one trial with data parallelism (TRL's trainer).",
 )
 @click.option("--cpu", is_flag=True, help="Train on the CPU.")
-@click.option("--share-gpus", is_flag=True, help="Also use GPUs that another agent of yours uses.")
+@click.option("--share-gpus", is_flag=True, help="Also use GPUs that another of your agents is using.")
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
@@ -69,7 +69,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     default=900.0,
     show_default=True,
     metavar="SECONDS",
-    help="Start no trials once the server has been unreachable for this long.",
+    help="Stop starting trials once the server has been unreachable for this long.",
 )
 @click.option(
     "--alert",
@@ -96,9 +96,9 @@ def agent(
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
-    With --budget or --until, starts only trials that can finish in time, judged by similar trials on this
-    box or else by the plan. Trials still running at the end are returned to the sweep with their
-    checkpoints. Two GPUs use up --budget 12h in six hours.
+    With --budget or --until, starts only trials that are expected to finish in time, based on similar trials
+    on this box or else on the plan. Trials still running at the end are requeued with their checkpoints. Two
+    GPUs use up --budget 12h in six hours.
 
     SWEEP is an id, ENTITY/PROJECT/ID or the URL of its page. Default: the last sweep used on this box.
 
@@ -113,7 +113,7 @@ def agent(
     """
     if gpus_per_trial > 1 and (trials_per_gpu or 1) > 1:
         raise UsageError(
-            f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu} exclude each other",
+            f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu}: use only one",
             hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
     from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
@@ -141,17 +141,17 @@ def agent(
         )
     except ServiceGoneError as error:
         if time.monotonic() - started < MIN_UPTIME or error.count == 0:
-            raise  # a restart would fail the same way, or have nothing left to do
-        say(f"{error.message}: restarting")
+            raise  # a restart would fail in the same way, or have nothing left to do
+        say(f"{error.message}; restarting")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         arguments = _restart_arguments(sys.argv[1:], error, named=sweep is not None)
         os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *arguments], environ)
 
 
 def _restart_arguments(arguments: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
-    """The command line of the agent that continues this one, with the remaining count and time.
+    """The command line of the agent that replaces this one, with the remaining count and time.
 
-    It names the sweep, because another one may be the last used by now.
+    It names the sweep, because another sweep may have been used in the meantime.
     """
     remaining = [] if error.count is None else ["--count", str(error.count)]  # a repeated option overrides
     return [*arguments, *remaining, *error.time_left, *([] if named else [error.sweep])]

@@ -29,12 +29,12 @@ def _age(_: click.Context, __: click.Parameter, text: str | None) -> float | Non
 @click.option(
     "--older-than", "age", metavar="AGE", callback=_age, help="Only entries not used for this long: 30d."
 )
-@click.option("--prune", is_flag=True, help="Remove the entries, except those that a running trial uses.")
+@click.option("--prune", is_flag=True, help="Remove the entries, except those in use by a running trial.")
 @json_option
 def cache(age: float | None, prune: bool, as_json: bool) -> None:
     """Show the reference log-probs cached on this box, by base model.
 
-    They save a pass of the base model over each row for every later trial, and can always be recomputed.
+    The cache saves later trials a pass of the base model over all rows, and can always be recomputed.
 
     \b
     kto-sweep cache
@@ -104,7 +104,7 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
 
 
 def _size(size: float) -> str:
-    """Bytes as 12 KiB."""
+    """A number of bytes, such as 12 KiB."""
     for unit in ("bytes", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""kto-sweep chat: answers of the base model and of the tuned one."""
+"""kto-sweep chat: answers of the base model and the tuned model."""
 
 import click
 
@@ -19,7 +19,7 @@ from kto_sweep.cli.output import console, json_option, print_json
 @click.option("--best", is_flag=True, help="Use the adapters of the best evaluation, not of the last step.")
 @json_option
 def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: bool, as_json: bool) -> None:
-    """Show answers of the base model and of RUN, a run or trial of this box, side by side.
+    """Show answers of the base model and of RUN, a run or trial on this box, side by side.
 
     Decoding is greedy, so the same command always gives the same answers.
 

@@ -20,7 +20,7 @@ CURVE_POINTS = 400
 """Points of each curve in a report or picture."""
 SPARKLINE_POINTS = 60
 MAX_CURVES = 60
-"""Only the curves of this many best runs are read."""
+"""Curves are read only for this many best runs."""
 
 _file = click.Path(path_type=Path, dir_okay=False)
 
@@ -65,7 +65,7 @@ def compare(
     from kto_sweep.wandb_client.reader import read_sweep
 
     if as_csv and as_json:
-        raise click.UsageError("--csv and --json exclude each other")
+        raise click.UsageError("--csv and --json cannot be used together")
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     if not as_json and not as_csv:
         say(f"Talking to {target}")
@@ -85,7 +85,7 @@ def compare(
 
 
 def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
-    """Print the comparison for people, with sparklines of the margins' curves from the server."""
+    """Print the comparison for people, with sparklines of the margins read from the server."""
     from kto_sweep.cli.compare_text import print_comparison
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.wandb_client.private_api import read_curves
@@ -122,7 +122,9 @@ def _as_json(comparison: "Comparison", top: int | None) -> dict[str, Any]:
         "sweep": str(comparison.view.ref),
         "metric": comparison.metric,
         "goal": comparison.goal,
-        "objectives": [{"name": each.name, "goal": each.goal} for each in comparison.view.objectives],
+        "objectives": [
+            {"name": objective.name, "goal": objective.goal} for objective in comparison.view.objectives
+        ],
         "parameters": comparison.parameters,
         "trials": [
             {

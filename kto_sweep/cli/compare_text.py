@@ -24,7 +24,7 @@ BAR_WIDTH = 24
 def print_comparison(
     comparison: Comparison, shown: Sequence[RankedTrial], parameters: Sequence[str], margins: Curves
 ) -> None:
-    """Print all parts of it; `margins` holds the curves for the sparklines."""
+    """Print all parts of a comparison; `margins` has the curves for the sparklines."""
     out = console()
     has_blocks = out.encoding.lower().startswith("utf")  # other encodings lack the block characters
     curves = {run_id: curve for run_id, curve in margins.items() if curve and has_blocks}

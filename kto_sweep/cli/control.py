@@ -67,7 +67,7 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
 
     Trials that failed because of a crash, a full disk, a faulty GPU or the network continue from their
     checkpoints, in the same runs. Finished trials never run again. W&B cannot retry runs of a sweep; there,
-    create a new sweep of what is left: `kto-sweep create FILE --reuse SWEEP`.
+    train the rest in a new sweep: `kto-sweep create FILE --reuse SWEEP`.
 
     \b
     kto-sweep resume

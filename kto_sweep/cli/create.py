@@ -64,5 +64,5 @@ def create(
         return
     say(created.summary())
     if created.login_url:
-        say(f"  to pause or stop it in the browser, open (once, within an hour): {created.login_url}")
+        say(f"  to pause or stop it in a browser, open (once, within an hour): {created.login_url}")
     say("Next: kto-sweep agent")

@@ -11,7 +11,7 @@ from kto_sweep.cli.output import say
 def demo() -> int:
     """Run a small, real KTO sweep on this box and show which trial won.
 
-    Uses the embedded server, the CPU, and a tiny model that it makes: no account, no GPU, no download.
+    Uses the embedded server, the CPU and a tiny generated model: no account, no GPU, no download.
 
     \b
     kto-sweep demo

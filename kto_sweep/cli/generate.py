@@ -53,7 +53,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     from kto_sweep.sweep_file.sweep_config import check_sweep_text
 
     if out.exists():
-        raise UsageError(f"{out} exists already", hint="choose another name, or remove it")
+        raise UsageError(f"{out} already exists", hint="choose another name, or remove it")
     given = preset_settings(preset) if preset else {}
     given |= {name: parse_flag(name, text, method) for name, text in flags.items() if text is not None}
     data = given.get("dataset")
@@ -61,8 +61,8 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
         raise UsageError("no data", hint="--data rows.jsonl, or --data examples/support_replies.jsonl")
     if not given.keys() & {"model", "model_size"}:
         raise UsageError("no base model", hint="--model-size 0.5b, --model FOLDER, or --preset lora-7b")
-    named = given.get("model") or given.get("model_size")
-    model = str(named.value) if isinstance(named, Fixed) else None
+    model_name = given.get("model") or given.get("model_size")
+    model = str(model_name.value) if isinstance(model_name, Fixed) else None
     if model is not None and "model" not in given:
         model = PRESETS[model].model
     summary = inspect_data(str(data.value), model)

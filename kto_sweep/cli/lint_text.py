@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MAX_LINES = 5
-"""Lines, or groups of lines, that a finding lists."""
+"""Maximum number of lines, or groups of lines, that a finding lists."""
 
 MAX_OF_A_KIND = 8
-"""Findings of one kind that are printed: a file can have a thousand reasons to leave rows out."""
+"""Maximum number of printed findings of one kind; a file can have a thousand reasons to skip rows."""
 
 BAR_WIDTH = 50
 """Characters of the longest bar."""
@@ -105,26 +105,26 @@ def _length_table(lengths: LengthReport) -> "Table":
 
 
 def _print_histogram(out: "Console", report: LintReport) -> None:
-    """Print one bar a line; the character, not the colour, distinguishes the labels."""
+    """Print one bar per line; characters, not colours, distinguish the labels."""
     desirable, undesirable = "█░" if out.encoding.startswith("utf") else "#-"
     title = f"Rows by {report.unit} of prompt + completion ({desirable} desirable, {undesirable} undesirable)"
     out.print(title, markup=False)
     bins = report.lengths.histogram
     labels = [_range(item) for item in bins]
-    most = max(item.desirable + item.undesirable for item in bins)
+    largest = max(item.desirable + item.undesirable for item in bins)
     for label, item in zip(labels, bins, strict=True):
         rows = item.desirable + item.undesirable
-        full = -(-BAR_WIDTH * rows // most)  # rounded up, so that a single row is visible
+        full = -(-BAR_WIDTH * rows // largest)  # rounded up, so that a single row is visible
         good = round(full * item.desirable / rows) if rows else 0
         bar = desirable * good + undesirable * (full - good)
-        line = f"{label:>{max(map(len, labels))}} {rows:>{len(f'{most:,}')},} {bar}"
+        line = f"{label:>{max(map(len, labels))}} {rows:>{len(f'{largest:,}')},} {bar}"
         out.print(line.rstrip(), markup=False, soft_wrap=True)
     out.print()
 
 
 def _range(item: Bin) -> str:
     if item.high is None:
-        return f"{item.low:,} and more"
+        return f"{item.low:,} or more"
     return f"{item.low:,}" if item.low == item.high else f"{item.low:,}-{item.high:,}"
 
 
@@ -143,7 +143,7 @@ def _print_findings(out: "Console", findings: tuple[LintFinding, ...]) -> None:
 
 
 def _lines(finding: LintFinding) -> str:
-    """` (lines 12, 17, ...)`; rows that belong together as `12 and 340`."""
+    """` (lines 12, 17, ...)`; related rows as `12 and 340`."""
     if not finding.groups:
         return ""
     shown = [_few(list(map(str, group)), " and ") for group in finding.groups]

@@ -15,7 +15,7 @@ from kto_sweep.cli.output import json_option, print_json, say
 @click.option("--best", is_flag=True, help="Use the adapters of the best evaluation, not of the last step.")
 @json_option
 def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
-    """Merge the adapters of RUN, a run or trial of this box, into its base model and write safetensors.
+    """Merge the adapters of RUN, a run or trial on this box, into its base model and write safetensors.
 
     Also writes the tokenizer and a model card. Never overwrites and never uploads anything.
 

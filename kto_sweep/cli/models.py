@@ -1,4 +1,4 @@
-"""kto-sweep models: the base models with a short name, and the memory they need."""
+"""kto-sweep models: the base models with a short name and the memory that they need."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from kto_sweep.cli.output import console, json_option, print_json
 from kto_sweep.cli.plan import pick_gpu
 
 ROWS = 8
-"""Rows of max_length in the step whose memory is shown."""
+"""Number of rows of max_length in the step whose memory is shown."""
 
 
 @click.command()
@@ -19,9 +19,9 @@ ROWS = 8
 def models(gpu: str | None, as_json: bool) -> None:
     """List the values of --model-size: model, quantization, LoRA rank, max_length and memory.
 
-    GiB: for a step of 8 rows of max_length, half of each the completion. Min GiB: with one such row at a
-    time, to which training falls back automatically. Other models: --model-name takes a hub id, a folder or a
-    .gguf file.
+    GiB: for a step of 8 rows of max_length, half of it the completion. Min GiB: one such row at a time, to
+    which training falls back automatically. Other models: --model-name takes a hub id, a folder or a .gguf
+    file.
 
     \b
     kto-sweep models
@@ -40,10 +40,10 @@ def models(gpu: str | None, as_json: bool) -> None:
         one = StepLoad(length, length // 2, length // 2)
         whole = StepLoad(*(ROWS * n for n in (one.tokens, one.targets, one.mismatched)))
         needed = peak_memory(sizes, preset.quantization, shape, whole).gib
-        least = peak_memory(sizes, preset.quantization, shape, one, recompute=True).gib
+        minimum = peak_memory(sizes, preset.quantization, shape, one, recompute=True).gib
         fits = None
         if chosen is not None:
-            fits = "yes" if needed <= chosen.usable_gib else "split" if least <= chosen.usable_gib else "no"
+            fits = "yes" if needed <= chosen.usable_gib else "split" if minimum <= chosen.usable_gib else "no"
         rows.append(
             {
                 "size": preset.name,
@@ -52,7 +52,7 @@ def models(gpu: str | None, as_json: bool) -> None:
                 "lora_r": preset.lora_r,
                 "max_length": length,
                 "gib": round(needed, 1),
-                "least_gib": round(least, 1),
+                "least_gib": round(minimum, 1),
                 "fits": fits,
                 "note": preset.doc,
             }

@@ -20,7 +20,7 @@ sweep_argument = click.argument("sweep", required=False)
 
 
 def console() -> "Console":
-    """A console on standard output, as wide as the terminal; rich honours NO_COLOR."""
+    """A console on standard output, as wide as the terminal; rich respects NO_COLOR."""
     from rich.console import Console
 
     return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)

@@ -34,16 +34,16 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     from kto_sweep.sweep_file.validate import validate
 
     sweep = validate(file).checked()
-    made = planner_for(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(sweep)
+    estimate = planner_for(pick_gpu(gpu), Home.from_environment(), this_box=gpu in (None, "this")).plan(sweep)
     if as_json:
-        print_json({"file": str(file), "method": sweep.method, **as_object(made)})
+        print_json({"file": str(file), "method": sweep.method, **as_object(estimate)})
     else:
-        print_plan(console(), made, sweep.method, str(file))
-    return 1 if made.impossible else 0
+        print_plan(console(), estimate, sweep.method, str(file))
+    return 1 if estimate.impossible else 0
 
 
 def pick_gpu(named: str | None) -> "Gpu | None":
-    """The GPU that `--gpu` names; by default the smallest GPU of this box, or None if it has none.
+    """The GPU that `--gpu` names; by default the smallest GPU of this box, or None without a GPU.
 
     Raises UsageError for an unknown name, and for `this` on a box without a GPU.
     """
@@ -56,9 +56,9 @@ def pick_gpu(named: str | None) -> "Gpu | None":
         return named_gpu(named)
     from kto_sweep.train.device import this_gpu  # torch takes seconds to import
 
-    found = this_gpu()
-    if found is None:
+    gpu = this_gpu()
+    if gpu is None:
         raise UsageError(
-            "--gpu this: torch finds no GPU on this box", hint="name one: --gpu h200, or a size: --gpu 24GB"
+            "--gpu this: torch found no GPU on this box", hint="name one: --gpu h200, or a size: --gpu 24GB"
         )
-    return present_gpu(*found)
+    return present_gpu(*gpu)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
-    """Print a table of the cells, what would make the others fit, a summary, and the next command."""
+    """Print a table of the cells, remedies for cells that do not fit, a summary, and the next command."""
     from rich.table import Table
 
     where = f"{plan.gpu.name}, {plan.gpu.usable_gib:.1f} GiB for tensors" if plan.gpu else "no GPU named"
@@ -26,8 +26,8 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
     for header in headers:
         table.add_column(header, justify="right", no_wrap=True)
     for estimate in plan.cells:
-        told = [number(estimate.cell.varied.get(name)) for name in names]
-        table.add_row(*told, *_cells(estimate, plan))
+        cells = [number(estimate.cell.varied.get(name)) for name in names]
+        table.add_row(*cells, *_cells(estimate, plan))
     console.print(table)
     console.print()
     for estimate in plan.impossible:
@@ -46,7 +46,7 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
 
 
 def _cells(estimate: CellEstimate, plan: Plan) -> list[str]:
-    told = [
+    cells = [
         str(estimate.cell.count or "-"),
         f"{estimate.steps:,}",
         _gib(estimate.peak_gib),
@@ -56,10 +56,10 @@ def _cells(estimate: CellEstimate, plan: Plan) -> list[str]:
     if plan.gpu:
         fits = {None: "?", True: "yes", False: "no"}[estimate.fits]
         fits = "split" if estimate.fits and not estimate.comfortable else fits
-        told += [fits, str(estimate.together or "-"), time]
+        cells += [fits, str(estimate.together or "-"), time]
     elif plan.serial:
-        told.append(time)
-    return [*told, f"{estimate.disk_bytes / 1e6:,.0f}"]
+        cells.append(time)
+    return [*cells, f"{estimate.disk_bytes / 1e6:,.0f}"]
 
 
 def _gib(amount: float | None) -> str:

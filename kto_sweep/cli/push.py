@@ -16,8 +16,8 @@ from kto_sweep.cli.output import json_option, print_json, say, sweep_argument
 def push(sweep: str | None, url: str | None, project: str | None, entity: str | None, as_json: bool) -> int:
     """Copy SWEEP from the embedded server to W&B, with its runs: configs, histories, summaries, states, tags.
 
-    Nothing is sent twice, and running it again continues an interrupted push. Unfinished runs are left for
-    the next push. Logged rows keep their timestamps; the runs get the time of the push.
+    Sends nothing twice; running it again continues an interrupted push. Leaves unfinished runs for the next
+    push. Logged rows keep their timestamps; the runs get the time of the push.
 
     \b
     wandb login
@@ -35,7 +35,7 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     source, ref = find_sweep(home, sweep, local=True)
     if destination.base_url == source.base_url:
         raise UsageError(
-            f"{destination.base_url} is the embedded server, which has the sweep already",
+            f"{destination.base_url} is the embedded server, which already has the sweep",
             hint="kto-sweep push --to https://wandb.example.com",
         )
     say(f"Pushing {ref} from {source} to {destination}", as_json=as_json)

@@ -34,7 +34,7 @@ class TableColumn:
     heading: str
     cells: tuple[str, ...]
     right: bool = False
-    """Right-aligned, as numbers are."""
+    """Right-aligned, for numbers."""
     droppable: bool = True
     """May be dropped if its heading is in DROP_ORDER."""
 
@@ -53,7 +53,7 @@ def fit_columns(
 ) -> tuple[list[TableColumn], list[str]]:
     """The columns that fit into `width` characters (None: no limit), and the headings of dropped ones.
 
-    To fit, first folds headings, then hides the causes of failures, then drops columns.
+    First folds headings, then hides failure causes, then drops columns.
     """
     columns = _columns(comparison, shown, parameters, margins)
     if width is None:
@@ -125,7 +125,7 @@ def _state(trial: TrialRecord) -> str:
 
 
 def total_width(columns: Sequence[TableColumn]) -> int:
-    """Characters of a table with these columns, at most."""
+    """Maximum characters of a table with these columns."""
     return sum(column.width + GAP for column in columns)
 
 

@@ -14,7 +14,7 @@ _file = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--certificate", type=_file, help="TLS certificate (PEM), to serve https.")
 @click.option("--certificate-key", type=_file, help="The private key, if not in the certificate's file.")
 @click.option("--login", is_flag=True, help="Print a link that logs in a browser.")
-@click.option("--stop", is_flag=True, help="Stop the server that runs in the background.")
+@click.option("--stop", is_flag=True, help="Stop the server in the background.")
 def serve(
     port: int | None,
     host: str,
@@ -27,8 +27,8 @@ def serve(
     """Run the embedded W&B-compatible server in the foreground.
 
     create and agent start it in the background automatically. Run it yourself to use wandb's own tools with
-    it, or to make it reachable from other machines. Its URL shows the dashboard. The link of --login works
-    once, within an hour; with it a browser can control sweeps, and view them from another machine.
+    it, or to make it reachable from other machines. Its URL opens the dashboard. The link of --login works
+    once, within an hour; it lets a browser control sweeps, and view them from another machine.
 
     \b
     kto-sweep serve

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kto_sweep.sweep.view import SweepView
 
 MAX_LISTED = 20
-"""Cells listed for each state; the rest are only counted."""
+"""Maximum number of cells listed per state; the rest are only counted."""
 
 
 @click.command()
@@ -119,10 +119,10 @@ def _say_counts(view: "SweepView", status: "GridStatus") -> None:
     count = count_missing(view, status)
     missing = "" if count is None else f", {count} missing"
     running, paused = len(status.in_state(CellState.RUNNING)), len(status.in_state(CellState.PAUSED))
-    waiting = f", {paused} paused" if paused else ""
-    say(f"  {len(done)}{of} done{stopped}, {running} running{waiting}, {len(failed)} failed{missing}")
+    paused_text = f", {paused} paused" if paused else ""
+    say(f"  {len(done)}{of} done{stopped}, {running} running{paused_text}, {len(failed)} failed{missing}")
     _say_cells(view, failed)
-    if done or running or paused or failed:  # for a sweep just created the list of all cells tells nothing
+    if done or running or paused or failed:  # listing all cells of a new sweep would be noise
         _say_cells(view, status.in_state(CellState.MISSING))
     if status.outside_grid:
         run_ids = ", ".join(trial.run_id for trial in status.outside_grid[:MAX_LISTED])

@@ -11,8 +11,8 @@ from kto_sweep.cli.output import json_option, print_json, say
 def sync(run: str | None, as_json: bool) -> int:
     """Send the runs of this box that ended while their server was unreachable, or only RUN.
 
-    Each run goes to its own server, and nothing is sent twice. Naming a RUN also checks what its server has,
-    and sends the rows of a run whose agent died; without a name, `kto-sweep agent` continues such a run.
+    Each run goes to its own server, and nothing is sent twice. With RUN, also checks what its server has, and
+    sends the rows of a run whose agent died; otherwise `kto-sweep agent` continues such a run.
 
     \b
     kto-sweep sync
@@ -36,7 +36,7 @@ def sync(run: str | None, as_json: bool) -> int:
             }
         )
     elif not results:
-        say("Nothing to send: every run that ended here is on its server.")
+        say("Nothing to send: every run that ended on this box is on its server.")
     elif failed:
         say("Next: kto-sweep sync   (once that is fixed)")
     return 1 if failed else 0

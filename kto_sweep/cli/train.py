@@ -19,7 +19,7 @@ FLAG_ALIASES = {
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command with an option for each parameter of a trial, checked like those of a sweep file."""
+    """The command with an option for each parameter of a trial, checked as in a sweep file."""
     from kto_sweep.parameter_types import Choice, Flag
     from kto_sweep.trial import PARAMETERS
 
@@ -47,14 +47,16 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--from", "source", metavar="SWEEP|RUN", help="Use the parameters of a sweep's best trial, or of a run."
 )
 @click.option("--whole-data", is_flag=True, help="Hold out only about one row of each label.")
-@click.option("--dataset-file", metavar="FILE", help="The file to use of --dataset-name.")
+@click.option("--dataset-file", metavar="FILE", help="The file of --dataset-name to use.")
 @click.option("--split-dataset", is_flag=True, help="No effect: rows are always held out for evaluation.")
 @click.option(
     "--gradient-accumulation",
     type=click.IntRange(min=1),
     help="Multiplies --batch-size; the micro-batch size is chosen automatically.",
 )
-@click.option("--output-dir", type=click.Path(path_type=Path), help="Folder for weights, log, lineage, card.")
+@click.option(
+    "--output-dir", type=click.Path(path_type=Path), help="Folder for weights, log, lineage and model card."
+)
 @click.option(
     "--wandb/--local",
     "wandb",

@@ -53,7 +53,7 @@ def bytes_to_download(model: str) -> int | None:
         ) from error
     if answer.status in {401, 403, 404}:
         raise UsageError(
-            f"{model}: not a local folder, and not a model on the hub that you can access",
+            f"{model}: not a local folder, and not a model that you can access on the hub",
             hint="check the name; for a gated or private model, request access and set HF_TOKEN",
         )
     if not answer.ok:

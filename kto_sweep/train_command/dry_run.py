@@ -1,4 +1,4 @@
-"""Check a run before it starts, without using the GPU."""
+"""Checks a run before it starts, without using the GPU."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Console") -> bool:
     """Whether the run should fit on this box; prints data, model, device, memory, time and server.
 
-    Raises UsageError, DataError and ServerError for anything that would keep the run from starting.
+    Raises UsageError, DataError and ServerError for anything that would prevent the run from starting.
     """
 
     def say(text: str) -> None:
@@ -33,9 +33,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
     loaded = load_examples(trial.dataset)
     desirable = sum(example.label for example in loaded.examples)
     rows = f"{counted(len(loaded.examples), 'row')}, {desirable:,} desirable"
-    say(
-        f"data      {loaded.path}: {rows}" + (f"; left out: {describe_bad(loaded.bad)}" if loaded.bad else "")
-    )
+    say(f"data      {loaded.path}: {rows}" + (f"; skipped: {describe_bad(loaded.bad)}" if loaded.bad else ""))
     planner = planner_for(None if cpu else find_gpu(), home, this_box=True)
     estimate = planner.estimate_cell(PlanCell(trial, 1, {}))
     held = trial.effective_quantization
@@ -44,14 +42,14 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
     say(f"device    {', '.join(device.name for device in devices)}")
     say(f"steps     {estimate.steps:,} of {counted(trial.batch_size, 'example')}")
     if estimate.peak_gib is None or estimate.least_gib is None:
-        say("memory    unknown: the model's configuration is neither on this box nor on the hub")
+        say("memory    unknown: no configuration of the model on this box or on the hub")
     else:
         fits = {None: "", True: "; fits", False: f"; does not fit: {estimate.remedy}"}[estimate.fits]
         say(f"memory    {estimate.peak_gib:.1f} GiB, at least {estimate.least_gib:.1f}{fits}")
     if estimate.time is not None:
         say(f"time      {duration(estimate.time.seconds)}, within a factor of {estimate.time.factor:g}")
     api = open_server(run.target, offline=run.offline)
-    login = f", logged in as {api.viewer.username}" if api is not None else ": offline, synced later"
+    login = f", logged in as {api.viewer.username}" if api is not None else ": offline, to be synced later"
     say(f"log       {run.target}{login}; project {run.job.project}, run {run.job.name}")
     for name, value in trial.to_config().items():
         say(f"  {name}: {value}")
@@ -63,7 +61,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
 
 
 def _weights(trial: Trial) -> str:
-    """Where the base model's weights come from. Raises UsageError when there are none."""
+    """Where the base model's weights come from. Raises UsageError if there are none."""
     name = trial.base_model
     path = Path(name).expanduser()
     if path.is_dir() and not any(path.glob("*.safetensors")):

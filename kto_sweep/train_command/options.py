@@ -17,15 +17,15 @@ EXCLUSIVE = (
     ("rho", "desirable_weight"),
     ("rho", "undesirable_weight"),
 )
-"""Pairs that set the same thing: a flag for one removes the other, if a file or an earlier run has it."""
+"""Pairs that set the same thing: a flag for one removes the other if it comes from a file or earlier run."""
 MIN_EVAL_FRACTION = 1e-6
-"""The eval_fraction that holds out only about one row of each label."""
+"""An eval_fraction that holds out only about one row of each label."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
     """The parameters in a YAML file, nested or flat.
 
-    Raises UsageError when it is not a YAML mapping, or is a sweep file.
+    Raises UsageError if it is not a YAML mapping, or is a sweep file.
     """
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -40,13 +40,13 @@ def read_config(file: Path) -> dict[str, Any]:
     if "parameters" in config:
         raise UsageError(
             f"{file} is a sweep file: it has parameters to search",
-            hint=f"kto-sweep create {file}   (a run's file has one value each: learning_rate: 5e-7)",
+            hint=f"kto-sweep create {file}   (a run's file has single values: learning_rate: 5e-7)",
         )
     return dict(config)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without nesting; unknown names stay dotted, to be reported by the check."""
+    """The configuration without nesting; unknown names stay dotted, and the check reports them."""
     return {parameter_name(path) or ".".join(path): value for path, value in leaves(config)}
 
 
@@ -61,7 +61,7 @@ def override(base: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_preset(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, with the preset's lora_r and max_length if it sets none."""
+    """The configuration with the preset's lora_r and max_length, unless it sets them."""
     preset = PRESETS.get(str(config.get("model_size")))
     if preset is None:
         return dict(config)
@@ -77,7 +77,7 @@ def run_name(trial: Trial) -> str:
 
 
 def describe_changes(old: Trial, new: Trial) -> str:
-    """The parameters in which `new` differs from `old`, as `beta 0.3 (was 0.1)`; empty without any."""
+    """The parameters in which `new` differs from `old`, as `beta 0.3 (was 0.1)`; empty if equal."""
     before, after = old.to_config(), new.to_config()
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     return ", ".join(f"{name} {after.get(name)} (was {before.get(name)})" for name in names)

@@ -1,4 +1,4 @@
-"""A run ready to start, from the command line: parameters checked, server and folder chosen."""
+"""Prepares a run from the command line: checks its parameters, chooses server and folder."""
 
 import os
 import secrets
@@ -46,7 +46,7 @@ class TrainOptions:
     """Parameters set by flags."""
     config: Path | None
     source: str | None
-    """A sweep or a run, whose parameters are used."""
+    """A sweep or run that provides parameters."""
     whole_data: bool
     gradient_accumulation: int | None
     output_dir: Path | None
@@ -66,11 +66,11 @@ class PreparedRun:
     job: Job
     target: Target
     offline: bool
-    """W&B files are written and not sent."""
+    """W&B files are only written, not sent."""
     output_dir: Path | None
 
     def folder(self) -> Path | None:
-        """The resolved --output-dir. Raises UsageError when it is not empty."""
+        """The resolved --output-dir. Raises UsageError if it is not empty."""
         if self.output_dir is None:
             return None
         folder = self.output_dir.expanduser().resolve()
@@ -84,7 +84,7 @@ class PreparedRun:
     def make_folder(self, home: Home) -> None:
         """Create --output-dir and link it from the run's folder under the home.
 
-        Raises UsageError when it is not empty or cannot be created.
+        Raises UsageError if it is not empty or cannot be created.
         """
         link = home.runs / self.job.run_id
         folder = self.folder()
@@ -97,14 +97,14 @@ class PreparedRun:
                 f"--output-dir {self.output_dir}: {error.strerror}", hint="choose another"
             ) from error
         link.parent.mkdir(parents=True, exist_ok=True)
-        for old in home.runs.iterdir():  # left by a run that was deleted or never started
+        for old in home.runs.iterdir():  # links left by runs that were deleted or never started
             if old.is_symlink() and old.resolve() == folder:
                 old.unlink()
         link.symlink_to(folder)
 
 
 def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> PreparedRun:
-    """The run to start or resume; `say` prints what was decided automatically.
+    """The run to start or resume; `say` prints automatic choices.
 
     Raises UsageError and DataError for a run that cannot be trained, ServerError for an unreachable server.
     """
@@ -131,7 +131,7 @@ def _overrides(options: TrainOptions, base: Mapping[str, Any], say: Callable[[st
     flags = dict(options.flags)
     if options.whole_data:
         if "eval_fraction" in flags:
-            raise UsageError("--whole-data and --eval-fraction exclude each other", hint="use only one")
+            raise UsageError("--whole-data and --eval-fraction cannot be used together", hint="use only one")
         flags["eval_fraction"] = MIN_EVAL_FRACTION
     if options.gradient_accumulation is not None:
         batch_size = flags.get("batch_size", base.get("batch_size", 8))
@@ -159,7 +159,7 @@ def _trial(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Tri
 
 
 def _checked(config: Mapping[str, Any]) -> Trial:
-    """The trial. Raises TrialConfigError, or UsageError naming the flags for missing data or model."""
+    """The trial. Raises TrialConfigError, or UsageError with the flags for a missing data set or model."""
     try:
         return Trial.from_config(config)
     except TrialConfigError as error:
@@ -184,7 +184,7 @@ def _server(home: Home, wandb: bool | None) -> tuple[Target, bool]:
         return local_target(home), False
     login = find_login()
     if login.mode == "offline":
-        # `wandb offline` applies to the current folder only; the run has its own.
+        # `wandb offline` applies only to the current folder, but the run has its own.
         os.environ["WANDB_MODE"] = "offline"
         return Target(login.base_url, login.app_url, local=False), True
     if wandb and login.mode == "disabled":
@@ -193,12 +193,12 @@ def _server(home: Home, wandb: bool | None) -> tuple[Target, bool]:
 
 
 def _resumed(home: Home, options: TrainOptions, name: str, say: Callable[[str], None]) -> PreparedRun | None:
-    """The run to resume; None when `auto` finds none."""
+    """The run to resume; None if `auto` finds none."""
     if name == "auto":
         candidates = [folder for folder in interrupted_runs(home) if _matches(folder, options)]
         if not candidates:
             if not (options.flags or options.config or options.source):
-                raise UsageError("this box has no interrupted run", hint="kto-sweep train --help")
+                raise UsageError("no interrupted run on this box", hint="kto-sweep train --help")
             say("No interrupted run with these parameters on this box; starting a new one")
             return None
         name = candidates[0].name
@@ -208,7 +208,7 @@ def _resumed(home: Home, options: TrainOptions, name: str, say: Callable[[str], 
     if changes := describe_changes(before, after):
         raise UsageError(
             f"run {folder.name} cannot be resumed with {changes}",
-            hint=f"drop that, or start a new run with it: kto-sweep train --from {folder.name} ...",
+            hint=f"drop the change, or start a new run with it: kto-sweep train --from {folder.name} ...",
         )
     if record.local or options.wandb is False:
         target, offline = local_target(home), False
@@ -224,7 +224,7 @@ def _resumed(home: Home, options: TrainOptions, name: str, say: Callable[[str], 
 
 
 def _matches(folder: Path, options: TrainOptions) -> bool:
-    """Whether a run has the parameters that the command line sets."""
+    """Whether a run matches the parameters that the command line sets."""
     before = _checked(read_trial_config(folder))
     flags = _overrides(options, before.to_config(), lambda line: None)
     return not describe_changes(before, _checked(override(before.to_config(), flags)))

@@ -1,4 +1,4 @@
-"""Runs and sweeps that `kto-sweep train` starts from: the configuration of one, or a run to resume."""
+"""Finds the run or sweep that `kto-sweep train` takes its configuration from, or the run to resume."""
 
 import json
 import os
@@ -29,7 +29,7 @@ class SourceConfig:
 
 
 def find_run(home: Home, name: str) -> Path | None:
-    """The folder of a run of this box, named by its id, its output folder or a checkpoint in it."""
+    """The folder of a run on this box, found by its id, its output folder or a checkpoint in it."""
     if Path(name).name == name and (home.runs / name / "trial.json").is_file():
         return home.runs / name
     path = Path(name).expanduser().resolve()
@@ -39,7 +39,7 @@ def find_run(home: Home, name: str) -> Path | None:
 
 
 def require_run(home: Home, name: str) -> Path:
-    """As `find_run`. Raises UsageError when there is no such run."""
+    """Like `find_run`, but raises UsageError if there is no such run."""
     folder = find_run(home, name)
     if folder is None:
         raise UsageError(f"this box has no run {name!r}", hint=f"its runs are the folders in {home.runs}")
@@ -47,7 +47,7 @@ def require_run(home: Home, name: str) -> Path:
 
 
 def read_trial_config(folder: Path) -> dict[str, Any]:
-    """The configuration of a run of this box. Raises UsageError when its file cannot be read."""
+    """The configuration of a run on this box. Raises UsageError if its file cannot be read."""
     try:
         return flatten(json.loads((folder / "trial.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
@@ -57,14 +57,14 @@ def read_trial_config(folder: Path) -> dict[str, Any]:
 def find_source(home: Home, name: str, *, local: bool) -> SourceConfig:
     """The configuration of a run, or of a sweep's best trial.
 
-    Raises UsageError when there is no such run or sweep, ServerError for an unreachable server.
+    Raises UsageError if there is no such run or sweep, ServerError for an unreachable server.
     """
     name = _path_from_url(name)
     run_id = name.rpartition("/")[2]
     folder = find_run(home, name) or (find_run(home, run_id) if name.count("/") == 2 else None)
     if folder is not None:
-        return SourceConfig(read_trial_config(folder), f"run {folder.name} of this box")
-    local = local and load_sweep_record(home, run_id) is None  # a sweep with a record is read from its server
+        return SourceConfig(read_trial_config(folder), f"run {folder.name} on this box")
+    local = local and load_sweep_record(home, run_id) is None  # a recorded sweep is read from its own server
     with restored_environment():
         return _find_on_server(home, name, local=local)
 
@@ -91,7 +91,7 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
                 f"{target} has no sweep or run {name}",
                 hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last sweep",
             ) from None
-        return SourceConfig(flatten(run[1]), f"run {ref.id} of {target}")
+        return SourceConfig(flatten(run[1]), f"run {ref.id} on {target}")
     ranked = rank(view.trials, view.metric, view.goal)
     if not ranked or ranked[0].rank is None:
         raise UsageError(
@@ -104,7 +104,7 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
 
 
 def interrupted_runs(home: Home) -> list[Path]:
-    """The interrupted single runs of this box, newest first.
+    """The interrupted single runs on this box, newest first.
 
     Excludes diverged runs, which would diverge again.
     """
@@ -131,7 +131,7 @@ def restore_working_directory(folder: Path) -> None:
 
 
 def _lineage(folder: Path) -> dict[str, Any]:
-    """The content of the run's lineage file; empty if it is missing or unreadable."""
+    """The content of the run's lineage file; empty if missing or unreadable."""
     try:
         return dict(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -144,7 +144,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def require_resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
-    """The folder and record of an unfinished single run of this box. Raises UsageError for any other."""
+    """The folder and record of an unfinished single run on this box. Raises UsageError for any other."""
     folder = require_run(home, name)
     record = read_record(folder)
     if record is None:
@@ -157,5 +157,5 @@ def require_resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
             hint=f"start a new run: kto-sweep train --from {folder.name} --epochs 2",
         )
     if record.agent and is_alive(home, record.agent):
-        raise UsageError(f"run {folder.name} is being trained now", hint="wait for it, or stop that process")
+        raise UsageError(f"run {folder.name} is being trained now", hint="wait until it ends, or stop it")
     return folder, record

@@ -27,7 +27,7 @@ def keep(folder: Path, model: str, rows: int, days_ago: float) -> None:
         store.put({at.to_bytes(4, "big"): (-1.0, -2.0) for at in range(rows)})
 
 
-def test_an_empty_cache_says_where_it_would_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_cache_prints_its_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["cache"]) == 0
     assert capsys.readouterr().out == f"Nothing in {folder}\n"
     assert run(["cache", "--json"]) == 0
@@ -49,7 +49,7 @@ def test_the_table_has_a_line_per_base_model(folder: Path, capsys: pytest.Captur
     assert "Next: kto-sweep cache --older-than 30d --prune" in out
 
 
-def test_json_has_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_matches_the_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep(folder, "tiny", 3, days_ago=0)
     assert run(["cache", "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
@@ -62,7 +62,7 @@ def test_json_has_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("age", "left"), [(["--older-than", "30d"], ["new"]), (["--older-than", "9w"], ["new", "old"]), ([], [])]
 )
-def test_prune_removes_what_is_old_enough(
+def test_prune_removes_old_entries(
     folder: Path, capsys: pytest.CaptureFixture[str], age: list[str], left: list[str]
 ) -> None:
     keep(folder, "old", 5, days_ago=40)
@@ -75,7 +75,7 @@ def test_prune_removes_what_is_old_enough(
     assert f"Removed {2 - len(left)}, " in out or "Nothing that old" in out
 
 
-def test_prune_keeps_what_a_running_trial_uses(folder: Path, tmp_path: Path) -> None:
+def test_prune_keeps_entries_in_use(folder: Path, tmp_path: Path) -> None:
     keep(folder, "busy", 5, days_ago=0)
     keep(folder, "idle", 5, days_ago=0)
     with ReferenceStore(folder, "busy-key", {}, print):

@@ -1,4 +1,4 @@
-"""The command line as a person or a script meets it, without a server."""
+"""The command line as users and scripts see it, without a server."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def test_help_loads_neither_torch_nor_wandb(tmp_path):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example_and_stands_in_the_readme(name):
+def test_every_command_has_help_with_an_example_and_is_in_the_readme(name):
     command = cli.get_command(click.Context(cli), name)
     assert f"kto-sweep {name}" in command.help
     assert f"kto-sweep {name}" in (ROOT / "README.md").read_text()
@@ -89,7 +89,7 @@ def test_a_name_that_cannot_be_a_sweep_exits_2(tmp_path):
     assert "'a/b/c/d' is not the name of a sweep" in done.stderr
 
 
-def test_a_server_that_is_down_is_one_clear_message(tmp_path):
+def test_an_unreachable_server_is_one_clear_message(tmp_path):
     done = Machine(tmp_path).command(
         "status",
         "me/kto/ab12cd34",
@@ -97,14 +97,14 @@ def test_a_server_that_is_down_is_one_clear_message(tmp_path):
         WANDB_API_KEY="local-" + "0" * 40,
     )
     assert done.returncode == 1
-    assert re.match(r"Error: no answer from W&B at http://127.0.0.1:9: .*refused", done.stderr)
+    assert re.match(r"Error: could not reach W&B at http://127.0.0.1:9: .*refused", done.stderr)
     assert "Traceback" not in done.stderr
 
 
 def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):
     done = Machine(tmp_path).command("status", "me/kto/ab12cd34", WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 2
-    assert "there is no key for it" in done.stderr
+    assert "there is no key for that server" in done.stderr
     assert "wandb login --host http://127.0.0.1:9" in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""kto-sweep lint as a person or a script meets it."""
+"""kto-sweep lint as users and scripts see it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ GOLDEN = Path(__file__).with_name("lint_report.txt")
 
 @pytest.fixture
 def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a file of rows in the working directory."""
+    """The name of a data file in the working directory."""
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     monkeypatch.chdir(tmp_path)
     return "rows.jsonl"
@@ -47,7 +47,7 @@ def write(path: Path, *rows: dict[str, Any]) -> str:
     return str(path)
 
 
-def test_the_report_as_a_person_reads_it(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_in_a_terminal(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lint", rows]) == 0
     assert plain(capsys.readouterr().out) == GOLDEN.read_text().splitlines()
 
@@ -90,7 +90,7 @@ def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
     assert "completion_cut" not in {finding["code"] for finding in output["findings"]}
 
 
-def test_what_training_rejects_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_that_training_rejects_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "one label.jsonl", *(row(f"q {i}", "a", True) for i in range(9)))
     assert run(["lint", path]) == 1
     text = capsys.readouterr().out
@@ -121,7 +121,7 @@ def test_a_file_without_a_usable_row_exits_1(tmp_path: Path, capsys: pytest.Capt
         (["rows.jsonl", "--eval-fraction", "1"], "--eval-fraction: 1.0 is not an eval fraction"),
     ],
 )
-def test_what_cannot_be_checked_exits_2(
+def test_data_that_cannot_be_checked_exits_2(
     rows: str, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     Path("broken.jsonl").write_text(json.dumps(ROWS[0]) + "\n{\n")
@@ -134,9 +134,7 @@ def test_what_cannot_be_checked_exits_2(
     assert message in json.loads(capsys.readouterr().err)["error"]
 
 
-def test_max_length_without_a_model_is_said_to_be_unchecked(
-    rows: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_max_length_without_a_model_gets_a_note(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lint", rows, "--max-length", "64", "--json"]) == 0
     output = capsys.readouterr()
     assert output.err == "max_length 64 is not checked: counting tokens needs --model\n"
@@ -162,7 +160,7 @@ def test_without_a_model_nothing_heavy_is_loaded(rows: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_terminal_without_blocks_gets_other_signs(rows: str) -> None:
+def test_a_terminal_without_block_characters_gets_other_characters(rows: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kto_sweep", "lint", "rows.jsonl"],
         capture_output=True,

@@ -13,7 +13,7 @@ STEPS = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
 
 
 def sync(machine: Machine, output: str) -> None:
-    """Run the `wandb sync` that a run's last lines print, with the embedded server in place of W&B."""
+    """Run the `wandb sync` command that a run prints at its end, with the embedded server as W&B."""
     command = next(line for line in output.splitlines() if "wandb sync" in line).partition(": wandb ")[2]
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m wandb {command}"],
@@ -36,7 +36,7 @@ def on_server(machine: Machine, run_id: str) -> tuple[str, list[dict[str, object
 
 
 def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:
-    """The server has each of the log's values at its step, once, and then the table of answers."""
+    """Check that the server has each logged value once at its step, followed by the table of answers."""
     state, history = on_server(machine, run_id)
     assert state == "finished"
     if answers:

@@ -47,7 +47,7 @@ def test_one_run_has_its_table_files_and_a_run_without_a_sweep(machine, trained)
     assert samples == 2
 
 
-def test_the_card_beside_the_adapters_tells_data_parameters_results_and_lineage(machine, trained):
+def test_the_model_card_lists_data_parameters_results_and_lineage(machine, trained):
     card = (machine.folder / "out" / "adapter" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
     assert "| held out | 36 |" in card
@@ -104,7 +104,7 @@ def test_a_resumed_run_logs_the_same_rows(machine):
     assert (state, last) == ("finished", 12)
 
 
-def test_the_winner_of_a_sweep_trained_again_gives_the_same_curve(machine):
+def test_retraining_the_best_trial_of_a_sweep_gives_the_same_curve(machine):
     sweep = machine.create_sweep(
         "method: grid\nparameters:\n  lora_r: {values: [4, 8]}\n  model_size: {value: tiny}\n"
         "  dataset: {value: examples/support_replies.jsonl}\n  learning_rate: {value: 3e-3}\n"

@@ -20,7 +20,7 @@ def model() -> str:
     return str(file)
 
 
-def test_a_short_run_learns_what_is_wanted_and_answers_differently(machine: Machine, model: str) -> None:
+def test_a_short_run_learns_and_changes_the_answers(machine: Machine, model: str) -> None:
     machine.run(
         *("train", "--cpu", "--model-name", model, "--local-file", "examples/support_replies.jsonl"),
         *("--batch-size", "8", "--max-steps", "24", "--learning-rate", "2e-4", "--max-seq-length", "128"),

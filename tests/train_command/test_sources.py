@@ -1,4 +1,4 @@
-"""Where `kto-sweep train` takes its parameters from: a file, an address, a folder, another server's sweep."""
+"""Sources of parameters for `kto-sweep train`: a file, a URL, a folder, another server's sweep."""
 
 import signal
 from pathlib import Path
@@ -12,7 +12,7 @@ from kto_sweep.train_command.resume import find_run
 
 @pytest.fixture(scope="module")
 def sweep(machine: Machine) -> tuple[str, str]:
-    """The address of a sweep that has ended, and the id of its best run."""
+    """The URL of an ended sweep, and the id of its best run."""
     made = machine.create_sweep(
         "method: grid\nparameters:\n  lora_r: {values: [4, 8]}\n  model_size: {value: tiny}\n"
         "  dataset: {value: examples/support_replies.jsonl}\n  learning_rate: {value: 3e-3}\n"
@@ -61,7 +61,7 @@ def test_an_invalid_file_is_rejected_with_a_hint(tmp_path: Path, text: str | Non
     assert "Hint: " in output
 
 
-def test_the_address_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: tuple[str, str]) -> None:
+def test_the_url_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: tuple[str, str]) -> None:
     url, best = sweep
     output = machine.run("train", "--from", url, "--beta", "0.2", "--cpu", "--dry-run")
     assert f"Parameters from run {best} " in output
@@ -70,7 +70,7 @@ def test_the_address_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: t
     output = machine.run(
         "train", "--from", f"{server}/local/kto-sweep/runs/{best}", "--epochs", "2", "--cpu", "--dry-run"
     )
-    assert f"Parameters from run {best} of this box" in output
+    assert f"Parameters from run {best} on this box" in output
     config = printed_config(output)
     assert config["epochs"] == "2.0"
     assert "max_steps" not in config
@@ -82,7 +82,7 @@ def test_the_address_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: t
 def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
     machine: Machine, sweep: tuple[str, str], tmp_path: Path
 ) -> None:
-    """The other server stands in for W&B: it is given by its URL and key."""
+    """The other server, given by its URL and key, represents W&B."""
     _, best = sweep
     there = Machine(tmp_path)
     remote = there.server_environment()
@@ -124,7 +124,7 @@ def test_wandbs_mode_of_a_folder_is_respected(tmp_path: Path) -> None:
     try:
         (tmp_path / "wandb").mkdir()
         (tmp_path / "wandb" / "settings").write_text("[default]\nmode = offline\n")
-        assert "offline, synced later" in train(machine, "--dry-run")
+        assert "offline, to be synced later" in train(machine, "--dry-run")
         assert "logged in as local" in train(machine, "--dry-run", WANDB_MODE="disabled")
         assert "W&B is disabled here" in train(machine, "--dry-run", "--wandb", code=2, WANDB_MODE="disabled")
         assert "WANDB_MODE is online, offline or disabled" in train(
@@ -134,7 +134,7 @@ def test_wandbs_mode_of_a_folder_is_respected(tmp_path: Path) -> None:
         machine.close()
 
 
-def test_a_file_of_a_data_set_is_named_beside_it(tmp_path: Path) -> None:
+def test_a_file_of_a_dataset_can_be_selected(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "rows.jsonl").write_text("[]\n")

@@ -22,7 +22,7 @@ def train(machine: Machine, *args: str, code: int = 0, **env: str) -> str:
 def interrupted(
     machine: Machine, *args: str, after: str, how: signal.Signals = signal.SIGINT, **env: str
 ) -> str:
-    """Output of `kto-sweep train` that gets a signal, by default Ctrl-C's, after a line with `after`."""
+    """Output of `kto-sweep train`, interrupted by a signal (default SIGINT) after a line with `after`."""
     lines = []
     with machine.start("train", *FLAGS, *args, **env) as process:
         assert process.stdout is not None
@@ -42,7 +42,7 @@ def run_folders(machine: Machine) -> list[Path]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that a run has logged, without the values that depend on the clock."""
+    """A run's logged rows, without values that depend on the clock."""
     clock = {"timestamp", "tokens_per_second"}
     logged = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{name: value for name, value in row.items() if name not in clock} for row in logged]
