@@ -1,4 +1,4 @@
-"""Alert rules such as `kl_raw > 10`: parsed, sent to the agents, and raised at most once per run."""
+"""Alert rules such as `kl_raw > 10`: parses them, sends them to agents, raises each at most once per run."""
 
 import operator
 import re
@@ -13,7 +13,7 @@ from kto_sweep.text import nearest, number_from_text
 PARAMETER = "_alerts"
 """The parameter of a registered sweep that holds its file's rules, joined by `;`.
 
-W&B and the embedded server send a sweep's parameters to every agent, but might refuse unknown keys. Like all
+W&B and the embedded server send a sweep's parameters to every agent, but might reject unknown keys. Like all
 names that begin with _, it is not a parameter of the trial.
 """
 
@@ -41,7 +41,7 @@ class AlertRule:
 
 
 def parse_rule(text: str) -> AlertRule:
-    """The rule in `text`. Raises UsageError, with what to type as its hint."""
+    """The rule in `text`. Raises UsageError with a valid rule as its hint."""
     match = _RULE.fullmatch(text.strip())
     if match is None:
         raise UsageError(
@@ -66,7 +66,7 @@ def parameter_of(rules: Iterable[AlertRule]) -> dict[str, str]:
 
 
 def rules_of(config: Mapping[str, Any]) -> tuple[AlertRule, ...]:
-    """The rules in a trial's configuration, without those of other versions that cannot be parsed."""
+    """The rules in a trial's configuration; skips rules of other versions that cannot be parsed."""
     rules = []
     for text in str(config.get(PARAMETER) or "").split(";"):
         try:
@@ -82,13 +82,13 @@ def without_alert_rules(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunAlerts:
-    """Watches the metrics of one run for the rules that it has not met yet."""
+    """Checks the metrics of one run against the rules that it has not met yet."""
 
     def __init__(self, rules: Sequence[AlertRule]) -> None:
         self._pending = list(dict.fromkeys(rules))
 
     def check(self, values: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Title and text of each alert that these metrics raise; each rule raises one alert per run."""
+        """Title and text of each alert that these metrics raise; a rule raises one alert per run."""
         met = [rule for rule in self._pending if rule.metric in values and rule.is_met(values[rule.metric])]
         self._pending = [rule for rule in self._pending if rule not in met]
         return [(f"KTO: {rule}", f"{rule.metric} is {values[rule.metric]:.4g}") for rule in met]

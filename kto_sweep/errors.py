@@ -1,8 +1,8 @@
 """Every error that a user can see, and its exit code.
 
 KtoSweepError                 exit 1: the work failed
-|-- ServerError               a server is unreachable, refuses the key, or does not have what was requested
-|-- TrialFailure              one trial failed; has its cause
+|-- ServerError               a server is unreachable, rejects the key, or does not have what was requested
+|-- TrialFailure              one trial failed; has the cause
 `-- UsageError                exit 2: wrong command line, file or configuration
     |-- DataError             a data file that cannot be read or trained on
     `-- ProblemsError         several problems at once
@@ -26,7 +26,7 @@ EXIT_CODES: Mapping[int, str] = {
 
 
 class KtoSweepError(Exception):
-    """What is wrong and where; `hint` says what to type instead."""
+    """An error with what is wrong and where; `hint` says what to type instead."""
 
     exit_code = 1
 
@@ -37,7 +37,7 @@ class KtoSweepError(Exception):
 
 
 class ServerError(KtoSweepError):
-    """A server is unreachable, refuses the key, or does not have what was requested."""
+    """A server is unreachable, rejects the key, or does not have what was requested."""
 
 
 class FailureCause(StrEnum):
@@ -76,7 +76,7 @@ class TrialFailure(KtoSweepError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error means a full disk or an exceeded quota."""
+    """Whether the error reports a full disk or an exceeded quota."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -84,11 +84,11 @@ _GPU_ERROR_WORDS = (
     *("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "cuDNN error", "cuBLAS error"),
     *("CUBLAS_STATUS_", "CUDNN_STATUS_", "NVML_SUCCESS", "No CUDA GPUs are available"),
 )
-"""Words in the messages of torch, its libraries and Triton for errors of the GPU or its driver."""
+"""Text in the messages of torch, its libraries and Triton about errors of the GPU or its driver."""
 
 
 def is_gpu_error(text: str) -> bool:
-    """Whether an error's text means that a process cannot use its GPU."""
+    """Whether an error message means that a process cannot use its GPU."""
     return any(words in text for words in _GPU_ERROR_WORDS)
 
 
@@ -106,11 +106,11 @@ class Severity(StrEnum):
     """How bad a problem is."""
 
     ERROR = "error"
-    """A server or the trainer refuses it."""
+    """A server or the trainer rejects it."""
     WARNING = "warning"
     """Allowed, but probably not intended."""
     NOTE = "note"
-    """Good to know."""
+    """For information."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,11 @@ class Problem:
     """One thing wrong in a file or a configuration."""
 
     path: tuple[str, ...]
-    """Keys from the top of the file or configuration; list positions as text, from "0"."""
+    """Keys from the top of the file or configuration; list positions are text, starting at "0"."""
     what: str
     """What is wrong, with the value: `0 is not a batch size`."""
     why: str = ""
-    """One sentence: the rule that it breaks."""
+    """One sentence: the violated rule."""
     hint: str = ""
     """What to type instead."""
     severity: Severity = Severity.ERROR

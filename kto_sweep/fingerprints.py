@@ -1,7 +1,7 @@
 """Detects whether all trials of a sweep were trained on the same rows and base model. Pure.
 
-A run's summary has fingerprints of both. When trials with equal settings have different fingerprints, a file
-changed while the sweep ran, and their results are not comparable.
+A run's summary has fingerprints of both. If trials with equal settings have different fingerprints, a file
+changed during the sweep, and their results are not comparable.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +13,7 @@ from kto_sweep.trial import Trial
 
 DATA, MODEL = "trial/data", "trial/model"
 MAX_NAMED_RUNS = 6
-"""Runs of one group named in a message."""
+"""Maximum number of runs per group listed in a message."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TrainedRun:
 
     @classmethod
     def of(cls, run_id: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> "TrainedRun":
-        """From the configuration that the run has on its server."""
+        """From the run's configuration on its server."""
         try:
             return cls(run_id, Trial.from_config(config), summary)
         except KtoSweepError:
@@ -35,31 +35,31 @@ class TrainedRun:
 
 
 InputFingerprint = tuple[tuple[str, ...], str]
-"""A requested input (its description first, then the settings that identify it), and its fingerprint."""
+"""A requested input (its description, then the settings that identify it), and its fingerprint."""
 
 
 class InputDrift:
-    """Warns when a trial had other inputs than the trials before it."""
+    """Warns if a trial used different inputs than earlier trials."""
 
     def __init__(self, trials: Iterable[TrainedRun], say: Callable[[str], None]) -> None:
         self._seen = {fingerprint for trial in trials for fingerprint in _fingerprints(trial)}
         self._say = say
 
     def check(self, trial: TrainedRun) -> None:
-        """Compare an ended trial with those before it, and record its fingerprints."""
+        """Compare an ended trial with earlier ones, and record its fingerprints."""
         for requested, fingerprint in _fingerprints(trial):
-            earlier = {seen for other, seen in self._seen if other == requested}
+            earlier = {previous for other, previous in self._seen if other == requested}
             if earlier and fingerprint not in earlier:
                 self._say(
-                    f"Warning: {requested[0]} changed during this sweep. Run {trial.run_id} used others "
-                    "than the trials before it, so its results are not comparable   (kto-sweep status "
-                    "lists the runs)"
+                    f"Warning: {requested[0]} changed during this sweep. Run {trial.run_id} used different "
+                    "ones than earlier trials, so its results are not comparable. kto-sweep status lists "
+                    "the runs."
                 )
             self._seen.add((requested, fingerprint))
 
 
 def differences(trials: Iterable[TrainedRun]) -> list[str]:
-    """A sentence for each input that was not the same for all trials."""
+    """A sentence for each input that was not equal in all trials."""
     groups: dict[tuple[str, ...], dict[str, list[str]]] = {}
     for trial in trials:
         for requested, fingerprint in _fingerprints(trial):
@@ -86,7 +86,7 @@ def _fingerprints(run: TrainedRun) -> Iterator[InputFingerprint]:
 
 
 def _printable(name: str) -> str:
-    """The name without terminal control characters: it comes from a run and is untrusted."""
+    """The name, which comes from a run and is untrusted, without terminal control characters."""
     return "".join(char for char in name if char.isprintable())
 
 

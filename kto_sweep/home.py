@@ -14,9 +14,9 @@ class Home:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Home":
-        """The home that KTO_SWEEP_HOME names, or `~/.kto-sweep`."""
-        named = environ.get("KTO_SWEEP_HOME", "")
-        return cls(Path(named).expanduser().resolve() if named else Path.home() / ".kto-sweep")
+        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`."""
+        path = environ.get("KTO_SWEEP_HOME", "")
+        return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
 
     @property
     def server(self) -> Path:

@@ -1,4 +1,4 @@
-"""Small records on disk: a dataclass of plain fields as a JSON object in one file, replaced atomically."""
+"""Small records on disk: a dataclass with plain fields as a JSON object in one file, replaced atomically."""
 
 import json
 import os
@@ -13,7 +13,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Replace the file's content atomically: readers see the old or the new text, also after a power cut.
+    """Replace the file's content atomically: readers see the old or the new text, even after a power cut.
 
     Raises OSError.
     """
@@ -35,7 +35,7 @@ def write_record(path: Path, record: "DataclassInstance") -> None:
 
 
 def read_record_file(kind: type[Record], path: Path) -> Record | None:
-    """The record in `path`; None when the file is missing, damaged, or has a field of another type."""
+    """The record in `path`; None if the file is missing, damaged, or has a field of another type."""
     try:
         record = kind(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError):

@@ -14,7 +14,7 @@ class Metric:
     name: str
     unit: str
     goal: Goal | None
-    """Which direction is better; None: neither."""
+    """The better direction; None: neither."""
     meaning: str
     caution: str = ""
     """Why it is a poor metric for a sweep."""
@@ -24,7 +24,7 @@ _MARGIN = "it scales with beta and grows without bound, so diverging trials win;
 _OWN_LOSS = "its scale depends on beta and loss_type; eval/common_loss compares trials that differ in them"
 
 _TABLE = (
-    # Logged while training, each over one optimizer step's batch.
+    # Logged during training, each over one optimizer step's batch.
     Metric("loss", "", "minimize", "KTO loss with the trial's own beta and weights", _OWN_LOSS),
     Metric("rewards/chosen", "nats", "maximize", "mean of beta r over desirable completions"),
     Metric("rewards/rejected", "nats", "minimize", "mean of beta r over undesirable completions"),
@@ -40,9 +40,9 @@ _TABLE = (
     Metric("epoch", "epochs", None, "passes over the training data so far"),
     Metric("tokens_per_second", "tokens/s", "maximize", "tokens trained on per second"),
     Metric("gpu/memory_allocated_gb", "GiB", "minimize", "GPU memory in tensors now"),
-    Metric("gpu/memory_peak_gb", "GiB", "minimize", "most GPU memory in tensors so far"),
+    Metric("gpu/memory_peak_gb", "GiB", "minimize", "peak GPU memory in tensors so far"),
     Metric("gpu/memory_reserved_gb", "GiB", "minimize", "GPU memory held by the allocator"),
-    # Logged at evaluations, each over the whole held-out set.
+    # Logged at evaluations, each over all held-out rows.
     Metric(
         "eval/common_loss",
         "",
@@ -67,20 +67,20 @@ _TABLE = (
     Metric("failure/cause", "text", None, "why the trial failed"),
     Metric("trial/seconds", "s", "minimize", "seconds from the trial's start to its end"),
     Metric("trial/examples", "examples", None, "examples trained on"),
-    Metric("trial/data", "text", None, "fingerprint of the rows, trained on and held out"),
+    Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric("trial/model", "text", None, "precision and fingerprint of the base model's weights"),
 )
 
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 
 DEFAULT_METRIC = "eval/common_loss"
-"""The metric of a sweep whose file names none; minimized."""
+"""The metric of a sweep whose file sets none; minimized."""
 
 NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause", "trial/data", "trial/model"})
-"""Metrics that are text, or written once when a run ends: a search cannot follow them."""
+"""Metrics that are text, or logged only when a run ends, so a search cannot use them."""
 
 
 def goal_of(name: str) -> Goal:
-    """The metric's goal; minimize, W&B's default, when it has none or is unknown."""
+    """The metric's goal; minimize, W&B's default, if it has none or is unknown."""
     metric = METRICS.get(name)
     return (metric.goal if metric else None) or "minimize"

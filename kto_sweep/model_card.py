@@ -1,4 +1,4 @@
-"""The model card of a trained run, written from its lineage file."""
+"""Writes the model card of a trained run from its lineage file."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,13 @@ RESULTS = (
     *("loss", "rewards/margins", "kl", "eval/common_loss", "eval/loss", "eval/auc", "eval/margins"),
     *("eval/dprime", "eval/desirable_below_ref", "eval/kl_raw", "trial/seconds"),
 )
-"""Metrics shown on a card, if the run has them."""
+"""Metrics on a card, if the run has them."""
 
 
 def write_card(folder: Path, merged: Path | None = None) -> None:
     """Write README.md into the run's folder and next to its weights, ready to upload to the hub.
 
-    `merged`: write it only into this folder of the run's merged model.
+    `merged`: the folder of the run's merged model; the card is written only there.
     """
     about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
     text = "\n".join(card_lines(about, merged=merged is not None)) + "\n"

@@ -19,7 +19,7 @@ class ParameterType(Protocol):
         """The value as a trial holds it. Raises ValueError when it is not accepted."""
 
     def suggest(self, value: object) -> str:
-        """A value to type instead; empty when none is near."""
+        """A value to type instead; empty if there is no similar one."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WholeNumber:
         return int(number)
 
     def suggest(self, value: object) -> str:
-        """Empty: no number is the intended one."""
+        """Empty: the intended number is unknown."""
         return ""
 
 
@@ -75,7 +75,7 @@ class Real:
         return number
 
     def suggest(self, value: object) -> str:
-        """Empty: no number is the intended one."""
+        """Empty: the intended number is unknown."""
         return ""
 
 
@@ -105,7 +105,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """Text that is not empty."""
+    """Non-empty text."""
 
     description: str = "text"
 
@@ -135,7 +135,7 @@ class Flag:
         return value
 
     def suggest(self, value: object) -> str:
-        """Empty: `description` says it all."""
+        """Empty: `description` is sufficient."""
         return ""
 
 
@@ -167,11 +167,11 @@ class ParameterDefinition:
     name: str
     type: ParameterType
     default: object
-    """None also where there is no default: see `optional`."""
+    """None if there is no default: see `optional`."""
     optional: bool
     """True: null is the same as not set."""
     doc: str
-    """What it is, with its unit; no full stop."""
+    """What it means, with its unit; without a period."""
     noun: str
     """For messages: `0 is not a batch size`."""
 

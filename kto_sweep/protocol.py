@@ -1,8 +1,8 @@
 """The protocol between supervisor and workers: one JSON object per line.
 
-Orders go to the worker's standard input. Messages come back on a separate pipe, so that nothing a library
-prints is read as a message. A worker may train several runs, so whatever concerns one names it. The end of
-standard input (the supervisor has exited) tells a worker to stop.
+Orders go to the worker's standard input. Messages come back on a separate pipe, so that library output is not
+read as a message. A worker may train several runs, so everything about a run names it. When standard input
+ends, the supervisor has exited and the worker stops.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, get_args
 MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
 """Environment variable with the file descriptor for a worker's messages."""
 DEVICES = "KTO_SWEEP_DEVICES"
-"""Environment variable with the number of devices that a worker trains each trial on."""
+"""Environment variable with the number of devices per trial."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class StartTrial:
     out_dir: str
     """Folder for adapters and logs. If it has a checkpoint, the trial resumes from it."""
     logged_steps: int | None = None
-    """The last step whose metrics were received: the worker sends each later step exactly once. None:
-    unknown, it sends the steps after the checkpoint's."""
+    """The last step whose metrics were received; the worker sends each later step exactly once. None:
+    unknown, so it sends the steps after the checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StopTrial:
 
 @dataclass(frozen=True)
 class Ready:
-    """Message: the libraries are loaded, and trials can start."""
+    """Message: the libraries are loaded and trials can start."""
 
     device: str
     """The worker's device, for people: `NVIDIA H200` or `CPU, 2 threads`."""
@@ -62,7 +62,7 @@ class Planned:
     run_id: str
     total_steps: int
     done_steps: int = 0
-    """Steps done and logged by an earlier attempt; the trial continues after them."""
+    """Steps finished and logged by an earlier attempt; the trial continues after them."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Done:
-    """Message: the trial finished, or was stopped."""
+    """Message: the trial finished or was stopped."""
 
     run_id: str
     summary: Mapping[str, float | int | str]
@@ -111,21 +111,21 @@ class Failed:
     message: str
     hint: str = ""
     trace: str = field(default="", repr=False)
-    """Python's traceback when the failure is a bug, else empty."""
+    """Python's traceback if the failure is a bug, else empty."""
 
 
 @dataclass(frozen=True)
 class SetConcurrency:
-    """Message: the number of trials that the worker wants to train at once, from its measurements."""
+    """Message: the number of trials to train at once, according to the worker's measurements."""
 
     slots: int
     reason: str
-    """For people; empty when there is none yet."""
+    """For people; empty if there is none yet."""
 
 
 @dataclass(frozen=True)
 class WorkerBroken:
-    """Message: the worker exits, because of an error that no trial caused."""
+    """Message: the worker exits because of an error that no trial caused."""
 
     text: str
 

@@ -42,7 +42,7 @@ class StepTable:
         self._rows = 0
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
-        """Set the number of steps, and of those done before; the ETA counts from this call."""
+        """Set the number of steps in total and of those already done; the ETA counts from this call."""
         self._total = total_steps
         self._done_before = done_steps
         self._started = self._clock()
@@ -86,7 +86,7 @@ def clock_time(seconds: float) -> str:
 class RunLog:
     """Writes both files; implements Report.
 
-    Rows of an earlier attempt up to step `keep` stay, and if there are any its console log. Each line of the
+    Keeps an earlier attempt's rows up to step `keep`, and its console log if there are any. Each line of the
     console log also goes to `echo`.
     """
 
@@ -120,7 +120,7 @@ class RunLog:
         self._echo(text)
 
     def echo_earlier(self) -> None:
-        """Echo the console log's lines of earlier attempts, including those damaged by a power cut."""
+        """Echo the console log's lines of earlier attempts, including lines damaged by a power cut."""
         for line in self._console_path.read_text(encoding="utf-8", errors="replace").splitlines():
             self._echo(line)
 

@@ -14,7 +14,7 @@ _FILE = "run.json"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run as this machine opened it."""
+    """One run, as opened by this machine."""
 
     entity: str
     project: str
@@ -22,19 +22,19 @@ class RunRecord:
     local: bool
     """On the embedded server of this KTO_SWEEP_HOME."""
     base_url: str
-    """URL of the W&B server otherwise."""
+    """URL of the W&B server, if not local."""
     ended: bool = False
-    """The run ended, though the server may not have all of its data."""
+    """The run ended, but the server may not have all of its data."""
     sent: bool = False
     """The server has all of its data."""
     agent: str = ""
     """The agent that owns it: see agent/lease.py."""
     device: str = ""
-    """The device that it was last trained on."""
+    """The device that last trained it."""
     attempt: int = 1
-    """The number of times this machine has opened it."""
+    """How many times this machine has opened it."""
     home: str = ""
-    """The id of the home that it was opened in: see `home_id`."""
+    """The id of the home that opened it: see `home_id`."""
 
     def write(self, folder: Path) -> None:
         """Write it to the run's folder."""
@@ -42,16 +42,16 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord | None:
-    """The record in a run's folder; None when it is missing or damaged."""
+    """The record in a run's folder; None if it is missing or damaged."""
     return read_record_file(RunRecord, folder / _FILE)
 
 
 def home_id(home: Home) -> str:
-    """This home's unique id, which distinguishes its runs from those that another machine has taken over."""
+    """This home's unique id, which distinguishes its runs from runs taken over by another machine."""
     path = home.root / "home-id"
     identifier = _read_id(path)
     if not identifier:
-        path.unlink(missing_ok=True)  # it is damaged; the runs' records have it
+        path.unlink(missing_ok=True)  # it is damaged; the id is recovered from the runs' records
         home.root.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f"home-id.{os.getpid()}")
         scratch.write_text(_id_of_runs(home) or secrets.token_hex(8))

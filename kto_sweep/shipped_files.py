@@ -13,16 +13,16 @@ def shipped_root() -> Path:
 
 
 def find_file(name: str, cwd: Path | None = None) -> Path | None:
-    """The file `name`: below `cwd` (default: the current folder), else the shipped one, or None.
+    """The file `name` below `cwd` (default: the current folder), else the shipped file, else None.
 
     A shipped file is named by its path in a checkout: sweeps/demo.yaml, examples/support_replies.jsonl.
     """
-    given = Path(name).expanduser()
-    here = given if cwd is None else cwd / given
+    path = Path(name).expanduser()
+    here = path if cwd is None else cwd / path
     if here.is_file():
         return here
-    shipped = shipped_root() / given
-    is_shipped = given.parts[:1] in [(folder,) for folder in SHIPPED_FOLDERS] and ".." not in given.parts
+    shipped = shipped_root() / path
+    is_shipped = path.parts[:1] in [(folder,) for folder in SHIPPED_FOLDERS] and ".." not in path.parts
     return shipped if is_shipped and shipped.is_file() else None
 
 

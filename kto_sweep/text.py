@@ -32,7 +32,7 @@ def is_number(value: object) -> TypeGuard[int | float]:
 
 
 def show(value: object) -> str:
-    """A value for a message: text as it is, other values as JSON; truncated to 60 characters."""
+    """A value for a message: text unchanged, other values as JSON; truncated to 60 characters."""
     if isinstance(value, float):
         return show_number(value)
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
@@ -40,7 +40,7 @@ def show(value: object) -> str:
 
 
 def show_number(x: float) -> str:
-    """A number in a form that YAML 1.1 reads as a number: 5.0e-07 and not 5e-07."""
+    """A number in a form that YAML 1.1 reads as a number: 5.0e-07, not 5e-07."""
     text = repr(x)
     mantissa, exponent, power = text.partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
@@ -75,6 +75,6 @@ def duration(seconds: float) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The word of `known` most similar to `word`, or None when none is similar."""
+    """The word in `known` most similar to `word`, or None if none is similar."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -1,7 +1,7 @@
-"""Measured step times of this machine in one small file, written by workers and read by plans.
+"""Measured step times of this machine in one small file: workers write it, plans read it.
 
-A rate belongs to a device, a model's sizes, its quantization and the number of trials trained together. A new
-measurement replaces the previous one of the same kind.
+A rate is measured for a device, a model's sizes, its quantization and the number of trials trained together.
+It replaces the previous rate of the same kind.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Rate:
-    """The median step time of one kind of training."""
+    """The median step time for one device, model, quantization and number of trials."""
 
     device: str
     """The driver's name of the GPU, or cpu."""
@@ -33,18 +33,18 @@ class Rate:
     trials: int
     """Number of trials trained together."""
     tokens: float
-    """Median prompt and completion tokens of a step, all trials together."""
+    """Median prompt and completion tokens per step, all trials together."""
     seconds: float
-    """Median time of a step."""
+    """Median time per step."""
 
     @property
     def kind(self) -> tuple[str, str, str, int]:
-        """What was measured: a file has one rate of each kind."""
+        """What was measured; a file has one rate of each kind."""
         return self.device, self.model, self.quantization, self.trials
 
 
 def read_rates(root: Path) -> list[Rate]:
-    """The rates in the home `root`; empty when the file is missing or damaged."""
+    """The rates in the home `root`; empty if the file is missing or damaged."""
     try:
         content = json.loads((root / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -55,7 +55,7 @@ def read_rates(root: Path) -> list[Rate]:
 
 
 def write_rates(root: Path, fresh: Iterable[Rate]) -> None:
-    """Add `fresh` to the rates in the home `root`; each replaces the previous one of its kind.
+    """Add `fresh` to the rates in the home `root`; each replaces the previous rate of its kind.
 
     Errors such as a full disk are ignored and leave the old file.
     """

@@ -1,6 +1,6 @@
 """One trial: every hyper-parameter of a training run, checked.
 
-The fields of `Trial` are the one table of parameters; `PARAMETERS` is that table by name.
+The fields of `Trial` are the only table of parameters; `PARAMETERS` is the same table by name.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Trial:
     dataset: str = _parameter(Text(), "Training data (a file or a hub id)")
     learning_rate: float = _parameter(Real(0, 1, with_high=True), "Peak learning rate", 5e-6)
     batch_size: int = _parameter(WholeNumber(1), "Examples per optimizer step", 8)
-    beta: float = _parameter(Real(0), "Strength of the pull to the reference model", 0.1)
+    beta: float = _parameter(Real(0), "Strength of the pull toward the reference model", 0.1)
     rho: float | None = _parameter(
         Real(0), "Weight of all desirable examples over that of all undesirable ones", None
     )
@@ -145,7 +145,7 @@ class Trial:
 
     @property
     def effective_quantization(self) -> Quantization:
-        """Precision of the base weights: quantization, or the preset's; none when all weights are trained."""
+        """Precision of the base weights: quantization, or the preset's; none if all weights are trained."""
         if self.quantization is not None:
             return self.quantization
         if self.model_size is None or self.full_finetune:
@@ -160,8 +160,8 @@ class Trial:
     def weights(self, n_desirable: int, n_undesirable: int) -> tuple[float, float]:
         """(lambda_D, lambda_U) for a training set with these counts of the two labels.
 
-        With rho: rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4) with a smaller weight
-        of 1. Without: the explicit weights, 1 by default. (1, 1) when a label is missing.
+        With rho, rho = lambda_D n_D / (lambda_U n_U) (KTO, arXiv 2402.01306, section 4), and the smaller
+        weight is 1. Without rho, the explicit weights, by default 1. (1, 1) if a label is missing.
         """
         if self.rho is None:
             return self.desirable_weight or 1.0, self.undesirable_weight or 1.0
@@ -171,7 +171,7 @@ class Trial:
         return (ratio, 1.0) if ratio >= 1 else (1.0, 1.0 / ratio)
 
     def eval_every(self, total_steps: int) -> int:
-        """Optimizer steps between evaluations; the trial's last step is always evaluated as well."""
+        """Optimizer steps between evaluations; the last step is always evaluated too."""
         return self.eval_steps or math.ceil(total_steps / EVALUATIONS)
 
 
@@ -228,12 +228,12 @@ def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path
 
 
 def parameter_name(path: Path) -> str | None:
-    """The parameter that a nested name means, such as training.beta (beta) and lora.r (lora_r), or None."""
+    """The parameter that a nested name refers to, such as beta for training.beta; None if there is none."""
     return next((name for name in (path[-1], "_".join(path[-2:])) if name in PARAMETERS), None)
 
 
 def unknown_parameter(path: Path) -> Problem:
-    """The problem of an unknown parameter, with the nearest known one as its hint."""
+    """The problem of an unknown parameter, with the nearest known one as the hint."""
     near = _OTHER_NAMES.get(path[-1]) or nearest(path[-1], PARAMETERS) or nearest("_".join(path), PARAMETERS)
     hint = near or f"the parameters are {', '.join(PARAMETERS)}"
     return Problem(path, f"{path[-1]} is not a parameter of a trial", hint=hint)
@@ -249,27 +249,27 @@ def check_value(name: str, value: object) -> tuple[object, Problem | None]:
 
 def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Problem]:
     """Problems of parameters in combination; `possible` has the values of each parameter that is set."""
-    given = {name for name, values in possible.items() if any(value is not None for value in values)}
+    names = {name for name, values in possible.items() if any(value is not None for value in values)}
     problems = []
-    if "dataset" not in given:
+    if "dataset" not in names:
         problems.append(
             Problem(("dataset",), "no dataset", "A trial needs data.", "dataset: a file or a hub id")
         )
-    if not given & {"model", "model_size"}:
+    if not names & {"model", "model_size"}:
         sizes = ", ".join(PRESETS)
         problems.append(
             Problem(
                 ("model_size",), "no base model", "A trial needs a base model.", f"one of {sizes}; or model"
             )
         )
-    if {"model", "model_size"} <= given:
+    if {"model", "model_size"} <= names:
         what = "set together with model"
         problems.append(Problem(("model_size",), what, "Both name the base model.", "remove one of the two"))
-    weights = sorted(given & {"desirable_weight", "undesirable_weight"})
-    if "rho" in given and weights:
+    weights = sorted(names & {"desirable_weight", "undesirable_weight"})
+    if "rho" in names and weights:
         why = "rho sets both weights from the counts of the two labels."
         problems.append(
-            Problem(("rho",), f"set together with {' and '.join(weights)}", why, "remove one or the other")
+            Problem(("rho",), f"set together with {' and '.join(weights)}", why, "remove rho or the weights")
         )
     quantised = [value for value in possible.get("quantization", ()) if value in ("4bit", "8bit")]
     if True in possible.get("full_finetune", ()) and quantised:
@@ -281,7 +281,7 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
-    """The value of a nested parameter such as `lora.r`; None when it is not set."""
+    """The value of a nested parameter such as `lora.r`; None if it is not set."""
     value: Any = config
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:

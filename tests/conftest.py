@@ -1,4 +1,4 @@
-"""For all tests: one port per server, the order of folders, and the base model of machines that train."""
+"""Shared by all tests: one port per server, the order of folders, and the base model for training."""
 
 import contextlib
 import os

@@ -21,7 +21,7 @@ INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 
 @dataclass
 class Machine:
-    """Runs `kto-sweep` and Python as a user with no W&B key does."""
+    """Runs `kto-sweep` and Python like a user without a W&B key."""
 
     folder: Path
     """HOME of every command. It contains `home`."""
@@ -37,7 +37,7 @@ class Machine:
 
     @cached_property
     def address(self) -> LocalServer:
-        """Address of the embedded server. The first access starts it; a server that died stays dead."""
+        """URL of the embedded server. The first access starts it; a server that died is not restarted."""
         return ensure_server(self.home)
 
     @property
@@ -53,7 +53,7 @@ class Machine:
         return inherited | own | self.environ
 
     def server_environment(self) -> dict[str, str]:
-        """What a user sets for wandb's own tools to use the embedded server, which this starts if needed."""
+        """The variables that make wandb's own tools use the embedded server; starts it if needed."""
         address = ensure_server(self.home)
         return {"WANDB_BASE_URL": address.url, "WANDB_API_KEY": address.key}
 
@@ -85,7 +85,7 @@ class Machine:
         return self.start_python("-m", "kto_sweep", *args, **env)
 
     def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        """A kto-sweep command that has ended, with any exit code."""
+        """The result of a kto-sweep command, with any exit code."""
         return self._complete(("-m", "kto_sweep", *args), env)
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:
@@ -105,7 +105,7 @@ class Machine:
         return answer
 
     def create_sweep(self, text: str, **env: str) -> dict[str, Any]:
-        """What `kto-sweep create --json` prints for a sweep file with this text."""
+        """The output of `kto-sweep create --json` for a sweep file with this text."""
         (self.folder / "sweep.yaml").write_text(text)
         return self.json("create", "sweep.yaml", **env)
 

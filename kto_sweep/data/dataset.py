@@ -71,9 +71,9 @@ def _check_labels(loaded: LoadedData, tokens: TokenisedData) -> None:
         )
     desirable, undesirable = _label_counts(tokens.rows)
     if not desirable or not undesirable:
-        given, missing = ("true", "false") if desirable else ("false", "true")
+        label, missing = ("true", "false") if desirable else ("false", "true")
         raise DataError(
-            f"{loaded.path}: all {len(tokens.rows):,} usable rows have label {given}",
+            f"{loaded.path}: all {len(tokens.rows):,} usable rows have label {label}",
             hint=f"KTO needs both labels: add rows with label {missing}",
         )
 

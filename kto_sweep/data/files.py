@@ -53,8 +53,8 @@ def find_data(source: str, base_dirs: Sequence[Path] = ()) -> Path | None:
 
     Raises DataError when it is a folder.
     """
-    given = Path(source).expanduser()
-    for path in [given, *(base / given for base in base_dirs)]:
+    file = Path(source).expanduser()
+    for path in [file, *(base / file for base in base_dirs)]:
         if path.is_file():
             return path
         if path.is_dir():
@@ -183,9 +183,9 @@ def _read_hub(source: str) -> Iterator[RawRow]:
 
 def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
     """The hint for a name that does not exist."""
-    wanted = Path(source).expanduser()
+    file = Path(source).expanduser()
     names: dict[str, str] = {}
-    for folder in [wanted.parent, *(base / wanted.parent for base in base_dirs), Path("examples"), Path()]:
+    for folder in [file.parent, *(base / file.parent for base in base_dirs), Path("examples"), Path()]:
         if folder.is_dir():
             for child in sorted(folder.iterdir()):
                 if child.suffix in DATA_SUFFIXES:

@@ -89,9 +89,9 @@ def histogram(lengths: Lengths, labels: NDArray[np.bool_]) -> tuple[Bin, ...]:
     """
     if not lengths.size:
         return ()
-    most = int(np.percentile(lengths, 99, method="inverted_cdf"))
-    step = _round_step((most + 1) / BINS)
-    closed = most // step + 1
+    longest = int(np.percentile(lengths, 99, method="inverted_cdf"))
+    step = _round_step((longest + 1) / BINS)
+    closed = longest // step + 1
     at = np.minimum(lengths // step, closed)
     counts = np.stack([np.bincount(at[side], minlength=closed + 1) for side in (labels, ~labels)], axis=1)
     return tuple(

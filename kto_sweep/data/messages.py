@@ -48,10 +48,10 @@ def read_turns(value: object, field: str) -> list[Message]:
 def _read_turn(turn: object) -> Message:
     if not isinstance(turn, dict):
         raise BadRowError(f"a turn is {_kind(turn)}, not an object")
-    named = turn.get("role", turn.get("from"))
-    role = _ROLES.get(named.strip().lower()) if isinstance(named, str) else None
+    role_name = turn.get("role", turn.get("from"))
+    role = _ROLES.get(role_name.strip().lower()) if isinstance(role_name, str) else None
     if role is None:
-        raise BadRowError(f"unknown role {named!r}" if named is not None else "a turn has no role")
+        raise BadRowError(f"unknown role {role_name!r}" if role_name is not None else "a turn has no role")
     message: Message = {"role": role, "content": _content(turn.get("content", turn.get("value")))}
     if calls := _tool_calls(turn):
         message["tool_calls"] = calls
@@ -105,13 +105,13 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
             parsed = None
         # Broken arguments stay as written: they may be the reason for the label.
         arguments = parsed if isinstance(parsed, dict) else arguments
-    called: dict[str, Any] = {
+    result: dict[str, Any] = {
         "type": "function",
         "function": {"name": function["name"], "arguments": {} if arguments is None else arguments},
     }
     if isinstance(call.get("id"), str):
-        called["id"] = call["id"]
-    return called
+        result["id"] = call["id"]
+    return result
 
 
 def calls_as_text(calls: list[dict[str, Any]]) -> str:

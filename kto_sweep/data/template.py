@@ -85,8 +85,8 @@ class Renderer:
             return Rendered(prompt, full, full[len(prompt) :], "", from_template=True)
         body = self._template(turns[:-1], generate=False)
         content = _as_text(turns[-1]).strip()
-        before, found, after = full.rpartition(content)
-        ending = after if found and before else str(self._tokenizer.eos_token or "")
+        before, separator, after = full.rpartition(content)
+        ending = after if separator and before else str(self._tokenizer.eos_token or "")
         return Rendered(prompt, full, content + ending, body, from_template=True)
 
     def _template(self, turns: Sequence[Message], *, generate: bool) -> str:

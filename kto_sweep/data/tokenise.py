@@ -87,9 +87,11 @@ class Encoder:
 
     def beginnings(self, texts: Sequence[str], from_template: Sequence[bool]) -> list[list[int]]:
         """Token ids of texts with the tokenizer's beginning-of-text token, unless a template wrote it."""
-        bare = iter(self.plain([text for text, done in zip(texts, from_template, strict=True) if done]))
-        begun = iter(self._begun([text for text, done in zip(texts, from_template, strict=True) if not done]))
-        return [next(bare) if done else next(begun) for done in from_template]
+        plain = iter(self.plain([text for text, done in zip(texts, from_template, strict=True) if done]))
+        with_begin = iter(
+            self._begun([text for text, done in zip(texts, from_template, strict=True) if not done])
+        )
+        return [next(plain) if done else next(with_begin) for done in from_template]
 
     def _begun(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -141,10 +143,10 @@ def truncate(
     """
     if len(prompt) + len(completion) <= max_length:
         return prompt, completion
-    room = max(max_length - len(completion), max_length // 2)
-    if len(prompt) > room:
-        head = [begin] if begin is not None and prompt[0] == begin and room > 1 else []
-        prompt = [*head, *prompt[len(prompt) - room + len(head) :]]
+    prompt_length = max(max_length - len(completion), max_length // 2)
+    if len(prompt) > prompt_length:
+        head = [begin] if begin is not None and prompt[0] == begin and prompt_length > 1 else []
+        prompt = [*head, *prompt[len(prompt) - prompt_length + len(head) :]]
     return prompt, completion[: max_length - len(prompt)]
 
 

@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 REPLIES = EXAMPLES / "support_replies.jsonl"
 
 
-def test_the_generator_gives_the_file_that_is_shipped(tmp_path: Path) -> None:
+def test_the_generator_reproduces_the_shipped_file(tmp_path: Path) -> None:
     out = tmp_path / "again.jsonl"
     subprocess.run([sys.executable, EXAMPLES / "make_support_replies.py", out], check=True)
     assert out.read_bytes() == REPLIES.read_bytes()

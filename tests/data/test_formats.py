@@ -132,7 +132,7 @@ def test_bad_rows_are_named_by_line(write_rows: WriteRows, row: Any, why: str) -
     assert why in bad.why
 
 
-def test_share_gpt_turns_and_text_parts_are_understood(write_rows: WriteRows) -> None:
+def test_share_gpt_turns_and_text_parts_are_parsed(write_rows: WriteRows) -> None:
     turns = [
         {"from": "human", "value": "Hello?"},
         {"role": "assistant", "content": [{"type": "text", "text": "Hi"}, {"type": "text", "text": "."}]},
@@ -155,7 +155,7 @@ def test_tool_calls_are_kept_with_arguments_as_an_object(write_rows: WriteRows) 
     ]
 
 
-def test_broken_line_is_named_with_what_to_do(tmp_path: Path) -> None:
+def test_a_broken_line_is_an_error_with_its_number_and_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(good()) + "\n\n" + '{"conversations": [}\n')
     with pytest.raises(DataError) as raised:
@@ -164,7 +164,7 @@ def test_broken_line_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "line 3" in raised.value.hint
 
 
-def test_bytes_that_are_not_text_are_named_by_line(tmp_path: Path) -> None:
+def test_invalid_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(json.dumps(good()).encode() + b"\n" + b'{"prompt": "caf\xe9"}\n')
     with pytest.raises(DataError, match=r"rows\.jsonl:2: not UTF-8 text"):

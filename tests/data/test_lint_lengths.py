@@ -46,7 +46,7 @@ def test_percentiles_are_lengths_in_the_data(rows: list[tuple[int, bool]]) -> No
         assert (sizes < length).mean() < share
 
 
-def test_no_rows_have_no_lengths() -> None:
+def test_without_rows_there_are_no_lengths() -> None:
     lengths = report_lengths(measure_characters([]))
     assert (lengths.prompt, lengths.total, lengths.auc, lengths.histogram) == (None, None, None, ())
 

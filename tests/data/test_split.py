@@ -62,7 +62,7 @@ def test_split_depends_on_content_and_seed_and_not_on_order() -> None:
     assert {tuple(r.prompt) for r in other} != {tuple(r.prompt) for r in held_out}
 
 
-def test_split_of_nothing_holds_nothing_out() -> None:
+def test_split_of_no_rows_holds_none_out() -> None:
     assert split_by_prompt(many(3), 0, seed=0) == (many(3), [])
 
 

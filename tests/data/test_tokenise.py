@@ -39,14 +39,14 @@ def test_text_rows_use_no_template_and_end_with_the_end_token(make_tokenizer: Ma
     assert texts(Example("2+2=", " 4", True, 1), make_tokenizer()) == ("2+2=", " 4<|end|>")
 
 
-def test_text_rows_whose_border_merges_keep_the_prompt(make_tokenizer: MakeTokenizer) -> None:
+def test_text_rows_whose_boundary_tokens_merge_keep_the_prompt(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(merges=[("a", "b")])
     [row] = tokenise([Example("a", "b", True, 1)], tokenizer, 100).rows
     assert row.prompt == tokenizer("a").input_ids
     assert row.completion == [*tokenizer("b").input_ids, tokenizer.eos_token_id]
 
 
-def test_template_rows_whose_border_merges_keep_the_prompt(make_tokenizer: MakeTokenizer) -> None:
+def test_template_rows_whose_boundary_tokens_merge_keep_the_prompt(make_tokenizer: MakeTokenizer) -> None:
     template = (
         "{% for m in messages %}{{ 'a' if m['role'] == 'assistant' }}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}a{% endif %}"
@@ -89,7 +89,7 @@ def test_system_turn_is_kept_where_the_template_drops_it(make_tokenizer: MakeTok
     assert "Be kind." in prompt
 
 
-def test_neighbours_of_one_role_are_merged_where_the_template_wants_turns_to_alternate(
+def test_neighbours_with_one_role_are_merged_if_the_template_requires_alternation(
     make_tokenizer: MakeTokenizer,
 ) -> None:
     template = (
