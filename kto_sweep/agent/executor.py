@@ -173,7 +173,7 @@ class Executor:
             case do.RequestStop(device, run_id):
                 self._workers[device].send(StopTrial(run_id))
             case do.Heartbeat():
-                self._beat_on(action)
+                self._continue_heartbeats(action)
             case do.CloseSlot(slot):
                 if slot in self._heartbeats:
                     self._heartbeats[slot].end()
@@ -277,7 +277,7 @@ class Executor:
 
     def _take_over(self, orphan: OrphanedTrial) -> None:
         """Take over a dead agent's trial. Raises TakenError, or BusyError if its worker is still running."""
-        if reason := self._source.taken_away(orphan.run_id):
+        if reason := self._source.why_lost(orphan.run_id):
             release(orphan)
             raise TakenError(reason)
         if not take_over(orphan, self._lease.token):
@@ -287,7 +287,7 @@ class Executor:
         try:
             sent = _end_run(run, ending)
         except Exception as error:
-            run.let_go()
+            run.release_folder()
             if is_service_gone(error):
                 self.put(events.ServiceGone())
                 return
@@ -313,7 +313,7 @@ class Executor:
 
     # Heartbeats.
 
-    def _beat_on(self, action: do.Heartbeat) -> None:
+    def _continue_heartbeats(self, action: do.Heartbeat) -> None:
         slot = action.slot
         self._ask_after[slot] = action.ask_after
         loop = self._heartbeats.get(slot)

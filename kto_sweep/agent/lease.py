@@ -56,7 +56,7 @@ def is_alive(home: Home, token: str) -> bool:
         return holder(_folder(home) / token) is not None
 
 
-def forget_dead(home: Home) -> None:
+def remove_dead_leases(home: Home) -> None:
     """Remove the leases of dead agents."""
     for path in _folder(home).glob("*"):
         if not is_alive(home, path.name):

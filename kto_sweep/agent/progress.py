@@ -65,7 +65,7 @@ class ProgressDisplay:
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """Show the progress of work before a trial's first step."""
         self._progress.update(self._bars[run_id], total=total, completed=done, status=what)
-        self._say_sometimes(run_id, f"{what} {done}/{total}")
+        self._say_periodically(run_id, f"{what} {done}/{total}")
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """Set a trial's number of steps."""
@@ -79,9 +79,9 @@ class ProgressDisplay:
         self._latest[run_id].update(values)
         status = _status(self._latest[run_id])
         self._progress.update(self._bars[run_id], completed=step, status=status)
-        self._say_sometimes(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
+        self._say_periodically(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
 
-    def _say_sometimes(self, run_id: str, text: str) -> None:
+    def _say_periodically(self, run_id: str, text: str) -> None:
         """Print a line every few seconds if there is no terminal for the bar."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:

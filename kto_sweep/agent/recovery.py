@@ -12,9 +12,9 @@ from kto_sweep.agent.lease import (
     OPEN_STATES,
     OrphanedTrial,
     find_orphaned_trials,
-    forget_dead,
     of_sweep,
     release,
+    remove_dead_leases,
     restore_files,
 )
 from kto_sweep.agent.state import Assignment
@@ -45,7 +45,7 @@ def find_trials_left(
     console: Console, api: "wandb.Api", target: Target, home: Home, ref: SweepRef
 ) -> list[Assignment]:
     """The trials of this sweep that dead agents of this home left behind; reports those of other sweeps."""
-    forget_dead(home)
+    remove_dead_leases(home)
     orphans = find_orphaned_trials(home)
     own = [orphan for orphan in orphans if of_sweep(orphan, ref)]
     if own:

@@ -19,9 +19,9 @@ from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
-from kto_sweep.agent.time_budget import Allowance, Forecast, learn_earlier, plan_by
+from kto_sweep.agent.time_budget import Allowance, Forecast, plan_by, with_earlier_trials
 from kto_sweep.agent.trial_source import SweepSource
-from kto_sweep.agent.wandb_run import RunOptions, forget_checkpoint
+from kto_sweep.agent.wandb_run import RunOptions, remove_checkpoint
 from kto_sweep.agent.workers import log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space
@@ -159,12 +159,12 @@ def _forecast(
     console: Console, home: Home, devices: Sequence[Device], allowances: Sequence[Allowance], view: SweepView
 ) -> Forecast:
     """A forecast of trial times on this box; prints the agent's time limit."""
-    rest = min(allowance.rest for allowance in allowances)
+    rest = min(allowance.remaining for allowance in allowances)
     end = datetime.fromtimestamp(time.time() + rest)
     console.print(f"Time limit: {duration(rest)}, until {end:%Y-%m-%d %H:%M:%S}")
     gpu = find_gpu() if devices[0].visible else None
     forecast = Forecast(plan_by(planner_for(gpu, home, this_box=True, exact=False)))
-    return learn_earlier(forecast, home, view)
+    return with_earlier_trials(forecast, home, view)
 
 
 def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allowance]) -> ServiceGoneError:
@@ -204,7 +204,7 @@ def _end(
     console: Console, home: Home, target: Target, stats: AgentStats, after: SweepView, unsent: Sequence[str]
 ) -> int:
     """Print the result; returns the exit code."""
-    _forget_paused(home, after)
+    _remove_paused_checkpoints(home, after)
     _print_end(console, stats, after)
     if not unsent:
         return _exit_code(stats, after.count("finished"))
@@ -222,12 +222,12 @@ def _exit_code(stats: AgentStats, finished: int) -> int:
     return 0 if stopped_in_time or finished else 1
 
 
-def _forget_paused(home: Home, view: SweepView) -> None:
+def _remove_paused_checkpoints(home: Home, view: SweepView) -> None:
     """Remove the checkpoints of trials that successive halving will not resume."""
     if view.pauses_trials and view.state in {"FINISHED", "CANCELED"}:
         for trial in view.trials:
             if trial.state == "killed":
-                forget_checkpoint(home.runs / trial.run_id)
+                remove_checkpoint(home.runs / trial.run_id)
 
 
 def _print_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:

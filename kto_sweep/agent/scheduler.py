@@ -125,7 +125,7 @@ def _on_tick(t: Transition, tick: Tick) -> None:
 
 def _on_message(t: Transition, name: str, message: Message) -> None:
     """Handle a worker's message."""
-    watchdog.heard(t, name, message)
+    watchdog.record_message(t, name, message)
     match message:
         case Ready(description):
             t.set_device(name, ready=True, was_ready=True)

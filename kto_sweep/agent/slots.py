@@ -85,7 +85,7 @@ def on_run_opened(t: Transition, event: RunOpened) -> None:
     slot = t.slots[event.slot]
     assert slot.trial is not None
     if slot.trial.problem:
-        trials.fail_unreadable(t, event.slot)
+        trials.fail_bad_config(t, event.slot)
     elif t.state.phase is Phase.SHUTTING_DOWN:
         trials.preempt(t, event.slot)
     elif t.devices[slot.device].quarantined:

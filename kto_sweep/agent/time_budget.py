@@ -26,7 +26,7 @@ CLOSING_SHARE = 0.05
 """Trials start saving CLOSING_SECONDS before the end, or this share of the whole time if that is less."""
 
 
-def read_span(text: str) -> float:
+def parse_duration(text: str) -> float:
     """The seconds in `12h`, `90m`, `1h30m` or `2d`. Raises UsageError."""
     plain = text.strip().lower()
     parts = _SPAN.findall(plain)
@@ -38,7 +38,7 @@ def read_span(text: str) -> float:
     return seconds
 
 
-def read_moment(text: str, now: datetime) -> datetime:
+def parse_time(text: str, now: datetime) -> datetime:
     """The next time that clocks show `07:00`, or an ISO date and time; with its time zone.
 
     Without a zone in `text`, the zone of this box and of `now` applies. Raises UsageError for any other form
@@ -89,20 +89,20 @@ class Allowance:
         return cls(now, now + gpu_seconds / gpus, clock, gpus)
 
     @property
-    def rest(self) -> float:
+    def remaining(self) -> float:
         """Seconds until its end."""
         return self.ends - self.clock()
 
     @property
     def left(self) -> float:
         """Seconds in which trials may run, without the time reserved for saving their work."""
-        return self.rest - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
+        return self.remaining - min(CLOSING_SECONDS, CLOSING_SHARE * (self.ends - self.began))
 
     @property
     def option(self) -> tuple[str, str]:
         """Command-line option and value that give another agent the remaining time."""
         if self.gpus:
-            return "--budget", f"{max(1.0, self.rest * self.gpus):.0f}s"
+            return "--budget", f"{max(1.0, self.remaining * self.gpus):.0f}s"
         return "--until", datetime.fromtimestamp(self.ends).astimezone().isoformat()
 
 
@@ -119,7 +119,7 @@ class Forecast:
     paces: Mapping[object, tuple[float, ...]] = field(default_factory=dict)
     """Seconds per step of ended trials, by cost key."""
 
-    def learned(self, config: Mapping[str, Any], steps: int, seconds: float | None) -> "Forecast":
+    def with_ended_trial(self, config: Mapping[str, Any], steps: int, seconds: float | None) -> "Forecast":
         """The forecast with one more finished trial."""
         if steps <= 0 or seconds is None:
             return self
@@ -157,10 +157,10 @@ def plan_by(planner: Planner) -> Plan:
     return plan
 
 
-def learn_earlier(forecast: Forecast, home: Home, view: SweepView) -> Forecast:
+def with_earlier_trials(forecast: Forecast, home: Home, view: SweepView) -> Forecast:
     """The forecast with the sweep's trials that finished on this box."""
     for trial in view.trials:
         folder = home.runs / trial.run_id
         if trial.state == "finished" and folder.is_dir():
-            forecast = forecast.learned(trial.config, last_step(folder), trial.seconds)
+            forecast = forecast.with_ended_trial(trial.config, last_step(folder), trial.seconds)
     return forecast

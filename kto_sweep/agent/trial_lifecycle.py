@@ -154,7 +154,7 @@ def _on_done(t: Transition, slot: Slot, message: Done) -> None:
     t.do(CompareInputs(trial.trial, message))
     seconds = message.summary.get("trial/seconds")
     if t.state.forecast is not None and not message.stopped and isinstance(seconds, int | float):
-        t.update(forecast=t.state.forecast.learned(trial.config, message.steps, float(seconds)))
+        t.update(forecast=t.state.forecast.with_ended_trial(trial.config, message.steps, float(seconds)))
     if not message.stopped:
         t.update_stats(finished=t.state.stats.finished + 1, consecutive_failures=0)
         close(t, slot.number, TrialEnd(TrialEndKind.FINISHED, message.summary))
@@ -199,7 +199,7 @@ def fail(t: Transition, slot: int, cause: str, text: str) -> None:
         t.say(f"{MAX_CONSECUTIVE_FAILURES} trials failed and none succeeded: not starting new trials")
 
 
-def fail_unreadable(t: Transition, slot: int) -> None:
+def fail_bad_config(t: Transition, slot: int) -> None:
     """Close a trial whose configuration cannot be trained."""
     trial = t.slots[slot].trial
     assert trial is not None

@@ -33,7 +33,7 @@ class TrialSource(Protocol):
     def is_gone(self) -> bool:
         """Whether retrying after a ServerError is useless."""
 
-    def taken_away(self, run_id: str) -> str:
+    def why_lost(self, run_id: str) -> str:
         """Why this box may no longer continue a run that it started; empty if it may."""
 
 
@@ -64,7 +64,7 @@ class SweepSource:
         """
         return not self._is_known or is_deleted(self._api, self.ref)
 
-    def taken_away(self, run_id: str) -> str:
+    def why_lost(self, run_id: str) -> str:
         """See TrialSource."""
         run = read_run(self._api, self.ref, run_id)
         if run is None:
@@ -99,6 +99,6 @@ class SingleTrialSource:
         """Always: there is no other trial."""
         return True
 
-    def taken_away(self, run_id: str) -> str:
+    def why_lost(self, run_id: str) -> str:
         """Never: no server schedules this trial."""
         return ""

@@ -44,7 +44,7 @@ class ObjectiveTracker:
         self._best: float | None = None
         self._last: float | None = None
 
-    def see(self, values: Mapping[str, float]) -> None:
+    def update(self, values: Mapping[str, float]) -> None:
         """Update from `values` if they include the metric; a value that is not finite is never the best."""
         value = values.get(self._metric)
         if value is None:
@@ -97,7 +97,7 @@ class TrialRun:
         """W&B files of earlier attempts whose data this attempt's file repeats."""
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
         for row in self._files.kept.values():
-            objective.see(row)
+            objective.update(row)
             alerts.check(row)  # an earlier attempt sent these alerts
         self._sent_steps = keep
         """The run already has the metrics up to this step, from an earlier attempt."""
@@ -218,7 +218,7 @@ class TrialRun:
         fresh = {name: value for name, value in values.items() if name not in self._names}
         if fresh:
             self._names.update(fresh)
-            self._objective.see(fresh)
+            self._objective.update(fresh)
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
@@ -256,7 +256,7 @@ class TrialRun:
         self._run.summary.update(dict(summary))
         sent = self._close(exit_code=1)
         if sent and for_good:
-            forget_checkpoint(self._folder)
+            remove_checkpoint(self._folder)
         return sent
 
     def fail(self, cause: FailureCause | str, message: str) -> bool:
@@ -288,9 +288,9 @@ class TrialRun:
                 shutil.rmtree(folder, ignore_errors=True)
             return True
         finally:
-            self.let_go()
+            self.release_folder()
 
-    def let_go(self) -> None:
+    def release_folder(self) -> None:
         """Release its folder; idempotent."""
         self._files.close()
         self._claim.release()
@@ -315,7 +315,7 @@ def checkpoint_step(folder: Path) -> int:
     return last_step(folder) if (folder / CHECKPOINT).exists() else 0
 
 
-def forget_checkpoint(folder: Path) -> None:
+def remove_checkpoint(folder: Path) -> None:
     """Remove the checkpoint of a trial that will not resume."""
     shutil.rmtree((folder / CHECKPOINT).parent, ignore_errors=True)
 

@@ -20,7 +20,7 @@ LONGEST_FACTOR = 20.0
 """A silence counts as a hang only if it is this many times as long as the longest earlier one."""
 
 
-def heard(t: Transition, name: str, message: Message) -> None:
+def record_message(t: Transition, name: str, message: Message) -> None:
     """Reset a worker's silence when it sends a message."""
     device = t.devices[name]
     longest = max(device.longest_silence, device.silence) if device.stepping else device.longest_silence
@@ -45,13 +45,13 @@ def watch(t: Transition, elapsed: float, held: Collection[str]) -> list[tuple[st
             continue
         silent = t.set_device(name, silence=device.silence + elapsed)
         if not silent.killed:
-            _judge(t, name, silent, held=name in held)
+            _check_worker(t, name, silent, held=name in held)
         elif silent.silence > EXIT_SECONDS:
             given_up.append((name, f"the worker on {name} was killed but does not exit"))
     return given_up
 
 
-def _judge(t: Transition, name: str, device: DeviceState, *, held: bool) -> None:
+def _check_worker(t: Transition, name: str, device: DeviceState, *, held: bool) -> None:
     if device.silence > WARN_SECONDS and not device.warned:
         runs = ", ".join(slot.trial.run_id for slot in t.running(name) if slot.trial is not None)
         worker = f"the worker of {runs}" if runs else "the worker, which is not ready yet,"

@@ -36,8 +36,8 @@ def on_worker_exit(t: Transition, event: WorkerExited) -> None:
     started = before.ready or event.status < 0
     running = _forget_worker(t, name)
     # If a worker exits on its own before it is ready, and none was ready before, the next will exit too.
-    hopeless = not before.was_ready and event.status >= 0
-    idle = 0 if running else MAX_IDLE_EXITS if hopeless else before.idle_exits + 1
+    cannot_start = not before.was_ready and event.status >= 0
+    idle = 0 if running else MAX_IDLE_EXITS if cannot_start else before.idle_exits + 1
     t.set_device(name, idle_exits=idle)
     if before.device.visible and started:  # exits of workers that did not start count as idle exits
         suspects = [trial for trial in running.values() if trial.isolated] or list(running.values())

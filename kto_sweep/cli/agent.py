@@ -117,7 +117,7 @@ def agent(
             hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
     from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
-    from kto_sweep.agent.time_budget import read_moment, read_span
+    from kto_sweep.agent.time_budget import parse_duration, parse_time
     from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 
@@ -136,8 +136,8 @@ def agent(
             share_gpus=share_gpus,
             gpus_per_trial=gpus_per_trial,
             alerts=[parse_rule(text) for text in alerts],
-            gpu_seconds=read_span(budget) if budget is not None else None,
-            until=read_moment(until, datetime.now().astimezone()).timestamp() if until is not None else None,
+            gpu_seconds=parse_duration(budget) if budget is not None else None,
+            until=parse_time(until, datetime.now().astimezone()).timestamp() if until is not None else None,
         )
     except ServiceGoneError as error:
         if time.monotonic() - started < MIN_UPTIME or error.count == 0:

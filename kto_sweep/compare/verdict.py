@@ -261,7 +261,7 @@ def _next_steps(
             yield f"Run the top {len(ties) + 1} with more seeds, or choose the cheapest of them."
     built_in = METRICS.get(metric)
     if built_in is not None and built_in.caution:
-        yield f"Rank by another metric than {metric}: {built_in.caution}."
+        yield f"Rank by a metric other than {metric}: {built_in.caution}."
 
 
 _OWN = {str(cause) for cause in FailureCause if cause.is_the_trials_own}

@@ -94,8 +94,8 @@ def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fra
     split, errors = _split(read, data, max_length, eval_fraction)
     findings = [
         *errors,
-        *find.find_left_out([*read.loaded.bad, *data.tokens.bad]),
-        *find.find_copies(data.examples),
+        *find.find_skipped_rows([*read.loaded.bad, *data.tokens.bad]),
+        *find.find_duplicates(data.examples),
         *find.find_contradictions(data.examples),
         *find.find_contradictions_without_calls(data.examples),
         *find.find_imbalance(counts.desirable, counts.undesirable),
@@ -104,10 +104,10 @@ def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fra
         *find.find_neighbours(data),
     ]
     if max_length is not None:
-        findings += find.find_cuts(data, lengths, max_length)
-        findings += find.find_contradictions_when_cut(data, max_length)
+        findings += find.find_truncated_rows(data, lengths, max_length)
+        findings += find.find_contradictions_when_truncated(data, max_length)
     if split is not None:
-        findings += find.find_thin_split(split, eval_fraction)
+        findings += find.find_small_split(split, eval_fraction)
     return LintReport(
         path=read.loaded.path,
         unit=data.unit,

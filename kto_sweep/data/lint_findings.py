@@ -49,7 +49,7 @@ def lint_finding(
     return LintFinding((), what, hint=hint, severity=severity, code=code, count=count, groups=groups)
 
 
-def find_left_out(bad: Iterable[BadRow]) -> list[LintFinding]:
+def find_skipped_rows(bad: Iterable[BadRow]) -> list[LintFinding]:
     """Rows that training skips, one finding per reason, the most frequent first."""
     lines: dict[str, list[int]] = defaultdict(list)
     for row in bad:
@@ -69,7 +69,7 @@ def find_later_turns(read: ReadData) -> list[LintFinding]:
     return _rows(Severity.NOTE, "later_turns", read.cut_turns, what, hint)
 
 
-def find_copies(examples: Sequence[Example]) -> list[LintFinding]:
+def find_duplicates(examples: Sequence[Example]) -> list[LintFinding]:
     """Rows equal to an earlier one, label included, ids of tool calls ignored."""
     groups = _equal_rows(examples, lambda row: (prompt_key(row), completion_key(row), row.label))
     count = sum(len(group) - 1 for group in groups)
@@ -84,7 +84,7 @@ def find_contradictions(examples: Sequence[Example]) -> list[LintFinding]:
     return _answers(Severity.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
 
 
-def find_contradictions_when_cut(data: MeasuredData, max_length: int) -> list[LintFinding]:
+def find_contradictions_when_truncated(data: MeasuredData, max_length: int) -> list[LintFinding]:
     """Answers with both labels only because max_length truncates their differences."""
     shortened = {*data.cut_prompts, *data.cut_completions}
     if not shortened:
@@ -160,7 +160,7 @@ def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) ->
     return [lint_finding(Severity.WARNING, "length_leak", desirable + undesirable, what, hint)]
 
 
-def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[LintFinding]:
+def find_truncated_rows(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[LintFinding]:
     """Rows that max_length truncates."""
     if lengths.total is None:
         return []
@@ -179,7 +179,7 @@ def find_cuts(data: MeasuredData, lengths: LengthReport, max_length: int) -> lis
     ]
 
 
-def find_thin_split(split: TrainingData, eval_fraction: float) -> list[LintFinding]:
+def find_small_split(split: TrainingData, eval_fraction: float) -> list[LintFinding]:
     """Held-out rows that are too few, or of one label only, for meaningful eval metrics."""
     desirable = sum(row.label for row in split.eval)
     undesirable = len(split.eval) - desirable

@@ -54,7 +54,7 @@ class FakeRun(TrialRun):
     def alert(self, title: str, text: str) -> None:
         pass
 
-    def let_go(self) -> None:
+    def release_folder(self) -> None:
         pass
 
     def _end(self, how: str) -> bool:
@@ -148,7 +148,7 @@ class AgentHarness:
     def is_gone(self) -> bool:
         return not self.registered or bool(self.gone)
 
-    def taken_away(self, run_id: str) -> str:
+    def why_lost(self, run_id: str) -> str:
         return ""
 
     # Used by tests.

@@ -18,10 +18,10 @@ from kto_sweep.agent.lease import (
     AgentLease,
     BusyError,
     find_orphaned_trials,
-    forget_dead,
     is_alive,
     of_sweep,
     release,
+    remove_dead_leases,
     restore_files,
     take_over,
 )
@@ -75,7 +75,7 @@ def test_an_agent_is_alive_until_its_process_ends_in_any_way(home):
     assert is_alive(home, token)
     end(process)
     assert not is_alive(home, token)
-    forget_dead(home)
+    remove_dead_leases(home)
     assert not list((home.root / "agents").iterdir())
 
 
@@ -94,7 +94,7 @@ def test_locks_work_on_nfs(home, monkeypatch):
     assert is_alive(home, own.token)
     own.end()
     (home.root / "agents" / "dead").touch()
-    forget_dead(home)
+    remove_dead_leases(home)
     assert not list((home.root / "agents").iterdir())
 
 
@@ -110,7 +110,7 @@ def test_a_disk_without_locks_is_an_error(home, monkeypatch, number):
     assert not list((home.root / "agents").iterdir())
     (home.root / "agents" / "dead").touch()
     with pytest.raises(UsageError, match="cannot be locked"):
-        forget_dead(home)
+        remove_dead_leases(home)
 
 
 def test_trials_of_dead_agents_are_orphans_unless_the_server_has_all_of_them(home):

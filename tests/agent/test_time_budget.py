@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from kto_sweep.agent.time_budget import Allowance, Forecast, read_moment, read_span
+from kto_sweep.agent.time_budget import Allowance, Forecast, parse_duration, parse_time
 from kto_sweep.errors import UsageError
 from kto_sweep.trial import Trial
 
@@ -28,7 +28,7 @@ def zone(monkeypatch) -> Iterator[None]:
     [("12h", 43200), ("90m", 5400), ("1h30m", 5400), ("1.5 h", 5400), ("2d", 172800), ("8s", 8)],
 )
 def test_spans(text, seconds):
-    assert read_span(text) == seconds
+    assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_spans(text, seconds):
 )
 def test_an_invalid_time_span_is_rejected_with_a_valid_example(text, hint):
     with pytest.raises(UsageError) as caught:
-        read_span(text)
+        parse_duration(text)
     assert hint in caught.value.hint
 
 
@@ -51,7 +51,7 @@ def test_an_invalid_time_span_is_rejected_with_a_valid_example(text, hint):
     ],
 )
 def test_moments(text, moment):
-    assert read_moment(text, NOW) == moment
+    assert parse_time(text, NOW) == moment
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_moments(text, moment):
     ],
 )
 def test_a_time_of_day_respects_clock_changes(now, text, moment):
-    assert read_moment(text, datetime.fromisoformat(now)) == datetime.fromisoformat(moment)
+    assert parse_time(text, datetime.fromisoformat(now)) == datetime.fromisoformat(moment)
 
 
 @pytest.mark.parametrize("text", ["25:00", "tomorrow", "2026-11-24", "2026-13-01"])
 def test_invalid_or_past_times_are_rejected(text):
     with pytest.raises(UsageError):
-        read_moment(text, NOW)
+        parse_time(text, NOW)
 
 
 def test_devices_share_a_budget():
@@ -78,15 +78,15 @@ def test_devices_share_a_budget():
     clock = iter([0.0, 400.0, 400.0])
     four = Allowance.of_gpus(4, 4000, lambda: next(clock))
     assert four.ends == 1000
-    assert four.rest == 600
+    assert four.remaining == 600
     assert four.option == ("--budget", "2400s")
 
 
 def test_a_replacement_agent_gets_the_remaining_time():
-    moment = read_moment("07:00", NOW)
+    moment = parse_time("07:00", NOW)
     name, text = Allowance.until(moment.timestamp(), NOW.timestamp).option
     assert name == "--until"
-    assert read_moment(text, NOW) == moment
+    assert parse_time(text, NOW) == moment
     spent = Allowance(0, 100, lambda: 100.5, gpus=2)
     assert spent.option == ("--budget", "1s"), "no budget is no time"
 
@@ -111,15 +111,17 @@ def test_ended_trials_take_precedence_over_the_plan():
     forecast = Forecast(lambda trial, done, together: (trial.max_steps or 0, 50.0 * together))
     wanted = {"model_size": "7b", "learning_rate": 1e-5, "max_steps": 100}
     assert seconds(forecast, wanted, together=2) == 100
-    forecast = forecast.learned({"model_size": "7b", "learning_rate": 3e-5, "max_steps": 10}, 10, 20)
-    forecast = forecast.learned({"model_size": "7b", "learning_rate": 4e-5, "max_steps": 30}, 30, 60)
+    forecast = forecast.with_ended_trial({"model_size": "7b", "learning_rate": 3e-5, "max_steps": 10}, 10, 20)
+    forecast = forecast.with_ended_trial({"model_size": "7b", "learning_rate": 4e-5, "max_steps": 30}, 30, 60)
     assert seconds(forecast, wanted) == 200
     assert seconds(forecast, wanted, done_steps=75) == 50
     assert seconds(forecast, wanted | {"model_size": "3b"}) == 50
 
 
-def test_without_a_plan_other_trials_take_as_long_as_the_slowest_and_the_first_is_unknown():
+def test_without_a_plan_other_trials_take_as_long_as_the_slowest():
     forecast = Forecast(lambda trial, done, together: (10, None))
     assert seconds(forecast, {"batch_size": 4}) is None
-    forecast = forecast.learned({"batch_size": 4}, 10, 10).learned({"batch_size": 8}, 10, 20)
+    forecast = forecast.with_ended_trial({"batch_size": 4}, 10, 10).with_ended_trial(
+        {"batch_size": 8}, 10, 20
+    )
     assert seconds(forecast, {"batch_size": 16}) == 20

@@ -55,7 +55,7 @@ except RuntimeError as error:
     print(error)
 with try_exclusive(folder) as free:
     print("free:", free)
-run.let_go()
+run.release_folder()
 os._exit(0)
 """
 

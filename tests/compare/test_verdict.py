@@ -178,7 +178,7 @@ def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():
 
 def test_ranking_by_margins_gets_a_caution():
     result = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
-    assert any(text.startswith("Rank by another metric than rewards/margins") for text in result.next_steps)
+    assert any(text.startswith("Rank by a metric other than rewards/margins") for text in result.next_steps)
 
 
 def test_the_front_has_the_runs_that_no_other_dominates():
