@@ -34,8 +34,8 @@ with wandb.init() as run:
     for step in range(3):
         run.log({{"loss": 0.5}})
 """
-"""A model takes most of a short trial to load. What wandb has to tell of the first row, it sends along with
-the configuration if that was sent within seconds, else by itself."""
+"""A stock trial. Like a short real trial, it spends most of its time loading: wandb sends the first row with
+the configuration if both come within seconds, otherwise separately."""
 
 
 @pytest.fixture

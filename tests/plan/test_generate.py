@@ -99,7 +99,7 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ([], "no data"),
         (["--data", DATA], "no base model"),
@@ -109,9 +109,11 @@ def test_an_existing_file_is_not_overwritten(capsys: pytest.CaptureFixture[str])
         (["--data", DATA, "--model-size", "3b", "--lr", "2"], "2 is not a learning rate"),
     ],
 )
-def test_invalid_flags_leave_no_file(flags: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_flags_leave_no_file(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["generate", "grid", "new.yaml", *flags]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not Path("new.yaml").exists()
 
 

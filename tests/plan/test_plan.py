@@ -164,7 +164,7 @@ def test_create_without_a_gpu_only_prints_the_plan(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         (
             "  model: {value: ./only/on/the/gpu/box}\n",
@@ -173,12 +173,14 @@ def test_create_without_a_gpu_only_prints_the_plan(tmp_path: Path) -> None:
         ("  model_size: {value: 3b}\n", "skipped, org/rows-on-the-hub is not on this box"),
     ],
 )
-def test_create_skips_the_plan_when_data_or_model_are_elsewhere(tmp_path: Path, text: str, told: str) -> None:
+def test_create_skips_the_plan_when_data_or_model_are_elsewhere(
+    tmp_path: Path, text: str, message: str
+) -> None:
     said: list[str] = []
     file = sweep(tmp_path, text)
-    if "hub" in told:
+    if "hub" in message:
         file.write_text(file.read_text().replace("examples/support_replies.jsonl", "org/rows-on-the-hub"))
     assert (
         check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
     )
-    assert told in said[-1]
+    assert message in said[-1]
