@@ -429,7 +429,7 @@ def main() -> int:
     if device.type == "cuda":
         grouped = lora_op._is_datacentre_gpu(device)
         print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}, grouped kernels: {grouped}")
-        copied = not (attention._GQA_FLAG or attention.takes_grouped_heads(device))
+        copied = not (attention._GQA_FLAG or attention.supports_grouped_heads(device))
         print(
             f"INFO  keys and values are {'' if copied else 'not '}copied for each head of queries", flush=True
         )

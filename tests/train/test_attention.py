@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import kto_sweep.train.packed.attention
-from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention, takes_grouped_heads
+from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention, supports_grouped_heads
 
 torch.set_num_threads(1)
 
@@ -97,8 +97,8 @@ def test_a_second_forward_reaches_the_keys_that_the_first_kept(window: int | Non
 def test_copied_heads_are_the_answer_where_the_kernel_takes_no_others(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
-    assert isinstance(takes_grouped_heads(torch.device(device)), bool)
-    assert device == "cuda" or not takes_grouped_heads(torch.device(device))
+    assert isinstance(supports_grouped_heads(torch.device(device)), bool)
+    assert device == "cuda" or not supports_grouped_heads(torch.device(device))
 
 
 def test_what_it_cannot_do_is_refused() -> None:
@@ -108,7 +108,7 @@ def test_what_it_cannot_do_is_refused() -> None:
         packed_attention(Layer(), x, x, x, None)
     with pytest.raises(NotImplementedError, match="attention sinks"):
         packed_attention(Layer(), x, x, x, None, s_aux=torch.zeros(2), packing=packing)
-    with pytest.raises(NotImplementedError, match="mask of its own"):
+    with pytest.raises(NotImplementedError, match="attention mask"):
         packed_attention(Layer(), x, x, x, torch.zeros(3, 3), packing=packing)
     packing.keep = PrefixStore()
     with pytest.raises(NotImplementedError, match="no layer_idx"):
