@@ -190,7 +190,7 @@ def _nearest(source: str, base_dirs: Sequence[Path]) -> str:
             for child in sorted(folder.iterdir()):
                 if child.suffix in DATA_SUFFIXES:
                     names.setdefault(child.name, str(child))
-    if near := nearest(wanted.name, names):
+    if near := nearest(file.name, names):
         return f"did you mean {names[near]}?"
     if names:
         return f"data files here: {', '.join(list(names.values())[:3])}"

@@ -1,4 +1,4 @@
-"""The rewritten parts of a decoder against the modules' own forwards, and rows that are filled up."""
+"""The fused modules of a decoder against the original forwards, and rows that are filled up."""
 
 import pytest
 import torch
@@ -29,38 +29,38 @@ def test_modules_of_known_classes_alone_are_rewritten_and_all_are_given_back(
     model = tiny_model(kind)
     decoder = Decoder(model)
     assert model.config._attn_implementation == NAME
-    assert {type(part).__name__ for part in fused.parts(model)} == kinds
+    assert {type(module).__name__ for module in fused.fused_modules(model)} == kinds
     decoder.release()
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
-def test_gradients_are_those_of_the_modules_own_forwards(kind: str) -> None:
+def test_gradients_are_those_of_the_original_forwards(kind: str) -> None:
     case = Case(kind, TWO)
     batches = [case.batch(0), case.batch(1, slice(0, 5))]
     sums, grads = case.gradients(batches)
     fused.remove(case.decoder.model)
-    own_sums, own_grads = case.gradients(batches)
-    expect_close(sums.loss, own_sums.loss)
-    expect_close(sums.kl_raw, own_sums.kl_raw)
-    expect_close(grads, own_grads)
+    original_sums, original_grads = case.gradients(batches)
+    expect_close(sums.loss, original_sums.loss)
+    expect_close(sums.kl_raw, original_sums.kl_raw)
+    expect_close(grads, original_grads)
 
 
-def test_adapters_on_some_layers_of_a_part_go_through_its_own_forward() -> None:
+def test_adapters_on_some_layers_of_a_module_use_its_original_forward() -> None:
     case = Case("llama", (AdapterSpec(4, 9.0, targets=("q_proj", "down_proj")),))
-    parts = [part for part in fused.parts(case.decoder.model) if part.sharing]
+    modules = [module for module in fused.fused_modules(case.decoder.model) if module.layer_groups]
     items = case.adapters
     with items.routed(pack.pack([pack.Item(case.rows[0])], 1, items.device), training=True):
-        assert all(part.use() is None for part in parts)
-    assert all(part.use() is not None for part in parts)
+        assert all(module.active_adapters() is None for module in modules)
+    assert all(module.active_adapters() is not None for module in modules)
 
 
-def test_detached_adapters_leave_the_parts() -> None:
+def test_detached_adapters_leave_the_fused_modules() -> None:
     case = Case("llama")
     with case.adapters.routed(pack.pack([pack.Item(case.rows[0])], 1, case.adapters.device), training=True):
         case.adapters.detach()
-        used = [part.use() for part in fused.parts(case.decoder.model)]
-    assert all(each is not None and each[0] is None for each in used)
+        active = [module.active_adapters() for module in fused.fused_modules(case.decoder.model)]
+    assert all(each is not None and each[0] is None for each in active)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -108,7 +108,7 @@ def test_rotating_back_is_the_gradient_of_rotating() -> None:
     q, k = torch.randn(5, 4, 6, dtype=torch.float64), torch.randn(5, 2, 6, dtype=torch.float64)
     cos, sin = (torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
     q.requires_grad_()
-    rotated, _ = kernels.rotate(q, k, cos, sin, back=False)
+    rotated, _ = kernels.rotate(q, k, cos, sin, backward=False)
     grad = torch.randn_like(rotated)
     (expected,) = torch.autograd.grad(rotated, q, grad)
-    torch.testing.assert_close(kernels.rotate(grad, k, cos, sin, back=True)[0], expected)
+    torch.testing.assert_close(kernels.rotate(grad, k, cos, sin, backward=True)[0], expected)

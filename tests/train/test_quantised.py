@@ -71,5 +71,5 @@ def test_layers_in_4_bit_are_rewritten_and_those_in_8_bit_keep_their_own_roundin
     home: Home, quantization: Quantization, kinds: set[str]
 ) -> None:
     decoder = packed_decoder(base(home, quantization).model)
-    assert {type(part).__name__ for part in fused.parts(decoder.model)} == kinds
+    assert {type(module).__name__ for module in fused.fused_modules(decoder.model)} == kinds
     decoder.release()

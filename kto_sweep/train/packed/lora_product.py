@@ -118,7 +118,7 @@ def add_low_rank(y: Tensor, low: Tensor, matrices: Tensor, route: TokenRouting) 
     m)."""
     if len(route.spans) > 1 and y.dtype != torch.float32 and matrices.shape[1] <= _MOST_ROWS:
         # One kernel for all slots, and it adds: a grouped product would write (tokens, m) and read it again.
-        triton = kernels.compiled(y)
+        triton = kernels.triton_module(y)
         if triton is not None:
             triton.add_low_rank(y, low, matrices, route.tiles, TILE)
             return
