@@ -1,4 +1,4 @@
-"""Whether the packed trainer can train a model: asked of the model itself, before any time is spent."""
+"""Checks, on the model itself and before training, that the packed trainer can train it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +17,8 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _ROPE_BY_LENGTH = {"dynamic", "longrope"}
 """Position encodings whose frequencies depend on the longest sequence of a forward."""
 
-_CONFUSED = (LookupError, RuntimeError, TypeError, ValueError)
-"""What a model's code may raise when it gets `packing` and no mask."""
+_FORWARD_ERRORS = (LookupError, RuntimeError, TypeError, ValueError)
+"""What a model's code may raise when it gets `packing` and no mask; NotImplementedError is a RuntimeError."""
 
 
 class NotPackableError(UsageError):
@@ -34,21 +34,23 @@ class NotPackableError(UsageError):
 def packed_decoder(model: PreTrainedModel) -> Decoder:
     """`model`, frozen, as a Decoder, after checking that packing changes none of its log-probs.
 
-    Raises NotPackableError.
+    Raises NotPackableError; the model then has its original attention and forwards.
     """
     _check_structure(model)
     rows = _probe_rows(model)
-    freeze(model)
-    expected = _one_by_one(model, rows)
+    freeze(model)  # first, since dropout would make any two passes differ
+    # Before Decoder, which replaces the attention and forwards that are the truth here.
+    expected = _row_by_row_log_probs(model, rows)
     decoder = Decoder(model)
     try:
-        found, windows = _packed(decoder, rows)
-    except _CONFUSED as error:
+        packed, windows = _packed_log_probs(decoder, rows)
+    except _FORWARD_ERRORS as error:
         decoder.release()
+        # A RuntimeError too, but a GPU without room says nothing about the model.
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise NotPackableError(model, str(error)) from error
-    problem = _disagreement(model, expected, found) or _missing_window(model, windows)
+    problem = _disagreement(model, expected, packed) or _missing_window(model, windows)
     if problem:
         decoder.release()
         raise NotPackableError(model, problem)
@@ -56,7 +58,7 @@ def packed_decoder(model: PreTrainedModel) -> Decoder:
 
 
 def check_lengths(model: PreTrainedModel, rows: Sequence[PairedRow]) -> None:
-    """Nothing, when no row's position encoding depends on the other rows that it is packed with.
+    """Check that no row's position encoding depends on the rows that it is packed with. Lengths in tokens.
 
     Raises NotPackableError when a row is so long that the model's frequencies change for all of a forward.
     """
@@ -65,6 +67,7 @@ def check_lengths(model: PreTrainedModel, rows: Sequence[PairedRow]) -> None:
     longest = max(
         (len(row.prompt) + max(len(row.completion), len(row.mismatched)) for row in rows), default=0
     )
+    # One set of parameters, or one per layer type (Gemma 3): both forms are searched.
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") in _ROPE_BY_LENGTH:
             most = parameters.get("original_max_position_embeddings") or config.max_position_embeddings
@@ -77,30 +80,38 @@ def check_lengths(model: PreTrainedModel, rows: Sequence[PairedRow]) -> None:
 
 
 def _check_structure(model: PreTrainedModel) -> None:
+    """Raises NotPackableError for what a forward would not show, or would show as an obscure error."""
+    # Such a model ignores the registry: it would run its own attention across the sequences of a row.
     if not model._supports_attention_backend:
         raise NotPackableError(model, "its attention cannot be replaced")
+    # Convolutions and recurrences mix neighbouring tokens without attention, so also those of two sequences.
     others = set(getattr(model.config.get_text_config(), "layer_types", None) or ()) - _LAYER_TYPES
     if others:
         raise NotPackableError(model, f"it has layers of type {', '.join(sorted(others))}")
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if model.base_model is model or head is None:
-        raise NotPackableError(model, "it has no decoder and output layer of its own")
+        raise NotPackableError(model, "it has no separate decoder and output layer")
     if not any(isinstance(layer, nn.Linear) and layer is not head for layer in model.modules()):
         raise NotPackableError(model, "it has no nn.Linear layers, which packed adapters are for")
+    # A pack's tensors are all on one device, and so are the adapters' buffers.
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1:
-        raise NotPackableError(model, f"it lies on {len(devices)} devices")
+        raise NotPackableError(model, f"it is on {len(devices)} devices")
 
 
 def _probe_rows(model: PreTrainedModel) -> list[PairedRow]:
-    """Three rows of random tokens, each with a mismatched completion; two prompts begin alike."""
+    """Three rows of random tokens, each with a mismatched completion; two prompts begin alike.
+
+    Small, since every model pays for the check, yet they use all of packing: several sequences in a row, a
+    shared beginning, and mismatched completions that continue a prompt.
+    """
     rng = np.random.default_rng(0)
     vocabulary = model.config.get_text_config().vocab_size
 
     def tokens(n: int) -> Ids:
         return rng.integers(0, vocabulary, n)
 
-    beginning = tokens(9)
+    beginning = tokens(9)  # long enough that sharing it pays (pack.MIN_SAVING), so that keys are gathered
     return [
         PairedRow(np.concatenate([beginning, tokens(2)]), tokens(6), tokens(4), True),
         PairedRow(tokens(5), tokens(3), tokens(7), False),
@@ -109,14 +120,16 @@ def _probe_rows(model: PreTrainedModel) -> list[PairedRow]:
 
 
 @torch.no_grad()
-def _one_by_one(model: PreTrainedModel, rows: list[PairedRow]) -> Tensor:
-    """(rows, 2) log-probs of matched and mismatched completions by the model's own forward, row by row."""
+def _row_by_row_log_probs(model: PreTrainedModel, rows: list[PairedRow]) -> Tensor:
+    """Log-probs of matched and mismatched completions by the model's own forward: float64 (rows, 2), nats."""
     attention = model.config._attn_implementation
+    # The model's plain code: other implementations may leave out a soft cap or a sink without an error.
     model.set_attn_implementation("eager")
     sums = []
     for row in rows:
         for completion in (row.completion, row.mismatched):
             ids = torch.from_numpy(np.concatenate([row.prompt, completion])).to(model.device)
+            # The token at t predicts that at t + 1: from the prompt's last token to the one before the end.
             logits = model(input_ids=ids[None], use_cache=False).logits[0, len(row.prompt) - 1 : -1]
             by_token = logits.float().log_softmax(-1).gather(1, ids[len(row.prompt) :, None])
             sums.append(by_token.double().sum())
@@ -125,8 +138,9 @@ def _one_by_one(model: PreTrainedModel, rows: list[PairedRow]) -> Tensor:
 
 
 @torch.no_grad()
-def _packed(decoder: Decoder, rows: list[PairedRow]) -> tuple[Tensor, set[int | None]]:
-    """The same (rows, 2) log-probs packed, and the sliding windows that layers asked for."""
+def _packed_log_probs(decoder: Decoder, rows: list[PairedRow]) -> tuple[Tensor, set[int | None]]:
+    """The same log-probs packed, float64 (rows, 2), and the sliding windows that layers passed, in tokens."""
+    # Both layouts of training: prompts in full, then completions on the keys and values that those kept.
     items = [Item(row, example=at) for at, row in enumerate(rows)]
     matched = pack(items, 1, decoder.device, keep=True)
     first = decoder.log_probs(matched, len(rows))
@@ -135,17 +149,19 @@ def _packed(decoder: Decoder, rows: list[PairedRow]) -> tuple[Tensor, set[int | 
     return torch.stack([first, second], dim=1), matched.attention.windows
 
 
-def _disagreement(model: PreTrainedModel, expected: Tensor, found: Tensor) -> str:
+def _disagreement(model: PreTrainedModel, expected: Tensor, packed: Tensor) -> str:
+    """How far the log-probs, (rows, 2) each, are apart; empty when they agree."""
     # Nats over a handful of tokens. Half precision rounds differently in each kernel; a mask or head that is
     # wrong is wrong by far more, once a model is trained.
     relative, absolute = (0.0, 2e-3) if model.dtype == torch.float32 else (0.02, 0.2)
-    if torch.allclose(found, expected, rtol=relative, atol=absolute):
+    if torch.allclose(packed, expected, rtol=relative, atol=absolute):
         return ""
-    return f"its log-probs change when rows are packed (by up to {(found - expected).abs().max():.3g} nats)"
+    return f"its log-probs change when rows are packed (by up to {(packed - expected).abs().max():.3g} nats)"
 
 
 def _missing_window(model: PreTrainedModel, windows: set[int | None]) -> str:
-    """A probe is too short to feel a sliding window, so look whether the attention was told of it."""
+    """What is wrong when a model with a sliding window does not pass it to the attention; empty otherwise."""
+    # Windows span thousands of tokens and probes a few: their log-probs are right without the window.
     config: Any = model.config.get_text_config()
     layer_types = getattr(config, "layer_types", None)
     slides = "sliding_attention" in layer_types if layer_types else getattr(config, "sliding_window", None)

@@ -16,42 +16,46 @@ from kto_sweep.train.packed.pack import Pack
 
 
 class Decoder:
-    """`model`, frozen and without dropout, with packed attention; train/support.py says which can be."""
+    """`model`, frozen and without dropout, with packed attention; `packed_decoder` checks it first."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.head = Head.of(model)
         self.forwards = 0
         """Forward passes so far."""
+        # Without the output layer: the whole model's forward would give logits for every token, prompts too.
         self._body: Any = model.base_model
-        self._own_attention = model.config._attn_implementation
+        self._original_attention = model.config._attn_implementation
         freeze(model)
         model.set_attn_implementation(attention.NAME)
         fused.install(model)
 
     def release(self) -> None:
-        """Give the model its own attention and forwards back; it stays frozen."""
+        """Give the model its original attention and forwards back; it stays frozen."""
         fused.remove(self.model)
         self.set_recompute(False)
-        self.model.set_attn_implementation(self._own_attention)
+        self.model.set_attn_implementation(self._original_attention)
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device that holds the model."""
         return self.model.device
 
     def log_probs(self, pack: Pack, examples: int) -> Tensor:
-        """Sum of the targets' log-probs by example: float64 (examples,); 0 for those not in `pack`.
+        """Each example's sum of its targets' log-probs, nats: float64 (examples,); 0 for those not in `pack`.
 
         Float64, because log-ratios are small differences of sums over hundreds of tokens.
         """
         self.forwards += 1
         hidden = self._body(
-            input_ids=pack.ids[None],
+            input_ids=pack.ids[None],  # (1, tokens): one row, so no padding
+            # Positions inside each sequence: by default the model would number the whole row.
             position_ids=pack.positions[None],
+            # transformers' cache would keep every layer's keys; `packing` keeps those that are used again.
             use_cache=False,
-            packing=pack.attention,
-        ).last_hidden_state[0]
+            packing=pack.attention,  # transformers passes it to each layer's attention
+        ).last_hidden_state[0]  # (tokens, hidden)
+        # Only states that predict a target reach the output layer: its cost grows with the vocabulary.
         by_token = target_log_probs(hidden.index_select(0, pack.predicting), self.head, pack.targets)
         sums = torch.zeros(examples, dtype=torch.float64, device=by_token.device)
         return sums.index_add(0, pack.examples, by_token.double())
@@ -61,7 +65,9 @@ class Decoder:
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.gradient_checkpointing = on
-                # Nothing random happens in a forward: no generator state is kept for the second one.
+                # Nothing random happens in a forward: no generator state is kept for the second one. Not
+                # reentrant: that needs an input with a gradient, and the first layer's, from the frozen
+                # embedding, has none.
                 layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
                     checkpoint, use_reentrant=False, preserve_rng_state=False
                 )
