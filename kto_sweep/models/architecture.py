@@ -10,7 +10,7 @@ from kto_sweep.models.hub import as_object, read_config
 from kto_sweep.models.presets import PRESETS, names_a_path
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""The `model_type`s whose layers train/fused.py rewrites."""
+"""The `model_type`s whose layers train/packed/fused.py rewrites."""
 
 TIED_BY_DEFAULT = ("gemma", "cohere")
 """`model_type`s that tie output layer and embedding unless config.json says otherwise."""
@@ -30,7 +30,7 @@ class Architecture:
     tied: bool
     """The output layer is the embedding."""
     fused: bool = True
-    """train/fused.py rewrites its layers."""
+    """train/packed/fused.py rewrites its layers."""
     plain_head: bool = True
     """Whether logits are neither capped nor scaled."""
     experts: int = 1

@@ -5,8 +5,8 @@
     activations        what autograd saves per token for the backward (see `activation_bytes_per_token`)
     working            the largest extra need of the output layer, the mismatched pass or the backward
 
-The terms follow train/fused.py, lora.py, optim.py and head.py; benchmarks/memory.py compares them with the
-engine on a GPU. Memory is that of tensors (torch.cuda.max_memory_allocated).
+The terms follow fused.py, lora.py, optim.py and head.py of train/packed/; benchmarks/memory.py compares them
+with the engine on a GPU. Memory is that of tensors (torch.cuda.max_memory_allocated).
 """
 
 import math
@@ -17,15 +17,15 @@ from kto_sweep.models.architecture import Architecture
 
 GIB = 2**30
 TOKEN_MULTIPLE = 128
-"""On a GPU, the tokens of a forward are padded to a multiple of this (train/pack.py)."""
+"""On a GPU, the tokens of a forward are padded to a multiple of this (train/packed/pack.py)."""
 LOGITS_CHUNK = 2**28
 """Bytes of one chunk of 16-bit logits: half of head.py's bound, which counts them as float32."""
 WORKSPACE_BYTES = 64 * 2**20
 """Workspaces of matmul libraries."""
 OPTIMIZER_BLOCK = 256
-"""Parameters of a layer's adapters are padded to a multiple of this (train/optim.py)."""
+"""Parameters of a layer's adapters are padded to a multiple of this (train/packed/optim.py)."""
 SCORING_TOKENS = 32768
-"""Tokens of one forward of the reference pass and of evaluations (train/engine.py)."""
+"""Tokens of one forward of the reference pass and of evaluations (train/packed/engine.py)."""
 ALLOCATOR_OVERHEAD = 1.02
 """Saved tensors take more than their bytes, because the allocator does not split off less than a MiB."""
 
@@ -186,7 +186,7 @@ def _mlp_forward_bytes(model: Architecture, tokens: int) -> float:
 
 
 def _uses_fused_layers(model: Architecture, quantization: str) -> bool:
-    """Whether train/fused.py rewrites the layers; it does not for 8 bit, which quantises inputs."""
+    """Whether train/packed/fused.py rewrites the layers; it does not for 8 bit, which quantises inputs."""
     return model.fused and quantization != "8bit"
 
 

@@ -175,7 +175,8 @@ def _workload_of(data: TrainingData, max_length: int, *, exact: bool) -> Workloa
 
 
 def _row_lengths(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> RowLengths:
-    """Lengths after pairing as in train/pack.py: a mismatched completion is cut to what its prompt leaves."""
+    """Lengths after pairing as in train/packed/pack.py: a mismatched completion is cut to what its prompt
+    leaves."""
     prompts = np.array([len(row.prompt) for row in rows], dtype=np.int64)
     completions = np.array([len(row.completion) for row in rows], dtype=np.int64)
     partner = completions[np.asarray(partners, dtype=np.int64)]
