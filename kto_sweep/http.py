@@ -1,4 +1,4 @@
-"""GET requests to servers that may not answer."""
+"""GET requests to servers that may not respond."""
 
 import ipaddress
 import ssl
@@ -7,23 +7,23 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 REDIRECT_LOOP = 302
-"""The status of an answer that only leads to itself, as at a login page that wants cookies."""
+"""Status for a redirect loop, for example of a login page that needs cookies."""
 
 
 class NoAnswerError(Exception):
-    """No server listens, the URL is invalid, or another program has the port."""
+    """No server listens, the URL is invalid, or another program uses the port."""
 
 
 class Answer(NamedTuple):
-    """What a server answered."""
+    """A server's response."""
 
     status: int
-    """Of HTTP, after redirects."""
+    """HTTP status, after redirects."""
     body: bytes
 
     @property
     def ok(self) -> bool:
-        """Whether the server did what it was asked for."""
+        """Whether the status is a success."""
         return 200 <= self.status < 300
 
 
@@ -35,15 +35,15 @@ def get(
     headers: Mapping[str, str] | None = None,
     verify: bool = True,
 ) -> Answer:
-    """The answer to a request, with at most `limit` bytes of its body.
+    """The response to a request, with at most `limit` bytes of its body.
 
-    `timeout`: seconds to wait for each part of the answer. Certificates are checked against those that the
-    system or SSL_CERT_FILE trusts, unless `verify` is off. Raises NoAnswerError.
+    `timeout`: seconds for each part of the response. Certificates are verified with the system's authorities
+    or SSL_CERT_FILE, unless `verify` is off. Raises NoAnswerError.
     """
     import httpx
 
-    # httpx by itself trusts only the list of authorities that it brings along, and fails where ALL_PROXY is a
-    # SOCKS proxy or NO_PROXY has a range of IPv6 addresses, even for a URL that neither concerns.
+    # By default httpx trusts only its bundled authorities. It also fails if ALL_PROXY is a SOCKS proxy or
+    # NO_PROXY has a range of IPv6 addresses, even for URLs that use neither.
     certificates = ssl.create_default_context() if verify else False
     try:
         with httpx.stream(
@@ -65,7 +65,7 @@ def get(
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for a URL; as in wandb's service, none for this machine."""
+    """The environment's proxy for a URL; none for this machine, as in wandb's service process."""
     from urllib.request import getproxies, proxy_bypass
 
     parts = urlsplit(url)

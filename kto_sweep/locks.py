@@ -1,11 +1,11 @@
-"""Locks between processes. The system drops a process's locks when it ends, however it ends.
+"""Locks between processes. The system releases them when the process ends, for any reason.
 
-try_lock  on a file: one process has it (an agent's lease, the server of a home, a GPU)
-RunLock   on a run's folder: those who use the run share it, or one has it alone (try_exclusive)
-Locks     on one byte for each name: files and rows of the reference cache, shared or had alone
+try_lock  exclusive, on a file: an agent's lease, the server of a home, a GPU
+RunLock   shared or exclusive, on a run's folder
+Locks     shared or exclusive, by name in one file: files and rows of the reference cache
 
-The first is filelock's. The other two are the system's own: what filelock can share between processes needs
-an SQLite file for each lock.
+try_lock uses filelock. The other two use the system's calls: filelock's shared locks need an SQLite file
+each.
 """
 
 import fcntl
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import ClassVar
 
 BUSY_SECONDS = 0.2
-"""How long a file must be locked to be somebody's: `holder` locks it as well, for microseconds."""
+"""Seconds that try_lock waits, as `holder` locks files for microseconds."""
 
 
 @contextmanager
 def try_lock(path: Path, seconds: float = BUSY_SECONDS) -> Iterator[bool]:
-    """Whether nobody else has the file; then it is locked until the block ends, with our process id in it.
+    """Lock a file until the end of the block, with this process's id in it; whether that succeeded.
 
-    It waits for so many seconds, -1: until the file is free. The file is made if it is missing, and stays.
-    Raises OSError where files cannot be locked.
+    Waits up to `seconds`; -1: until the file is free. The file is created if necessary, and never removed.
+    Raises OSError without support for locks.
     """
     from filelock import FileLock, Timeout
 
@@ -35,7 +35,7 @@ def try_lock(path: Path, seconds: float = BUSY_SECONDS) -> Iterator[bool]:
         poll_interval=BUSY_SECONDS / 20,
         mode=0o600,
         thread_local=False,
-        fallback_to_soft=False,  # a file that merely exists would outlive its process
+        fallback_to_soft=False,  # a lock by the file's existence would outlive its process
         on_acquired=_write_pid,
     )
     with suppress(Timeout):
@@ -48,15 +48,15 @@ def try_lock(path: Path, seconds: float = BUSY_SECONDS) -> Iterator[bool]:
 
 def _write_pid(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
-    with suppress(OSError):  # on a full disk the lock is what counts
+    with suppress(OSError):  # on a full disk: the lock alone is enough
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
 
 def holder(path: Path) -> int | None:
-    """Process id of who has the file locked, 0 if it is not in it; None when nobody has.
+    """Id of the process that has locked the file, 0 if unknown; None if the file is not locked.
 
-    It shares a lock for a moment, because two that asked by locking it alone would take each other for the
-    holder. Raises OSError where files cannot be locked.
+    Tries a shared lock: with exclusive ones, two callers would take each other for the holder. Raises OSError
+    without support for locks.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -80,14 +80,14 @@ class RunLock:
 
     _held: ClassVar[set["RunLock"]] = set()
 
-    def __init__(self, folder: Path, *, alone: bool = False) -> None:
-        """Acquires the lock; blocks while another process holds it alone, to upload the run.
+    def __init__(self, folder: Path, *, exclusive: bool = False) -> None:
+        """Acquire the lock; blocks while another process has it exclusively, to upload the run.
 
-        With `alone` it raises BlockingIOError while anybody uses the run.
+        With `exclusive`, raises BlockingIOError while any process uses the run.
         """
         self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB if exclusive else fcntl.LOCK_SH)
         except BaseException:
             os.close(self._folder)
             raise
@@ -115,49 +115,49 @@ def try_exclusive(folder: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         free = False
         with suppress(BlockingIOError):
-            stack.callback(RunLock(folder, alone=True).release)
+            stack.callback(RunLock(folder, exclusive=True).release)
             free = True
         yield free
 
 
 class Locks:
-    """Locks on names: on one byte each of an empty file that stays, at the hash of the name.
+    """Locks on names: each on one byte of an empty file, at the hash of the name.
 
-    The system drops a process's locks when it ends, however it ends. Within a process they exclude nothing.
-    Two names share a byte with a chance of 2^-62; that costs a wait and no more.
+    They work between processes only. Two names share a byte with a probability of 2^-62, which only costs a
+    wait.
     """
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
     def close(self) -> None:
-        """Drop all locks."""
+        """Release all locks."""
         os.close(self._file)
 
-    def take(self, name: str) -> bool:
-        """Whether nobody else had the lock in any way; it is ours alone then."""
+    def try_acquire(self, name: str) -> bool:
+        """Try to acquire a lock exclusively."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(name))
         except (BlockingIOError, PermissionError):  # POSIX allows either
             return False
         return True
 
-    def share(self, name: str) -> None:
-        """Wait until nobody has the lock alone; it is ours and others' then."""
+    def acquire_shared(self, name: str) -> None:
+        """Acquire a shared lock; blocks while another process has it exclusively."""
         fcntl.lockf(self._file, fcntl.LOCK_SH, 1, _place(name))
 
-    def drop(self, name: str) -> None:
-        """Let go of the lock."""
+    def release(self, name: str) -> None:
+        """Release a lock."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(name))
 
     @contextmanager
-    def held(self, name: str, *, alone: bool) -> Iterator[None]:
-        """Wait for the lock and have it until the end of the block."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, 1, _place(name))
+    def held(self, name: str, *, exclusive: bool) -> Iterator[None]:
+        """Acquire a lock until the end of the block; blocks while it is not available."""
+        fcntl.lockf(self._file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, 1, _place(name))
         try:
             yield
         finally:
-            self.drop(name)
+            self.release(name)
 
 
 def _place(name: str) -> int:

@@ -30,8 +30,8 @@ sys.stdin.read()
 FILE = "lock = try_lock(path); assert lock.__enter__()"
 RUN = "lock = RunLock(path)"
 RUN_ALONE = "lock = try_exclusive(path); assert lock.__enter__()"
-NAME = "lock = Locks(path); assert lock.take('row')"
-NAME_SHARED = "lock = Locks(path); lock.share('row')"
+NAME = "lock = Locks(path); assert lock.try_acquire('row')"
+NAME_SHARED = "lock = Locks(path); lock.acquire_shared('row')"
 
 Hold = Callable[[str], "subprocess.Popen[str]"]
 
@@ -193,16 +193,16 @@ def test_who_uses_a_run_waits_for_who_has_it_alone(path: Path, hold: Hold) -> No
 def test_a_name_is_shared_or_had_alone_and_free_when_its_process_is_killed(path: Path, hold: Hold) -> None:
     with closing(Locks(path)) as own:
         process = hold(NAME)
-        assert not own.take("row")
-        assert own.take("another row")
+        assert not own.try_acquire("row")
+        assert own.try_acquire("another row")
         kill(process)
-        assert own.take("row")
-        own.drop("row")
+        assert own.try_acquire("row")
+        own.release("row")
         process = hold(NAME_SHARED)
-        assert not own.take("row")
-        own.share("row")
+        assert not own.try_acquire("row")
+        own.acquire_shared("row")
         kill(process)
-        assert own.take("row")
+        assert own.try_acquire("row")
 
 
 # Children.
@@ -230,7 +230,7 @@ def test_a_child_does_not_keep_its_parent_s_lock(path: Path, hold: Hold, take: s
             assert is_free(path)
         else:
             with closing(Locks(path)) as own:
-                assert own.take("row")
+                assert own.try_acquire("row")
     finally:
         os.kill(child, signal.SIGKILL)
 

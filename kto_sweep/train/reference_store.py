@@ -62,7 +62,7 @@ class ReferenceStore:
         with _explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._locks = Locks(self._folder / "lock")
-            self._locks.share(_use(self._name))
+            self._locks.acquire_shared(_use(self._name))
         return self
 
     def __exit__(
@@ -121,12 +121,12 @@ class ReferenceStore:
     def claim(self, row: bytes) -> bool:
         """Claim `row` until `release`; False if another process has it."""
         with _explained(self._folder):
-            return self._locks.take(self._row(row))
+            return self._locks.try_acquire(self._row(row))
 
     def release(self, rows: Iterable[bytes]) -> None:
         """Let others claim `rows`."""
         for row in rows:
-            self._locks.drop(self._row(row))
+            self._locks.release(self._row(row))
 
     def _row(self, row: bytes) -> str:
         return f"{self._name} row {row.hex()}"
@@ -144,7 +144,7 @@ class ReferenceStore:
 
     def _transaction(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with (
-            self._locks.held(_file(self._name), alone=False),
+            self._locks.held(_file(self._name), exclusive=False),
             closing(_connect(str(self._path))) as connection,
             connection,
         ):
@@ -154,7 +154,7 @@ class ReferenceStore:
 
     def _set_aside_damaged(self) -> None:
         aside = self._path.with_suffix(f".{time.time():.0f}.damaged")
-        with self._locks.held(_file(self._name), alone=True):
+        with self._locks.held(_file(self._name), exclusive=True):
             if not self._path.exists() or _intact(self._path):
                 return
             # First: SQLite would play a journal that outlives its file back into the next one.
@@ -192,9 +192,9 @@ def remove(entry: Entry) -> bool:
     """Remove a file; False if a process uses it."""
     name = entry.path.stem
     with _explained(entry.path), closing(Locks(entry.path.parent / "lock")) as locks:
-        if not locks.take(_use(name)):
+        if not locks.try_acquire(_use(name)):
             return False
-        with locks.held(_file(name), alone=True):
+        with locks.held(_file(name), exclusive=True):
             _journal(entry.path).unlink(missing_ok=True)
             entry.path.unlink(missing_ok=True)
     return True

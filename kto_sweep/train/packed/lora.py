@@ -195,9 +195,9 @@ class AdapterStack:
         # Layers of unknown classes get their adapters by a hook; the fused modules run without the layers'
         # forwards.
         self._hooks = [layer.register_forward_hook(self._hook(site)) for layer, site in self._sites.items()]
-        self._parts = list(fused.fused_modules(model))
-        for part in self._parts:
-            part.attach_adapters(self)
+        self._fused_modules = list(fused.fused_modules(model))
+        for module in self._fused_modules:
+            module.attach_adapters(self)
 
     def _site(self, name: str, layer: nn.Linear) -> AdaptedLayer:
         # From the layer's name: dropout does not depend on the other layers that have adapters.
@@ -223,8 +223,8 @@ class AdapterStack:
         """Restore the model."""
         for hook in self._hooks:
             hook.remove()
-        for part in self._parts:
-            part.detach_adapters(self)
+        for module in self._fused_modules:
+            module.detach_adapters(self)
 
     @property
     def route(self) -> TokenRouting | None:
