@@ -119,7 +119,7 @@ def is_4bit(layer: nn.Module) -> bool:
 
 
 def dense_weight(layer: nn.Linear) -> Tensor:
-    """The layer's weight, (out, in), in the model's precision; a 4-bit one is unpacked anew in each call."""
+    """The layer's weight, (out, in), in the model's precision; a 4-bit one is unpacked in each call."""
     if type(layer) is nn.Linear:
         return layer.weight
     packed: Any = layer.weight

@@ -44,7 +44,7 @@ class PendingWrites:
         try:
             return job()
         except Exception as error:
-            self._failure = error  # for `check`: nobody may ever read this job's future
+            self._failure = error  # for `check`: the future may never be read
             raise
 
     def _submit(self, job: Callable[[], T]) -> Future[T]:
