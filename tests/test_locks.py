@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep import locks
-from kto_sweep.agent.lease import AgentLease, forget_dead, is_alive
+from kto_sweep.agent.lease import AgentLease, remove_dead_leases, is_alive
 from kto_sweep.home import Home
 from kto_sweep.locks import Locks, RunLock, holder, try_exclusive, try_lock
 
@@ -149,7 +149,7 @@ def test_a_lease_whose_file_was_removed_before_it_was_locked_is_made_again(
     def remove_before(descriptor: int, operation: int) -> None:
         if not removed:
             removed.append(True)
-            forget_dead(home)
+            remove_dead_leases(home)
         flock(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", remove_before)

@@ -193,7 +193,7 @@ def ours(base: LoadedBase, batch: OneBatch, loss_type: str) -> Found:
         ranks=Ranks(),
     )
     trainer.set_reference(trainer.score(rows, True))
-    trainer.go_on(0, {f"weights/base_model.model.{k}.default.weight": v for k, v in batch.tensors.items()})
+    trainer.resume(0, {f"weights/base_model.model.{k}.default.weight": v for k, v in batch.tensors.items()})
     trainer.train()
     return Found({name: told[name] for name in METRICS if name in told}, {})
 
