@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kto_sweep import locks
-from kto_sweep.agent.lease import AgentLease, remove_dead_leases, is_alive
+from kto_sweep.agent.lease import AgentLease, is_alive, remove_dead_leases
 from kto_sweep.home import Home
 from kto_sweep.locks import Locks, RunLock, holder, try_exclusive, try_lock
 
