@@ -2,7 +2,7 @@
 
 try_lock  exclusive, on a file: an agent's lease, the server of a home, a GPU
 RunLock   shared or exclusive, on a run's folder
-Locks     shared or exclusive, by name in one file: files and rows of the reference cache
+NamedLocks     shared or exclusive, by name in one file: files and rows of the reference cache
 
 try_lock uses filelock. The other two use the system's calls: filelock's shared locks need an SQLite file
 each.
@@ -120,7 +120,7 @@ def try_exclusive(folder: Path) -> Iterator[bool]:
         yield free
 
 
-class Locks:
+class NamedLocks:
     """Locks on names: each on one byte of an empty file, at the hash of the name.
 
     They work between processes only. Two names share a byte with a probability of 2^-62, which only costs a

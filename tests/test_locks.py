@@ -1,4 +1,4 @@
-"""Locks between real processes: who gets them, and that they go with their process."""
+"""NamedLocks between real processes: who gets them, and that they go with their process."""
 
 import fcntl
 import os
@@ -16,12 +16,12 @@ import pytest
 from kto_sweep import locks
 from kto_sweep.agent.lease import AgentLease, is_alive, remove_dead_leases
 from kto_sweep.home import Home
-from kto_sweep.locks import Locks, RunLock, holder, try_exclusive, try_lock
+from kto_sweep.locks import NamedLocks, RunLock, holder, try_exclusive, try_lock
 
 HOLD = """
 import os, subprocess, sys, time
 from pathlib import Path
-from kto_sweep.locks import Locks, RunLock, try_exclusive, try_lock
+from kto_sweep.locks import NamedLocks, RunLock, try_exclusive, try_lock
 path, child = Path(sys.argv[1]), 0
 {take}
 print("held", child, sep="\\n", flush=True)
@@ -30,8 +30,8 @@ sys.stdin.read()
 FILE = "lock = try_lock(path); assert lock.__enter__()"
 RUN = "lock = RunLock(path)"
 RUN_ALONE = "lock = try_exclusive(path); assert lock.__enter__()"
-NAME = "lock = Locks(path); assert lock.try_acquire('row')"
-NAME_SHARED = "lock = Locks(path); lock.acquire_shared('row')"
+NAME = "lock = NamedLocks(path); assert lock.try_acquire('row')"
+NAME_SHARED = "lock = NamedLocks(path); lock.acquire_shared('row')"
 
 Hold = Callable[[str], "subprocess.Popen[str]"]
 
@@ -191,7 +191,7 @@ def test_who_uses_a_run_waits_for_who_has_it_alone(path: Path, hold: Hold) -> No
 
 
 def test_a_name_is_shared_or_had_alone_and_free_when_its_process_is_killed(path: Path, hold: Hold) -> None:
-    with closing(Locks(path)) as own:
+    with closing(NamedLocks(path)) as own:
         process = hold(NAME)
         assert not own.try_acquire("row")
         assert own.try_acquire("another row")
@@ -229,7 +229,7 @@ def test_a_child_does_not_keep_its_parent_s_lock(path: Path, hold: Hold, take: s
         elif take == FILE:
             assert is_free(path)
         else:
-            with closing(Locks(path)) as own:
+            with closing(NamedLocks(path)) as own:
                 assert own.try_acquire("row")
     finally:
         os.kill(child, signal.SIGKILL)

@@ -1,6 +1,5 @@
 """Base models: found, loaded, frozen and fingerprinted, with a clear error when that fails."""
 
-import difflib
 import hashlib
 import importlib.util
 import json
@@ -29,6 +28,7 @@ from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageErr
 from kto_sweep.home import Home
 from kto_sweep.models.hub import no_safetensors_error
 from kto_sweep.models.presets import Quantization, names_a_path
+from kto_sweep.text import nearest
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -278,8 +278,8 @@ def _nearest(path: Path) -> str:
     if not path.parent.is_dir():
         return f"the folder {path.parent} does not exist"
     names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
-    match = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"did you mean {path.with_name(match[0])}?" if match else "check the path"
+    near = nearest(path.name, names)
+    return f"did you mean {path.with_name(near)}?" if near else "check the path"
 
 
 _CHUNK = 2**22

@@ -3,7 +3,7 @@ folder.
 
     <folder>/<name>.sqlite          by row: a hash of its tokens, two log-probs, their checksum
     <folder>/<name>.<time>.damaged  a file that SQLite could not read, set aside
-    <folder>/lock                   which process uses which file and computes which rows: see Locks
+    <folder>/lock                   which process uses which file and computes which rows: see NamedLocks
 
 A file is open for milliseconds at a time. It has a rollback journal, not a write-ahead log: machines of a
 cluster often share a home over a network, and a write-ahead log needs all readers on one machine.
@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, is_disk_full
-from kto_sweep.locks import Locks
+from kto_sweep.locks import NamedLocks
 
 T = TypeVar("T")
 Pair = tuple[float, float]
@@ -61,7 +61,7 @@ class ReferenceStore:
     def __enter__(self) -> "ReferenceStore":
         with _explained(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._locks = Locks(self._folder / "lock")
+            self._locks = NamedLocks(self._folder / "lock")
             self._locks.acquire_shared(_use(self._name))
         return self
 
@@ -191,7 +191,7 @@ def entries(folder: Path) -> list[Entry]:
 def remove(entry: Entry) -> bool:
     """Remove a file; False if a process uses it."""
     name = entry.path.stem
-    with _explained(entry.path), closing(Locks(entry.path.parent / "lock")) as locks:
+    with _explained(entry.path), closing(NamedLocks(entry.path.parent / "lock")) as locks:
         if not locks.try_acquire(_use(name)):
             return False
         with locks.held(_file(name), exclusive=True):
