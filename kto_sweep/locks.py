@@ -1,8 +1,8 @@
 """Locks between processes. The system releases them when the process ends, for any reason.
 
-try_lock  exclusive, on a file: an agent's lease, the server of a home, a GPU
-RunLock   shared or exclusive, on a run's folder
-NamedLocks     shared or exclusive, by name in one file: files and rows of the reference cache
+try_lock    exclusive, on a file: an agent's lease, the server of a home, a GPU
+RunLock     shared or exclusive, on a run's folder
+NamedLocks  shared or exclusive, by name in one file: files and rows of the reference cache
 
 try_lock uses filelock. The other two use the system's calls: filelock's shared locks need an SQLite file
 each.
