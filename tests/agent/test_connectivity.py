@@ -36,7 +36,7 @@ def test_a_silent_server_is_reported_and_finally_no_trials_start() -> None:
 def test_time_in_which_the_agent_was_suspended_is_not_server_silence() -> None:
     state, _ = play(running("a", patience=PATIENCE), events.Tick(), now=1.0)
     now = 10 * PATIENCE
-    state, actions = play(state, events.Tick(server_silence=now, server_trouble="No answer"), now=now)
+    state, actions = play(state, events.Tick(server_silence=now, server_trouble="No response"), now=now)
     assert not lines(actions)
     assert state.server_silence == MAX_TICK_SECONDS
 
@@ -45,7 +45,7 @@ def test_a_server_that_responds_again_is_reported() -> None:
     state, _ = play(running("a"), events.Tick())
     for second in range(1, 60):
         state, _ = play(
-            state, events.Tick(server_silence=float(second), server_trouble="No answer"), now=second
+            state, events.Tick(server_silence=float(second), server_trouble="No response"), now=second
         )
     _, actions = play(state, events.Tick(server_silence=1.0), now=61.0)
     assert lines(actions) == ["The server responds again"]

@@ -124,5 +124,5 @@ def test_a_home_that_cannot_be_written_to_is_not_reported_as_a_bug(tmp_path):
     done = Machine(tmp_path).command("serve", "--port", "0", KTO_SWEEP_HOME=str(tmp_path / "file"))
     assert done.returncode == 1
     assert "Not a directory" in done.stderr or "File exists" in done.stderr
-    assert "KTO_SWEEP_HOME names" in done.stderr
+    assert "KTO_SWEEP_HOME sets" in done.stderr
     assert "bug in kto-sweep" not in done.stderr

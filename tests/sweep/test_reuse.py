@@ -69,6 +69,6 @@ def test_reused_cells_are_not_trained_again_and_are_compared(machine: Machine) -
     compared = machine.json("compare")
     assert taken < {trial["run_id"] for trial in compared["trials"]}
     assert machine.json("status", first)["finished"] == 4
-    assert "not in local/other" in machine.run(
+    assert "not in the new sweep's project, local/other" in machine.run(
         "create", "wider.yaml", "--reuse", first, "--project", "other", code=2
     )

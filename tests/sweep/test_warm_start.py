@@ -74,4 +74,6 @@ def test_the_search_continues_from_earlier_sweeps(machine: Machine) -> None:
     status = machine.json("status")
     assert (status["state"], status["finished"], status["missing"]) == ("FINISHED", 3, 0)
     assert len(machine.json("compare")["trials"]) == 6
-    assert "not in local/other" in machine.run("create", "bayes.yaml", "--project", "other", code=2)
+    assert "not in the new sweep's project, local/other" in machine.run(
+        "create", "bayes.yaml", "--project", "other", code=2
+    )
