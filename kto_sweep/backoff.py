@@ -1,4 +1,4 @@
-"""How long to wait between attempts."""
+"""Delays between attempts."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ class Backoff:
     first: float
     """Seconds after the first failed attempt."""
     factor: float
-    """By which each wait is longer than the one before."""
+    """Ratio of each wait to the one before."""
     most: float
-    """Seconds that no wait exceeds."""
+    """The longest wait, in seconds."""
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait after so many failed attempts in a row, from 1 on."""
+        """Seconds to wait after this many consecutive failed attempts, at least 1."""
         try:
             return min(self.first * self.factor ** (failures - 1), self.most)
         except OverflowError:  # a power too large for a float, after about a day of failures
