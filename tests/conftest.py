@@ -1,4 +1,4 @@
-"""Shared by all tests: one port per server, the order of folders, and the base model for training."""
+"""Shared by all tests: one port per server, the order of folders, machines, and real workers' base model."""
 
 import contextlib
 import os
@@ -8,24 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import Machine
+from fake_worker import CLI
+from machine import Machine, made_once
 
 from kto_sweep.home import Home
 from kto_sweep.server.listen import FIRST_PORT
 
-FIRST = ("agent", "faults", "train_command", "sweep")
-"""Folders with the longest tests. They run first, so that no test process ends long after the others."""
+FIRST = ("agent", "faults", "train_command", "sweep", "train", "server")
+"""Folders with the longest tests, in the order in which they run before all others, so that no test process
+ends long after the others."""
 PORT = pytest.StashKey[socket.socket]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hide the GPUs, and occupy the default port.
+    """Hide the GPUs, use one thread of torch's per process, and occupy the default port.
 
     Several tests train at once, so all of them use the CPU; `CUDA_VISIBLE_DEVICES=0 pytest -k cuda` runs the
     tests that need a GPU. With the default port occupied, each server picks a port of its own, which is still
     free when the server is started again.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the threads of several processes wait in busy loops
     if not hasattr(config, "workerinput"):
         with contextlib.suppress(OSError):
             config.stash[PORT] = socket.create_server(("127.0.0.1", FIRST_PORT))
@@ -37,7 +40,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.parent.name not in FIRST)
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +49,8 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base model, made once for all test processes: it takes seconds."""
     from kto_sweep.train.tiny import tiny_model
 
-    root = tmp_path_factory.getbasetemp()
-    return tiny_model((root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "models")
+    with made_once(tmp_path_factory, "models") as folder:
+        return tiny_model(folder)
 
 
 @pytest.fixture(scope="module")
@@ -62,5 +66,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
     """A machine with the tiny base model, for all tests of a module."""
     machine = Machine(tmp_path_factory.mktemp("machine"))
     machine.add_model(tiny_base)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture(scope="module")
+def fake_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """A machine whose workers need neither torch nor a model, for all tests of a module."""
+    machine = Machine(tmp_path_factory.mktemp("machine"), cli=CLI)
     yield machine
     machine.close()

@@ -1,15 +1,20 @@
 """A user's machine for a test: a home folder, an embedded server and a clean environment of its own."""
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import pytest
+from fake_worker import SCRIPT
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
@@ -17,6 +22,18 @@ from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 ROOT = Path(__file__).parents[1]
 INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """Environment variables that commands get from the tests. None of them is a key, a home or a setting."""
+KTO_SWEEP = ("-m", "kto_sweep")
+"""Arguments of a Python that is `kto-sweep`, with workers that train."""
+
+
+@contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A path that all test processes share; who is first makes what belongs there, the others wait."""
+    root = factory.getbasetemp()
+    folder = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with (folder / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder / name
 
 
 @dataclass
@@ -30,6 +47,8 @@ class Machine:
     """Current directory of every command; None: `folder`."""
     environ: dict[str, str] = field(default_factory=dict)
     """Environment variables of every command, besides the standard ones."""
+    cli: tuple[str, ...] = KTO_SWEEP
+    """Arguments of the Python that runs a command; `fake_worker.CLI`: with workers that need no torch."""
 
     @property
     def home(self) -> Home:
@@ -61,6 +80,11 @@ class Machine:
         """Copy a base model into the home, which saves each worker the seconds of making its own."""
         shutil.copytree(folder, self.home.models / folder.name, dirs_exist_ok=True)
 
+    def script_training(self, before_step: str) -> None:
+        """Have the fake workers run this code, which defines `before_step(config, step)`."""
+        self.home.root.mkdir(parents=True, exist_ok=True)
+        (self.home.root / SCRIPT).write_text(before_step)
+
     def patch(self, code: str) -> None:
         """Run `code` at the start of each Python process of this machine."""
         site = self.folder / "site"
@@ -82,11 +106,11 @@ class Machine:
 
     def start(self, *args: str, **env: str) -> "subprocess.Popen[str]":
         """A running kto-sweep command; its stdout and stderr come through one pipe."""
-        return self.start_python("-m", "kto_sweep", *args, **env)
+        return self.start_python(*self.cli, *args, **env)
 
     def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """The result of a kto-sweep command, with any exit code."""
-        return self._complete(("-m", "kto_sweep", *args), env)
+        return self._complete((*self.cli, *args), env)
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a Python process that must exit with `code`: stdout, and stderr if `code` is not 0."""
@@ -96,7 +120,7 @@ class Machine:
 
     def run(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
-        return self.python("-m", "kto_sweep", *args, code=code, **env)
+        return self.python(*self.cli, *args, code=code, **env)
 
     def json(self, *args: str, **env: str) -> dict[str, Any]:
         """The object that a kto-sweep command prints with --json."""

@@ -1,5 +1,7 @@
-"""README and docs: generated parts match their sources, examples are valid, links work."""
+"""README, docs and docstrings: generated parts match their sources, examples are valid, links work."""
 
+import doctest
+import importlib
 import json
 import os
 import re
@@ -20,6 +22,12 @@ from kto_sweep.sweep_file.validate import validate
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDES = [page for page in PAGES if page.name != "reference.md"]
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "kto_sweep").rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+"""Modules with doctests. To collect those of all modules, each test process would import every one."""
 INNER = {"KTO_SWEEP_DEVICES", "KTO_SWEEP_MESSAGE_FD"}
 """Set by an agent for its workers."""
 
@@ -139,3 +147,10 @@ def test_every_page_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
         assert f"(docs/{page.name}" in readme, page.name
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_the_worked_examples_of_docstrings_hold(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted
+    assert not result.failed

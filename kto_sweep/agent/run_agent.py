@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 from rich.console import Console
@@ -22,7 +23,7 @@ from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.time_budget import Allowance, Forecast, plan_by, with_earlier_trials
 from kto_sweep.agent.trial_source import SweepSource
 from kto_sweep.agent.wandb_run import RunOptions, remove_checkpoint
-from kto_sweep.agent.workers import log_path
+from kto_sweep.agent.workers import TRAINER, WorkerProcess, log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space
 from kto_sweep.errors import KtoSweepError
@@ -76,10 +77,12 @@ def run_agent(
     alerts: Sequence[AlertRule] = (),
     gpu_seconds: float | None = None,
     until: float | None = None,
+    worker: Sequence[str] = TRAINER,
 ) -> int:
     """The exit code: 0 if a trial of the sweep finished, 128 + the signal if interrupted, else 1.
 
-    Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds).
+    Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds). `worker`: the
+    command of its worker processes.
     Raises KtoSweepError for anything that prevents training on this box, ServiceGoneError when another
     process must continue.
     """
@@ -116,6 +119,7 @@ def run_agent(
                 RunOptions(view.metric, view.goal, target.local, patience, alerts),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),
+                start_worker=partial(WorkerProcess, command=worker),
             )  # fmt: skip
             state = supervise(state, executor)
         stats = state.stats

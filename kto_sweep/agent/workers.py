@@ -4,13 +4,15 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kto_sweep.agent.devices import Device
 from kto_sweep.home import Home
 from kto_sweep.protocol import DEVICES, MESSAGE_FD, Message, Order, WorkerBroken, decode, encode
 
+TRAINER = (sys.executable, "-m", "kto_sweep.train.worker")
+"""Command of the process that trains: it takes orders and sends messages as protocol.py says."""
 LAST_BYTES = 1 << 16
 """The agent reads this many bytes at the end of a worker's log after the worker exits."""
 EXIT_SECONDS = 10.0
@@ -31,7 +33,7 @@ class WorkerProcess:
     Raises OSError when it cannot be started.
     """
 
-    def __init__(self, device: Device, home: Home) -> None:
+    def __init__(self, device: Device, home: Home, command: Sequence[str] = TRAINER) -> None:
         self.log = log_path(home, device)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
@@ -39,7 +41,7 @@ class WorkerProcess:
             self._messages, send = os.pipe()
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "kto_sweep.train.worker"],
+                    command,
                     stdin=subprocess.PIPE,
                     stdout=output,
                     stderr=subprocess.STDOUT,

@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -100,14 +101,17 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(args: list[str]) -> int:
-    """The exit code of one command: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+def run(args: list[str], *, worker: Sequence[str] | None = None) -> int:
+    """The exit code of one command: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+
+    `worker`: the command of worker processes; None: the one that trains with torch.
+    """
     from kto_sweep.cli.output import print_error
 
     as_json = "--json" in args
     debug = "--debug" in args
     try:
-        code: Any = cli.main(args, prog_name="kto-sweep", standalone_mode=False)
+        code: Any = cli.main(args, prog_name="kto-sweep", standalone_mode=False, obj=worker)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f"{context.command_path} --help" if context is not None else ""

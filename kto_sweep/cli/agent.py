@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,9 @@ class TrialsPerGpu(click.ParamType[int | None]):
     help='Send a W&B alert for each run that meets this rule: "kl_raw > 10". Repeatable.',
 )
 @local_option
+@click.pass_obj
 def agent(
+    worker: Sequence[str] | None,
     sweep: str | None,
     count: int | None,
     budget: str | None,
@@ -118,6 +121,7 @@ def agent(
         )
     from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
     from kto_sweep.agent.time_budget import parse_duration, parse_time
+    from kto_sweep.agent.workers import TRAINER
     from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 
@@ -138,20 +142,21 @@ def agent(
             alerts=[parse_rule(text) for text in alerts],
             gpu_seconds=parse_duration(budget) if budget is not None else None,
             until=parse_time(until, datetime.now().astimezone()).timestamp() if until is not None else None,
+            worker=worker or TRAINER,
         )
     except ServiceGoneError as error:
         if time.monotonic() - started < MIN_UPTIME or error.count == 0:
             raise  # a restart would fail in the same way, or have nothing left to do
         say(f"{error.message}; restarting")
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
-        arguments = _restart_arguments(sys.argv[1:], error, named=sweep is not None)
-        os.execve(sys.executable, [sys.executable, "-m", "kto_sweep", *arguments], environ)
+        command = _restart_command(sys.orig_argv, error, named=sweep is not None)
+        os.execve(sys.executable, command, environ)
 
 
-def _restart_arguments(arguments: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
-    """The command line of the agent that replaces this one, with the remaining count and time.
+def _restart_command(command: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:
+    """The command of the agent that replaces this one, with the remaining count and time.
 
     It names the sweep, because another sweep may have been used in the meantime.
     """
     remaining = [] if error.count is None else ["--count", str(error.count)]  # a repeated option overrides
-    return [*arguments, *remaining, *error.time_left, *([] if named else [error.sweep])]
+    return [sys.executable, *command[1:], *remaining, *error.time_left, *([] if named else [error.sweep])]

@@ -1,6 +1,6 @@
 """kto-sweep train: a single run, from flags."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,10 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--dry-run", is_flag=True, help="Check data, model, memory and login without training.")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+@click.pass_obj
 def train(
+    worker: Sequence[str] | None,
+    /,
     config: Path | None,
     source: str | None,
     whole_data: bool,
@@ -165,8 +168,9 @@ def train(
         from kto_sweep.train_command.dry_run import dry_run as check_run
 
         return 0 if check_run(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
+    from kto_sweep.agent.workers import TRAINER
     from kto_sweep.train_command.run import train_one
 
     prepared.make_folder(home)
-    job = replace(prepared.job, samples=samples)
-    return train_one(home, job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu)
+    job, worker = replace(prepared.job, samples=samples), worker or TRAINER
+    return train_one(home, job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu, worker=worker)

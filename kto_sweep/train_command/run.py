@@ -3,8 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
 from kto_sweep.agent.wandb_run import RunOptions, log_answers
-from kto_sweep.agent.workers import log_path
+from kto_sweep.agent.workers import TRAINER, WorkerProcess, log_path
 from kto_sweep.disk import require_space
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
@@ -112,9 +113,19 @@ def open_server(target: Target, *, offline: bool) -> "wandb.Api | None":
     return None if offline else connect(target)
 
 
-def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int, cpu: bool) -> int:
+def train_one(
+    home: Home,
+    job: Job,
+    target: Target,
+    *,
+    offline: bool,
+    gpus: int,
+    cpu: bool,
+    worker: Sequence[str] = TRAINER,
+) -> int:
     """The exit code: 0 finished, 1 failed or not sent, 128 + the signal if interrupted.
 
+    `worker`: the command of its worker process.
     Raises KtoSweepError for anything that prevents the run from starting.
     """
     console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
@@ -137,7 +148,7 @@ def train_one(home: Home, job: Job, target: Target, *, offline: bool, gpus: int,
             executor = Executor(
                 SingleTrialSource(ref, job.run_id, job.trial.to_config()), home, progress, lease,
                 RunOptions(DEFAULT_METRIC, "minimize", target.local, PATIENCE_SECONDS),
-                connectivity=connectivity,
+                connectivity=connectivity, start_worker=partial(WorkerProcess, command=worker),
             )  # fmt: skip
             settings = Settings(count=1, max_openings=1)
             state = supervise(AgentState.of({device: str(log_path(home, device))}, 1, settings), executor)

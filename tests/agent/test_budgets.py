@@ -14,30 +14,30 @@ parameters:
 """
 
 
-def test_trials_running_when_time_is_up_are_requeued(machine):
+def test_trials_running_when_time_is_up_are_requeued(fake_machine):
     """No trial has ended on this box yet, so its time is unknown and the long one starts."""
-    machine.create_sweep(SWEEP.replace("[3, 100000]", "[100000]"))
-    for seconds in (20, 60, 180):  # on a busy machine an agent takes long to get to a trial
+    fake_machine.create_sweep(SWEEP.replace("[3, 100000]", "[100000]"))
+    for seconds in (12, 60, 180):  # on a busy machine an agent takes long to get to a trial
         ends = datetime.now().astimezone() + timedelta(seconds=seconds)
-        said = machine.run("agent", "--until", ends.isoformat())
+        said = fake_machine.run("agent", "--until", ends.isoformat())
         assert "Time is up" in said
         assert "continues where this one ended" in said
         if "requeued" in said:
             break
-    status = machine.json("status")
+    status = fake_machine.json("status")
     assert (status["state"], status["finished"], status["failed"]) == ("RUNNING", 0, 0)
-    machine.run("cancel")
+    fake_machine.run("cancel")
 
 
-def test_a_trial_that_would_take_too_long_is_not_started(machine):
-    machine.create_sweep(SWEEP)
-    said = machine.run("agent", "--budget", "3m", "--trials-per-gpu", "1")
+def test_a_trial_that_would_take_too_long_is_not_started(fake_machine):
+    fake_machine.create_sweep(SWEEP)
+    said = fake_machine.run("agent", "--budget", "3m", "--trials-per-gpu", "1")
     assert "was not started (" in said
     assert " left, needs " in said
     assert "1 finished. Sweep: 1 of 2 finished." in said
-    assert machine.json("status")["failed"] == 0
+    assert fake_machine.json("status")["failed"] == 0
 
 
-def test_an_invalid_budget_is_rejected(machine):
-    machine.run("agent", "--budget", "12", code=2)
-    machine.run("agent", "--until", "yesterday", code=2)
+def test_an_invalid_budget_is_rejected(fake_machine):
+    fake_machine.run("agent", "--budget", "12", code=2)
+    fake_machine.run("agent", "--until", "yesterday", code=2)

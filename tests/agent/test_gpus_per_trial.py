@@ -76,7 +76,7 @@ def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
     assert "cpu: ready (2 x CPU" in output
     [log] = machine.home.runs.glob("*/console.log")
     assert "trained on 2 devices" in log.read_text()
-    assert "continues after step" in log.read_text()
+    assert "resuming after step" in log.read_text()
 
 
 def test_devices_are_grouped() -> None:

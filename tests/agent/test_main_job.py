@@ -1,10 +1,7 @@
 """The main workflow of a user without an account: create a sweep, run an agent, compare the runs."""
 
 import json
-import os
-import signal
 import subprocess
-import time
 
 import httpx
 import pytest
@@ -28,15 +25,6 @@ print(json.dumps({{"runs": runs, "best": sweep.best_run().id, "state": sweep.sta
 ALERTS = """
 kto_sweep:
   alerts: ["learning_rate > 0.0001", "kl_raw > 1000"]
-"""
-
-LONG_AND_SHORT = """
-method: grid
-parameters:
-  max_steps: {values: [3, 150]}
-  model_size: {value: tiny}
-  dataset: {value: examples/support_replies.jsonl}
-  max_length: {value: 128}
 """
 
 
@@ -97,7 +85,8 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(machine, finished):
         assert run["state"] == "finished"
         assert run["config"]["batch_size"] == 4
         assert run["steps"] == [1, 2, 3, 4]
-        assert {"loss", "rewards/margins", "kl", "eval/common_loss", "trial/seconds"} <= set(run["summary"])
+        assert {"loss", "rewards/margins", "kl", "eval/common_loss"} <= set(run["summary"])
+        assert {"trial/seconds", "trial/data", "trial/model"} <= set(run["summary"])
         assert run["system"] > 0
         assert any("Margin" in line for line in run["console"])
     assert read["best"] == machine.json("compare")["trials"][0]["run_id"]
@@ -134,84 +123,6 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
     assert "nothing left to run" in machine.run("agent")
-
-
-def test_interrupted_trials_are_requeued_and_finished_by_the_next_agent(machine):
-    made = machine.create_sweep(LONG_AND_SHORT)
-    agent = machine.start("agent")
-    wait_for_steps(machine, made["id"], trial={"max_steps": 150})
-    agent.send_signal(signal.SIGINT)
-    said, _ = agent.communicate(timeout=90)
-    assert agent.returncode == 130, said
-    assert "requeued" in said
-    assert machine.json("status", made["id"])["failed"] == 0
-    said = machine.run("agent")
-    assert "resuming after step" in said
-    assert_every_step_once(machine, made)
-
-
-def test_a_sweep_is_paused_resumed_and_canceled(machine):
-    made = machine.create_sweep(SWEEP)
-    states = []
-    for command in ("pause", "resume", "cancel"):
-        if command == "pause":
-            machine.run("agent", "--count", "1")  # a sweep that never began cannot be paused
-        machine.run(command, made["id"])
-        states.append(machine.json("status", made["id"])["state"])
-    assert states == ["PAUSED", "RUNNING", "CANCELED"]
-
-
-def test_a_killed_worker_is_replaced_and_its_trial_continues_in_the_same_run(machine):
-    made = machine.create_sweep(LONG_AND_SHORT)
-    agent = machine.start("agent")
-    wait_for_steps(machine, made["id"], trial={"max_steps": 150})
-    workers = subprocess.run(
-        ["pgrep", "-P", str(agent.pid), "-f", "kto_sweep.train.worker"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    os.kill(int(workers.stdout.split()[0]), signal.SIGKILL)
-    said, _ = agent.communicate(timeout=240)
-    assert agent.returncode == 0, said
-    assert "the worker was killed by SIGKILL; starting another" in said
-    assert_every_step_once(machine, made)
-
-
-def assert_every_step_once(machine, made):
-    """Each trial is finished, and each of its steps is once, in order, on the server and in its file."""
-    read = read_back(machine, made)
-    assert [run["state"] for run in read["runs"]] == ["finished", "finished"]
-    for run in read["runs"]:
-        every_step = list(range(1, run["config"]["max_steps"] + 1))
-        assert run["steps"] == every_step
-        rows = (machine.home.runs / run["id"] / "log.jsonl").read_text().splitlines()
-        assert [json.loads(row)["step"] for row in rows if "loss" in json.loads(row)] == every_step
-
-
-def test_trials_are_trained_together_in_one_worker(machine):
-    made = machine.create_sweep(SWEEP)
-    said = machine.run("agent", "--trials-per-gpu", "2")
-    assert said.index("trial 2 of 2") < said.index("trial 1 finished")
-    assert machine.json("status", made["id"])["finished"] == 2
-
-
-def test_a_trial_that_cannot_run_is_reported_and_the_next_one_runs(machine):
-    machine.create_sweep(
-        """
-method: grid
-parameters:
-  model: {values: [./no-such-folder, tiny]}
-  dataset: {value: examples/support_replies.jsonl}
-  max_steps: {value: 2}
-  max_length: {value: 128}
-"""
-    )
-    said = machine.run("agent")
-    assert "FAILED (bad config)" in said
-    assert "./no-such-folder" in said
-    status = machine.json("status")
-    assert (status["finished"], status["failed"]) == (1, 1)
 
 
 def test_stock_wandb_tools_run_the_same_file(machine):
@@ -255,20 +166,3 @@ parameters:
     # The stock tools register values as YAML reads them: here as text. Trials train with the numbers.
     assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
     assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}
-
-
-def wait_for_steps(machine, sweep_id, steps=2, seconds=120, trial=None):
-    """Wait until a trial of this sweep that matches this part of a configuration has logged some steps."""
-    wanted = (trial or {}).items()
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        for found in machine.json("compare", sweep_id)["trials"]:
-            log = machine.home.runs / found["run_id"] / "log.jsonl"
-            if (
-                wanted <= found["config"].items()
-                and log.exists()
-                and len(log.read_text().splitlines()) >= steps
-            ):
-                return
-        time.sleep(1)
-    pytest.fail("no trial came that far")

@@ -18,16 +18,16 @@ def space(**values: str) -> Space:
     return found
 
 
-def test_an_agent_in_the_wrong_folder_starts_no_trial_and_names_the_right_one(machine: Machine) -> None:
-    (machine.folder / "own").mkdir()
+def test_an_agent_in_the_wrong_folder_starts_no_trial_and_names_the_right_one(fake_machine: Machine) -> None:
+    (fake_machine.folder / "own").mkdir()
     text = (ROOT / "examples" / "support_replies.jsonl").read_text()
-    (machine.folder / "own" / "rows.jsonl").write_text("".join(text.splitlines(True)[:40]))
-    made = machine.create_sweep(SWEEP.replace("examples/support_replies.jsonl", "own/rows.jsonl"))
-    elsewhere = replace(machine, directory=machine.folder / "own")
+    (fake_machine.folder / "own" / "rows.jsonl").write_text("".join(text.splitlines(True)[:40]))
+    made = fake_machine.create_sweep(SWEEP.replace("examples/support_replies.jsonl", "own/rows.jsonl"))
+    elsewhere = replace(fake_machine, directory=fake_machine.folder / "own")
     said = elsewhere.run("agent", made["path"], "--cpu", code=2)
     assert f"own/rows.jsonl: no such data file below {elsewhere.directory}; no trial was started" in said
-    assert f"Hint: cd {machine.folder}, then run it again" in said
-    status = machine.json("status", made["path"])
+    assert f"Hint: cd {fake_machine.folder}, then run it again" in said
+    status = fake_machine.json("status", made["path"])
     assert (status["failed"], status["missing"]) == (0, 2)
 
 

@@ -35,8 +35,8 @@ parameters:
 """.replace("ROWS", str(Path(__file__).parents[2] / "examples" / "support_replies.jsonl"))
 
 
-def test_trials_of_a_deleted_sweep_are_reported_once(machine):
-    sweep = machine.create_sweep(SWEEP)["path"].split("/")[2]
+def test_trials_of_a_deleted_sweep_are_reported_once(fake_machine):
+    sweep = fake_machine.create_sweep(SWEEP)["path"].split("/")[2]
     for run_id, of, base_url in (
         ("mine", "thisone1", ""),
         ("other", sweep, ""),
@@ -44,12 +44,16 @@ def test_trials_of_a_deleted_sweep_are_reported_once(machine):
         ("gone-too", "deleted1", ""),
         ("far", "faraway1", "https://wandb.example"),
     ):
-        folder = machine.home.runs / run_id
+        folder = fake_machine.home.runs / run_id
         folder.mkdir(parents=True)
         (folder / "trial.json").write_text(json.dumps({"seed": 1}))
         RunRecord("local", "kto-sweep", of, not base_url, base_url, agent="dead").write(folder)
     done = subprocess.run(
-        [sys.executable, "-c", FIND], env=machine.environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", FIND],
+        env=fake_machine.environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     always = [

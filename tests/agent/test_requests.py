@@ -38,6 +38,11 @@ with wandb.init() as run:
 the configuration if both come within seconds, otherwise separately."""
 
 
+@pytest.fixture(scope="module")
+def machine(fake_machine: Machine) -> Machine:
+    return fake_machine
+
+
 @pytest.fixture
 def proxy(machine: Machine) -> Iterator[Proxy]:
     with proxy_to(ensure_server(machine.home).url) as proxy:

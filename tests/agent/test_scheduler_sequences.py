@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from kto_sweep.agent.state import Settings
 
-SEQUENCES = 10_000
+SEQUENCES = 1_000
+LENGTHS = (30, 120)
+"""Without a smallest one hypothesis's sequences have 5 events on average, fewer than a trial's way has."""
 
 
 @settings(max_examples=SEQUENCES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    choices=st.lists(st.integers(0, 2**16), max_size=120),
+    choices=st.lists(st.integers(0, 2**16), min_size=LENGTHS[0], max_size=LENGTHS[1]),
     devices=st.integers(1, 3),
     slots=st.integers(1, 3),
     orphans=st.integers(0, 2),

@@ -1,5 +1,7 @@
 """wandb's service process exits: the agent restarts, unless it was told to end too."""
 
+import sys
+
 import pytest
 from agent_harness import REF, AgentHarness, FakeWorker, Grid, later
 
@@ -79,16 +81,18 @@ def test_it_restarts_with_the_same_sweep_even_if_another_was_used_since(
         raise error
 
     def execve(path: str, words: list[str], environ: dict[str, str]) -> None:
-        executed.append(words[3:])
+        executed.append(words)
 
     executed: list[list[str]] = []
     words = ["agent", "--cpu", "--count", "3", *named.split()]
     monkeypatch.setattr("kto_sweep.agent.run_agent.run_agent", run_agent)
     monkeypatch.setattr("kto_sweep.cli.agent.MIN_UPTIME", 0.0)
     monkeypatch.setattr("os.execve", execve)
-    monkeypatch.setattr("sys.argv", ["kto-sweep", *words])
+    started = ["python", "-X", "dev", "-m", "kto_sweep", *words]
+    monkeypatch.setattr("sys.orig_argv", started)
     run(words)
-    assert executed == [[*words, "--count", "2", "--budget", "30s", *([] if named else [str(REF)])]]
+    rest = ["--count", "2", "--budget", "30s", *([] if named else [str(REF)])]
+    assert executed == [[sys.executable, *started[1:], *rest]]
 
 
 @pytest.mark.parametrize(

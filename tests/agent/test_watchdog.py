@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from agent_world import GPU_0, GPU_1, lines, of_kind, play, ready, running, said
+from fake_worker import COMMAND
 
 from kto_sweep.agent import actions as do
 from kto_sweep.agent import events
@@ -137,7 +138,7 @@ def test_time_in_which_the_agent_was_suspended_does_not_count() -> None:
 
 
 def test_a_suspended_process_is_detected_and_can_be_killed(tmp_path: Path) -> None:
-    worker = WorkerProcess(CPU, Home(tmp_path))
+    worker = WorkerProcess(CPU, Home(tmp_path), COMMAND)
     pid = worker._process.pid
     os.kill(pid, signal.SIGSTOP)
     deadline = time.monotonic() + 60

@@ -1,11 +1,10 @@
 """The agent's side of a worker process; a small script replaces the training."""
 
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,10 +20,11 @@ StartTrial = Callable[[str], "Started"]
 class Started:
     """A worker and its messages."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, code: str) -> None:
         self.messages: list[Message] = []
         self.log = folder / "workers" / "gpu-0.log"
-        self.process = WorkerProcess(Device("gpu 0", ""), Home(folder))
+        command = [sys.executable, "-c", code]
+        self.process = WorkerProcess(Device("gpu 0", ""), Home(folder), command)
 
     def wait(self) -> int:
         """Wait for its exit status."""
@@ -34,18 +34,8 @@ class Started:
 
 
 @pytest.fixture
-def start(tmp_path, monkeypatch) -> StartTrial:
-    def made(code: str) -> Started:
-        real = subprocess.Popen
-
-        def instead(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-            return real([sys.executable, "-c", code], **options)
-
-        with monkeypatch.context() as patched:
-            patched.setattr(workers.subprocess, "Popen", instead)
-            return Started(tmp_path)
-
-    return made
+def start(tmp_path) -> StartTrial:
+    return partial(Started, tmp_path)
 
 
 def test_the_last_output_excludes_earlier_workers(start):

@@ -1,18 +1,11 @@
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import kto_sweep.data.auc
 from kto_sweep.data.auc import auc
 
 some = st.lists(st.integers(-3, 3), min_size=1, max_size=8).map(lambda values: np.array(values, float))
-
-
-def test_the_worked_examples() -> None:
-    assert doctest.testmod(kto_sweep.data.auc).failed == 0
 
 
 @given(some, some)

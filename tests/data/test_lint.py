@@ -1,6 +1,5 @@
 """What lint reports, and that its errors are exactly what training rejects."""
 
-import doctest
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-import kto_sweep.data.lint
 from kto_sweep.data.dataset import prepare_data
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.lint import LintReport, balance, lint
@@ -357,7 +355,3 @@ def test_errors_come_first_and_notes_last(report: Report) -> None:
     assert levels == sorted(levels, key=list(Severity).index)
     assert set(levels) == set(Severity)
     assert [result.count(level) for level in Severity] == [1, 2, 2]
-
-
-def test_the_worked_examples() -> None:
-    assert doctest.testmod(kto_sweep.data.lint).failed == 0

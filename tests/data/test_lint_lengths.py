@@ -1,4 +1,3 @@
-import doctest
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kto_sweep.data.lint_lengths
 from kto_sweep.data.formats import Example
 from kto_sweep.data.lint_lengths import BINS, histogram, percentiles, report_lengths
 from kto_sweep.data.lint_rows import measure_characters
@@ -14,10 +12,6 @@ from kto_sweep.data.lint_rows import measure_characters
 lengths = st.lists(
     st.tuples(st.integers(0, 30) | st.integers(0, 100_000), st.booleans()), min_size=1, max_size=80
 )
-
-
-def test_the_worked_examples() -> None:
-    assert doctest.testmod(kto_sweep.data.lint_lengths).failed == 0
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,5 +1,6 @@
 """A sweep on a machine of its own: starts its agents, finds every process to kill, and checks the result."""
 
+import itertools
 import json
 import os
 import random
@@ -15,12 +16,15 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fake_worker
 import httpx
-from machine import ROOT, Machine
+from machine import KTO_SWEEP, ROOT, Machine
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server
+from kto_sweep.protocol import MESSAGE_FD
+from kto_sweep.trial import Trial
 
 # Background jobs of a shell ignore SIGINT, and agents would inherit that until they install a handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -37,10 +41,21 @@ Losses = dict[tuple[Any, ...], list[float]]
 """The losses of a run's steps, by its cell of the grid."""
 
 
+FIXED: dict[str, Any] = {
+    "model_size": "tiny",
+    "dataset": str(ROWS),
+    "max_length": 96,
+    "batch_size": 2,
+    "max_steps": STEPS,
+    "eval_steps": EVAL_STEPS,
+    "eval_fraction": 0.05,
+}
+"""Parameters that are not searched."""
+
+
 def grid(axes: Mapping[str, list[Any]], **fixed: Any) -> str:
     """Text of a sweep file, as JSON, which is YAML."""
-    values = {"model_size": "tiny", "dataset": str(ROWS), "max_length": 96, "batch_size": 2}
-    values |= {"max_steps": STEPS, "eval_steps": EVAL_STEPS, "eval_fraction": 0.05} | fixed
+    values = FIXED | fixed
     parameters = {name: {"values": searched} for name, searched in axes.items()}
     parameters |= {name: {"value": value} for name, value in values.items() if name not in axes}
     return json.dumps({"method": "grid", "parameters": parameters})
@@ -61,36 +76,54 @@ class Run:
     rows: list[dict[str, Any]]
 
 
+def cells_of(axes: Mapping[str, list[Any]]) -> list[tuple[Any, ...]]:
+    """The cells of a grid."""
+    return list(itertools.product(*axes.values()))
+
+
+def fake_losses(axes: Mapping[str, list[Any]]) -> Losses:
+    """The losses of a grid that fake workers train."""
+    trials = {cell: Trial.from_config(FIXED | dict(zip(axes, cell, strict=True))) for cell in cells_of(axes)}
+    return {cell: fake_worker.losses(trial, STEPS) for cell, trial in trials.items()}
+
+
 @dataclass
 class SweepHarness(Machine):
-    """A machine with one grid sweep and its agents. `axes` are the searched parameters."""
+    """A machine with one grid sweep and its agents. `axes` are the searched parameters.
+
+    Its workers are fake unless `cli` is KTO_SWEEP.
+    """
 
     base_model: ClassVar[Path | None] = None
     """The tiny model, if it exists already; otherwise each worker makes its own."""
 
     axes: Mapping[str, list[Any]]
     _: KW_ONLY
+    cli: tuple[str, ...] = fake_worker.CLI
     options: tuple[str, ...] = ()
     """Command-line options of every agent."""
     server: Home | None = None
     """Home of the server that has the sweep, if not this machine's own."""
     sweep: tuple[str, str, str] = ("", "", "")
     """Entity, project, sweep id."""
+    rows: int = 0
+    """Rows that the whole sweep logs."""
     agents: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def create(self, **fixed: Any) -> None:
         """Create the sweep; `fixed` are parameters with one value."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.base_model is not None:
+        if self.base_model is not None and self.cli == KTO_SWEEP:
             self.add_model(self.base_model)
         entity, project, name = self.create_sweep(grid(self.axes, **fixed))["path"].split("/")
         self.sweep = (entity, project, name)
+        self.rows = fixed.get("max_steps", STEPS) * len(cells_of(self.axes))
 
     def start_agent(self, *options: str) -> subprocess.Popen[bytes]:
         """A new agent, whose output goes to a file."""
         with (self.folder / f"agent-{len(self.agents) + 1:02}.log").open("wb") as log:
             agent = subprocess.Popen(
-                [sys.executable, "-m", "kto_sweep", "agent", self.sweep[2], *self.options, *options],
+                [sys.executable, *self.cli, "agent", self.sweep[2], *self.options, *options],
                 cwd=self.folder, env=self.environment, stdout=log, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -107,12 +140,13 @@ class SweepHarness(Machine):
 
     def workers(self, agent: subprocess.Popen[bytes] | None = None) -> list[int]:
         """Process ids of all workers of this machine, or of one agent."""
-        mine = f"KTO_SWEEP_HOME={self.home.root}".encode()
+        mine = (f"KTO_SWEEP_HOME={self.home.root}".encode(), MESSAGE_FD.encode())
         pids = []
-        for pid, parent, words in processes():
-            if "kto_sweep.train.worker" in words and (agent is None or parent == agent.pid):
+        for pid, parent, _ in processes():
+            if agent is None or parent == agent.pid:
                 with suppress(OSError):
-                    if mine in Path(f"/proc/{pid}/environ").read_bytes():
+                    environ = Path(f"/proc/{pid}/environ").read_bytes()
+                    if all(words in environ for words in mine):
                         pids.append(pid)
         return pids
 
@@ -135,8 +169,8 @@ class SweepHarness(Machine):
             time.sleep(0.05)
 
     def wait_for_progress(self, rows: int = 1, seconds: float = 300) -> None:
-        """Wait until the trials have logged `rows` more steps, or all agents have exited."""
-        target = self.steps() + rows
+        """Wait until the trials have logged `rows` more steps, or all steps, or all agents have exited."""
+        target = min(self.steps() + rows, self.rows)
         self.wait(lambda: self.steps() >= target or not self.running_agents, seconds, "the next step")
 
     def finish(self, seconds: float = 600) -> None:
@@ -188,10 +222,7 @@ class SweepHarness(Machine):
         return tuple(run.config[name] for name in self.axes)
 
     def expected_cells(self) -> Counter[tuple[Any, ...]]:
-        cells: list[tuple[Any, ...]] = [()]
-        for values in self.axes.values():
-            cells = [(*cell, value) for cell in cells for value in values]
-        return Counter(cells)
+        return Counter(cells_of(self.axes))
 
     def losses(self) -> Losses:
         return {self.cell(run): [row["loss"] for row in run.rows if "loss" in row] for run in self.runs()}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from breakpoints import Breakpoints
+from machine import KTO_SWEEP
 from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
 
 INTERRUPT, TERMINATE = signal.SIGINT, signal.SIGTERM
@@ -47,7 +48,11 @@ def run_with_faults(folder: Path, faults: list[tuple[str, str]], baseline: Losse
     breakpoints = Breakpoints(folder)
     axes = values.pop("axes", TWO_BY_TWO)
     harness = SweepHarness(
-        folder / "machine", axes, environ=breakpoints.environ, options=("--trials-per-gpu", "2")
+        folder / "machine",
+        axes,
+        cli=KTO_SWEEP,
+        environ=breakpoints.environ,
+        options=("--trials-per-gpu", "2"),
     )
     try:
         harness.create(**values)
@@ -80,10 +85,11 @@ FAULTS = (
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("base_model")
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_sweep_survives_all_faults_in_each_phase(tmp_path, phase):
     axes = {"seed": list(range(2 * len(FAULTS)))}
-    alone = SweepHarness(tmp_path / "alone", axes, options=("--trials-per-gpu", "8"))
+    alone = SweepHarness(tmp_path / "alone", axes, cli=KTO_SWEEP, options=("--trials-per-gpu", "8"))
     try:
         alone.create(max_steps=10)
         alone.start_agent()

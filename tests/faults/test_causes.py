@@ -7,7 +7,8 @@ import time
 from contextlib import suppress
 
 import pytest
-from sweep_harness import ROWS, TWO_BY_TWO, Losses, SweepHarness, small_disk
+from machine import KTO_SWEEP
+from sweep_harness import ROWS, TWO_BY_TWO, Losses, SweepHarness, fake_losses, small_disk
 
 
 def causes(harness: SweepHarness) -> dict[tuple[object, ...], str]:
@@ -15,13 +16,14 @@ def causes(harness: SweepHarness) -> dict[tuple[object, ...], str]:
     return {harness.cell(run): run.summary.get("failure/cause", run.state) for run in harness.runs()}
 
 
+@pytest.mark.usefixtures("base_model")
 def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
     rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
     names = ("good", "gone", "garbage", "one_label", "more")
     for name in names:
         shutil.copy(ROWS, tmp_path / f"{name}.jsonl")
     axes = {"dataset": [f"{name}.jsonl" for name in names]}
-    harness = SweepHarness(tmp_path, axes, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(tmp_path, axes, cli=KTO_SWEEP, options=("--trials-per-gpu", "2"))
     try:
         harness.create(max_steps=6, learning_rate=1e-3)
         (tmp_path / "gone.jsonl").unlink()
@@ -57,25 +59,17 @@ def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
 
 
 DEADLY = """
-import os, signal, sys
+import os, signal
 
-if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
-    from kto_sweep.train.trial.training import TrialTraining
-
-    log = TrialTraining.log
-
-    def log_or_die(self, step, *rest):
-        if (self.trial.learning_rate, self.trial.seed, step) == (0.003, 1, 7):
-            os.kill(os.getpid(), signal.SIGKILL)
-        log(self, step, *rest)
-
-    TrialTraining.log = log_or_die
+def before_step(config, step):
+    if (config["learning_rate"], config["seed"], step) == (0.003, 1, 7):
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_path, baseline: Losses):
+def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_path):
     harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
-    harness.patch(DEADLY)
+    harness.script_training(DEADLY)
     try:
         harness.create()
         harness.start_agent()
@@ -86,7 +80,7 @@ def test_a_trial_that_no_worker_survives_does_not_take_the_others_with_it(tmp_pa
         assert len(runs) == 3
         for run in runs.values():
             assert run.state == "finished", harness.output()
-            assert [row["loss"] for row in run.rows] == pytest.approx(baseline[harness.cell(run)], rel=1e-4)
+            assert [row["loss"] for row in run.rows] == fake_losses(TWO_BY_TWO)[harness.cell(run)]
     finally:
         harness.close()
 
@@ -116,7 +110,7 @@ def test_a_full_disk_is_waited_for(tmp_path, baseline: Losses):
         folder = disk.__enter__()
     except OSError as reason:
         pytest.skip(str(reason))
-    harness = SweepHarness(folder, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(folder, TWO_BY_TWO, cli=KTO_SWEEP, options=("--trials-per-gpu", "2"))
     try:
         harness.create()
         harness.start_agent()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from machine import KTO_SWEEP
 from sweep_harness import TWO_BY_TWO, SweepHarness
 
 SHIFTED = """
@@ -39,7 +40,11 @@ def test_clocks_that_are_set_change_nothing(tmp_path, baseline):
     clock = tmp_path / "clock"
     set_clock(clock, 0)
     harness = SweepHarness(
-        tmp_path / "machine", TWO_BY_TWO, environ={"CLOCK": str(clock)}, options=("--trials-per-gpu", "2")
+        tmp_path / "machine",
+        TWO_BY_TWO,
+        cli=KTO_SWEEP,
+        environ={"CLOCK": str(clock)},
+        options=("--trials-per-gpu", "2"),
     )
     harness.patch(SHIFTED)
     try:

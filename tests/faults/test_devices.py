@@ -1,4 +1,4 @@
-"""GPUs that break, on a machine with a fake nvidia-smi; the workers train on the CPU."""
+"""GPUs that break, on a machine with a fake nvidia-smi."""
 
 import os
 import signal
@@ -6,10 +6,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
+from fake_worker import CLI
+from machine import KTO_SWEEP
+from sweep_harness import TWO_BY_TWO, SweepHarness, fake_losses
 
 
-def gpu_harness(folder: Path, gpus: int) -> SweepHarness:
+def gpu_harness(folder: Path, gpus: int, cli: tuple[str, ...] = CLI) -> SweepHarness:
     """A machine whose nvidia-smi lists this many GPUs."""
     tools = folder / "tools"
     tools.mkdir()
@@ -21,7 +23,7 @@ def gpu_harness(folder: Path, gpus: int) -> SweepHarness:
         "TMPDIR": str(folder),
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(gpus))),
     }
-    return SweepHarness(folder, TWO_BY_TWO, environ=environ, options=("--trials-per-gpu", "2"))
+    return SweepHarness(folder, TWO_BY_TWO, cli=cli, environ=environ, options=("--trials-per-gpu", "2"))
 
 
 def workers_on(harness: SweepHarness, gpu: str) -> list[int]:
@@ -36,26 +38,17 @@ def workers_on(harness: SweepHarness, gpu: str) -> list[int]:
 
 
 DYING = """
-import os, signal, sys
+import os, signal
 
-working = any("kto_sweep.train.worker" in word for word in sys.orig_argv)
-if working and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
-    from kto_sweep.train.trial.training import TrialTraining
-
-    log = TrialTraining.log
-
-    def log_or_die(self, step, *rest):
-        if step == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-        log(self, step, *rest)
-
-    TrialTraining.log = log_or_die
+def before_step(config, step):
+    if step == 5 and os.environ["CUDA_VISIBLE_DEVICES"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, baseline: Losses):
+def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path):
     harness = gpu_harness(tmp_path, 2)
-    harness.patch(DYING)
+    harness.script_training(DYING)
     try:
         harness.create()
         harness.start_agent()
@@ -69,7 +62,7 @@ def test_trials_of_a_gpu_on_which_workers_die_move_to_another(tmp_path, baseline
         harness.finish()
         assert "gpu 0 is no longer used" in harness.output()
         assert "nvidia-smi -i 0" in harness.output()
-        harness.check(baseline)
+        harness.check(fake_losses(TWO_BY_TWO))
         assert len(harness.agents) == 1
     finally:
         harness.close()
@@ -103,8 +96,9 @@ if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("base_model")
 def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(tmp_path):
-    harness = gpu_harness(tmp_path, 2)
+    harness = gpu_harness(tmp_path, 2, KTO_SWEEP)
     harness.patch(BREAKING)
     harness.environ["PHASES"] = str(tmp_path)
     try:
@@ -121,7 +115,7 @@ def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(t
         harness.close()
 
 
-def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path, baseline: Losses):
+def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path):
     harness = gpu_harness(tmp_path, 1)
     try:
         harness.create()
@@ -141,6 +135,6 @@ def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path,
         assert {run.state for run in harness.runs()} <= {"preempted", "preempting"}, output
         harness.start_agent("--cpu")
         harness.finish()
-        harness.check(baseline)
+        harness.check(fake_losses(TWO_BY_TWO))
     finally:
         harness.close()

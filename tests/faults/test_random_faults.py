@@ -4,8 +4,10 @@ import time
 from collections import Counter
 
 import pytest
+from fake_worker import CLI
 from faults import DISK, SERVER, SUPERVISOR, WORKER, Fault
-from sweep_harness import TWO_BY_TWO, Losses, SweepHarness, seeded_random
+from machine import KTO_SWEEP
+from sweep_harness import TWO_BY_TWO, Losses, SweepHarness, fake_losses, seeded_random
 
 
 def faults_named(*names: str) -> list[Fault]:
@@ -30,7 +32,7 @@ def run_with_faults(harness: SweepHarness, faults: list[Fault], baseline: Losses
 
 @pytest.mark.timeout(900)
 def test_a_sweep_survives_the_most_frequent_faults(tmp_path, baseline):
-    harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(tmp_path, TWO_BY_TWO, cli=KTO_SWEEP, options=("--trials-per-gpu", "2"))
     names = ("worker gets SIGKILL", "server is killed", "agent is killed", "power is cut")
     run_with_faults(harness, faults_named(*names), baseline)
 
@@ -39,12 +41,15 @@ def test_a_sweep_survives_the_most_frequent_faults(tmp_path, baseline):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("faults", [WORKER, SUPERVISOR, SERVER, DISK], ids=lambda faults: faults[0].part)
 def test_a_sweep_survives_all_faults_of_a_part(tmp_path, baseline, faults):
-    harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(tmp_path, TWO_BY_TWO, cli=KTO_SWEEP, options=("--trials-per-gpu", "2"))
     run_with_faults(harness, faults, baseline)
 
 
-def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count(tmp_path, baseline):
-    harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "3"))
+RESTARTING = f"import kto_sweep.cli.agent as agent; agent.MIN_UPTIME = 1.0; {CLI[1]}"
+
+
+def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count(tmp_path):
+    harness = SweepHarness(tmp_path, TWO_BY_TWO, cli=("-c", RESTARTING), options=("--trials-per-gpu", "3"))
     (kill_service,) = faults_named("wandb's service is killed")
     try:
         harness.create()
@@ -57,21 +62,20 @@ def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count
         harness.run("pause", harness.sweep[2])
         harness.start_agent()
         harness.wait(lambda: harness.output().count("cpu: ready") == 3, what="an agent that waits")
-        time.sleep(5)  # an agent that is less than 5 s old does not restart
+        time.sleep(1)  # an agent that is younger than MIN_UPTIME does not restart
         kill_service.inject(harness, seeded_random())
         harness.wait(lambda: harness.output().count("; restarting") == 2, 30, "its new start")
         harness.run("resume", harness.sweep[2])
         harness.finish()
-        harness.check(baseline)
+        harness.check(fake_losses(TWO_BY_TWO))
         assert len(harness.agents) == 2
     finally:
         harness.close()
 
 
-DEFECT = """
+DEFECT = f"""
 import kto_sweep.agent.shutdown as shutdown
 from kto_sweep.agent.progress import ProgressDisplay
-from kto_sweep.cli import main
 
 def progress(self, run_id, step, values):
     if step >= 12:
@@ -79,11 +83,11 @@ def progress(self, run_id, step, values):
 
 ProgressDisplay.progress = progress
 shutdown.ABORT_SECONDS = 0.0
-main()
+{CLI[1]}
 """
 
 
-def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_path, baseline):
+def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_path):
     harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
     try:
         harness.create()
@@ -91,7 +95,7 @@ def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_p
         assert "a defect" in output
         assert {run.state for run in harness.runs()} <= {"running", "preempting", "preempted"}, output
         harness.finish()
-        harness.check(baseline)
+        harness.check(fake_losses(TWO_BY_TWO))
     finally:
         harness.close()
 
@@ -123,7 +127,11 @@ else:
 def test_a_worker_that_hangs_in_a_step_is_ended_and_another_goes_on(tmp_path, baseline):
     environ = {"HUNG": str(tmp_path / "hung")}
     harness = SweepHarness(
-        tmp_path / "machine", TWO_BY_TWO, environ=environ, options=("--trials-per-gpu", "2")
+        tmp_path / "machine",
+        TWO_BY_TWO,
+        cli=KTO_SWEEP,
+        environ=environ,
+        options=("--trials-per-gpu", "2"),
     )
     harness.patch(HANGING)
     try:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 
 import pytest
-from machine import ROOT
+from machine import KTO_SWEEP, ROOT
 from sweep_harness import SweepHarness
 
 EXAMPLES = ROOT / "examples"
@@ -23,8 +23,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("base_model")
 def test_a_slurm_job_hands_its_signal_on_and_ends_as_its_agent(tmp_path):
-    harness = SweepHarness(tmp_path, {"seed": [1]})
+    harness = SweepHarness(tmp_path, {"seed": [1]}, cli=KTO_SWEEP)
     try:
         harness.create(max_steps=2000)
         with (tmp_path / "agent-01.log").open("wb") as log:

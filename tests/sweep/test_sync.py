@@ -21,6 +21,8 @@ CHECKPOINT = """
 (folder / "checkpoint").mkdir()
 (folder / "checkpoint" / "last.safetensors").touch()
 """
+REQUEUED = {"0.001 1": "requeued", "0.001 2": "requeued"}
+"""Whichever of them is first."""
 GONE = """
 from kto_sweep.local_server.start import stop_server
 run.metrics(4, {"loss": 0.5, "eval/common_loss": rate / 4})
@@ -28,20 +30,32 @@ stop_server(home)
 """
 
 
-@pytest.mark.parametrize("kept", [None, 7, -40])
-def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine, kept: int | None) -> None:
-    """Even if the file of the first attempt is truncated, because the server already has that part."""
-    sweep = machine.create_sweep(SWEEP)["id"]
-    run_trials(machine, sweep, 2)
-    ((requeued, *_),) = run_trials(machine, sweep, 1, {"0.001 2": "requeued"}, CHECKPOINT)
-    # The trial resumes from its checkpoint in the same run and loses the server before its end.
+def run_that_lost_its_server(machine: Machine, sweep: str) -> str:
+    """A run of two attempts: requeued with a checkpoint, then continued until its server was gone."""
+    ((requeued, *_),) = run_trials(machine, sweep, 1, REQUEUED, CHECKPOINT)
     assert [run_id for run_id, *_ in run_trials(machine, sweep, 1, between=GONE)] == [requeued]
     record = read_record(machine.home.runs / requeued)
     assert record is not None
     assert (record.ended, record.sent) == (True, False)
-    first = min((machine.home.runs / requeued / "wandb").glob("run-*/*.wandb"))
-    first.write_bytes(first.read_bytes()[:kept])
+    return requeued
 
+
+@pytest.mark.parametrize("kept", [7, -40])
+def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine, kept: int) -> None:
+    """The server has that part already."""
+    sweep = machine.create_sweep(SWEEP)["id"]
+    run_id = run_that_lost_its_server(machine, sweep)
+    first = min((machine.home.runs / run_id / "wandb").glob("run-*/*.wandb"))
+    first.write_bytes(first.read_bytes()[:kept])
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}}
+    assert machine.api(RUNS)[run_id] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
+    assert "Nothing to send" in machine.run("sync")
+
+
+def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine) -> None:
+    sweep = machine.create_sweep(SWEEP)["id"]
+    run_trials(machine, sweep, 2)
+    requeued = run_that_lost_its_server(machine, sweep)
     assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}}
     runs = machine.api(RUNS)
     assert runs[requeued] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]

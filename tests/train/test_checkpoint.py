@@ -150,7 +150,7 @@ def test_a_trial_goes_on_after_a_crash_bit_for_bit(tmp_path: Path, chosen: Trial
     assert after.planned == [(total, 6)]
     assert after.values == {step: row for step, row in expected.values.items() if step > 6}
     assert before.values.items() <= expected.values.items()
-    assert "continues after step 6" in after.notes
+    assert "resuming after step 6" in after.notes
     assert "14 rows" not in after.notes
     whole = alone(chosen, tmp_path).result("only").summary
     assert result.steps == total

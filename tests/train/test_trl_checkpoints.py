@@ -72,7 +72,7 @@ def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: 
             TrialRequest("run", trial, tmp_path / "out", crashed), make_base(), data, reference_dir=tmp_path
         )
     _, after = train(trial, make_base(), data, tmp_path, logged=7)
-    assert "continues after step 4" in after.notes  # there is a checkpoint after each evaluation
+    assert "resuming after step 4" in after.notes  # there is a checkpoint after each evaluation
     assert list(crashed.rows) == [1, 2, 3, 4, 5, 6, 7]
     assert list(after.rows) == [8, 9, 10]
     assert sorted(path.name for path in (tmp_path / "out" / "checkpoint").iterdir()) == [

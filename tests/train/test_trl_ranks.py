@@ -99,7 +99,7 @@ def test_two_processes_give_the_numbers_of_one_and_both_end_with_one(
     assert "trained on 2 devices" in both.notes[0]
     result, after = train(trial, home, tmp_path / "2", 2, logged=max(both.rows))
     assert after.planned == [(9, max(both.rows))]
-    assert any(note.startswith("continues after step") for note in after.notes)
+    assert any(note.startswith("resuming after step") for note in after.notes)
     both.rows.update(after.rows)
     expect_same(both, alone, 1e-5)
     assert result.summary["trial/examples"] == 9 * 4 - 3  # the last batch of an epoch has one row

@@ -212,7 +212,7 @@ def test_a_killed_worker_s_trials_go_on_in_the_next_one(hire: Callable[[], Worke
         before, after = first.rows(f"k{name}"), second.rows(f"k{name}")
         assert list(before) + list(after) == list(range(1, 17))
         # They went on; the checkpoint may be a step older, but not the whole trial.
-        assert any(note.startswith("continues after step") for note in second.notes(f"k{name}"))
+        assert any(note.startswith("resuming after step") for note in second.notes(f"k{name}"))
         assert losses(before | after) == pytest.approx(losses(first.rows(f"plain{name}")), rel=1e-4)
 
 

@@ -4,10 +4,10 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
 from machine import Machine
-from train_runs import interrupted, rows, run_folders
+from train_runs import SLOW_STEP_9, interrupted, rows, run_folders
 
 STEPS = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
 
@@ -51,29 +51,48 @@ def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:
         }
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_and_resumed_offline_run_is_synced_once(machine: Machine, how: signal.Signals) -> None:
-    output = interrupted(machine, *STEPS, after=" 7/12", how=how, WANDB_MODE="offline")
+def test_an_interrupted_and_resumed_offline_run_is_synced_once(machine: Machine) -> None:
+    output = interrupted(machine, *STEPS, after=" 7/12", WANDB_MODE="offline")
     cut = run_folders(machine)[0]
     before = (cut / "log.jsonl").read_text().splitlines()
-    if how == signal.SIGINT:  # the part that there is can be sent already
-        sync(machine, output)
-        state, history = on_server(machine, cut.name)
-        assert state != "finished"
-        assert [row["_step"] for row in history] == [
-            json.loads(line)["step"] for line in before if "loss" in line
-        ]
+    sync(machine, output)  # the part that there is can be sent already
+    state, history = on_server(machine, cut.name)
+    assert state != "finished"
+    assert [row["_step"] for row in history] == [
+        json.loads(line)["step"] for line in before if "loss" in line
+    ]
     output = machine.run("train", "--resume-from-checkpoint", "--cpu", "--samples", "2", WANDB_MODE="offline")
-    assert (cut / "log.jsonl").read_text().splitlines()[: len(before)] == before
-    assert "7/12" in (cut / "console.log").read_text()
+    assert_log_continues(cut, before)
     assert len(list((cut / "wandb").glob("offline-run-*"))) == 2  # the whole run's, and that of its answers
     sync(machine, output)
     assert_whole(machine, cut.name, answers=2)
 
 
-def test_an_offline_run_is_resumed_with_a_server(machine: Machine) -> None:
+def assert_log_continues(folder: Path, before: list[str]) -> None:
+    """The log of a resumed run begins with the lines of its first part."""
+    assert (folder / "log.jsonl").read_text().splitlines()[: len(before)] == before
+    assert "7/12" in (folder / "console.log").read_text()
+
+
+def killed_run(machine: Machine) -> Path:
+    """The folder of an offline run that was killed after step 7."""
+    machine.script_training(SLOW_STEP_9)
     interrupted(machine, *STEPS, after=" 7/12", how=signal.SIGKILL, WANDB_MODE="offline")
-    cut = run_folders(machine)[0]
-    machine.run("train", "--resume-from-checkpoint", "--cpu", "--local")
-    assert_whole(machine, cut.name)
+    return run_folders(machine)[0]
+
+
+def test_a_killed_and_resumed_offline_run_is_synced_once(fake_machine: Machine) -> None:
+    cut = killed_run(fake_machine)
+    before = (cut / "log.jsonl").read_text().splitlines()
+    output = fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
+    assert_log_continues(cut, before)
+    assert len(list((cut / "wandb").glob("offline-run-*"))) == 1
+    sync(fake_machine, output)
+    assert_whole(fake_machine, cut.name)
+
+
+def test_an_offline_run_is_resumed_with_a_server(fake_machine: Machine) -> None:
+    cut = killed_run(fake_machine)
+    fake_machine.run("train", "--resume-from-checkpoint", "--cpu", "--local")
+    assert_whole(fake_machine, cut.name)
     assert not list((cut / "wandb").glob("offline-run-*"))

@@ -104,17 +104,17 @@ def test_a_resumed_run_logs_the_same_rows(machine):
     assert (state, last) == ("finished", 12)
 
 
-def test_retraining_the_best_trial_of_a_sweep_gives_the_same_curve(machine):
-    sweep = machine.create_sweep(
+def test_retraining_the_best_trial_of_a_sweep_gives_the_same_curve(fake_machine):
+    sweep = fake_machine.create_sweep(
         "method: grid\nparameters:\n  lora_r: {values: [4, 8]}\n  model_size: {value: tiny}\n"
         "  dataset: {value: examples/support_replies.jsonl}\n  learning_rate: {value: 3e-3}\n"
         "  max_steps: {value: 4}\n  max_length: {value: 128}\n"
     )["id"]
-    machine.run("agent", sweep, "--cpu")
-    best = machine.json("compare", sweep)["trials"][0]["run_id"]
-    output = machine.run("train", "--from", sweep, "--cpu")
+    fake_machine.run("agent", sweep, "--cpu")
+    best = fake_machine.json("compare", sweep)["trials"][0]["run_id"]
+    output = fake_machine.run("train", "--from", sweep, "--cpu")
     assert f"Parameters from run {best}" in output
-    assert rows(run_folders(machine)[0]) == rows(machine.home.runs / best)
+    assert rows(run_folders(fake_machine)[0]) == rows(fake_machine.home.runs / best)
 
 
 def test_a_dry_run_checks_everything_and_trains_nothing(machine):

@@ -4,10 +4,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from fake_worker import CLI
 from machine import Machine
-from train_runs import interrupted, rows, run_folders, train
+from train_runs import SLOW_STEP_9, interrupted, rows, run_folders, train
 
 from kto_sweep.train_command.resume import find_run
+
+
+@pytest.fixture(scope="module")
+def machine(fake_machine: Machine) -> Machine:
+    return fake_machine
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +90,7 @@ def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
 ) -> None:
     """The other server, given by its URL and key, represents W&B."""
     _, best = sweep
-    there = Machine(tmp_path)
+    there = Machine(tmp_path, cli=CLI)
     remote = there.server_environment()
     try:
         output = machine.run(
@@ -104,6 +110,7 @@ def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
 def test_a_killed_run_is_resumed_by_its_folder(machine: Machine) -> None:
     out = "out-killed"
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
+    machine.script_training(SLOW_STEP_9)
     interrupted(machine, *steps, "--output-dir", out, after=" 7/12", how=signal.SIGKILL)
     output = train(machine, "--output-dir", out, code=2)
     assert f"resume its run: --resume-from-checkpoint {out}" in output

@@ -12,6 +12,13 @@ FLAGS = [
     *("--max-seq-length", "128", "--cpu"),
 ]
 """A run of the tiny model; each test adds the number of steps."""
+SLOW_STEP_9 = """
+import time
+
+def before_step(config, step):
+    time.sleep(3 if step == 9 else 0)
+"""
+"""For fake workers, whose runs would end before a signal after step 7 reaches them."""
 
 
 def train(machine: Machine, *args: str, code: int = 0, **env: str) -> str:

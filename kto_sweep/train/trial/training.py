@@ -173,7 +173,7 @@ class TrialTraining:
         self._seconds = checkpoint.seconds
         # If `best` was deleted, the next evaluation is the best again and writes it.
         self._best = checkpoint.best if (self.request.folder / "best").is_dir() else None
-        self.report.note(f"continues after step {self.steps}")
+        self.report.note(f"resuming after step {self.steps}")
 
     def _usable_checkpoint(self) -> Checkpoint | None:
         checkpoint = load_checkpoint(self._path, self._identity)
