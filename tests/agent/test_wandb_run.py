@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kto_sweep.run_record import read_record, try_exclusive
+from kto_sweep.locks import try_exclusive
+from kto_sweep.run_record import read_record
 
 OPENED = """
 import os, sys
@@ -13,7 +14,7 @@ os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false", WANDB_SIL
 import wandb
 from wandb.sdk import wandb_setup
 from kto_sweep.agent.wandb_run import GivenBackError, ObjectiveTracker, TrialRun
-from kto_sweep.run_record import try_exclusive
+from kto_sweep.locks import try_exclusive
 from kto_sweep.sweep.ref import SweepRef
 
 sys.stdout.reconfigure(line_buffering=True)
