@@ -1,4 +1,4 @@
-"""Waits between attempts: what they are, for any numbers."""
+"""Delays between attempts, for any backoff."""
 
 from itertools import pairwise
 
@@ -14,25 +14,25 @@ BACKOFFS = st.builds(Backoff, SECONDS, st.floats(1, 100), SECONDS)
 
 
 @pytest.mark.parametrize(
-    ("backoff", "waits"),
+    ("backoff", "delays"),
     [
         (heartbeat.REGISTRATION, [5, 10, 20, 40, 60, 60]),
         (trial_lifecycle.OPENING, [10, 30, 90, 270, 300, 300]),
         (retry_policy.NO_NETWORK, [30, 120, 120, 120, 120, 120]),
     ],
 )
-def test_waits_of_an_agent(backoff: Backoff, waits: list[float]) -> None:
-    assert [backoff.delay(failures) for failures in range(1, 7)] == waits
+def test_delays_of_an_agent(backoff: Backoff, delays: list[float]) -> None:
+    assert [backoff.delay(failures) for failures in range(1, 7)] == delays
 
 
 @given(BACKOFFS, st.integers(1, 10**9))
-def test_a_wait_is_within_its_bounds_however_often_an_attempt_failed(backoff: Backoff, failures: int) -> None:
+def test_a_delay_is_within_its_bounds_after_any_number_of_failures(backoff: Backoff, failures: int) -> None:
     assert min(backoff.first, backoff.most) <= backoff.delay(failures) <= backoff.most
 
 
 @given(BACKOFFS)
-def test_each_wait_is_the_one_before_times_the_factor_up_to_the_limit(backoff: Backoff) -> None:
-    waits = [backoff.delay(failures) for failures in range(1, 30)]
-    assert waits[0] == min(backoff.first, backoff.most)
-    for before, after in pairwise(waits):
+def test_delays_grow_by_the_factor_up_to_the_limit(backoff: Backoff) -> None:
+    delays = [backoff.delay(failures) for failures in range(1, 30)]
+    assert delays[0] == min(backoff.first, backoff.most)
+    for before, after in pairwise(delays):
         assert after == pytest.approx(min(before * backoff.factor, backoff.most))

@@ -1,4 +1,4 @@
-"""Requests to servers that may not answer: through which proxy, with which certificates, and what is read."""
+"""Requests to servers that may not answer: the proxy, the certificates, and how much is read."""
 
 import socket
 import ssl
@@ -23,13 +23,13 @@ PAGES: Mapping[str, tuple[int, dict[str, str]]] = {
 
 
 class Server(ThreadingHTTPServer):
-    """A server, or a proxy for http, that remembers who asked for what."""
+    """A server, or an HTTP proxy, that records its requests."""
 
     daemon_threads = True
 
     def __init__(self, pages: Mapping[str, tuple[int, dict[str, str]]] = PAGES) -> None:
         self.pages = pages
-        self.asked: list[str] = []
+        self.paths: list[str] = []
         self.authorizations: list[str | None] = []
         super().__init__(("127.0.0.1", 0), Handler)
 
@@ -42,7 +42,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.paths.append(self.path)
         self.server.authorizations.append(self.headers.get("authorization"))
         status, headers = self.server.pages.get(self.path, (200, {}))
         self.send_response(status)
@@ -98,31 +98,31 @@ def test_any_status_is_an_answer(server: Server, path: str, status: int, ok: boo
     assert (answer, answer.ok) == (Answer(status, f"body of {path}".encode()), ok)
 
 
-def test_no_more_of_a_body_is_read_than_asked_for(server: Server) -> None:
+def test_a_body_is_read_up_to_the_limit(server: Server) -> None:
     assert get(server.url, timeout=5).body == b""
     assert get(server.url, timeout=5, limit=4).body == b"body"
 
 
-def test_an_answer_whose_body_never_comes_is_one() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
+def test_an_answer_whose_body_never_arrives_has_a_status() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
-            caller, _ = listening.accept()
-            caller.recv(10_000)
-            caller.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-            with caller:
-                caller.recv(1)
+            connection, _ = listener.accept()
+            connection.recv(10_000)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+            with connection:
+                connection.recv(1)
 
         threading.Thread(target=answer, daemon=True).start()
-        assert get(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=30).status == 200
+        assert get(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=30).status == 200
 
 
-def test_a_server_that_says_nothing_is_no_answer_in_time() -> None:
+def test_a_silent_server_times_out() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_server(("127.0.0.1", 0)) as listener,
         pytest.raises(NoAnswerError, match="timed out"),
     ):
-        get(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.2)
+        get(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0.2)
 
 
 @pytest.mark.parametrize(
@@ -140,57 +140,55 @@ def test_a_server_that_says_nothing_is_no_answer_in_time() -> None:
         "file:///etc/hostname",
     ],
 )
-def test_where_no_server_can_answer_the_reason_is_told(url: str) -> None:
+def test_an_unreachable_address_gives_the_reason(url: str) -> None:
     with pytest.raises(NoAnswerError, match=r"\w"):
         get(url, timeout=5)
 
 
-def test_a_redirect_is_followed_and_one_that_never_ends_is_an_answer(
-    server: Server, start: ExitStack
-) -> None:
-    moved = start.enter_context(serving(Server({"/": (301, {"location": f"{server.url}/absent"})})))
-    assert get(moved.url, timeout=5).status == 404
+def test_a_redirect_is_followed_and_a_redirect_loop_is_an_answer(server: Server, start: ExitStack) -> None:
+    redirecting = start.enter_context(serving(Server({"/": (301, {"location": f"{server.url}/absent"})})))
+    assert get(redirecting.url, timeout=5).status == 404
     assert get(f"{server.url}/loop", timeout=5).status == 302
     with pytest.raises(NoAnswerError):
         get(f"{server.url}/file", timeout=5)
 
 
-def test_a_token_is_not_sent_to_the_server_that_another_one_names(server: Server, start: ExitStack) -> None:
-    moved = start.enter_context(serving(Server({"/": (302, {"location": server.url})})))
-    get(moved.url, timeout=5, headers={"authorization": "Bearer secret"})
-    assert moved.authorizations == ["Bearer secret"]
+def test_a_token_is_not_sent_to_the_target_of_a_redirect(server: Server, start: ExitStack) -> None:
+    redirecting = start.enter_context(serving(Server({"/": (302, {"location": server.url})})))
+    get(redirecting.url, timeout=5, headers={"authorization": "Bearer secret"})
+    assert redirecting.authorizations == ["Bearer secret"]
     assert server.authorizations == [None]
 
 
-def test_servers_of_this_machine_are_asked_without_a_proxy(
+def test_local_servers_are_reached_without_the_proxy(
     server: Server, proxy: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", proxy.url)
     for host in ("127.0.0.1", "localhost"):
         assert get(server.url.replace("127.0.0.1", host), timeout=5).ok
-    assert not proxy.asked
+    assert not proxy.paths
 
 
 @pytest.mark.parametrize("scheme", ["http://", ""])
-def test_other_servers_are_asked_through_the_proxy(
+def test_other_servers_are_reached_through_the_proxy(
     proxy: Server, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setenv("http_proxy", proxy.url.replace("http://", scheme))
     assert get("http://wandb.invalid/", timeout=5).ok
-    assert proxy.asked == ["http://wandb.invalid/"]
+    assert proxy.paths == ["http://wandb.invalid/"]
 
 
 @pytest.mark.parametrize(
-    "exception", ["wandb.invalid", ".invalid", "*", "10.0.0.0/8, fe80::/10, wandb.invalid"]
+    "no_proxy", ["wandb.invalid", ".invalid", "*", "10.0.0.0/8, fe80::/10, wandb.invalid"]
 )
-def test_exceptions_from_the_proxy_count(
-    proxy: Server, monkeypatch: pytest.MonkeyPatch, exception: str
+def test_hosts_in_no_proxy_are_reached_without_the_proxy(
+    proxy: Server, monkeypatch: pytest.MonkeyPatch, no_proxy: str
 ) -> None:
     monkeypatch.setenv("http_proxy", proxy.url)
-    monkeypatch.setenv("no_proxy", exception)
+    monkeypatch.setenv("no_proxy", no_proxy)
     with pytest.raises(NoAnswerError):
         get("http://wandb.invalid/", timeout=5)
-    assert not proxy.asked
+    assert not proxy.paths
 
 
 def test_a_socks_proxy_for_other_schemes_changes_nothing(
@@ -203,7 +201,7 @@ def test_a_socks_proxy_for_other_schemes_changes_nothing(
 
 
 @pytest.mark.parametrize("scheme", ["socks5", "socks4", "http"])
-def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
+def test_the_error_of_an_unusable_proxy_hides_its_password(
     monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
     monkeypatch.setenv("http_proxy", f"{scheme}://user:secret@127.0.0.1:9")
@@ -212,7 +210,7 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(
     assert "secret" not in str(raised.value)
 
 
-def test_certificates_are_checked_against_those_of_the_system_unless_told_not_to(
+def test_certificates_are_verified_unless_verify_is_false(
     start: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"

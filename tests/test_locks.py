@@ -1,4 +1,4 @@
-"""NamedLocks between real processes: who gets them, and that they go with their process."""
+"""Locks between real processes: who gets them, and that they end with their process."""
 
 import fcntl
 import os
@@ -29,7 +29,7 @@ sys.stdin.read()
 """
 FILE = "lock = try_lock(path); assert lock.__enter__()"
 RUN = "lock = RunLock(path)"
-RUN_ALONE = "lock = try_exclusive(path); assert lock.__enter__()"
+RUN_EXCLUSIVE = "lock = try_exclusive(path); assert lock.__enter__()"
 NAME = "lock = NamedLocks(path); assert lock.try_acquire('row')"
 NAME_SHARED = "lock = NamedLocks(path); lock.acquire_shared('row')"
 
@@ -78,10 +78,10 @@ def is_unused(folder: Path) -> bool:
         return free
 
 
-# One process has a file.
+# Files: one process at a time.
 
 
-def test_a_file_is_one_process_s_until_that_is_killed(path: Path, hold: Hold) -> None:
+def test_a_file_stays_locked_until_its_process_is_killed(path: Path, hold: Hold) -> None:
     assert holder(path) is None
     process = hold(FILE)
     assert not is_free(path)
@@ -91,45 +91,47 @@ def test_a_file_is_one_process_s_until_that_is_killed(path: Path, hold: Hold) ->
     assert is_free(path)
 
 
-def test_the_file_of_a_lock_stays_what_it_was(path: Path) -> None:
+def test_locking_again_keeps_the_file(path: Path) -> None:
     with try_lock(path):
-        made = path.stat()
-    assert made.st_mode & 0o777 == 0o600
+        before = path.stat()
+    assert before.st_mode & 0o777 == 0o600
     with try_lock(path) as held:
         assert held
-        assert path.stat().st_ino == made.st_ino
+        assert path.stat().st_ino == before.st_ino
         assert holder(path) == os.getpid()
-        assert not is_free(path), "another one of the same process"
-    assert path.stat().st_ino == made.st_ino
+        assert not is_free(path), "a second lock of the same process"
+    assert path.stat().st_ino == before.st_ino
 
 
-def test_looking_neither_makes_a_file_nor_disturbs_who_looks_too(path: Path) -> None:
+def test_holder_neither_creates_a_file_nor_takes_another_reader_for_a_holder(path: Path) -> None:
     assert holder(path) is None
     assert not path.exists()
-    path.write_text("4711")  # of a process that is gone
-    with path.open() as looking:
-        fcntl.flock(looking, fcntl.LOCK_SH)
+    path.write_text("4711")  # a process that has ended
+    with path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
         assert holder(path) is None
 
 
-def test_a_look_at_a_free_file_keeps_nobody_from_locking_it(path: Path) -> None:
+def test_reading_the_holder_of_a_free_file_does_not_stop_a_lock(path: Path) -> None:
     path.touch()
-    looking = os.open(path, os.O_RDONLY)
-    fcntl.flock(looking, fcntl.LOCK_SH)
-    timer = threading.Timer(locks.BUSY_SECONDS / 4, os.close, [looking])
+    reader = os.open(path, os.O_RDONLY)
+    fcntl.flock(reader, fcntl.LOCK_SH)
+    timer = threading.Timer(locks.BUSY_SECONDS / 4, os.close, [reader])
     timer.start()
     assert is_free(path)
     timer.join()
 
 
 @pytest.mark.parametrize("damage", [b"", b"no number", b"\xff\xfe"])
-def test_a_holder_without_a_process_id_is_one(path: Path, hold: Hold, damage: bytes) -> None:
+def test_a_holder_without_a_process_id_is_reported_as_0(path: Path, hold: Hold, damage: bytes) -> None:
     hold(FILE)
     path.write_bytes(damage)
     assert holder(path) == 0
 
 
-def test_a_lock_whose_process_id_finds_no_space_counts(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_valid_without_space_on_the_disk_for_its_process_id(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int, text: bytes, offset: int) -> int:
         raise OSError(28, "No space left on device")
 
@@ -140,10 +142,10 @@ def test_a_lock_whose_process_id_finds_no_space_counts(path: Path, monkeypatch: 
         assert holder(path) == 0
 
 
-def test_a_lease_whose_file_was_removed_before_it_was_locked_is_made_again(
+def test_a_lease_whose_file_was_removed_before_it_was_locked_is_created_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another agent that starts at the same moment takes the unlocked file for that of a dead one."""
+    """Another agent that starts at the same moment removes the unlocked file as that of a dead agent."""
     home, flock, removed = Home(tmp_path), fcntl.flock, []
 
     def remove_before(descriptor: int, operation: int) -> None:
@@ -159,10 +161,10 @@ def test_a_lease_whose_file_was_removed_before_it_was_locked_is_made_again(
     assert not is_alive(home, lease.token)
 
 
-# Several processes use a run's folder.
+# Folders of runs: shared or exclusive.
 
 
-def test_a_run_is_used_by_several_or_had_alone(path: Path, hold: Hold) -> None:
+def test_a_run_is_locked_shared_or_exclusively(path: Path, hold: Hold) -> None:
     path.mkdir()
     worker, agent = hold(RUN), RunLock(path)
     assert not is_unused(path)
@@ -172,25 +174,25 @@ def test_a_run_is_used_by_several_or_had_alone(path: Path, hold: Hold) -> None:
     agent.release()
     assert is_unused(path)
     assert list(path.iterdir()) == []
-    uploader = hold(RUN_ALONE)
+    uploader = hold(RUN_EXCLUSIVE)
     assert not is_unused(path)
     kill(uploader)
     RunLock(path).release()
 
 
-def test_who_uses_a_run_waits_for_who_has_it_alone(path: Path, hold: Hold) -> None:
+def test_a_shared_lock_of_a_run_waits_for_the_exclusive_one(path: Path, hold: Hold) -> None:
     path.mkdir()
-    uploader = hold(RUN_ALONE)
-    began = time.monotonic()
+    uploader = hold(RUN_EXCLUSIVE)
+    started = time.monotonic()
     with subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {uploader.pid}"]):
         RunLock(path).release()
-        assert time.monotonic() - began > 0.2
+        assert time.monotonic() - started > 0.2
 
 
 # Names in one file.
 
 
-def test_a_name_is_shared_or_had_alone_and_free_when_its_process_is_killed(path: Path, hold: Hold) -> None:
+def test_a_name_is_locked_shared_or_exclusively_until_its_process_is_killed(path: Path, hold: Hold) -> None:
     with closing(NamedLocks(path)) as own:
         process = hold(NAME)
         assert not own.try_acquire("row")
@@ -205,7 +207,7 @@ def test_a_name_is_shared_or_had_alone_and_free_when_its_process_is_killed(path:
         assert own.try_acquire("row")
 
 
-# Children.
+# Child processes.
 
 
 FORK = "r, w = os.pipe(); child = os.fork(); child or (os.write(w, b'.'), time.sleep(600)); os.read(r, 1)"
@@ -213,9 +215,9 @@ EXEC = "child = subprocess.Popen(['sleep', '600']).pid"
 
 
 @pytest.mark.parametrize("start_child", [FORK, EXEC])
-@pytest.mark.parametrize("take", [FILE, RUN, RUN_ALONE, NAME])
-def test_a_child_does_not_keep_its_parent_s_lock(path: Path, hold: Hold, take: str, start_child: str) -> None:
-    is_folder = take in (RUN, RUN_ALONE)
+@pytest.mark.parametrize("take", [FILE, RUN, RUN_EXCLUSIVE, NAME])
+def test_a_child_does_not_keep_its_parents_lock(path: Path, hold: Hold, take: str, start_child: str) -> None:
+    is_folder = take in (RUN, RUN_EXCLUSIVE)
     if is_folder:
         path.mkdir()
     process = hold(f"{take}; {start_child}")
@@ -235,7 +237,7 @@ def test_a_child_does_not_keep_its_parent_s_lock(path: Path, hold: Hold, take: s
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_child_that_forgets_its_parent_s_lock_leaves_it_to_the_parent(path: Path, hold: Hold) -> None:
+def test_a_child_that_releases_its_parents_lock_leaves_it_to_the_parent(path: Path, hold: Hold) -> None:
     path.mkdir()
     hold(f"{RUN}; child = os.fork(); child or (lock.release(), os._exit(0)); os.waitpid(child, 0)")
     assert not is_unused(path)

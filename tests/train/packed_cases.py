@@ -1,4 +1,4 @@
-"""Tiny models, random rows, and the same numbers naively: one row at a time, with PEFT and TRL's formula."""
+"""Tiny models, random rows, and a naive reference: one row at a time, with PEFT and TRL's formula."""
 
 import warnings
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-MORE: dict[str, dict[str, Any]] = {
+EXTRA_CONFIG: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},
-    # Older transformers pick sdpa by themselves, which leaves out its soft cap.
+    # Older versions of transformers choose sdpa, which leaves out its soft cap.
     "gemma2": {"sliding_window": 5, "attn_implementation": "eager"},
     "gemma3_text": {"sliding_window": 5},
     "cohere": {"logit_scale": 0.5},
@@ -41,9 +41,9 @@ MORE: dict[str, dict[str, Any]] = {
 
 
 def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
-    """A model of two layers with weights large enough that every mistake shows; float32, on the CPU."""
+    """A model of two layers with weights large enough for every mistake to show; float32, on the CPU."""
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[kind](**{**SIZES, **MORE.get(kind, {})})
+    config = CONFIG_MAPPING[kind](**{**SIZES, **EXTRA_CONFIG.get(kind, {})})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,14 +53,14 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
 
 
 def token_rows(n: int, seed: int = 0, longest: int = 14) -> list[TokenRow]:
-    """Random rows with different prompts, of different lengths, both labels; every other begins alike."""
+    """Random rows of different lengths, prompts and labels; every second prompt has the same prefix."""
     rng = np.random.default_rng(seed)
-    beginning = rng.integers(3, VOCABULARY, 9).tolist()
+    prefix = rng.integers(3, VOCABULARY, 9).tolist()
 
-    def some(low: int) -> list[int]:
+    def random_ids(low: int) -> list[int]:
         return rng.integers(3, VOCABULARY, rng.integers(low, longest + 1)).tolist()
 
-    return [TokenRow(beginning * (at % 2) + some(1), some(1), bool(at % 3), at) for at in range(n)]
+    return [TokenRow(prefix * (at % 2) + random_ids(1), random_ids(1), bool(at % 3), at) for at in range(n)]
 
 
 def next_partners(n: int) -> list[int]:
@@ -72,7 +72,7 @@ def peft_model(kind: str, tensors: dict[str, torch.Tensor], spec: AdapterSpec) -
     """A fresh tiny model with PEFT adapters that hold `tensors`, as AdapterStack.tensors gives them."""
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, task_type="CAUSAL_LM")
-    with warnings.catch_warnings():  # PEFT calls what transformers has renamed
+    with warnings.catch_warnings():  # PEFT uses names that transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
         model = get_peft_model(tiny_model(kind), config)
     with torch.no_grad():
@@ -99,19 +99,19 @@ def naive_loss(
     loss_type: str = "kto",
     drift: float = 0.0,
 ) -> dict[str, Any]:
-    """TRL 1.16's KTOTrainer.compute_loss for one batch, its mean taken over the batch: loss, rewards, KL.
+    """TRL 1.16's KTOTrainer.compute_loss for one batch, averaged over the batch: loss, rewards, KL.
 
-    `drift` is added to every mismatched log-ratio, so that a case can have its z0 on either side of 0.
+    `drift` is added to every mismatched log-ratio, so that a test can choose the sign of z0.
     """
-    ratios, mismatched = [], []
+    ratios, mismatched_ratios = [], []
     for row in rows:
         with torch.no_grad():
-            before = naive_log_prob(reference, row.prompt, row.completion)
-            kl_before = naive_log_prob(reference, row.prompt, row.mismatched)
-            kl_now = naive_log_prob(policy, row.prompt, row.mismatched)
-        ratios.append(naive_log_prob(policy, row.prompt, row.completion) - before)
-        mismatched.append(kl_now - kl_before + drift)
-    raw = torch.stack(mismatched).mean()
+            reference_log_prob = naive_log_prob(reference, row.prompt, row.completion)
+            mismatched_reference = naive_log_prob(reference, row.prompt, row.mismatched)
+            mismatched_log_prob = naive_log_prob(policy, row.prompt, row.mismatched)
+        ratios.append(naive_log_prob(policy, row.prompt, row.completion) - reference_log_prob)
+        mismatched_ratios.append(mismatched_log_prob - mismatched_reference + drift)
+    raw = torch.stack(mismatched_ratios).mean()
     kl = raw.clamp(min=0).detach()
     losses = []
     for row, ratio in zip(rows, ratios, strict=True):

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from cotrain_cases import Recorder, trial
+from cotrainer_cases import Recorder, make_trial
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +16,7 @@ def queue_of(names: str, patience: int = 3) -> AdmissionQueue:
 
 
 def request(name: str, *, stopped: bool = False) -> TrialRequest:
-    return TrialRequest(name, trial(), Path(name), Recorder(), lambda: stopped)
+    return TrialRequest(name, make_trial(), Path(name), Recorder(), lambda: stopped)
 
 
 def is_lower(pending: PendingTrial) -> bool:
@@ -39,7 +39,7 @@ def first(queue: AdmissionQueue) -> str | None:
     return None if pending is None else pending.request.run_id
 
 
-def test_trials_that_fit_are_admitted_in_their_order() -> None:
+def test_trials_that_fit_are_admitted_in_order() -> None:
     queue = queue_of("aBcd")
     assert queue.count(is_lower) == 3
     assert admitted(queue) == ["a", "c", "d"]
@@ -48,7 +48,7 @@ def test_trials_that_fit_are_admitted_in_their_order() -> None:
     assert first(queue) is None
 
 
-def test_no_trial_passes_one_that_has_waited_for_enough_others() -> None:
+def test_a_pending_trial_is_passed_by_as_many_others_as_patience_allows() -> None:
     queue = queue_of("Aaaaaa", patience=3)
     assert admitted(queue) == ["a", "a", "a"]
     assert admitted(queue) == []
@@ -56,7 +56,7 @@ def test_no_trial_passes_one_that_has_waited_for_enough_others() -> None:
     assert admitted(queue) == ["a", "a"]
 
 
-def test_stopped_trials_are_taken_out() -> None:
+def test_stopped_trials_leave_the_queue() -> None:
     queue = queue_of("a")
     queue.put(request("b", stopped=True))
     queue.put(request("c"))
@@ -77,18 +77,20 @@ def test_a_closed_queue_does_not_block() -> None:
 
 
 @given(st.lists(st.sampled_from("abcX"), max_size=60), st.integers(0, 5))
-def test_a_waiting_trial_is_passed_by_a_bounded_number_of_others(arrivals: list[str], patience: int) -> None:
-    """A worker that is always busy with small letters still comes to the X that waits longest."""
+def test_no_pending_trial_is_passed_by_more_others_than_patience_allows(
+    arrivals: list[str], patience: int
+) -> None:
+    """A worker that always has lower-case trials to admit still gets to the oldest pending X."""
     queue = AdmissionQueue(patience)
     passed: dict[int, int] = {}
-    waiting: list[int] = []
+    pending: list[int] = []
     for at, name in enumerate(arrivals):
         queue.put(request(f"{name.lower() if name != 'X' else 'X'}{at}"))
         if name == "X":
-            waiting.append(at)
+            pending.append(at)
         for admitted_name in admitted(queue):
-            for other in waiting:
+            for other in pending:
                 passed[other] = passed.get(other, 0) + (other < int(admitted_name[1:]))
     assert all(count <= patience for count in passed.values())
-    left = [first(queue) for _ in range(len(queue))]
-    assert [int(name[1:]) for name in left if name is not None and name[0] == "X"] == waiting
+    remaining = [first(queue) for _ in range(len(queue))]
+    assert [int(name[1:]) for name in remaining if name is not None and name[0] == "X"] == pending

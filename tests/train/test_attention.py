@@ -10,7 +10,7 @@ from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attent
 torch.set_num_threads(1)
 
 
-def test_the_docstrings() -> None:
+def test_the_examples_in_the_docstrings() -> None:
     assert doctest.testmod(kto_sweep.train.packed.attention).failed == 0
 
 
@@ -27,32 +27,32 @@ def dense(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, sof
     groups = q.shape[1] // k.shape[1]
     out = torch.empty_like(q)
     for i in range(q.shape[0]):
-        here = k.shape[0] - q.shape[0] + i
-        first = 0 if window is None else max(0, here - window + 1)
+        position = k.shape[0] - q.shape[0] + i
+        first = 0 if window is None else max(0, position - window + 1)
         for head in range(q.shape[1]):
-            scores = (k[first : here + 1, head // groups] @ q[i, head]) * scale
+            scores = (k[first : position + 1, head // groups] @ q[i, head]) * scale
             if softcap:
                 scores = softcap * torch.tanh(scores / softcap)
-            out[i, head] = scores.softmax(0) @ v[first : here + 1, head // groups]
+            out[i, head] = scores.softmax(0) @ v[first : position + 1, head // groups]
     return out
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 3, 100])
-def test_packed_sequences_attend_to_themselves_alone(window: int | None, softcap: float | None) -> None:
+def test_packed_sequences_attend_only_to_themselves(window: int | None, softcap: float | None) -> None:
     torch.manual_seed(0)
     lengths = [4, 1, 7]
     q = torch.randn(1, 4, 12, 8, requires_grad=True)
     k, v = (torch.randn(1, 2, 12, 8, requires_grad=True) for _ in range(2))
     packing = Packing(lengths, lengths, ends(lengths), ends(lengths))
-    found, _ = packed_attention(
+    output, _ = packed_attention(
         Layer(), q, k, v, None, scaling=0.4, sliding_window=window, softcap=softcap, packing=packing
     )
-    pieces = zip(*(torch.split(x[0].transpose(0, 1), lengths) for x in (q, k, v)), strict=True)
-    expected = torch.cat([dense(*piece, 0.4, window, softcap) for piece in pieces])
-    torch.testing.assert_close(found[0], expected)
+    sequences = zip(*(torch.split(x[0].transpose(0, 1), lengths) for x in (q, k, v)), strict=True)
+    expected = torch.cat([dense(*sequence, 0.4, window, softcap) for sequence in sequences])
+    torch.testing.assert_close(output[0], expected)
     direction = torch.randn_like(expected)
-    grads = torch.autograd.grad((found[0] * direction).sum(), (q, k, v))
+    grads = torch.autograd.grad((output[0] * direction).sum(), (q, k, v))
     expected_grads = torch.autograd.grad((expected * direction).sum(), (q, k, v))
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         torch.testing.assert_close(grad, expected_grad)
@@ -60,7 +60,7 @@ def test_packed_sequences_attend_to_themselves_alone(window: int | None, softcap
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_a_second_forward_reaches_the_keys_that_the_first_kept(window: int | None) -> None:
+def test_a_second_forward_attends_to_the_keys_that_the_first_kept(window: int | None) -> None:
     """Two sequences of 5 and 3 tokens; the second forward continues the first 4 and 2 of them with 2 each."""
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 4, 8, 8), torch.randn(1, 2, 8, 8), torch.randn(1, 2, 8, 8)
@@ -77,7 +77,7 @@ def test_a_second_forward_reaches_the_keys_that_the_first_kept(window: int | Non
     q2, k2, v2 = torch.randn(1, 4, 4, 8), torch.randn(1, 2, 4, 8), torch.randn(1, 2, 4, 8)
     gather = torch.tensor([0, 1, 2, 3, 8, 9, 5, 6, 10, 11])
     packing = Packing([2, 2], [6, 4], ends([2, 2]), ends([6, 4]), prefix=store, gather=gather)
-    found, _ = packed_attention(
+    output, _ = packed_attention(
         Layer(), q2, k2, v2, None, scaling=0.4, sliding_window=window, packing=packing
     )
     for at, (first, count) in enumerate(((0, 4), (5, 2))):
@@ -89,19 +89,19 @@ def test_a_second_forward_reaches_the_keys_that_the_first_kept(window: int | Non
         )
         queries = q2[0, :, 2 * at : 2 * at + 2].transpose(0, 1)
         torch.testing.assert_close(
-            found[0, 2 * at : 2 * at + 2], dense(queries, keys, values, 0.4, window, None)
+            output[0, 2 * at : 2 * at + 2], dense(queries, keys, values, 0.4, window, None)
         )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_copied_heads_are_the_answer_where_the_kernel_takes_no_others(device: str) -> None:
+def test_grouped_heads_are_copied_where_the_kernel_does_not_support_them(device: str) -> None:
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     assert isinstance(supports_grouped_heads(torch.device(device)), bool)
     assert device == "cuda" or not supports_grouped_heads(torch.device(device))
 
 
-def test_what_it_cannot_do_is_refused() -> None:
+def test_unsupported_attention_is_refused() -> None:
     x = torch.randn(1, 2, 3, 8)
     packing = Packing([3], [3], ends([3]), ends([3]))
     with pytest.raises(NotImplementedError, match="does not pass `packing` on"):

@@ -45,7 +45,7 @@ def load(name: str | Path, home: Path, quantization: Quantization = "none") -> L
     return load_base(str(name), quantization=quantization, device=CPU, home=Home(home))
 
 
-def test_folder_is_loaded_frozen_in_fp32_with_a_pad_token(saved: Path, tmp_path: Path) -> None:
+def test_a_folder_is_loaded_frozen_in_fp32_with_a_pad_token(saved: Path, tmp_path: Path) -> None:
     base = load(saved, tmp_path)
     assert base.dtype == base.model.dtype == torch.float32
     assert not base.model.training
@@ -54,14 +54,16 @@ def test_folder_is_loaded_frozen_in_fp32_with_a_pad_token(saved: Path, tmp_path:
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id
 
 
-def test_tiny_is_made_below_the_home(tmp_path: Path) -> None:
+def test_the_tiny_model_is_made_in_the_home(tmp_path: Path) -> None:
     base = load("tiny", tmp_path)
     assert list((tmp_path / "models").glob("tiny-*/model.safetensors"))
     assert base.tokenizer.chat_template
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantised_on_a_cpu(saved: Path, tmp_path: Path, quantization: Quantization) -> None:
+def test_a_quantised_model_on_a_cpu_is_close_to_the_exact_one(
+    saved: Path, tmp_path: Path, quantization: Quantization
+) -> None:
     import bitsandbytes as bnb
 
     base = load(saved, tmp_path, quantization)
@@ -69,12 +71,12 @@ def test_quantised_on_a_cpu(saved: Path, tmp_path: Path, quantization: Quantizat
     assert isinstance(base.model.model.layers[0].mlp.up_proj, kind)
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
-        rough, exact = base.model(input_ids=ids).logits, load(saved, tmp_path).model(input_ids=ids).logits
-    assert torch.nn.functional.cosine_similarity(rough, exact, dim=-1).min() > 0.9
+        quantised, exact = base.model(input_ids=ids).logits, load(saved, tmp_path).model(input_ids=ids).logits
+    assert torch.nn.functional.cosine_similarity(quantised, exact, dim=-1).min() > 0.9
 
 
 @pytest.mark.parametrize("quantization", ["4bit", "8bit"])
-def test_quantised_can_be_trained_after_an_evaluation(
+def test_a_quantised_model_can_be_trained_after_an_evaluation(
     saved: Path, tmp_path: Path, quantization: Quantization
 ) -> None:
     def gradient(base: LoadedBase) -> torch.Tensor:
@@ -85,8 +87,8 @@ def test_quantised_can_be_trained_after_an_evaluation(
         assert embedded.grad is not None
         return embedded.grad.flatten()
 
-    rough, exact = gradient(load(saved, tmp_path, quantization)), gradient(load(saved, tmp_path))
-    assert torch.nn.functional.cosine_similarity(rough, exact, dim=0) > 0.9
+    quantised, exact = gradient(load(saved, tmp_path, quantization)), gradient(load(saved, tmp_path))
+    assert torch.nn.functional.cosine_similarity(quantised, exact, dim=0) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -95,29 +97,29 @@ def test_quantised_can_be_trained_after_an_evaluation(
         ("{saved}/../small-lama", "no such model folder", "did you mean {saved}/../small-llama?"),
         ("{saved}/model.gguf", "no such model file", "check the path"),
         ("{saved}/nowhere/model.gguf", "no such model file", "the folder {saved}/nowhere does not exist"),
-        ("{saved}/..", "no model in this folder", "save_pretrained"),
-        ("{saved}/config.json", "not a model folder", "give the model's folder"),
+        ("{saved}/..", "not a model folder (no config.json)", "save_pretrained"),
+        ("{saved}/config.json", "not a model folder", "use the model's folder"),
     ],
 )
-def test_wrong_paths_say_what_to_type(
-    saved: Path, tmp_path: Path, name: str, message: str, hint: str
-) -> None:
+def test_wrong_paths_give_a_hint(saved: Path, tmp_path: Path, name: str, message: str, hint: str) -> None:
     with pytest.raises(UsageError) as raised:
         load(name.format(saved=saved), tmp_path)
     assert message in raised.value.message
     assert hint.format(saved=saved) in raised.value.hint
 
 
-def test_hub_id_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_id_without_a_network_is_a_network_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TrialFailure) as raised:
-        load("nobody/no-such-model", tmp_path)
+        load("absent/no-such-model", tmp_path)
     assert raised.value.cause is FailureCause.NETWORK
-    assert raised.value.message == "nobody/no-such-model: no such local folder, and the hub cannot be reached"
+    assert raised.value.message == "absent/no-such-model: no such local folder, and the hub cannot be reached"
     assert "a local folder or a .gguf file" in raised.value.hint
 
 
-def test_weights_that_can_hold_code_are_refused(saved: Path, tmp_path: Path) -> None:
+def test_weights_that_can_contain_code_are_refused(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pickled"
     folder.mkdir()
     for file in saved.iterdir():
@@ -128,7 +130,7 @@ def test_weights_that_can_hold_code_are_refused(saved: Path, tmp_path: Path) -> 
         load(folder, tmp_path)
 
 
-def test_unknown_architecture_is_one_line(saved: Path, tmp_path: Path) -> None:
+def test_an_unknown_architecture_is_a_one_line_error(saved: Path, tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     for file in saved.iterdir():
@@ -139,17 +141,19 @@ def test_unknown_architecture_is_one_line(saved: Path, tmp_path: Path) -> None:
     assert "\n" not in raised.value.message
 
 
-def test_gguf_file(saved: Path, tmp_path: Path) -> None:
+def test_a_broken_gguf_file_is_an_error(saved: Path, tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     path = tmp_path / "broken.gguf"
-    path.write_bytes(b"GGUF, but no more")
+    path.write_bytes(b"GGUF, then nothing")
     with pytest.raises(UsageError, match="cannot be loaded"):
         load(path, tmp_path)
     with pytest.raises(UsageError, match="cannot be loaded in 4bit"):
         load(path, tmp_path, "4bit")
 
 
-def test_gguf_file_without_the_package_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_without_its_package_gives_the_pip_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as raised:

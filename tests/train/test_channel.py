@@ -11,14 +11,14 @@ from kto_sweep.train.worker.channel import Channel
 CONFIG = {"model": "tiny", "dataset": "rows.jsonl"}
 
 
-@pytest.mark.parametrize("cut_off", [b"", b'{"kind": "st', b'{"kind": "stoptrial", "run_id": "run\xc3'])
-def test_a_supervisor_that_is_killed_in_mid_order_closes_the_channel(tmp_path, cut_off):
+@pytest.mark.parametrize("partial_order", [b"", b'{"kind": "st', b'{"kind": "stoptrial", "run_id": "run\xc3'])
+def test_the_channel_closes_when_the_supervisor_is_killed_in_the_middle_of_an_order(tmp_path, partial_order):
     receive, send = os.pipe()
     with os.fdopen(receive, "rb") as orders, (tmp_path / "messages").open("wb") as messages:
         queue = AdmissionQueue()
         channel = Channel(orders, messages, queue)
         channel.listen()
-        os.write(send, encode(StartTrial("run", CONFIG, str(tmp_path / "run"))) + cut_off)
+        os.write(send, encode(StartTrial("run", CONFIG, str(tmp_path / "run"))) + partial_order)
         queue.wait()
         request = queue.first().request
         assert request.run_id == "run"
@@ -32,7 +32,7 @@ def test_a_supervisor_that_is_killed_in_mid_order_closes_the_channel(tmp_path, c
         channel._run_locks.pop("run").release()
 
 
-def test_a_trial_with_an_invalid_configuration_fails_and_does_not_wait(tmp_path):
+def test_a_trial_with_an_invalid_configuration_fails_and_is_not_queued(tmp_path):
     receive, send = os.pipe()
     with os.fdopen(receive, "rb") as orders, (tmp_path / "messages").open("wb") as messages:
         queue = AdmissionQueue()

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from packed_cases import MORE, SIZES, tiny_model, token_rows
+from packed_cases import EXTRA_CONFIG, SIZES, tiny_model, token_rows
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from kto_sweep.train.packed.attention import NAME
@@ -17,7 +17,8 @@ def test_standard_decoders_are_packable(kind: str) -> None:
     assert not any(parameter.requires_grad for parameter in decoder.model.parameters())
 
 
-def refused(model: PreTrainedModel) -> str:
+def refusal(model: PreTrainedModel) -> str:
+    """The error of a model that cannot be packed; its attention is not changed."""
     before = model.config._attn_implementation
     with pytest.raises(NotPackableError) as caught:
         packed_decoder(model)
@@ -29,28 +30,28 @@ def refused(model: PreTrainedModel) -> str:
 def test_attention_sinks_are_refused() -> None:
     sizes = {**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 8192}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt_oss"](**sizes), dtype=torch.float32)
-    assert "attention sinks" in refused(model)
+    assert "attention sinks" in refusal(model)
 
 
 def test_attention_that_is_not_in_the_registry_is_refused() -> None:
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["stablelm"](**SIZES), dtype=torch.float32)
-    assert refused(model) == "StableLmForCausalLM cannot be trained packed: its attention cannot be replaced"
+    assert refusal(model) == "StableLmForCausalLM cannot be trained packed: its attention cannot be replaced"
 
 
 def test_layers_that_are_not_linear_are_refused() -> None:
     sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["gpt2"](**sizes), dtype=torch.float32)
-    assert "no nn.Linear" in refused(model)
+    assert "no nn.Linear" in refusal(model)
 
 
 def test_layers_that_mix_neighbouring_tokens_are_refused() -> None:
     config = CONFIG_MAPPING["lfm2"](**{**SIZES, "layer_types": ["conv", "full_attention"]})
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    assert "layers of type conv" in refused(model)
+    assert "layers of type conv" in refusal(model)
 
 
 class CausalMean(torch.nn.Module):
-    """Adds to each state the mean of all states before it, of whatever sequence."""
+    """Adds to each state the mean of all states before it, those of other packed sequences included."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         counts = torch.arange(1, states.shape[1] + 1)[None, :, None]
@@ -58,7 +59,7 @@ class CausalMean(torch.nn.Module):
 
 
 class UnusualLlama(LlamaForCausalLM):
-    """Looks like any Llama, and lets packed sequences reach each other."""
+    """Has the modules of a Llama, but packed sequences affect each other."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
@@ -68,18 +69,18 @@ class UnusualLlama(LlamaForCausalLM):
 def test_a_model_whose_log_probs_change_when_packed_is_refused() -> None:
     model = UnusualLlama(LlamaConfig(**SIZES))
     model.load_state_dict(tiny_model().state_dict(), strict=False)
-    assert "log-probs change when rows are packed" in refused(model)
+    assert "log-probs change when rows are packed" in refusal(model)
 
 
-def test_a_model_of_one_architecture_and_another_head_is_refused() -> None:
+def test_a_model_whose_output_layer_differs_from_its_configuration_is_refused() -> None:
     model = tiny_model("cohere")
-    model.logit_scale = 0.7  # not what its configuration says
-    assert MORE["cohere"]["logit_scale"] != 0.7
-    assert "log-probs change" in refused(model)
+    model.logit_scale = 0.7  # its configuration has another value
+    assert EXTRA_CONFIG["cohere"]["logit_scale"] != 0.7
+    assert "log-probs change" in refusal(model)
 
 
 def test_rows_that_change_the_position_encoding_of_others_are_refused() -> None:
-    """With longrope, one row beyond the original length gives every row of its forward other frequencies."""
+    """With longrope, one row beyond the original length changes the frequencies of all rows of a forward."""
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     sizes = {**SIZES, "rope_parameters": {**rope, "original_max_position_embeddings": 32}}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=torch.float32)
@@ -91,7 +92,7 @@ def test_rows_that_change_the_position_encoding_of_others_are_refused() -> None:
     check_lengths(tiny_model(), long)
 
 
-def test_released_it_has_its_own_attention_again() -> None:
+def test_release_restores_the_models_own_attention() -> None:
     model = tiny_model()
     before = model.config._attn_implementation
     packed_decoder(model).release()

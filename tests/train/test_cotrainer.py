@@ -5,7 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from cotrain_cases import Recorder, TrainerHarness, alone, base, data, expect_same, memory, trial
+from cotrainer_cases import (
+    Recorder,
+    TrainerHarness,
+    expect_same,
+    limited_memory,
+    make_base,
+    make_data,
+    make_trial,
+    train_alone,
+)
 from packed_cases import naive_log_prob, tiny_model
 from peft import PeftModel
 
@@ -18,15 +27,15 @@ from kto_sweep.train.trial.request import TrainResult
 from kto_sweep.train.worker.concurrency import SETTLING, WINDOW, Concurrency
 
 OTHERS = {
-    "ranks": trial(lora_r=16, lora_targets=("q_proj", "down_proj"), batch_size=7, seed=7, max_steps=5),
-    "apo": trial(loss_type="apo_zero_unpaired", beta=0.5, lora_dropout=0.2, epochs=2),
-    "8bit": trial(optimizer="adamw_8bit", learning_rate=1e-3, batch_size=1, max_steps=9, eval_steps=4),
+    "ranks": make_trial(lora_r=16, lora_targets=("q_proj", "down_proj"), batch_size=7, seed=7, max_steps=5),
+    "apo": make_trial(loss_type="apo_zero_unpaired", beta=0.5, lora_dropout=0.2, epochs=2),
+    "8bit": make_trial(optimizer="adamw_8bit", learning_rate=1e-3, batch_size=1, max_steps=9, eval_steps=4),
 }
 
 
 def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    report = harness.start("run", trial(epochs=2))
+    report = harness.start("run", make_trial(epochs=2))
     result = harness.run().result("run")
     harness.trainer.close()
     assert report.planned == [(8, 0)]
@@ -42,10 +51,10 @@ def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
     assert report.rows[8]["eval/common_loss"] != pytest.approx(0.5, abs=1e-4)
     assert result.summary["trial/examples"] == 28
     assert result.summary["eval/loss"] == report.rows[8]["eval/loss"]
-    with warnings.catch_warnings():  # PEFT calls what transformers has renamed
+    with warnings.catch_warnings():  # PEFT uses names that transformers deprecates
         warnings.simplefilter("ignore", FutureWarning)
         tuned = PeftModel.from_pretrained(tiny_model(), str(tmp_path / "run" / "adapter"))
-    rows = [row for row in data().eval if row.label]
+    rows = [row for row in make_data().eval if row.label]
     ratios = [
         naive_log_prob(tuned, row.prompt, row.completion)
         - naive_log_prob(tiny_model(), row.prompt, row.completion)
@@ -56,15 +65,15 @@ def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
 
 
 def test_the_adapters_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
-    chosen = trial(max_steps=8, eval_steps=1, learning_rate=0.1, warmup_ratio=0.2, lora_r=8)
+    trial = make_trial(max_steps=8, eval_steps=1, learning_rate=0.1, warmup_ratio=0.2, lora_r=8)
     harness = TrainerHarness(tmp_path)
-    report = harness.start("run", chosen)
+    report = harness.start("run", trial)
     harness.run()
     losses = {step: row["eval/common_loss"] for step, row in report.rows.items()}
     best = min(losses, key=losses.__getitem__)
-    assert best not in (1, 8)  # else this test shows nothing
+    assert best not in (1, 8)  # otherwise this test shows nothing
     again = TrainerHarness(tmp_path / "again")
-    again.start("run", chosen)
+    again.start("run", trial)
     again.steps(best)
     again.stop("run")
     again.run()
@@ -73,36 +82,36 @@ def test_the_adapters_of_the_best_evaluation_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_trials_that_come_and_go_are_each_as_if_alone(tmp_path: Path, overlap: bool) -> None:
-    expected = {name: alone(chosen, tmp_path) for name, chosen in OTHERS.items()}
-    expected["calm"] = alone(trial(max_steps=12), tmp_path)
+def test_trials_that_join_and_leave_get_the_numbers_of_training_alone(tmp_path: Path, overlap: bool) -> None:
+    expected = {name: train_alone(trial, tmp_path) for name, trial in OTHERS.items()}
+    expected["late"] = train_alone(make_trial(max_steps=12), tmp_path)
     harness = TrainerHarness(tmp_path, overlap=overlap)
     harness.start("ranks", OTHERS["ranks"])
     harness.steps(1)
-    harness.start("calm", trial(max_steps=12))  # joins late
+    harness.start("late", make_trial(max_steps=12))
     harness.steps(2)
     harness.start("apo", OTHERS["apo"])
     harness.start("8bit", OTHERS["8bit"])
     harness.steps(1)
-    assert harness.active == ["ranks", "calm", "apo", "8bit"]
+    assert harness.active == ["ranks", "late", "apo", "8bit"]
     harness.run()
     for name, single in expected.items():
         expect_same(harness.reports[name], single.reports["only"])
-        found, wanted = harness.result(name).summary, single.result("only").summary
-        assert found.keys() == wanted.keys()
-        assert found["eval/common_loss"] == pytest.approx(wanted["eval/common_loss"], rel=1e-3)
+        summary, expected_summary = harness.result(name).summary, single.result("only").summary
+        assert summary.keys() == expected_summary.keys()
+        assert summary["eval/common_loss"] == pytest.approx(expected_summary["eval/common_loss"], rel=1e-3)
 
 
-def test_slots_grow_with_the_trials_and_shrink_when_nobody_comes(tmp_path: Path) -> None:
+def test_slots_grow_with_the_trials_and_shrink_when_none_is_pending(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
     for name, steps in (("a", 3), ("b", 60), ("c", 60)):
-        harness.start(name, trial(max_steps=steps, eval_steps=60))
+        harness.start(name, make_trial(max_steps=steps, eval_steps=60))
     engine: Engine = harness.trainer._engine
     harness.steps(1)
     assert engine.slots == 3
     harness.steps(2)
     assert harness.active == ["b", "c"]
-    harness.start("d", trial(max_steps=60, eval_steps=60))
+    harness.start("d", make_trial(max_steps=60, eval_steps=60))
     harness.steps(1)
     assert engine.slots == 3  # the new trial took the empty slot
     harness.stop("b")
@@ -111,14 +120,15 @@ def test_slots_grow_with_the_trials_and_shrink_when_nobody_comes(tmp_path: Path)
     harness.run()
     for name in ("c", "d"):
         expect_same(
-            harness.reports[name], alone(trial(max_steps=60, eval_steps=60), tmp_path).reports["only"]
+            harness.reports[name],
+            train_alone(make_trial(max_steps=60, eval_steps=60), tmp_path).reports["only"],
         )
 
 
-def test_stopping_one_reaches_no_other(tmp_path: Path) -> None:
+def test_stopping_one_trial_does_not_affect_others(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    harness.start("a", trial(epochs=3, seed=2))
-    harness.start("b", trial(epochs=3))
+    harness.start("a", make_trial(epochs=3, seed=2))
+    harness.start("b", make_trial(epochs=3))
     harness.steps(4)
     harness.stop("a")
     harness.run()
@@ -126,35 +136,35 @@ def test_stopping_one_reaches_no_other(tmp_path: Path) -> None:
     assert (stopped.steps, stopped.stopped) == (4, True)
     assert list(harness.reports["a"].rows) == [1, 2, 3, 4]
     assert (tmp_path / "a" / "adapter" / "adapter_model.safetensors").exists()
-    expect_same(harness.reports["b"], alone(trial(epochs=3), tmp_path).reports["only"])
+    expect_same(harness.reports["b"], train_alone(make_trial(epochs=3), tmp_path).reports["only"])
 
 
-def test_a_trial_that_is_stopped_before_it_begins(tmp_path: Path) -> None:
+def test_a_trial_that_is_stopped_before_it_starts_takes_no_step(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
     harness.stop("a")
-    harness.start("a", trial())
+    harness.start("a", make_trial())
     assert harness.run().result("a") == TrainResult({}, 0, stopped=True)
 
 
 def test_a_stop_interrupts_the_reference_pass(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    report = harness.start("a", trial())
+    report = harness.start("a", make_trial())
     report.preparing = lambda what, done, total: harness.stop("a")  # type: ignore[method-assign]
     result = harness.run().result("a")
     assert (result.steps, result.stopped) == (0, True)
-    harness.start("b", trial())
+    harness.start("b", make_trial())
     assert harness.run().result("b").steps == 4
 
 
-def exploding(**more: Any) -> Any:
-    return trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30, **more)
+def diverging(**more: Any) -> Any:
+    return make_trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30, **more)
 
 
-def test_a_diverging_trial_ends_with_its_cause_and_reaches_no_other(tmp_path: Path) -> None:
-    expected = alone(trial(max_steps=12), tmp_path)
+def test_a_diverging_trial_fails_with_its_cause_and_does_not_affect_others(tmp_path: Path) -> None:
+    expected = train_alone(make_trial(max_steps=12), tmp_path)
     harness = TrainerHarness(tmp_path)
-    harness.start("bad", exploding(max_steps=12))
-    harness.start("good", trial(max_steps=12))
+    harness.start("bad", diverging(max_steps=12))
+    harness.start("good", make_trial(max_steps=12))
     harness.run()
     failure = harness.outcomes["bad"]
     assert isinstance(failure, TrialFailure)
@@ -167,14 +177,14 @@ def test_a_diverging_trial_ends_with_its_cause_and_reaches_no_other(tmp_path: Pa
     expect_same(harness.reports["good"], expected.reports["only"])
 
 
-def test_what_one_trial_cannot_be_ends_it_alone(tmp_path: Path) -> None:
+def test_a_trial_that_cannot_start_fails_alone(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
     (tmp_path / "file").write_text("in the way")
-    harness.start("good", trial())
+    harness.start("good", make_trial())
     harness.steps(1)
     # A rank that needs another layout.
-    harness.start("targets", trial(lora_targets=("no_such_proj",), lora_r=64))
-    harness.start("file", trial())
+    harness.start("targets", make_trial(lora_targets=("no_such_proj",), lora_r=64))
+    harness.start("file", make_trial())
     harness.run()
     assert isinstance(harness.outcomes["targets"], UsageError)
     assert isinstance(harness.outcomes["file"], OSError)
@@ -183,31 +193,31 @@ def test_what_one_trial_cannot_be_ends_it_alone(tmp_path: Path) -> None:
 
 def test_which_trials_fit_together(tmp_path: Path) -> None:
     trainer = TrainerHarness(tmp_path).trainer
-    assert trainer.fits(trial(learning_rate=1e-5, lora_r=64, batch_size=32, seed=9, beta=0.5, epochs=3))
+    assert trainer.fits(make_trial(learning_rate=1e-5, lora_r=64, batch_size=32, seed=9, beta=0.5, epochs=3))
     for other in ({"max_length": 32}, {"eval_fraction": 0.2}, {"quantization": "4bit"}):
-        assert not trainer.fits(trial(**other))
-    assert not trainer.fits(trial(full_finetune=True))
+        assert not trainer.fits(make_trial(**other))
+    assert not trainer.fits(make_trial(full_finetune=True))
 
 
 def test_without_held_out_rows_nothing_is_evaluated(tmp_path: Path) -> None:
-    rows = data()
+    rows = make_data()
     harness = TrainerHarness(
         tmp_path, rows=TrainingData("data.jsonl", rows.train, [], rows.train_partners, [], ())
     )
-    report = harness.start("run", trial(max_steps=2))
+    report = harness.start("run", make_trial(max_steps=2))
     assert harness.run().result("run").steps == 2
     assert not any(name.startswith("eval/") for row in report.rows.values() for name in row)
 
 
-def test_other_trials_find_the_reference_in_the_cache(tmp_path: Path) -> None:
+def test_other_trials_use_the_cached_reference(tmp_path: Path) -> None:
     forwards = []
-    loaded = base()
+    loaded = make_base()
     loaded.model.base_model.register_forward_pre_hook(lambda *_: forwards.append(1))
     counts = []
     for more in ({}, {"lora_r": 8, "learning_rate": 1e-3, "seed": 5, "beta": 0.5}):
         harness = TrainerHarness(tmp_path, base=loaded)
         forwards.clear()
-        harness.start(f"run{len(counts)}", trial(batch_size=14, max_steps=1, **more))
+        harness.start(f"run{len(counts)}", make_trial(batch_size=14, max_steps=1, **more))
         harness.run()
         harness.trainer.close()
         counts.append(len(forwards))
@@ -215,14 +225,14 @@ def test_other_trials_find_the_reference_in_the_cache(tmp_path: Path) -> None:
     assert counts[0] == counts[1] + 2
 
 
-def test_a_short_memory_splits_then_recomputes_and_changes_nothing(tmp_path: Path) -> None:
-    chosen = trial(max_steps=5, batch_size=6)
-    expected = alone(chosen, tmp_path)
+def test_low_memory_splits_then_recomputes_and_changes_no_number(tmp_path: Path) -> None:
+    trial = make_trial(max_steps=5, batch_size=6)
+    expected = train_alone(trial, tmp_path)
     harness = TrainerHarness(tmp_path)
     layer = harness.trainer._admission._inputs.base.model.base_model.layers[0]
-    harness.start("run", chosen)
+    harness.start("run", trial)
     harness.steps(1)
-    with memory(
+    with limited_memory(
         harness.trainer,
         lambda tokens: not torch.is_grad_enabled() or tokens < (200 if layer.gradient_checkpointing else 3),
     ):
@@ -230,38 +240,44 @@ def test_a_short_memory_splits_then_recomputes_and_changes_nothing(tmp_path: Pat
     report = harness.reports["run"]
     expect_same(report, expected.reports["only"])
     assert any("activations are recomputed" in note for note in report.notes)
-    # The next trial begins without what this one needed.
-    harness.start("next", chosen)
+    # The next trial starts without recomputation.
+    harness.start("next", trial)
     harness.run()
     assert not layer.gradient_checkpointing
     expect_same(harness.reports["next"], expected.reports["only"])
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_the_last_to_join_waits_when_memory_runs_out_and_then_goes_on(tmp_path: Path, overlap: bool) -> None:
-    chosen = {"a": trial(max_steps=7), "b": trial(max_steps=9, seed=3), "c": trial(max_steps=5, lora_r=8)}
+def test_the_last_trial_to_join_waits_when_memory_runs_out_and_continues_later(
+    tmp_path: Path, overlap: bool
+) -> None:
+    trials = {
+        "a": make_trial(max_steps=7),
+        "b": make_trial(max_steps=9, seed=3),
+        "c": make_trial(max_steps=5, lora_r=8),
+    }
     harness = TrainerHarness(tmp_path, overlap=overlap)
-    harness.start("a", chosen["a"])
-    harness.start("b", chosen["b"])
+    harness.start("a", trials["a"])
+    harness.start("b", trials["b"])
     harness.steps(3)
-    harness.start("c", chosen["c"])
+    harness.start("c", trials["c"])
     harness.steps(2)
-    with memory(harness.trainer, lambda tokens: len(harness.active) <= 2):
+    with limited_memory(harness.trainer, lambda tokens: len(harness.active) <= 2):
         harness.run()
     assert any("waits until another one ends" in note for note in harness.reports["c"].notes)
     assert harness.trainer.concurrency == Concurrency(2, "2 trials at once: memory ran out with 3")
     assert harness.reports["c"].planned == [(5, 0)]
-    for name, each in chosen.items():
-        assert harness.result(name).steps == each.max_steps
-        expect_same(harness.reports[name], alone(each, tmp_path).reports["only"])
+    for name, trial in trials.items():
+        assert harness.result(name).steps == trial.max_steps
+        expect_same(harness.reports[name], train_alone(trial, tmp_path).reports["only"])
 
 
-def test_a_trial_that_is_stopped_while_it_waits_leaves_its_adapters(tmp_path: Path) -> None:
+def test_a_trial_that_is_stopped_while_it_waits_saves_its_adapters(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    harness.start("a", trial(max_steps=6))
-    harness.start("b", trial(max_steps=6))
+    harness.start("a", make_trial(max_steps=6))
+    harness.start("b", make_trial(max_steps=6))
     harness.steps(2)
-    with memory(harness.trainer, lambda tokens: len(harness.active) == 1):
+    with limited_memory(harness.trainer, lambda tokens: len(harness.active) == 1):
         harness.steps(1)
         assert harness.active == ["a"]
         harness.stop("b")
@@ -273,27 +289,27 @@ def test_a_trial_that_is_stopped_while_it_waits_leaves_its_adapters(tmp_path: Pa
     }
 
 
-def test_a_trial_that_does_not_fit_alone_fails_and_the_next_one_has_all_the_memory(tmp_path: Path) -> None:
+def test_a_trial_that_does_not_fit_alone_fails_and_frees_its_memory(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    harness.start("run", trial())
+    harness.start("run", make_trial())
     harness.steps(1)
-    with memory(harness.trainer, lambda tokens: False):
+    with limited_memory(harness.trainer, lambda tokens: False):
         harness.run()
     failure = harness.outcomes["run"]
     assert isinstance(failure, TrialFailure)
     assert failure.cause is FailureCause.OUT_OF_MEMORY
     assert failure.message == "CUDA out of memory. Tried to allocate 20.00 GiB."
-    harness.start("next", trial())
+    harness.start("next", make_trial())
     assert harness.run().result("next").steps == 4
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -> None:
-    """Under the tests' clock a step of two trials takes as long as one of one: the second is free."""
+def test_step_times_decide_how_many_trials_train_at_once(tmp_path: Path, overlap: bool) -> None:
+    """On the harness's clock a step of two trials takes as long as a step of one: the second is free."""
     harness = TrainerHarness(tmp_path, overlap=overlap)
     for name in "ab":
         assert harness.trainer.concurrency.slots == (1 if name == "a" else 2)
-        harness.start(name, trial(max_steps=60, eval_steps=60))
+        harness.start(name, make_trial(max_steps=60, eval_steps=60))
         harness.steps(SETTLING + WINDOW + 2)
     assert harness.trainer.concurrency.slots == 4
     first, second = (
@@ -306,33 +322,33 @@ def test_steps_say_how_many_trials_are_worth_it(tmp_path: Path, overlap: bool) -
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_each_step_has_its_own_time(tmp_path: Path, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whenever the host reads its numbers: before an evaluation two steps are read at once."""
+    """Also when two steps are read at once, as before an evaluation."""
     harness = TrainerHarness(tmp_path, overlap=overlap)
     tokens: list[int] = []
     step = Engine.step
 
-    def second_long(self: Engine) -> StepResult:
+    def one_second_step(self: Engine) -> StepResult:
         harness.clock.now += 1
         result = step(self)
         tokens.append(result.info[0].tokens)
         return result
 
-    monkeypatch.setattr(Engine, "step", second_long)
-    report = harness.start("a", trial(max_steps=8, eval_steps=4))
+    monkeypatch.setattr(Engine, "step", one_second_step)
+    report = harness.start("a", make_trial(max_steps=8, eval_steps=4))
     while harness.trainer.busy:
         harness.trainer.step()
-    told = [row["tokens_per_second"] for row in report.rows.values()]
-    assert told == pytest.approx(tokens, rel=1e-3)
+    speeds = [row["tokens_per_second"] for row in report.rows.values()]
+    assert speeds == pytest.approx(tokens, rel=1e-3)
     assert len(set(tokens)) > 1
 
 
-def test_an_evaluation_that_does_not_fit_has_others_wait(tmp_path: Path) -> None:
+def test_others_wait_when_an_evaluation_does_not_fit(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path)
-    harness.start("a", trial(max_steps=3))
-    harness.start("b", trial(max_steps=7, eval_steps=7))
-    with memory(
+    harness.start("a", make_trial(max_steps=3))
+    harness.start("b", make_trial(max_steps=7, eval_steps=7))
+    with limited_memory(
         harness.trainer,
-        lambda tokens: torch.is_grad_enabled() or len(harness.active) != 2 or no_eval(harness),
+        lambda tokens: torch.is_grad_enabled() or len(harness.active) != 2 or is_training(harness),
     ):
         harness.run()
     for name, steps in (("a", 3), ("b", 7)):
@@ -340,17 +356,17 @@ def test_an_evaluation_that_does_not_fit_has_others_wait(tmp_path: Path) -> None
     assert any("waits" in note for note in harness.reports["b"].notes)
 
 
-def no_eval(harness: TrainerHarness) -> bool:
-    """Whether the forward that runs is no evaluation: those are of the trial whose row is not written yet."""
+def is_training(harness: TrainerHarness) -> bool:
+    """Whether the current forward is of training: trial a evaluates after its step 3."""
     return all(training.steps < 3 for training in harness.trainer.active)
 
 
-def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
-    loaded = base()
+def test_close_restores_the_model(tmp_path: Path) -> None:
+    loaded = make_base()
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     attention = loaded.model.config._attn_implementation
     harness = TrainerHarness(tmp_path, base=loaded)
-    harness.start("a", trial())
+    harness.start("a", make_trial())
     harness.run()
     harness.trainer.close()
     assert loaded.model.config._attn_implementation == attention
@@ -359,11 +375,11 @@ def test_the_model_is_given_back_as_it_was(tmp_path: Path) -> None:
         assert torch.equal(tensor, before[name])
 
 
-def test_rows_come_one_step_late_when_host_and_device_overlap(tmp_path: Path) -> None:
+def test_rows_are_reported_one_step_late_when_host_and_device_overlap(tmp_path: Path) -> None:
     harness = TrainerHarness(tmp_path, overlap=True)
-    report: Recorder = harness.start("a", trial(max_steps=6, eval_steps=4))
-    seen = []
+    report: Recorder = harness.start("a", make_trial(max_steps=6, eval_steps=4))
+    counts = []
     for _ in range(6):
         harness.steps(1)
-        seen.append(len(report.rows))
-    assert seen == [0, 1, 2, 4, 4, 6]  # all are there at an evaluation and at the end
+        counts.append(len(report.rows))
+    assert counts == [0, 1, 2, 4, 4, 6]  # no row is late at an evaluation or at the end

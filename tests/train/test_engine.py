@@ -24,13 +24,13 @@ from kto_sweep.trial import Trial
 ROWS = 19
 
 
-def trial(**more: Any) -> Trial:
+def make_trial(**more: Any) -> Trial:
     """High learning rate and few rows: everything moves in a few steps."""
     values = {"batch_size": 4, "learning_rate": 2e-2, "lora_r": 4, "beta": 0.3, "max_steps": 9, "seed": 1}
     return Trial(model="tiny", dataset="none", **values | more)
 
 
-def engine(slots: int = 1, kind: str = "llama", **more: Any) -> Engine:
+def make_engine(slots: int = 1, kind: str = "llama", **more: Any) -> Engine:
     decoder = packed_decoder(tiny_model(kind))
     rows = pair_rows(token_rows(ROWS), next_partners(ROWS), max_length=20)
     held_out = pair_rows(token_rows(7, seed=5), next_partners(7), max_length=20)
@@ -44,226 +44,228 @@ def train(engine: Engine, slot: int, steps: int) -> list[dict[str, float]]:
     return [dict(engine.step().read()[slot].values) for _ in range(steps)]
 
 
-def expect_same(found: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float) -> None:
-    assert len(found) == len(expected)
-    for step, (mine, theirs) in enumerate(zip(found, expected, strict=True)):
-        for name, value in theirs.items():
-            assert mine[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
+def expect_same(actual: list[dict[str, float]], expected: list[dict[str, float]], tolerance: float) -> None:
+    assert len(actual) == len(expected)
+    for step, (row, expected_row) in enumerate(zip(actual, expected, strict=True)):
+        for name, value in expected_row.items():
+            assert row[name] == pytest.approx(value, rel=tolerance, abs=tolerance), (step, name)
 
 
-def naive_training(chosen: Trial, engine: Engine, kind: str, steps: int) -> list[dict[str, float]]:
+def naive_training(trial: Trial, engine: Engine, kind: str, steps: int) -> list[dict[str, float]]:
     """The same trial with PEFT, torch's AdamW and transformers' schedule, one row at a time."""
-    engine.join(0, chosen)
+    engine.join(0, trial)
     spec, tensors = engine.adapters(0)
     engine.leave(0)
     policy, reference = peft_model(kind, tensors, spec), tiny_model(kind)
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=chosen.learning_rate, weight_decay=chosen.weight_decay)
-    per_epoch = -(-ROWS // chosen.batch_size)
-    total = chosen.max_steps or math.ceil(chosen.epochs * per_epoch)
-    scheduler = get_scheduler(chosen.lr_scheduler, optimizer, math.ceil(chosen.warmup_ratio * total), total)
-    order = [b for epoch in range(9) for b in batches(ROWS, chosen.batch_size, epoch, chosen.seed)]
-    weights = chosen.weights(*engine.train.counts)
+    optimizer = torch.optim.AdamW(parameters, lr=trial.learning_rate, weight_decay=trial.weight_decay)
+    per_epoch = -(-ROWS // trial.batch_size)
+    total = trial.max_steps or math.ceil(trial.epochs * per_epoch)
+    scheduler = get_scheduler(trial.lr_scheduler, optimizer, math.ceil(trial.warmup_ratio * total), total)
+    order = [b for epoch in range(9) for b in batches(ROWS, trial.batch_size, epoch, trial.seed)]
+    weights = trial.weights(*engine.train.counts)
     logged = []
     for rows in order[:steps]:
         batch = [engine.train.rows[at] for at in rows]
-        found = naive_loss(policy, reference, batch, chosen.beta, weights, chosen.loss_type)
+        result = naive_loss(policy, reference, batch, trial.beta, weights, trial.loss_type)
         optimizer.zero_grad()
-        found["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, chosen.max_grad_norm)
+        result["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, trial.max_grad_norm)
         logged.append(
             {
-                "loss": found["loss"].item(),
+                "loss": result["loss"].item(),
                 "grad_norm": norm.item(),
                 "learning_rate": scheduler.get_last_lr()[0],
             }
         )
-        if chosen.loss_type == "kto":
-            logged[-1] |= {"kl_raw": found["kl_raw"], "kl": max(0, found["kl_raw"])}
+        if trial.loss_type == "kto":
+            logged[-1] |= {"kl_raw": result["kl_raw"], "kl": max(0, result["kl_raw"])}
         for side, label in (("chosen", True), ("rejected", False)):
-            mine = [r for r, row in zip(found["rewards"], batch, strict=True) if row.desirable is label]
-            if mine:
-                logged[-1][f"rewards/{side}"] = sum(mine) / len(mine)
+            rewards = [r for r, row in zip(result["rewards"], batch, strict=True) if row.desirable is label]
+            if rewards:
+                logged[-1][f"rewards/{side}"] = sum(rewards) / len(rewards)
         optimizer.step()
         scheduler.step()
     return logged
 
 
 @pytest.mark.parametrize(
-    ("kind", "chosen"),
+    ("kind", "trial"),
     [
-        ("llama", trial(rho=1.2, weight_decay=0.1, max_grad_norm=0.5)),
-        ("qwen2", trial(loss_type="apo_zero_unpaired", lr_scheduler="linear", batch_size=3)),
-        ("gemma3_text", trial(batch_size=1, max_steps=None, epochs=0.3, desirable_weight=2.0)),
-        ("mistral", trial(batch_size=19, max_steps=4, lora_targets=("q_proj", "v_proj"))),
+        ("llama", make_trial(rho=1.2, weight_decay=0.1, max_grad_norm=0.5)),
+        ("qwen2", make_trial(loss_type="apo_zero_unpaired", lr_scheduler="linear", batch_size=3)),
+        ("gemma3_text", make_trial(batch_size=1, max_steps=None, epochs=0.3, desirable_weight=2.0)),
+        ("mistral", make_trial(batch_size=19, max_steps=4, lora_targets=("q_proj", "v_proj"))),
     ],
 )
-def test_training_agrees_with_peft_and_trls_formula_step_by_step(kind: str, chosen: Trial) -> None:
-    mine = engine(kind=kind)
-    expected = naive_training(chosen, mine, kind, 6 if chosen.batch_size != 19 else 4)
-    mine.join(0, chosen)
-    expect_same(train(mine, 0, len(expected)), expected, 2e-4)
+def test_training_agrees_with_peft_and_trls_formula_step_by_step(kind: str, trial: Trial) -> None:
+    engine = make_engine(kind=kind)
+    expected = naive_training(trial, engine, kind, 6 if trial.batch_size != 19 else 4)
+    engine.join(0, trial)
+    expect_same(train(engine, 0, len(expected)), expected, 2e-4)
 
 
 def test_the_last_partial_batch_and_the_epochs() -> None:
-    mine = engine()
-    mine.join(0, trial(batch_size=8, max_steps=None, epochs=2))
-    assert mine.total_steps(0) == 6
-    logged = train(mine, 0, 6)
+    engine = make_engine()
+    engine.join(0, make_trial(batch_size=8, max_steps=None, epochs=2))
+    assert engine.total_steps(0) == 6
+    logged = train(engine, 0, 6)
     assert [row["epoch"] for row in logged] == pytest.approx([8 / 19, 16 / 19, 1, 27 / 19, 35 / 19, 2])
-    assert mine.done(0)
+    assert engine.done(0)
     with pytest.raises(ValueError, match="no slot has a step left"):
-        mine.step()
+        engine.step()
 
 
 OTHERS = [
-    trial(lora_r=16, learning_rate=1e-3, batch_size=7, seed=7, loss_type="apo_zero_unpaired", max_steps=4),
-    trial(
+    make_trial(
+        lora_r=16, learning_rate=1e-3, batch_size=7, seed=7, loss_type="apo_zero_unpaired", max_steps=4
+    ),
+    make_trial(
         lora_r=2, lora_dropout=0.3, lora_targets=("q_proj", "down_proj"), optimizer="adamw_8bit", beta=0.05
     ),
 ]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_a_trial_is_the_same_alone_and_beside_others_that_come_and_go(dropout: float) -> None:
-    chosen = trial(lora_dropout=dropout)
-    alone = engine()
-    alone.join(0, chosen)
+def test_a_trial_gives_the_same_numbers_alone_and_beside_others_that_join_and_leave(dropout: float) -> None:
+    trial = make_trial(lora_dropout=dropout)
+    alone = make_engine()
+    alone.join(0, trial)
     expected = train(alone, 0, 9)
-    shared = engine(slots=3)
+    shared = make_engine(slots=3)
     shared.join(0, OTHERS[1])
     shared.step()
-    shared.join(1, chosen)  # joins late, in another slot
-    found = train(shared, 1, 2)
-    shared.join(2, OTHERS[0])  # a larger rank: everything is laid out anew
-    found += train(shared, 1, 3)
+    shared.join(1, trial)  # joins late, in another slot
+    rows = train(shared, 1, 2)
+    shared.join(2, OTHERS[0])  # a larger rank changes the layout of all adapters
+    rows += train(shared, 1, 3)
     shared.leave(0)
-    found += train(shared, 1, 4)
-    expect_same(found, expected, 1e-4)
+    rows += train(shared, 1, 4)
+    expect_same(rows, expected, 1e-4)
     assert shared.done(2)
     for name in ("matched", "mismatched"):
-        here, there = getattr(shared.evaluate(1), name), getattr(alone.evaluate(0), name)
-        assert here == pytest.approx(there, rel=1e-3, abs=1e-3)
+        log_ratios, expected_ratios = getattr(shared.evaluate(1), name), getattr(alone.evaluate(0), name)
+        assert log_ratios == pytest.approx(expected_ratios, rel=1e-3, abs=1e-3)
 
 
-def test_every_slot_of_a_full_engine_is_its_trial_alone() -> None:
-    trials = [trial(max_steps=4), *OTHERS]
-    shared = engine(slots=3)
-    for slot, each in enumerate(trials):
-        shared.join(slot, each)
+def test_every_slot_of_a_full_engine_gives_the_numbers_of_its_trial_alone() -> None:
+    trials = [make_trial(max_steps=4), *OTHERS]
+    shared = make_engine(slots=3)
+    for slot, trial in enumerate(trials):
+        shared.join(slot, trial)
     together = [shared.step().read() for _ in range(4)]
-    for slot, each in enumerate(trials):
-        alone = engine()
-        alone.join(0, each)
+    for slot, trial in enumerate(trials):
+        alone = make_engine()
+        alone.join(0, trial)
         expect_same([dict(row[slot].values) for row in together], train(alone, 0, 4), 1e-4)
 
 
-def test_a_slot_that_goes_wrong_reaches_no_other_and_is_reported() -> None:
-    calm, troubled = engine(slots=2), engine(slots=2)
-    for each in (calm, troubled):
-        each.join(0, trial())
-        each.join(1, trial(seed=3, lora_r=8))
-        each.step()
-    broken = troubled.state(1)
-    name = next(key for key in broken.tensors if key.startswith("weights/"))
-    broken.tensors[name][0, 0] = float("nan")  # type: ignore[index]
-    troubled.leave(1)
-    troubled.join(1, trial(seed=3, lora_r=8), broken)
+def test_a_slot_with_a_nan_is_reported_and_does_not_affect_others() -> None:
+    healthy, faulty = make_engine(slots=2), make_engine(slots=2)
+    for engine in (healthy, faulty):
+        engine.join(0, make_trial())
+        engine.join(1, make_trial(seed=3, lora_r=8))
+        engine.step()
+    state = faulty.state(1)
+    name = next(key for key in state.tensors if key.startswith("weights/"))
+    state.tensors[name][0, 0] = float("nan")  # type: ignore[index]
+    faulty.leave(1)
+    faulty.join(1, make_trial(seed=3, lora_r=8), state)
     for _ in range(3):
-        expected, found = calm.step().read(), troubled.step().read()
-        assert found[0] == expected[0]
+        expected, results = healthy.step().read(), faulty.step().read()
+        assert results[0] == expected[0]
         assert expected[1].applied
-        assert not found[1].applied
-        assert found[1].values["grad_norm"] != found[1].values["grad_norm"]
-        assert found[1].values["kl"] != found[1].values["kl"]
-    for name, tensor in troubled.adapters(1)[1].items():  # as it was, bad number included
-        torch.testing.assert_close(tensor, broken.tensors[f"weights/{name}"], equal_nan=True, rtol=0, atol=0)
+        assert not results[1].applied
+        assert results[1].values["grad_norm"] != results[1].values["grad_norm"]
+        assert results[1].values["kl"] != results[1].values["kl"]
+    for name, tensor in faulty.adapters(1)[1].items():  # unchanged, nan included
+        torch.testing.assert_close(tensor, state.tensors[f"weights/{name}"], equal_nan=True, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
-def test_going_on_from_a_state_gives_the_same_numbers_bit_for_bit(optimizer: str) -> None:
-    chosen = trial(optimizer=optimizer, lora_dropout=0.1)
-    whole = engine()
-    whole.join(0, chosen)
+def test_continuing_from_a_state_gives_the_same_numbers_bit_for_bit(optimizer: str) -> None:
+    trial = make_trial(optimizer=optimizer, lora_dropout=0.1)
+    whole = make_engine()
+    whole.join(0, trial)
     expected = train(whole, 0, 9)
-    first = engine()
-    first.join(0, chosen)
-    found = train(first, 0, 4)
-    second = engine()
-    second.join(0, chosen, first.state(0))
-    assert found + train(second, 0, 5) == expected
+    first = make_engine()
+    first.join(0, trial)
+    rows = train(first, 0, 4)
+    second = make_engine()
+    second.join(0, trial, first.state(0))
+    assert rows + train(second, 0, 5) == expected
 
 
 @contextmanager
-def memory_for(engine: Engine, tokens: int) -> Iterator[None]:
-    """Forwards of more than `tokens` tokens run out of memory."""
+def limited_memory(engine: Engine, tokens: int) -> Iterator[None]:
+    """A forward of more than `tokens` tokens runs out of memory."""
 
-    def refuse(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+    def check(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs["input_ids"].shape[1] > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    handle = engine.decoder.model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    handle = engine.decoder.model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     yield
     handle.remove()
 
 
-def test_running_out_of_memory_splits_the_batch_and_changes_nothing() -> None:
-    roomy, tight = engine(), engine()
-    for each in (roomy, tight):
-        each.join(0, trial(batch_size=9))
-    expected = train(roomy, 0, 4)
-    with memory_for(tight, 40):
-        expect_same(train(tight, 0, 4), expected, 1e-4)
-        assert tight.evaluate(0).matched == pytest.approx(roomy.evaluate(0).matched, rel=1e-3, abs=1e-3)
-    assert tight.limit.tokens is not None
-    with memory_for(tight, 1), pytest.raises(torch.OutOfMemoryError):
-        tight.step()
+def test_running_out_of_memory_splits_the_batch_and_changes_no_number() -> None:
+    unlimited, limited = make_engine(), make_engine()
+    for engine in (unlimited, limited):
+        engine.join(0, make_trial(batch_size=9))
+    expected = train(unlimited, 0, 4)
+    with limited_memory(limited, 40):
+        expect_same(train(limited, 0, 4), expected, 1e-4)
+        assert limited.evaluate(0).matched == pytest.approx(unlimited.evaluate(0).matched, rel=1e-3, abs=1e-3)
+    assert limited.limit.tokens is not None
+    with limited_memory(limited, 1), pytest.raises(torch.OutOfMemoryError):
+        limited.step()
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi", "gemma2"])
 def test_peft_loads_the_adapters_and_gives_the_same_log_probs(kind: str, tmp_path: Path) -> None:
-    mine = engine(slots=2, kind=kind)
-    mine.join(0, trial(lora_r=6))
-    mine.join(1, trial(lora_r=16, lora_alpha=5.0, lora_targets=("q_proj", "v_proj")))
+    engine = make_engine(slots=2, kind=kind)
+    engine.join(0, make_trial(lora_r=6))
+    engine.join(1, make_trial(lora_r=16, lora_alpha=5.0, lora_targets=("q_proj", "v_proj")))
     for _ in range(3):
-        mine.step()
+        engine.step()
     for slot in (0, 1):
-        save_adapters(tmp_path / "adapter", *mine.adapters(slot), base_model="some/model")
-        with warnings.catch_warnings():  # PEFT calls what transformers has renamed
+        save_adapters(tmp_path / "adapter", *engine.adapters(slot), base_model="some/model")
+        with warnings.catch_warnings():  # PEFT uses names that transformers deprecates
             warnings.simplefilter("ignore", FutureWarning)
             loaded = PeftModel.from_pretrained(tiny_model(kind), str(tmp_path / "adapter"))
-        now = mine.evaluate(slot).matched + mine.held_out.reference[:, 0]
-        assert abs(mine.evaluate(slot).matched).max() > 0.1
-        naive = [naive_log_prob(loaded, row.prompt, row.completion).item() for row in mine.held_out.rows]
-        assert now == pytest.approx(naive, rel=1e-5)
+        log_probs = engine.evaluate(slot).matched + engine.held_out.reference[:, 0]
+        assert abs(engine.evaluate(slot).matched).max() > 0.1
+        naive = [naive_log_prob(loaded, row.prompt, row.completion).item() for row in engine.held_out.rows]
+        assert log_probs == pytest.approx(naive, rel=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_resizing_keeps_the_trials() -> None:
-    steady, changing = engine(), engine()
-    for each in (steady, changing):
-        each.join(0, trial())
-    expected = train(steady, 0, 6)
-    found = train(changing, 0, 2)
-    changing.resize(3)
-    changing.join(2, trial(seed=9))
-    found += train(changing, 0, 2)
-    with pytest.raises(ValueError, match="still has a trial"):
-        changing.resize(1)
-    changing.leave(2)
-    changing.resize(1)
-    found += train(changing, 0, 2)
-    expect_same(found, expected, 1e-4)
+    fixed, resized = make_engine(), make_engine()
+    for engine in (fixed, resized):
+        engine.join(0, make_trial())
+    expected = train(fixed, 0, 6)
+    rows = train(resized, 0, 2)
+    resized.resize(3)
+    resized.join(2, make_trial(seed=9))
+    rows += train(resized, 0, 2)
+    with pytest.raises(ValueError, match=r"a removed slot \(from 1\) has a trial"):
+        resized.resize(1)
+    resized.leave(2)
+    resized.resize(1)
+    rows += train(resized, 0, 2)
+    expect_same(rows, expected, 1e-4)
 
 
 def test_order_depends_on_the_seed_and_changes_every_epoch() -> None:
     def order(seed: int) -> list[float]:
-        mine = engine()
-        mine.join(0, trial(seed=seed, batch_size=1, max_steps=38, learning_rate=1e-9))
-        return [row.get("logps/chosen", row.get("logps/rejected", 0)) for row in train(mine, 0, 38)]
+        engine = make_engine()
+        engine.join(0, make_trial(seed=seed, batch_size=1, max_steps=38, learning_rate=1e-9))
+        return [row.get("logps/chosen", row.get("logps/rejected", 0)) for row in train(engine, 0, 38)]
 
-    one, other = order(1), order(2)
-    assert sorted(one[:19]) == pytest.approx(sorted(one[19:]), abs=1e-3)
-    assert sorted(one[:19]) == pytest.approx(sorted(other[:19]), abs=1e-3)
-    assert one[:19] != pytest.approx(one[19:], abs=1e-2)
-    assert one[:19] != pytest.approx(other[:19], abs=1e-2)
+    first, second = order(1), order(2)
+    assert sorted(first[:19]) == pytest.approx(sorted(first[19:]), abs=1e-3)
+    assert sorted(first[:19]) == pytest.approx(sorted(second[:19]), abs=1e-3)
+    assert first[:19] != pytest.approx(first[19:], abs=1e-2)
+    assert first[:19] != pytest.approx(second[:19], abs=1e-2)

@@ -20,27 +20,27 @@ def test_the_worked_maths_in_the_docstrings() -> None:
     assert doctest.testmod(kto_sweep.train.trial.evaluate).failed == 0
 
 
-def test_every_eval_metric_of_the_table_comes_out() -> None:
-    found = run([1.0, -1.0], [0.0, 0.0], [True, False])
-    assert set(found) == {name for name in METRICS if name.startswith("eval/")}
+def test_every_eval_metric_of_the_table_is_computed() -> None:
+    metrics = run([1.0, -1.0], [0.0, 0.0], [True, False])
+    assert set(metrics) == {name for name in METRICS if name.startswith("eval/")}
 
 
-def test_worked_example() -> None:
+def test_a_worked_example() -> None:
     # beta r = ln 3, -ln 3; z0 = 0 as the mean of the terms is negative.
     r = 10 * math.log(3)
-    found = run([r, 3 * r, -r], [-1.0, 0.5, -1.0], [True, True, False], weights=(1.0, 2.0))
+    metrics = run([r, 3 * r, -r], [-1.0, 0.5, -1.0], [True, True, False], weights=(1.0, 2.0))
     sigmoid = 1 / (1 + 27.0)  # 1 - sigmoid(3 ln 3)
-    assert found["eval/loss"] == pytest.approx((1 / 4 + sigmoid + 2 / 4) / 3)
-    assert found["eval/common_loss"] == pytest.approx(((1 / 4 + sigmoid) / 2 + 1 / 4) / 2)
-    assert found["eval/margins"] == pytest.approx(0.1 * (2 * r + r))
-    assert found["eval/dprime"] == pytest.approx(3 * r / math.sqrt(r**2 / 2))
-    assert found["eval/auc"] == 1.0
-    assert found["eval/desirable_below_ref"] == 0.0
-    assert found["eval/kl"] == 0.0
-    assert found["eval/kl_raw"] == pytest.approx(-0.5)
+    assert metrics["eval/loss"] == pytest.approx((1 / 4 + sigmoid + 2 / 4) / 3)
+    assert metrics["eval/common_loss"] == pytest.approx(((1 / 4 + sigmoid) / 2 + 1 / 4) / 2)
+    assert metrics["eval/margins"] == pytest.approx(0.1 * (2 * r + r))
+    assert metrics["eval/dprime"] == pytest.approx(3 * r / math.sqrt(r**2 / 2))
+    assert metrics["eval/auc"] == 1.0
+    assert metrics["eval/desirable_below_ref"] == 0.0
+    assert metrics["eval/kl"] == 0.0
+    assert metrics["eval/kl_raw"] == pytest.approx(-0.5)
 
 
-def test_kl_raises_the_bar_for_desirable_rows() -> None:
+def test_z0_enters_the_loss_of_kto_and_not_that_of_apo() -> None:
     low, high = run([5, 5], [0, 0], [True, False]), run([5, 5], [5, 5], [True, False])
     assert low["eval/kl"] == 0.0
     assert high["eval/kl"] == 5.0
@@ -58,7 +58,7 @@ def test_common_loss_depends_on_neither_beta_nor_weights_nor_counts() -> None:
     assert more["eval/common_loss"] == pytest.approx(base)
 
 
-def test_a_diverged_trial_loses_although_its_margin_is_larger() -> None:
+def test_a_diverged_trial_has_a_worse_common_loss_although_its_margin_is_larger() -> None:
     rng = np.random.default_rng(0)
     labels = [True] * 50 + [False] * 50
     good = run(np.concatenate([rng.normal(20, 5, 50), rng.normal(-20, 5, 50)]), rng.normal(1, 1, 100), labels)
@@ -77,13 +77,13 @@ def test_order_does_not_matter() -> None:
     assert shuffled == pytest.approx(run(rewards, kl_terms, labels), rel=1e-12)
 
 
-def test_one_label_only_leaves_out_what_needs_both() -> None:
-    found = run([1.0, 2.0], [0.0, 0.0], [False, False])
-    assert {"eval/auc", "eval/margins", "eval/dprime", "eval/desirable_below_ref"}.isdisjoint(found)
-    assert all(math.isfinite(value) for value in found.values())
+def test_with_one_label_metrics_that_need_both_are_left_out() -> None:
+    metrics = run([1.0, 2.0], [0.0, 0.0], [False, False])
+    assert {"eval/auc", "eval/margins", "eval/dprime", "eval/desirable_below_ref"}.isdisjoint(metrics)
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_nan_is_shown_and_huge_rewards_do_not_overflow() -> None:
+def test_nan_gives_nan_and_huge_rewards_do_not_overflow() -> None:
     broken = run([math.nan, 1.0], [0.0, math.nan], [True, False])
     for name in ("common_loss", "loss", "auc", "margins", "kl", "kl_raw"):
         assert math.isnan(broken[f"eval/{name}"])

@@ -1,4 +1,4 @@
-"""The fused modules of a decoder against the original forwards, and rows that are filled up."""
+"""The fused modules of a decoder against the original forwards, and padded rows."""
 
 import pytest
 import torch
@@ -23,9 +23,7 @@ TWO = (AdapterSpec(4, 9.0), AdapterSpec(3, 2.0, seed=1))
         ("gemma2", set()),
     ],
 )
-def test_modules_of_known_classes_alone_are_rewritten_and_all_are_given_back(
-    kind: str, kinds: set[str]
-) -> None:
+def test_only_supported_classes_are_fused_and_release_restores_all(kind: str, kinds: set[str]) -> None:
     model = tiny_model(kind)
     decoder = Decoder(model)
     assert model.config._attn_implementation == NAME
@@ -35,7 +33,7 @@ def test_modules_of_known_classes_alone_are_rewritten_and_all_are_given_back(
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
-def test_gradients_are_those_of_the_original_forwards(kind: str) -> None:
+def test_gradients_match_the_original_forwards(kind: str) -> None:
     case = Case(kind, TWO)
     batches = [case.batch(0), case.batch(1, slice(0, 5))]
     sums, grads = case.gradients(batches)
@@ -60,51 +58,53 @@ def test_detached_adapters_leave_the_fused_modules() -> None:
     with case.adapters.routed(pack.pack([pack.Item(case.rows[0])], 1, case.adapters.device), training=True):
         case.adapters.detach()
         active = [module.active_adapters() for module in fused.fused_modules(case.decoder.model)]
-    assert all(each is not None and each[0] is None for each in active)
+    assert all(adapters is not None and adapters[0] is None for adapters in active)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_filling_rows_up_changes_no_number(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
+def test_padding_changes_no_number(monkeypatch: pytest.MonkeyPatch, dropout: float) -> None:
     case = Case("mistral", (AdapterSpec(4, 9.0, dropout=dropout), AdapterSpec(3, 2.0, dropout=dropout)))
     batches = [case.batch(0, noise=3), case.batch(1, slice(0, 5), noise=4)]
     sums, grads = case.gradients(batches)
     monkeypatch.setitem(pack.ROUNDING, "cpu", 64)
-    filled_sums, filled_grads = case.gradients(batches)
+    padded_sums, padded_grads = case.gradients(batches)
     for name, expected in vars(sums).items():
-        expect_close(getattr(filled_sums, name), expected)
-    expect_close(filled_grads, grads)
+        expect_close(getattr(padded_sums, name), expected)
+    expect_close(padded_grads, grads)
 
 
-def test_a_filled_row_is_a_multiple_and_asks_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_padded_row_is_a_multiple_of_the_rounding_and_has_no_more_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     case = Case("llama")
     items = [pack.Item(row, example=at) for at, row in enumerate(case.rows)]
     plain = pack.pack(items, 1, case.adapters.device, keep=True)
     monkeypatch.setitem(pack.ROUNDING, "cpu", 64)
-    filled = pack.pack(items, 1, case.adapters.device, keep=True)
-    onto = pack.pack_onto(filled, items, items, 1, case.adapters.device)
-    assert filled.tokens % 64 == 0
+    padded = pack.pack(items, 1, case.adapters.device, keep=True)
+    onto = pack.pack_onto(padded, items, items, 1, case.adapters.device)
+    assert padded.tokens % 64 == 0
     assert onto.tokens % 64 == 0
-    assert filled.tokens > plain.tokens
-    assert torch.equal(filled.targets, plain.targets)
-    assert torch.equal(filled.predicting, plain.predicting)
-    assert filled.slot_spans == [(0, 0, filled.tokens)]
+    assert padded.tokens > plain.tokens
+    assert torch.equal(padded.targets, plain.targets)
+    assert torch.equal(padded.predicting, plain.predicting)
+    assert padded.slot_spans == [(0, 0, padded.tokens)]
     assert onto.attention.gather is not None
-    assert onto.attention.gather.max().item() == filled.tokens + onto.tokens - 1
+    assert onto.attention.gather.max().item() == padded.tokens + onto.tokens - 1
     assert len(onto.attention.gather) == sum(onto.attention.key_lengths)
 
 
-def test_swiglu_and_its_gradients() -> None:
+def test_swiglu_and_its_gradients_match_autograd() -> None:
     gate, up = (torch.randn(5, 7, dtype=torch.float64, requires_grad=True) for _ in range(2))
     out = torch.nn.functional.silu(gate) * up
     grad = torch.randn_like(out)
     expected = torch.autograd.grad(out, (gate, up), grad)
-    found = kernels.swiglu_grads(gate.detach(), up.detach(), grad)
-    for a, b in zip(found, (*expected, out.detach()), strict=True):
+    grads = kernels.swiglu_grads(gate.detach(), up.detach(), grad)
+    for a, b in zip(grads, (*expected, out.detach()), strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(kernels.swiglu(gate.detach(), up.detach()), out.detach())
 
 
-def test_rotating_back_is_the_gradient_of_rotating() -> None:
+def test_rotating_backward_is_the_gradient_of_rotating() -> None:
     q, k = torch.randn(5, 4, 6, dtype=torch.float64), torch.randn(5, 2, 6, dtype=torch.float64)
     cos, sin = (torch.randn(5, 6, dtype=torch.float64) for _ in range(2))
     q.requires_grad_()

@@ -9,7 +9,7 @@ torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("kind", ["llama", "phi", "gemma2", "cohere", "granite"])
-def test_logits_are_those_of_the_models_own_forward(kind: str) -> None:
+def test_logits_match_the_models_own_forward(kind: str) -> None:
     model = tiny_model(kind)
     ids = torch.arange(3, 20)[None]
     hidden = model.base_model(ids).last_hidden_state[0]
@@ -17,26 +17,24 @@ def test_logits_are_those_of_the_models_own_forward(kind: str) -> None:
 
 
 @pytest.mark.parametrize("chunk", [16, 1000])
-def test_log_probs_and_gradients_are_those_of_a_log_softmax(
-    chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_log_probs_and_gradients_match_a_log_softmax(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "CHUNK_BYTES", chunk * 4 * 50)
     head = Head(torch.nn.Linear(8, 50), factor=0.5, softcap=3.0)
     hidden = torch.randn(37, 8, requires_grad=True)
     targets = torch.randint(0, 50, (37,))
     weights = torch.randn(37)
-    found = target_log_probs(hidden, head, targets)
+    log_probs = target_log_probs(hidden, head, targets)
     expected = head.logits(hidden).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(found, expected)
-    grads = [torch.autograd.grad((each * weights).sum(), hidden)[0] for each in (found, expected)]
+    torch.testing.assert_close(log_probs, expected)
+    grads = [torch.autograd.grad((values * weights).sum(), hidden)[0] for values in (log_probs, expected)]
     torch.testing.assert_close(*grads)
 
 
-def test_no_more_logits_than_a_chunk_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_chunk_of_logits_exists_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "CHUNK_BYTES", 20 * 4 * 50)
-    seen: list[int] = []
+    chunks: list[int] = []
     output = torch.nn.Linear(8, 50)
-    output.register_forward_hook(lambda _module, _args, logits: seen.append(logits.shape[0]))
+    output.register_forward_hook(lambda _module, _args, logits: chunks.append(logits.shape[0]))
     hidden = torch.randn(50, 8, requires_grad=True)
     target_log_probs(hidden, Head(output), torch.zeros(50, dtype=torch.long)).sum().backward()
-    assert seen == [20, 20, 10]  # each once: nothing is computed again in the backward
+    assert chunks == [20, 20, 10]  # once each: the backward recomputes nothing

@@ -1,4 +1,4 @@
-"""Rules that judge a trial, on series made up for each rule and on trials that really go well and wrong."""
+"""Health rules, on a made-up series for each rule and on real trials that learn or diverge."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ Series = Callable[[int], float]
 
 
 def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series) -> dict[str, list[int]]:
-    """The steps at which each sign is told, for a healthy trial but for what `series` says, in nats."""
+    """Steps at which each issue is reported, by title. All but `series` is healthy; rewards in nats."""
     rng = np.random.default_rng(seed)
     health = Health(HealthContext(beta, 0.5, warmup=10, steps=STEPS))
     healthy: dict[str, Series] = {
@@ -33,9 +33,9 @@ def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series
         "loss": lambda step: 0.5 - 0.002 * step,
         "grad": lambda step: 1.0,
     }
-    told: dict[str, list[int]] = {}
+    reported: dict[str, list[int]] = {}
     for step in range(1, STEPS + 1):
-        now = {name: each(step) for name, each in (healthy | series).items()}
+        now = {name: value(step) for name, value in (healthy | series).items()}
         for name in ("chosen", "rejected", "kl"):
             now[name] += noise * rng.normal() * min(1, step / 20)
         row = {
@@ -47,78 +47,78 @@ def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series
         }
         if "eval" in now:
             row["eval/common_loss"] = now["eval"]
-        for finding in health.check(step, row):
-            told.setdefault(finding.title, []).append(step)
-    return told
+        for issue in health.check(step, row):
+            reported.setdefault(issue.title, []).append(step)
+    return reported
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("seed", range(20))
-def test_a_healthy_trial_is_left_in_peace(seed: int, beta: float) -> None:
+def test_a_healthy_trial_has_no_issue(seed: int, beta: float) -> None:
     assert judge(seed=seed, beta=beta, noise=5.0) == {}
 
 
 @pytest.mark.parametrize("beta", [0.02, 0.1, 0.5])
-def test_divergence_is_told_first_and_then_ends_the_trial(beta: float) -> None:
-    told = judge(beta=beta, chosen=lambda step: -1.0 * step, rejected=lambda step: -1.2 * step)
+def test_divergence_is_reported_before_it_ends_the_trial(beta: float) -> None:
+    reported = judge(beta=beta, chosen=lambda step: -1.0 * step, rejected=lambda step: -1.2 * step)
     # The mean over the last 20 steps passes -20 nats about 10 steps after the series does, and -50 likewise.
-    assert 30 <= told["desirable rewards far below the reference"][0] <= 36
-    assert 58 <= told["diverged"][0] <= 62
+    assert 30 <= reported["desirable rewards far below the reference"][0] <= 36
+    assert 58 <= reported["diverged"][0] <= 62
 
 
-def test_rewards_that_come_back_are_not_given_up() -> None:
-    told = judge(chosen=lambda step: -100 + step, rejected=lambda step: -110 + step)
-    assert "diverged" not in told
-    assert told["desirable rewards far below the reference"] == [WINDOW]
+def test_recovering_rewards_do_not_end_the_trial() -> None:
+    reported = judge(chosen=lambda step: -100 + step, rejected=lambda step: -110 + step)
+    assert "diverged" not in reported
+    assert reported["desirable rewards far below the reference"] == [WINDOW]
 
 
-def test_a_trial_that_is_lost_and_still_is_given_up() -> None:
-    told = judge(chosen=lambda step: -4.0 * min(step, 20), rejected=lambda step: -5.0 * min(step, 20))
-    assert told["diverged"][0] <= 25
+def test_low_rewards_that_do_not_recover_end_the_trial() -> None:
+    reported = judge(chosen=lambda step: -4.0 * min(step, 20), rejected=lambda step: -5.0 * min(step, 20))
+    assert reported["diverged"][0] <= 25
 
 
 @pytest.mark.parametrize(("sign", "title"), [(-1, "KL diverged"), (1, "KL diverged")])
-def test_kl_that_runs_away_ends_the_trial(sign: int, title: str) -> None:
-    told = judge(kl=lambda step: sign * 2.5 * step)
-    assert told["KL large"][0] < told[title][0] <= 100
+def test_growing_kl_ends_the_trial(sign: int, title: str) -> None:
+    reported = judge(kl=lambda step: sign * 2.5 * step)
+    assert reported["KL large"][0] < reported[title][0] <= 100
     assert title not in judge(kl=lambda step: sign * 100 * (1 - math.exp(-step / 30)))
 
 
-def test_a_reference_point_that_hides_the_examples() -> None:
+def test_a_reference_point_that_saturates_the_loss_is_reported() -> None:
     assert "KL large" in judge(beta=0.5, kl=lambda step: 0.1 * step)
     assert "KL large" not in judge(beta=0.1, kl=lambda step: 0.1 * step)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_trial_at_once(bad: float) -> None:
+def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bad: float) -> None:
     assert judge(loss=lambda step: bad if step == 7 else 0.5)["loss not finite"] == [7]
 
 
-def test_one_bad_gradient_is_told_and_many_end_the_trial() -> None:
-    told = judge(grad=lambda step: math.nan if step == 30 else 1.0)
-    assert told == {"gradient not finite": [30]}
-    told = judge(grad=lambda step: math.inf if step >= 30 else 1.0)
-    assert told["gradient not finite"] == [30]
-    assert told["no usable gradient"] == [30 + STUCK - 1]
+def test_one_bad_gradient_is_reported_and_many_end_the_trial() -> None:
+    reported = judge(grad=lambda step: math.nan if step == 30 else 1.0)
+    assert reported == {"gradient not finite": [30]}
+    reported = judge(grad=lambda step: math.inf if step >= 30 else 1.0)
+    assert reported["gradient not finite"] == [30]
+    assert reported["no usable gradient"] == [30 + STUCK - 1]
 
 
-def test_rewards_that_do_not_move() -> None:
-    nothing: dict[str, Series] = {"chosen": lambda step: 0.004, "rejected": lambda step: -0.004}
-    assert judge(noise=0, **nothing) == {"rewards stay at 0": [30]}
+def test_rewards_that_stay_at_0_are_reported() -> None:
+    still: dict[str, Series] = {"chosen": lambda step: 0.004, "rejected": lambda step: -0.004}
+    assert judge(noise=0, **still) == {"rewards stay at 0": [30]}
     collapsed: dict[str, Series] = {
         "chosen": lambda step: 3.0 if step < 60 else 0.0,
         "rejected": lambda step: -3.0 if step < 60 else 0.0,
     }
-    told = judge(noise=0, **collapsed)
-    assert told["rewards stay at 0"] == [79]
-    assert told["margin falling"]
+    reported = judge(noise=0, **collapsed)
+    assert reported["rewards stay at 0"] == [79]
+    assert reported["margin falling"]
 
 
-def test_kl_that_does_not_move() -> None:
+def test_kl_that_stays_at_0_is_reported() -> None:
     assert judge(noise=0, kl=lambda step: 0.0005) == {"KL stays at 0": [30]}
 
 
-def test_margins() -> None:
+def test_negative_falling_and_flat_margins_are_reported() -> None:
     assert "margin negative" in judge(chosen=lambda step: -0.1 * step, rejected=lambda step: 0.1 * step)
     fallen = judge(chosen=lambda step: 0.4 * step if step < 100 else 40 - 2 * (step - 100))
     assert 100 < fallen["margin falling"][0] < 140
@@ -127,7 +127,7 @@ def test_margins() -> None:
     assert "margin flat" not in judge(chosen=lambda step: 2.0, rejected=lambda step: 0.0, noise=0.5)
 
 
-def test_gradient_norms_are_judged_by_beta_and_by_their_own_past() -> None:
+def test_gradient_norms_are_compared_with_beta_and_with_earlier_steps() -> None:
     spike: Series = lambda step: 200.0 if step == 50 else 1.0  # noqa: E731
     assert judge(grad=spike, beta=0.1)["gradient norm"] == [50]
     assert judge(grad=lambda step: 50.0, beta=0.1) == {}
@@ -136,28 +136,28 @@ def test_gradient_norms_are_judged_by_beta_and_by_their_own_past() -> None:
     assert judge(grad=lambda step: 0.6 if step == 50 else 0.01, beta=0.1) == {}
 
 
-def test_a_loss_above_its_start_and_an_evaluation_that_shows_nothing() -> None:
+def test_a_loss_above_its_initial_value_and_an_evaluation_no_better_than_untrained_are_reported() -> None:
     assert judge(loss=lambda step: 0.6, noise=0.1)["loss above its initial value"][0] == WINDOW
-    told = judge(eval=lambda step: 0.5)
-    assert told["no better than untrained"] == [STEPS // 2]
+    reported = judge(eval=lambda step: 0.5)
+    assert reported["no better than untrained"] == [STEPS // 2]
     assert judge(eval=lambda step: 0.45) == {}
 
 
-def test_a_sign_is_told_once_an_episode() -> None:
-    told = judge(grad=lambda step: 500.0 if step < 40 or 90 < step < 120 else 1.0)
-    assert told["gradient norm"] == [1, 91]
-    told = judge(grad=lambda step: 500.0 if step % (WINDOW - 2) == 0 else 1.0)
-    assert len(told["gradient norm"]) == 1
+def test_an_issue_is_reported_once_per_episode() -> None:
+    reported = judge(grad=lambda step: 500.0 if step < 40 or 90 < step < 120 else 1.0)
+    assert reported["gradient norm"] == [1, 91]
+    reported = judge(grad=lambda step: 500.0 if step % (WINDOW - 2) == 0 else 1.0)
+    assert len(reported["gradient norm"]) == 1
 
 
 def test_batches_of_one_label_still_have_a_margin() -> None:
     """Batch size 1: no row ever has both rewards."""
     health = Health(HealthContext(0.1, 0.5, warmup=0, steps=400))
-    found: list[HealthIssue] = []
+    issues: list[HealthIssue] = []
     for step in range(1, 300):
         side, value = ("chosen", -0.02) if step % 2 else ("rejected", 0.02)
-        found += health.check(step, {f"rewards/{side}": value * step * 0.1, "loss": 0.5, "grad_norm": 1.0})
-    assert "margin negative" in [finding.title for finding in found]
+        issues += health.check(step, {f"rewards/{side}": value * step * 0.1, "loss": 0.5, "grad_norm": 1.0})
+    assert "margin negative" in [issue.title for issue in issues]
 
 
 def test_trends() -> None:
@@ -173,7 +173,7 @@ def test_trends() -> None:
 
 
 class Notes:
-    """A Report that keeps what is said of the trial."""
+    """A Report that records notes, alerts and steps."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -208,15 +208,15 @@ def test_issues_become_notes_and_alerts_and_reported_ones_are_not_repeated(tmp_p
     for log in (first, again):
         log.log(2, row)
         log.close()
-    told = "the gradient norm is 1e+06; try a larger warmup_ratio, and max_grad_norm above 0"
-    assert reports[0].notes == [f"WARNING: step 1: gradient norm: {told}"]
-    assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {told}")]
+    text = "the gradient norm is 1e+06; try a larger warmup_ratio, and max_grad_norm above 0"
+    assert reports[0].notes == [f"WARNING: step 1: gradient norm: {text}"]
+    assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {text}")]
     assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])
     assert reports[1].notes == []
 
 
 @pytest.fixture(scope="module")
-def session(home: Home) -> WorkerContext:
+def context(home: Home) -> WorkerContext:
     return WorkerContext(home, torch.device("cpu"))
 
 
@@ -226,18 +226,18 @@ def real_trial(**more: float) -> Trial:
     return Trial(model_size="tiny", dataset=str(rows), **values | more)  # type: ignore[arg-type]
 
 
-def test_a_real_trial_that_learns_is_left_in_peace(session: WorkerContext, tmp_path: Path) -> None:
+def test_a_real_trial_that_learns_has_no_issue(context: WorkerContext, tmp_path: Path) -> None:
     report = Notes()
-    result = train_trial(session, real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
+    result = train_trial(context, real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
     assert result.summary["eval/common_loss"] < 0.4  # type: ignore[operator]
     assert report.alerts == []
     assert not any(note.startswith("WARNING") for note in report.notes)
 
 
-def test_a_real_trial_that_diverges_is_ended(session: WorkerContext, tmp_path: Path) -> None:
+def test_a_real_trial_that_diverges_fails(context: WorkerContext, tmp_path: Path) -> None:
     report = Notes()
     with pytest.raises(TrialFailure) as caught:
-        train_trial(session, real_trial(learning_rate=3e-2), tmp_path, report, lambda: False)
+        train_trial(context, real_trial(learning_rate=3e-2), tmp_path, report, lambda: False)
     assert caught.value.cause is FailureCause.DIVERGED
     assert "nats less likely than before training" in caught.value.message
     assert report.steps == list(range(1, len(report.steps) + 1))

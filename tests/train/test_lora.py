@@ -21,32 +21,32 @@ def test_all_linear_is_every_linear_layer_but_the_output() -> None:
     assert "lm_head" not in names
 
 
-def test_targets_are_last_parts_of_names() -> None:
+def test_targets_are_the_last_part_of_a_layers_name() -> None:
     assert list(find_targets(tiny_model(), ("v_proj", "q_proj"))) == [
         f"model.layers.{layer}.self_attn.{name}" for layer in (0, 1) for name in ("q_proj", "v_proj")
     ]
 
 
 @pytest.mark.parametrize("name", ["proj", "query", "lm_head", "embed_tokens"])
-def test_a_target_that_is_no_linear_layer_is_an_error_that_names_those_there_are(name: str) -> None:
+def test_a_target_that_is_not_a_linear_layer_is_an_error_that_lists_the_linear_layers(name: str) -> None:
     with pytest.raises(UsageError, match=f"named '{name}'") as caught:
         find_targets(tiny_model(), ("q_proj", name))
     assert "down_proj, gate_proj" in caught.value.hint
 
 
-def test_the_start_depends_on_the_trial_alone() -> None:
+def test_initial_weights_depend_only_on_the_trial() -> None:
     spec = AdapterSpec(4, 8.0, seed=3, targets=("q_proj",))
     alone = stack(rank=4, targets=(("q_proj",),))
     alone.start(0, spec)
-    crowded = stack(slots=3, rank=32)
-    crowded.start(0, AdapterSpec(32, 8.0, seed=1))
-    crowded.start(2, spec)
-    expected, found = alone.tensors(0), crowded.tensors(2)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    shared = stack(slots=3, rank=32)
+    shared.start(0, AdapterSpec(32, 8.0, seed=1))
+    shared.start(2, spec)
+    expected, tensors = alone.tensors(0), shared.tensors(2)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_a_begins_uniform_within_one_over_the_root_of_in_and_b_zero() -> None:
+def test_a_starts_uniform_within_one_over_the_root_of_its_inputs_and_b_at_zero() -> None:
     adapters = stack()
     adapters.start(0, AdapterSpec(8, 8.0))
     tensors = adapters.tensors(0)
@@ -61,7 +61,7 @@ def test_a_begins_uniform_within_one_over_the_root_of_in_and_b_zero() -> None:
     assert not torch.equal(a, other)
 
 
-def test_slots_can_be_started_and_stopped_while_others_stay() -> None:
+def test_slots_start_and_stop_without_changing_others() -> None:
     adapters = stack(slots=2)
     adapters.start(0, AdapterSpec(8, 8.0, seed=1))
     before = adapters.tensors(0)
@@ -73,7 +73,7 @@ def test_slots_can_be_started_and_stopped_while_others_stay() -> None:
         adapters.tensors(1)
 
 
-def test_started_with_tensors_it_has_those() -> None:
+def test_a_slot_can_start_from_tensors() -> None:
     adapters = stack(slots=2, rank=8)
     spec = AdapterSpec(3, 8.0, seed=1)
     adapters.start(0, spec)
@@ -82,7 +82,7 @@ def test_started_with_tensors_it_has_those() -> None:
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in adapters.tensors(1).items())
 
 
-def test_outside_routed_the_model_is_the_base_model_and_after_detach_too() -> None:
+def test_the_model_is_the_base_model_outside_routed_and_after_detach() -> None:
     model = tiny_model()
     ids = torch.arange(3, 20)[None]
     expected = model(ids).logits
@@ -120,14 +120,14 @@ def test_dropout_zeroes_its_share_of_features_and_keeps_the_mean() -> None:
     items = [Item(row, int(at >= 20), at, noise=int(hash64(at)[0])) for at, row in enumerate(rows)]  # type: ignore[arg-type]
     packed = pack(items, 2, CPU)
     with adapters.routed(packed, training=True):
-        seen = layer(torch.ones(1, packed.tokens, 64))[0]
+        output = layer(torch.ones(1, packed.tokens, 64))[0]
     for (_, start, end), chance in zip(packed.slot_spans, (0.25, 0.6), strict=True):
-        share = (seen[start:end] == 0).double().mean().item()
-        sigma = (chance * (1 - chance) / seen[start:end].numel()) ** 0.5
+        share = (output[start:end] == 0).double().mean().item()
+        sigma = (chance * (1 - chance) / output[start:end].numel()) ** 0.5
         assert abs(share - chance) < 5 * sigma
-        kept = seen[start:end][seen[start:end] != 0]
+        kept = output[start:end][output[start:end] != 0]
         assert kept.unique().tolist() == pytest.approx([1 / (1 - chance)])
-        by_feature = (seen[start:end] == 0).double().mean(0)  # no feature is dropped always or never
+        by_feature = (output[start:end] == 0).double().mean(0)  # no feature is dropped always or never
         assert (by_feature - chance).abs().max() < 6 * (chance * (1 - chance) / (end - start)) ** 0.5
     with adapters.routed(packed, training=False):
         assert torch.equal(layer(torch.ones(1, packed.tokens, 64))[0], torch.ones(packed.tokens, 64))

@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cotrain_cases import Recorder
+from cotrainer_cases import Recorder
 
 from kto_sweep.train.trial.metrics_log import MetricsLog
 from kto_sweep.trial import Trial
@@ -16,7 +16,7 @@ def metrics_log(path: Path) -> tuple[MetricsLog, Recorder]:
     return MetricsLog(path, report, TRIAL, (1, 1)), report
 
 
-def written(path: Path, steps: int) -> None:
+def write_rows(path: Path, steps: int) -> None:
     log, _ = metrics_log(path)
     log.resume(9, 0, None)
     for step in range(1, steps + 1):
@@ -25,9 +25,9 @@ def written(path: Path, steps: int) -> None:
     log.close()
 
 
-def test_rows_after_the_place_come_again_and_those_before_it_are_kept(tmp_path: Path) -> None:
+def test_resume_keeps_the_rows_before_its_step_and_drops_the_later_ones(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    written(path, 5)
+    write_rows(path, 5)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5]
     log, report = metrics_log(path)
     assert log.has(5)
@@ -42,9 +42,9 @@ def test_rows_after_the_place_come_again_and_those_before_it_are_kept(tmp_path: 
 
 
 @pytest.mark.parametrize("end", ["", '{"step": 3, "lo', "rubbish\n", '{"step": 5}\n', "[]\n"])
-def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path, end: str) -> None:
+def test_a_row_that_a_crash_cut_off_does_not_count(tmp_path: Path, end: str) -> None:
     path = tmp_path / "rows.jsonl"
-    written(path, 2)
+    write_rows(path, 2)
     with path.open("a") as file:
         file.write(end)
     log, report = metrics_log(path)
@@ -57,7 +57,7 @@ def test_what_a_crash_left_half_written_does_not_count(tmp_path: Path, end: str)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_rows_that_somebody_removes_are_on_disk_again_with_the_next_checkpoint(tmp_path: Path) -> None:
+def test_removed_rows_are_written_again_with_the_next_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint" / "rows.jsonl"
     log, _ = metrics_log(path)
     log.resume(9, 0, None)
@@ -71,7 +71,7 @@ def test_rows_that_somebody_removes_are_on_disk_again_with_the_next_checkpoint(t
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0, 3.0]
 
 
-def test_a_checkpoint_that_is_never_written_leaves_nothing_open(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_never_written_leaves_no_file_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     log, _ = metrics_log(tmp_path / "rows.jsonl")
     log.resume(9, 0, None)

@@ -25,80 +25,80 @@ ITEMS = [
 ]
 
 
-def test_worked_example() -> None:
-    found = pack(ITEMS, 4, CPU)
-    assert found.ids.tolist() == [10, 11, 12, 20, 13, 14, 15, 23, 24]
-    assert found.positions.tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3]
-    assert found.predicting.tolist() == [2, 3, 4, 6, 7, 8]
-    assert found.targets.tolist() == [20, 21, 22, 23, 24, 25]
-    assert found.examples.tolist() == [0, 0, 1, 2, 2, 2]
-    assert found.attention.query_ends.tolist() == found.attention.key_ends.tolist() == [0, 4, 5, 9]
-    assert found.slot_ends.tolist() == [4, 4, 9, 9]
-    assert found.slot_spans == [(0, 0, 4), (2, 4, 9)]
+def test_a_worked_example() -> None:
+    packed = pack(ITEMS, 4, CPU)
+    assert packed.ids.tolist() == [10, 11, 12, 20, 13, 14, 15, 23, 24]
+    assert packed.positions.tolist() == [0, 1, 2, 3, 0, 0, 1, 2, 3]
+    assert packed.predicting.tolist() == [2, 3, 4, 6, 7, 8]
+    assert packed.targets.tolist() == [20, 21, 22, 23, 24, 25]
+    assert packed.examples.tolist() == [0, 0, 1, 2, 2, 2]
+    assert packed.attention.query_ends.tolist() == packed.attention.key_ends.tolist() == [0, 4, 5, 9]
+    assert packed.slot_ends.tolist() == [4, 4, 9, 9]
+    assert packed.slot_spans == [(0, 0, 4), (2, 4, 9)]
 
 
-def test_worked_example_of_mismatched_completions_on_kept_prompts() -> None:
+def test_a_worked_example_of_mismatched_completions_on_kept_prompts() -> None:
     base = pack(ITEMS, 4, CPU, keep=True)
-    found = pack_onto(base, ITEMS, [ITEMS[0], ITEMS[2]], 4, CPU)
-    assert found.ids.tolist() == [12, 30, 31, 15, 34]
-    assert found.positions.tolist() == [2, 3, 4, 1, 2]
-    assert found.predicting.tolist() == [0, 1, 2, 3, 4]
-    assert found.targets.tolist() == [30, 31, 32, 34, 35]
-    assert found.examples.tolist() == [0, 0, 0, 2, 2]
-    assert found.attention.query_ends.tolist() == [0, 3, 5]
-    assert found.attention.key_ends.tolist() == [0, 5, 8]
-    assert found.attention.gather is not None
+    packed = pack_onto(base, ITEMS, [ITEMS[0], ITEMS[2]], 4, CPU)
+    assert packed.ids.tolist() == [12, 30, 31, 15, 34]
+    assert packed.positions.tolist() == [2, 3, 4, 1, 2]
+    assert packed.predicting.tolist() == [0, 1, 2, 3, 4]
+    assert packed.targets.tolist() == [30, 31, 32, 34, 35]
+    assert packed.examples.tolist() == [0, 0, 0, 2, 2]
+    assert packed.attention.query_ends.tolist() == [0, 3, 5]
+    assert packed.attention.key_ends.tolist() == [0, 5, 8]
+    assert packed.attention.gather is not None
     # Prompt tokens from the kept row of 9, then its own tokens behind it.
-    assert found.attention.gather.tolist() == [0, 1, 9, 10, 11, 5, 12, 13]
-    assert found.attention.prefix is base.attention.keep
-    assert found.slot_ends.tolist() == [3, 3, 5, 5]
+    assert packed.attention.gather.tolist() == [0, 1, 9, 10, 11, 5, 12, 13]
+    assert packed.attention.prefix is base.attention.keep
+    assert packed.slot_ends.tolist() == [3, 3, 5, 5]
 
 
-BEGINNING = [*range(40, 50)]
-ALIKE = [
-    Item(row([*BEGINNING, 1, 2], [20, 21], [30, 31]), slot=0, example=0),
+PREFIX = [*range(40, 50)]
+SHARING = [
+    Item(row([*PREFIX, 1, 2], [20, 21], [30, 31]), slot=0, example=0),
     Item(row([9], [22, 23], [32]), slot=0, example=1),
-    Item(row([*BEGINNING, 1, 2], [24], [33, 34]), slot=0, example=2),
-    Item(row([*BEGINNING, 3], [25, 26], [35]), slot=1, example=3),
+    Item(row([*PREFIX, 1, 2], [24], [33, 34]), slot=0, example=2),
+    Item(row([*PREFIX, 3], [25, 26], [35]), slot=1, example=3),
 ]
 
 
-def seen(found: Pack, base: Pack | None = None) -> dict[int, list[int]]:
-    """For each example the tokens that its last prediction is made from, itself included."""
-    ids = torch.cat([base.ids, found.ids]) if base else found.ids
-    gather = found.attention.gather
-    keys = (torch.arange(found.tokens) if gather is None else gather).split(found.attention.key_lengths)
-    ends = found.attention.query_ends.tolist()
+def attended(packed: Pack, base: Pack | None = None) -> dict[int, list[int]]:
+    """For each example, the tokens that its last prediction attends to, its own included."""
+    ids = torch.cat([base.ids, packed.ids]) if base else packed.ids
+    gather = packed.attention.gather
+    keys = (torch.arange(packed.tokens) if gather is None else gather).split(packed.attention.key_lengths)
+    ends = packed.attention.query_ends.tolist()
     return {
         int(example): ids[keys[next(i for i, end in enumerate(ends[1:]) if at < end)]].tolist()
-        for at, example in zip(found.predicting.tolist(), found.examples.tolist(), strict=True)
+        for at, example in zip(packed.predicting.tolist(), packed.examples.tolist(), strict=True)
     }
 
 
-def test_what_prompts_of_a_slot_begin_with_is_fed_once() -> None:
-    base = pack(ALIKE, 2, CPU, keep=True)
-    in_full = sum(len(item.row.prompt) + len(item.row.completion) - 1 for item in ALIKE)
-    assert base.tokens == in_full - 11  # all but the last token of a prompt that is there twice
-    assert seen(base) == {
-        0: [*BEGINNING, 1, 2, 20], 1: [9, 22], 2: [*BEGINNING, 1, 2], 3: [*BEGINNING, 3, 25]
+def test_a_prefix_that_prompts_of_a_slot_share_is_fed_once() -> None:
+    base = pack(SHARING, 2, CPU, keep=True)
+    in_full = sum(len(item.row.prompt) + len(item.row.completion) - 1 for item in SHARING)
+    assert base.tokens == in_full - 11  # all but the last token of the prompt that comes twice
+    assert attended(base) == {
+        0: [*PREFIX, 1, 2, 20], 1: [9, 22], 2: [*PREFIX, 1, 2], 3: [*PREFIX, 3, 25]
     }  # fmt: skip
     assert base.positions[base.predicting].tolist() == [0, 1, 11, 12, 11, 10, 11]
-    onto = pack_onto(base, ALIKE, ALIKE, 2, CPU)
-    assert seen(onto, base) == {
-        0: [*BEGINNING, 1, 2, 30], 1: [9], 2: [*BEGINNING, 1, 2, 33], 3: [*BEGINNING, 3]
+    onto = pack_onto(base, SHARING, SHARING, 2, CPU)
+    assert attended(onto, base) == {
+        0: [*PREFIX, 1, 2, 30], 1: [9], 2: [*PREFIX, 1, 2, 33], 3: [*PREFIX, 3]
     }  # fmt: skip
 
 
 def test_with_dropout_each_example_has_its_own_prompt() -> None:
-    items = [replace(item, noise=1 + item.example) for item in ALIKE]
-    found = pack(items, 2, CPU)
-    assert found.attention.gather is None
-    assert found.attention.query_lengths == [13, 2, 12, 12]
+    items = [replace(item, noise=1 + item.example) for item in SHARING]
+    packed = pack(items, 2, CPU)
+    assert packed.attention.gather is None
+    assert packed.attention.query_lengths == [13, 2, 12, 12]
 
 
-def test_beginnings_that_save_little_are_not_shared() -> None:
+def test_prefixes_that_save_little_are_not_shared() -> None:
     long = [*range(300, 600)]
-    items = [Item(row([*BEGINNING, at], long, [1]), example=at) for at in range(2)]
+    items = [Item(row([*PREFIX, at], long, [1]), example=at) for at in range(2)]
     assert pack(items, 1, CPU).attention.gather is None
 
 
@@ -110,36 +110,37 @@ prompts = st.lists(
 
 
 @given(prompts)
-def test_the_pieces_of_a_tree_put_every_prompt_together(rows: list[np.ndarray]) -> None:
-    pieces = tree(rows)
-    assert sorted(piece.row for piece in pieces if piece.last) == list(range(len(rows)))
+def test_the_segments_of_a_tree_make_up_every_prompt(rows: list[np.ndarray]) -> None:
+    segments = tree(rows)
+    assert sorted(segment.row for segment in segments if segment.last) == list(range(len(rows)))
 
     def read(at: int) -> list[int]:
-        piece = pieces[at]
-        before = [] if piece.after is None else read(piece.after)
-        assert piece.after is None or (piece.after < at and not pieces[piece.after].last)
-        assert len(before) == piece.begin < piece.end
-        return before + rows[piece.row][piece.begin : piece.end].tolist()
+        segment = segments[at]
+        before = [] if segment.after is None else read(segment.after)
+        assert segment.after is None or (segment.after < at and not segments[segment.after].last)
+        assert len(before) == segment.begin < segment.end
+        return before + rows[segment.row][segment.begin : segment.end].tolist()
 
-    for at, piece in enumerate(pieces):
-        if piece.last:
-            assert read(at) == rows[piece.row].tolist()
-    assert sum(piece.end - piece.begin for piece in pieces) <= sum(map(len, rows))
+    for at, segment in enumerate(segments):
+        if segment.last:
+            assert read(at) == rows[segment.row].tolist()
+    assert sum(segment.end - segment.begin for segment in segments) <= sum(map(len, rows))
 
 
-def test_a_prompt_within_a_prompt_and_a_prompt_thrice() -> None:
+def test_a_prompt_within_a_prompt_and_a_prompt_three_times() -> None:
     long = np.arange(40)
-    pieces = tree([long, long[:20], long, long, np.array([7])])
-    fed = sum(piece.end - piece.begin for piece in pieces)
-    assert fed == 39 + 4 + 1  # the long one once, the last token of each that is in it, the other
+    segments = tree([long, long[:20], long, long, np.array([7])])
+    fed = sum(segment.end - segment.begin for segment in segments)
+    # The long prompt once, the last tokens of its three copies and of its part, the other prompt.
+    assert fed == 39 + 4 + 1
 
 
-def test_items_must_come_by_slot() -> None:
+def test_items_must_be_sorted_by_slot() -> None:
     with pytest.raises(ValueError, match="not sorted by slot"):
         pack(ITEMS[::-1], 4, CPU)
 
 
-def test_partners_completions_are_cut_to_fit_and_have_a_token_at_least() -> None:
+def test_a_partners_completion_is_cut_to_fit_but_keeps_a_token() -> None:
     rows = [TokenRow([1] * 6, [2] * 9, True, 0), TokenRow([3] * 10, [4] * 5, False, 1)]
     paired = pair_rows(rows, [1, 0], max_length=10)
     assert [row.mismatched.tolist() for row in paired] == [[4] * 4, [2]]
@@ -148,7 +149,7 @@ def test_partners_completions_are_cut_to_fit_and_have_a_token_at_least() -> None
 
 def test_dropout_keys_depend_on_the_example_and_not_on_its_neighbours() -> None:
     rows = pair_rows(token_rows(3), [1, 2, 0], 40)
-    items = [Item(each, example=at, noise=at * 77) for at, each in enumerate(rows)]
+    items = [Item(row, example=at, noise=at * 77) for at, row in enumerate(rows)]
     together = pack(items, 1, CPU)
     apart = torch.cat([pack([item], 1, CPU).noise for item in items])
     assert torch.equal(together.noise, apart)
@@ -165,7 +166,7 @@ def test_prompts_have_the_same_dropout_keys_in_both_passes_and_completions_other
     assert torch.equal(in_full.noise[2:], onto.noise)
 
 
-def test_mix_is_splitmix64() -> None:
+def test_hash64_is_splitmix64() -> None:
     # First outputs of the generator for seed 1234567, published with Java's SplittableRandom.
     step = 0x9E3779B97F4A7C15
     seeds = np.array([1234567, (1234567 + step) % 2**64], dtype=np.uint64).view(np.int64)

@@ -35,13 +35,13 @@ def long_rows(n: int) -> list[PairedRow]:
     return [PairedRow(np.full(1000, at), np.full(500, at), np.full(400, at), True) for at in range(n)]
 
 
-def values(asked: Sequence[PairedRow]) -> Scores:
-    """Some function of the rows."""
-    return np.array([[-row.completion.sum() / 7, -row.mismatched.sum() / 7] for row in asked])
+def values(batch: Sequence[PairedRow]) -> Scores:
+    """Values that depend on the rows alone."""
+    return np.array([[-row.completion.sum() / 7, -row.mismatched.sum() / 7] for row in batch])
 
 
 class Counting:
-    """`values`, and how many rows were asked for; a clock that a row moves by `seconds`."""
+    """Computes `values` and counts the rows; its clock advances by `seconds` per row."""
 
     def __init__(self, seconds: float = 0.0, fail_at: int | None = None) -> None:
         self.rows = 0
@@ -49,25 +49,25 @@ class Counting:
         self._seconds = seconds
         self._fail_at = fail_at
 
-    def __call__(self, asked: Sequence[PairedRow]) -> Scores:
+    def __call__(self, batch: Sequence[PairedRow]) -> Scores:
         if self._fail_at is not None and self.rows >= self._fail_at:
             raise KeyboardInterrupt
-        self.rows += len(asked)
-        self.blocks.append(len(asked))
-        return values(asked)
+        self.rows += len(batch)
+        self.blocks.append(len(batch))
+        return values(batch)
 
     def clock(self) -> float:
         return self.rows * self._seconds
 
 
-def test_values_are_the_base_models_whatever_adapters_are_there(tmp_path: Path) -> None:
+def test_values_are_those_of_the_base_model_without_adapters(tmp_path: Path) -> None:
     decoder = packed_decoder(tiny_model())
     adapters = AdapterStack(decoder.model, 1, 4, ["all-linear"])
     adapters.start(0, AdapterSpec(4, 8.0))
     adapters.weights += 0.3
     adapters.refresh()
-    found = reference_scores(
-        BASE, rows(), tmp_path, lambda asked: score(decoder, asked, MicrobatchLimit()).numpy()
+    scores = reference_scores(
+        BASE, rows(), tmp_path, lambda batch: score(decoder, batch, MicrobatchLimit()).numpy()
     )
     model = tiny_model()
     with torch.no_grad():
@@ -75,24 +75,24 @@ def test_values_are_the_base_models_whatever_adapters_are_there(tmp_path: Path) 
             [naive_log_prob(model, row.prompt, y).item() for y in (row.completion, row.mismatched)]
             for row in rows()
         ]
-    assert found == pytest.approx(np.array(naive), rel=1e-5)
+    assert scores == pytest.approx(np.array(naive), rel=1e-5)
 
 
-def test_the_second_time_nothing_is_computed(tmp_path: Path) -> None:
-    first, second, told = Counting(), Counting(), []
-    one = reference_scores(BASE, rows(), tmp_path, first)
-    two = reference_scores(BASE, rows(), tmp_path, second, lambda *counts: told.append(counts))
-    assert (first.rows, second.rows, told) == (5, 0, [])
-    assert np.array_equal(one, two)
-    assert np.array_equal(one, values(rows()))
+def test_cached_rows_are_not_computed_again(tmp_path: Path) -> None:
+    first, second, progress = Counting(), Counting(), []
+    computed = reference_scores(BASE, rows(), tmp_path, first)
+    cached = reference_scores(BASE, rows(), tmp_path, second, lambda *counts: progress.append(counts))
+    assert (first.rows, second.rows, progress) == (5, 0, [])
+    assert np.array_equal(computed, cached)
+    assert np.array_equal(computed, values(rows()))
 
 
-def test_only_rows_that_are_not_there_are_computed(tmp_path: Path) -> None:
+def test_only_rows_that_are_not_cached_are_computed(tmp_path: Path) -> None:
     many = rows(30)
     reference_scores(BASE, many[:20], tmp_path, Counting())
     more = Counting()
-    chosen = [many[at] for at in (25, 3, 19, 21, 3)]
-    assert np.array_equal(reference_scores(BASE, chosen, tmp_path, more), values(chosen))
+    subset = [many[at] for at in (25, 3, 19, 21, 3)]
+    assert np.array_equal(reference_scores(BASE, subset, tmp_path, more), values(subset))
     assert more.rows == 2
 
 
@@ -103,24 +103,24 @@ def test_rows_of_the_same_tokens_are_computed_once(tmp_path: Path) -> None:
     assert once.rows == 5
 
 
-def test_a_row_has_the_same_log_probs_whatever_rows_it_comes_with() -> None:
+def test_the_log_probs_of_a_row_do_not_depend_on_the_other_rows() -> None:
     rng = np.random.default_rng(0)
     prompts = rng.integers(3, 97, (12, 30))
     many = [PairedRow(prompt, *rng.integers(3, 97, (2, 12)), True) for prompt in [*prompts, *prompts]]
     decoder = packed_decoder(tiny_model())
     together = score(decoder, many, MicrobatchLimit())
-    for n in (1, 4, 7):  # in such parts no prompt comes twice
+    for n in (1, 4, 7):  # in parts of these sizes no prompt comes twice
         apart = [score(decoder, many[at : at + n], MicrobatchLimit()) for at in range(0, len(many), n)]
-        # Most CPUs give the same bits; on some the last of a float32 depends on how much is multiplied.
+        # Most CPUs give the same bits; on some the last of a float32 depends on the size of the product.
         torch.testing.assert_close(torch.cat(apart), together, rtol=2e-7, atol=0)
 
 
-def test_no_rows_need_no_cache(tmp_path: Path) -> None:
+def test_without_rows_no_cache_is_made(tmp_path: Path) -> None:
     assert reference_scores(BASE, [], tmp_path / "none", Counting()).shape == (0, 2)
     assert not (tmp_path / "none").exists()
 
 
-def test_the_base_model_has_a_key_of_what_values_depend_on() -> None:
+def test_the_key_of_a_base_model_contains_what_values_depend_on() -> None:
     assert ReferenceModel("weights", "none", "float32", "another name").key == BASE.key
     others = [
         ReferenceModel("w", "none", "float32"),
@@ -130,7 +130,7 @@ def test_the_base_model_has_a_key_of_what_values_depend_on() -> None:
     assert len({base.key for base in [BASE, *others]}) == 4
 
 
-def test_a_row_has_a_key_of_its_tokens() -> None:
+def test_the_key_of_a_row_depends_on_its_tokens() -> None:
     keys = [row_key(row) for row in rows()]
     assert len(set(keys)) == 5
     other_partners = pair_rows(token_rows(5), [2, 3, 4, 0, 1], 20)
@@ -138,24 +138,24 @@ def test_a_row_has_a_key_of_its_tokens() -> None:
     # max_length matters only where it cuts a completion.
     assert [row_key(row) for row in rows(max_length=15)] != keys
     assert [row_key(row) for row in rows(max_length=40)] == [row_key(row) for row in rows(max_length=400)]
-    # Tokens that move from the completion to the prompt are another row; its label is not asked for.
+    # A token that moves from the completion to the prompt changes the key; the label does not.
     ab, cd = np.array([1, 2]), np.array([3, 4])
     joined = PairedRow(np.append(ab, 3), np.array([4]), cd, True)
     assert row_key(PairedRow(ab, cd, cd, True)) != row_key(joined)
     assert row_key(PairedRow(ab, cd, cd, False)) == row_key(PairedRow(ab, cd, cd, True))
 
 
-def test_what_was_computed_before_an_interruption_is_used(tmp_path: Path) -> None:
-    many, broken = long_rows(6), Counting(seconds=4.0, fail_at=4)
+def test_rows_computed_before_an_interruption_are_not_computed_again(tmp_path: Path) -> None:
+    many, interrupted = long_rows(6), Counting(seconds=4.0, fail_at=4)
     with pytest.raises(KeyboardInterrupt):
-        reference_scores(BASE, many, tmp_path, broken, clock=broken.clock)
-    again, told = Counting(seconds=4.0), []
-    found = reference_scores(
-        BASE, many, tmp_path, again, lambda *counts: told.append(counts), clock=again.clock
+        reference_scores(BASE, many, tmp_path, interrupted, clock=interrupted.clock)
+    again, progress = Counting(seconds=4.0), []
+    scores = reference_scores(
+        BASE, many, tmp_path, again, lambda *counts: progress.append(counts), clock=again.clock
     )
     assert again.rows == 2
-    assert np.array_equal(found, values(many))
-    assert told == [(4, 6), (5, 6), (6, 6)]
+    assert np.array_equal(scores, values(many))
+    assert progress == [(4, 6), (5, 6), (6, 6)]
 
 
 def test_blocks_grow_while_they_are_fast_and_shrink_when_slow(tmp_path: Path) -> None:
@@ -169,34 +169,34 @@ def test_blocks_grow_while_they_are_fast_and_shrink_when_slow(tmp_path: Path) ->
     assert sum(slow.blocks) == 120
 
 
-def test_values_that_are_not_finite_are_refused_and_not_kept(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_refused_and_not_cached(tmp_path: Path) -> None:
     with pytest.raises(TrialFailure, match="not finite"):
-        reference_scores(BASE, rows(), tmp_path, lambda asked: np.full((len(asked), 2), np.nan))
+        reference_scores(BASE, rows(), tmp_path, lambda batch: np.full((len(batch), 2), np.nan))
     after = Counting()
     reference_scores(BASE, rows(), tmp_path, after)
     assert after.rows == 5
 
 
-def _compute_together(folder: str, barrier: Any, counts: Any, mine: list[int]) -> None:
-    def compute(asked: Sequence[PairedRow]) -> Scores:
+def _compute_together(folder: str, barrier: Any, counts: Any, indices: list[int]) -> None:
+    def compute(batch: Sequence[PairedRow]) -> Scores:
         with counts.get_lock():
-            for row in asked:
+            for row in batch:
                 counts[int(row.prompt[0])] += 1
-        time.sleep(0.02)  # so that the others come while these rows are claimed
-        return values(asked)
+        time.sleep(0.02)  # so that the other processes run while these rows are claimed
+        return values(batch)
 
     barrier.wait()
-    chosen = [long_rows(60)[at] for at in mine]
-    assert np.array_equal(reference_scores(BASE, chosen, Path(folder), compute), values(chosen))
+    subset = [long_rows(60)[at] for at in indices]
+    assert np.array_equal(reference_scores(BASE, subset, Path(folder), compute), values(subset))
 
 
-def test_processes_compute_each_row_once_and_share_them_out(tmp_path: Path) -> None:
+def test_processes_share_the_rows_and_compute_each_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     barrier, counts = context.Barrier(3), context.Array("i", 60)
-    wanted = [list(range(60)), list(range(60)), list(range(30, 50))]
+    parts = [list(range(60)), list(range(60)), list(range(30, 50))]
     workers = [
-        context.Process(target=_compute_together, args=(str(tmp_path), barrier, counts, mine))
-        for mine in wanted
+        context.Process(target=_compute_together, args=(str(tmp_path), barrier, counts, indices))
+        for indices in parts
     ]
     for worker in workers:
         worker.start()
@@ -207,9 +207,9 @@ def test_processes_compute_each_row_once_and_share_them_out(tmp_path: Path) -> N
 
 
 def _die_computing(folder: str) -> None:
-    def compute(asked: Sequence[PairedRow]) -> Scores:
+    def compute(batch: Sequence[PairedRow]) -> Scores:
         os.kill(os.getpid(), signal.SIGKILL)
-        return values(asked)
+        return values(batch)
 
     reference_scores(BASE, long_rows(3), Path(folder), compute)
 

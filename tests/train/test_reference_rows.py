@@ -1,4 +1,4 @@
-"""Which rows a trial makes the base model read, and that other trials find them."""
+"""Which rows the base model reads for a trial, and that later trials use the cached values."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -21,12 +21,12 @@ from kto_sweep.trial import Trial
 ROWS, HELD_OUT = 40, 6
 
 
-def data(rows: int = ROWS) -> TrainingData:
+def make_data(rows: int = ROWS) -> TrainingData:
     train, held_out = token_rows(rows), token_rows(HELD_OUT, seed=9)
     return TrainingData("data", train, held_out, next_partners(rows), next_partners(HELD_OUT), ())
 
 
-def trial(**more: object) -> Trial:
+def make_trial(**more: object) -> Trial:
     values = {"batch_size": 4, "learning_rate": 1e-2, "lora_r": 4, "max_length": 40, "seed": 1}
     return Trial(model="tiny", dataset="none", **values | more)  # type: ignore[arg-type]
 
@@ -41,16 +41,17 @@ class SharedCache:
         """Decoder and references of a new process."""
         model = tiny_model()
         decoder = packed_decoder(model)
-        base = LoadedBase("tiny", model, cast(Any, None), torch.float32, "none")  # all is tokenised
-        return decoder, ReferenceLogProbs(decoder, base, data(rows), 40, self._cache)
+        # No tokenizer: the rows are token ids.
+        base = LoadedBase("tiny", model, cast(Any, None), torch.float32, "none")
+        return decoder, ReferenceLogProbs(decoder, base, make_data(rows), 40, self._cache)
 
-    def read(self, wanted: Trial, rows: int = ROWS) -> int:
-        """Rows that the base model reads when a new process fills in those of `wanted`."""
+    def read(self, trial: Trial, rows: int = ROWS) -> int:
+        """Number of rows that the base model reads when a new process fills in those of `trial`."""
         decoder, references = self.start(rows)
         before = decoder.forwards
-        told: list[tuple[int, int]] = []
-        references.fill(wanted, lambda done, total: told.append((done, total)))
-        count = told[-1][0] - told[0][0] if told else 0
+        progress: list[tuple[int, int]] = []
+        references.fill(trial, lambda done, total: progress.append((done, total)))
+        count = progress[-1][0] - progress[0][0] if progress else 0
         assert (decoder.forwards > before) == (count > 0)
         return count
 
@@ -60,11 +61,11 @@ def shared_cache(tmp_path: Path) -> SharedCache:
     return SharedCache(tmp_path)
 
 
-def test_only_rows_that_a_trial_touches_are_read(shared_cache: SharedCache) -> None:
-    assert shared_cache.read(trial(max_steps=3)) == 3 * 4 + HELD_OUT
-    assert shared_cache.read(trial(max_steps=5)) == 2 * 4
-    assert shared_cache.read(trial(epochs=3)) == ROWS - 5 * 4
-    assert shared_cache.read(trial(epochs=3, seed=7)) == 0
+def test_only_rows_that_a_trial_uses_are_read(shared_cache: SharedCache) -> None:
+    assert shared_cache.read(make_trial(max_steps=3)) == 3 * 4 + HELD_OUT
+    assert shared_cache.read(make_trial(max_steps=5)) == 2 * 4
+    assert shared_cache.read(make_trial(epochs=3)) == ROWS - 5 * 4
+    assert shared_cache.read(make_trial(epochs=3, seed=7)) == 0
 
 
 @pytest.mark.parametrize(
@@ -77,31 +78,31 @@ def test_only_rows_that_a_trial_touches_are_read(shared_cache: SharedCache) -> N
         {"optimizer": "adamw_8bit", "weight_decay": 0.1},
     ],
 )
-def test_what_values_do_not_depend_on_reads_nothing(
+def test_settings_that_values_do_not_depend_on_read_no_rows(
     shared_cache: SharedCache, more: dict[str, object]
 ) -> None:
-    shared_cache.read(trial(max_steps=3))
-    assert shared_cache.read(trial(**{"max_steps": 3} | more)) == 0
+    shared_cache.read(make_trial(max_steps=3))
+    assert shared_cache.read(make_trial(**{"max_steps": 3} | more)) == 0
 
 
-def test_another_seed_reads_its_other_rows_only(shared_cache: SharedCache) -> None:
-    first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
+def test_another_seed_reads_only_its_other_rows(shared_cache: SharedCache) -> None:
+    first, second = make_trial(max_steps=3), make_trial(max_steps=3, seed=2)
     shared_cache.read(first)
     more = set(trained_rows(second, ROWS)) - set(trained_rows(first, ROWS))
     assert 0 < len(more) < 12
     assert shared_cache.read(second) == len(more)
 
 
-def test_a_row_more_in_the_data_is_a_row_more_to_read(shared_cache: SharedCache) -> None:
-    whole = trial(epochs=1)
+def test_a_new_row_is_read_and_so_is_the_one_that_gets_it_as_partner(shared_cache: SharedCache) -> None:
+    whole = make_trial(epochs=1)
     shared_cache.read(whole)
-    # The last row's partner was the first one, and is the new row now.
+    # The last row's partner was the first one and is now the new row.
     assert shared_cache.read(whole, ROWS + 1) == 2
 
 
 def test_a_trial_that_joins_adds_its_rows_in_place(shared_cache: SharedCache) -> None:
     decoder, references = shared_cache.start()
-    first, second = trial(max_steps=3), trial(max_steps=3, seed=2)
+    first, second = make_trial(max_steps=3), make_trial(max_steps=3, seed=2)
     references.fill(first)
     filled = np.flatnonzero(~np.isnan(references.train.reference[:, 0]))
     assert filled.tolist() == trained_rows(first, ROWS)
@@ -110,15 +111,15 @@ def test_a_trial_that_joins_adds_its_rows_in_place(shared_cache: SharedCache) ->
     engine.step()
     references.fill(second)
     engine.join(1, second)
-    losses = [measured.values["loss"] for measured in engine.step().read().values()]
+    losses = [result.values["loss"] for result in engine.step().read().values()]
     assert np.isfinite(losses).all()
     assert losses[1] == pytest.approx(0.5, abs=1e-6)  # its first step: policy and reference agree
     engine.close()
 
 
-def test_values_are_those_of_one_row_at_a_time(shared_cache: SharedCache) -> None:
+def test_values_match_one_row_at_a_time(shared_cache: SharedCache) -> None:
     _, references = shared_cache.start()
-    references.fill(trial(epochs=1))
+    references.fill(make_trial(epochs=1))
     model = tiny_model()
     for part in (references.train, references.held_out):
         with torch.no_grad():
@@ -140,12 +141,12 @@ def test_values_are_those_of_one_row_at_a_time(shared_cache: SharedCache) -> Non
     ],
 )
 def test_trained_rows_are_those_of_all_batches(more: dict[str, object], steps: int) -> None:
-    chosen = trial(**more)
-    batches = all_batches(ROWS, chosen.batch_size, steps, chosen.seed)
-    assert trained_rows(chosen, ROWS) == sorted({at for _, batch in batches for at in batch})
+    trial = make_trial(**more)
+    batches = all_batches(ROWS, trial.batch_size, steps, trial.seed)
+    assert trained_rows(trial, ROWS) == sorted({at for _, batch in batches for at in batch})
 
 
-def test_the_entry_names_the_base_model(shared_cache: SharedCache, tmp_path: Path) -> None:
-    shared_cache.read(trial(max_steps=1))
+def test_the_cache_entry_names_the_base_model(shared_cache: SharedCache, tmp_path: Path) -> None:
+    shared_cache.read(make_trial(max_steps=1))
     (entry,) = entries(tmp_path)
     assert (entry.about["model"], entry.about["dtype"], entry.rows) == ("tiny", "float32", 4 + HELD_OUT)

@@ -1,4 +1,4 @@
-"""The file itself: damage, full disks, who may remove it."""
+"""The cache file: damage, full disks, removal while it is in use."""
 
 import multiprocessing
 import os
@@ -30,10 +30,10 @@ def filled(folder: Path, n: int = 500) -> Path:
 
 
 def read(folder: Path, n: int = 500) -> tuple[dict[bytes, Pair], list[str]]:
-    """What a store finds, and what it says."""
-    said: list[str] = []
-    with ReferenceStore(folder, "base", ABOUT, said.append) as store:
-        return store.get(scores(n)), said
+    """The values that a store reads, and its messages."""
+    messages: list[str] = []
+    with ReferenceStore(folder, "base", ABOUT, messages.append) as store:
+        return store.get(scores(n)), messages
 
 
 def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -44,19 +44,19 @@ def test_values_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.sqlite", "lock"]
 
 
-def test_a_wrong_value_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_wrong_value_is_left_out_and_reported(tmp_path: Path) -> None:
     path = filled(tmp_path)
     rows = list(scores(500))
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE scores SET matched = matched + 1e-9 WHERE row = ?", (rows[3],))
         connection.execute("UPDATE scores SET mismatched = NULL WHERE row = ?", (rows[4],))
         connection.execute("UPDATE scores SET checksum = 'x' WHERE row = ?", (rows[5],))
-    found, said = read(tmp_path)
-    assert found == {row: pair for row, pair in scores(500).items() if row not in rows[3:6]}
-    assert said == [f"3 rows of {path} were damaged: they are computed again"]
+    values, messages = read(tmp_path)
+    assert values == {row: pair for row, pair in scores(500).items() if row not in rows[3:6]}
+    assert messages == [f"3 rows of {path} were damaged and are computed again"]
 
 
-def test_a_flipped_bit_anywhere_gives_no_wrong_value_and_is_mended(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_gives_no_wrong_value_and_is_repaired(tmp_path: Path) -> None:
     whole = filled(tmp_path).read_bytes()
     for at in range(20, len(whole), 211):
         (tmp_path / "base.sqlite").write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
@@ -72,46 +72,46 @@ def test_a_flipped_bit_anywhere_gives_no_wrong_value_and_is_mended(tmp_path: Pat
 
 
 @pytest.mark.parametrize("damage", ["not a database", "cut", "no header"])
-def test_a_damaged_file_is_set_aside_and_said(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_moved_aside_and_reported(tmp_path: Path, damage: str) -> None:
     path = filled(tmp_path)
     data = path.read_bytes()
     damaged = {"not a database": b"x" * 9999, "cut": data[: len(data) // 2], "no header": b"\0" * 64 + data}
     path.write_bytes(damaged[damage])
-    found, said = read(tmp_path)
-    assert found == {}
+    values, messages = read(tmp_path)
+    assert values == {}
     (aside,) = tmp_path.glob("*.damaged")
     assert aside.read_bytes() == damaged[damage]
-    assert said == [f"the reference cache was damaged: it is now {aside}, and its values are computed again"]
+    assert messages == [f"the reference cache was damaged: moved to {aside}, its values are computed again"]
     filled(tmp_path)
     assert read(tmp_path) == (scores(500), [])
 
 
-def test_a_file_with_other_tables_is_set_aside(tmp_path: Path) -> None:
+def test_a_file_with_other_tables_is_moved_aside(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "base.sqlite")) as connection, connection:
         connection.execute("CREATE TABLE scores (something TEXT)")
-    found, said = read(tmp_path)
-    assert (found, len(said)) == ({}, 1)
+    values, messages = read(tmp_path)
+    assert (values, len(messages)) == ({}, 1)
     assert len(list(tmp_path.glob("*.damaged"))) == 1
 
 
-def _read_together(folder: str, barrier: Any, said: Any) -> None:
+def _read_together(folder: str, barrier: Any, count: Any) -> None:
     barrier.wait()
-    notes = read(Path(folder))[1]
-    with said.get_lock():
-        said.value += len(notes)
+    _, messages = read(Path(folder))
+    with count.get_lock():
+        count.value += len(messages)
 
 
-def test_of_several_processes_one_sets_a_damaged_file_aside(tmp_path: Path) -> None:
+def test_one_of_several_processes_moves_a_damaged_file_aside(tmp_path: Path) -> None:
     (tmp_path / "base.sqlite").write_bytes(b"x" * 9999)
     context = multiprocessing.get_context("fork")
-    barrier, said = context.Barrier(4), context.Value("i", 0)
-    readers = [context.Process(target=_read_together, args=(str(tmp_path), barrier, said)) for _ in range(4)]
+    barrier, count = context.Barrier(4), context.Value("i", 0)
+    readers = [context.Process(target=_read_together, args=(str(tmp_path), barrier, count)) for _ in range(4)]
     for reader in readers:
         reader.start()
     for reader in readers:
         reader.join()
     assert [reader.exitcode for reader in readers] == [0] * 4
-    assert said.value == 1
+    assert count.value == 1
     assert sorted(path.suffix for path in tmp_path.iterdir()) == ["", ".damaged", ".sqlite"]
 
 
@@ -120,7 +120,7 @@ def test_an_empty_file_is_an_empty_cache(tmp_path: Path) -> None:
     assert read(tmp_path) == ({}, [])
 
 
-def test_a_half_written_transaction_is_undone(tmp_path: Path) -> None:
+def test_a_half_written_transaction_is_rolled_back(tmp_path: Path) -> None:
     path = filled(tmp_path)
     pid = os.fork()
     if pid == 0:  # dies with a transaction whose pages are partly in the file
@@ -134,7 +134,7 @@ def test_a_half_written_transaction_is_undone(tmp_path: Path) -> None:
     assert read(tmp_path) == (scores(500), [])
 
 
-def test_a_folder_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_used_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(KtoSweepError, match=r"the reference cache .*file cannot be used: .*exists") as raised,
@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_used_is_one_clear_error(tmp_path: Path) -> None
     assert "KTO_SWEEP_HOME" in raised.value.hint
 
 
-def test_a_full_disk_is_that_cause(tmp_path: Path) -> None:
+def test_a_full_disk_is_the_cause_of_the_failure(tmp_path: Path) -> None:
     def write_too_much(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA max_page_count = 3")
         connection.execute("INSERT INTO scores VALUES (zeroblob(99999), 0, 0, 0)")
@@ -155,44 +155,44 @@ def test_a_full_disk_is_that_cause(tmp_path: Path) -> None:
     assert raised.value.cause is FailureCause.DISK_FULL
 
 
-def test_entries_say_whose_values_they_are(tmp_path: Path) -> None:
+def test_entries_name_their_base_model(tmp_path: Path) -> None:
     path = filled(tmp_path)
     (tmp_path / "broken.sqlite").write_bytes(b"x" * 5000)
     (tmp_path / "old.77.damaged").write_bytes(path.read_bytes())
-    found = {entry.path.name: entry for entry in entries(tmp_path)}
-    assert set(found) == {"base.sqlite", "broken.sqlite", "old.77.damaged"}
-    assert found["base.sqlite"].about == ABOUT
-    assert (found["base.sqlite"].rows, found["base.sqlite"].used) == (500, 1e9)
-    assert found["base.sqlite"].size == path.stat().st_size
-    assert [found[name].rows for name in ("broken.sqlite", "old.77.damaged")] == [None, None]
+    by_name = {entry.path.name: entry for entry in entries(tmp_path)}
+    assert set(by_name) == {"base.sqlite", "broken.sqlite", "old.77.damaged"}
+    assert by_name["base.sqlite"].about == ABOUT
+    assert (by_name["base.sqlite"].rows, by_name["base.sqlite"].used) == (500, 1e9)
+    assert by_name["base.sqlite"].size == path.stat().st_size
+    assert [by_name[name].rows for name in ("broken.sqlite", "old.77.damaged")] == [None, None]
     assert entries(tmp_path / "absent") == []
 
 
-def test_use_is_noted_once_an_hour(tmp_path: Path) -> None:
+def test_use_is_recorded_once_an_hour(tmp_path: Path) -> None:
     filled(tmp_path)
-    for now, noted in ((1e9 + 60, 1e9), (1e9 + 3601, 1e9 + 3601)):
+    for now, used in ((1e9 + 60, 1e9), (1e9 + 3601, 1e9 + 3601)):
         with ReferenceStore(tmp_path, "base", ABOUT, print) as store:
             store.touch(now)
-        assert entries(tmp_path)[0].used == noted
+        assert entries(tmp_path)[0].used == used
 
 
-def _use_for_a_while(folder: str, entered: Any, leave: Any) -> None:
+def _keep_open(folder: str, opened: Any, close: Any) -> None:
     with ReferenceStore(Path(folder), "base", ABOUT, print):
-        entered.set()
-        leave.wait()
+        opened.set()
+        close.wait()
 
 
 def test_a_file_in_use_is_not_removed(tmp_path: Path) -> None:
     filled(tmp_path)
     context = multiprocessing.get_context("fork")
-    entered, leave = context.Event(), context.Event()
-    user = context.Process(target=_use_for_a_while, args=(str(tmp_path), entered, leave))
+    opened, close = context.Event(), context.Event()
+    user = context.Process(target=_keep_open, args=(str(tmp_path), opened, close))
     user.start()
-    entered.wait()
+    opened.wait()
     (entry,) = entries(tmp_path)
     assert not remove(entry)
     assert entries(tmp_path) == [entry]
-    leave.set()
+    close.set()
     user.join()
     assert remove(entry)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -8,13 +8,13 @@ import kto_sweep.train.packed.optim
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
 
 
-def test_the_docstring() -> None:
+def test_the_examples_in_the_docstrings() -> None:
     assert doctest.testmod(kto_sweep.train.packed.optim).failed == 0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize(("total", "ratio"), [(20, 0.15), (7, 0.0), (1, 0.0), (3, 1.0)])
-def test_values_are_those_of_transformers(kind: str, total: int, ratio: float) -> None:
+def test_learning_rates_match_transformers(kind: str, total: int, ratio: float) -> None:
     warmup = warmup_steps(total, ratio)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     name = "constant_with_warmup" if kind == "constant" else kind

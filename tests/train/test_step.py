@@ -27,7 +27,7 @@ KINDS = [
 
 
 class Case:
-    """A tiny model whose slots have adapters that have left their start, and rows with reference values."""
+    """A tiny model whose adapters differ from the start, and rows with reference values."""
 
     def __init__(self, kind: str = "llama", specs: tuple[AdapterSpec, ...] = (AdapterSpec(4, 9.0),)) -> None:
         self.rows = pair_rows(token_rows(8), next_partners(8), max_length=20)
@@ -38,17 +38,17 @@ class Case:
         for slot, spec in enumerate(specs):
             self.adapters.start(slot, spec)
             generator = torch.Generator().manual_seed(spec.seed)
-            moved = {
+            updated = {
                 name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
                 for name, tensor in self.adapters.tensors(slot).items()
             }
-            self.adapters.start(slot, spec, moved)
+            self.adapters.start(slot, spec, updated)
         self.reference = score(self.decoder, self.rows, MicrobatchLimit())
 
     def batch(self, slot: int = 0, rows: slice = slice(None), **more: object) -> SlotBatch:
-        chosen = {"beta": 0.3, "weights": (1.0, 1.0), "loss_type": "kto"} | more
+        settings = {"beta": 0.3, "weights": (1.0, 1.0), "loss_type": "kto"} | more
         matched, mismatched = self.reference[rows].T.tolist()
-        return SlotBatch(slot, self.rows[rows], matched, mismatched, **chosen)
+        return SlotBatch(slot, self.rows[rows], matched, mismatched, **settings)
 
     def gradients(
         self, batches: list[SlotBatch], limit: MicrobatchLimit = WHOLE
@@ -58,9 +58,9 @@ class Case:
         return sums, self.adapters.take_grads().clone()
 
 
-def expect_close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+def expect_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Within `tolerance` of the largest value."""
-    assert (found - expected).abs().max() <= tolerance * expected.abs().max(), (found, expected)
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max(), (actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -71,28 +71,28 @@ def test_loss_rewards_z0_and_gradients_agree_with_one_row_at_a_time(kind: str, t
     case = Case(kind, (spec,))
     tensors = case.adapters.tensors(0)
     weights = (1.5, 0.5)
-    case.reference[:, 1] -= 5  # z0 well above 0: otherwise its clamp would hide it
+    case.reference[:, 1] -= 5  # z0 well above 0: otherwise the clamp would hide it
     sums, grads = case.gradients([case.batch(weights=weights)])
     policy = peft_model(kind, tensors, spec)
     naive = naive_loss(policy, tiny_model(kind), case.rows, 0.3, weights, drift=5)
     naive["loss"].backward()
     assert sums.loss[0].item() == pytest.approx(naive["loss"].item(), rel=1e-5)
     assert sums.kl_raw[0].item() == pytest.approx(naive["kl_raw"], rel=1e-5)
-    chosen = sum(r for r, row in zip(naive["rewards"], case.rows, strict=True) if row.desirable)
-    assert sums.chosen_rewards[0].item() == pytest.approx(chosen, rel=1e-5, abs=1e-5)
-    found = case.adapters.layout.take(grads[0], case.adapters.names(spec), 4)
+    chosen_rewards = sum(r for r, row in zip(naive["rewards"], case.rows, strict=True) if row.desirable)
+    assert sums.chosen_rewards[0].item() == pytest.approx(chosen_rewards, rel=1e-5, abs=1e-5)
+    tensor_grads = case.adapters.layout.take(grads[0], case.adapters.names(spec), 4)
     expected = {
         name.removeprefix("base_model.model.").removesuffix(".default.weight"): parameter.grad
         for name, parameter in policy.named_parameters()
         if "lora_" in name
     }
-    assert found.keys() == expected.keys()
-    for name, grad in found.items():
+    assert tensor_grads.keys() == expected.keys()
+    for name, grad in tensor_grads.items():
         expect_close(grad, expected[name], 2e-4)
 
 
 @pytest.mark.parametrize("drift", [5.0, -500.0], ids=["z0 above 0", "z0 clamped at 0"])
-def test_apo_and_the_clamp(drift: float) -> None:
+def test_both_losses_agree_with_the_formula_on_both_sides_of_the_clamp(drift: float) -> None:
     case = Case()
     policy = peft_model("llama", case.adapters.tensors(0), AdapterSpec(4, 9.0))
     case.reference[:, 1] -= drift
@@ -161,7 +161,7 @@ def test_recomputing_changes_nothing() -> None:
     expect_close(again_grads, grads, 1e-6)
 
 
-def test_slots_of_other_rank_targets_and_batch_do_not_reach_each_other() -> None:
+def test_slots_of_different_rank_targets_and_batch_do_not_affect_each_other() -> None:
     first = AdapterSpec(4, 9.0, seed=1)
     second = AdapterSpec(16, 3.0, dropout=0.4, targets=("q_proj", "down_proj"), seed=2)
     case = Case(specs=(first, second))
@@ -175,7 +175,7 @@ def test_slots_of_other_rank_targets_and_batch_do_not_reach_each_other() -> None
         assert alone_grads[1 - slot].abs().max() == 0
 
 
-def test_dropout_changes_the_training_loss_and_no_score() -> None:
+def test_dropout_changes_the_training_loss_but_no_score() -> None:
     plain, dropping = AdapterSpec(4, 9.0), AdapterSpec(4, 9.0, dropout=0.5)
     with_it, without = Case(specs=(dropping,)), Case(specs=(plain,))
     trained = [case.gradients([case.batch(noise=1)])[0].loss.item() for case in (with_it, without)]
@@ -192,10 +192,10 @@ def test_scores_do_not_depend_on_order_or_split() -> None:
     case = Case()
     expected = score(case.decoder, case.rows, MicrobatchLimit(), case.adapters, 0)
     shuffled = [5, 2, 7, 0, 1, 6, 4, 3]
-    found = score(
+    scores = score(
         case.decoder, [case.rows[at] for at in shuffled], MicrobatchLimit(examples=3), case.adapters, 0
     )
-    expect_close(found, expected[shuffled])
+    expect_close(scores, expected[shuffled])
     policy = peft_model("llama", case.adapters.tensors(0), AdapterSpec(4, 9.0))
     naive = [
         [naive_log_prob(policy, row.prompt, y).item() for y in (row.completion, row.mismatched)]

@@ -18,12 +18,12 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_it_is_made_once_and_reads_back_as_any_model(tmp_path: Path) -> None:
+def test_the_tiny_model_is_made_once_and_loads_like_any_model(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, SMALL)
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert tiny_model(tmp_path, SMALL) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
-    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]  # nothing is left aside
+    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]  # no temporary folder is left
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
     assert text == "<|system|>\nBe kind.<|end|>\n<|user|>\nWhere is my kettle?<|end|>\n<|assistant|>\n"
@@ -33,7 +33,7 @@ def test_it_is_made_once_and_reads_back_as_any_model(tmp_path: Path) -> None:
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
-def test_the_same_recipe_gives_the_same_weights_and_leaves_the_random_numbers_alone() -> None:
+def test_the_same_recipe_gives_the_same_weights_and_keeps_the_random_state() -> None:
     tokenizer = make_tokenizer(SMALL)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -49,7 +49,7 @@ def test_another_recipe_gets_another_folder() -> None:
     assert Recipe(hidden=32).name != Recipe().name == Recipe().name
 
 
-def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
+def test_two_processes_can_make_the_tiny_model_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
         folders = pool.starmap(tiny_model, [(tmp_path, SMALL)] * 2)
@@ -58,7 +58,7 @@ def test_two_processes_may_make_it_at_once(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_pretrained(folders[0])
 
 
-def test_the_real_one_knows_likely_from_unlikely(tmp_path: Path) -> None:
+def test_the_default_recipe_gives_a_model_that_prefers_likely_text(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
 

@@ -13,7 +13,7 @@ SMALL = Recipe(vocabulary=400, tokenizer_texts=50)
 TEXT = "Where is my parcel?"
 
 
-def test_a_folder_with_a_tokenizer_alone(tmp_path: Path) -> None:
+def test_a_folder_with_only_a_tokenizer(tmp_path: Path) -> None:
     made = make_tokenizer(SMALL)
     made.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
@@ -21,7 +21,7 @@ def test_a_folder_with_a_tokenizer_alone(tmp_path: Path) -> None:
     assert loaded.chat_template == made.chat_template
 
 
-def test_tiny_is_the_tokenizer_that_the_tiny_model_has() -> None:
+def test_tiny_is_the_tokenizer_of_the_tiny_model() -> None:
     assert load_tokenizer("tiny")(TEXT).input_ids == make_tokenizer(Recipe())(TEXT).input_ids
 
 
@@ -57,11 +57,11 @@ def test_a_gguf_file(tmp_path: Path) -> None:
         ("{folder}/broken.gguf", "could not load its tokenizer"),
     ],
 )
-def test_what_has_no_tokenizer_is_named(tmp_path: Path, name: str, message: str) -> None:
+def test_a_path_without_a_tokenizer_is_named(tmp_path: Path, name: str, message: str) -> None:
     pytest.importorskip("gguf")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "tokenizer.json").write_text("{")
-    (tmp_path / "broken.gguf").write_bytes(b"GGUF, but no more")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF, then nothing")
     name = name.format(folder=tmp_path)
     with pytest.raises(UsageError) as raised:
         load_tokenizer(name)
@@ -72,12 +72,14 @@ def test_what_has_no_tokenizer_is_named(tmp_path: Path, name: str, message: str)
 
 def test_a_hub_id_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UsageError, match="nobody/no-such-model: could not load its tokenizer") as raised:
-        load_tokenizer("nobody/no-such-model")
+    with pytest.raises(UsageError, match="absent/no-such-model: could not load its tokenizer") as raised:
+        load_tokenizer("absent/no-such-model")
     assert "network" in raised.value.hint
 
 
-def test_a_gguf_file_without_the_package_to_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_file_without_its_package_gives_the_pip_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError) as raised:

