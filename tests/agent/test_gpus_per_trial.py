@@ -51,7 +51,7 @@ def until(seen: Callable[[], object]) -> None:
 
 @pytest.fixture
 def agent(machine: Machine) -> Iterator[subprocess.Popen[str]]:
-    sweep = SWEEP.replace("[3e-3, 1e-2]", "[3e-3]").replace("{value: 4}\n  max_l", "{value: 24}\n  max_l")
+    sweep = SWEEP.replace("[3e-3, 1e-2]", "[3e-3]").replace("{value: 4}\n  max_l", "{value: 12}\n  max_l")
     machine.create_sweep(sweep + "  eval_steps: {value: 4}\n")
     process = machine.start("agent", "--cpu", "--gpus-per-trial", "2")
     yield process

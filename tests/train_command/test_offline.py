@@ -51,21 +51,35 @@ def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:
         }
 
 
-def test_an_interrupted_and_resumed_offline_run_is_synced_once(machine: Machine) -> None:
-    output = interrupted(machine, *STEPS, after=" 7/12", WANDB_MODE="offline")
-    cut = run_folders(machine)[0]
+def test_an_interrupted_and_resumed_offline_run_is_synced_once(fake_machine: Machine) -> None:
+    fake_machine.script_training(SLOW_STEP_9)
+    output = interrupted(fake_machine, *STEPS, after=" 7/12", WANDB_MODE="offline")
+    cut = run_folders(fake_machine)[0]
     before = (cut / "log.jsonl").read_text().splitlines()
-    sync(machine, output)  # the part that there is can be sent already
-    state, history = on_server(machine, cut.name)
+    sync(fake_machine, output)  # the part that there is can be sent already
+    state, history = on_server(fake_machine, cut.name)
     assert state != "finished"
     assert [row["_step"] for row in history] == [
         json.loads(line)["step"] for line in before if "loss" in line
     ]
-    output = machine.run("train", "--resume-from-checkpoint", "--cpu", "--samples", "2", WANDB_MODE="offline")
+    output = fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
     assert_log_continues(cut, before)
+    fake_machine.python("-c", LOG_ANSWERS, cut.name, WANDB_MODE="offline")
     assert len(list((cut / "wandb").glob("offline-run-*"))) == 2  # the whole run's, and that of its answers
-    sync(machine, output)
-    assert_whole(machine, cut.name, answers=2)
+    sync(fake_machine, output)
+    assert_whole(fake_machine, cut.name, answers=2)
+
+
+LOG_ANSWERS = """
+import sys
+from kto_sweep.agent.wandb_run import log_answers
+from kto_sweep.home import Home
+from kto_sweep.sweep.ref import SweepRef
+
+folder = Home.from_environment().runs / sys.argv[1]
+log_answers(SweepRef("", "kto-sweep", ""), sys.argv[1], folder, [("why?", "no", "yes")] * 2)
+"""
+"""What `kto-sweep train --samples 2` does with the answers of the models, which fake workers do not train."""
 
 
 def assert_log_continues(folder: Path, before: list[str]) -> None:
