@@ -1,17 +1,10 @@
-import doctest
-
 import pytest
 import torch
 from torch import Tensor
 
-import kto_sweep.train.packed.attention
 from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention, supports_grouped_heads
 
 torch.set_num_threads(1)
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(kto_sweep.train.packed.attention).failed == 0
 
 
 class Layer(torch.nn.Module):

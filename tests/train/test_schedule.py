@@ -1,15 +1,8 @@
-import doctest
-
 import pytest
 import torch
 from transformers import get_scheduler
 
-import kto_sweep.train.packed.optim
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    assert doctest.testmod(kto_sweep.train.packed.optim).failed == 0
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
