@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,7 @@ WANDB = ("kto_sweep.wandb_client", "kto_sweep.agent", "kto_sweep.sweep.push")
 Graph = dict[str, set[str]]
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for path in (ROOT / "kto_sweep").rglob("*.py"):
@@ -62,6 +64,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@cache
 def graph() -> Graph:
     """Of each module the modules of the project, and the top names of packages, that it imports."""
     known = modules()
