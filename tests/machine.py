@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import python_forkserver
 from fake_worker import SCRIPT
 
 from kto_sweep.home import Home
@@ -22,6 +23,9 @@ from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 ROOT = Path(__file__).parents[1]
 INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
 """Environment variables that commands get from the tests. None of them is a key, a home or a setting."""
+STARTED = frozenset({"agent", "train", "serve", "demo", "push", "sync"})
+"""Commands that the fork server does not run: processes are found and restarted by their command lines, and
+those that log media share wandb's temporary folder."""
 KTO_SWEEP = ("-m", "kto_sweep")
 """Arguments of a Python that is `kto-sweep`, with workers that train."""
 
@@ -110,17 +114,15 @@ class Machine:
 
     def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """The result of a kto-sweep command, with any exit code."""
-        return self._complete((*self.cli, *args), env)
+        return self._complete((*self.cli, *args), env, fork=STARTED.isdisjoint(args))
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a Python process that must exit with `code`: stdout, and stderr if `code` is not 0."""
-        process = self._complete(args, env)
-        assert process.returncode == code, process.stdout + process.stderr
-        return process.stdout + (process.stderr if code else "")
+        return _output(self._complete(args, env), code)
 
     def run(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
-        return self.python(*self.cli, *args, code=code, **env)
+        return _output(self.command(*args, **env), code)
 
     def json(self, *args: str, **env: str) -> dict[str, Any]:
         """The object that a kto-sweep command prints with --json."""
@@ -141,18 +143,24 @@ faulthandler.dump_traceback_later(100, exit=True)  # a script that hangs says wh
 api = wandb.Api()
 print("RESULT " + json.dumps({expression}))
 """
-        output = self.python("-c", script, WANDB_SILENT="true", **self.server_environment())
+        environ = {"WANDB_SILENT": "true", **self.server_environment()}
+        output = _output(self._complete(("-c", script), environ, fork=True))
         return json.loads(output.rpartition("RESULT ")[2])
 
     def close(self) -> None:
         stop_server(self.home)
 
-    def _complete(self, args: tuple[str, ...], env: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    def _complete(
+        self, args: tuple[str, ...], env: Mapping[str, str], *, fork: bool = False
+    ) -> "subprocess.CompletedProcess[str]":
+        folder, environ = self.directory or self.folder, self.environment | env
+        if fork and "PYTHONPATH" not in self.environ:  # a patched machine runs code at the start of Python
+            return python_forkserver.run(args, folder, environ)
         return subprocess.run(
-            [sys.executable, *args],
-            cwd=self.directory or self.folder,
-            env=self.environment | env,
-            text=True,
-            capture_output=True,
-            check=False,
+            [sys.executable, *args], cwd=folder, env=environ, text=True, capture_output=True, check=False
         )
+
+
+def _output(process: "subprocess.CompletedProcess[str]", code: int = 0) -> str:
+    assert process.returncode == code, process.stdout + process.stderr
+    return process.stdout + (process.stderr if code else "")
