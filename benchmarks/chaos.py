@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
 from faults import FAULTS
+from machine import KTO_SWEEP
 from sweep_harness import THREE_BY_THREE, Losses, SweepHarness
 
 STEPS = 400
@@ -33,7 +34,7 @@ HARM = ("missing cells", "duplicate cells", "lost rows", "duplicate rows", "chan
 
 def baseline(folder: Path, steps: int) -> Losses:
     """The losses of the grid without faults."""
-    harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "9"))
+    harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "9"), cli=KTO_SWEEP)
     try:
         harness.create(max_steps=steps, eval_steps=10)
         harness.start_agent()
@@ -86,7 +87,7 @@ def one_grid(
     folder: Path, steps: int, faults: int, rng: random.Random, outcome: UpdateResult, expected: Losses
 ) -> None:
     """Inject faults one after another until the grid is done, or there were enough of them."""
-    harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"), cli=KTO_SWEEP)
     began = time.monotonic()
     try:
         harness.create(max_steps=steps, eval_steps=10)

@@ -29,6 +29,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
+from machine import KTO_SWEEP
 from sweep_harness import Losses, SweepHarness
 
 STEPS = 300
@@ -56,7 +57,8 @@ def gpu_harness(folder: Path, gpus: str) -> SweepHarness:
         "LD_LIBRARY_PATH": os.environ.get("LD_LIBRARY_PATH", ""),
         "TRIGGER": str(folder / "trigger"),
     }
-    harness = SweepHarness(folder, AXES, environ=environ, options=("--trials-per-gpu", "2", "--gpus", gpus))
+    options = ("--trials-per-gpu", "2", "--gpus", gpus)
+    harness = SweepHarness(folder, AXES, environ=environ, options=options, cli=KTO_SWEEP)
     harness.patch(ASSERTING)
     harness.create(max_steps=STEPS, eval_steps=50)
     return harness

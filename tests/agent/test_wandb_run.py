@@ -36,7 +36,7 @@ wandb.Run.finish = lambda self, exit_code=None: (print("ends with", exit_code), 
 
 """
 NOT_STARTED = """
-(folder / "log.jsonl.new").mkdir(parents=True)  # nothing can be written there, as on a full disk
+(folder / "log.jsonl").mkdir(parents=True)  # a file that cannot be opened
 try:
     opened()
 except GivenBackError as error:
