@@ -44,6 +44,11 @@ def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["kto_sweep.train.trl.trainer"])
+"""On CPUs ranks can be forked from a process that has spent the seconds of importing TRL."""
+
+
 def make_trial(rows: Path, **more: Any) -> Trial:
     values = {
         "model": "tiny",
@@ -72,7 +77,7 @@ def train(
         "run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged
     )
     if devices > 1:
-        return train_in_ranks(request, home, devices), report
+        return train_in_ranks(request, home, devices, FORKSERVER), report
     return train_with_trl(WorkerContext(home, torch.device("cpu")), request), report
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -24,6 +25,8 @@ from kto_sweep.train.trial.request import TrainResult, TrialRequest
 from kto_sweep.train.trl.rank_process import RankExit, RankTask, run_rank
 from kto_sweep.trial import Trial
 
+SPAWN = multiprocessing.get_context("spawn")
+"""Not forked: importing bitsandbytes initialises CUDA, and then CUDA does not work in forked processes."""
 _POLL_SECONDS = 0.5
 """Interval at which the ranks' messages and a request to stop are read."""
 _GRACE_SECONDS = 5.0
@@ -55,8 +58,10 @@ def check_devices(trial: Trial, devices: int) -> None:
         )
 
 
-def train_in_ranks(request: TrialRequest, home: Home, devices: int) -> TrainResult:
-    """Train a trial on several devices; like trainer.train_with_trl on one.
+def train_in_ranks(
+    request: TrialRequest, home: Home, devices: int, context: SpawnContext | ForkServerContext = SPAWN
+) -> TrainResult:
+    """Train a trial on several devices; like trainer.train_with_trl on one. `context` starts the processes.
 
     Raises TrialFailure when training fails, LostProcessError when another attempt may succeed.
     """
@@ -64,7 +69,7 @@ def train_in_ranks(request: TrialRequest, home: Home, devices: int) -> TrainResu
     request.report.note(f"trained on {devices} devices with TRL's trainer, which trains one trial at a time")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     task = RankTask(request.trial, request.folder, request.logged, home.root, devices, store.port)
-    with _started(task) as ranks:
+    with _started(task, context) as ranks:
         stop_sent = False
         while any(rank.process.is_alive() or not rank.closed for rank in ranks):
             if not stop_sent and request.should_stop():
@@ -77,10 +82,8 @@ def train_in_ranks(request: TrialRequest, home: Home, devices: int) -> TrainResu
 
 
 @contextmanager
-def _started(task: RankTask) -> Iterator[list[_Rank]]:
+def _started(task: RankTask, context: SpawnContext | ForkServerContext) -> Iterator[list[_Rank]]:
     """Start one process for each device; all are killed at the end of the block."""
-    # Not forked: importing bitsandbytes initialises CUDA, and then CUDA does not work in forked processes.
-    context = multiprocessing.get_context("spawn")
     ranks: list[_Rank] = []
     try:
         for number in range(task.size):
