@@ -64,8 +64,7 @@ class _Source:
 
     @property
     def model_arguments(self) -> dict[str, Any]:
-        """Arguments of the model's. Newer versions of transformers can keep GGUF weights packed: those cannot
-        train."""
+        """Arguments of the model's: GGUF weights are unpacked, as packed ones cannot train."""
         if self.gguf_file is None or not hasattr(transformers, "GgufConfig"):
             return self.arguments
         return {**self.arguments, "quantization_config": transformers.GgufConfig(dequantize=True)}
@@ -337,8 +336,7 @@ def _factors(n: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def _hash(tensor: Tensor, factors: Tensor) -> Tensor:
-    """The sum of the tensor's words times odd factors, modulo 2^64: a single changed word always changes
-    it."""
+    """The sum of the words times odd factors, modulo 2^64: one changed word always changes it."""
     # The format of 4-bit layers is described by tensors on the host.
     data = tensor.detach().to(factors.device).contiguous().view(-1)
     size = data.element_size()

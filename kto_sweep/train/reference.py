@@ -142,8 +142,7 @@ def _compute(
 
 @contextmanager
 def _claimed(store: ReferenceStore, rows: Mapping[bytes, PairedRow], tokens: int) -> Iterator[list[bytes]]:
-    """Claim rows of at most `tokens` tokens, or one row: until the end of the block no other process has
-    them."""
+    """Claim rows of at most `tokens` tokens, or one row, until the end of the block."""
     block: list[bytes] = []
     try:
         for key, row in rows.items():

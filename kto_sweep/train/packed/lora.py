@@ -179,8 +179,7 @@ class AdapterStack:
         self.specs: list[AdapterSpec | None] = [None] * slots
         shape = (slots, self.layout.parameters)
         self.weights = torch.zeros(shape, device=self.device)
-        """(slots, parameters), float32: the optimizer updates these. In bf16 most updates would be rounded
-        away."""
+        """(slots, parameters), float32: in bf16 most updates would be rounded away."""
         self.grads = torch.zeros(shape, device=self.device)
         """(slots, parameters), float32: sums over the backward passes of a step."""
         self._used = torch.zeros(shape, device=self.device, dtype=self.dtype)
@@ -192,8 +191,7 @@ class AdapterStack:
         self.anchor = torch.zeros(1, device=self.device, requires_grad=True)
         self._route: TokenRouting | None = None
         self._sites = {layer: self._site(name, layer) for name, layer in layers.items()}
-        # Layers of unknown classes get their adapters by a hook; the fused modules run without the layers'
-        # forwards.
+        # Layers outside fused modules get their adapters by a hook.
         self._hooks = [layer.register_forward_hook(self._hook(site)) for layer, site in self._sites.items()]
         self._fused_modules = list(fused.fused_modules(model))
         for module in self._fused_modules:
@@ -232,8 +230,7 @@ class AdapterStack:
         return self._route
 
     def group(self, layers: Sequence[nn.Linear]) -> AdapterGroup | None:
-        """The adapters of layers with the same input; None if a layer has none, or their A are not
-        consecutive."""
+        """The adapters of layers with one input; None if one has none, or their A are not consecutive."""
         if not all(layer in self._sites for layer in layers):
             return None  # as with lora_targets (q_proj, v_proj): the module's own forward and hooks do it
         sites = [self._sites[layer] for layer in layers]
@@ -290,8 +287,7 @@ class AdapterStack:
         self._scales[slot] = 0
 
     def tensors(self, slot: int) -> dict[str, Tensor]:
-        """The slot's adapters as `start` takes them, copied to the host. Raises ValueError for an empty
-        slot."""
+        """The slot's adapters as `start` takes them, on the host. Raises ValueError for an empty slot."""
         spec = self.specs[slot]
         if spec is None:
             raise ValueError(f"slot {slot} is empty")
@@ -308,8 +304,7 @@ class AdapterStack:
     @torch.no_grad()
     def take_grads(self) -> Tensor:
         """Gradients of `weights`, (slots, parameters); valid once, until `clear_grads`."""
-        # Forwards use scale * A, so the buffers have the gradient of scale * A: the chain rule's factor is
-        # missing.
+        # Forwards use scale * A, and the buffers have its gradient: the chain rule's factor is missing.
         self.grads[:, : self.layout.b_start].mul_(self._scales)
         return self.grads
 

@@ -91,8 +91,7 @@ class AdapterGroup:
         return self.a.shape[1] // len(self.b)
 
     def add_a_grad(self, low_grad: Tensor, x: Tensor, route: TokenRouting) -> None:
-        """Add the gradient of A: from `low_grad` (tokens, layers * rank) of `group_backward`, and x (tokens,
-        in)."""
+        """Add the gradient of A, from `low_grad` (tokens, layers * rank) and x (tokens, in)."""
         add_outer(self.a_grad, low_grad, x, route)
 
 
@@ -103,8 +102,7 @@ def low_rank_products(x: Tensor, group: AdapterGroup, route: TokenRouting) -> Te
 
 
 def group_backward(grads: Sequence[Tensor], low: Tensor, group: AdapterGroup, route: TokenRouting) -> Tensor:
-    """Gradient of `low_rank_products`, (tokens, layers * rank), from each layer's (tokens, out); adds that of
-    B."""
+    """Gradient of `low_rank_products` from each layer's (tokens, out); adds that of B."""
     parts = []
     columns = low.split(group.rank, dim=1)
     for grad, part, b, b_grad in zip(grads, columns, group.b, group.b_grad, strict=True):
@@ -114,8 +112,7 @@ def group_backward(grads: Sequence[Tensor], low: Tensor, group: AdapterGroup, ro
 
 
 def add_low_rank(y: Tensor, low: Tensor, matrices: Tensor, route: TokenRouting) -> None:
-    """Add each token's `low` times its slot's matrix to y, in place: (tokens, n), (slots, n, m), (tokens,
-    m)."""
+    """y (tokens, m) += low (tokens, n) @ the slot's matrix, of `matrices` (slots, n, m)."""
     if len(route.spans) > 1 and y.dtype != torch.float32 and matrices.shape[1] <= _MOST_ROWS:
         # One kernel for all slots, and it adds: a grouped product would write (tokens, m) and read it again.
         triton = kernels.triton_module(y)

@@ -54,8 +54,7 @@ def retry_on_oom(
                 raise
         # Outside the except block: the error is gone, and with it the tensors that its traceback held.
         largest = max(sum(item.row.tokens() for item in batch) for batch in batches)
-        # From the largest batch, not from the limit: a limit above all batches would be halved without
-        # effect.
+        # From the largest batch: halving a limit that is above all batches has no effect.
         limit = replace(limit, tokens=largest // 2)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # the next attempt has other sizes: cached blocks would not fit them

@@ -77,14 +77,12 @@ class Moments:
 
 
 class EightBitMoments:
-    """The moments in one byte per value and one scale per block: dynamic quantisation (arXiv 2110.02861,
-    2.1)."""
+    """The moments as a byte per value and a scale per block: dynamic quantisation (arXiv 2110.02861)."""
 
     def __init__(self, slots: int, parameters: int, device: torch.device) -> None:
         self._codes = [dynamic_code(signed=signed).to(device) for signed in (True, False)]
         self._bytes = [torch.zeros(slots, parameters, dtype=torch.uint8, device=device) for _ in self._codes]
-        # (slots, blocks, 1). A block whose scale is 0 is all zeros, whatever its bytes: no bytes to
-        # initialise.
+        # (slots, blocks, 1). A block with scale 0 is all zeros, whatever its bytes.
         self._scales = [torch.zeros(slots, parameters // BLOCK, 1, device=device) for _ in self._codes]
 
     def load(self) -> tuple[Tensor, Tensor]:
@@ -101,8 +99,7 @@ class EightBitMoments:
             code = self._codes[index]
             blocks = moment.view(len(moment), -1, BLOCK)  # (slots, blocks, BLOCK)
             scales = blocks.abs().amax(dim=2, keepdim=True)
-            # The nearest code: bucketize against the midpoints. The clamp: an all-zero block must not give
-            # NaN.
+            # The nearest code is found by the midpoints. Without the clamp, an all-zero block gives NaN.
             nearest = torch.bucketize(blocks / scales.clamp(min=1e-38), (code[1:] + code[:-1]) / 2)
             self._bytes[index].copy_(nearest.flatten(1))
             self._scales[index].copy_(scales)
@@ -145,8 +142,7 @@ class SlotAdamW:
         """Updates applied so far, without skipped steps; float64, since beta^count needs the digits."""
 
     def start(self, slot: int, kind: str, state: OptimizerState | None = None) -> None:
-        """Set `slot` to an optimizer of `kind`, fresh or continued from `state`; other slots do not
-        change."""
+        """Give `slot` an optimizer of `kind`, new or with `state`; other slots do not change."""
         self._kinds[slot] = kind
         if kind not in self._moments:
             self._moments[kind] = (Moments if kind == FULL else EightBitMoments)(*self._size)
@@ -166,8 +162,7 @@ class SlotAdamW:
 
     @torch.no_grad()
     def update(self, weights: Tensor, grads: Tensor, hyper: StepHyperparameters) -> UpdateResult:
-        """Update `weights` in place; both are float32 of shape (slots, parameters). Never waits for the
-        device."""
+        """Update `weights` in place, without waiting; both are float32 (slots, parameters)."""
         norm = torch.linalg.vector_norm(grads, dim=1)
         applied = torch.isfinite(norm) & (hyper.active > 0)
         clip = (hyper.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)  # 1e-6: as torch's clip_grad_norm_
@@ -190,8 +185,7 @@ class SlotAdamW:
         hyper: StepHyperparameters,
         applied: Tensor,
     ) -> None:
-        """AdamW where `applied` (slots,); elsewhere every factor is neutral. The rest is (slots,
-        parameters)."""
+        """AdamW where `applied` (slots,); elsewhere every factor is neutral."""
         on = applied.to(torch.float32)
         lr = hyper.lr * on
         count = self._updates.clamp(min=1)  # 0 updates would divide 0 by 0

@@ -34,8 +34,7 @@ ROUNDING = {"cuda": 128}
 size, which costs the host more than the extra tokens cost the GPU."""
 
 MIN_SAVING = 16
-"""Beginnings are shared when they save more than 1 / MIN_SAVING of a slot's tokens: gathering keys costs
-too."""
+"""Beginnings are shared if that saves more than 1 / MIN_SAVING of a slot's tokens: gathering costs too."""
 
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
@@ -157,8 +156,7 @@ def pack(
             before = _NO_IDS if piece.after is None else places[piece.after]
             places.append(np.concatenate([before, np.arange(at, at + len(fed))]))
             at += len(fed)
-            # The prompt's last token predicts the first completion token; a segment may start inside the
-            # prompt.
+            # The prompt's last token predicts the first target; a segment may start inside it.
             predicting = len(item.row.prompt) - 1 - piece.begin
             noise = _noise_keys(item, piece.begin, len(fed), mismatched)
             sequences.append(

@@ -60,8 +60,7 @@ class TrialSlot:
         # An iterator, not a list: a long trial has many thousands of batches.
         self._batches = self._order(data, 0)
         self._chosen: list[int] | None = None
-        """Rows of a step that was started and not counted: a retry after out of memory takes the same
-        rows."""
+        """Rows of a step that is not counted yet: a retry after out of memory takes the same."""
 
     def _order(self, data: ReferenceRows, done: int) -> Iterator[tuple[int, list[int]]]:
         trial = self.trial

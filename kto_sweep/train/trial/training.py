@@ -222,8 +222,7 @@ class TrialTraining:
         )
 
     def log(self, step: int, values: Mapping[str, float], backend: SlotBackend) -> None:
-        """Log the row of `step`; save the adapters if they are the best. Raises TrialFailure on
-        divergence."""
+        """Log the row of `step`, save the best adapters. Raises TrialFailure on divergence."""
         self._writes.check()  # a full disk fails the trial here, not hours later at its end
         self.steps = step
         self._metrics.log(step, values)

@@ -81,8 +81,7 @@ class Channel:
         )
 
     def _lock_folder(self, start: StartTrial) -> None:
-        """Lock the trial's folder: other agents wait while this process writes, even without its
-        supervisor."""
+        """Lock the trial's folder while this process may write to it, with or without its supervisor."""
         folder = Path(start.out_dir)
         with contextlib.suppress(OSError):  # the trial itself fails on it, with a message
             folder.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ class _Window:
 
 
 class ConcurrencyTuner:
-    """Doubles the number of trials until no more fit in memory, or doubling gains less than MIN_GAIN.
+    """Doubles the number of trials until memory is full, or doubling gains less than MIN_GAIN.
 
     Then it returns to the last number that was worth it, and stays there. `empty`: the process's memory
     without a trial, GiB.

@@ -187,8 +187,7 @@ class CoTrainer:
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do: active trials, files to write, or trials in the queue that
-        fit."""
+        """Whether `step` has work: active trials, files to write, or trials in the queue that fit."""
         return bool(len(self._active) or self._active.ending or self.queue.has_next(self._fits))
 
     @property
