@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from kto_sweep.data.dataset import prepare_data
-from kto_sweep.data.formats import load_examples
+from kto_sweep.data.examples import read_examples
+from kto_sweep.data.load import load_tokens
 from kto_sweep.data.rows import Example
 from kto_sweep.data.split import all_batches
-from kto_sweep.data.tokenise import tokenise
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, PairedRows
 
 RANK = 16
 SEED = 42
@@ -143,15 +143,13 @@ def load_rows(
     data: str, tokenizer: PreTrainedTokenizerBase, max_length: int, eval_fraction: float = 0.0
 ) -> Rows:
     """The rows of `data` that can be trained on."""
-    loaded = load_examples(data)
-    tokens = tokenise(loaded.examples, tokenizer, max_length)
-    prepared = prepare_data(loaded, tokens, eval_fraction=eval_fraction, max_length=max_length)
-    by_line = {example.line: example for example in loaded.examples}
-    example_of = {id(row): by_line[line] for row, line in zip(tokens.rows, tokens.lines, strict=True)}
+    by_line = {example.line: example for example in read_examples(data)[1]}
+    loaded = load_tokens(data, tokenizer)
+    prepared = prepare_data(loaded, eval_fraction=eval_fraction, max_length=max_length)
     return Rows(
-        pair_rows(prepared.train, prepared.train_partners, max_length),
-        [example_of[id(row)] for row in prepared.train],
-        [example_of[id(row)] for row in prepared.eval],
+        list(PairedRows(prepared.train, prepared.train_partners, max_length)),
+        [by_line[line] for line in prepared.train.lines.tolist()],
+        [by_line[line] for line in prepared.eval.lines.tolist()],
     )
 
 

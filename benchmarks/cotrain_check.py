@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.split import partners
+from kto_sweep.data.table import RowTable
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.trial.request import TrialRequest
@@ -93,9 +93,8 @@ def make_data(longest: int) -> TrainingData:
     def tokens() -> list[int]:
         return rng.integers(3, 8000, rng.integers(8, longest)).tolist()
 
-    rows = [TokenRow(tokens(), tokens(), bool(at % 2), at) for at in range(80)]
-    train, held_out = rows[:64], rows[64:]
-    return TrainingData("random", train, held_out, partners(train, 0), partners(held_out, 0), ())
+    rows = RowTable.from_rows(TokenRow(tokens(), tokens(), bool(at % 2), at) for at in range(80))
+    return TrainingData.paired("random", rows[:64], rows[64:], 2 * longest)
 
 
 def trials() -> dict[str, Trial]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import RowTable
 from kto_sweep.train.packed import attention, kernels
 from kto_sweep.train.packed import lora_product as lora_op
 from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention
@@ -31,7 +32,7 @@ from kto_sweep.train.packed.engine import Engine
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.lora_product import AdaptedLayer, TokenRouting, adapter_product
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, PairedRows
 from kto_sweep.train.packed.slot import ReferenceRows
 from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 from kto_sweep.trial import Trial
@@ -94,8 +95,10 @@ def rows(n: int = 8) -> list[PairedRow]:
         return rng.integers(3, SIZES["vocab_size"], rng.integers(2, 120)).tolist()
 
     prompts = [beginning * (at % 2) + tokens() for at in range(n - 1)]
-    made = [TokenRow(prompt, tokens(), bool(at % 3), at) for at, prompt in enumerate([*prompts, prompts[1]])]
-    return pair_rows(made, [(at + 1) % n for at in range(n)], max_length=180)
+    made = RowTable.from_rows(
+        TokenRow(prompt, tokens(), bool(at % 3), at) for at, prompt in enumerate([*prompts, prompts[1]])
+    )
+    return list(PairedRows(made, [(at + 1) % n for at in range(n)], max_length=180))
 
 
 # --- kernels -----------------------------------------------------------------------------------------------

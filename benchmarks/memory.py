@@ -246,14 +246,13 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(options.one)), options.rows)))
         return
 
-    from kto_sweep.data.formats import load_examples
+    from kto_sweep.data.load import load_tokens
     from kto_sweep.data.split import partners
-    from kto_sweep.data.tokenise import tokenise
     from kto_sweep.models.tokenizer import load_tokenizer
-    from kto_sweep.train.packed.pack import pair_rows
+    from kto_sweep.train.packed.pack import PairedRows
 
-    tokens = tokenise(load_examples(options.data).examples, load_tokenizer(options.tokenizer), MAX_LENGTH)
-    rows = pair_rows(tokens.rows, partners(tokens.rows, 0), MAX_LENGTH)
+    table = load_tokens(options.data, load_tokenizer(options.tokenizer)).table.cut(MAX_LENGTH)
+    rows = list(PairedRows(table, partners(table, 0), MAX_LENGTH))
     with tempfile.TemporaryDirectory() as folder:
         rows_file = Path(folder) / "rows.pickle"
         rows_file.write_bytes(pickle.dumps(rows))

@@ -18,7 +18,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.split import partners
+from kto_sweep.data.table import RowTable
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -56,8 +56,8 @@ def rows(vocabulary: int) -> TrainingData:
         length = int(np.clip(rng.lognormal(np.log(mean), 0.5), 50, 512))
         return rng.integers(3, vocabulary, length).tolist()
 
-    train = [TokenRow(some(350), some(130), bool(i % 2), group=i) for i in range(ROWS)]
-    return TrainingData("random", train, [], partners(train, 0), [], ())
+    train = RowTable.from_rows(TokenRow(some(350), some(130), bool(i % 2), i) for i in range(ROWS))
+    return TrainingData.paired("random", train, train[:0], 1024)
 
 
 def measure(size: str, folder: Path) -> None:

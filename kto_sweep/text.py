@@ -65,6 +65,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def progress_text(what: str, done: int, total: int) -> str:
+    """`reference log-probs 64/300`; `tokenised examples 20,480` if the total is unknown (0)."""
+    return f"{what} {done}/{total}" if total else f"{what} {done:,}"
+
+
 def duration(seconds: float) -> str:
     """`40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     if seconds < 90:

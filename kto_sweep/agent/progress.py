@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kto_sweep.text import progress_text
+
 LINE_SECONDS = 10.0
 """Interval between a trial's progress lines when there is no terminal."""
 
@@ -64,8 +66,8 @@ class ProgressDisplay:
 
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """Show the progress of work before a trial's first step."""
-        self._progress.update(self._bars[run_id], total=total, completed=done, status=what)
-        self._say_periodically(run_id, f"{what} {done}/{total}")
+        self._progress.update(self._bars[run_id], total=total or None, completed=done, status=what)
+        self._say_periodically(run_id, progress_text(what, done, total))
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """Set a trial's number of steps."""

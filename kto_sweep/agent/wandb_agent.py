@@ -12,6 +12,7 @@ from kto_sweep.alerts import RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.home import Home
 from kto_sweep.run_log import RunLog
+from kto_sweep.text import progress_text
 
 
 class WandbAgentReport:
@@ -24,7 +25,7 @@ class WandbAgentReport:
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Print the progress of the preparation."""
-        print(f"{what} {done}/{total}", flush=True)
+        print(progress_text(what, done, total), flush=True)
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps."""

@@ -1,4 +1,4 @@
-"""kto-sweep lint: a report on a data file before training."""
+"""kto-sweep lint: a report on a data set before training."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,69 +7,122 @@ import click
 from kto_sweep.cli.output import console, json_option, print_json, say
 
 if TYPE_CHECKING:
+    from kto_sweep.data.lint import LintReport
     from kto_sweep.data.lint_findings import LintFinding
 
 
 @click.command()
-@click.argument("data")
+@click.argument("data", nargs=-1, required=True)
 @click.option("--model", help="Count tokens with this model's tokenizer: hub id, folder, .gguf, tiny.")
 @click.option("--max-length", type=int, help="Tokens of prompt and completion, as in a sweep. Default: 2048.")
 @click.option("--eval-fraction", type=float, help="Share of the prompts held out. Default: 0.1.")
+@click.option("--eval-dataset", "held_out", multiple=True, help="Held-out rows of their own.")
+@click.option(
+    "--show",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Print the first N rows as the model gets them (with --model).",
+)
 @json_option
 def lint(
-    data: str, model: str | None, max_length: int | None, eval_fraction: float | None, as_json: bool
+    data: tuple[str, ...],
+    model: str | None,
+    max_length: int | None,
+    eval_fraction: float | None,
+    held_out: tuple[str, ...],
+    show: int | None,
+    as_json: bool,
 ) -> int:
-    """Check DATA, a file or hub id: what training would reject, label balance, lengths and split.
+    """Check DATA, files or hub ids: what training would reject, label balance, lengths and split.
 
     Without --model, lengths are in characters and max_length is not checked. Loads only the tokenizer, never
     the model. Exit code 1: training would reject the data.
 
     \b
     kto-sweep lint rows.jsonl
-    kto-sweep lint rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --max-length 1024
-    kto-sweep lint rows.jsonl --json
+    kto-sweep lint rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --show 3
+    kto-sweep lint a.jsonl b.parquet --eval-dataset test.jsonl --json
     """
     from dataclasses import asdict
 
     from kto_sweep.cli.lint_text import print_report
-    from kto_sweep.data.lint import lint as check
-    from kto_sweep.data.lint_rows import measure_characters, measure_tokens, read_data
-    from kto_sweep.errors import Severity
-    from kto_sweep.models.tokenizer import load_tokenizer
+    from kto_sweep.errors import Severity, UsageError
     from kto_sweep.trial import Trial
 
     length = Trial.max_length if max_length is None else max_length
     fraction = Trial.eval_fraction if eval_fraction is None else eval_fraction
     _check("max_length", length)
     _check("eval_fraction", fraction)
-    read = read_data(data)
     if model is None:
+        if show is not None:
+            raise UsageError("--show decodes the tokens of a model", hint="add --model NAME")
         if max_length is not None:
             say(f"max_length {max_length} is not checked: counting tokens needs --model", as_json=as_json)
-        report = check(
-            read, measure_characters(read.loaded.examples), max_length=None, eval_fraction=fraction
-        )
-    else:
-        measured = measure_tokens(read.loaded.examples, load_tokenizer(model), length)
-        report = check(read, measured, max_length=length, eval_fraction=fraction)
+    report = _report(data, model, length, fraction, held_out, shown=show or 0, progress=not as_json)
     if as_json:
-        findings = [_as_object(finding) for finding in report.findings]
+        findings = [_as_object(finding, report) for finding in report.findings]
         levels = {f"{level}s": report.count(level) for level in Severity}
-        print_json({"model": model, **levels, **asdict(report), "findings": findings})
+        about = {key: value for key, value in asdict(report).items() if key != "places"}
+        print_json({"model": model, **levels, **about, "findings": findings})
     else:
         print_report(console(), report, data, model)
     return 1 if report.count(Severity.ERROR) else 0
 
 
-def _as_object(finding: "LintFinding") -> dict[str, Any]:
+def _report(
+    data: tuple[str, ...],
+    model: str | None,
+    max_length: int,
+    eval_fraction: float,
+    held_out: tuple[str, ...],
+    *,
+    shown: int,
+    progress: bool,
+) -> "LintReport":
+    from kto_sweep.cli.output import counting
+    from kto_sweep.data.lint import lint as check
+    from kto_sweep.data.load import load_characters, load_tokens
+    from kto_sweep.data.shown_rows import StopTokens
+    from kto_sweep.home import Home
+    from kto_sweep.models.tokenizer import load_tokenizer
+
+    source = data if len(data) > 1 else data[0]
+    other = (held_out if len(held_out) > 1 else held_out[0]) if held_out else None
+    if model is None:
+        return check(
+            load_characters(source),
+            max_length=None,
+            eval_fraction=eval_fraction,
+            held_out=None if other is None else load_characters(other),
+        )
+    tokenizer = load_tokenizer(model)
+    cache = Home.from_environment().cache
+    with counting("tokenised examples", show=progress) as count:
+        rows = load_tokens(source, tokenizer, cache=cache, progress=count)
+        evaluated = None if other is None else load_tokens(other, tokenizer, cache=cache, progress=count)
+    stops = StopTokens(tokenizer, [tokenizer.eos_token_id])
+    return check(
+        rows,
+        max_length=max_length,
+        eval_fraction=eval_fraction,
+        stops=stops,
+        held_out=evaluated,
+        shown=stops.show(rows.table, max_length, rows.notes.places, shown),
+    )
+
+
+def _as_object(finding: "LintFinding", report: "LintReport") -> dict[str, Any]:
+    places = report.places
+    several = len(places.files) > 1
+    groups = [[places.name(line) if several else line for line in group] for group in finding.groups]
     return {
         "level": finding.severity,
         "code": finding.code,
         "count": finding.count,
         "what": finding.what,
         "hint": finding.hint,
-        "groups": finding.groups,
-        "lines": finding.lines,
+        "groups": groups,
+        "lines": [line for group in groups for line in group],
     }
 
 

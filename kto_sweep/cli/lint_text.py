@@ -1,9 +1,11 @@
 """A lint report printed in a terminal."""
 
 import shlex
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from kto_sweep.data.examples import Places
 from kto_sweep.data.lint import Balance, LintReport, Split
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO, LintFinding
 from kto_sweep.data.lint_lengths import Bin, LengthReport
@@ -25,7 +27,7 @@ BAR_WIDTH = 50
 _STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "yellow", Severity.NOTE: "dim"}
 
 
-def print_report(out: "Console", report: LintReport, data: str, model: str | None) -> None:
+def print_report(out: "Console", report: LintReport, data: Sequence[str], model: str | None) -> None:
     """Print counts, lengths, histogram, findings and the next command; `data` and `model` as typed."""
     for line in _overview(report):
         out.print(line, markup=False, soft_wrap=True)
@@ -33,7 +35,11 @@ def print_report(out: "Console", report: LintReport, data: str, model: str | Non
         out.print(_length_title(report, model), markup=False, soft_wrap=True)
         out.print(_length_table(report.lengths))
         _print_histogram(out, report)
-    _print_findings(out, report.findings)
+    for row in report.shown:
+        for line in row.described():
+            out.print(line, markup=False, soft_wrap=True)
+        out.print()
+    _print_findings(out, report)
     for line in _ending(report, data, model):
         out.print(line, markup=False, soft_wrap=True)
 
@@ -49,9 +55,7 @@ def _overview(report: LintReport) -> list[str]:
     if report.balance is not None:
         lines.append(f"Balance:  {_balance(report.balance)}")
     if report.split is not None:
-        # Training splits prompts by their tokens; a split by characters has about the same sizes.
-        about = "" if report.unit == "tokens" else "about "
-        lines.append(f"Held out: {about}{_split(report.split, report.eval_fraction)}")
+        lines.append(f"Held out: {_split(report.split, report.eval_fraction)}")
     if report.lengths.auc is not None:
         strength = max(report.lengths.auc, 1 - report.lengths.auc)
         auc = f"{strength:.2f} (0.50 means no leak; eval/auc should beat it)"
@@ -128,25 +132,26 @@ def _range(item: Bin) -> str:
     return f"{item.low:,}" if item.low == item.high else f"{item.low:,}-{item.high:,}"
 
 
-def _print_findings(out: "Console", findings: tuple[LintFinding, ...]) -> None:
+def _print_findings(out: "Console", report: LintReport) -> None:
     from rich.text import Text
 
-    for code, group in groupby(findings, lambda finding: finding.code):
+    for code, group in groupby(report.findings, lambda finding: finding.code):
         of_a_kind = list(group)
         for finding in of_a_kind[:MAX_OF_A_KIND]:
+            where = _lines(finding, report.places)
             level = (f"{finding.severity.capitalize():<8}", _STYLES[finding.severity])
-            text = Text.assemble(level, f" {finding.what}{_lines(finding)}\n{'':9}{finding.hint}")
+            text = Text.assemble(level, f" {finding.what}{where}\n{'':9}{finding.hint}")
             out.print(text, soft_wrap=True)
         if len(of_a_kind) > MAX_OF_A_KIND:
             more = f"{'':9}{len(of_a_kind) - MAX_OF_A_KIND:,} more findings {code!r}: --json lists all"
             out.print(more, markup=False, soft_wrap=True)
 
 
-def _lines(finding: LintFinding) -> str:
+def _lines(finding: LintFinding, places: Places) -> str:
     """` (lines 12, 17, ...)`; related rows as `12 and 340`."""
     if not finding.groups:
         return ""
-    shown = [_few(list(map(str, group)), " and ") for group in finding.groups]
+    shown = [_few(list(map(places.name, group)), " and ") for group in finding.groups[: MAX_LINES + 1]]
     return f" (line{'' if len(finding.lines) == 1 else 's'} {_few(shown, ', ')})"
 
 
@@ -154,14 +159,15 @@ def _few(items: list[str], between: str) -> str:
     return between.join(items[:MAX_LINES]) + (f"{between}..." if len(items) > MAX_LINES else "")
 
 
-def _ending(report: LintReport, data: str, model: str | None) -> list[str]:
+def _ending(report: LintReport, data: Sequence[str], model: str | None) -> list[str]:
     counts = [(level, report.count(level)) for level in Severity]
     summary = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts)
-    again = f"kto-sweep lint {shlex.quote(data)}"
+    again = f"kto-sweep lint {shlex.join(data)}"
     if report.count(Severity.ERROR):
         step = f"fix the errors above, then {again}"
     elif model is None:
         step = f"{again} --model NAME   (the model that you will train)"
     else:
-        step = f"put dataset: {data} into a copy of sweeps/lr_grid.yaml, then kto-sweep create that copy"
+        dataset = data[0] if len(data) == 1 else f"[{', '.join(data)}]"
+        step = f"put dataset: {dataset} into a copy of sweeps/lr_grid.yaml, then kto-sweep create that copy"
     return [summary, f"Next: {step}"]

@@ -3,7 +3,8 @@
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,6 +30,21 @@ def console() -> "Console":
 def say(text: str, *, as_json: bool = False) -> None:
     """Print one line for people; to standard error if standard output is JSON."""
     click.echo(text, err=as_json)
+
+
+@contextmanager
+def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """A function that shows how many are done, on a terminal and for work that takes seconds."""
+    if not show or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done: bar.update(task, completed=done)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -96,6 +96,12 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--hf-token", metavar="TOKEN", help="Hugging Face token; HF_TOKEN, also in .env, is safer than a flag."
 )
 @click.option("--dry-run", is_flag=True, help="Check data, model, memory and login without training.")
+@click.option(
+    "--show",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --dry-run: print the first N rows as the model gets them.",
+)
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
 @click.pass_obj
 def train(
@@ -118,6 +124,7 @@ def train(
     samples: int,
     hf_token: str | None,
     dry_run: bool,
+    show: int | None,
     debug: bool,
     **parameters: Any,
 ) -> int:
@@ -136,9 +143,12 @@ def train(
     from dataclasses import replace
 
     from kto_sweep.data.files import join_source
+    from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
+    if show is not None and not dry_run:
+        raise UsageError("--show prints rows without training", hint="add --dry-run")
     flags = {key: value for key, value in parameters.items() if value is not None}
     if isinstance(flags.get("lora_targets"), str) and flags["lora_targets"] != "all-linear":
         flags["lora_targets"] = [part.strip() for part in flags["lora_targets"].split(",")]
@@ -167,7 +177,8 @@ def train(
     if dry_run:
         from kto_sweep.train_command.dry_run import dry_run as check_run
 
-        return 0 if check_run(home, prepared, gpus=gpus, cpu=cpu, console=console()) else 1
+        fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=console())
+        return 0 if fits else 1
     from kto_sweep.agent.workers import TRAINER
     from kto_sweep.train_command.run import train_one
 

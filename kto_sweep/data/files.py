@@ -32,6 +32,12 @@ class RawRow:
     """Line in a text file, else position; counted from 1."""
     value: object
     """A JSON value; an object in every usable row."""
+    file: str = ""
+
+
+def source_files(source, base_dirs=()):
+    path = find_data(source, base_dirs)
+    return None if path is None else [path]
 
 
 def read_rows(source: str, base_dirs: Sequence[Path] = ()) -> tuple[str, Iterator[RawRow]]:

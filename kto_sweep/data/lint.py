@@ -1,19 +1,22 @@
-"""Checks a data file without a GPU: what training would reject, and warnings about the rest.
+"""Checks a data set without a GPU: what training would reject, and warnings about the rest.
 
-file --> read_data --> measure_tokens | measure_characters --> lint --> counts, lengths, split, findings
+rows --> load_tokens | load_characters --> lint --> counts, lengths, split, findings
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from kto_sweep.data import lint_findings as find
-from kto_sweep.data.dataset import TrainingData, prepare_data
-from kto_sweep.data.files import FORMATS_HINT
-from kto_sweep.data.formats import describe_bad
+from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
+from kto_sweep.data.examples import Places
 from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
-from kto_sweep.data.lint_rows import MeasuredData, ReadData, Unit
+from kto_sweep.data.shown_rows import ShownRow, StopTokens
+from kto_sweep.data.table import RowTable
 from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
+
+Unit = Literal["tokens", "characters"]
 
 
 @dataclass(frozen=True)
@@ -78,46 +81,68 @@ class LintReport:
     """None when training would reject the data."""
     findings: tuple[LintFinding, ...]
     """Errors first, then warnings, then notes."""
+    places: Places
+    """Where the lines of the findings are."""
+    shown: tuple[ShownRow, ...] = ()
+    """The first rows as the model gets them, if asked for."""
 
     def count(self, severity: Severity) -> int:
         """The number of findings of this severity."""
         return sum(finding.severity is severity for finding in self.findings)
 
 
-def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fraction: float) -> LintReport:
+def lint(
+    data: DataSet,
+    *,
+    max_length: int | None,
+    eval_fraction: float,
+    stops: StopTokens | None = None,
+    held_out: DataSet | None = None,
+    shown: tuple[ShownRow, ...] = (),
+) -> LintReport:
     """The report on rows already read and measured; its errors are what training would reject.
 
-    `max_length` is that of `data`; None when it was measured in characters.
+    `max_length` is None for rows that were measured in characters; `stops` None: unknown.
     """
-    counts = _count(read, data)
-    lengths = report_lengths(data)
-    split, errors = _split(read, data, max_length, eval_fraction)
+    table = data.table
+    lengths = report_lengths(table)
+    desirable, undesirable = table.counts
+    split, errors = _split(data, max_length, eval_fraction, held_out)
     findings = [
         *errors,
-        *find.find_skipped_rows([*read.loaded.bad, *data.tokens.bad]),
-        *find.find_duplicates(data.examples),
-        *find.find_contradictions(data.examples),
-        *find.find_contradictions_without_calls(data.examples),
-        *find.find_imbalance(counts.desirable, counts.undesirable),
-        *find.find_length_leak(lengths, counts.desirable, counts.undesirable),
-        *find.find_later_turns(read),
-        *find.find_neighbours(data),
+        *find.find_skipped_rows([*data.notes.bad, *data.tokens.bad]),
+        *find.find_facts(data.notes),
+        *find.find_unread(data.tokens.unread),
+        *find.find_double_begin(table),
+        *find.find_duplicates(table),
+        *find.find_contradictions(table),
+        *find.find_contradictions_without_calls(table),
+        *find.find_imbalance(desirable, undesirable),
+        *find.find_length_leak(lengths, desirable, undesirable),
+        *find.find_neighbours(table),
     ]
+    if stops is not None:
+        findings += find.find_open_answers(table, stops.ends(table), data.tokens.ended, stops.end_text)
     if max_length is not None:
-        findings += find.find_truncated_rows(data, lengths, max_length)
-        findings += find.find_contradictions_when_truncated(data, max_length)
-    if split is not None:
+        cut = table.cut(max_length)
+        findings += find.find_truncated_rows(table, cut, lengths, max_length)
+        findings += find.find_contradictions_when_truncated(table, cut, max_length)
+    if split is not None and held_out is None:
         findings += find.find_small_split(split, eval_fraction)
+    if held_out is not None:
+        findings += find.find_shared_prompts(table, held_out.table)
     return LintReport(
-        path=read.loaded.path,
-        unit=data.unit,
+        path=data.path,
+        unit="characters" if table.boundaries is None else "tokens",
         max_length=max_length,
         eval_fraction=eval_fraction,
-        counts=counts,
-        balance=balance(counts.desirable, counts.undesirable),
+        counts=_count(data),
+        balance=balance(desirable, undesirable),
         lengths=lengths,
-        split=None if split is None else _sides(split),
+        split=None if split is None else Split(Side(*split.train.counts), Side(*split.eval.counts)),
         findings=tuple(sorted(findings, key=lambda finding: list(Severity).index(finding.severity))),
+        places=data.notes.places,
+        shown=shown,
     )
 
 
@@ -135,39 +160,26 @@ def balance(desirable: int, undesirable: int) -> Balance | None:
     return Balance(ratio, rho, *weights)
 
 
-def _count(read: ReadData, data: MeasuredData) -> Counts:
-    rows = data.tokens.rows
-    good, bad = ({row.group for row in rows if row.label is label} for label in (True, False))
-    desirable = sum(row.label for row in rows)
+def _count(data: DataSet) -> Counts:
+    table: RowTable = data.table
+    good, bad = (set(table.prompt_keys[side].tolist()) for side in (table.labels, ~table.labels))
+    desirable, undesirable = table.counts
     return Counts(
-        rows=len(read.loaded.examples) + len(read.loaded.bad),
-        usable=len(rows),
+        rows=data.notes.rows,
+        usable=len(table),
         desirable=desirable,
-        undesirable=len(rows) - desirable,
+        undesirable=undesirable,
         prompts=len(good | bad),
         prompts_with_both=len(good & bad),
     )
 
 
 def _split(
-    read: ReadData, data: MeasuredData, max_length: int | None, eval_fraction: float
+    data: DataSet, max_length: int | None, eval_fraction: float, held_out: DataSet | None
 ) -> tuple[TrainingData | None, list[LintFinding]]:
     """The rows as training gets them, or the error that training would raise."""
-    loaded = read.loaded
-    if not loaded.examples:
-        why = describe_bad(loaded.bad) if loaded.bad else "it has no rows"
-        return None, [_error(f"no usable row: {why}", f"a row is {FORMATS_HINT}")]
-    try:  # max_length is only for training's notes: the rows are already truncated
-        split = prepare_data(loaded, data.tokens, eval_fraction=eval_fraction, max_length=max_length or 0)
+    try:
+        return prepare_data(data, eval_fraction=eval_fraction, max_length=max_length, held_out=held_out), []
     except DataError as error:
-        return None, [_error(error.message.removeprefix(f"{loaded.path}: "), error.hint)]
-    return split, []
-
-
-def _error(what: str, hint: str) -> LintFinding:
-    return lint_finding(Severity.ERROR, "cannot_train", 1, what, hint)
-
-
-def _sides(split: TrainingData) -> Split:
-    held_out = sum(row.label for row in split.eval)
-    return Split(Side(*split.counts), Side(held_out, len(split.eval) - held_out))
+        what = error.message.removeprefix(f"{data.path}: ")
+        return None, [lint_finding(Severity.ERROR, "cannot_train", 1, what, error.hint)]

@@ -1,17 +1,20 @@
 """Checks of a data file's usable rows, one function per check."""
 
+import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.formats import BadRow
+import numpy as np
+
+from kto_sweep.data import formats
+from kto_sweep.data.dataset import TrainingData, shared_prompts
+from kto_sweep.data.examples import BadRow, DataNotes
 from kto_sweep.data.lint_lengths import LengthReport
-from kto_sweep.data.lint_rows import MeasuredData, ReadData, completion_key, completion_text, prompt_key
-from kto_sweep.data.rows import Example
+from kto_sweep.data.table import Flags, Numbers, RowTable, equal_rows
 from kto_sweep.errors import Problem, Severity
+from kto_sweep.text import counted
 
 LEAK_AUC = 0.7
 """The linter warns when length alone has this AUC or more, that is, ranks 7 in 10 pairs of rows correctly."""
@@ -62,72 +65,167 @@ def find_skipped_rows(bad: Iterable[BadRow]) -> list[LintFinding]:
     ]
 
 
-def find_later_turns(read: ReadData) -> list[LintFinding]:
-    """Rows with turns after the last assistant turn."""
-    what = "with turns after the last assistant turn; training drops these turns"
-    hint = "nothing to do if the label is about the last assistant turn"
-    return _rows(Severity.NOTE, "later_turns", read.cut_turns, what, hint)
+_FACTS = {
+    formats.LATER_TURNS: (
+        "later_turns",
+        Severity.NOTE,
+        "nothing to do if the label is about the last assistant turn",
+    ),
+    formats.SEVERAL_TURNS: (
+        "several_turns",
+        Severity.NOTE,
+        "nothing to do if the label is about the last assistant turn",
+    ),
+    formats.REPEATED_PROMPT: ("repeated_prompt", Severity.NOTE, "nothing to do"),
+    formats.PROMPT_IN_TEXT: (
+        "prompt_in_completion",
+        Severity.WARNING,
+        "delete the prompt from the completion, unless the model should repeat it",
+    ),
+}
+"""Code, severity and hint of what reading changed or noticed."""
 
 
-def find_duplicates(examples: Sequence[Example]) -> list[LintFinding]:
-    """Rows equal to an earlier one, label included, ids of tool calls ignored."""
-    groups = _equal_rows(examples, lambda row: (prompt_key(row), completion_key(row), row.label))
+def find_facts(notes: DataNotes) -> list[LintFinding]:
+    """How rows were understood, what was changed in them, and which columns are not used."""
+    findings = []
+    for form, n in notes.forms.most_common():
+        what = f"{counted(n, 'row')} understood as {form}"
+        findings.append(
+            lint_finding(Severity.NOTE, "form", n, what, "--show 3 prints rows as the model gets them")
+        )
+    for fact, lines in notes.facts.items():
+        code, severity, hint = _FACTS[fact]
+        findings += _rows(severity, code, lines, fact, hint)
+    return findings + [
+        lint_finding(
+            Severity.NOTE,
+            "not_used",
+            n,
+            f"column {name} is not used ({counted(n, 'row')})",
+            "nothing to do, unless the answer depends on it",
+        )
+        for name, n in notes.ignored.most_common()
+    ]
+
+
+def find_unread(unread: Counter[str]) -> list[LintFinding]:
+    """What the model's chat template does not read."""
+    return [
+        lint_finding(
+            Severity.WARNING,
+            "not_read",
+            n,
+            f"the model's chat template does not read {name} ({counted(n, 'row')})",
+            "use a model whose template reads it, or write it into a turn's content",
+        )
+        for name, n in unread.most_common()
+    ]
+
+
+def find_open_answers(table: RowTable, ends: Flags, appended: int, end: str | None) -> list[LintFinding]:
+    """Answers without a token at which the model stops; `ends` has the others."""
+    findings = []
+    if appended:
+        what = f"the chat template leaves {counted(appended, 'answer')} open; {end} is appended"
+        findings.append(lint_finding(Severity.NOTE, "end_appended", appended, what, "nothing to do"))
+    lines = table.lines[~ends]
+    what = "whose completion does not end with a token at which the model stops"
+    hint = "set eos_token in the model's generation_config.json to the token that ends its turns"
+    return [*findings, *_rows(Severity.WARNING, "no_stop", lines, what, hint)]
+
+
+def find_double_begin(table: RowTable) -> list[LintFinding]:
+    """Prompts that begin with two beginning-of-text tokens."""
+    if table.begin is None or table.ids is None or table.boundaries is None:
+        return []
+    starts = table.boundaries - table.prompt_lengths
+    double = (table.ids[starts] == table.begin) & (table.prompt_lengths > 1)
+    double[double] = table.ids[starts[double] + 1] == table.begin
+    what = "whose prompt begins with two beginning-of-text tokens"
+    hint = "delete the token from the text: the tokenizer or the chat template writes it"
+    return _rows(Severity.WARNING, "double_begin", table.lines[double], what, hint)
+
+
+def find_duplicates(table: RowTable) -> list[LintFinding]:
+    """Rows equal to an earlier one, label included, ids of tool calls and white space in prompts ignored."""
+    groups = equal_rows(table.prompt_keys, table.completion_keys, table.labels.astype(np.int64))
     count = sum(len(group) - 1 for group in groups)
     what = f"{count:,} {'copy of an earlier row' if count == 1 else 'copies of earlier rows'}, label included"
     hint = "delete the copies: each one counts as another row"
-    return [lint_finding(Severity.WARNING, "duplicate", count, what, hint, groups)] if groups else []
+    if not groups:
+        return []
+    return [lint_finding(Severity.WARNING, "duplicate", count, what, hint, _lines_of(table, groups))]
 
 
-def find_contradictions(examples: Sequence[Example]) -> list[LintFinding]:
+def find_contradictions(table: RowTable) -> list[LintFinding]:
     """Answers with both labels, ids of tool calls ignored."""
     hint = "decide which label is right and delete the other row"
-    return _answers(Severity.WARNING, "contradictory", _contradictions(examples), "with both labels", hint)
+    groups = _lines_of(table, _contradictions(table))
+    return _answers(Severity.WARNING, "contradictory", groups, "with both labels", hint)
 
 
-def find_contradictions_when_truncated(data: MeasuredData, max_length: int) -> list[LintFinding]:
+def find_contradictions_when_truncated(table: RowTable, cut: RowTable, max_length: int) -> list[LintFinding]:
     """Answers with both labels only because max_length truncates their differences."""
-    shortened = {*data.cut_prompts, *data.cut_completions}
-    if not shortened:
+    shortened = (cut.prompt_lengths < table.prompt_lengths) | (
+        cut.completion_lengths < table.completion_lengths
+    )
+    if not shortened.any():
         return []
-    excluded = _contradictions(data.examples)
-    row_at = dict(zip(data.tokens.lines, data.tokens.rows, strict=True))
-
-    def key(example: Example) -> object:
-        row = row_at[example.line]
-        return tuple(row.prompt), tuple(row.completion)
-
-    groups = [group for group in _both_labels(data.examples, key) if shortened.intersection(group)]
+    groups = [group for group in _both_labels(table, _content(cut)) if shortened[group].any()]
     what = f"with both labels after truncation to max_length {max_length}"
     hint = "a larger max_length keeps their differences"
-    return _answers(Severity.WARNING, "contradictory_when_cut", _without(groups, excluded), what, hint)
+    groups = _without(groups, _contradictions(table))
+    return _answers(Severity.WARNING, "contradictory_when_cut", _lines_of(table, groups), what, hint)
 
 
-def find_contradictions_without_calls(examples: Sequence[Example]) -> list[LintFinding]:
+def _content(cut: RowTable) -> Numbers:
+    """A hash of each row's tokens."""
+    digests = [
+        hashlib.blake2b(
+            cut.prompt_ids(at).tobytes() + b"|" + cut.completion_ids(at).tobytes(), digest_size=8
+        ).digest()
+        for at in range(len(cut))
+    ]
+    return np.frombuffer(b"".join(digests), dtype=np.int64)
+
+
+def find_contradictions_without_calls(table: RowTable) -> list[LintFinding]:
     """Answers with the same text under both labels that differ in their tool calls."""
-    with_text = [row for row in examples if completion_text(row)]
-    groups = _both_labels(with_text, lambda row: (prompt_key(row), completion_text(row)))
+    groups = [
+        group
+        for group in _both_labels(table, table.prompt_keys, table.text_keys)
+        if table.text_keys[group[0]]
+    ]
+    groups = _without(groups, _contradictions(table))
     return _answers(
         Severity.NOTE,
         "contradictory_without_calls",
-        _without(groups, _contradictions(examples)),
+        _lines_of(table, groups),
         "with both labels that differ only in their tool calls",
         "nothing to do: tool calls are trained on; a trainer that drops tool_calls sees contradictions",
     )
 
 
-def find_neighbours(data: MeasuredData) -> list[LintFinding]:
+def find_neighbours(table: RowTable) -> list[LintFinding]:
     """Rows directly after a row with the same prompt."""
-    lines = [
-        line
-        for line, (row, after) in zip(data.tokens.lines[1:], pairwise(data.tokens.rows), strict=False)
-        if row.group == after.group
-    ]
+    same = table.prompt_keys[1:] == table.prompt_keys[:-1]
     what = "directly after a row with the same prompt"
     hint = (
         "nothing to do: rows are shuffled, and a mismatched answer always has another prompt; trainers that "
         "mismatch neighbouring rows, such as TRL, compute a wrong KL from this order"
     )
-    return _rows(Severity.NOTE, "same_prompt_neighbours", lines, what, hint)
+    return _rows(Severity.NOTE, "same_prompt_neighbours", table.lines[1:][same], what, hint)
+
+
+def find_shared_prompts(train: RowTable, held_out: RowTable) -> list[LintFinding]:
+    """Held-out rows of a data set of their own whose prompts are trained on."""
+    shared = shared_prompts(train, held_out)
+    if not shared:
+        return []
+    what = f"{counted(shared, 'held-out row')} with a prompt that is also trained on"
+    hint = "delete them from one of the two: evaluations look better than they are"
+    return [lint_finding(Severity.WARNING, "held_out_prompt_trained", shared, what, hint)]
 
 
 def find_imbalance(desirable: int, undesirable: int) -> list[LintFinding]:
@@ -160,29 +258,37 @@ def find_length_leak(lengths: LengthReport, desirable: int, undesirable: int) ->
     return [lint_finding(Severity.WARNING, "length_leak", desirable + undesirable, what, hint)]
 
 
-def find_truncated_rows(data: MeasuredData, lengths: LengthReport, max_length: int) -> list[LintFinding]:
+def find_truncated_rows(
+    table: RowTable, cut: RowTable, lengths: LengthReport, max_length: int
+) -> list[LintFinding]:
     """Rows that max_length truncates."""
     if lengths.total is None:
         return []
-    filled = [line for line, n in zip(data.tokens.lines, data.prompts, strict=True) if n >= max_length]
-    others = sorted(set(data.cut_prompts).difference(filled))
+    fills = table.prompt_lengths >= max_length
+    starts = (cut.prompt_lengths < table.prompt_lengths) & ~fills
+    ends = cut.completion_lengths < table.completion_lengths
     hint = f"max_length: {lengths.total.max} fits every row"
     if max_length < lengths.total.p99 < lengths.total.max:
         hint += f", {lengths.total.p99} fits 99 of 100"
-    fills = f"with a prompt of max_length {max_length} or more; only its end is kept, at most half of that"
-    begin = f"with a prompt truncated at the start to max_length {max_length}"
-    end = f"with a completion truncated at the end to max_length {max_length}"
+    findings = (
+        (
+            "prompt_fills_max_length",
+            fills,
+            f"with a prompt of max_length {max_length} or more; only its end is kept, at most half of that",
+        ),
+        ("prompt_cut", starts, f"with a prompt truncated at the start to max_length {max_length}"),
+        ("completion_cut", ends, f"with a completion truncated at the end to max_length {max_length}"),
+    )
     return [
-        *_rows(Severity.WARNING, "prompt_fills_max_length", filled, fills, hint),
-        *_rows(Severity.WARNING, "prompt_cut", others, begin, hint),
-        *_rows(Severity.WARNING, "completion_cut", data.cut_completions, end, hint),
+        finding
+        for code, which, what in findings
+        for finding in _rows(Severity.WARNING, code, table.lines[which], what, hint)
     ]
 
 
 def find_small_split(split: TrainingData, eval_fraction: float) -> list[LintFinding]:
     """Held-out rows that are too few, or of one label only, for meaningful eval metrics."""
-    desirable = sum(row.label for row in split.eval)
-    undesirable = len(split.eval) - desirable
+    desirable, undesirable = split.eval.counts
     fewest = min(desirable, undesirable)
     if fewest >= MIN_HELD_OUT:
         return []
@@ -199,36 +305,34 @@ def find_small_split(split: TrainingData, eval_fraction: float) -> list[LintFind
     return [lint_finding(Severity.WARNING, "few_held_out", len(split.eval), what, hint)]
 
 
-def _equal_rows(rows: Iterable[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
-    """Lines of rows that share a key with others, by key, in file order."""
-    lines: dict[object, list[int]] = defaultdict(list)
-    for row in rows:
-        lines[key(row)].append(row.line)
-    return tuple(tuple(group) for group in lines.values() if len(group) > 1)
-
-
-def _both_labels(rows: Sequence[Example], key: Callable[[Example], object]) -> tuple[Group, ...]:
+def _both_labels(table: RowTable, *keys: Numbers) -> list[Numbers]:
     """The groups of equal rows that have both labels."""
-    label = {row.line: row.label for row in rows}
-    return tuple(group for group in _equal_rows(rows, key) if len({label[line] for line in group}) == 2)
+    return [group for group in equal_rows(*keys) if len(set(table.labels[group].tolist())) == 2]
 
 
-def _contradictions(examples: Sequence[Example]) -> tuple[Group, ...]:
-    return _both_labels(examples, lambda row: (prompt_key(row), completion_key(row)))
+def _contradictions(table: RowTable) -> list[Numbers]:
+    return _both_labels(table, table.prompt_keys, table.completion_keys)
 
 
-def _without(groups: Iterable[Group], excluded: Iterable[Group]) -> tuple[Group, ...]:
+def _without(groups: Iterable[Numbers], excluded: Iterable[Numbers]) -> list[Numbers]:
     """The groups that are not part of an excluded one."""
-    lines = {line for group in excluded for line in group}
-    return tuple(group for group in groups if not lines.issuperset(group))
+    rows = {int(at) for group in excluded for at in group}
+    return [group for group in groups if not rows.issuperset(group.tolist())]
 
 
-def _rows(severity: Severity, code: str, lines: Sequence[int], what: str, hint: str) -> list[LintFinding]:
+def _lines_of(table: RowTable, groups: Iterable[Numbers]) -> tuple[Group, ...]:
+    """The lines of each group; the two answers of one row have one line."""
+    return tuple(tuple(dict.fromkeys(table.lines[group].tolist())) for group in groups)
+
+
+def _rows(
+    severity: Severity, code: str, lines: Sequence[int] | Numbers, what: str, hint: str
+) -> list[LintFinding]:
     """A finding about single rows; none when there are none."""
-    if not lines:
+    if not len(lines):
         return []
-    text = f"{len(lines):,} row{'' if len(lines) == 1 else 's'} {what}"
-    return [lint_finding(severity, code, len(lines), text, hint, tuple((line,) for line in lines))]
+    groups = tuple((int(line),) for line in lines)
+    return [lint_finding(severity, code, len(lines), f"{counted(len(lines), 'row')} {what}", hint, groups)]
 
 
 def _answers(
@@ -237,5 +341,6 @@ def _answers(
     """A finding about answers of several rows; none when there are none."""
     if not groups:
         return []
-    text = f"{len(groups):,} answer{'' if len(groups) == 1 else 's'} {what}"
-    return [lint_finding(severity, code, len(groups), text, hint, groups)]
+    return [
+        lint_finding(severity, code, len(groups), f"{counted(len(groups), 'answer')} {what}", hint, groups)
+    ]

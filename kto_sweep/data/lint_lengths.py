@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kto_sweep.data.auc import auc
-from kto_sweep.data.lint_rows import Lengths, MeasuredData
+from kto_sweep.data.table import Numbers, RowTable
 
 BINS = 12
 """Bars of a histogram at most, without the open-ended last one."""
@@ -54,13 +54,13 @@ class LengthReport:
     """Of `total`."""
 
 
-def report_lengths(data: MeasuredData) -> LengthReport:
-    """Statistics of the lengths before truncation."""
-    labels, total = data.labels, data.prompts + data.completions
-    good, bad = data.completions[labels], data.completions[~labels]
+def report_lengths(table: RowTable) -> LengthReport:
+    """Statistics of the lengths."""
+    labels, total = table.labels, table.prompt_lengths + table.completion_lengths
+    good, bad = table.completion_lengths[labels], table.completion_lengths[~labels]
     return LengthReport(
-        prompt=percentiles(data.prompts),
-        completion=percentiles(data.completions),
+        prompt=percentiles(table.prompt_lengths),
+        completion=percentiles(table.completion_lengths),
         desirable=percentiles(good),
         undesirable=percentiles(bad),
         total=percentiles(total),
@@ -69,7 +69,7 @@ def report_lengths(data: MeasuredData) -> LengthReport:
     )
 
 
-def percentiles(lengths: Lengths) -> Percentiles | None:
+def percentiles(lengths: Numbers) -> Percentiles | None:
     """Percentiles of the lengths; None when there are none.
 
     >>> percentiles(np.arange(1, 201))
@@ -81,7 +81,7 @@ def percentiles(lengths: Lengths) -> Percentiles | None:
     return Percentiles(*(int(length) for length in values))
 
 
-def histogram(lengths: Lengths, labels: NDArray[np.bool_]) -> tuple[Bin, ...]:
+def histogram(lengths: Numbers, labels: NDArray[np.bool_]) -> tuple[Bin, ...]:
     """Bars of one round width up to the 99th percentile, and an open-ended one above.
 
     >>> histogram(np.array([3, 12, 14]), np.array([True, True, False]))[:2]

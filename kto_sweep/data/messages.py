@@ -1,27 +1,32 @@
-"""Normalises chat turns: role, content as text, tool_calls as objects."""
+"""Normalises chat turns: role, content as text, tool calls as objects; all other keys stay.
+
+Accepted: OpenAI's turns (role, content, tool_calls), ShareGPT's (from, value, with function_call and
+observation), and pairs of one object each ({"human": ..., "assistant": ...}).
+"""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kto_sweep.data.rows import Message
 
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "chatgpt": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "ai", "bot", "chatbot", "model", "chatgpt"), "assistant"),
+    **dict.fromkeys(
+        ("tool", "function", "function_response", "tool_response", "observation", "ipython"), "tool"
+    ),
 }
+_CALL_ROLES = frozenset({"function_call", "tool_call"})
+"""Roles of assistant turns whose content is a call, or a list of calls, as JSON."""
+_MEDIA = ("image", "video", "audio", "file")
+"""Beginnings of the types of content parts that are not text."""
+_REASONING = frozenset({"thinking", "reasoning"})
+"""Types of content parts with the reasoning before the answer."""
+_WEIGHTS = ("weight", "train")
+"""Keys of a turn with which other trainers leave an assistant turn out."""
+_READ = frozenset({"role", "from", "content", "value", "tool_calls", "function_call"})
 
 
 class BadRowError(ValueError):
@@ -29,79 +34,159 @@ class BadRowError(ValueError):
 
 
 def read_turns(value: object, field: str) -> list[Message]:
-    """The turns in a row's list `field`.
+    """The turns in a row's `field`: a list of turns, one turn, or either as JSON text.
 
     Raises BadRowError.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise BadRowError(f"{field} is text, not a list of turns") from None
+        parsed = turns_in_text(value)
+        if parsed is None:
+            raise BadRowError(f"{field} is text, not a list of turns")
+        value = parsed
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list | tuple):
         raise BadRowError(f"{field} is {_kind(value)}, not a list of turns")
     if not value:
         raise BadRowError(f"{field} is empty")
-    return [_read_turn(turn) for turn in value]
+    return [turn for item in value for turn in _read_item(item)]
 
 
-def _read_turn(turn: object) -> Message:
-    if not isinstance(turn, dict):
-        raise BadRowError(f"a turn is {_kind(turn)}, not an object")
-    role_name = turn.get("role", turn.get("from"))
-    role = _ROLES.get(role_name.strip().lower()) if isinstance(role_name, str) else None
+def turns_in_text(text: str) -> list[Any] | None:
+    """The turns in a text that is the JSON of a conversation; None for any other text, and for other JSON."""
+    if not text.lstrip().startswith(("[", "{")):
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    items = value if isinstance(value, list) else [value]
+    return items if looks_like_turns(items) else None
+
+
+def looks_like_turns(value: object) -> bool:
+    """Whether a value is a list of objects that have a role."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) > 0
+        and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in value)
+    )
+
+
+def _read_item(item: object) -> Iterator[Message]:
+    """One turn, or the turns of a pair such as {"human": ..., "assistant": ...}."""
+    if not isinstance(item, Mapping):
+        raise BadRowError(f"a turn is {_kind(item)}, not an object")
+    if "role" in item or "from" in item:
+        yield _read_turn(item)
+        return
+    roles = [(key, _ROLES[key]) for key in item if key in _ROLES]
+    if not roles:
+        raise BadRowError("a turn has no role")
+    order = ["system", "user", "tool", "assistant"]
+    for key, role in sorted(roles, key=lambda pair: order.index(pair[1])):
+        if item[key] is not None:
+            yield _read_turn({"role": role, "content": item[key]})
+
+
+def _read_turn(turn: Mapping[str, Any]) -> Message:
+    name = turn.get("role", turn.get("from"))
+    word = name.strip().lower() if isinstance(name, str) else None
+    content = turn.get("content", turn.get("value"))
+    if word in _CALL_ROLES:
+        return {"role": "assistant", **_call_turn(content), **_others(turn)}
+    role = _ROLES.get(word) if word is not None else None
     if role is None:
-        raise BadRowError(f"unknown role {role_name!r}" if role_name is not None else "a turn has no role")
-    message: Message = {"role": role, "content": _content(turn.get("content", turn.get("value")))}
+        raise BadRowError(f"unknown role {name!r}" if name is not None else "a turn has no role")
+    text, reasoning = _content(content)
+    message: Message = {"role": role, "content": text}
+    if reasoning:
+        message["reasoning_content"] = reasoning
     if calls := _tool_calls(turn):
         message["tool_calls"] = calls
-    for key in ("name", "tool_call_id"):  # some chat templates render them
-        if isinstance(turn.get(key), str):
-            message[key] = turn[key]
-    return message
+    return message | _others(turn)
 
 
-def _content(value: object) -> str:
-    """A turn's text; null is empty, a list of text parts is joined."""
+def _others(turn: Mapping[str, Any]) -> Message:
+    """The keys that only a chat template can know, such as name, tool_call_id and reasoning_content."""
+    return {key: value for key, value in turn.items() if key not in _READ and value is not None}
+
+
+def is_left_out(turn: Message) -> bool:
+    """Whether a turn says that it must not be trained: weight 0, or train false."""
+    return any(key in turn and turn[key] in (0, False) for key in _WEIGHTS)
+
+
+def _content(value: object) -> tuple[str, str]:
+    """A turn's text and reasoning; null is empty, text parts are joined."""
     if value is None:
-        return ""
+        return "", ""
     if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(_part(part) for part in value)
-    raise BadRowError(f"a turn's content is {_kind(value)}, not text")
+        return value, ""
+    if not isinstance(value, list | tuple):
+        raise BadRowError(f"a turn's content is {_kind(value)}, not text")
+    parts = [_part(part) for part in value]
+    return "".join(text for text, _ in parts), "".join(reasoning for _, reasoning in parts)
 
 
-def _part(part: object) -> str:
+def _part(part: object) -> tuple[str, str]:
     if isinstance(part, str):
-        return part
-    if isinstance(part, dict) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else _kind(part)
-    raise BadRowError(f"a turn's content has a part of type {kind!r}, not text")
+        return part, ""
+    if not isinstance(part, Mapping):
+        raise BadRowError(f"a turn's content has {_kind(part)} as a part, not text")
+    kind = str(part.get("type", "text"))
+    texts = [part[key] for key in (kind, "text", "value", "content") if isinstance(part.get(key), str)]
+    if kind in _REASONING and texts:
+        return "", texts[0]
+    if kind in ("text", "input_text", "output_text") and texts:
+        return texts[0], ""
+    media = next((name for name in _MEDIA if name in kind or name in part), None)
+    if media is not None:
+        raise BadRowError(f"a turn's content has a part of type {kind!r}: only text can be trained")
+    raise BadRowError(f"a turn's content has a part of type {kind!r} without text")
 
 
-def _tool_calls(turn: dict[str, Any]) -> list[dict[str, Any]]:
+def _call_turn(content: object) -> Message:
+    """Content and calls of a turn whose content is calls as JSON; broken JSON stays as text."""
+    value = content
+    if isinstance(content, str):
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError):
+            return {"content": content}
+    calls = value if isinstance(value, list) else [value]
+    objects = [call for call in calls if isinstance(call, Mapping)]
+    if len(objects) < len(calls):
+        return {"content": content if isinstance(content, str) else json.dumps(content)}
+    return {"content": "", "tool_calls": [_tool_call(call) for call in objects]}
+
+
+def _tool_calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The turn's tool calls as chat templates expect them: arguments as an object where possible."""
     calls = turn.get("tool_calls")
+    if isinstance(calls, str) and calls.strip():  # tables often hold them as JSON
+        try:
+            calls = json.loads(calls)
+        except (ValueError, RecursionError):
+            raise BadRowError("tool_calls is not a list of objects") from None
     if not calls and turn.get("function_call"):  # OpenAI's older format: one call
         calls = [turn["function_call"]]
     if not calls:
         return []
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
         raise BadRowError("tool_calls is not a list of objects")
     return [_tool_call(call) for call in calls]
 
 
-def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
+def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     function = call.get("function", call)
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRowError("a tool call has no function name")
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             parsed = None
         # Broken arguments stay as written: they may be the reason for the label.
         arguments = parsed if isinstance(parsed, dict) else arguments
@@ -114,7 +199,7 @@ def _tool_call(call: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def calls_as_text(calls: list[dict[str, Any]]) -> str:
+def calls_as_text(calls: Sequence[Mapping[str, Any]]) -> str:
     """Tool calls as JSON lines, for models whose template does not support them."""
     return "\n".join(json.dumps(call["function"], ensure_ascii=False) for call in calls)
 

@@ -1,15 +1,16 @@
 """The data types of KTO rows: as text (Example) and as token ids (TokenRow)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]
-"""One chat turn: `role`, `content` and optionally `tool_calls`."""
+"""One chat turn: `role`, `content` as text, and all other keys of the file, such as `tool_calls`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One row of a data file."""
+    """One prompt with one completion."""
 
     prompt: str | tuple[Message, ...]
     """All turns before the completion, or plain text."""
@@ -19,11 +20,13 @@ class Example:
     """True: desirable."""
     line: int
     """Line in the file, counted from 1."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template gets beside the turns: `tools`, `documents` and its own variables."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One row as token ids, after truncation to max_length."""
+    """One example as token ids, after truncation to max_length."""
 
     prompt: list[int]
     """Token ids of the rendered prompt; never empty."""
@@ -31,5 +34,5 @@ class TokenRow:
     """Token ids of the completion; never empty."""
     label: bool
     """True: desirable."""
-    group: int
-    """Rows with the same prompt have the same group."""
+    prompt_key: int
+    """Equal for equal prompts."""

@@ -3,97 +3,97 @@
 All three are pure functions of the rows and a seed, so every trial, agent and trainer gets the same result.
 """
 
-import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
-from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.errors import DataError
 
 
-def split_by_prompt(
-    rows: Sequence[TokenRow], eval_fraction: float, seed: int
-) -> tuple[list[TokenRow], list[TokenRow]]:
+def split_by_prompt(table: RowTable, eval_fraction: float, seed: int) -> tuple[RowTable, RowTable]:
     """Training rows and held-out rows, in file order; no prompt is on both sides.
 
-    Prompts are visited in an order that depends only on their tokens and `seed`. A prompt is held out if that
-    brings the held-out counts of both labels nearer to `eval_fraction` of all. When 0 < eval_fraction < 1,
-    each side has one prompt if there are two, and two (enough for mismatched pairs) if there are four.
+    Prompts are visited in an order that depends only on their text and `seed`: neither the model nor
+    max_length changes which rows are held out. A prompt is held out if that brings the held-out counts of
+    both labels nearer to `eval_fraction` of all. When 0 < eval_fraction < 1, each side has one prompt if
+    there are two, and two (enough for mismatched pairs) if there are four.
     """
-    if eval_fraction <= 0:
-        return list(rows), []
-    groups: dict[int, list[TokenRow]] = defaultdict(list)
-    for row in rows:
-        groups[row.group].append(row)
-    order = sorted(groups, key=lambda group: _shuffle_key(groups[group][0], seed))
-    held_out = _choose(order, {group: _counts(members) for group, members in groups.items()}, eval_fraction)
-    train = [row for row in rows if row.group not in held_out]
-    return train, [row for row in rows if row.group in held_out]
+    if eval_fraction <= 0 or not len(table):
+        return table, table.take([])
+    keys, prompt_of = np.unique(table.prompt_keys, return_inverse=True)
+    counts = np.stack(
+        [np.bincount(prompt_of[side], minlength=len(keys)) for side in (~table.labels, table.labels)]
+    )
+    order = np.argsort(_shuffled(keys, seed), kind="stable")
+    held_out = _choose(order, counts, eval_fraction)[prompt_of]
+    return table.take(~held_out), table.take(held_out)
 
 
-def _choose(order: Sequence[int], counts: dict[int, np.ndarray], eval_fraction: float) -> set[int]:
-    """The groups to hold out."""
-    total = np.sum(list(counts.values()), axis=0)
+def _choose(order: Numbers, counts: Numbers, eval_fraction: float) -> np.ndarray:
+    """Whether to hold out each prompt: (prompts,); `counts`: (2, prompts) undesirable and desirable rows."""
+    total = counts.sum(axis=1)
     # At least one row of each label that has two: without it AUC and margins are undefined.
     target = np.where(total > 1, np.maximum(eval_fraction * total, 1.0), eval_fraction * total)
     min_prompts = min(2, len(order) // 2)  # on each side
-    chosen: set[int] = set()
-    held_out = np.zeros(2)
-    for group in order:
-        nearer = np.abs(target - held_out - counts[group]).sum() < np.abs(target - held_out).sum()
-        if nearer and len(chosen) < len(order) - min_prompts:
-            chosen.add(group)
-            held_out = held_out + counts[group]
-    for group in sorted(order, key=lambda group: int(counts[group].sum())):  # stable: ties stay in `order`
-        if len(chosen) < min_prompts:
-            chosen.add(group)
+    chosen = np.zeros(len(order), dtype=bool)
+    number = 0
+    # Plain floats: this loop runs once for each prompt.
+    missing_bad, missing_good = target.tolist()
+    for at, bad, good in zip(order.tolist(), *counts[:, order].tolist(), strict=True):
+        nearer = abs(missing_bad - bad) + abs(missing_good - good) < abs(missing_bad) + abs(missing_good)
+        if nearer and number < len(order) - min_prompts:
+            chosen[at] = True
+            number += 1
+            missing_bad, missing_good = missing_bad - bad, missing_good - good
+    if number < min_prompts:  # the smallest ones; stable: ties stay in `order`
+        smallest = order[np.argsort(counts.sum(axis=0)[order], kind="stable")]
+        for at in smallest[~chosen[smallest]][: min_prompts - number]:
+            chosen[at] = True
     return chosen
 
 
-def _counts(rows: Sequence[TokenRow]) -> np.ndarray:
-    """(undesirable, desirable) rows."""
-    desirable = sum(row.label for row in rows)
-    return np.array([len(rows) - desirable, desirable], dtype=float)
+def _shuffled(keys: Numbers, seed: int) -> np.ndarray:
+    """A pseudo-random sort key for each prompt key: uint64 (keys,). The finalizer of SplitMix64."""
+    x = keys.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
-def _shuffle_key(row: TokenRow, seed: int) -> bytes:
-    """A sort key that depends on the prompt's tokens and the seed, not on the row's position."""
-    return hashlib.sha256(np.array([seed, *row.prompt], dtype=np.int64).tobytes()).digest()
-
-
-def partners(rows: Sequence[TokenRow], seed: int) -> list[int]:
-    """For each row, the row whose completion mismatches its prompt; always one with another prompt.
+def partners(table: RowTable, seed: int) -> Numbers:
+    """For each row, the row whose completion mismatches its prompt; always one with another prompt: (rows,).
 
     A permutation when no prompt has more than half of the rows, so that each completion is used once;
     otherwise the rows of the other prompts are used in turn, equally often.
 
     Raises DataError when all rows have the same prompt.
     """
-    rng = np.random.default_rng(seed)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for at in rng.permutation(len(rows)):
-        groups[rows[at].group].append(int(at))
-    if len(groups) < 2:
+    rows = len(table)
+    shuffled = np.random.default_rng(seed).permutation(rows)
+    _, first, prompt_of, sizes = np.unique(
+        table.prompt_keys[shuffled], return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(first) < 2:
         raise DataError(
-            f"all {len(rows)} rows have the same prompt",
+            f"all {rows} rows have the same prompt",
             hint="KTO compares answers to different prompts: use rows with at least two prompts",
         )
-    largest = max(groups.values(), key=len)
-    others = [at for members in groups.values() if members is not largest for at in members]
-    partner = [0] * len(rows)
-    if len(largest) > len(others):
-        for position, at in enumerate(largest):
-            partner[at] = others[position % len(others)]
-        for position, at in enumerate(others):
-            partner[at] = largest[position]
-        return partner
-    # Groups are contiguous in the ring, so a shift by the largest group's size always leaves the group.
-    ring = [*largest, *others]
-    for position, at in enumerate(ring):
-        partner[at] = ring[(position + len(largest)) % len(ring)]
+    # Rows of one prompt stand together, the largest prompt first, the others in order of appearance.
+    largest = int(np.lexsort((first, -sizes))[0])
+    rank = first.copy()
+    rank[largest] = -1
+    ring = shuffled[np.argsort(rank[prompt_of], kind="stable")]
+    size = int(sizes[largest])
+    partner = np.empty(rows, dtype=np.int64)
+    if 2 * size > rows:
+        members, others = ring[:size], ring[size:]
+        partner[members] = np.resize(others, size)  # in turn
+        partner[others] = members[: len(others)]
+    else:
+        # A shift by the largest prompt's size always leaves the prompt.
+        partner[ring] = np.roll(ring, -size)
     return partner
 
 

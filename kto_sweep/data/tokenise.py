@@ -1,69 +1,213 @@
-"""From examples to token ids, for one tokenizer and max_length."""
+"""From examples to a table of token ids, for one tokenizer; one chunk of rows in memory at a time."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
-from kto_sweep.data.formats import BadRow
-from kto_sweep.data.messages import BadRowError
-from kto_sweep.data.rows import Example, TokenRow
+import numpy as np
+
+from kto_sweep.data.examples import BadRow
+from kto_sweep.data.keys import completion_key, prompt_key, text_key
+from kto_sweep.data.messages import BadRowError, calls_as_text
+from kto_sweep.data.rows import Example, Message
+from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.data.template import Rendered, Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CHUNK = 1024
+"""Examples that are rendered and encoded at once."""
+IN_MEMORY = 2**24
+"""Tokens kept in memory (64 MiB); those of a larger data set are mapped from a file."""
+
+CHARACTERS_PER_TOKEN = 3.3
+"""Average for English with some code or JSON, and vocabularies of 50,000 tokens or more."""
+
+Progress = Callable[[int], None]
+"""Gets the number of examples done."""
+
+
+@dataclass
+class TokenNotes:
+    """What was noticed while the examples were encoded."""
+
+    bad: list[BadRow] = field(default_factory=list)
+    """Examples that the chat template rejects, or that have no tokens."""
+    unread: Counter[str] = field(default_factory=Counter)
+    """Rows with something that the chat template does not read, by its name."""
+    ended: int = 0
+    """Rows whose answer the chat template leaves open: the end-of-text token is appended."""
+
 
 @dataclass(frozen=True)
 class TokenisedData:
-    """The rows of one data file as token ids."""
+    """The rows of one data set before truncation."""
 
-    rows: list[TokenRow]
-    lines: list[int]
-    """Line of each row in the file."""
-    bad: list[BadRow]
-    """Examples that the chat template rejects, or that have no tokens."""
-    cut_prompts: int
-    """Rows whose prompt was truncated at the start."""
-    cut_completions: int
-    """Rows whose completion was truncated at the end."""
+    table: RowTable
+    notes: TokenNotes
 
 
 def tokenise(
-    examples: Sequence[Example], tokenizer: "PreTrainedTokenizerBase", max_length: int
+    examples: Iterable[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    progress: Progress = lambda _: None,
+    file: Path | None = None,
 ) -> TokenisedData:
-    """Every example as token ids, at most `max_length` of prompt and completion together.
+    """Every example as token ids, not truncated.
 
-    Conversations use the chat template; text rows do not, and end with the end-of-text token.
-    Rows with the same rendered prompt before truncation get the same group.
+    Conversations use the chat template; text rows do not, and end with the end-of-text token. More than
+    IN_MEMORY tokens are written to `file`, by default a temporary one without a name, and mapped from it.
     """
-    renderer = Renderer(tokenizer)
+    renderer, encoder = Renderer(tokenizer), Encoder(tokenizer)
+    notes = TokenNotes(unread=renderer.unread)
+    builder = _TableBuilder(encoder.begin, file)
+    done = 0
+    waiting: Future[list[tuple[list[int], list[int]]]] | None = None
     kept: list[tuple[Example, Rendered]] = []
-    bad: list[BadRow] = []
+    # The next chunk is rendered, in Python, while the tokenizer's threads encode this one.
+    with ThreadPoolExecutor(1, "tokenise") as pool:
+        for chunk in _chunks(examples):
+            rendered = _render(chunk, renderer, notes)
+            encoding = pool.submit(encoder.encode, [text for _, text in rendered], notes)
+            if waiting is not None:
+                builder.add(kept, waiting.result(), notes)
+            waiting, kept = encoding, rendered
+            done += len(chunk)
+            progress(done)
+        if waiting is not None:
+            builder.add(kept, waiting.result(), notes)
+    notes.bad.sort(key=lambda row: row.line)
+    return TokenisedData(builder.table(), notes)
+
+
+def measure(examples: Iterable[Example], turn_characters: int = 0) -> RowTable:
+    """The rows without token ids: lengths in characters, `turn_characters` more for each turn."""
+    builder = _TableBuilder(None, None)
+    for example in examples:
+        sides = (example.prompt, example.completion)
+        builder.add_row(example, *(_characters(side, turn_characters) for side in sides))
+    return builder.table()
+
+
+def _chunks(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    iterator = iter(examples)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
+
+
+def _render(
+    examples: Iterable[Example], renderer: Renderer, notes: TokenNotes
+) -> list[tuple[Example, Rendered]]:
+    rendered = []
     for example in examples:
         try:
-            kept.append((example, renderer.render(example)))
+            rendered.append((example, renderer.render(example)))
         except BadRowError as error:
-            bad.append(BadRow(example.line, str(error)))
+            notes.bad.append(BadRow(example.line, str(error)))
+    return rendered
 
-    encoder = Encoder(tokenizer)
-    prompts = encoder.beginnings([text.prompt for _, text in kept], [text.from_template for _, text in kept])
-    fulls = encoder.beginnings([text.full for _, text in kept], [text.from_template for _, text in kept])
-    rows: list[TokenRow] = []
-    lines: list[int] = []
-    groups: dict[tuple[int, ...], int] = {}
-    cut_prompts = cut_completions = 0
-    for (example, text), prompt_ids, full_ids in zip(kept, prompts, fulls, strict=True):
-        prompt, completion = split_ids(text, prompt_ids, full_ids, encoder)
-        if not prompt or not completion:
-            bad.append(BadRow(example.line, f"no tokens in its {'completion' if prompt else 'prompt'}"))
-            continue
-        short_prompt, short_completion = truncate(prompt, completion, max_length, encoder.begin)
-        cut_prompts += len(short_prompt) < len(prompt)
-        cut_completions += len(short_completion) < len(completion)
-        group = groups.setdefault(tuple(prompt_ids), len(groups))
-        rows.append(TokenRow(short_prompt, short_completion, example.label, group))
-        lines.append(example.line)
-    return TokenisedData(rows, lines, bad, cut_prompts, cut_completions)
+
+def _characters(side: str | tuple[Message, ...], turn_characters: int) -> int:
+    if isinstance(side, str):
+        return len(side)
+    parts = [(turn["content"], calls_as_text(turn.get("tool_calls", []))) for turn in side]
+    text = "\n".join(text for part in parts for text in part if text)
+    return len(text) + turn_characters * len(side)
+
+
+class _TableBuilder:
+    """Collects rows into columns, and their tokens into memory or a file."""
+
+    def __init__(self, begin: int | None, file: Path | None) -> None:
+        self._begin = begin
+        self._file = file
+        self._columns: list[list[Numbers]] = []
+        self._rows: list[tuple[int, ...]] = []
+        """Of the last chunk: line, label, prompt, completion and text key, both lengths."""
+        self._ids: list[np.ndarray] = []
+        self._tokens = 0
+        self._out: IO[bytes] | None = None
+
+    def add_row(self, example: Example, prompt: int, completion: int) -> None:
+        """Add a row of these lengths."""
+        keys = (prompt_key(example), completion_key(example), text_key(example))
+        self._rows.append((example.line, example.label, *keys, prompt, completion))
+        if len(self._rows) == CHUNK:
+            self._close_chunk()
+
+    def add(
+        self,
+        rendered: Sequence[tuple[Example, Rendered]],
+        encoded: Sequence[tuple[list[int], list[int]]],
+        notes: TokenNotes,
+    ) -> None:
+        """Add one chunk's rows; those without tokens are bad."""
+        ids: list[int] = []
+        for (example, _), (prompt, completion) in zip(rendered, encoded, strict=True):
+            if not prompt or not completion:
+                missing = "completion" if prompt else "prompt"
+                notes.bad.append(BadRow(example.line, f"no tokens in its {missing}"))
+                continue
+            self.add_row(example, len(prompt), len(completion))
+            ids += prompt
+            ids += completion
+        self._put(np.array(ids, dtype=np.int32))
+
+    def _put(self, ids: np.ndarray) -> None:
+        self._tokens += len(ids)
+        if self._out is None and self._tokens > IN_MEMORY:
+            # Without a name: it vanishes with the process, however that ends.
+            self._out = tempfile.TemporaryFile() if self._file is None else self._file.open("w+b")  # noqa: SIM115
+            for earlier in self._ids:
+                self._out.write(earlier.tobytes())
+            self._ids = []
+        if self._out is None:
+            self._ids.append(ids)
+        else:
+            self._out.write(ids.tobytes())
+
+    def _close_chunk(self) -> None:
+        if self._rows:
+            self._columns.append(list(np.array(self._rows, dtype=np.int64).T))
+            self._rows = []
+
+    def table(self) -> RowTable:
+        """All rows."""
+        self._close_chunk()
+        empty = [[np.empty(0, dtype=np.int64)] for _ in range(7)]
+        columns = [
+            np.concatenate(parts) for parts in (zip(*self._columns, strict=True) if self._columns else empty)
+        ]
+        lines, labels, prompts, completions, texts, prompt_lengths, completion_lengths = columns
+        has_tokens = self._tokens > 0
+        return RowTable(
+            lines,
+            labels.astype(bool),
+            prompts,
+            completions,
+            texts,
+            prompt_lengths,
+            completion_lengths,
+            ids=self._all_ids() if has_tokens else None,
+            boundaries=np.cumsum(prompt_lengths + completion_lengths) - completion_lengths
+            if has_tokens
+            else None,
+            begin=self._begin,
+        )
+
+    def _all_ids(self) -> np.ndarray:
+        if self._out is not None:
+            with self._out as out:  # the mapping keeps the file open
+                out.flush()
+                return np.memmap(out, dtype=np.int32, mode="r")
+        return np.concatenate(self._ids) if self._ids else np.empty(0, dtype=np.int32)
 
 
 class Encoder:
@@ -71,83 +215,124 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        eos = tokenizer.eos_token_id
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:  # a tokenizer.json may switch both on
+            self._backend.no_truncation()
+            self._backend.no_padding()
+        self._divisible = _is_divisible(self._backend)
+        eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
         self.end: int | None = eos if isinstance(eos, int) else None
         """The end-of-text token, if there is one."""
-        bos = tokenizer.bos_token_id
         self.begin: int | None = bos if isinstance(bos, int) else None
         """The beginning-of-text token, if there is one."""
+        # Some tokenizers append an end token; a prompt continues.
+        self._appends_end = self._encode(["a"], add_special_tokens=True)[0][-1:] == [self.end]
+        added = tokenizer.added_tokens_decoder
+        self._special = {token for token, about in added.items() if about.special}
+        self._special.update(token for token in tokenizer.all_special_ids if token is not None)
 
-    def plain(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[Rendered], notes: TokenNotes) -> list[tuple[list[int], list[int]]]:
+        """Token ids of each text's prompt and completion."""
+        prompts = self._beginnings(texts, [text.prompt for text in texts])
+        completions = self._plain([text.completion for text in texts])
+        rows = list(zip(prompts, completions, strict=True))
+        # Where the text does not begin with the prompt, or its tokens depend on what stands before them, the
+        # whole text's tokens decide.
+        whole = [at for at, text in enumerate(texts) if not self._is_apart(text)]
+        chosen = [texts[at] for at in whole]
+        fulls = self._beginnings(chosen, [text.full for text in chosen])
+        bodies = self._plain([text.body for text in chosen])
+        for at, full, body in zip(whole, fulls, bodies, strict=True):
+            rows[at] = _split(*rows[at], full, body)
+        return [
+            (prompt, self._ended(completion, text, notes))
+            for (prompt, completion), text in zip(rows, texts, strict=True)
+        ]
+
+    def _is_apart(self, text: Rendered) -> bool:
+        """Whether the tokens of the whole text are those of prompt and completion, or one crosses the cut."""
+        if text.body or not self._divisible:
+            return False
+        # Digits and signs are grouped with those before them ("12" + "34", "n't"); letters and spaces are not.
+        return text.completion[:1].isalpha() or text.completion[:1].isspace()
+
+    def _ended(self, completion: list[int], text: Rendered, notes: TokenNotes) -> list[int]:
+        """The completion with a token at its end at which the model can stop."""
+        if self.end is None or not completion:
+            return completion
+        if not text.from_template:
+            return completion if completion[-1] == self.end else [*completion, self.end]
+        # Templates often write a line break after the token that ends a turn.
+        if any(token in self._special for token in completion[-3:]):
+            return completion
+        notes.ended += 1
+        return [*completion, self.end]
+
+    def _plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the texts, without special tokens."""
+        return self._encode(texts, add_special_tokens=False)
+
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
-        encoded = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+        if self._backend is not None:  # without the attention masks and offsets of transformers' call
+            encoded = self._backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encoded]
+        ids = self._tokenizer(list(texts), add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return [list(row) for row in ids]
 
-    def beginnings(self, texts: Sequence[str], from_template: Sequence[bool]) -> list[list[int]]:
-        """Token ids of texts with the tokenizer's beginning-of-text token, unless a template wrote it."""
-        plain = iter(self.plain([text for text, done in zip(texts, from_template, strict=True) if done]))
-        with_begin = iter(
-            self._begun([text for text, done in zip(texts, from_template, strict=True) if not done])
-        )
-        return [next(plain) if done else next(with_begin) for done in from_template]
+    def _beginnings(self, texts: Sequence[Rendered], parts: Sequence[str]) -> list[list[int]]:
+        """Token ids of a part of each text that starts where the text does, with the tokenizer's
+        beginning-of-text token unless a template wrote it."""
+        by_template = [text.from_template for text in texts]
+        plain = iter(self._plain([part for part, done in zip(parts, by_template, strict=True) if done]))
+        begun = iter(self._begun([part for part, done in zip(parts, by_template, strict=True) if not done]))
+        return [next(plain) if done else next(begun) for done in by_template]
 
-    def _begun(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded = self._tokenizer(texts, verbose=False)
-        # Some tokenizers also append an end token; here the text continues.
-        return [list(ids[:-1] if ids and ids[-1] == self.end else ids) for ids in encoded["input_ids"]]
-
-    def ended(self, ids: list[int]) -> list[int]:
-        """The ids with one end-of-text token at the end."""
-        return ids if self.end is None or ids[-1:] == [self.end] else [*ids, self.end]
+    def _begun(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded = self._encode(texts, add_special_tokens=True)
+        return [ids[:-1] for ids in encoded] if self._appends_end else encoded
 
 
-def split_ids(
-    text: Rendered, prompt_ids: list[int], full_ids: list[int], encoder: Encoder
+def _is_divisible(backend: Any) -> bool:
+    """Whether the tokens of a text's end are those of the end alone, unless a token crosses the cut.
+
+    True for byte-level BPE, which merges neighbours only and marks no word starts: most models since GPT-2.
+    Their texts are encoded once, not once with and once without the completion.
+    """
+    if backend is None:
+        return False
+    described = json.loads(backend.to_str())
+    steps = described.get("pre_tokenizer") or {}
+    kinds = steps.get("pretokenizers", [steps])
+    byte_level = [step for step in kinds if step.get("type") == "ByteLevel"]
+    return (
+        described["model"]["type"] == "BPE"
+        and not described["model"].get("continuing_subword_prefix")
+        and (described.get("normalizer") or {}).get("type") in (None, "NFC")
+        and bool(byte_level)
+        and not any(step.get("add_prefix_space") for step in byte_level)
+        and all(step.get("type") in ("ByteLevel", "Split", "Digits") for step in kinds)
+    )
+
+
+def _split(
+    prompt: list[int], completion: list[int], full: list[int], body: list[int]
 ) -> tuple[list[int], list[int]]:
-    """Token ids of the prompt and of the completion.
+    """Token ids of prompt and completion, given those of each alone, of the whole text and of its body.
 
-    Usually `full[len(prompt):]`. When the full text does not begin with the prompt's tokens:
+    Usually the whole text begins with the prompt's tokens. Otherwise:
     * the template opens an answer differently from how it renders one (`<think>` only when it asks for an
       answer): both are split where they diverge, so that together they are the template's text;
     * tokens merge across the boundary, or the template changes earlier turns once an answer follows: the
       prompt stays as the model sees it at inference, and the completion is encoded separately.
     """
-    at = first_difference(prompt_ids, full_ids)
-    if at == len(prompt_ids):
-        prompt, completion = prompt_ids, full_ids[at:]
-    elif text.body and at >= first_difference(encoder.plain([text.body])[0], prompt_ids) > 0:
-        prompt, completion = prompt_ids[:at], full_ids[at:]
-    else:
-        prompt, completion = prompt_ids, encoder.plain([text.completion])[0]
-    return prompt, completion if text.from_template or not completion else encoder.ended(completion)
-
-
-def truncate(
-    prompt: list[int], completion: list[int], max_length: int, begin: int | None
-) -> tuple[list[int], list[int]]:
-    """Prompt and completion of at most `max_length` tokens together, at least 2; neither is empty.
-
-    A row that is too long loses the start of its prompt, down to half of max_length, then the end of its
-    completion: the question is usually at the end of the prompt, and a truncated answer still teaches its
-    start. (TRL truncates only the end, and drops rows whose prompt fills max_length.) A beginning-of-text
-    token stays in front, because models fail without it.
-
-    >>> truncate([1, 2, 3, 4, 5, 6], [7, 8], 6, None)
-    ([3, 4, 5, 6], [7, 8])
-    >>> truncate([1, 2, 3, 4, 5, 6], [7, 8, 9, 10], 6, begin=1)
-    ([1, 5, 6], [7, 8, 9])
-    """
-    if len(prompt) + len(completion) <= max_length:
-        return prompt, completion
-    prompt_length = max(max_length - len(completion), max_length // 2)
-    if len(prompt) > prompt_length:
-        head = [begin] if begin is not None and prompt[0] == begin and prompt_length > 1 else []
-        prompt = [*head, *prompt[len(prompt) - prompt_length + len(head) :]]
-    return prompt, completion[: max_length - len(prompt)]
+    at = first_difference(prompt, full)
+    if at == len(prompt):
+        return prompt, full[at:]
+    if body and at >= first_difference(body, prompt) > 0:
+        return prompt[:at], full[at:]
+    return prompt, completion
 
 
 def first_difference(one: Sequence[int], other: Sequence[int]) -> int:

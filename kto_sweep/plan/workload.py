@@ -3,22 +3,21 @@
 Tokens are counted with the model's tokenizer if it is on this machine, else estimated from characters.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from kto_sweep.data.dataset import TrainingData, prepare_data
-from kto_sweep.data.formats import LoadedData, load_examples
-from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters
-from kto_sweep.data.rows import Example, TokenRow
+from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
+from kto_sweep.data.examples import DataSource
+from kto_sweep.data.load import load_characters, load_tokens
 from kto_sweep.data.split import all_batches, total_steps
-from kto_sweep.data.tokenise import TokenisedData, tokenise, truncate
+from kto_sweep.data.table import Numbers, RowTable
+from kto_sweep.data.tokenise import CHARACTERS_PER_TOKEN
 from kto_sweep.models.tokenizer import find_tokenizer
 from kto_sweep.plan.memory import StepLoad
 from kto_sweep.trial import Trial
@@ -31,16 +30,14 @@ TEMPLATE_TOKENS = 5
 CHECKED_STEPS = 2000
 """Number of a trial's steps that are searched for the largest one."""
 
-Lengths = NDArray[np.int64]
-
 
 @dataclass(frozen=True)
 class RowLengths:
     """Lengths in tokens of one side of the split."""
 
-    prompts: Lengths
-    completions: Lengths
-    mismatched: Lengths
+    prompts: Numbers
+    completions: Numbers
+    mismatched: Numbers
 
     def load(self, chosen: Sequence[int] | slice) -> StepLoad:
         """The tokens of a step on these rows."""
@@ -87,14 +84,14 @@ class Workload:
 
 
 class WorkloadCache:
-    """Workloads of trials; each data file is read and each row measured once."""
+    """Workloads of trials; each data set is read and each row measured once."""
 
-    def __init__(self, *, exact: bool = True) -> None:
-        """`exact` False: no tokenizer is loaded."""
+    def __init__(self, *, exact: bool = True, cache: Path | None = None) -> None:
+        """`exact` False: no tokenizer is loaded. `cache`: where the tokens of large data sets are kept."""
         self._exact = exact
-        self._loaded: dict[str, LoadedData] = {}
+        self._cache = cache
         self._tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
-        self._uncut: dict[tuple[str, object], TokenisedData] = {}
+        self._data: dict[tuple[DataSource, object], DataSet] = {}
         self._workloads: dict[tuple[object, ...], Workload] = {}
 
     def workload(self, trial: Trial) -> Workload:
@@ -104,31 +101,25 @@ class WorkloadCache:
         name = None if tokenizer is None else (tokenizer.vocab_size, str(tokenizer.chat_template))
         key = (trial.dataset, name, trial.max_length, trial.eval_fraction)
         if key not in self._workloads:
-            tokens = self._tokens(trial.dataset, name, tokenizer)
-            begin = None if tokenizer is None else tokenizer.bos_token_id
-            cut = _cut(tokens, trial.max_length, begin if isinstance(begin, int) else None)
-            loaded = self._data(trial.dataset)
-            data = prepare_data(loaded, cut, eval_fraction=trial.eval_fraction, max_length=trial.max_length)
-            self._workloads[key] = _workload_of(data, trial.max_length, exact=tokenizer is not None)
+            data = prepare_data(
+                self._data_set(trial.dataset, name, tokenizer),
+                eval_fraction=trial.eval_fraction,
+                max_length=trial.max_length,
+            )
+            self._workloads[key] = _workload_of(data, exact=tokenizer is not None)
         return self._workloads[key]
 
-    def _data(self, dataset: str) -> LoadedData:
-        if dataset not in self._loaded:
-            self._loaded[dataset] = load_examples(dataset)
-        return self._loaded[dataset]
-
-    def _tokens(
-        self, dataset: str, name: object, tokenizer: "PreTrainedTokenizerBase | None"
-    ) -> TokenisedData:
-        key = (dataset, name)
-        if key not in self._uncut:
-            examples = self._data(dataset).examples
-            self._uncut[key] = (
-                _estimate_tokens(examples)
+    def _data_set(
+        self, source: DataSource, name: object, tokenizer: "PreTrainedTokenizerBase | None"
+    ) -> DataSet:
+        key = (source, name)
+        if key not in self._data:
+            self._data[key] = (
+                _estimate_tokens(source)
                 if tokenizer is None
-                else tokenise(examples, tokenizer, sys.maxsize)
+                else load_tokens(source, tokenizer, cache=self._cache)
             )
-        return self._uncut[key]
+        return self._data[key]
 
     def _tokenizer(self, model: str) -> "PreTrainedTokenizerBase | None":
         if model not in self._tokenizers:
@@ -136,48 +127,32 @@ class WorkloadCache:
         return self._tokenizers[model]
 
 
-def _estimate_tokens(examples: Sequence[Example]) -> TokenisedData:
-    """Rows of placeholder tokens, about as many as a tokenizer would give."""
-    measured = measure_characters(examples)
-    rows = [
-        replace(
-            row,
-            prompt=_placeholder_tokens(row.prompt, int(prompt), example.prompt),
-            completion=_placeholder_tokens([], int(completion), example.completion),
-        )
-        for row, prompt, completion, example in zip(
-            measured.tokens.rows, measured.prompts, measured.completions, measured.examples, strict=True
-        )
-    ]
-    return replace(measured.tokens, rows=rows)
+def _estimate_tokens(source: DataSource) -> DataSet:
+    """Rows without token ids, of about the lengths that a tokenizer would give."""
+    data = load_characters(source, turn_characters=round(TEMPLATE_TOKENS * CHARACTERS_PER_TOKEN))
+    table = replace(
+        data.table,
+        prompt_lengths=_tokens(data.table.prompt_lengths),
+        completion_lengths=_tokens(data.table.completion_lengths),
+    )
+    return replace(data, table=table)
 
 
-def _placeholder_tokens(begin: list[int], characters: int, side: object) -> list[int]:
-    turns = len(side) if isinstance(side, tuple) else 0
-    tokens = max(1, round(characters / CHARACTERS_PER_TOKEN) + TEMPLATE_TOKENS * turns)
-    return [*begin[:tokens], *[0] * (tokens - len(begin))]
+def _tokens(characters: Numbers) -> Numbers:
+    return np.maximum(1, np.rint(characters / CHARACTERS_PER_TOKEN)).astype(np.int64)
 
 
-def _cut(uncut: TokenisedData, max_length: int, begin: int | None) -> TokenisedData:
-    rows = []
-    for row in uncut.rows:
-        prompt, completion = truncate(row.prompt, row.completion, max_length, begin)
-        rows.append(replace(row, prompt=prompt, completion=completion))
-    return replace(uncut, rows=rows)
-
-
-def _workload_of(data: TrainingData, max_length: int, *, exact: bool) -> Workload:
+def _workload_of(data: TrainingData, *, exact: bool) -> Workload:
     return Workload(
-        train=_row_lengths(data.train, data.train_partners, max_length),
-        held_out=_row_lengths(data.eval, data.eval_partners, max_length),
+        train=_row_lengths(data.train, data.train_partners, data.max_length),
+        held_out=_row_lengths(data.eval, data.eval_partners, data.max_length),
         exact=exact,
     )
 
 
-def _row_lengths(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> RowLengths:
+def _row_lengths(table: RowTable, partners: Numbers, max_length: int) -> RowLengths:
     """Lengths after pairing as in train/packed/pack.py: a mismatched completion is cut to what its prompt
     leaves."""
-    prompts = np.array([len(row.prompt) for row in rows], dtype=np.int64)
-    completions = np.array([len(row.completion) for row in rows], dtype=np.int64)
-    partner = completions[np.asarray(partners, dtype=np.int64)]
-    return RowLengths(prompts, completions, np.minimum(partner, np.maximum(1, max_length - prompts)))
+    prompts, completions = table.prompt_lengths, table.completion_lengths
+    mismatched = np.minimum(completions[partners], np.maximum(1, max_length - prompts))
+    return RowLengths(prompts, completions, mismatched)

@@ -15,7 +15,8 @@ import yaml
 from kto_sweep.data.lint import balance
 from kto_sweep.data.lint_findings import MIN_HELD_OUT
 from kto_sweep.data.lint_lengths import percentiles
-from kto_sweep.data.lint_rows import CHARACTERS_PER_TOKEN, measure_characters, measure_tokens, read_data
+from kto_sweep.data.load import load_characters, load_tokens
+from kto_sweep.data.tokenise import CHARACTERS_PER_TOKEN
 from kto_sweep.errors import DataError, UsageError
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.models.tokenizer import find_tokenizer
@@ -127,15 +128,10 @@ def inspect_data(source: str, model: str | None) -> DataSummary:
 
     Raises DataError for data that cannot be trained on.
     """
-    read = read_data(source)
-    examples = read.loaded.examples
     tokenizer = find_tokenizer(model) if model is not None else None
-    measured = (
-        measure_characters(examples) if tokenizer is None else measure_tokens(examples, tokenizer, 2**31)
-    )
-    lengths = percentiles(measured.prompts + measured.completions)
-    desirable = sum(row.label for row in measured.tokens.rows)
-    undesirable = len(measured.tokens.rows) - desirable
+    table = (load_characters(source) if tokenizer is None else load_tokens(source, tokenizer)).table
+    lengths = percentiles(table.prompt_lengths + table.completion_lengths)
+    desirable, undesirable = table.counts
     if lengths is None or not desirable or not undesirable:
         what = "no usable row" if lengths is None else "its rows have one label only"
         raise DataError(f"{source}: {what}", hint=f"for details: kto-sweep lint {source}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from kto_sweep.data.files import find_data
 from kto_sweep.data.lint import LintReport, lint
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
-from kto_sweep.data.lint_rows import measure_characters, read_data
+from kto_sweep.data.load import load_characters
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
 from kto_sweep.metrics import DEFAULT_METRIC
@@ -83,13 +83,12 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
     try:
         if find_data(name) is None:
             return  # a hub id, or a file that does not exist, which check_sweep_file reports
-        read = read_data(name)
+        data = load_characters(name)
     except DataError as error:
         yield Problem(dataset.place, error.message, hint=error.hint)
         return
     fractions = _numbers(checked, "eval_fraction")
-    measured = measure_characters(read.loaded.examples)
-    report = lint(read, measured, max_length=None, eval_fraction=max(fractions))
+    report = lint(data, max_length=None, eval_fraction=max(fractions))
     weighed = any(weight in checked.values for weight in _WEIGHTS)
     for finding in report.findings:
         if finding.severity is Severity.NOTE or (finding.code == "imbalance" and weighed):

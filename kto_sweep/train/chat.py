@@ -1,21 +1,21 @@
 """Answers of a base model and its tuned version to the same prompts."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kto_sweep.data.dataset import prepare_data
-from kto_sweep.data.formats import load_examples
-from kto_sweep.data.rows import Example, TokenRow
+from kto_sweep.data.rows import Example
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.merge import tuned, where_else
 from kto_sweep.trial import Trial
@@ -45,10 +45,9 @@ def compare_answers(
     if about is None or not (whole.is_dir() or adapters.is_dir()):
         raise UsageError(f"run {run.name} has no trained weights", hint=where_else(run))
     trial = Trial.from_config(about["trial"])
-    base = load_base(
-        trial.base_model, quantization=trial.effective_quantization, device=pick_device(), home=home
-    )
-    prompt_ids = _typed(prompts, base, trial) if prompts else _held_out(base, trial, count)
+    context = WorkerContext(home)
+    base = context.base(trial)
+    prompt_ids = _typed(prompts, base, trial) if prompts else _held_out(context, trial, count)
     model: Any = base.model
     if not whole.is_dir():
         model = tuned(base, adapters)
@@ -69,22 +68,14 @@ def _typed(prompts: Sequence[str], base: LoadedBase, trial: Trial) -> list[list[
         Example(({"role": "user", "content": text},), answer, label=True, line=line)
         for line, text in enumerate(prompts, start=1)
     ]
-    return [row.prompt for row in tokenise(examples, base.tokenizer, trial.max_length).rows]
+    return [row.prompt for row in tokenise(examples, base.tokenizer).table.cut(trial.max_length)]
 
 
-def _held_out(base: LoadedBase, trial: Trial, count: int) -> list[list[int]]:
-    loaded = load_examples(trial.dataset)
-    tokens = tokenise(loaded.examples, base.tokenizer, trial.max_length)
-    data = prepare_data(loaded, tokens, eval_fraction=trial.eval_fraction, max_length=trial.max_length)
-    return [row.prompt for row in _one_per_prompt(data.eval)][:count]
-
-
-def _one_per_prompt(rows: Sequence[TokenRow]) -> Iterator[TokenRow]:
-    seen: set[int] = set()
-    for row in rows:
-        if row.group not in seen:
-            seen.add(row.group)
-            yield row
+def _held_out(context: WorkerContext, trial: Trial, count: int) -> list[list[int]]:
+    """Token ids of the first held-out prompts."""
+    held_out = context.data(trial).eval
+    _, first = np.unique(held_out.prompt_keys, return_index=True)
+    return [row.prompt for row in held_out.take(np.sort(first)[:count])]
 
 
 def _answer(model: Any, base: LoadedBase, ids: Sequence[int], max_tokens: int) -> str:

@@ -4,9 +4,10 @@ import gc
 
 import torch
 
-from kto_sweep.data.dataset import TrainingData, prepare_data
-from kto_sweep.data.formats import LoadedData, load_examples
-from kto_sweep.data.tokenise import TokenisedData, tokenise
+from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
+from kto_sweep.data.examples import DataSource
+from kto_sweep.data.load import load_tokens
+from kto_sweep.data.tokenise import Progress
 from kto_sweep.home import Home
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
@@ -21,10 +22,10 @@ class WorkerContext:
         self.home = home
         self.device = device or pick_device()
         self._base: LoadedBase | None = None
-        self._examples: tuple[str, LoadedData] | None = None
-        """By dataset."""
-        self._tokens: tuple[object, TokenisedData] | None = None
-        """By dataset, model and max_length."""
+        self._tokens: dict[DataSource, DataSet] = {}
+        """By data source, of one model."""
+        self._tokenised_by = ""
+        """That model."""
 
     def base(self, trial: Trial) -> LoadedBase:
         """The base model of `trial`, in memory. Raises as load_base does."""
@@ -51,15 +52,23 @@ class WorkerContext:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def data(self, trial: Trial) -> TrainingData:
-        """The rows of `trial` as token ids. Raises UsageError and DataError for unusable data."""
+    def data(self, trial: Trial, progress: Progress = lambda _: None) -> TrainingData:
+        """The rows of `trial` as token ids; `progress` gets the number of examples that are tokenised.
+
+        Raises UsageError and DataError for unusable data.
+        """
         base = self.base(trial)
-        if self._examples is None or self._examples[0] != trial.dataset:
-            self._examples = (trial.dataset, load_examples(trial.dataset))
-        examples = self._examples[1]
-        key = (trial.dataset, base.name, trial.max_length)
-        if self._tokens is None or self._tokens[0] != key:
-            self._tokens = (key, tokenise(examples.examples, base.tokenizer, trial.max_length))
+        if self._tokenised_by != base.name:
+            self._tokens, self._tokenised_by = {}, base.name
         return prepare_data(
-            examples, self._tokens[1], eval_fraction=trial.eval_fraction, max_length=trial.max_length
+            self._data_set(trial.dataset, base, progress),
+            eval_fraction=trial.eval_fraction,
+            max_length=trial.max_length,
         )
+
+    def _data_set(self, source: DataSource, base: LoadedBase, progress: Progress) -> DataSet:
+        if source not in self._tokens:
+            self._tokens[source] = load_tokens(
+                source, base.tokenizer, cache=self.home.cache, progress=progress
+            )
+        return self._tokens[source]

@@ -95,10 +95,11 @@ def reference_scores(
     with ReferenceStore(folder, model.key, about, note or _ignore) as store:
         store.touch(clock())
         scores = store.get(dict.fromkeys(keys))
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in scores}
+        # Indices, not rows: the tokens of a million rows stay where they are.
+        missing = {key: at for at, key in enumerate(keys) if key not in scores}
         if missing:
             store.check()  # damage that lost these rows would lose them again
-            scores |= _compute(store, missing, compute, progress, len(scores), clock)
+            scores |= _compute(store, missing, rows, compute, progress, len(scores), clock)
     return np.array([scores[key] for key in keys], dtype=np.float64)
 
 
@@ -108,25 +109,29 @@ def _ignore(_: str) -> None:
 
 def _compute(
     store: ReferenceStore,
-    rows: Mapping[bytes, PairedRow],
+    wanted: Mapping[bytes, int],
+    rows: Sequence[PairedRow],
     compute: Compute,
     progress: Progress | None,
     before: int,
     clock: Callable[[], float],
 ) -> dict[bytes, Pair]:
-    """The rows' log-probs, computed here or by other processes; `before` rows were in the cache."""
+    """The log-probs of the `wanted` rows, by key and index in `rows`, computed here or by other processes.
+
+    `before` rows were in the cache.
+    """
     scores: dict[bytes, Pair] = {}
-    missing = dict(rows)
+    missing = dict(wanted)
     tokens = _FIRST_BLOCK
     while missing:
         if progress is not None:
-            progress(before + len(scores), before + len(rows))
-        with _claimed(store, missing, tokens) as block:
+            progress(before + len(scores), before + len(wanted))
+        with _claimed(store, missing, rows, tokens) as block:
             # The process that had these claims before may have stored the values since.
             fresh = store.get(block or missing)
-            if wanted := {key: missing[key] for key in block if key not in fresh}:
+            if absent := {key: rows[missing[key]] for key in block if key not in fresh}:
                 began = clock()
-                computed = _computed(wanted, compute)
+                computed = _computed(absent, compute)
                 store.put(computed)
                 fresh |= computed
                 tokens = _next_size(tokens, clock() - began)
@@ -136,21 +141,24 @@ def _compute(
         for key in fresh:
             del missing[key]
     if progress is not None:
-        progress(before + len(scores), before + len(rows))
+        progress(before + len(scores), before + len(wanted))
     return scores
 
 
 @contextmanager
-def _claimed(store: ReferenceStore, rows: Mapping[bytes, PairedRow], tokens: int) -> Iterator[list[bytes]]:
+def _claimed(
+    store: ReferenceStore, wanted: Mapping[bytes, int], rows: Sequence[PairedRow], tokens: int
+) -> Iterator[list[bytes]]:
     """Claim rows of at most `tokens` tokens, or one row, until the end of the block."""
     block: list[bytes] = []
     try:
-        for key, row in rows.items():
-            if block and row.tokens() > tokens:
+        for key, at in wanted.items():
+            size = rows[at].tokens()
+            if block and size > tokens:
                 break
             if store.claim(key):
                 block.append(key)
-                tokens -= row.tokens()
+                tokens -= size
         yield block
     finally:
         store.release(block)

@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import batches, total_steps
+from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.train.base_model import LoadedBase, fingerprint_model
 from kto_sweep.train.packed.compatibility import check_lengths
 from kto_sweep.train.packed.decoder import Decoder
 from kto_sweep.train.packed.engine import SCORING_LIMIT
 from kto_sweep.train.packed.microbatch import retry_on_oom
-from kto_sweep.train.packed.pack import Item, PairedRow, pair_rows
+from kto_sweep.train.packed.pack import ChosenRows, Item, PairedRow, PairedRows
 from kto_sweep.train.packed.slot import ReferenceRows
 from kto_sweep.train.packed.step import score
 from kto_sweep.train.reference import Progress, ReferenceModel, Scores, reference_scores
@@ -24,7 +24,7 @@ from kto_sweep.trial import Trial
 class ReferenceLogProbs:
     """One data set's rows, paired. Their reference log-probs are NaN until a trial needs them.
 
-        reference = ReferenceLogProbs(decoder, base, data, max_length, cache)
+        reference = ReferenceLogProbs(decoder, base, data, cache)
         reference.fill(trial, progress, report.note)
         engine = Engine(decoder, reference.train, reference.held_out)
 
@@ -32,18 +32,16 @@ class ReferenceLogProbs:
     Raises NotPackableError for rows that are too long for the model's position encoding.
     """
 
-    def __init__(
-        self, decoder: Decoder, base: LoadedBase, data: TrainingData, max_length: int, cache: Path
-    ) -> None:
+    def __init__(self, decoder: Decoder, base: LoadedBase, data: TrainingData, cache: Path) -> None:
         self._decoder = decoder
         dtype = str(base.dtype).removeprefix("torch.")
         self.model = ReferenceModel(fingerprint_model(base.model), base.quantization, dtype, base.name)
         """The model whose log-probs they are."""
         self._cache = cache
         self._limit = SCORING_LIMIT
-        self.train = _without_reference(base, data.train, data.train_partners, max_length)
+        self.train = _without_reference(base, data.train, data.train_partners, data.max_length)
         """Rows to train on."""
-        self.held_out = _without_reference(base, data.eval, data.eval_partners, max_length)
+        self.held_out = _without_reference(base, data.eval, data.eval_partners, data.max_length)
         """Rows to evaluate on."""
 
     def fill(self, trial: Trial, progress: Progress | None = None, note: Note | None = None) -> None:
@@ -63,7 +61,7 @@ class ReferenceLogProbs:
             for index in indices
             if np.isnan(part.reference[index, 0])
         ]
-        rows = [part.rows[index] for part, index in wanted]
+        rows = ChosenRows((part.rows, index) for part, index in wanted)
         scores = reference_scores(self.model, rows, self._cache, self._score, progress, note)
         for (part, index), pair in zip(wanted, scores, strict=True):
             part.reference[index] = pair
@@ -82,8 +80,8 @@ def trained_rows(trial: Trial, rows: int) -> list[int]:
 
 
 def _without_reference(
-    base: LoadedBase, rows: Sequence[TokenRow], partners: Sequence[int], max_length: int
+    base: LoadedBase, table: RowTable, partners: Numbers, max_length: int
 ) -> ReferenceRows:
-    paired = pair_rows(rows, partners, max_length)
+    paired = PairedRows(table, partners, max_length)
     check_lengths(base.model, paired)
     return ReferenceRows(paired, np.full((len(paired), 2), np.nan))

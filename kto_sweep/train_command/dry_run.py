@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kto_sweep.data.formats import describe_bad, load_examples
+from kto_sweep.data.examples import describe_bad
+from kto_sweep.data.load import load_characters, load_tokens
+from kto_sweep.data.shown_rows import StopTokens
 from kto_sweep.home import Home
 from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.presets import PRESETS
+from kto_sweep.models.tokenizer import load_tokenizer
 from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Console") -> bool:
+def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, show: int, console: "Console") -> bool:
     """Whether the run should fit on this box; prints data, model, device, memory, time and server.
+
+    Also prints the first `show` rows as the model gets them.
 
     Raises UsageError, DataError and ServerError for anything that would prevent the run from starting.
     """
@@ -30,10 +35,14 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
 
     trial = run.job.trial
     run.folder()
-    loaded = load_examples(trial.dataset)
-    desirable = sum(example.label for example in loaded.examples)
-    rows = f"{counted(len(loaded.examples), 'row')}, {desirable:,} desirable"
-    say(f"data      {loaded.path}: {rows}" + (f"; skipped: {describe_bad(loaded.bad)}" if loaded.bad else ""))
+    data = load_characters(trial.dataset)
+    data.require_rows()
+    bad = data.notes.bad
+    skipped = f"; skipped: {describe_bad(bad, data.notes.places)}" if bad else ""
+    rows = f"{counted(len(data.table), 'row')}, {data.table.counts[0]:,} desirable"
+    say(f"data      {data.path}: {rows}{skipped}")
+    for sentence in data.notes.sentences():
+        say(f"          {sentence}")
     planner = planner_for(None if cpu else find_gpu(), home, this_box=True)
     estimate = planner.estimate_cell(PlanCell(trial, 1, {}))
     held = trial.effective_quantization
@@ -53,6 +62,13 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
     say(f"log       {run.target}{login}; project {run.job.project}, run {run.job.name}")
     for name, value in trial.to_config().items():
         say(f"  {name}: {value}")
+    if show:
+        tokenizer = load_tokenizer(trial.base_model)
+        tokenised = load_tokens(trial.dataset, tokenizer, cache=home.cache)
+        stops = StopTokens(tokenizer, [tokenizer.eos_token_id])
+        for row in stops.show(tokenised.table, trial.max_length, tokenised.notes.places, show):
+            for line in row.described():
+                say(line)
     say(
         "Dry run: nothing was trained."
         + ("" if estimate.fits is not False else " The run does not fit here.")

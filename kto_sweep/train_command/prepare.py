@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kto_sweep.data.formats import load_examples
+from kto_sweep.data.examples import check_readable
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.sweep.server_choice import (
@@ -114,7 +114,7 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         if resumed is not None:
             return resumed
     trial = _trial(home, options, say)
-    load_examples(trial.dataset)  # report unusable data before the run exists
+    check_readable(trial.dataset)  # report unusable data before the run exists
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),

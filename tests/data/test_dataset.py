@@ -1,50 +1,56 @@
-from typing import Any
+from collections import Counter
 
 import pytest
 
-from kto_sweep.data.dataset import prepare_data
-from kto_sweep.data.formats import BadRow, LoadedData
+from kto_sweep.data.dataset import DataSet, prepare_data
+from kto_sweep.data.examples import BadRow, DataNotes
+from kto_sweep.data.formats import LATER_TURNS
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.tokenise import TokenisedData
+from kto_sweep.data.table import RowTable
+from kto_sweep.data.tokenise import TokenNotes
 from kto_sweep.errors import DataError
 
 
-def tokenised(pairs: list[tuple[int, bool]], **more: Any) -> TokenisedData:
-    rows = [TokenRow([group, 7], [at], label, group) for at, (group, label) in enumerate(pairs)]
-    return TokenisedData(
-        **{"rows": rows, "lines": [], "bad": [], "cut_prompts": 0, "cut_completions": 0, **more}
-    )
-
-
-def loaded(bad: list[BadRow] | None = None, cut_turns: int = 0) -> LoadedData:
-    return LoadedData("rows.jsonl", [], bad or [], cut_turns)
+def data_set(
+    pairs: list[tuple[int, bool]],
+    notes: DataNotes | None = None,
+    tokens: TokenNotes | None = None,
+    longer: int = 0,
+) -> DataSet:
+    """Rows of (prompt, label); the first `longer` have long completions."""
+    rows = [
+        TokenRow([prompt, 7], [at] * (99 if at < longer else 1), label, prompt)
+        for at, (prompt, label) in enumerate(pairs)
+    ]
+    return DataSet(RowTable.from_rows(rows), notes or DataNotes("rows.jsonl"), tokens or TokenNotes())
 
 
 TEN = [(group, group % 2 == 0) for group in range(10)]
 
 
 def test_rows_are_split_and_paired_within_each_side() -> None:
-    data = prepare_data(loaded(), tokenised(TEN * 4), eval_fraction=0.2, max_length=100)
+    data = prepare_data(data_set(TEN * 4), eval_fraction=0.2, max_length=100)
     assert len(data.train) == len(data.train_partners) == 32
     assert len(data.eval) == len(data.eval_partners) == 8
     assert data.counts == (16, 16)
     for rows, partner_of in ((data.train, data.train_partners), (data.eval, data.eval_partners)):
-        assert all(row.group != rows[j].group for row, j in zip(rows, partner_of, strict=True))
+        assert (rows.prompt_keys != rows.prompt_keys[partner_of]).all()
 
 
 def test_notes() -> None:
-    data = prepare_data(
-        loaded([BadRow(17, "no assistant turn")], cut_turns=3),
-        tokenised([*TEN, *((group, True) for group in range(10, 14))], cut_completions=2),
-        eval_fraction=0.2,
-        max_length=100,
-    )
-    assert data.notes == (
+    notes = DataNotes("rows.jsonl", bad=[BadRow(17, "no assistant turn")], ignored=Counter(id=14))
+    notes.facts[LATER_TURNS] = [3, 4, 5]
+    pairs = [*TEN, *((group, True) for group in range(10, 14))]
+    data = data_set(pairs, notes, TokenNotes(unread=Counter(tools=1), ended=2), longer=2)
+    assert prepare_data(data, eval_fraction=0.2, max_length=100).notes == (
         "data: rows.jsonl: 14 rows, 9 desirable, 5 undesirable, 14 prompts; 11 to train on, 3 held out",
-        "data: skipped 1 row: 1 no assistant turn (line 17)",
-        "data: 2 completions truncated at the end to max_length 100; "
-        "3 rows with turns after the last assistant turn, which are dropped",
         "data: 1.8 desirable rows for each undesirable one; rho: 1 gives both labels the same weight",
+        "data: skipped 1 row: 1 no assistant turn (line 17)",
+        "data: 3 rows with turns after the last assistant turn, which are dropped",
+        "data: not used: id (14 rows)",
+        "data: the chat template does not read: tools (1 row)",
+        "data: the chat template leaves 2 answers open; the end-of-text token is appended",
+        "data: 2 completions truncated at the end, to max_length 100",
     )
 
 
@@ -63,21 +69,36 @@ def test_notes() -> None:
     ],
 )
 def test_untrainable_data_is_rejected(pairs: list[tuple[int, bool]], message: str, hint: str) -> None:
-    tokens = tokenised(pairs, bad=[BadRow(4, "rejected by the chat template")])
+    data = data_set(pairs, tokens=TokenNotes([BadRow(4, "rejected by the chat template")]))
     with pytest.raises(DataError) as raised:
-        prepare_data(loaded(), tokens, eval_fraction=0.1, max_length=100)
+        prepare_data(data, eval_fraction=0.1, max_length=100)
     assert raised.value.message.startswith("rows.jsonl: ")
     assert message in raised.value.message
     assert hint in raised.value.hint
 
 
 def test_a_label_with_one_row_is_trained_on_and_not_held_out() -> None:
-    tokens = tokenised([(0, True), *((group, False) for group in range(1, 9))])
-    data = prepare_data(loaded(), tokens, eval_fraction=0.3, max_length=100)
-    assert data.counts[0] == 1
-    assert "the held-out rows have one label only" in data.notes[-1]
+    data = data_set([(0, True), *((group, False) for group in range(1, 9))])
+    prepared = prepare_data(data, eval_fraction=0.3, max_length=100)
+    assert prepared.counts[0] == 1
+    assert "the held-out rows have one label only" in prepared.notes[-1]
 
 
 def test_no_held_out_rows_without_an_eval_fraction() -> None:
-    data = prepare_data(loaded(), tokenised([(0, True), (1, False)]), eval_fraction=0, max_length=100)
-    assert (len(data.train), data.eval, data.eval_partners) == (2, [], [])
+    data = prepare_data(data_set([(0, True), (1, False)]), eval_fraction=0, max_length=100)
+    assert (len(data.train), len(data.eval), data.eval_partners.tolist()) == (2, 0, [])
+
+
+def test_held_out_rows_of_their_own_are_evaluated_on_and_all_others_trained_on() -> None:
+    held_out = data_set([(0, True), (20, False), (21, True)], DataNotes("test.jsonl"))
+    data = prepare_data(data_set(TEN), eval_fraction=0.5, max_length=100, held_out=held_out)
+    assert (len(data.train), len(data.eval)) == (10, 3)
+    assert data.notes[0].endswith("10 to train on, 3 held out from test.jsonl")
+    assert data.notes[1].startswith("data: 1 held-out row with a prompt that is also trained on")
+    with pytest.raises(DataError, match=r"test\.jsonl: all 2 rows have the same prompt"):
+        prepare_data(
+            data_set(TEN),
+            eval_fraction=0.5,
+            max_length=100,
+            held_out=data_set([(1, True), (1, False)], DataNotes("test.jsonl")),
+        )

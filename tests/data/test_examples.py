@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from kto_sweep.data.auc import auc
-from kto_sweep.data.formats import load_examples
+from kto_sweep.data.examples import read_examples
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPLIES = EXAMPLES / "support_replies.jsonl"
@@ -20,21 +20,22 @@ def test_the_generator_reproduces_the_shipped_file(tmp_path: Path) -> None:
 
 
 def test_the_replies_are_clean_balanced_and_varied() -> None:
-    data = load_examples(str(REPLIES))
-    assert not data.bad
-    assert len(data.examples) == 360
-    assert 0.45 < np.mean([example.label for example in data.examples]) < 0.55
+    notes, rows = read_examples(str(REPLIES))
+    examples = list(rows)
+    assert not notes.bad
+    assert len(examples) == 360
+    assert 0.45 < np.mean([example.label for example in examples]) < 0.55
     labels = defaultdict(set)
-    for example in data.examples:
+    for example in examples:
         labels[json.dumps(example.prompt)].add(example.label)
     assert len(labels) > 200
     assert sum(len(both) == 2 for both in labels.values()) > 40
-    assert {len(example.prompt) for example in data.examples} == {1, 2, 3, 4}
-    assert len({json.dumps([e.prompt, e.completion]) for e in data.examples}) == 360
+    assert {len(example.prompt) for example in examples} == {1, 2, 3, 4}
+    assert len({json.dumps([e.prompt, e.completion]) for e in examples}) == 360
 
 
 def test_length_does_not_predict_the_label() -> None:
     lengths: dict[bool, list[int]] = {True: [], False: []}
-    for example in load_examples(str(REPLIES)).examples:
+    for example in read_examples(str(REPLIES))[1]:
         lengths[example.label].append(len(example.completion[0]["content"]))  # type: ignore[index]
     assert 0.4 < auc(np.array(lengths[True], float), np.array(lengths[False], float)) < 0.6

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kto_sweep.data.formats import Example
 from kto_sweep.data.lint_lengths import BINS, histogram, percentiles, report_lengths
-from kto_sweep.data.lint_rows import measure_characters
+from kto_sweep.data.rows import Example
+from kto_sweep.data.tokenise import measure
 
 lengths = st.lists(
     st.tuples(st.integers(0, 30) | st.integers(0, 100_000), st.booleans()), min_size=1, max_size=80
@@ -41,7 +41,7 @@ def test_percentiles_are_lengths_in_the_data(rows: list[tuple[int, bool]]) -> No
 
 
 def test_without_rows_there_are_no_lengths() -> None:
-    lengths = report_lengths(measure_characters([]))
+    lengths = report_lengths(measure([]))
     assert (lengths.prompt, lengths.total, lengths.auc, lengths.histogram) == (None, None, None, ())
 
 
@@ -49,13 +49,13 @@ def test_characters_are_those_of_all_turns_and_calls() -> None:
     call = {"type": "function", "id": "c1", "function": {"name": "find", "arguments": {"q": "x"}}}
     prompt = ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello?"})
     answer = ({"role": "assistant", "content": "Hi.", "tool_calls": [call]},)
-    data = measure_characters([Example(prompt, answer, True, 1), Example("2+2=", " 4", False, 2)])
-    assert data.prompts.tolist() == [len("Be kind.\nHello?"), 4]
-    assert data.completions.tolist() == [len('Hi.\n{"name": "find", "arguments": {"q": "x"}}'), 2]
+    data = measure([Example(prompt, answer, True, 1), Example("2+2=", " 4", False, 2)])
+    assert data.prompt_lengths.tolist() == [len("Be kind.\nHello?"), 4]
+    assert data.completion_lengths.tolist() == [len('Hi.\n{"name": "find", "arguments": {"q": "x"}}'), 2]
 
 
 def test_auc_is_that_of_the_completions() -> None:
     rows = [
         Example("p" * n, "c" * m, label, n) for n, m, label in ((9, 1, True), (8, 3, True), (1, 2, False))
     ]
-    assert report_lengths(measure_characters(rows)).auc == pytest.approx(0.5)
+    assert report_lengths(measure(rows)).auc == pytest.approx(0.5)

@@ -6,15 +6,24 @@ from hypothesis import strategies as st
 
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import all_batches, batches, partners, split_by_prompt, total_steps
+from kto_sweep.data.table import RowTable
 from kto_sweep.errors import DataError
 
 
-def row(group: int, label: bool, answer: int = 0) -> TokenRow:
-    return TokenRow(prompt=[group, 7, 7], completion=[answer], label=label, group=group)
+def row(prompt: int, label: bool, answer: int = 0) -> TokenRow:
+    return TokenRow([prompt, 7, 7], [answer], label, prompt)
 
 
-def many(groups: int, per_group: int = 2) -> list[TokenRow]:
-    return [row(g, label=i % 2 == 0, answer=i) for g in range(groups) for i in range(per_group)]
+def table(*rows: TokenRow) -> RowTable:
+    return RowTable.from_rows(rows)
+
+
+def many(prompts: int, per_prompt: int = 2) -> RowTable:
+    return table(*(row(p, label=i % 2 == 0, answer=i) for p in range(prompts) for i in range(per_prompt)))
+
+
+def keys(part: RowTable) -> set[int]:
+    return set(part.prompt_keys.tolist())
 
 
 def flat(lists: list[list[int]]) -> list[int]:
@@ -22,62 +31,63 @@ def flat(lists: list[list[int]]) -> list[int]:
 
 
 some_rows = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=4, max_size=60).map(
-    lambda pairs: [row(group, label, answer=at) for at, (group, label) in enumerate(pairs)]
+    lambda pairs: table(*(row(prompt, label, answer=at) for at, (prompt, label) in enumerate(pairs)))
 )
 
 
 @settings(max_examples=200, deadline=None)
 @given(some_rows, st.floats(0.01, 0.9))
-def test_split_keeps_prompts_together_and_loses_no_row(rows: list[TokenRow], fraction: float) -> None:
+def test_split_keeps_prompts_together_and_loses_no_row(rows: RowTable, fraction: float) -> None:
     train, held_out = split_by_prompt(rows, fraction, seed=0)
-    assert not {r.group for r in train} & {r.group for r in held_out}
-    assert sorted([*train, *held_out], key=lambda r: r.completion) == rows
-    groups = {r.group for r in rows}
-    least = min(2, len(groups) // 2)
-    assert len({r.group for r in train}) >= least
-    assert len({r.group for r in held_out}) >= least
+    assert not keys(train) & keys(held_out)
+    assert sorted([*train, *held_out], key=lambda r: r.completion) == list(rows)
+    least = min(2, rows.prompts() // 2)
+    assert len(keys(train)) >= least
+    assert len(keys(held_out)) >= least
 
 
 def test_split_is_stratified_by_label() -> None:
-    rows = [row(g, label=g % 10 == 0) for g in range(1000)]
+    rows = table(*(row(p, label=p % 10 == 0) for p in range(1000)))
     _, held_out = split_by_prompt(rows, 0.1, seed=0)
-    assert len(held_out) == 100
-    assert sum(r.label for r in held_out) == 10
+    assert held_out.counts == (10, 90)
 
 
 def test_split_holds_out_both_labels_of_a_small_file() -> None:
-    rows = [row(g, label=g < 3) for g in range(12)]
+    rows = table(*(row(p, label=p < 3) for p in range(12)))
     _, held_out = split_by_prompt(rows, 0.05, seed=0)
-    assert {r.label for r in held_out} == {True, False}
+    assert 0 not in held_out.counts
 
 
 def test_split_depends_on_content_and_seed_and_not_on_order() -> None:
     rows = many(50)
-    held_out = split_by_prompt(rows, 0.2, seed=0)[1]
-    # A different order also changes the group numbers, which count prompts in order of appearance.
-    backwards = [TokenRow(r.prompt, r.completion, r.label, 49 - r.group) for r in reversed(rows)]
-    again = split_by_prompt(backwards, 0.2, seed=0)[1]
-    assert {tuple(r.prompt) for r in again} == {tuple(r.prompt) for r in held_out}
-    other = split_by_prompt(rows, 0.2, seed=1)[1]
-    assert {tuple(r.prompt) for r in other} != {tuple(r.prompt) for r in held_out}
+    held_out = keys(split_by_prompt(rows, 0.2, seed=0)[1])
+    assert keys(split_by_prompt(table(*reversed(list(rows))), 0.2, seed=0)[1]) == held_out
+    assert keys(split_by_prompt(rows, 0.2, seed=1)[1]) != held_out
+
+
+def test_split_depends_neither_on_tokens_nor_on_max_length() -> None:
+    rows = many(50)
+    others = table(*(TokenRow([1, 2, *r.prompt], [9] * 40, r.label, r.prompt_key) for r in rows))
+    held_out = split_by_prompt(rows, 0.2, seed=0)[1].lines.tolist()
+    assert split_by_prompt(others, 0.2, seed=0)[1].lines.tolist() == held_out
+    assert split_by_prompt(others.cut(16), 0.2, seed=0)[1].lines.tolist() == held_out
 
 
 def test_split_of_no_rows_holds_none_out() -> None:
-    assert split_by_prompt(many(3), 0, seed=0) == (many(3), [])
+    train, held_out = split_by_prompt(many(3), 0, seed=0)
+    assert (list(train), len(held_out)) == (list(many(3)), 0)
 
 
 @settings(max_examples=200, deadline=None)
 @given(some_rows, st.integers(0, 5))
-def test_partners_have_another_prompt_and_use_each_completion_equally(
-    rows: list[TokenRow], seed: int
-) -> None:
-    sizes = Counter(r.group for r in rows)
+def test_partners_have_another_prompt_and_use_each_completion_equally(rows: RowTable, seed: int) -> None:
+    sizes = Counter(rows.prompt_keys.tolist())
     if len(sizes) < 2:
         with pytest.raises(DataError, match="same prompt"):
             partners(rows, seed)
         return
-    result = partners(rows, seed)
-    assert all(rows[i].group != rows[j].group for i, j in enumerate(result))
+    result = partners(rows, seed).tolist()
+    assert (rows.prompt_keys != rows.prompt_keys[result]).all()
     used = Counter(result)
     largest = max(sizes.values())
     if 2 * largest <= len(rows):
@@ -90,8 +100,8 @@ def test_partners_have_another_prompt_and_use_each_completion_equally(
 
 def test_partners_are_fixed_by_the_seed() -> None:
     rows = many(20)
-    assert partners(rows, 0) == partners(rows, 0)
-    assert partners(rows, 0) != partners(rows, 1)
+    assert (partners(rows, 0) == partners(rows, 0)).all()
+    assert (partners(rows, 0) != partners(rows, 1)).any()
 
 
 def test_batches_use_each_row_once_in_an_order_of_the_epoch() -> None:

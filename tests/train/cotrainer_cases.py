@@ -11,7 +11,6 @@ import torch
 from packed_cases import tiny_model, token_rows
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.split import partners
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -27,9 +26,7 @@ def make_base(seed: int = 0) -> LoadedBase:
 
 def make_data(seed: int = 0) -> TrainingData:
     train, held_out = token_rows(14, seed=seed), token_rows(6, seed=9)
-    return TrainingData(
-        "data.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ("14 rows",)
-    )
+    return TrainingData.paired("data.jsonl", train, held_out, 24, ("14 rows",))
 
 
 def make_trial(**more: Any) -> Trial:

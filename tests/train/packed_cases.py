@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import RowTable
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.pack import PairedRow
 
@@ -52,7 +53,7 @@ def tiny_model(kind: str = "llama", seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def token_rows(n: int, seed: int = 0, longest: int = 14) -> list[TokenRow]:
+def token_rows(n: int, seed: int = 0, longest: int = 14) -> RowTable:
     """Random rows of different lengths, prompts and labels; every second prompt has the same prefix."""
     rng = np.random.default_rng(seed)
     prefix = rng.integers(3, VOCABULARY, 9).tolist()
@@ -60,7 +61,9 @@ def token_rows(n: int, seed: int = 0, longest: int = 14) -> list[TokenRow]:
     def random_ids(low: int) -> list[int]:
         return rng.integers(3, VOCABULARY, rng.integers(low, longest + 1)).tolist()
 
-    return [TokenRow(prefix * (at % 2) + random_ids(1), random_ids(1), bool(at % 3), at) for at in range(n)]
+    return RowTable.from_rows(
+        TokenRow(prefix * (at % 2) + random_ids(1), random_ids(1), bool(at % 3), at) for at in range(n)
+    )
 
 
 def next_partners(n: int) -> list[int]:

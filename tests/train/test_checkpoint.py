@@ -11,7 +11,7 @@ import torch
 from cotrainer_cases import Recorder, TrainerHarness, make_base, make_data, make_trial, train_alone
 
 from kto_sweep.errors import FailureCause, TrialFailure
-from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.slot import SlotState
 from kto_sweep.train.trial import checkpoint as checkpoints
 from kto_sweep.train.trial.checkpoint import (
@@ -116,7 +116,7 @@ def file_size_limit(n: int) -> Iterator[None]:
 
 
 def test_the_fingerprint_of_rows_changes_with_every_part_of_them() -> None:
-    rows = pair_rows(make_data().train, make_data().train_partners, 24)
+    rows = PairedRows(make_data().train, make_data().train_partners, 24)
     first = rows[0]
     others = [
         rows[1:],

@@ -5,7 +5,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, Llam
 
 from kto_sweep.train.packed.attention import NAME
 from kto_sweep.train.packed.compatibility import NotPackableError, check_lengths, packed_decoder
-from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.pack import PairedRows
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_rows_that_change_the_position_encoding_of_others_are_refused() -> None:
     rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
     sizes = {**SIZES, "rope_parameters": {**rope, "original_max_position_embeddings": 32}}
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**sizes), dtype=torch.float32)
-    short, long = (pair_rows(token_rows(4, longest=n), [1, 2, 3, 0], 40) for n in (8, 20))
+    short, long = (PairedRows(token_rows(4, longest=n), [1, 2, 3, 0], 40) for n in (8, 20))
     check_lengths(model, short)
     with pytest.raises(NotPackableError, match=r"changes beyond 32 tokens, and a row has [34]") as caught:
         check_lengths(model, long)

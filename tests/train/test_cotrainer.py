@@ -201,9 +201,7 @@ def test_which_trials_fit_together(tmp_path: Path) -> None:
 
 def test_without_held_out_rows_nothing_is_evaluated(tmp_path: Path) -> None:
     rows = make_data()
-    harness = TrainerHarness(
-        tmp_path, rows=TrainingData("data.jsonl", rows.train, [], rows.train_partners, [], ())
-    )
+    harness = TrainerHarness(tmp_path, rows=TrainingData.paired("data.jsonl", rows.train, rows.eval[:0], 24))
     report = harness.start("run", make_trial(max_steps=2))
     assert harness.run().result("run").steps == 2
     assert not any(name.startswith("eval/") for row in report.rows.values() for name in row)

@@ -15,7 +15,7 @@ from kto_sweep.data.split import batches
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.engine import Engine
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.slot import ReferenceRows
 from kto_sweep.train.packed.step import score
 from kto_sweep.train.trial.adapters import save_adapters
@@ -32,8 +32,8 @@ def make_trial(**more: Any) -> Trial:
 
 def make_engine(slots: int = 1, kind: str = "llama", **more: Any) -> Engine:
     decoder = packed_decoder(tiny_model(kind))
-    rows = pair_rows(token_rows(ROWS), next_partners(ROWS), max_length=20)
-    held_out = pair_rows(token_rows(7, seed=5), next_partners(7), max_length=20)
+    rows = PairedRows(token_rows(ROWS), next_partners(ROWS), max_length=20)
+    held_out = PairedRows(token_rows(7, seed=5), next_partners(7), max_length=20)
     train, evaluated = (
         ReferenceRows(r, score(decoder, r, MicrobatchLimit()).numpy()) for r in (rows, held_out)
     )

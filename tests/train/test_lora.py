@@ -4,7 +4,7 @@ from packed_cases import tiny_model, token_rows
 
 from kto_sweep.errors import UsageError
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, find_targets
-from kto_sweep.train.packed.pack import Item, hash64, pack, pair_rows
+from kto_sweep.train.packed.pack import Item, PairedRows, hash64, pack
 
 CPU = torch.device("cpu")
 
@@ -90,7 +90,7 @@ def test_the_model_is_the_base_model_outside_routed_and_after_detach() -> None:
     adapters.start(0, AdapterSpec(4, 8.0))
     adapters.weights += 0.1
     adapters.refresh()
-    rows = pair_rows(token_rows(2), [1, 0], 20)
+    rows = PairedRows(token_rows(2), [1, 0], 20)
     packed = pack([Item(row, 0, at) for at, row in enumerate(rows)], 1, CPU)
     assert torch.equal(model(ids).logits, expected)
     states = torch.ones(1, packed.tokens, 32)
@@ -116,7 +116,7 @@ def test_dropout_zeroes_its_share_of_features_and_keeps_the_mean() -> None:
         tensors["model.layers.0.self_attn.q_proj.lora_A"] = torch.eye(64)
         tensors["model.layers.0.self_attn.q_proj.lora_B"] = torch.eye(64)
         adapters.start(slot, spec, tensors)
-    rows = pair_rows(token_rows(40, longest=20), [(at + 1) % 40 for at in range(40)], 64)
+    rows = PairedRows(token_rows(40, longest=20), [(at + 1) % 40 for at in range(40)], 64)
     items = [Item(row, int(at >= 20), at, noise=int(hash64(at)[0])) for at, row in enumerate(rows)]  # type: ignore[arg-type]
     packed = pack(items, 2, CPU)
     with adapters.routed(packed, training=True):

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from packed_cases import token_rows
 
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.train.packed.pack import Item, Pack, PairedRow, hash64, pack, pack_onto, pair_rows
+from kto_sweep.data.table import RowTable
+from kto_sweep.train.packed.pack import Item, Pack, PairedRow, PairedRows, hash64, pack, pack_onto
 from kto_sweep.train.packed.prefixes import tree
 
 CPU = torch.device("cpu")
@@ -141,14 +142,14 @@ def test_items_must_be_sorted_by_slot() -> None:
 
 
 def test_a_partners_completion_is_cut_to_fit_but_keeps_a_token() -> None:
-    rows = [TokenRow([1] * 6, [2] * 9, True, 0), TokenRow([3] * 10, [4] * 5, False, 1)]
-    paired = pair_rows(rows, [1, 0], max_length=10)
+    rows = RowTable.from_rows([TokenRow([1] * 6, [2] * 9, True, 0), TokenRow([3] * 10, [4] * 5, False, 1)])
+    paired = PairedRows(rows, [1, 0], max_length=10)
     assert [row.mismatched.tolist() for row in paired] == [[4] * 4, [2]]
     assert [row.completion.tolist() for row in paired] == [[2] * 9, [4] * 5]
 
 
 def test_dropout_keys_depend_on_the_example_and_not_on_its_neighbours() -> None:
-    rows = pair_rows(token_rows(3), [1, 2, 0], 40)
+    rows = PairedRows(token_rows(3), [1, 2, 0], 40)
     items = [Item(row, example=at, noise=at * 77) for at, row in enumerate(rows)]
     together = pack(items, 1, CPU)
     apart = torch.cat([pack([item], 1, CPU).noise for item in items])

@@ -13,7 +13,7 @@ from kto_sweep.train.packed import fused
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 
 
@@ -30,7 +30,7 @@ def test_quantised_bases_agree_with_peft_one_row_at_a_time(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         policy = get_peft_model(base(home, quantization).model, config)
-    rows = pair_rows(token_rows(6), next_partners(6), 24)
+    rows = PairedRows(token_rows(6), next_partners(6), 24)
     decoder = packed_decoder(loaded.model)
     reference = score(decoder, rows, MicrobatchLimit())
     adapters = AdapterStack(decoder.model, 1, 4, ["all-linear"])

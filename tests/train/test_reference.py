@@ -16,7 +16,7 @@ from kto_sweep.train.base_model import fingerprint_model
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, PairedRows
 from kto_sweep.train.packed.step import score
 from kto_sweep.train.reference import ReferenceModel, Scores, reference_scores, row_key
 
@@ -27,7 +27,7 @@ BASE = ReferenceModel("weights", "none", "float32")
 
 
 def rows(n: int = 5, *, max_length: int = 20, longest: int = 14) -> list[PairedRow]:
-    return pair_rows(token_rows(n, longest=longest), next_partners(n), max_length)
+    return PairedRows(token_rows(n, longest=longest), next_partners(n), max_length)
 
 
 def long_rows(n: int) -> list[PairedRow]:
@@ -133,7 +133,7 @@ def test_the_key_of_a_base_model_contains_what_values_depend_on() -> None:
 def test_the_key_of_a_row_depends_on_its_tokens() -> None:
     keys = [row_key(row) for row in rows()]
     assert len(set(keys)) == 5
-    other_partners = pair_rows(token_rows(5), [2, 3, 4, 0, 1], 20)
+    other_partners = PairedRows(token_rows(5), [2, 3, 4, 0, 1], 20)
     assert not {row_key(row) for row in other_partners} & set(keys)
     # max_length matters only where it cuts a completion.
     assert [row_key(row) for row in rows(max_length=15)] != keys

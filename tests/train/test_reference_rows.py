@@ -23,7 +23,8 @@ ROWS, HELD_OUT = 40, 6
 
 def make_data(rows: int = ROWS) -> TrainingData:
     train, held_out = token_rows(rows), token_rows(HELD_OUT, seed=9)
-    return TrainingData("data", train, held_out, next_partners(rows), next_partners(HELD_OUT), ())
+    partners = [np.array(next_partners(n)) for n in (rows, HELD_OUT)]
+    return TrainingData("data", train, held_out, *partners, 40, ())
 
 
 def make_trial(**more: object) -> Trial:
@@ -43,7 +44,7 @@ class SharedCache:
         decoder = packed_decoder(model)
         # No tokenizer: the rows are token ids.
         base = LoadedBase("tiny", model, cast(Any, None), torch.float32, "none")
-        return decoder, ReferenceLogProbs(decoder, base, make_data(rows), 40, self._cache)
+        return decoder, ReferenceLogProbs(decoder, base, make_data(rows), self._cache)
 
     def read(self, trial: Trial, rows: int = ROWS) -> int:
         """Number of rows that the base model reads when a new process fills in those of `trial`."""

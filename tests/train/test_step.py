@@ -5,7 +5,7 @@ from packed_cases import naive_log_prob, naive_loss, next_partners, peft_model, 
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, Targets
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import pair_rows
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.step import SlotBatch, StepSums, add_gradients, score, step_items
 
 WHOLE = MicrobatchLimit()
@@ -30,7 +30,7 @@ class Case:
     """A tiny model whose adapters differ from the start, and rows with reference values."""
 
     def __init__(self, kind: str = "llama", specs: tuple[AdapterSpec, ...] = (AdapterSpec(4, 9.0),)) -> None:
-        self.rows = pair_rows(token_rows(8), next_partners(8), max_length=20)
+        self.rows = PairedRows(token_rows(8), next_partners(8), max_length=20)
         self.decoder = packed_decoder(tiny_model(kind))
         self.adapters = AdapterStack(
             self.decoder.model, len(specs), max(s.rank for s in specs), {s.targets for s in specs}

@@ -17,7 +17,7 @@ from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
 from kto_sweep.train.base_model import LoadedBase, load_base
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, PairedRows
 from kto_sweep.train.trial.evaluate import evaluate
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
@@ -95,7 +95,7 @@ def test_a_trial_from_rows_to_adapters(
     assert last["eval/common_loss"] < 0.5
     assert last["eval/auc"] > 0.6
     policy = PeftModel.from_pretrained(make_base().model, tmp_path / "out" / "adapter")
-    rows = pair_rows(data.eval, data.eval_partners, trial.max_length)
+    rows = PairedRows(data.eval, data.eval_partners, trial.max_length)
     expected = evaluate(
         ratios(policy, base.model, rows, "completion"),
         ratios(policy, base.model, rows, "mismatched"),
@@ -260,7 +260,7 @@ def test_full_finetuning_learns_and_saves_the_model(data: TrainingData, tmp_path
     assert last["eval/common_loss"] < 0.5
     AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
-    rows = pair_rows(data.eval, data.eval_partners, 16)
+    rows = PairedRows(data.eval, data.eval_partners, 16)
     drift = np.mean(ratios(trained, make_base().model, rows, "mismatched"))
     assert last["eval/kl_raw"] == pytest.approx(drift, rel=1e-3)
 

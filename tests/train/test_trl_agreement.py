@@ -18,12 +18,13 @@ from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
 from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import RowTable
 from kto_sweep.home import Home
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import PairedRow, PairedRows
 from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
 from kto_sweep.train.trl.kto_trainer import OurKTOTrainer
 from kto_sweep.train.trl.ranks import Ranks
@@ -145,13 +146,13 @@ class OneBatch:
         return {name: parameter.detach().clone() for name, parameter in self._adapters.items()}
 
     @property
-    def rows(self) -> list[PairedRow]:
+    def rows(self) -> PairedRows:
         """The rows as TRL tokenised them, each with the completion of the row before."""
-        rows = [
+        rows = RowTable.from_rows(
             TokenRow(example["prompt_ids"], example["completion_ids"], example["label"], at)
             for at, example in enumerate(self.trainer.train_dataset)
-        ]
-        return pair_rows(rows, [(at - 1) % len(rows) for at in range(len(rows))], 512)
+        )
+        return PairedRows(rows, [(at - 1) % len(rows) for at in range(len(rows))], 512)
 
     def result(self) -> BatchResult:
         trainer = self.trainer

@@ -82,7 +82,7 @@ def test_rows_after_the_checkpoint_are_reported_once(data: TrainingData, tmp_pat
 
 
 def test_the_best_adapters_are_kept(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
-    trial = make_trial(max_steps=6, eval_steps=1, learning_rate=0.3, lr_scheduler="constant")
+    trial = make_trial(max_steps=6, eval_steps=1, learning_rate=1.0, lr_scheduler="constant")
     _, report = train(trial, base, data, tmp_path)
     losses = {step: row["eval/common_loss"] for step, row in report.evaluations.items()}
     best = min(losses, key=lambda step: losses[step])

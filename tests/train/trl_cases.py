@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.split import partners, split_by_prompt
+from kto_sweep.data.split import split_by_prompt
+from kto_sweep.data.table import RowTable
 from kto_sweep.models.tiny import Recipe, make_tokenizer
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
@@ -69,9 +70,8 @@ def make_data() -> TrainingData:
         prompt = [10 + group, *np.random.default_rng(group).integers(10, 290, group % 7).tolist()]
         low, high = (10, 20) if label else (280, 290)
         rows.append(TokenRow(prompt, rng.integers(low, high, rng.integers(2, 9)).tolist(), label, group))
-    _, held_out = split_by_prompt(rows, 0.2, seed=0)
-    train = [row for row in rows if row not in held_out][:29]
-    return TrainingData("rows.jsonl", train, held_out, partners(train, 0), partners(held_out, 0), ())
+    train, held_out = split_by_prompt(RowTable.from_rows(rows), 0.2, seed=0)
+    return TrainingData.paired("rows.jsonl", train[:29], held_out, max_length=64)
 
 
 def make_trial(**config: Any) -> Trial:

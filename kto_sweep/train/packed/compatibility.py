@@ -1,6 +1,5 @@
 """Checks, on the model itself and before training, that the packed trainer can train it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ from transformers import PreTrainedModel
 
 from kto_sweep.errors import UsageError
 from kto_sweep.train.packed.decoder import Decoder, freeze
-from kto_sweep.train.packed.pack import Ids, Item, PairedRow, pack, pack_onto
+from kto_sweep.train.packed.pack import Ids, Item, PairedRow, PairedRows, pack, pack_onto
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
@@ -57,16 +56,14 @@ def packed_decoder(model: PreTrainedModel) -> Decoder:
     return decoder
 
 
-def check_lengths(model: PreTrainedModel, rows: Sequence[PairedRow]) -> None:
+def check_lengths(model: PreTrainedModel, rows: PairedRows) -> None:
     """Check that no row's position encoding depends on the rows that it is packed with. Lengths in tokens.
 
     Raises NotPackableError when a row is so long that the model's frequencies change for all of a forward.
     """
     config: Any = model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
-    longest = max(
-        (len(row.prompt) + max(len(row.completion), len(row.mismatched)) for row in rows), default=0
-    )
+    longest = rows.longest
     # One set of parameters, or one per layer type (Gemma 3): both forms are searched.
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") in _ROPE_BY_LENGTH:

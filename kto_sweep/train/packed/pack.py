@@ -13,7 +13,7 @@ of the prompt through the keys and values that the earlier forward kept.
 The last token of a completion predicts no target, so it is never fed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import Flags, Numbers, RowTable
 from kto_sweep.train.packed.attention import Packing, PrefixStore
 from kto_sweep.train.packed.prefixes import PromptSegment, tree, whole
 
@@ -55,15 +55,57 @@ class PairedRow:
         return len(self.prompt) + len(self.completion) + len(self.mismatched)
 
 
-def pair_rows(rows: Sequence[TokenRow], partners: Sequence[int], max_length: int) -> list[PairedRow]:
-    """The rows with their partners' completions: row i is mismatched with that of row `partners[i]`."""
-    completions = [np.asarray(row.completion, dtype=np.int64) for row in rows]
-    paired = []
-    for row, completion, partner in zip(rows, completions, partners, strict=True):
-        room = max(1, max_length - len(row.prompt))
-        prompt = np.asarray(row.prompt, dtype=np.int64)
-        paired.append(PairedRow(prompt, completion, completions[partner][:room], row.label))
-    return paired
+class PairedRows(Sequence[PairedRow]):
+    """The rows of a table with their partners' completions; a row's arrays are made when it is asked for."""
+
+    def __init__(self, table: RowTable, partners: Sequence[int] | Numbers, max_length: int) -> None:
+        """Row i is mismatched with the completion of row `partners[i]`, cut to fit in `max_length` tokens."""
+        self._table = table
+        self._partners = np.asarray(partners, dtype=np.int64)
+        self._room = np.maximum(1, max_length - table.prompt_lengths)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        at = range(len(self))[index]
+        table = self._table
+        return PairedRow(
+            table.prompt_ids(at).astype(np.int64),
+            table.completion_ids(at).astype(np.int64),
+            table.completion_ids(int(self._partners[at]))[: self._room[at]].astype(np.int64),
+            bool(table.labels[at]),
+        )
+
+    @property
+    def desirable(self) -> Flags:
+        """The labels: (rows,)."""
+        return self._table.labels
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, matched or mismatched; 0 without rows."""
+        mismatched = np.minimum(self._table.completion_lengths[self._partners], self._room)
+        completions = np.maximum(self._table.completion_lengths, mismatched)
+        return int((self._table.prompt_lengths + completions).max(initial=0))
+
+
+class ChosenRows(Sequence[PairedRow]):
+    """Some rows of several PairedRows, one after another."""
+
+    def __init__(self, chosen: Iterable[tuple[PairedRows, int]]) -> None:
+        self._chosen = list(chosen)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[at] for at in range(len(self))[index]]
+        rows, at = self._chosen[index]
+        return rows[at]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """One slot's trial: its order of rows, its schedule and its counts."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
-from kto_sweep.train.packed.pack import PairedRow, hash64
+from kto_sweep.train.packed.pack import PairedRows, hash64
 from kto_sweep.train.packed.step import SlotBatch
 from kto_sweep.train.packed.step_result import StepInfo
 from kto_sweep.train.reference import Scores
@@ -21,14 +21,14 @@ from kto_sweep.trial import Trial
 class ReferenceRows:
     """Rows with the base model's log-probs."""
 
-    rows: Sequence[PairedRow]
+    rows: PairedRows
     reference: Scores
     """(rows, 2): of the matched and mismatched completions, nats."""
 
     @property
     def counts(self) -> tuple[int, int]:
         """(desirable, undesirable) rows."""
-        desirable = sum(row.desirable for row in self.rows)
+        desirable = int(self.rows.desirable.sum())
         return desirable, len(self.rows) - desirable
 
 

@@ -7,7 +7,7 @@ hardware and results.
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import RowTable
 from kto_sweep.errors import TrialFailure
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.device import describe_device
@@ -87,10 +87,14 @@ def earlier_fingerprints(path: Path) -> dict[str, str]:
     return {name: value for name, value in fingerprints.items() if isinstance(value, str)}
 
 
-def _counts(rows: Sequence[TokenRow]) -> dict[str, int]:
-    desirable = sum(row.label for row in rows)
-    tokens = sum(len(row.prompt) + len(row.completion) for row in rows)
-    return {"rows": len(rows), "desirable": desirable, "undesirable": len(rows) - desirable, "tokens": tokens}
+def _counts(table: RowTable) -> dict[str, int]:
+    desirable, undesirable = table.counts
+    return {
+        "rows": len(table),
+        "desirable": desirable,
+        "undesirable": undesirable,
+        "tokens": table.tokens,
+    }
 
 
 def _software() -> dict[str, str]:

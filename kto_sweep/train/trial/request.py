@@ -12,7 +12,7 @@ class Report(Protocol):
     """Receives what a trainer measures."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
-        """Progress of work before the first step: `reference log-probs`, 64, 300."""
+        """Progress of work before the first step: `reference log-probs`, 64, 300; `total` 0: unknown."""
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Number of optimizer steps, and of those done before; called once."""
@@ -55,6 +55,13 @@ class TrialRequest:
     should_stop: Callable[[], bool] = lambda: False
     logged: int | None = None
     """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+
+    def tokenise_progress(self, done: int) -> None:
+        """Report how many examples of a large data set are tokenised. Raises as reference_progress does."""
+        if done >= 20_000:  # some seconds
+            self.report.preparing("tokenised examples", done, 0)
+        if self.should_stop():
+            raise StopRequestedError
 
     def reference_progress(self, done: int, total: int) -> None:
         """Report how many rows have reference log-probs. Raises StopRequestedError if the trial must stop."""

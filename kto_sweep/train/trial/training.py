@@ -215,7 +215,7 @@ class TrialTraining:
         return evaluate(
             ratios.matched,
             ratios.mismatched,
-            [row.desirable for row in backend.held_out.rows],
+            backend.held_out.rows.desirable.tolist(),
             beta=self.trial.beta,
             weights=self.trial.weights(*backend.train.counts),
             loss_type=self.trial.loss_type,

@@ -27,13 +27,14 @@ from trl.trainer.kto_config import KTOConfig
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
+from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.train.base_model import LoadedBase, fingerprint_model
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import gpu_memory
 from kto_sweep.train.packed.engine import LogRatios
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
-from kto_sweep.train.packed.pack import PairedRow, pair_rows
+from kto_sweep.train.packed.pack import ChosenRows, PairedRow, PairedRows
 from kto_sweep.train.packed.slot import ReferenceRows, SlotState, adapter_spec
 from kto_sweep.train.reference import ReferenceModel, Scores, reference_scores
 from kto_sweep.train.reference_rows import trained_rows
@@ -65,7 +66,7 @@ def train_with_trl(context: WorkerContext, request: TrialRequest) -> TrainResult
 
     Raises TrialFailure, UsageError, DataError, torch.OutOfMemoryError, and LostProcessError.
     """
-    base, data = context.base(request.trial), context.data(request.trial)
+    base, data = context.base(request.trial), context.data(request.trial, request.tokenise_progress)
     try:
         return train_trl(request, base, data, reference_dir=context.home.cache / "reference")
     finally:
@@ -145,7 +146,7 @@ class _TrlSlot:
 
     def evaluate(self, slot: int) -> LogRatios:
         """Log-ratios on the held-out rows."""
-        scores = self._trainer.lead("score", self.held_out.rows)
+        scores = self._trainer.lead("score", list(self.held_out.rows))
         matched, mismatched = (scores - self.held_out.reference).T
         return LogRatios(matched, mismatched)
 
@@ -185,8 +186,8 @@ class _RankTraining:
     def __init__(self, request: TrialRequest, base: LoadedBase, data: TrainingData, ranks: Ranks) -> None:
         self.trial = trial = request.trial
         self.base = base
-        self.train = _rows(data.train, data.train_partners, trial)
-        self.held_out = _rows(data.eval, data.eval_partners, trial)
+        self.train = _rows(data.train, data.train_partners, data.max_length)
+        self.held_out = _rows(data.eval, data.eval_partners, data.max_length)
         n = len(data.train)
         steps = total_steps(n, trial.batch_size, trial.epochs, trial.max_steps)
         self.batches = [batch for _, batch in all_batches(n, trial.batch_size, steps, trial.seed)]
@@ -260,7 +261,12 @@ class _RankTraining:
             return scores
 
         used = trained_rows(self.trial, len(self.train.rows))
-        wanted = [self.train.rows[at] for at in used] + list(self.held_out.rows)
+        wanted = ChosenRows(
+            [
+                *((self.train.rows, at) for at in used),
+                *((self.held_out.rows, at) for at in range(len(self.held_out.rows))),
+            ]
+        )
         scores = reference_scores(
             self._model, wanted, folder, compute, request.reference_progress, request.report.note
         )
@@ -284,8 +290,8 @@ class _RankTraining:
         )
 
 
-def _rows(rows: Sequence[Any], partners: Sequence[int], trial: Trial) -> ReferenceRows:
-    paired = pair_rows(rows, partners, trial.max_length)
+def _rows(table: RowTable, partners: Numbers, max_length: int) -> ReferenceRows:
+    paired = PairedRows(table, partners, max_length)
     return ReferenceRows(paired, np.full((len(paired), 2), np.nan))
 
 

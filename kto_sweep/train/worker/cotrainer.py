@@ -23,7 +23,7 @@ from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.packed.step_result import StepResult
 from kto_sweep.train.reference_rows import ReferenceLogProbs
 from kto_sweep.train.trial.checkpoint import Clock, fingerprint_rows
-from kto_sweep.train.trial.request import StopRequestedError, TrainResult
+from kto_sweep.train.trial.request import StopRequestedError, TrainResult, TrialRequest
 from kto_sweep.train.trial.training import SharedInputs, TrialTraining, sharing_key
 from kto_sweep.train.worker.active_trials import ActiveTrials, TrialOutcome
 from kto_sweep.train.worker.admission_queue import AdmissionQueue, PendingTrial
@@ -156,7 +156,7 @@ class CoTrainer:
         self._decoder = packed_decoder(base.model)
         self._device = self._decoder.device
         try:
-            reference = ReferenceLogProbs(self._decoder, base, data, trial.max_length, cache)
+            reference = ReferenceLogProbs(self._decoder, base, data, cache)
         except Exception:
             self._decoder.release()
             raise
@@ -320,10 +320,14 @@ class CoTrainer:
 
 
 def create_cotrainer(
-    context: WorkerContext, trial: Trial, queue: AdmissionQueue, tuner: ConcurrencyTuner | None = None
+    context: WorkerContext,
+    request: TrialRequest,
+    queue: AdmissionQueue,
+    tuner: ConcurrencyTuner | None = None,
 ) -> CoTrainer:
-    """A co-trainer with the model and data of `trial`. Raises as CoTrainer and WorkerContext do."""
-    base, data = context.base(trial), context.data(trial)
+    """A co-trainer with the model and data of a trial. Raises as CoTrainer and WorkerContext do."""
+    trial = request.trial
+    base, data = context.base(trial), context.data(trial, request.tokenise_progress)
     gpu = this_gpu() if context.device.type == "cuda" else None
     throughput = Throughput.of(
         context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization

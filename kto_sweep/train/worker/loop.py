@@ -13,7 +13,7 @@ from kto_sweep.protocol import Done, SetConcurrency
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
 from kto_sweep.train.packed.compatibility import NotPackableError
-from kto_sweep.train.trial.request import Report, TrainResult, TrialRequest
+from kto_sweep.train.trial.request import Report, StopRequestedError, TrainResult, TrialRequest
 from kto_sweep.train.trial.training import sharing_key
 from kto_sweep.train.trl.launcher import train_in_ranks
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -75,7 +75,9 @@ class WorkerLoop:
         # New trials start with as many at once as the supervisor has slots for now.
         tuner = self._tuners.setdefault(sharing_key(trial), ConcurrencyTuner(self._concurrency.slots))
         try:
-            self._cotrainer = create_cotrainer(self._context, trial, self._queue, tuner)
+            self._cotrainer = create_cotrainer(self._context, request, self._queue, tuner)
+        except StopRequestedError:
+            self._send_outcome(request.run_id, TrainResult({}, 0, stopped=True))
         except NotPackableError as reason:
             request.report.note(f"{reason.message}; TRL's trainer trains it instead")
             self._train_alone(request)
@@ -127,7 +129,7 @@ def train_trial(
     queue = AdmissionQueue()
     queue.put(request)
     try:
-        cotrainer = create_cotrainer(context, trial, queue)
+        cotrainer = create_cotrainer(context, request, queue)
     except NotPackableError as reason:
         report.note(f"{reason.message}; TRL's trainer trains it instead")
         return _train_with_trl(context, request)

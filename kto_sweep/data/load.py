@@ -1,0 +1,151 @@
+"""A data set's rows as a table; the tokens of a large one are kept on disk and found again by content."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kto_sweep.data.dataset import DataSet
+from kto_sweep.data.examples import BadRow, DataNotes, DataSource, Places, read_examples
+from kto_sweep.data.files import source_files
+from kto_sweep.data.table import RowTable
+from kto_sweep.data.tokenise import Progress, TokenisedData, TokenNotes, measure, tokenise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FORMAT = "kto-sweep tokens 1"
+"""Changes with everything that turns rows into tokens: an older entry is then not found."""
+_KEPT_SECONDS = 30 * 86400
+"""An entry that is not used for this long is deleted when a new one is written."""
+_IDS, _COLUMNS, _NOTES = "ids.bin", "columns.npz", "notes.json"
+
+
+def load_characters(
+    source: DataSource, base_dirs: Sequence[Path] = (), *, turn_characters: int = 0
+) -> DataSet:
+    """The rows without a tokenizer: lengths in characters, with `turn_characters` more for each turn.
+
+    Raises DataError as read_examples does.
+    """
+    notes, examples = read_examples(source, base_dirs)
+    return DataSet(measure(examples, turn_characters), notes, TokenNotes())
+
+
+def load_tokens(
+    source: DataSource,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    cache: Path | None = None,
+    base_dirs: Sequence[Path] = (),
+    progress: Progress = lambda _: None,
+) -> DataSet:
+    """The rows as token ids, not truncated; more than a few million tokens are kept below `cache`.
+
+    Raises DataError as read_examples does.
+    """
+    entry = None if cache is None else _entry(cache / "tokens", source, tokenizer, base_dirs)
+    if entry is not None and (stored := _read(entry)) is not None:
+        return stored
+    notes, examples = read_examples(source, base_dirs)
+    if entry is None:
+        data = tokenise(examples, tokenizer, progress)
+        return DataSet(data.table, notes, data.notes)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    _prune(entry.parent)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+    try:
+        data = tokenise(examples, tokenizer, progress, file=new / _IDS)
+        if (new / _IDS).exists():
+            _write(new, notes, data)
+            with suppress(OSError):  # another process was faster; this one's file stays open and valid
+                new.rename(entry)
+        return DataSet(data.table, notes, data.notes)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _entry(
+    folder: Path, source: DataSource, tokenizer: "PreTrainedTokenizerBase", base_dirs: Sequence[Path]
+) -> Path | None:
+    """The folder of the tokens of these rows; None where the rows' content or the tokenizer has no hash."""
+    files = source_files(source, base_dirs)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if files is None or backend is None:
+        return None
+    digest = hashlib.sha256(_FORMAT.encode())
+    described = [
+        *(type(tokenizer).__name__, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)),
+        *(str(file) for file in files),  # names in messages
+    ]
+    digest.update(json.dumps(described).encode())
+    digest.update(hashlib.sha256(backend.to_str().encode()).digest())
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return folder / digest.hexdigest()[:32]
+
+
+def _write(folder: Path, notes: DataNotes, data: TokenisedData) -> None:
+    table = data.table
+    columns = {
+        name: value for name, value in vars(table).items() if isinstance(value, np.ndarray) and name != "ids"
+    }
+    np.savez(folder / _COLUMNS, allow_pickle=False, **columns)
+    about = {
+        "begin": table.begin,
+        "data": {**vars(notes), "places": notes.places.files, "bad": _bad_as_lists(notes.bad)},
+        "tokens": {**vars(data.notes), "bad": _bad_as_lists(data.notes.bad)},
+    }
+    (folder / _NOTES).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _read(entry: Path) -> DataSet | None:
+    """What `_write` wrote; None if there is no complete entry."""
+    try:
+        about = json.loads((entry / _NOTES).read_text(encoding="utf-8"))
+        with np.load(entry / _COLUMNS) as stored:
+            columns = dict(stored)
+        ids = np.memmap(entry / _IDS, dtype=np.int32, mode="r")
+        table = RowTable(**columns, ids=ids, begin=about["begin"])
+        data = DataSet(table, _data_notes(about["data"]), _token_notes(about["tokens"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if len(ids) != table.tokens:
+        return None
+    with suppress(OSError):
+        os.utime(entry)
+    return data
+
+
+def _bad_as_lists(bad: Sequence[BadRow]) -> list[list[object]]:
+    return [[row.line, row.why] for row in bad]
+
+
+def _data_notes(stored: dict[str, Any]) -> DataNotes:
+    places = Places([(before, file) for before, file in stored.pop("places")])
+    bad = [BadRow(*row) for row in stored.pop("bad")]
+    forms, ignored = Counter(stored.pop("forms")), Counter(stored.pop("ignored"))
+    return DataNotes(**stored, places=places, bad=bad, forms=forms, ignored=ignored)
+
+
+def _token_notes(stored: dict[str, Any]) -> TokenNotes:
+    bad = [BadRow(*row) for row in stored["bad"]]
+    return TokenNotes(bad, Counter(stored["unread"]), stored["ended"])
+
+
+def _prune(folder: Path) -> None:
+    """Delete entries that were not used for long, and what crashed processes left."""
+    for entry in folder.iterdir():
+        with suppress(OSError):
+            if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(entry, ignore_errors=True)
