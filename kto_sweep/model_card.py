@@ -57,7 +57,12 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
     yield from ("", "`eval/*` is measured on the held-out rows; `eval/common_loss` is 0.5 before training.")
     yield from ("", "## Parameters", "", "| | |", "|---|---|")
     for name, value in trial.items():
-        shown = Path(str(value)).name if name == "dataset" else value
+        files = value if isinstance(value, list) else [value]
+        shown = (
+            ", ".join(Path(str(file)).name for file in files)
+            if name in ("dataset", "eval_dataset")
+            else value
+        )
         yield f"| `{name}` | {shown} |"
     yield from ("", "## Lineage", "", "| | |", "|---|---|")
     yield f"| base weights | `{model['fingerprint']}`, {model['quantization']}, {model['dtype']} |"

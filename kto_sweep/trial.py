@@ -17,14 +17,18 @@ from kto_sweep.parameter_types import (
     ParameterDefinition,
     ParameterType,
     Real,
+    Sources,
     Targets,
     Text,
     WholeNumber,
+    source_names,
 )
 from kto_sweep.text import nearest
 
 Path = tuple[str, ...]
 
+UNKNOWN = object()
+"""Stands for a parameter's value that is given but not known, in `combination_problems`."""
 EVALUATIONS = 4
 """Evaluations per trial by default, without eval_steps; the last is after its last step."""
 
@@ -44,7 +48,10 @@ class Trial:
     model_size: str | None = _parameter(
         Choice(tuple(PRESETS)), "Base model by size, in place of model", None, noun="a model size"
     )
-    dataset: str = _parameter(Text(), "Training data (a file or a hub id)")
+    dataset: str | tuple[str, ...] = _parameter(Sources(), "Training data")
+    eval_dataset: str | tuple[str, ...] | None = _parameter(
+        Sources(), "Held-out rows of your own, in place of eval_fraction", None
+    )
     learning_rate: float = _parameter(Real(0, 1, with_high=True), "Peak learning rate", 5e-6)
     batch_size: int = _parameter(WholeNumber(1), "Examples per optimizer step", 8)
     beta: float = _parameter(Real(0), "Strength of the pull toward the reference model", 0.1)
@@ -192,6 +199,9 @@ PARAMETERS: Mapping[str, ParameterDefinition] = {
     field.name: _definition(field) for field in dataclasses.fields(Trial)
 }
 
+DATA_PARAMETERS = tuple(name for name, rule in PARAMETERS.items() if isinstance(rule.type, Sources))
+"""The parameters that name data: dataset and eval_dataset."""
+
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "rank": "lora_r",
@@ -203,6 +213,11 @@ _OTHER_NAMES = {
     "model_name_or_path": "model",
     "dataset_name": "dataset",
     "dataset_file": "dataset",
+    "datasets": "dataset",
+    "train_file": "dataset",
+    "validation_file": "eval_dataset",
+    "eval_file": "eval_dataset",
+    "test_dataset": "eval_dataset",
     "local_file": "dataset",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation": "batch_size",
@@ -248,13 +263,14 @@ def check_value(name: str, value: object) -> tuple[object, Problem | None]:
 
 
 def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Problem]:
-    """Problems of parameters in combination; `possible` has the values of each parameter that is set."""
+    """Problems of parameters in combination; `possible`: for each one that is set its values, or UNKNOWN."""
     names = {name for name, values in possible.items() if any(value is not None for value in values)}
     problems = []
     if "dataset" not in names:
         problems.append(
             Problem(("dataset",), "no dataset", "A trial needs data.", "dataset: a file or a hub id")
         )
+    problems += _held_out_problems(possible)
     if not names & {"model", "model_size"}:
         sizes = ", ".join(PRESETS)
         problems.append(
@@ -278,6 +294,21 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
             Problem(("full_finetune",), f"true with quantization {quantised[0]}", why, "quantization: none")
         )
     return problems
+
+
+def _held_out_problems(possible: Mapping[str, Collection[object]]) -> Iterator[Problem]:
+    """A source that is both trained on and held out."""
+    trained, held_out = (
+        {name for value in possible.get(key, ()) if value is not UNKNOWN for name in source_names(value)}
+        for key in ("dataset", "eval_dataset")
+    )
+    for name in sorted(trained & held_out):
+        yield Problem(
+            ("eval_dataset",),
+            f"{name} is also in dataset",
+            "Held-out rows must not be trained on.",
+            "name other rows, or remove eval_dataset: eval_fraction holds out a share of dataset",
+        )
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kto_sweep.data.files import FORMATS_HINT, read_rows
 from kto_sweep.data.messages import BadRowError, read_turns
+from kto_sweep.data.raw_rows import FORMATS_HINT
 from kto_sweep.data.rows import Example, Message
+from kto_sweep.data.sources import read_rows
 from kto_sweep.errors import DataError
 
 _DESIRABLE = frozenset(
@@ -46,8 +47,8 @@ class LoadedData:
     """Rows with turns after the last assistant turn, which are dropped."""
 
 
-def load_examples(source: str, *, base_dirs: Sequence[Path] = ()) -> LoadedData:
-    """Every row of `source` (a file, a shipped example or a hub id) as an example or a bad row.
+def load_examples(source: str | Sequence[str], *, base_dirs: Sequence[Path] = ()) -> LoadedData:
+    """Every row of one source or several (sources.SOURCE_FORMS) as an example or a bad row.
 
     Raises DataError: no such file; a line that is not JSON; no usable row.
     """

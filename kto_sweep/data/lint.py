@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from kto_sweep.data import lint_findings as find
 from kto_sweep.data.dataset import TrainingData, prepare_data
-from kto_sweep.data.files import FORMATS_HINT
 from kto_sweep.data.formats import describe_bad
 from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
 from kto_sweep.data.lint_rows import MeasuredData, ReadData, Unit
+from kto_sweep.data.raw_rows import FORMATS_HINT
 from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
 

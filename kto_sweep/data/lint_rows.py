@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_sweep.data.files import read_rows
 from kto_sweep.data.formats import BadRow, LoadedData, parse_row
 from kto_sweep.data.messages import BadRowError, calls_as_text
 from kto_sweep.data.rows import Example, Message, TokenRow
+from kto_sweep.data.sources import read_rows
 from kto_sweep.data.tokenise import Encoder, TokenisedData, tokenise, truncate
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class MeasuredData:
         return np.array([row.label for row in self.tokens.rows], dtype=bool)
 
 
-def read_data(source: str, base_dirs: Sequence[Path] = ()) -> ReadData:
-    """Every row of a file or hub id; unlike `load_examples`, also when no row is usable.
+def read_data(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> ReadData:
+    """Every row of one source or several; unlike `load_examples`, also when no row is usable.
 
     Raises DataError: no such file; a line that is not JSON.
     """

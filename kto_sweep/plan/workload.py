@@ -92,9 +92,9 @@ class WorkloadCache:
     def __init__(self, *, exact: bool = True) -> None:
         """`exact` False: no tokenizer is loaded."""
         self._exact = exact
-        self._loaded: dict[str, LoadedData] = {}
+        self._loaded: dict[str | tuple[str, ...], LoadedData] = {}
         self._tokenizers: dict[str, PreTrainedTokenizerBase | None] = {}
-        self._uncut: dict[tuple[str, object], TokenisedData] = {}
+        self._uncut: dict[tuple[object, object], TokenisedData] = {}
         self._workloads: dict[tuple[object, ...], Workload] = {}
 
     def workload(self, trial: Trial) -> Workload:
@@ -112,13 +112,13 @@ class WorkloadCache:
             self._workloads[key] = _workload_of(data, trial.max_length, exact=tokenizer is not None)
         return self._workloads[key]
 
-    def _data(self, dataset: str) -> LoadedData:
+    def _data(self, dataset: str | tuple[str, ...]) -> LoadedData:
         if dataset not in self._loaded:
             self._loaded[dataset] = load_examples(dataset)
         return self._loaded[dataset]
 
     def _tokens(
-        self, dataset: str, name: object, tokenizer: "PreTrainedTokenizerBase | None"
+        self, dataset: str | tuple[str, ...], name: object, tokenizer: "PreTrainedTokenizerBase | None"
     ) -> TokenisedData:
         key = (dataset, name)
         if key not in self._uncut:

@@ -167,6 +167,8 @@ def complete_settings(
     from_data = _from_data(summary, reasons)
     if {"desirable_weight", "undesirable_weight"} & settings.keys():
         from_data.pop("rho", None)
+    if "eval_dataset" in settings:
+        from_data.pop("eval_fraction")
     for name, setting in from_data.items():
         if name not in settings:
             settings[name] = setting

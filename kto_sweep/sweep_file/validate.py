@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from kto_sweep.data.files import find_data
+from kto_sweep.data.formats import describe_bad
 from kto_sweep.data.lint import LintReport, lint
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
-from kto_sweep.data.lint_rows import measure_characters, read_data
+from kto_sweep.data.lint_rows import ReadData, measure_characters, read_data
+from kto_sweep.data.sources import find_local
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
 from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.parameter_types import describe_sources, source_names
 from kto_sweep.search.options import BLOCK
 from kto_sweep.sweep_file.combination_checks import find_errors, find_warnings, valid_values
 from kto_sweep.sweep_file.parameters import GivenValue
@@ -26,7 +28,7 @@ from kto_sweep.sweep_file.sweep_config import (
     check_sweep_file,
     first_band,
 )
-from kto_sweep.trial import PARAMETERS, Trial
+from kto_sweep.trial import PARAMETERS, Trial, check_value
 
 _WEIGHTS = ("rho", "desirable_weight", "undesirable_weight")
 
@@ -64,6 +66,8 @@ def validate(path: Path) -> Validation:
     ]
     for dataset in checked.values.get("dataset", ()):
         problems += _data_problems(checked, dataset)
+    for dataset in checked.values.get("eval_dataset", ()):
+        problems += _held_out_problems(dataset)
     notices = [
         Problem((), notice, severity=Severity.WARNING, file=str(path))
         for notice in (checked.sweep.notices if checked.sweep else ())
@@ -78,15 +82,15 @@ def validate(path: Path) -> Validation:
 
 
 def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
-    """Problems of one data file, alone and combined with the sweep's parameters."""
-    name = str(dataset.value)
+    """Problems of one trial's data, alone and combined with the sweep's parameters."""
     try:
-        if find_data(name) is None:
-            return  # a hub id, or a file that does not exist, which check_sweep_file reports
-        read = read_data(name)
+        read = _read_local(dataset)
     except DataError as error:
         yield Problem(dataset.place, error.message, hint=error.hint)
         return
+    if read is None:
+        return
+    name = describe_sources(dataset.value)
     fractions = _numbers(checked, "eval_fraction")
     measured = measure_characters(read.loaded.examples)
     report = lint(read, measured, max_length=None, eval_fraction=max(fractions))
@@ -102,6 +106,33 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
         yield from _check_weights(checked, dataset, report)
         rows = report.split.train.desirable + report.split.train.undesirable
         yield from _check_steps(checked, name, rows)
+
+
+def _held_out_problems(dataset: GivenValue) -> Iterator[Problem]:
+    """Held-out rows that cannot be read or used."""
+    try:
+        read = _read_local(dataset)
+    except DataError as error:
+        yield Problem(dataset.place, error.message, hint=error.hint)
+        return
+    if read is None:
+        return
+    labels = {example.label for example in read.loaded.examples}
+    name = describe_sources(dataset.value)
+    if read.loaded.bad:
+        what = f"{name}: {describe_bad(read.loaded.bad)}"
+        severity = Severity.WARNING if labels else Severity.ERROR
+        yield Problem(dataset.place, what, hint=f"for details: kto-sweep lint {name}", severity=severity)
+    if len(labels) == 1:
+        what = f"{name}: all rows have label {str(labels.pop()).lower()}"
+        why = "eval/auc and eval/margins compare the two labels, and stay empty."
+        yield Problem(dataset.place, what, why, "add rows of the other label", Severity.WARNING)
+
+
+def _read_local(dataset: GivenValue) -> ReadData | None:
+    """The rows; None if some are on the hub, or missing, which check_sweep_file reports. Raises DataError."""
+    names = source_names(check_value("dataset", dataset.value)[0])
+    return read_data(names) if names and all(map(find_local, names)) else None
 
 
 def _check_weights(checked: CheckedSweepFile, dataset: GivenValue, report: LintReport) -> Iterator[Problem]:

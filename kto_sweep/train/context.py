@@ -21,7 +21,7 @@ class WorkerContext:
         self.home = home
         self.device = device or pick_device()
         self._base: LoadedBase | None = None
-        self._examples: tuple[str, LoadedData] | None = None
+        self._examples: tuple[str | tuple[str, ...], LoadedData] | None = None
         """By dataset."""
         self._tokens: tuple[object, TokenisedData] | None = None
         """By dataset, model and max_length."""

@@ -114,7 +114,8 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         if resumed is not None:
             return resumed
     trial = _trial(home, options, say)
-    load_examples(trial.dataset)  # report unusable data before the run exists
+    for source in filter(None, (trial.dataset, trial.eval_dataset)):
+        load_examples(source)  # report unusable data before the run exists
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),
@@ -130,8 +131,10 @@ def _overrides(options: TrainOptions, base: Mapping[str, Any], say: Callable[[st
     """The parameters that the command line sets."""
     flags = dict(options.flags)
     if options.whole_data:
-        if "eval_fraction" in flags:
-            raise UsageError("--whole-data and --eval-fraction cannot be used together", hint="use only one")
+        for name in ("eval_fraction", "eval_dataset"):
+            if name in flags:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"--whole-data and {option} cannot be used together", hint="use only one")
         flags["eval_fraction"] = MIN_EVAL_FRACTION
     if options.gradient_accumulation is not None:
         batch_size = flags.get("batch_size", base.get("batch_size", 8))
