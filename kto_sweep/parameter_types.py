@@ -164,7 +164,7 @@ class Targets:
 class Sources:
     """The name of a data source, or a list of several names."""
 
-    description: str = "a file, a folder or a hub id, or a list of them"
+    description: str = "a name, or a list of names"
 
     def convert(self, value: object) -> str | tuple[str, ...]:
         """The name, or several as a tuple. Raises ValueError."""

@@ -48,7 +48,7 @@ class Trial:
     model_size: str | None = _parameter(
         Choice(tuple(PRESETS)), "Base model by size, in place of model", None, noun="a model size"
     )
-    dataset: str | tuple[str, ...] = _parameter(Sources(), "Training data")
+    dataset: str | tuple[str, ...] = _parameter(Sources(), "Training data (a file, a folder or a hub id)")
     eval_dataset: str | tuple[str, ...] | None = _parameter(
         Sources(), "Held-out rows of your own, in place of eval_fraction", None
     )

@@ -34,11 +34,11 @@ def read_csv(lines: Iterator[str], name: str) -> Iterator[RawRow]:
         begin.append(line)
         if line.strip():
             break
-    delimiter, _ = find_delimiter(begin[-1] if begin else "")
-    reader = csv.reader(_without_nul(chain(begin, lines), name), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
     number = 1
     try:
+        delimiter, _ = find_delimiter(begin[-1] if begin else "")
+        reader = csv.reader(_without_nul(chain(begin, lines), name), delimiter=delimiter, strict=True)
         for cells in reader:
             if cells and not header:
                 header = _checked_header(cells, f"{name}:{number}")

@@ -47,9 +47,15 @@ class HubData:
     def _load(self) -> Any:
         import datasets  # slow to import, rarely needed
 
+        def load() -> Any:
+            # Without a default, load_dataset may take the first configuration.
+            config = self.config or datasets.get_dataset_default_config_name(self.name)
+            if config is None:
+                raise ValueError("the dataset has several configurations")
+            return datasets.load_dataset(self.name, config, split=self.split)
+
         return self._from_hub(
-            lambda: datasets.load_dataset(self.name, self.config, split=self.split),
-            lambda error: self._config_or_split() if isinstance(error, ValueError) else _ACCESS,
+            load, lambda error: self._config_or_split() if isinstance(error, ValueError) else _ACCESS
         )
 
     def _download(self, file: str) -> Path:

@@ -6,10 +6,9 @@ Lines are read one by one. A file that is one JSON document is read as a whole.
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from kto_sweep.data.csv_rows import find_delimiter
 from kto_sweep.data.raw_rows import FORMATS_HINT, RawRow
@@ -20,8 +19,6 @@ MAX_DEPTH = 100
 _ROW_LISTS = ("data", "train", "rows", "examples", "instances", "samples", "records", "items")
 """Keys of a document that hold its rows, as in {"version": 1, "data": [...]}."""
 _SPACE = re.compile(r"\s*")
-
-_T = TypeVar("_T")
 
 
 class _AbsurdJsonError(ValueError):
@@ -100,7 +97,7 @@ def _values(text: str, name: str) -> Iterator[tuple[int, object]]:
     end, number = 0, 1
     while (begin := _end_of_space(text, end)) < len(text):
         number += text.count("\n", end, begin)
-        value, end = _checked(partial(_DECODER.raw_decode, text, begin), text, number, 1, name)
+        value, end = _decode(text, begin, number, 1, name)
         yield number, value
         number += text.count("\n", begin, end)
 
@@ -112,33 +109,45 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def _parse_line(line: str, number: int, name: str) -> object:
-    return _checked(partial(_DECODER.decode, line), line, number, number, name)
+    text = line.rstrip()  # else an error at its end is one in the next line
+    value, end = _decode(text, _end_of_space(text, 0), number, number, name)
+    if end < len(text):
+        error = json.JSONDecodeError("Extra data", text, _end_of_space(text, end))
+        raise _broken(error, text, number, number, name)
+    return value
 
 
-def _checked(decode: Callable[[], _T], text: str, number: int, first: int, name: str) -> _T:
-    """What `decode` returns for the value in line `number` of `text`, whose first line is line `first`.
+def _decode(text: str, begin: int, number: int, first: int, name: str) -> tuple[object, int]:
+    """The value that begins at `begin`, in line `number` of a text whose first line is line `first`; its end.
 
     Raises DataError with the line of the error.
     """
-    hint = f"fix or delete line {number}; a row is {FORMATS_HINT}"
     try:
-        value = decode()
-        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        value, end = _DECODER.raw_decode(text, begin)
+        openings = text.count("[", begin, end) + text.count("{", begin, end)
+        if openings > MAX_DEPTH and _depth(value) > MAX_DEPTH:
             raise RecursionError
     except json.JSONDecodeError as error:
-        line = first + error.lineno - 1
-        raise DataError(
-            f"{name}:{line}: broken JSON: {error.msg} (column {error.colno})",
-            hint=_hint_for(text, error, line, name),
-        ) from error
+        raise _broken(error, text, number, first, name) from error
     except RecursionError as error:
-        what = f"lists or objects nested more than {MAX_DEPTH} deep"
-        raise DataError(f"{name}:{number}: {what}", hint=hint) from error
+        raise _absurd(f"lists or objects nested more than {MAX_DEPTH} deep", number, name) from error
     except _AbsurdJsonError as error:
-        raise DataError(f"{name}:{number}: {error}", hint=hint) from error
+        raise _absurd(str(error), number, name) from error
     except ValueError as error:  # Python refuses whole numbers of more than 4,300 digits
-        raise DataError(f"{name}:{number}: a number with thousands of digits", hint=hint) from error
-    return value
+        raise _absurd("a number with thousands of digits", number, name) from error
+    return value, end
+
+
+def _broken(error: json.JSONDecodeError, text: str, number: int, first: int, name: str) -> DataError:
+    line = first + error.lineno - 1
+    hint = _hint_for(text, error, line, name)
+    if line > number:
+        hint = f"fix it: it is in the value that begins in line {number}; a row is {FORMATS_HINT}"
+    return DataError(f"{name}:{line}: broken JSON: {error.msg} (column {error.colno})", hint=hint)
+
+
+def _absurd(what: str, number: int, name: str) -> DataError:
+    return DataError(f"{name}:{number}: {what}", hint=f"fix or delete line {number}; a row is {FORMATS_HINT}")
 
 
 def _hint_for(text: str, error: json.JSONDecodeError, line: int, name: str) -> str:

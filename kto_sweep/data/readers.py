@@ -69,7 +69,8 @@ def read_file(path: Path, name: str) -> Iterator[RawRow]:
         with _opened(path, compression) as stream:
             for magic, read in _TABLES.items():
                 if head.startswith(magic):
-                    yield from read(_seekable(stream, compression), name)
+                    with _seekable(stream, compression) as table:
+                        yield from read(table, name)
                     return
             require_text(head, name)
             lines = read_lines(stream, find_encoding(head, name), name)
@@ -115,11 +116,13 @@ def _opened(path: Path, compression: _Compression) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, io.BufferedReader(plain))
 
 
-def _seekable(stream: BinaryIO, compression: _Compression) -> BinaryIO:
+@contextmanager
+def _seekable(stream: BinaryIO, compression: _Compression) -> Iterator[BinaryIO]:
     """A stream whose end can be read first, as a table's must: decompressed to a temporary file if needed."""
     if compression is None:
-        return stream
-    file = tempfile.TemporaryFile()  # noqa: SIM115  # its file is deleted at once and lives as long as the object
-    shutil.copyfileobj(stream, file)
-    file.seek(0)
-    return cast(BinaryIO, file)
+        yield stream
+        return
+    with tempfile.TemporaryFile() as file:
+        shutil.copyfileobj(stream, file)
+        file.seek(0)
+        yield cast(BinaryIO, file)

@@ -75,8 +75,9 @@ def _hint(line: bytes, number: int, name: str, *, wide: bool) -> str:
 
 def _read_wide(stream: BinaryIO, encoding: str, name: str) -> Iterator[str]:
     number = 0
+    text = io.TextIOWrapper(stream, encoding, newline="\n")
     try:
-        for line in io.TextIOWrapper(stream, encoding, newline="\n"):
+        for line in text:
             number += 1
             yield line
     except UnicodeError as error:
@@ -84,6 +85,8 @@ def _read_wide(stream: BinaryIO, encoding: str, name: str) -> Iterator[str]:
             f"{name}:{number + 1}: broken {encoding.upper()} text near here: {error}",
             hint="write the file again, as UTF-8",
         ) from error
+    finally:
+        text.detach()  # the caller closes the stream
 
 
 def _convert(encoding: str, name: str) -> str:

@@ -119,8 +119,8 @@ def _held_out_problems(dataset: GivenValue) -> Iterator[Problem]:
         return
     labels = {example.label for example in read.loaded.examples}
     name = describe_sources(dataset.value)
-    if read.loaded.bad:
-        what = f"{name}: {describe_bad(read.loaded.bad)}"
+    if read.loaded.bad or not labels:
+        what = f"{name}: {describe_bad(read.loaded.bad) or 'it has no rows'}"
         severity = Severity.WARNING if labels else Severity.ERROR
         yield Problem(dataset.place, what, hint=f"for details: kto-sweep lint {name}", severity=severity)
     if len(labels) == 1:

@@ -220,13 +220,6 @@ def test_missing_file_names_the_nearest(write_rows: WriteRows) -> None:
     assert raised.value.hint == f"did you mean {path}?"
 
 
-def test_folder_is_not_a_data_file(write_rows: WriteRows) -> None:
-    path = write_rows(good())
-    with pytest.raises(DataError, match="is a folder") as raised:
-        load_examples(str(path.parent))
-    assert str(path) in raised.value.hint
-
-
 def test_file_is_found_below_the_given_folders(
     write_rows: WriteRows, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
