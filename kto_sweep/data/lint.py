@@ -106,7 +106,7 @@ def lint(read: ReadData, data: MeasuredData, *, max_length: int | None, eval_fra
     if max_length is not None:
         findings += find.find_truncated_rows(data, lengths, max_length)
         findings += find.find_contradictions_when_truncated(data, max_length)
-    if split is not None:
+    if split is not None and eval_fraction > 0:
         findings += find.find_small_split(split, eval_fraction)
     return LintReport(
         path=read.loaded.path,

@@ -91,9 +91,11 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
     if read is None:
         return
     name = describe_sources(dataset.value)
-    fractions = _numbers(checked, "eval_fraction")
+    evaluated = valid_values(checked.values, "eval_dataset")
+    held_out_here = not evaluated or None in evaluated
+    fraction = max(_numbers(checked, "eval_fraction")) if held_out_here else 0.0
     measured = measure_characters(read.loaded.examples)
-    report = lint(read, measured, max_length=None, eval_fraction=max(fractions))
+    report = lint(read, measured, max_length=None, eval_fraction=fraction)
     weighed = any(weight in checked.values for weight in _WEIGHTS)
     for finding in report.findings:
         if finding.severity is Severity.NOTE or (finding.code == "imbalance" and weighed):

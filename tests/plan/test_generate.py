@@ -13,6 +13,7 @@ from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
+from kto_sweep.shipped_files import shipped_root
 from kto_sweep.sweep.create import create_sweep
 from kto_sweep.sweep_file.generate import Fixed, Listed, Range, parse_flag
 from kto_sweep.sweep_file.validate import validate
@@ -132,7 +133,7 @@ def test_flags_mean_values_lists_and_ranges() -> None:
 
 
 def test_held_out_rows_of_ones_own_replace_eval_fraction() -> None:
-    rows = Path(DATA).read_text().splitlines(keepends=True)
+    rows = (shipped_root() / DATA).read_text().splitlines(keepends=True)
     for name, part in {"a": rows[:90], "b": rows[90:]}.items():
         Path(f"{name}.jsonl").write_text("".join(part))
     flags = ("--data", "a.jsonl", "--eval-dataset", "b.jsonl", "--model-size", "tiny")

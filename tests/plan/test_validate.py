@@ -141,6 +141,15 @@ def test_held_out_rows_that_are_also_trained_on(folder: Path) -> None:
     assert problem.what == "rows.jsonl is also in dataset"
 
 
+def test_few_rows_to_train_on_are_enough_with_held_out_rows_of_ones_own(folder: Path) -> None:
+    rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(rows[:40]))
+    (folder / "eval.jsonl").write_text("".join(rows[40:]))
+    (warning,) = check(folder, GRID).warnings
+    assert "rows are held out: eval metrics are noisy" in warning.what
+    assert check(folder, GRID + "  eval_dataset: {value: eval.jsonl}\n").warnings == ()
+
+
 def test_warnings_about_held_out_rows(folder: Path) -> None:
     rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
     (folder / "eval.jsonl").write_text("".join(rows[:8:2]) + "{}\n")
