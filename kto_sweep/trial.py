@@ -21,14 +21,11 @@ from kto_sweep.parameter_types import (
     Targets,
     Text,
     WholeNumber,
-    source_names,
 )
 from kto_sweep.text import nearest
 
 Path = tuple[str, ...]
 
-UNKNOWN = object()
-"""Stands for a parameter's value that is given but not known, in `combination_problems`."""
 EVALUATIONS = 4
 """Evaluations per trial by default, without eval_steps; the last is after its last step."""
 
@@ -263,14 +260,13 @@ def check_value(name: str, value: object) -> tuple[object, Problem | None]:
 
 
 def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Problem]:
-    """Problems of parameters in combination; `possible`: for each one that is set its values, or UNKNOWN."""
+    """Problems of parameters in combination; `possible` has the values of each parameter that is set."""
     names = {name for name, values in possible.items() if any(value is not None for value in values)}
     problems = []
     if "dataset" not in names:
         problems.append(
             Problem(("dataset",), "no dataset", "A trial needs data.", "dataset: a file or a hub id")
         )
-    problems += _held_out_problems(possible)
     if not names & {"model", "model_size"}:
         sizes = ", ".join(PRESETS)
         problems.append(
@@ -294,21 +290,6 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
             Problem(("full_finetune",), f"true with quantization {quantised[0]}", why, "quantization: none")
         )
     return problems
-
-
-def _held_out_problems(possible: Mapping[str, Collection[object]]) -> Iterator[Problem]:
-    """A source that is both trained on and held out."""
-    trained, held_out = (
-        {name for value in possible.get(key, ()) if value is not UNKNOWN for name in source_names(value)}
-        for key in ("dataset", "eval_dataset")
-    )
-    for name in sorted(trained & held_out):
-        yield Problem(
-            ("eval_dataset",),
-            f"{name} is also in dataset",
-            "Held-out rows must not be trained on.",
-            "name other rows, or remove eval_dataset: eval_fraction holds out a share of dataset",
-        )
 
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:

@@ -18,7 +18,8 @@ MAX_DEPTH = 100
 """Lists and objects within each other in one row; Python's own limit is near 1,000 and not of the file."""
 _ROW_LISTS = ("data", "train", "rows", "examples", "instances", "samples", "records", "items")
 """Keys of a document that hold its rows, as in {"version": 1, "data": [...]}."""
-_SPACE = re.compile(r"\s*")
+_SPACE = re.compile(r"[\s\ufeff]*")
+"""Between values; a byte-order mark stands there where files were joined."""
 
 
 class _AbsurdJsonError(ValueError):

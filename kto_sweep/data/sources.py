@@ -8,17 +8,17 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from kto_sweep.data.hub_data import HUB_FORMS, dataset_rows, parse_hub_name
+from kto_sweep.data.hub_data import HUB_FORMS, HubData, dataset_rows, parse_hub_name
 from kto_sweep.data.raw_rows import RawRow
 from kto_sweep.data.readers import COMPRESSED_SUFFIXES, FORMATS, format_suffix, read_file
 from kto_sweep.errors import DataError
 from kto_sweep.parameter_types import describe_sources, source_names
 from kto_sweep.shipped_files import find_file
-from kto_sweep.text import nearest
+from kto_sweep.text import nearest, show
 
 
 class SourceForm(NamedTuple):
@@ -125,10 +125,10 @@ def read_rows(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> tu
 def find_parts(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> list[DataPart]:
     """The files and datasets of one source or several, in order. Raises DataError as `read_rows`."""
     parts: list[DataPart] = []
-    named: dict[str, str] = {}
+    named: dict[object, str] = {}
     for name in source_names(source):
         for part in _parts_of(name, base_dirs):
-            key = part.source if parse_hub_name(part.source) else os.path.realpath(part.source)
+            key = _identity(part)
             if key in named:
                 again = f"by {named[key]} and by {name}" if named[key] != name else "twice"
                 raise DataError(f"{part.source} is named {again}", hint="name it once")
@@ -137,18 +137,39 @@ def find_parts(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> l
     return parts
 
 
+def require_apart(dataset: str | Sequence[str], eval_dataset: str | Sequence[str]) -> None:
+    """Raise DataError if a file or dataset in `eval_dataset` is also in `dataset`, or either is not there."""
+    trained_on = {_identity(part) for part in find_parts(dataset)}
+    for part in find_parts(eval_dataset):
+        if _identity(part) in trained_on:
+            raise DataError(
+                f"{part.source} is both in dataset and in eval_dataset",
+                hint="name other rows, or remove eval_dataset: eval_fraction holds out a share of dataset",
+            )
+
+
+def _identity(part: DataPart) -> object:
+    """Equal for two names of the same rows."""
+    return replace(part, source="") if isinstance(part, HubData) else os.path.realpath(part.source)
+
+
 def find_local(source: str, base_dirs: Sequence[Path] = ()) -> list[Path]:
     """The file or folder of `source`, or the files that match it; empty if nothing of that name is here.
 
     Looks in the current folder, below each of `base_dirs`, and among the shipped examples.
+    Raises DataError for what cannot be a path here: too long, ~USER without such a user.
     """
-    path = Path(source).expanduser()
-    for candidate in [path, *(base / path for base in base_dirs)]:
-        if candidate.exists():
-            return [candidate]
-        if {"*", "?"} & set(source) and (files := _matching(candidate)):
-            return files
-    shipped = find_file(source)
+    try:
+        path = Path(source).expanduser()
+        for candidate in [path, *(base / path for base in base_dirs)]:
+            if candidate.exists():
+                return [candidate]
+            if {"*", "?"} & set(source) and (files := _matching(candidate)):
+                return files
+        shipped = find_file(source)
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"{show(source)}: {why}", hint="check the path") from error
     return [shipped] if shipped is not None else []
 
 
@@ -159,7 +180,11 @@ def _matching(pattern: Path) -> list[Path]:
 def _parts_of(source: str, base_dirs: Sequence[Path]) -> list[DataPart]:
     local = find_local(source, base_dirs)
     if len(local) == 1 and local[0].is_dir():
-        return _parts_of_folder(local[0])
+        try:
+            return _parts_of_folder(local[0])
+        except OSError as error:
+            why = error.strerror or error
+            raise DataError(f"{local[0]}: {why}", hint="check the folder's permissions") from error
     if local:
         return [_local_file(path) for path in local]
     hub = parse_hub_name(source)
@@ -290,6 +315,8 @@ def _hint_for_url(source: str) -> str:
         r"(?:https?://huggingface\.co/datasets|hf://datasets)/([\w-][\w.-]*/[\w-][\w.-]*)(.*)", source
     )
     if hub is None:
+        if source.startswith("file://"):
+            return f"name it {source.removeprefix('file://')}"
         fetch = f"curl -LO {shlex.quote(source)}" if source.startswith("http") else "copy it here"
         return f"{fetch}, then name the file"
     file = re.sub(r"^/(?:(?:blob|resolve|tree|raw|viewer)/[^/]+/?)?", "", hub[2].partition("?")[0])

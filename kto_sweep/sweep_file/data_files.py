@@ -12,6 +12,7 @@ from kto_sweep.parameter_types import source_names
 from kto_sweep.shipped_files import shipped_names
 from kto_sweep.sweep_file.parameters import GivenValue
 from kto_sweep.text import nearest
+from kto_sweep.trial import check_value
 
 EXAMPLE = "examples/support_replies.jsonl"
 
@@ -27,15 +28,15 @@ class DataFileChecker:
     def problems(self, datasets: Sequence[GivenValue]) -> Iterator[Problem]:
         """A problem for each value with data that does not exist or is unclear; hub ids are not checked."""
         for given in datasets:
-            missing = [name for name in _named_files(given) if not self._find(name)]
-            if missing:
-                why = f"Looked in {self.cwd} and {self.root}."
-                yield Problem(given.place, f"no data file {missing[0]}", why, self._nearest(missing[0]))
-            elif isinstance(given.value, str | list):
-                try:
-                    find_parts(given.value, (self.cwd, self.root))
-                except DataError as error:
-                    yield Problem(given.place, error.message, hint=error.hint)
+            try:
+                missing = [name for name in _named_files(given) if not self._find(name)]
+                if missing:
+                    why = f"Looked in {self.cwd} and {self.root}."
+                    yield Problem(given.place, f"no data file {missing[0]}", why, self._nearest(missing[0]))
+                else:
+                    find_parts(_names(given), (self.cwd, self.root))
+            except DataError as error:
+                yield Problem(given.place, error.message, hint=error.hint)
 
     def notices(self, datasets: Sequence[GivenValue]) -> Iterator[str]:
         """A notice for each data file that an agent started in the current folder would not find."""
@@ -58,7 +59,12 @@ class DataFileChecker:
         return near or EXAMPLE
 
 
+def _names(given: GivenValue) -> tuple[str, ...]:
+    """The names in a value; none in one that no trial accepts."""
+    value, problem = check_value("dataset", given.value)
+    return () if problem else source_names(value)
+
+
 def _named_files(given: GivenValue) -> list[str]:
     """The names in a value that cannot be on the hub."""
-    names = source_names(given.value) if isinstance(given.value, str | list) else ()
-    return [name for name in names if parse_hub_name(name) is None]
+    return [name for name in _names(given) if parse_hub_name(name) is None]

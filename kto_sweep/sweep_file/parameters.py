@@ -13,7 +13,6 @@ from kto_sweep.sweep_file.yaml_source import Path
 from kto_sweep.text import listed, show
 from kto_sweep.trial import (
     PARAMETERS,
-    UNKNOWN,
     check_value,
     combination_problems,
     leaves,
@@ -208,9 +207,9 @@ def _check_combinations(
     misspelt: set[str],
 ) -> Iterator[Problem]:
     """Problems of parameters in combination; a misspelt parameter, already reported, is not missing."""
-    possible: dict[str, list[object]] = {name: [UNKNOWN] for name in misspelt}
+    possible: dict[str, list[object]] = {name: ["unknown"] for name in misspelt}
     for name, given in values.items():
-        possible[name] = [check_value(name, value.value)[0] for value in given] or [UNKNOWN]
+        possible[name] = [check_value(name, value.value)[0] for value in given] or ["unknown"]
     for problem in combination_problems(possible):
         place = next(iter(places.get(problem.where, {}).values()), ("parameters",))
         yield replace(problem, path=place)

@@ -13,7 +13,7 @@ from kto_sweep.data.formats import describe_bad
 from kto_sweep.data.lint import LintReport, lint
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
 from kto_sweep.data.lint_rows import ReadData, measure_characters, read_data
-from kto_sweep.data.sources import find_local
+from kto_sweep.data.sources import find_local, find_parts, require_apart
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
 from kto_sweep.metrics import DEFAULT_METRIC
@@ -67,7 +67,7 @@ def validate(path: Path) -> Validation:
     for dataset in checked.values.get("dataset", ()):
         problems += _data_problems(checked, dataset)
     for dataset in checked.values.get("eval_dataset", ()):
-        problems += _held_out_problems(dataset)
+        problems += _held_out_problems(checked, dataset)
     notices = [
         Problem((), notice, severity=Severity.WARNING, file=str(path))
         for notice in (checked.sweep.notices if checked.sweep else ())
@@ -110,8 +110,8 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
         yield from _check_steps(checked, name, rows)
 
 
-def _held_out_problems(dataset: GivenValue) -> Iterator[Problem]:
-    """Held-out rows that cannot be read or used."""
+def _held_out_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
+    """Held-out rows that cannot be read or used, or are trained on."""
     try:
         read = _read_local(dataset)
     except DataError as error:
@@ -119,6 +119,8 @@ def _held_out_problems(dataset: GivenValue) -> Iterator[Problem]:
         return
     if read is None:
         return
+    for trained_on in checked.values.get("dataset", ()):
+        yield from _check_apart(trained_on, dataset)
     labels = {example.label for example in read.loaded.examples}
     name = describe_sources(dataset.value)
     if read.loaded.bad or not labels:
@@ -133,8 +135,28 @@ def _held_out_problems(dataset: GivenValue) -> Iterator[Problem]:
 
 def _read_local(dataset: GivenValue) -> ReadData | None:
     """The rows; None if some are on the hub, or missing, which check_sweep_file reports. Raises DataError."""
-    names = source_names(check_value("dataset", dataset.value)[0])
-    return read_data(names) if names and all(map(find_local, names)) else None
+    names = _local_names(dataset)
+    return read_data(names) if names else None
+
+
+def _local_names(dataset: GivenValue) -> tuple[str, ...]:
+    """The files and folders of a value; none if some are not on this box. Raises DataError."""
+    value, problem = check_value("dataset", dataset.value)
+    names = () if problem else source_names(value)
+    return names if all(map(find_local, names)) else ()
+
+
+def _check_apart(trained_on: GivenValue, held_out: GivenValue) -> Iterator[Problem]:
+    """Rows that are both trained on and held out."""
+    try:
+        names = _local_names(trained_on)
+        find_parts(names)
+    except DataError:  # reported where it is
+        return
+    try:
+        require_apart(names, _local_names(held_out))
+    except DataError as error:
+        yield Problem(held_out.place, error.message, "Held-out rows must not be trained on.", error.hint)
 
 
 def _check_weights(checked: CheckedSweepFile, dataset: GivenValue, report: LintReport) -> Iterator[Problem]:

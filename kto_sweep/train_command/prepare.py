@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.data.formats import load_examples
+from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.sweep.server_choice import (
@@ -114,8 +115,10 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         if resumed is not None:
             return resumed
     trial = _trial(home, options, say)
-    for source in filter(None, (trial.dataset, trial.eval_dataset)):
-        load_examples(source)  # report unusable data before the run exists
+    load_examples(trial.dataset)  # report unusable data before the run exists
+    if trial.eval_dataset is not None:
+        load_examples(trial.eval_dataset)
+        require_apart(trial.dataset, trial.eval_dataset)
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),

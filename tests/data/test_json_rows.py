@@ -32,6 +32,11 @@ def test_a_row_has_its_line_and_file(tmp_path: Path) -> None:
     assert list(rows) == [RawRow(2, ROW, str(path)), RawRow(4, OTHER, str(path))]
 
 
+def test_byte_order_marks_of_joined_files(read) -> None:
+    lines = f"\ufeff{json.dumps(ROW)}\n"
+    assert read(lines * 2) == [(1, ROW), (2, ROW)]
+
+
 def test_only_a_line_feed_ends_a_line(read) -> None:
     row = ROW | {"completion": "a\u2028b\x85c\x0bd"}
     assert read(json.dumps(row, ensure_ascii=False) + "\n" + json.dumps(OTHER)) == [(1, row), (2, OTHER)]

@@ -12,7 +12,7 @@ import pytest
 
 from kto_sweep.data.formats import load_examples
 from kto_sweep.data.hub_data import HubData, parse_hub_name
-from kto_sweep.data.sources import SOURCE_FORMS, find_local, find_parts, join_source, read_rows
+from kto_sweep.data.sources import SOURCE_FORMS, find_local, find_parts, join_source, read_rows, require_apart
 from kto_sweep.errors import DataError
 from kto_sweep.trial import Trial
 
@@ -183,8 +183,36 @@ def test_a_pipe_is_not_a_data_file() -> None:
 
 
 @pytest.mark.parametrize(
+    ("dataset", "held_out", "shared"),
+    [
+        ("a.jsonl", "b.jsonl", None),
+        ("a.jsonl", ["b.jsonl", "./a.jsonl"], "a.jsonl"),
+        ("shards", "shards/1.jsonl", "shards/1.jsonl"),
+        ("shards/0.jsonl", "shards", "shards/0.jsonl"),
+        ("org/set", "org/set::test", None),
+        ("org/set", "org/set::train", "org/set::train"),
+    ],
+)
+def test_what_is_held_out_is_not_trained_on(dataset: Any, held_out: Any, shared: str | None) -> None:
+    write("a.jsonl", "b.jsonl", "shards/0.jsonl", "shards/1.jsonl")
+    if shared is None:
+        require_apart(dataset, held_out)
+        return
+    with pytest.raises(DataError, match=f"^{shared} is both in dataset and in eval_dataset"):
+        require_apart(dataset, held_out)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"), [("x" * 5000, "File name too long"), ("~no-such-user/rows.jsonl", "home directory")]
+)
+def test_what_cannot_be_a_path(source: str, why: str) -> None:
+    assert why in refused(source)[0]
+
+
+@pytest.mark.parametrize(
     ("source", "hint"),
     [
+        ("file:///data/a.jsonl", "name it /data/a.jsonl"),
         ("https://huggingface.co/datasets/org/set", "name it org/set"),
         (
             "https://huggingface.co/datasets/org/set/blob/main/data/a.jsonl?x=1",

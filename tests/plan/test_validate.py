@@ -136,9 +136,11 @@ def test_held_out_rows_must_exist(folder: Path) -> None:
 
 
 def test_held_out_rows_that_are_also_trained_on(folder: Path) -> None:
-    (problem,) = check(folder, GRID + "  eval_dataset: {value: [rows.jsonl]}\n").errors
-    assert problem.where == "sweep.yaml:5 parameters.eval_dataset"
-    assert problem.what == "rows.jsonl is also in dataset"
+    (folder / "eval").mkdir()
+    (folder / "eval" / "rows.jsonl").symlink_to(folder / "rows.jsonl")
+    (problem,) = check(folder, GRID + "  eval_dataset: {value: eval}\n").errors
+    assert problem.where == "sweep.yaml:5 parameters.eval_dataset.value"
+    assert problem.what == "eval/rows.jsonl is both in dataset and in eval_dataset"
 
 
 def test_few_rows_to_train_on_are_enough_with_held_out_rows_of_ones_own(folder: Path) -> None:

@@ -269,13 +269,6 @@ def test_a_list_of_one_source_is_that_source() -> None:
     assert trial(dataset=["a.jsonl"]) == trial(dataset="a.jsonl")
 
 
-@pytest.mark.parametrize(("dataset", "held_out"), [("a", "a"), (["a", "b"], "b"), ("a", ["c", "a"])])
-def test_held_out_rows_are_not_trained_on(dataset: object, held_out: object) -> None:
-    (problem,) = problems_of(NEEDED | {"dataset": dataset, "eval_dataset": held_out})
-    assert problem.startswith("eval_dataset: ")
-    assert "is also in dataset" in problem
-
-
 @given(
     learning_rate=st.floats(1e-9, 1.0),
     batch_size=st.integers(1, 512),
