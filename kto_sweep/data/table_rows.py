@@ -7,6 +7,7 @@ null with which the table fills a key that only other rows have is left out.
 import base64
 import json
 import math
+import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO
 from kto_sweep.data.raw_rows import RawRow
 from kto_sweep.errors import DataError
 
+READ_BYTES = 1 << 20
+"""Of a column at once: by default a whole row group is read, which may be the whole file."""
 BATCH_ROWS = 1000
 """Rows in memory as Python values at once."""
 
@@ -29,7 +32,7 @@ def read_parquet(stream: BinaryIO, name: str) -> Iterator[RawRow]:
     from pyarrow import parquet
 
     with _damage(name, "parquet"):
-        file = parquet.ParquetFile(stream)
+        file = parquet.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False)
         batches = file.iter_batches(BATCH_ROWS)
         yield from batch_rows(batches, file.schema_arrow, features_of(file.schema_arrow), name)
 
@@ -39,7 +42,7 @@ def read_arrow_file(stream: BinaryIO, name: str) -> Iterator[RawRow]:
     import pyarrow as pa
 
     with _damage(name, "Arrow"):
-        file = pa.ipc.open_file(stream)
+        file = pa.ipc.open_file(_mapped(stream))
         batches = (file.get_batch(i) for i in range(file.num_record_batches))
         yield from batch_rows(batches, file.schema, features_of(file.schema), name)
 
@@ -49,8 +52,15 @@ def read_arrow_stream(stream: BinaryIO, name: str) -> Iterator[RawRow]:
     import pyarrow as pa
 
     with _damage(name, "Arrow"):
-        batches = pa.ipc.open_stream(stream)
+        batches = pa.ipc.open_stream(_mapped(stream))
         yield from batch_rows(batches, batches.schema, features_of(batches.schema), name)
+
+
+def _mapped(stream: BinaryIO) -> Any:
+    """The file in memory that the system can take back: one batch may hold all rows."""
+    import pyarrow as pa
+
+    return pa.BufferReader(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 @contextmanager
