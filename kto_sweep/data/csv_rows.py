@@ -63,6 +63,8 @@ def _without_nul(lines: Iterable[str], name: str) -> Iterator[str]:
 
 def _checked_header(cells: Sequence[str], where: str) -> Sequence[str]:
     header = [cell.strip() for cell in cells]
+    if header[0].lower().startswith("sep="):
+        raise DataError(f"{where}: a line for Excel, not a header", hint="delete the line")
     if len(header) == 1:
         raise DataError(
             f"{where}: the header has one column, {header[0]}",

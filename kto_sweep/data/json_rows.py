@@ -18,6 +18,8 @@ MAX_DEPTH = 100
 """Lists and objects within each other in one row; Python's own limit is near 1,000 and not of the file."""
 _ROW_LISTS = ("data", "train", "rows", "examples", "instances", "samples", "records", "items")
 """Keys of a document that hold its rows, as in {"version": 1, "data": [...]}."""
+_ROW_KEYS = frozenset({"conversations", "messages", "completion", "chosen"})
+"""A key that rows have, and turns and tools have not."""
 _SPACE = re.compile(r"[\s\ufeff]*")
 """Between values; a byte-order mark stands there where files were joined."""
 
@@ -72,13 +74,13 @@ def _items(value: object, name: str) -> Sequence[object] | None:
         return value
     if not isinstance(value, Mapping):
         return None
-    if isinstance(value.get("label"), list | dict):
+    if _is_table(value):
         raise DataError(
-            f"{name}: one object with a list of values for each column, not rows",
-            hint="write rows: df.to_json('rows.jsonl', orient='records', lines=True)",
+            f"{name}: one object that holds columns or groups, not rows",
+            hint="write rows, in pandas: df.to_json('rows.jsonl', orient='records', lines=True)",
         )
     lists: dict[str, list[object]] = {key: items for key, items in value.items() if _are_objects(items)}
-    key = next((key for key in _ROW_LISTS if key in lists), None)
+    key = next((key for key in lists if key in _ROW_LISTS or _are_rows(lists[key])), None)
     if key is None:
         return None
     if len(lists) > 1:
@@ -89,8 +91,18 @@ def _items(value: object, name: str) -> Sequence[object] | None:
     return lists[key]
 
 
+def _is_table(value: Mapping[str, object]) -> bool:
+    """Whether a document is a table as pandas writes it by default, or has rows deeper inside."""
+    by_column = isinstance(value.get("label"), list | dict) or {"columns", "data"} <= value.keys()
+    return by_column or (bool(value) and all(isinstance(part, dict) for part in value.values()))
+
+
 def _are_objects(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _are_rows(items: Sequence[object]) -> bool:
+    return all(isinstance(item, dict) and not _ROW_KEYS.isdisjoint(item) for item in items)
 
 
 def _values(text: str, name: str) -> Iterator[tuple[int, object]]:
@@ -159,6 +171,8 @@ def _hint_for(text: str, error: json.JSONDecodeError, line: int, name: str) -> s
         return (
             f"remove the comma at the end of line {line}, and of the others; or put [ and ] around all rows"
         )
+    if error.msg == "Extra data":
+        return f"write each row on its own line: jq -c . {shlex.quote(name)} > rows.jsonl"
     if not begin.startswith(("{", "[")) and find_delimiter(begin.partition("\n")[0])[1] > 1:
         return f"if this is a CSV file, name it so: mv {shlex.quote(name)} rows.csv"
     return f"fix or delete line {line}; a row is {FORMATS_HINT}"

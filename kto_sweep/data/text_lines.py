@@ -3,6 +3,7 @@
 import io
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from kto_sweep.errors import DataError
@@ -16,10 +17,13 @@ _BYTE_ORDER_MARKS = (
 )
 
 
+_TEXT_FORMATS = "text is JSON lines, JSON, CSV or TSV"
+
+
 def find_encoding(head: bytes, name: str) -> str:
     """utf-8, utf-16 or utf-32 for a file that begins with `head`.
 
-    Raises DataError for UTF-16 and UTF-32 without a byte-order mark.
+    Raises DataError for UTF-16 and UTF-32 without a byte-order mark, and for what is not text.
     """
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
@@ -34,6 +38,9 @@ def find_encoding(head: bytes, name: str) -> str:
     }.get((zeros[0], zeros[1], zeros[2], zeros[3]))
     if guess is not None:
         raise DataError(f"{name}: {guess} text without a byte-order mark", hint=_convert(guess, name))
+    has_broken_characters = "\ufffd" in head[:-3].decode(errors="replace")  # the last may be cut off
+    if has_broken_characters and sum(byte < 9 for byte in head) > len(head) // 100:
+        raise DataError(f"{name}: neither text nor a parquet or Arrow file", hint=_TEXT_FORMATS)
     return "utf-8"
 
 
@@ -67,8 +74,6 @@ def _read_utf8(stream: BinaryIO, name: str) -> Iterator[str]:
 def _hint(line: bytes, number: int, name: str, *, wide: bool) -> str:
     if wide:
         return f"fix line {number}: the rest of the file is UTF-8"
-    if any(byte < 9 for byte in line):
-        return "use a text file: .jsonl, .json, .csv or .tsv"
     western = _convert("WINDOWS-1252", name)
     return f"{western}   (for Western European text; otherwise put the file's encoding in its place)"
 
@@ -90,4 +95,8 @@ def _read_wide(stream: BinaryIO, encoding: str, name: str) -> Iterator[str]:
 
 
 def _convert(encoding: str, name: str) -> str:
-    return f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(name)} > utf8.jsonl"
+    path, file = Path(name), shlex.quote(name)
+    unpack = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(path.suffix)
+    if unpack is None:
+        return f"convert it: iconv -f {encoding} -t UTF-8 {file} > utf8{path.suffix}"
+    return f"convert it: {unpack} {file} | iconv -f {encoding} -t UTF-8 > utf8{Path(path.stem).suffix}"

@@ -60,6 +60,7 @@ def test_blank_lines_and_a_byte_order_mark_before_the_header(read) -> None:
         (HEADER + "q,a,true\n\nq\n", ":4: 1 cell, but the header has 3 columns", "add the missing cells"),
         (",prompt,completion,label\n0,q,a,true\n", ":1: column 1 of the header has no name", "index=False"),
         ("prompt,label,label\nq,a,b\n", ":1: the header has the column label twice", "rename"),
+        ("sep=;\n" + HEADER, ":1: a line for Excel", "delete the line"),
         (
             "prompt|completion|label\nq|a|true\n",
             ":1: the header has one column",

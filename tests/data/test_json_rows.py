@@ -44,7 +44,7 @@ def test_only_a_line_feed_ends_a_line(read) -> None:
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
 @pytest.mark.parametrize("indent", [None, 2])
-@pytest.mark.parametrize("key", [None, "data", "train", "rows"])
+@pytest.mark.parametrize("key", [None, "data", "train", "rows", "conversations"])
 def test_a_document_with_a_list_of_rows(read, name: str, indent: int | None, key: str | None) -> None:
     document = [ROW, OTHER] if key is None else {"version": 1, key: [ROW, OTHER]}
     assert read("\n" + json.dumps(document, indent=indent), name) == [(1, ROW), (2, OTHER)]
@@ -99,8 +99,11 @@ def test_many_brackets_that_are_not_nested_are_a_row(read) -> None:
         ("prompt,completion,label\nq,a,true\n", ":1: broken JSON", "mv "),
         ('[\n{"a": 1},\n{"a" 2}\n]', ":3: broken JSON", "the value that begins in line 1"),
         ('[\n{"a": 1},\n', ":3: broken JSON", "the value that begins in line 1"),
-        ('{"prompt": ["q"], "label": [true]}', "a list of values for each column", "orient='records'"),
-        ('{"prompt": {"0": "q"}, "label": {"0": true}}', "for each column", "orient='records'"),
+        ('{"a": 1}{"a": 1}', ":1: broken JSON", "jq -c . "),
+        ('{"prompt": ["q"], "label": [true]}', "columns or groups, not rows", "orient='records'"),
+        ('{"prompt": {"0": "q"}, "label": {"0": true}}', "columns or groups", "orient='records'"),
+        ('{"0": {"prompt": "q"}, "1": {"prompt": "r"}}', "columns or groups", "orient='records'"),
+        ('{"columns": ["prompt"], "index": [0], "data": [["q"]]}', "columns or groups", "orient='records'"),
         ('{"train": [{"a": 1}], "test": [{"a": 1}]}', "several lists of rows: train, test", ".train[]"),
     ],
 )

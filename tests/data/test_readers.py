@@ -89,7 +89,6 @@ def test_wide_encodings_without_a_mark_are_named(tmp_path: Path, encoding: str) 
         ([b'{"a": "x"}', b'{"a": "caf\xe9"}'], ":2: not UTF-8 text (byte 0xe9)", "iconv -f WINDOWS-1252"),
         (['{"a": "é"}'.encode(), b'{"a": "caf\xe9"}'], ":2: not UTF-8 text", "the rest of the file is UTF-8"),
         (['{"a": "é\U0001f600"}'.encode()[:-4]], ":1: not UTF-8 text", "the rest of the file is UTF-8"),
-        ([b"\x07\x08\x90\x80\x01\x02"], ":1: not UTF-8 text", "use a text file"),
     ],
 )
 def test_text_in_another_encoding(tmp_path: Path, lines: list[bytes], place: str, hint: str) -> None:
@@ -99,6 +98,22 @@ def test_text_in_another_encoding(tmp_path: Path, lines: list[bytes], place: str
         read(path)
     assert place in caught.value.message
     assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("rows.csv", "iconv -f UTF-16LE -t UTF-8 {} > utf8.csv"),
+        ("rows.jsonl.gz", "gzip -dc {} | iconv -f UTF-16LE -t UTF-8 > utf8.jsonl"),
+    ],
+)
+def test_the_command_that_converts_fits_the_file(tmp_path: Path, name: str, command: str) -> None:
+    path = tmp_path / name
+    data = TEXT.encode("utf-16-le")
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.hint == f"convert it: {command.format(path)}"
 
 
 def test_broken_utf_16(tmp_path: Path) -> None:
@@ -131,6 +146,7 @@ def a_zip(*names: str) -> bytes:
         (gzip.compress(bytes(257) + b"ustar"), "a tar archive", "tar -xf"),
         (b"<!DOCTYPE html><html>", "an HTML page", "raw file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs pull"),
+        (b"\x07\x08\x90\x80\x01\x02", "neither text nor a parquet or Arrow file", "JSON lines"),
         (b"SQLite format 3\x00", "a SQLite database", "sqlite3"),
     ],
 )
