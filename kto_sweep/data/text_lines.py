@@ -15,8 +15,6 @@ _BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
-
-
 _TEXT_FORMATS = "text is JSON lines, JSON, CSV or TSV"
 
 
