@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.errors import KtoSweepError
+from kto_sweep.parameter_types import describe_sources
 from kto_sweep.trial import Trial
 
 DATA, MODEL = "trial/data", "trial/model"
@@ -74,9 +75,9 @@ def _fingerprints(run: TrainedRun) -> Iterator[InputFingerprint]:
     if trial is None:
         return
     model = (trial.base_model, str(trial.effective_quantization), str(trial.full_finetune))
-    split = (str(trial.max_length), str(trial.eval_fraction))
+    split = (str(trial.max_length), str(trial.eval_fraction), str(trial.eval_dataset))
     for name, requested in (
-        (DATA, (f"the rows of {_printable(trial.dataset)}", *split, *model)),
+        (DATA, (f"the rows of {_printable(describe_sources(trial.dataset))}", *split, *model)),
         (MODEL, (f"the weights of {_printable(trial.base_model)}", *model)),
     ):
         value = run.summary.get(name)

@@ -42,7 +42,13 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
         kind = "LoRA adapters, merged into the base model." if merged else "All weights were trained."
     end = f"{result.get('end', 'not ended')} {about.get('ended', '')}".rstrip()
     yield f"{kind} Started {about['started']}, {end}."
-    yield from ("", "## Data", "", f"`{Path(data['path']).name}`, content hash `{data['fingerprint']}`", "")
+    yield from (
+        "",
+        "## Data",
+        "",
+        f"`{_file_names(trial['dataset'])}`, content hash `{data['fingerprint']}`",
+        "",
+    )
     yield from ("| | rows | desirable | undesirable | tokens |", "|---|---:|---:|---:|---:|")
     for name, title in (("train", "trained on"), ("held_out", "held out")):
         counts = data[name]
@@ -57,10 +63,16 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
     yield from ("", "`eval/*` is measured on the held-out rows; `eval/common_loss` is 0.5 before training.")
     yield from ("", "## Parameters", "", "| | |", "|---|---|")
     for name, value in trial.items():
-        shown = Path(str(value)).name if name == "dataset" else value
+        shown = _file_names(value) if name in {"dataset", "eval_dataset"} else value
         yield f"| `{name}` | {shown} |"
     yield from ("", "## Lineage", "", "| | |", "|---|---|")
     yield f"| base weights | `{model['fingerprint']}`, {model['quantization']}, {model['dtype']} |"
     hardware = about["hardware"]
     yield f"| hardware | {hardware['device']} |"
     yield f"| software | {', '.join(f'{name} {version}' for name, version in about['software'].items())} |"
+
+
+def _file_names(dataset: object) -> str:
+    """The names of a trial's data without their folders, which are private."""
+    files = dataset if isinstance(dataset, list) else [dataset]
+    return ", ".join(Path(str(file)).name for file in files)

@@ -161,6 +161,40 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Sources:
+    """The name of a data source, or a list of several names."""
+
+    description: str = "a name, or a list of names"
+
+    def convert(self, value: object) -> str | tuple[str, ...]:
+        """The name, or several as a tuple. Raises ValueError."""
+        if not isinstance(value, list | tuple):
+            return Text().convert(value)
+        names = tuple(Text().convert(name) for name in value)
+        if not names:
+            raise ValueError
+        return names[0] if len(names) == 1 else names
+
+    def suggest(self, value: object) -> str:
+        """The value in quotes."""
+        return Text().suggest(value) if isinstance(value, int | float) else ""
+
+
+def source_names(value: object) -> tuple[str, ...]:
+    """The names in a value of `Sources`, such as a trial's dataset; none for None."""
+    if value is None:
+        return ()
+    return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+
+
+def describe_sources(value: object) -> str:
+    """The names in a value of `Sources` for a message: `a.jsonl, b.jsonl and 7 more`."""
+    names = source_names(value)
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
+
+
+@dataclass(frozen=True)
 class ParameterDefinition:
     """One parameter of a trial."""
 

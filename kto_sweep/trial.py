@@ -17,6 +17,7 @@ from kto_sweep.parameter_types import (
     ParameterDefinition,
     ParameterType,
     Real,
+    Sources,
     Targets,
     Text,
     WholeNumber,
@@ -44,7 +45,10 @@ class Trial:
     model_size: str | None = _parameter(
         Choice(tuple(PRESETS)), "Base model by size, in place of model", None, noun="a model size"
     )
-    dataset: str = _parameter(Text(), "Training data (a file or a hub id)")
+    dataset: str | tuple[str, ...] = _parameter(Sources(), "Training data (a file, a folder or a hub id)")
+    eval_dataset: str | tuple[str, ...] | None = _parameter(
+        Sources(), "Held-out rows of your own, in place of eval_fraction", None
+    )
     learning_rate: float = _parameter(Real(0, 1, with_high=True), "Peak learning rate", 5e-6)
     batch_size: int = _parameter(WholeNumber(1), "Examples per optimizer step", 8)
     beta: float = _parameter(Real(0), "Strength of the pull toward the reference model", 0.1)
@@ -192,6 +196,9 @@ PARAMETERS: Mapping[str, ParameterDefinition] = {
     field.name: _definition(field) for field in dataclasses.fields(Trial)
 }
 
+DATA_PARAMETERS = tuple(name for name, rule in PARAMETERS.items() if isinstance(rule.type, Sources))
+"""The parameters that name data: dataset and eval_dataset."""
+
 _OTHER_NAMES = {
     "lr": "learning_rate",
     "rank": "lora_r",
@@ -203,6 +210,11 @@ _OTHER_NAMES = {
     "model_name_or_path": "model",
     "dataset_name": "dataset",
     "dataset_file": "dataset",
+    "datasets": "dataset",
+    "train_file": "dataset",
+    "validation_file": "eval_dataset",
+    "eval_file": "eval_dataset",
+    "test_dataset": "eval_dataset",
     "local_file": "dataset",
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation": "batch_size",

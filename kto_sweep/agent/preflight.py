@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from kto_sweep.data.hub_data import parse_hub_name
+from kto_sweep.data.sources import find_local
 from kto_sweep.errors import UsageError
 from kto_sweep.models.presets import names_a_path
+from kto_sweep.parameter_types import source_names
 from kto_sweep.search.space import Space
-from kto_sweep.shipped_files import find_file
-from kto_sweep.sweep_file.data_files import looks_like_file
-from kto_sweep.trial import parameter_name
+from kto_sweep.trial import DATA_PARAMETERS, parameter_name
 
 
 def require_sources(space: Space, folder: str) -> None:
@@ -17,22 +18,31 @@ def require_sources(space: Space, folder: str) -> None:
     """
     here = Path.cwd()
     for parameter in space.parameters:
-        kind = parameter_name(parameter.path)
-        names = [str(value) for value in parameter.distribution.extremes()]
-        if kind not in ("dataset", "model") or any(_is_here(kind, name, here) for name in names):
+        kind = parameter_name(parameter.path) or ""
+        if kind not in (*DATA_PARAMETERS, "model"):
             continue
-        what = "data file" if kind == "dataset" else "model"
-        where = "on this box" if Path(names[0]).expanduser().is_absolute() else f"below {here}"
-        in_folder = folder and _is_here(kind, names[0], Path(folder))
+        missing = [_missing(kind, value, here) for value in parameter.distribution.extremes()]
+        if "" in missing:
+            continue
+        name = missing[0]
+        what = "model" if kind == "model" else "data file"
+        where = "on this box" if Path(name).expanduser().is_absolute() else f"below {here}"
+        in_folder = folder and not _missing(kind, name, Path(folder))
         raise UsageError(
-            f"{names[0]}: no such {what} {where}; no trial was started",
+            f"{name}: no such {what} {where}; no trial was started",
             hint=f"cd {folder}, then run it again"
             if in_folder
             else "copy it here, or start the agent in its folder",
         )
 
 
-def _is_here(kind: str, name: str, folder: Path) -> bool:
-    if kind == "dataset":
-        return not looks_like_file(name) or find_file(name, folder) is not None
-    return not names_a_path(name) or (folder / Path(name).expanduser()).exists()
+def _missing(kind: str, value: object, folder: Path) -> str:
+    """The first name in a parameter's value that is not below `folder` nor can be on the hub; or empty."""
+    for name in source_names(value):
+        if kind == "model":
+            is_here = not names_a_path(name) or (folder / Path(name).expanduser()).exists()
+        else:
+            is_here = parse_hub_name(name) is not None or bool(find_local(name, (folder,)))
+        if not is_here:
+            return name
+    return ""

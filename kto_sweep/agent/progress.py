@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kto_sweep.text import progress_text
+from kto_sweep.text import listed, progress_text
 
 LINE_SECONDS = 10.0
 """Interval between a trial's progress lines when there is no terminal."""
@@ -114,6 +114,8 @@ def _status(values: Mapping[str, float]) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return listed(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

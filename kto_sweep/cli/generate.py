@@ -31,9 +31,10 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags: str | None) -> None:
     """Write the sweep file OUT; METHOD is grid, bayes or random.
 
-    VALUES is one value, a list (5e-7,1e-7) or, unless METHOD is grid, a range (5e-7..1e-4). If no flag has a
-    list or range, the sweep searches the usual parameters. max_length, eval_fraction and rho come from the
-    data. A comment gives the reason and source of each range. Never overwrites a file.
+    VALUES is one value, a list (5e-7,1e-7) or, unless METHOD is grid, a range (5e-7..1e-4); a list of data
+    files is trained on together. If no flag has a list or range, the sweep searches the usual parameters.
+    max_length, eval_fraction and rho come from the data. A comment gives the reason and source of each range.
+    Never overwrites a file.
 
     \b
     kto-sweep generate grid my.yaml --data rows.jsonl --preset lora-7b
@@ -42,6 +43,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     """
     from kto_sweep.errors import SweepFileError, UsageError
     from kto_sweep.models.presets import PRESETS
+    from kto_sweep.parameter_types import source_names
     from kto_sweep.sweep_file.generate import (
         Fixed,
         complete_settings,
@@ -65,7 +67,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     model = str(model_name.value) if isinstance(model_name, Fixed) else None
     if model is not None and "model" not in given:
         model = PRESETS[model].model
-    summary = inspect_data(str(data.value), model)
+    summary = inspect_data(source_names(data.value), model)
     settings, reasons = complete_settings(method, given, summary)
     text = to_yaml(method, settings, reasons, summary, str(out))
     checked = check_sweep_text(text, out)

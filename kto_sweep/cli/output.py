@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from kto_sweep.text import listed
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -73,7 +75,7 @@ def print_error(message: str, hint: str, as_json: bool) -> None:
 
 
 def number(value: Any) -> str:
-    """A value for a table cell: floats in four digits, small and large ones as 2.3e-06."""
+    """A value for a table cell: floats in four digits, small and large ones as 2.3e-06, lists as in YAML."""
     if isinstance(value, float):
         if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
             mantissa, exponent = f"{value:.3e}".split("e")
@@ -81,4 +83,4 @@ def number(value: Any) -> str:
         return f"{value:.4g}"
     if value is None:
         return "-"
-    return str(value)
+    return listed(value) if isinstance(value, list) else str(value)

@@ -20,7 +20,7 @@ FLAG_ALIASES = {
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The command with an option for each parameter of a trial, checked as in a sweep file."""
-    from kto_sweep.parameter_types import Choice, Flag
+    from kto_sweep.parameter_types import Choice, Flag, Sources
     from kto_sweep.trial import PARAMETERS
 
     for name, rule in reversed(list(PARAMETERS.items())):
@@ -29,11 +29,15 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help_text = rule.doc + (f": {', '.join(choices)}." if choices else ".")
         if rule.default is not None and not isinstance(rule.type, Flag):
             help_text += f" Default: {number(rule.default)}."
+        several = isinstance(rule.type, Sources)
+        if several:
+            help_text += " Repeat it for several."
         if isinstance(rule.type, Flag):
             option = click.option(flag, name, is_flag=True, default=None, help=help_text)
         else:
             metavar = flag.rpartition("-")[2].upper()
-            option = click.option(flag, *FLAG_ALIASES.get(name, ()), name, metavar=metavar, help=help_text)
+            names = (flag, *FLAG_ALIASES.get(name, ()), name)
+            option = click.option(*names, metavar=metavar, help=help_text, multiple=several)
         command = option(command)
     return command
 
@@ -142,18 +146,19 @@ def train(
     import os
     from dataclasses import replace
 
-    from kto_sweep.data.files import join_source
+    from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
     if show is not None and not dry_run:
         raise UsageError("--show prints rows without training", hint="add --dry-run")
-    flags = {key: value for key, value in parameters.items() if value is not None}
+    flags = {key: value for key, value in parameters.items() if value not in (None, ())}
     if isinstance(flags.get("lora_targets"), str) and flags["lora_targets"] != "all-linear":
         flags["lora_targets"] = [part.strip() for part in flags["lora_targets"].split(",")]
     if dataset_file is not None:
-        flags["dataset"] = join_source(flags.get("dataset"), dataset_file)
+        *others, last = flags.get("dataset") or (None,)
+        flags["dataset"] = (*others, join_source(last, dataset_file))
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kto_sweep.data.files import FORMATS_HINT, read_rows
 from kto_sweep.data.formats import LABELS, parse_row
 from kto_sweep.data.messages import BadRowError
+from kto_sweep.data.raw_rows import FORMATS_HINT
 from kto_sweep.data.rows import Example
+from kto_sweep.data.sources import read_rows
 from kto_sweep.errors import DataError
 from kto_sweep.text import counted
 

@@ -127,7 +127,7 @@ def lint(
         cut = table.cut(max_length)
         findings += find.find_truncated_rows(table, cut, lengths, max_length)
         findings += find.find_contradictions_when_truncated(table, cut, max_length)
-    if split is not None and held_out is None:
+    if split is not None and held_out is None and eval_fraction > 0:
         findings += find.find_small_split(split, eval_fraction)
     if held_out is not None:
         findings += find.find_shared_prompts(table, held_out.table)

@@ -16,7 +16,7 @@ import numpy as np
 
 from kto_sweep.data.dataset import DataSet
 from kto_sweep.data.examples import BadRow, DataNotes, DataSource, Places, read_examples
-from kto_sweep.data.files import source_files
+from kto_sweep.data.sources import content_files
 from kto_sweep.data.table import RowTable
 from kto_sweep.data.tokenise import Progress, TokenisedData, TokenNotes, measure, tokenise
 
@@ -78,7 +78,7 @@ def _entry(
     folder: Path, source: DataSource, tokenizer: "PreTrainedTokenizerBase", base_dirs: Sequence[Path]
 ) -> Path | None:
     """The folder of the tokens of these rows; None where the rows' content or the tokenizer has no hash."""
-    files = source_files(source, base_dirs)
+    files = content_files(source, base_dirs)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if files is None or backend is None:
         return None

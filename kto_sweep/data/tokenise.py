@@ -253,7 +253,7 @@ class Encoder:
         """Whether the tokens of the whole text are those of prompt and completion, or one crosses the cut."""
         if text.body or not self._divisible:
             return False
-        # Digits and signs are grouped with those before them ("12" + "34", "n't"); letters and spaces are not.
+        # Digits and signs are grouped with those before them ("12" + "34"); letters and spaces are not.
         return text.completion[:1].isalpha() or text.completion[:1].isspace()
 
     def _ended(self, completion: list[int], text: Rendered, notes: TokenNotes) -> list[int]:

@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from kto_sweep.data.files import find_data
+from kto_sweep.data.sources import find_local
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.parameter_types import source_names
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep_file.sweep_config import SweepConfig
 from kto_sweep.sweep_file.validate import validate
 from kto_sweep.text import counted
-from kto_sweep.trial import parameter_name
+from kto_sweep.trial import DATA_PARAMETERS, parameter_name
 
 
 def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[str], None]) -> SweepConfig:
@@ -31,7 +32,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
         for problem in validation.errors:
             say(f"Error, ignored because of --force: {problem}")
         return sweep
-    missing = [name for name in dataset_names(sweep) if find_data(name) is None]
+    missing = [name for name in dataset_names(sweep) if not find_local(name)]
     if missing:  # creating a sweep downloads nothing
         say(f"Plan: skipped, {missing[0]} is not on this box; to download it: kto-sweep plan {file}")
         return sweep
@@ -56,6 +57,11 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
 
 
 def dataset_names(sweep: SweepConfig) -> list[str]:
-    """The data files and hub ids that the sweep names."""
-    datasets = [p for p in sweep.space.parameters if parameter_name(p.path) == "dataset"]
-    return [str(source) for parameter in datasets for source in parameter.distribution.extremes()]
+    """The sources of data that the sweep names."""
+    return [
+        name
+        for parameter in sweep.space.parameters
+        if parameter_name(parameter.path) in DATA_PARAMETERS
+        for value in parameter.distribution.extremes()
+        for name in source_names(value)
+    ]

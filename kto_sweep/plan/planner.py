@@ -316,7 +316,7 @@ class Planner:
         """
         groups: dict[tuple[object, ...], list[Trial]] = {}
         for trial in trials:
-            rows = (trial.dataset, trial.max_length, trial.eval_fraction)
+            rows = (trial.dataset, trial.eval_dataset, trial.max_length, trial.eval_fraction)
             groups.setdefault((_base_model(trial), trial.full_finetune, *rows), []).append(trial)
         loaded: set[object] = set()
         seconds, factor, source = START_SECONDS, 1.0, ""

@@ -99,12 +99,14 @@ class WorkloadCache:
         tokenizer = self._tokenizer(trial.base_model)
         # Models of one family share a tokenizer, so their rows are measured once.
         name = None if tokenizer is None else (tokenizer.vocab_size, str(tokenizer.chat_template))
-        key = (trial.dataset, name, trial.max_length, trial.eval_fraction)
+        held_out = trial.eval_dataset
+        key = (trial.dataset, held_out, name, trial.max_length, trial.eval_fraction)
         if key not in self._workloads:
             data = prepare_data(
                 self._data_set(trial.dataset, name, tokenizer),
                 eval_fraction=trial.eval_fraction,
                 max_length=trial.max_length,
+                held_out=None if held_out is None else self._data_set(held_out, name, tokenizer),
             )
             self._workloads[key] = _workload_of(data, exact=tokenizer is not None)
         return self._workloads[key]

@@ -15,7 +15,10 @@ from kto_sweep.search.space import Parameter, Space
 MAX_AXIS_CELLS = 1_000_000
 """Maximum number of cells of one q_uniform parameter; more could exhaust memory."""
 
-SLOWEST_PARAMETERS = ("model", "model_size", "quantization", "dataset", "max_length", "eval_fraction")
+SLOWEST_PARAMETERS = (
+    *("model", "model_size", "quantization"),
+    *("dataset", "eval_dataset", "max_length", "eval_fraction"),
+)
 """Parameters shared by all trials that an agent trains together: base model first, then data."""
 
 _encode = json.JSONEncoder(sort_keys=True).encode  # built once: a large grid has tens of thousands of keys

@@ -97,7 +97,9 @@ def _parse_group(entry: Mapping[str, object], path: Path) -> tuple[list[Paramete
 
 def _parse_entry(entry: object, path: Path) -> tuple[Distribution | None, list[Problem]]:
     if not isinstance(entry, Mapping):
-        hint = f"values: {listed(entry)}" if isinstance(entry, list) else f"value: {show(entry)}"
+        hint = f"value: {show(entry)}"
+        if isinstance(entry, list):
+            hint = f"values: {listed(entry)} for one trial each, or value: {listed(entry)} for all at once"
         return None, [Problem(path, f"{show(entry)} without value or values", hint=hint)]
     keys = convert_numbers(entry)
     name = _distribution_name(keys, path)

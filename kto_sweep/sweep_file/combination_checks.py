@@ -98,6 +98,12 @@ def _without_effect(values: Values) -> Iterator[Problem]:
             "max_steps replaces it.",
             "remove one of the two",
         )
+    evaluated = valid_values(values, "eval_dataset")
+    if evaluated and all(evaluated) and "eval_fraction" in values:
+        why = "eval_dataset has the held-out rows; all of dataset is trained on."
+        yield Problem(
+            _place(values, "eval_fraction"), "eval_fraction has no effect", why, "remove one of the two"
+        )
     dropout = [value for value in valid_values(values, "lora_dropout") if value]
     if dropout and not (tuning and all(tuning)):
         why = "Dropout saves more activations for the backward pass, also of trials trained together with it."

@@ -4,11 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kto_sweep.data.files import DATA_SUFFIXES, is_hub_id
-from kto_sweep.errors import Problem
-from kto_sweep.shipped_files import find_file, shipped_names
+from kto_sweep.data.hub_data import parse_hub_name
+from kto_sweep.data.readers import format_suffix
+from kto_sweep.data.sources import data_files, find_local, find_parts
+from kto_sweep.errors import DataError, Problem
+from kto_sweep.parameter_types import source_names
+from kto_sweep.shipped_files import shipped_names
 from kto_sweep.sweep_file.parameters import GivenValue
 from kto_sweep.text import nearest
+from kto_sweep.trial import check_value
 
 EXAMPLE = "examples/support_replies.jsonl"
 
@@ -22,46 +26,45 @@ class DataFileChecker:
     """The parent of the sweep file's folder; a notice names it if the data is only there."""
 
     def problems(self, datasets: Sequence[GivenValue]) -> Iterator[Problem]:
-        """A problem for each data file that does not exist; hub ids are not checked."""
+        """A problem for each value with data that does not exist or is unclear; hub ids are not checked."""
         for given in datasets:
-            name = given.value
-            if not isinstance(name, str) or not looks_like_file(name):
-                continue
-            if (self.cwd / name).is_dir():
-                inside = [str(Path(name) / file.name) for file in _data_files(self.cwd / name)]
-                hint = inside[0] if inside else EXAMPLE
-                yield Problem(given.place, f"{name} is a folder", "A trial needs a data file.", hint)
-            elif find_file(name, self.cwd) is None and not (self.root / name).is_file():
-                why = f"Looked in {self.cwd} and {self.root}."
-                yield Problem(given.place, f"no data file {name}", why, self._nearest(name))
+            try:
+                missing = [name for name in _named_files(given) if not self._find(name)]
+                if missing:
+                    why = f"Looked in {self.cwd} and {self.root}."
+                    yield Problem(given.place, f"no data file {missing[0]}", why, self._nearest(missing[0]))
+                else:
+                    find_parts(_names(given), (self.cwd, self.root))
+            except DataError as error:
+                yield Problem(given.place, error.message, hint=error.hint)
 
     def notices(self, datasets: Sequence[GivenValue]) -> Iterator[str]:
         """A notice for each data file that an agent started in the current folder would not find."""
         for given in datasets:
-            if find_file(str(given.value), self.cwd) is None and (self.root / str(given.value)).is_file():
-                yield f"{given.value} is not below the current folder: start agents in {self.root}"
+            for name in _named_files(given):
+                if not find_local(name, (self.cwd,)) and self._find(name):
+                    yield f"{name} is not below the current folder: start agents in {self.root}"
+
+    def _find(self, name: str) -> list[Path]:
+        return find_local(name, (self.cwd, self.root))
 
     def _nearest(self, name: str) -> str:
         folder = Path(name).expanduser().parent
         names = [
-            str(folder / file.name) for base in (self.cwd, self.root) for file in _data_files(base / folder)
+            str(folder / file.name) for base in (self.cwd, self.root) for file in data_files(base / folder)
         ]
-        names += [shipped for shipped in shipped_names() if Path(shipped).suffix in DATA_SUFFIXES]
+        names += [shipped for shipped in shipped_names() if format_suffix(shipped)]
         by_name = {Path(path).name: path for path in reversed(names)}
         near = nearest(name, names) or by_name.get(nearest(Path(name).name, by_name) or "")
         return near or EXAMPLE
 
 
-def looks_like_file(name: str) -> bool:
-    """True for a path; False for a hub id such as trl-lib/kto-mix-14k, or that:FILE."""
-    if is_hub_id(name):
-        return False
-    if name.startswith(("/", "./", "../", "~")) or Path(name).suffix in DATA_SUFFIXES:
-        return True
-    return name.count("/") != 1 or name.endswith("/")
+def _names(given: GivenValue) -> tuple[str, ...]:
+    """The names in a value; none in one that no trial accepts."""
+    value, problem = check_value("dataset", given.value)
+    return () if problem else source_names(value)
 
 
-def _data_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(file for file in folder.iterdir() if file.suffix in DATA_SUFFIXES)
+def _named_files(given: GivenValue) -> list[str]:
+    """The names in a value that cannot be on the hub."""
+    return [name for name in _names(given) if parse_hub_name(name) is None]

@@ -20,7 +20,7 @@ from kto_sweep.data.tokenise import CHARACTERS_PER_TOKEN
 from kto_sweep.errors import DataError, UsageError
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.models.tokenizer import find_tokenizer
-from kto_sweep.parameter_types import Real, WholeNumber
+from kto_sweep.parameter_types import Real, Sources, WholeNumber
 from kto_sweep.sweep_file.generate_reasons import (
     GRID_BATCHES,
     REASONS,
@@ -110,6 +110,8 @@ def parse_flag(name: str, text: str, method: str) -> Setting:
         return Range(low, high)
     if name == "lora_targets":  # a list is one value
         return Fixed(_checked(name, flag, "all-linear" if text == "all-linear" else text.split(",")))
+    if isinstance(rule.type, Sources):
+        return Fixed(_checked(name, flag, [part.strip() for part in text.split(",")]))
     values = [_checked(name, flag, part.strip()) for part in text.split(",")]
     return Fixed(values[0]) if len(values) == 1 else Listed(tuple(values))
 
@@ -123,18 +125,19 @@ def _checked(name: str, flag: str, value: object) -> object:
     return parsed
 
 
-def inspect_data(source: str, model: str | None) -> DataSummary:
-    """The summary of a data file, in tokens of `model` if its tokenizer is on this machine.
+def inspect_data(source: Sequence[str], model: str | None) -> DataSummary:
+    """The summary of some sources of data, in tokens of `model` if its tokenizer is on this machine.
 
     Raises DataError for data that cannot be trained on.
     """
     tokenizer = find_tokenizer(model) if model is not None else None
-    table = (load_characters(source) if tokenizer is None else load_tokens(source, tokenizer)).table
+    data = load_characters(source) if tokenizer is None else load_tokens(source, tokenizer)
+    table = data.table
     lengths = percentiles(table.prompt_lengths + table.completion_lengths)
     desirable, undesirable = table.counts
     if lengths is None or not desirable or not undesirable:
         what = "no usable row" if lengths is None else "its rows have one label only"
-        raise DataError(f"{source}: {what}", hint=f"for details: kto-sweep lint {source}")
+        raise DataError(f"{data.path}: {what}", hint=f"for details: kto-sweep lint {source[0]}")
     scale = 1.0 if tokenizer is not None else 1 / CHARACTERS_PER_TOKEN
     return DataSummary(
         rows=desirable + undesirable,
@@ -163,6 +166,8 @@ def complete_settings(
     from_data = _from_data(summary, reasons)
     if {"desirable_weight", "undesirable_weight"} & settings.keys():
         from_data.pop("rho", None)
+    if "eval_dataset" in settings:
+        from_data.pop("eval_fraction")
     for name, setting in from_data.items():
         if name not in settings:
             settings[name] = setting

@@ -26,7 +26,7 @@ from kto_sweep.sweep_file.setting_checks import check_settings, convert_settings
 from kto_sweep.sweep_file.text_numbers import convert_section
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 from kto_sweep.text import counted, nearest
-from kto_sweep.trial import EVALUATIONS
+from kto_sweep.trial import DATA_PARAMETERS, EVALUATIONS
 
 PROGRAM = "agent.py"
 """The program that the stock `wandb agent` starts for a trial when the file names none."""
@@ -116,7 +116,7 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
     written = convert_settings(source.data)
     config = with_replicate_seeds(written)
     checked = check_parameters(config.get("parameters"), config.get("method"))
-    datasets = checked.values.get("dataset", ())
+    datasets = [value for name in DATA_PARAMETERS for value in checked.values.get(name, ())]
     problems = (
         *check_settings(config),
         *check_block(written),

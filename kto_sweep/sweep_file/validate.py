@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from kto_sweep.data.files import find_data
+from kto_sweep.data.dataset import DataSet
+from kto_sweep.data.examples import describe_bad
 from kto_sweep.data.lint import LintReport, lint
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO
 from kto_sweep.data.load import load_characters
+from kto_sweep.data.sources import find_local, find_parts, require_apart
 from kto_sweep.data.split import total_steps
 from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
 from kto_sweep.metrics import DEFAULT_METRIC
+from kto_sweep.parameter_types import describe_sources, source_names
 from kto_sweep.search.options import BLOCK
 from kto_sweep.sweep_file.combination_checks import find_errors, find_warnings, valid_values
 from kto_sweep.sweep_file.parameters import GivenValue
@@ -26,7 +29,7 @@ from kto_sweep.sweep_file.sweep_config import (
     check_sweep_file,
     first_band,
 )
-from kto_sweep.trial import PARAMETERS, Trial
+from kto_sweep.trial import PARAMETERS, Trial, check_value
 
 _WEIGHTS = ("rho", "desirable_weight", "undesirable_weight")
 
@@ -64,6 +67,8 @@ def validate(path: Path) -> Validation:
     ]
     for dataset in checked.values.get("dataset", ()):
         problems += _data_problems(checked, dataset)
+    for dataset in checked.values.get("eval_dataset", ()):
+        problems += _held_out_problems(checked, dataset)
     notices = [
         Problem((), notice, severity=Severity.WARNING, file=str(path))
         for notice in (checked.sweep.notices if checked.sweep else ())
@@ -78,29 +83,81 @@ def validate(path: Path) -> Validation:
 
 
 def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
-    """Problems of one data file, alone and combined with the sweep's parameters."""
-    name = str(dataset.value)
+    """Problems of one trial's data, alone and combined with the sweep's parameters."""
     try:
-        if find_data(name) is None:
-            return  # a hub id, or a file that does not exist, which check_sweep_file reports
-        data = load_characters(name)
+        data = _read_local(dataset)
     except DataError as error:
         yield Problem(dataset.place, error.message, hint=error.hint)
         return
-    fractions = _numbers(checked, "eval_fraction")
-    report = lint(data, max_length=None, eval_fraction=max(fractions))
+    if data is None:
+        return
+    name = describe_sources(dataset.value)
+    evaluated = valid_values(checked.values, "eval_dataset")
+    held_out_here = not evaluated or None in evaluated
+    fraction = max(_numbers(checked, "eval_fraction")) if held_out_here else 0.0
+    report = lint(data, max_length=None, eval_fraction=fraction)
     weighed = any(weight in checked.values for weight in _WEIGHTS)
     for finding in report.findings:
         if finding.severity is Severity.NOTE or (finding.code == "imbalance" and weighed):
             continue
         lines = finding.lines
-        where = f" (line {lines[0]}{', ...' if len(lines) > 1 else ''})" if lines else ""
+        first = report.places.name(lines[0]) if lines else ""
+        where = f" (line {first}{', ...' if len(lines) > 1 else ''})" if lines else ""
         what = f"{name}: {finding.what}{where}"
         yield Problem(dataset.place, what, hint=finding.hint, severity=finding.severity)
     if report.split is not None:
         yield from _check_weights(checked, dataset, report)
         rows = report.split.train.desirable + report.split.train.undesirable
         yield from _check_steps(checked, name, rows)
+
+
+def _held_out_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
+    """Held-out rows that cannot be read or used, or are trained on."""
+    try:
+        data = _read_local(dataset)
+    except DataError as error:
+        yield Problem(dataset.place, error.message, hint=error.hint)
+        return
+    if data is None:
+        return
+    for trained_on in checked.values.get("dataset", ()):
+        yield from _check_apart(trained_on, dataset)
+    desirable, undesirable = data.table.counts
+    name = describe_sources(dataset.value)
+    if data.notes.bad or not len(data.table):
+        what = f"{name}: {describe_bad(data.notes.bad, data.notes.places) or 'it has no rows'}"
+        severity = Severity.WARNING if len(data.table) else Severity.ERROR
+        yield Problem(dataset.place, what, hint=f"for details: kto-sweep lint {name}", severity=severity)
+    if (desirable > 0) != (undesirable > 0):
+        what = f"{name}: all rows have label {'true' if desirable else 'false'}"
+        why = "eval/auc and eval/margins compare the two labels, and stay empty."
+        yield Problem(dataset.place, what, why, "add rows of the other label", Severity.WARNING)
+
+
+def _read_local(dataset: GivenValue) -> DataSet | None:
+    """The rows; None if some are on the hub, or missing, which check_sweep_file reports. Raises DataError."""
+    names = _local_names(dataset)
+    return load_characters(names) if names else None
+
+
+def _local_names(dataset: GivenValue) -> tuple[str, ...]:
+    """The files and folders of a value; none if some are not on this box. Raises DataError."""
+    value, problem = check_value("dataset", dataset.value)
+    names = () if problem else source_names(value)
+    return names if all(map(find_local, names)) else ()
+
+
+def _check_apart(trained_on: GivenValue, held_out: GivenValue) -> Iterator[Problem]:
+    """Rows that are both trained on and held out."""
+    try:
+        names = _local_names(trained_on)
+        find_parts(names)
+    except DataError:  # reported where it is
+        return
+    try:
+        require_apart(names, _local_names(held_out))
+    except DataError as error:
+        yield Problem(held_out.place, error.message, "Held-out rows must not be trained on.", error.hint)
 
 
 def _check_weights(checked: CheckedSweepFile, dataset: GivenValue, report: LintReport) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ import torch
 from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
 from kto_sweep.data.examples import DataSource
 from kto_sweep.data.load import load_tokens
+from kto_sweep.data.sources import require_apart
 from kto_sweep.data.tokenise import Progress
 from kto_sweep.home import Home
 from kto_sweep.train.base_model import LoadedBase, load_base
@@ -60,10 +61,14 @@ class WorkerContext:
         base = self.base(trial)
         if self._tokenised_by != base.name:
             self._tokens, self._tokenised_by = {}, base.name
+        held_out = trial.eval_dataset
+        if held_out is not None:
+            require_apart(trial.dataset, held_out)
         return prepare_data(
             self._data_set(trial.dataset, base, progress),
             eval_fraction=trial.eval_fraction,
             max_length=trial.max_length,
+            held_out=None if held_out is None else self._data_set(held_out, base, progress),
         )
 
     def _data_set(self, source: DataSource, base: LoadedBase, progress: Progress) -> DataSet:

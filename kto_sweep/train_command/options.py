@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
+from kto_sweep.data.readers import format_suffix
 from kto_sweep.errors import UsageError
 from kto_sweep.models.presets import PRESETS
+from kto_sweep.parameter_types import source_names
 from kto_sweep.trial import Trial, leaves, parameter_name
 
 EXCLUSIVE = (
@@ -16,6 +18,7 @@ EXCLUSIVE = (
     ("epochs", "max_steps"),
     ("rho", "desirable_weight"),
     ("rho", "undesirable_weight"),
+    ("eval_dataset", "eval_fraction"),
 )
 """Pairs that set the same thing: a flag for one removes the other if it comes from a file or earlier run."""
 MIN_EVAL_FRACTION = 1e-6
@@ -72,8 +75,16 @@ def run_name(trial: Trial) -> str:
     """A name from the main parameters: `7b-lr5e-07-bs8-beta0.1-support_replies`."""
     model = trial.model_size or Path(trial.base_model).name
     rate = re.sub(r"\.?0*e", "e", f"{trial.learning_rate:.2e}")
-    name = f"{model}-lr{rate}-bs{trial.batch_size}-beta{trial.beta:g}-{Path(trial.dataset).stem}"
+    name = f"{model}-lr{rate}-bs{trial.batch_size}-beta{trial.beta:g}-{_data_name(trial)}"
     return re.sub(r"[^\w.\-]", "-", name)[:120]
+
+
+def _data_name(trial: Trial) -> str:
+    """The name of its first file without suffixes, and how many others there are."""
+    first, *others = source_names(trial.dataset)
+    suffix = format_suffix(first)
+    stem = Path(first).name.partition(suffix)[0] if suffix else Path(first).name
+    return f"{stem}-and-{len(others)}" if others else stem
 
 
 def describe_changes(old: Trial, new: Trial) -> str:

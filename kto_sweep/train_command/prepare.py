@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kto_sweep.data.examples import check_readable
+from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.sweep.server_choice import (
@@ -115,6 +116,9 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
             return resumed
     trial = _trial(home, options, say)
     check_readable(trial.dataset)  # report unusable data before the run exists
+    if trial.eval_dataset is not None:
+        check_readable(trial.eval_dataset)
+        require_apart(trial.dataset, trial.eval_dataset)
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),
@@ -130,8 +134,10 @@ def _overrides(options: TrainOptions, base: Mapping[str, Any], say: Callable[[st
     """The parameters that the command line sets."""
     flags = dict(options.flags)
     if options.whole_data:
-        if "eval_fraction" in flags:
-            raise UsageError("--whole-data and --eval-fraction cannot be used together", hint="use only one")
+        for name in ("eval_fraction", "eval_dataset"):
+            if name in flags:
+                option = f"--{name.replace('_', '-')}"
+                raise UsageError(f"--whole-data and {option} cannot be used together", hint="use only one")
         flags["eval_fraction"] = MIN_EVAL_FRACTION
     if options.gradient_accumulation is not None:
         batch_size = flags.get("batch_size", base.get("batch_size", 8))

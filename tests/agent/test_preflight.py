@@ -12,7 +12,7 @@ from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 
 
-def space(**values: str) -> Space:
+def space(**values: object) -> Space:
     found, _ = parse_space({name: {"values": [value]} for name, value in values.items()})
     assert found is not None
     return found
@@ -35,6 +35,7 @@ def test_names_that_may_be_on_the_hub_are_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     require_sources(space(dataset="trl-lib/kto-mix-14k", model="Qwen/Qwen2.5-7B"), "")
     require_sources(space(dataset="examples/support_replies.jsonl", model_size="tiny"), "")
+    require_sources(space(dataset=["examples/support_replies.jsonl", "org/set:en:test"]), "")
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ def test_names_that_may_be_on_the_hub_are_accepted(tmp_path, monkeypatch):
     [
         ("dataset", "/absent/rows.jsonl", "/absent/rows.jsonl: no such data file on this box"),
         ("dataset", "rows.csv", "rows.csv: no such data file below"),
+        ("dataset", ["org/set", "rows.csv"], "rows.csv: no such data file below"),
+        ("eval_dataset", "rows.csv", "rows.csv: no such data file below"),
         ("model", "./mine", "./mine: no such model below"),
         ("model", "models/mine.gguf", "models/mine.gguf: no such model below"),
     ],

@@ -19,9 +19,11 @@ def test_a_trial_has_a_bar_from_start_to_end():
         screen.truncate(0)
         return text
 
-    with ProgressDisplay(console, ("seed",), "eval/common_loss", 4) as display:
-        display.started("run1", "calm-wave-1", {"seed": 3}, "gpu 0")
-        assert "trial 1 of 4 on gpu 0: seed=3" in shown(), "before its number of steps is known"
+    with ProgressDisplay(console, ("seed", "dataset"), "eval/common_loss", 4) as display:
+        display.started("run1", "calm-wave-1", {"seed": 3, "dataset": ["a", "b"]}, "gpu 0")
+        assert "trial 1 of 4 on gpu 0: seed=3  dataset=[a, b]" in shown(), (
+            "before its number of steps is known"
+        )
         display.preparing("run1", "reference", 3, 9)
         assert re.search(r"3/9 +reference", shown())
         display.planned("run1", 40, 10)

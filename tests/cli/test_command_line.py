@@ -12,6 +12,7 @@ from click.shell_completion import ShellComplete
 from machine import Machine
 
 from kto_sweep.cli import COMMANDS, cli, run
+from kto_sweep.cli.output import number
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +27,13 @@ def test_help_loads_neither_torch_nor_wandb(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(2.3e-6, "2.3e-06"), (0.25, "0.25"), (None, "-"), (["a", "b"], "[a, b]"), ("a", "a")]
+)
+def test_values_in_tables(value, shown):
+    assert number(value) == shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -113,7 +113,7 @@ def test_a_file_without_a_usable_row_exits_1(tmp_path: Path, capsys: pytest.Capt
     ("args", "message"),
     [
         (["absent.jsonl"], "no such data file"),
-        (["."], "is a folder, not a data file"),
+        (["empty"], "empty: a folder without data files (it is empty)"),
         (["broken.jsonl"], "broken.jsonl:2: broken JSON"),
         (["rows.jsonl", "--model", "./nowhere"], "no such model folder"),
         (["rows.jsonl", "--model", "."], "no tokenizer in this folder"),
@@ -124,6 +124,7 @@ def test_a_file_without_a_usable_row_exits_1(tmp_path: Path, capsys: pytest.Capt
 def test_data_that_cannot_be_checked_exits_2(
     rows: str, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
+    Path("empty").mkdir()
     Path("broken.jsonl").write_text(json.dumps(ROWS[0]) + "\n{\n")
     assert run(["lint", *args]) == 2
     output = capsys.readouterr()

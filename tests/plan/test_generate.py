@@ -13,6 +13,7 @@ from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
+from kto_sweep.shipped_files import shipped_root
 from kto_sweep.sweep.create import create_sweep
 from kto_sweep.sweep_file.generate import Fixed, Listed, Range, parse_flag
 from kto_sweep.sweep_file.validate import validate
@@ -123,8 +124,21 @@ def test_flags_mean_values_lists_and_ranges() -> None:
     assert parse_flag("beta", "0.02..0.5", "bayes") == Range(0.02, 0.5)
     assert parse_flag("lora_targets", "q_proj,v_proj", "grid") == Fixed(("q_proj", "v_proj"))
     assert parse_flag("dataset", "../data/rows.jsonl", "grid") == Fixed("../data/rows.jsonl")
+    assert parse_flag("dataset", "a.jsonl, b.csv", "grid") == Fixed(("a.jsonl", "b.csv"))
     assert parse_flag("eval_steps", "null", "grid") == Fixed(None)
     with pytest.raises(UsageError, match="cannot have a range"):
         parse_flag("optimizer", "1..2", "bayes")
     with pytest.raises(UsageError, match="ends are in the wrong order"):
         parse_flag("beta", "0.5..0.02", "bayes")
+
+
+def test_held_out_rows_of_ones_own_replace_eval_fraction() -> None:
+    rows = (shipped_root() / DATA).read_text().splitlines(keepends=True)
+    for name, part in {"a": rows[:90], "b": rows[90:]}.items():
+        Path(f"{name}.jsonl").write_text("".join(part))
+    flags = ("--data", "a.jsonl", "--eval-dataset", "b.jsonl", "--model-size", "tiny")
+    assert run(["generate", "grid", "own.yaml", *flags]) == 0
+    validation = validate(Path("own.yaml"))
+    assert validation.errors == ()
+    assert "eval_fraction" not in validation.checked().config["parameters"]
+    assert validation.checked().config["parameters"]["eval_dataset"] == {"value": "b.jsonl"}

@@ -101,6 +101,70 @@ def test_warnings(folder: Path, lines: str, what: str, hint: str) -> None:
     )
 
 
+def test_several_data_files_are_checked_together(folder: Path) -> None:
+    rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "good.jsonl").write_text("".join(rows[::2]))
+    (folder / "bad.jsonl").write_text("".join(rows[1::2]))
+    several = GRID.replace("value: rows.jsonl", "value: [good.jsonl, bad.jsonl]")
+    validation = check(folder, several)
+    assert (validation.errors, validation.warnings) == ((), ())
+    (problem,) = check(folder, several.replace("value: [", "values: [bad.jsonl, [").replace("]", "]]")).errors
+    assert problem.where == "sweep.yaml:4 parameters.dataset.values"
+    assert problem.what == "bad.jsonl: all 240 usable rows have label false"
+
+
+@pytest.mark.parametrize(
+    ("rows", "eval_fraction", "what"),
+    [
+        ("", "", "empty.jsonl: it has no rows"),
+        ('{"a": 1}\n', "", "empty.jsonl: 1 no conversations"),
+        ("{\n", "", "empty.jsonl:2: broken JSON"),
+    ],
+)
+def test_held_out_rows_that_cannot_be_used_are_an_error(
+    folder: Path, rows: str, eval_fraction: str, what: str
+) -> None:
+    (folder / "empty.jsonl").write_text(rows)
+    (problem,) = check(folder, GRID + "  eval_dataset: {value: empty.jsonl}\n").errors
+    assert problem.where == "sweep.yaml:5 parameters.eval_dataset.value"
+    assert problem.what.startswith(what)
+
+
+def test_held_out_rows_must_exist(folder: Path) -> None:
+    (problem,) = check(folder, GRID + "  eval_dataset: {value: eval.jsonl}\n").errors
+    assert problem.what == "no data file eval.jsonl"
+
+
+def test_held_out_rows_that_are_also_trained_on(folder: Path) -> None:
+    (folder / "eval").mkdir()
+    (folder / "eval" / "rows.jsonl").symlink_to(folder / "rows.jsonl")
+    (problem,) = check(folder, GRID + "  eval_dataset: {value: eval}\n").errors
+    assert problem.where == "sweep.yaml:5 parameters.eval_dataset.value"
+    assert problem.what == "eval/rows.jsonl is both in dataset and in eval_dataset"
+
+
+def test_few_rows_to_train_on_are_enough_with_held_out_rows_of_ones_own(folder: Path) -> None:
+    rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_text("".join(rows[:40]))
+    (folder / "eval.jsonl").write_text("".join(rows[40:]))
+    (warning,) = check(folder, GRID).warnings
+    assert "rows are held out: eval metrics are noisy" in warning.what
+    assert check(folder, GRID + "  eval_dataset: {value: eval.jsonl}\n").warnings == ()
+
+
+def test_warnings_about_held_out_rows(folder: Path) -> None:
+    rows = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (folder / "eval.jsonl").write_text("".join(rows[:8:2]) + "{}\n")
+    text = GRID + "  eval_dataset: {value: eval.jsonl}\n  eval_fraction: {value: 0.2}\n"
+    validation = check(folder, text)
+    assert validation.errors == ()
+    assert [problem.what for problem in validation.warnings] == [
+        "eval.jsonl: 1 no conversations, no messages, and no prompt with completion (line 5)",
+        "eval.jsonl: all rows have label true",
+        "eval_fraction has no effect",
+    ]
+
+
 def test_margins_as_the_metric_get_a_warning_with_the_reason(folder: Path) -> None:
     (warning,) = check(folder, GRID + "metric: {name: rewards/margins, goal: maximize}\n").warnings
     assert "diverging trials win" in warning.what

@@ -253,6 +253,11 @@ def test_text_numbers_are_numbers_in_ranges_and_stay_text_in_values() -> None:
     ("entry", "said"),
     [
         (5e-6, "x: 5.0e-06 without value or values. value: 5.0e-06"),
+        (
+            ["a", "b"],
+            'x: ["a", "b"] without value or values. values: [a, b] for one trial each, or value: [a, b] for '
+            "all at once",
+        ),
         ([1, 2], "values: [1, 2]"),
         ({}, "has no value"),
         ({"vaules": [1]}, "values: instead of vaules:"),

@@ -35,31 +35,34 @@ def test_data_files_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    ("name", "ends_with"),
+    ("name", "hint"),
     [
         ("trl-lib/kto-mix-14k", None),
         ("examples/support_replies.jsonl", None),
         ("examples/support_replys.jsonl", "examples/support_replies.jsonl"),
         ("replies", "examples/support_replies.jsonl"),
-        ("./folder", "folder/rows.csv"),
+        ("./folder", None),
+        ("./empty", "name a file or folder with rows: .jsonl"),
+        ("[examples/support_replies.jsonl, folder]", None),
+        ("[folder, rows.csv]", "examples/support_replies.jsonl"),
+        ("[folder, folder/rows.csv]", "name it once"),
         ("../up.json", "examples/support_replies.jsonl"),
     ],
 )
-def test_data_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, ends_with: str | None
-) -> None:
+def test_data_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, hint: str | None) -> None:
     here = tmp_path / "here"
     (here / "folder").mkdir(parents=True)
+    (here / "empty").mkdir()
     (here / "folder" / "rows.csv").touch()
     monkeypatch.chdir(here)
     file = here / "s.yaml"
     file.write_text(HEAD.replace("data.jsonl", name), encoding="utf-8")
-    if ends_with is None:
+    if hint is None:
         load_sweep_config(file)
         return
     with pytest.raises(SweepFileError) as caught:
         load_sweep_config(file)
-    assert caught.value.problems[0].hint == ends_with
+    assert caught.value.problems[0].hint.startswith(hint)
 
 
 def test_a_missing_file_suggests_the_nearest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

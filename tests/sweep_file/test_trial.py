@@ -91,6 +91,10 @@ def test_whole_floats_are_whole_numbers_and_ints_are_floats() -> None:
         ("full_finetune", 1),
         ("dataset", ""),
         ("dataset", 7),
+        ("dataset", []),
+        ("dataset", ["rows.jsonl", ""]),
+        ("dataset", {"path": "rows.jsonl"}),
+        ("eval_dataset", False),
         ("model_size", "7B"),
     ],
 )
@@ -252,11 +256,17 @@ def test_four_evaluations_by_default() -> None:
 
 
 def test_to_config_is_json_and_round_trips() -> None:
-    made = trial(lora_targets=["q_proj", "v_proj"], rho=1.2, learning_rate="5e-7")
+    made = trial(lora_targets=["q_proj", "v_proj"], rho=1.2, learning_rate="5e-7", dataset=["a", "b"])
     config = json.loads(json.dumps(made.to_config()))
     assert Trial.from_config(config) == made
+    assert hash(made) == hash(Trial.from_config(config))
     assert config["lora_targets"] == ["q_proj", "v_proj"]
+    assert (made.dataset, config["dataset"]) == (("a", "b"), ["a", "b"])
     assert "max_steps" not in config
+
+
+def test_a_list_of_one_source_is_that_source() -> None:
+    assert trial(dataset=["a.jsonl"]) == trial(dataset="a.jsonl")
 
 
 @given(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fake_worker import CLI
-from machine import Machine
+from machine import ROOT, Machine
 from train_runs import SLOW_STEP_9, interrupted, rows, run_folders, train
 
 from kto_sweep.train_command.resume import find_run
@@ -149,3 +149,19 @@ def test_a_file_of_a_dataset_can_be_selected(tmp_path: Path) -> None:
     assert "data/rows.jsonl" in machine.run("train", *flags, "--dataset-name", "data", code=2)
     output = machine.run("train", *flags, "--dataset-name", "some/set", code=2, HF_HUB_OFFLINE="1")
     assert "some/set:rows.jsonl: not a local file, and loading it from the hub failed" in output
+
+
+def test_several_files_are_trained_on(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    rows = (ROOT / "examples" / "support_replies.jsonl").read_text().splitlines(keepends=True)
+    for name, part in {"a": rows[:100], "b": rows[100:200], "c": rows[200:]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+    try:
+        flags = ("--dataset", "a.jsonl", "--local-file", "b.jsonl", "--eval-dataset", "c.jsonl")
+        output = machine.run("train", "--local", "--model-size", "tiny", "--dry-run", "--cpu", *flags)
+        assert "data      a.jsonl, b.jsonl: 200 rows" in output
+        assert printed_config(output)["dataset"] == "['a.jsonl', 'b.jsonl']"
+        assert printed_config(output)["eval_dataset"] == "c.jsonl"
+        assert "run tiny-lr5e-06-bs8-beta0.1-a-and-1" in output
+    finally:
+        machine.close()

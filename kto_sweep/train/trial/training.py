@@ -20,6 +20,7 @@ from torch import Tensor
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.fingerprints import DATA, MODEL
+from kto_sweep.parameter_types import describe_sources
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.packed.engine import LogRatios
 from kto_sweep.train.packed.lora import AdapterSpec
@@ -64,7 +65,7 @@ class SharedInputs:
 def sharing_key(trial: Trial) -> tuple[object, ...]:
     """Equal for trials that can be trained together: what decides their model and rows."""
     model = (trial.base_model, trial.effective_quantization)
-    return (*model, trial.dataset, trial.max_length, trial.eval_fraction)
+    return (*model, trial.dataset, trial.eval_dataset, trial.max_length, trial.eval_fraction)
 
 
 class SlotBackend(Protocol):
@@ -93,7 +94,7 @@ def _require_same_inputs(request: TrialRequest, inputs: SharedInputs) -> None:
     """Raise TrialFailure when the run's earlier steps were trained on other rows or weights."""
     before = earlier_fingerprints(request.folder / "lineage.json") if request.logged else {}
     for what, now, words in (
-        ("rows", inputs.rows_hash, f"the rows of {request.trial.dataset} have"),
+        ("rows", inputs.rows_hash, f"the rows of {describe_sources(request.trial.dataset)} have"),
         ("model", inputs.model_hash, f"the weights of {request.trial.base_model} have"),
     ):
         if before.get(what, now) != now:
