@@ -8,6 +8,7 @@ from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.search.options import BLOCK
 from kto_sweep.sweep_file.yaml_source import Path
 from kto_sweep.text import is_number, nearest, number_from_text, show
+from kto_sweep.wandb_names import name_problem
 
 TOP_LEVEL = (
     "method", "parameters", "metric", "metrics", "early_terminate", "run_cap", "program", "command", "name",
@@ -56,6 +57,11 @@ def _check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
         if value is not None and (not isinstance(value, str) or not value.strip()):
             hint = "" if isinstance(value, str | list | Mapping) else f'{key}: "{show(value)}"'
             yield Problem((key,), f"{show(value)} is not a {key}", "It must be text.", hint)
+    for kind in ("project", "entity"):
+        name = config.get(kind)
+        problem = name_problem(kind, name) if isinstance(name, str) and name.strip() else None
+        if problem is not None:
+            yield problem
     run_cap = config.get("run_cap")
     if run_cap is not None and not _is_count(run_cap):
         yield Problem(

@@ -172,6 +172,14 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("run_cap: 0", "1 run_cap: 0 is not a number of trials"),
         ("run_cap: 2.5", "1 run_cap: 2.5 is not a number of trials"),
         ("project: 7", '1 project: 7 is not a project\n  It must be text.\n  Hint: project: "7"'),
+        (
+            "project: team/kto",
+            "1 project: team/kto is not the name of a project\n"
+            "  W&B allows 1 to 128 characters, and none of / \\ # ? % :\n"
+            "  Hint: project kto, entity team",
+        ),
+        ("project: 'kto: v2'", "1 project: kto: v2 is not the name of a project"),
+        ("entity: my/team", "1 entity: my/team is not the name of a user or team"),
         ("command: python", "1 command: python is not a list"),
         ("metrics: [{name: eval/auc}]", "1 metrics: several metrics"),
         ("metric: eval/auc", "1 metric: eval/auc is not a metric\n  Hint: metric: {name: eval/auc}"),
