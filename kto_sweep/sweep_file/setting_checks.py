@@ -6,7 +6,7 @@ from typing import Any
 from kto_sweep.errors import Problem
 from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.search.options import BLOCK
-from kto_sweep.sweep_file.yaml_source import Path
+from kto_sweep.sweep_file.yaml_source import Path, YamlSource
 from kto_sweep.text import is_number, nearest, number_from_text, show
 from kto_sweep.wandb_names import name_problem
 
@@ -21,6 +21,25 @@ _TEXTS = ("program", "name", "description", "project", "entity")
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _IMPUTE = ("latest", "best", "worst")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
+
+
+ANCHOR_PREFIX = "x-"
+"""Begins the name of a top-level key that is for YAML anchors alone, as in Docker Compose and OpenAPI."""
+_TYPO = 0.8
+"""Similarity from which an unknown key is a misspelt one, even if it holds anchors."""
+
+
+def without_anchor_keys(source: YamlSource) -> dict[str, Any]:
+    """The file's data without the top-level keys that only hold YAML anchors; W&B ignores them too."""
+    return {key: value for key, value in source.data.items() if not _only_holds_anchors(str(key), source)}
+
+
+def _only_holds_anchors(key: str, source: YamlSource) -> bool:
+    if key in TOP_LEVEL or key == BLOCK:
+        return False
+    if key.startswith(ANCHOR_PREFIX):
+        return True
+    return key in source.shared_keys and nearest(key, (*TOP_LEVEL, BLOCK), _TYPO) is None
 
 
 def convert_settings(data: Mapping[str, Any]) -> dict[str, Any]:

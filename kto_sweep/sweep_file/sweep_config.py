@@ -22,7 +22,11 @@ from kto_sweep.sweep_file.kto_sweep_block import (
     with_replicate_seeds,
 )
 from kto_sweep.sweep_file.parameters import GivenValue, check_parameters
-from kto_sweep.sweep_file.setting_checks import check_settings, convert_settings
+from kto_sweep.sweep_file.setting_checks import (
+    check_settings,
+    convert_settings,
+    without_anchor_keys,
+)
 from kto_sweep.sweep_file.text_numbers import convert_section
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 from kto_sweep.text import counted, nearest
@@ -113,7 +117,7 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
         what = "the file is empty" if source.data is None else "not a sweep: no top-level keys"
         problem = Problem((), what, hint="method: grid, and below it parameters:")
         return CheckedSweepFile(path, source, (problem,), {}, None)
-    written = convert_settings(source.data)
+    written = convert_settings(without_anchor_keys(source))
     config = with_replicate_seeds(written)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = checked.values.get("dataset", ())

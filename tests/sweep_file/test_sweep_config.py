@@ -399,3 +399,47 @@ def test_a_file_that_is_not_text_is_one_message(tmp_path: Path) -> None:
     file.write_bytes(b"method: \x00")
     with pytest.raises(SweepFileError, match="not YAML"):
         load_sweep_config(file)
+
+
+ANCHORS = """\
+x-rates: &rates
+  values: [1.0e-4, 1.0e-3]
+common: &common
+  dataset: {value: data.jsonl}
+  beta: {value: 0.3}
+method: grid
+parameters:
+  <<: *common
+  model_size: {value: tiny}
+  learning_rate: *rates
+  beta: {values: [0.1, 0.2]}
+"""
+
+
+def test_top_level_keys_that_only_hold_anchors_are_not_registered(tmp_path: Path) -> None:
+    config = load(tmp_path, ANCHORS).config
+    assert set(config) == {"method", "metric", "parameters", "program"}
+    assert config["parameters"] == {
+        "dataset": {"value": "data.jsonl"},
+        "model_size": {"value": "tiny"},
+        "learning_rate": {"values": [1e-4, 1e-3]},
+        "beta": {"values": [0.1, 0.2]},
+    }
+    assert set(load(tmp_path, "x-note: {a: 1}\n" + HEAD).config) == set(config)
+
+
+@pytest.mark.parametrize(
+    ("top", "problem"),
+    [
+        ("rates: {values: [1, 2]}", "1 rates: rates is not a key of a sweep"),
+        ("rates: &rates {values: [*one, *one]}", "1: column 25: not YAML"),
+        ("rates: {a: &one 1, b: *one}", "1 rates: rates is not a key of a sweep"),
+        (
+            "metirc: &metric {name: eval/auc, goal: maximize}\nmetric: *metric",
+            "1 metirc: metirc is not a key of a sweep\n  Hint: metric",
+        ),
+    ],
+)
+def test_other_unknown_top_level_keys_are_errors(tmp_path: Path, top: str, problem: str) -> None:
+    (shown,) = problems_of(tmp_path, f"{top}\n{HEAD}")
+    assert shown.startswith(problem)
