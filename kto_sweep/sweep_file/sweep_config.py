@@ -1,7 +1,7 @@
 """A sweep file: plain W&B sweep YAML in, a checked configuration to register out.
 
 text --yaml_source--> data with lines --setting_checks, kto_sweep_block, parameters, data_files--> problems
-                                      --text_numbers--> SweepConfig, or every problem with its file and line
+                                      --normalise--> SweepConfig, or every problem with its file and line
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +13,7 @@ from kto_sweep.errors import Problem, SweepFileError, UsageError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.shipped_files import find_file, shipped_names
 from kto_sweep.sweep_file.data_files import DataFileChecker
 from kto_sweep.sweep_file.kto_sweep_block import (
@@ -21,13 +22,13 @@ from kto_sweep.sweep_file.kto_sweep_block import (
     to_registered,
     with_replicate_seeds,
 )
+from kto_sweep.sweep_file.normalise import normalise_section
 from kto_sweep.sweep_file.parameters import GivenValue, check_parameters
 from kto_sweep.sweep_file.setting_checks import (
     check_settings,
     convert_settings,
     without_anchor_keys,
 )
-from kto_sweep.sweep_file.text_numbers import convert_section
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 from kto_sweep.text import counted, nearest
 from kto_sweep.trial import EVALUATIONS
@@ -129,19 +130,21 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
     )
     if problems or checked.space is None:
         return CheckedSweepFile(path, source, problems, checked.values, None)
-    parameters, notices = convert_section(config["parameters"])
+    parameters, notices = normalise_section(config["parameters"])
+    space, _ = parse_space(parameters)
+    assert space is not None
     notices += data_files.notices(datasets) if data_files else ()
     default = {"name": DEFAULT_METRIC, "goal": "minimize"}
     metric = {**default, **first_objective(written), **(config.get("metric") or {})}
     config = to_registered({"program": PROGRAM, **config, "metric": metric, "parameters": parameters})
     sweep = SweepConfig(
         config=config,
-        space=checked.space,
+        space=space,
         method=config["method"],
         metric_name=metric["name"],
         goal=metric["goal"],
-        expected_trials=expected_trials(config, checked.space),
-        notices=(*notices, *_deprecated(checked.space), *_notices(config, "eval_steps" in checked.values)),
+        expected_trials=expected_trials(config, space),
+        notices=(*notices, *_deprecated(space), *_notices(config, "eval_steps" in checked.values)),
         project=config.get("project"),
         name=config.get("name"),
         warm_start=tuple(written.get(BLOCK, {}).get("warm_start") or ()),

@@ -443,3 +443,44 @@ def test_top_level_keys_that_only_hold_anchors_are_not_registered(tmp_path: Path
 def test_other_unknown_top_level_keys_are_errors(tmp_path: Path, top: str, problem: str) -> None:
     (shown,) = problems_of(tmp_path, f"{top}\n{HEAD}")
     assert shown.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("entry", "registered", "notice"),
+    [
+        (
+            "learning_rate: {values: [1e-4, 0.0001]}",
+            {"values": [1e-4]},
+            "learning_rate: 1e-4 = 0.0001 is listed 2 times and counts once",
+        ),
+        (
+            "batch_size: {values: ['8', 4, 8, 8.0]}",
+            {"values": [8, 4]},
+            "batch_size: 8 = 8.0 is listed 3 times and counts once",
+        ),
+        (
+            "full_finetune: {values: [true, 'true', false]}",
+            {"values": [True, False]},
+            "full_finetune: true is listed 2 times and counts once",
+        ),
+        (
+            "lora: {values: [{r: 8}, {r: '8'}]}",
+            {"values": [{"r": 8}]},
+            'lora: {"r": 8} = {"r": "8"} is listed 2 times and counts once',
+        ),
+    ],
+)
+def test_a_value_listed_twice_counts_once(
+    tmp_path: Path, entry: str, registered: dict[str, object], notice: str
+) -> None:
+    sweep = load(tmp_path, f"{HEAD}  {entry}\n")
+    assert sweep.config["parameters"][entry.partition(":")[0]] == registered
+    assert sweep.notices[-1] == notice
+    assert sweep.expected_trials == sweep.space.grid_size() == len(registered["values"])  # type: ignore[arg-type]
+    assert [len(p.distribution.extremes()) for p in sweep.space.searched] in ([], [sweep.expected_trials])
+
+
+def test_equal_values_add_their_probabilities(tmp_path: Path) -> None:
+    body = "  beta: {values: [0.1, 0.2, '0.1'], probabilities: [0.25, 0.25, 0.5]}\n"
+    sweep = load(tmp_path, HEAD.replace("grid", "random") + body)
+    assert sweep.config["parameters"]["beta"] == {"values": [0.1, 0.2], "probabilities": [0.75, 0.25]}
