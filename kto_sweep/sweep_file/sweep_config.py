@@ -189,7 +189,11 @@ def _deprecated(space: Space) -> Iterator[str]:
     for parameter in space.parameters:
         name = parameter.distribution.name
         if name.endswith("log_uniform"):
-            yield f"{parameter.name}: {name} is deprecated; use {name}_values, whose min and max are values"
+            low, high = (f"{end:.3g}" for end in parameter.distribution.extremes())
+            yield (
+                f"{parameter.name}: {name} (here {low} to {high}) is deprecated; use {name}_values, "
+                "whose min and max are values"
+            )
 
 
 def band_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
