@@ -15,6 +15,8 @@ from kto_sweep.search.options import BLOCK
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.shipped_files import find_file, shipped_names
+from kto_sweep.sweep_file.command import PROGRAM, read_command
+from kto_sweep.sweep_file.command_checks import command_notices, fixed_parameters
 from kto_sweep.sweep_file.data_files import DataFileChecker
 from kto_sweep.sweep_file.kto_sweep_block import (
     check_block,
@@ -32,9 +34,6 @@ from kto_sweep.sweep_file.setting_checks import (
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 from kto_sweep.text import counted, nearest
 from kto_sweep.trial import EVALUATIONS
-
-PROGRAM = "agent.py"
-"""The program that the stock `wandb agent` starts for a trial when the file names none."""
 
 
 @dataclass(frozen=True)
@@ -119,11 +118,16 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
         problem = Problem((), what, hint="method: grid, and below it parameters:")
         return CheckedSweepFile(path, source, (problem,), {}, None)
     written = convert_settings(without_anchor_keys(source))
+    fixed, command_problems = fixed_parameters(written)
+    if fixed and isinstance(written.get("parameters"), Mapping | None):
+        constants = {name: {"value": value} for name, value in fixed.items()}
+        written["parameters"] = {**(written.get("parameters") or {}), **constants}
     config = with_replicate_seeds(written)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = checked.values.get("dataset", ())
     problems = (
         *check_settings(config),
+        *command_problems,
         *check_block(written),
         *checked.problems,
         *(data_files.problems(datasets) if data_files else ()),
@@ -144,7 +148,12 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
         metric_name=metric["name"],
         goal=metric["goal"],
         expected_trials=expected_trials(config, space),
-        notices=(*notices, *_deprecated(space), *_notices(config, "eval_steps" in checked.values)),
+        notices=(
+            *notices,
+            *command_notices(read_command(config)),
+            *_deprecated(space),
+            *_notices(config, "eval_steps" in checked.values),
+        ),
         project=config.get("project"),
         name=config.get("name"),
         warm_start=tuple(written.get(BLOCK, {}).get("warm_start") or ()),
