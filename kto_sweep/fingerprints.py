@@ -11,7 +11,7 @@ from typing import Any
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.trial import Trial
 
-DATA, MODEL = "trial/data", "trial/model"
+DATA, EVAL_DATA, MODEL = "trial/data", "trial/eval_data", "trial/model"
 MAX_NAMED_RUNS = 6
 """Maximum number of runs per group listed in a message."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kto_sweep.data.eval_rows import fingerprint_examples
 from kto_sweep.data.formats import LoadedData, describe_bad
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.split import partners, split_by_prompt
@@ -30,6 +31,8 @@ class TrainingData:
     """The same for the held-out rows."""
     notes: tuple[str, ...]
     """Lines for the console log, printed once at the start."""
+    eval_fingerprint: str = ""
+    """See fingerprint_examples; empty without held-out rows."""
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -60,7 +63,18 @@ def prepare_data(
         train_partners=partners(train, SEED),
         eval_partners=partners(held_out, SEED) if held_out else [],
         notes=tuple(_notes(loaded, tokens, train, held_out, max_length)),
+        eval_fingerprint=_fingerprint(loaded, tokens, held_out, max_length) if held_out else "",
     )
+
+
+def _fingerprint(
+    loaded: LoadedData, tokens: TokenisedData, held_out: Sequence[TokenRow], max_length: int
+) -> str:
+    groups = {row.group for row in held_out}
+    lines = {line for row, line in zip(tokens.rows, tokens.lines, strict=False) if row.group in groups}
+    fills = any(len(row.prompt) + len(row.completion) >= max_length for row in held_out)
+    examples = (example for example in loaded.examples if example.line in lines)
+    return fingerprint_examples(examples, max_length if fills else None)
 
 
 def _check_labels(loaded: LoadedData, tokens: TokenisedData) -> None:

@@ -86,7 +86,7 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(machine, finished):
         assert run["config"]["batch_size"] == 4
         assert run["steps"] == [1, 2, 3, 4]
         assert {"loss", "rewards/margins", "kl", "eval/common_loss"} <= set(run["summary"])
-        assert {"trial/seconds", "trial/data", "trial/model"} <= set(run["summary"])
+        assert {"trial/seconds", "trial/data", "trial/eval_data", "trial/model"} <= set(run["summary"])
         assert run["system"] > 0
         assert any("Margin" in line for line in run["console"])
     assert read["best"] == machine.json("compare")["trials"][0]["run_id"]
