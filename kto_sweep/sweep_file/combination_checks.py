@@ -101,7 +101,7 @@ def _different_eval_rows(values: Values, metric: str) -> Iterator[Problem]:
             hint = "max_length: one value, if held-out rows are longer"
         else:
             what = f"{name} is searched, so trials are judged on different rows"
-            why = f"{where}: each {name} gets its own ranking."
+            why = f"{where}: each {name} gets its own ranking, and a search compares them all the same."
             hint = (
                 "eval_dataset: FILE, whose rows judge all trials" if name != "eval_dataset" else "one value"
             )

@@ -14,6 +14,7 @@ from kto_sweep.sweep_file.command import (
     SweepCommand,
     read_command,
 )
+from kto_sweep.sweep_file.parameters import entries
 from kto_sweep.text import listed, nearest, show
 from kto_sweep.trial import leaves, parameter_name
 
@@ -58,17 +59,15 @@ def fixed_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Pr
     return fixed, problems
 
 
-def _section_paths(section: Mapping[Any, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The nested name of every parameter of a `parameters` section."""
-    for name, body in section.items():
-        here = (*path, str(name))
-        if isinstance(body, Mapping) and isinstance(body.get("parameters"), Mapping):
-            yield from _section_paths(body["parameters"], here)
-            continue
-        yield here
-        for value in (body.get("value"), *(body.get("values") or ())) if isinstance(body, Mapping) else ():
+def _section_paths(section: Mapping[Any, Any]) -> Iterator[tuple[str, ...]]:
+    """The nested name of every parameter of a section, those in the values of a group too."""
+    for entry in entries(section):
+        yield entry.path
+        body = entry.body if isinstance(entry.body, Mapping) else {}
+        listed_values = body.get("values")
+        for value in [body.get("value"), *(listed_values if isinstance(listed_values, list) else ())]:
             if isinstance(value, Mapping):
-                yield from (inner for inner, _ in leaves(value, here))
+                yield from (path for path, _ in leaves(value, entry.path))
 
 
 def _check_words(command: Any) -> Iterator[Problem]:

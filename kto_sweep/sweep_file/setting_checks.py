@@ -63,6 +63,7 @@ def check_settings(config: Mapping[str, Any]) -> list[Problem]:
     """Every problem of a sweep's settings."""
     return [
         *_check_top_level(config),
+        *_check_controller(config.get("controller")),
         *_check_method(config),
         *_check_metric(config.get("metric")),
         *_check_early_terminate(config.get("early_terminate")),
@@ -95,6 +96,32 @@ def _check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
         why = "In W&B, several metrics need method custom, which kto-sweep does not run."
         hint = "metric: {name: ..., goal: ...}; or kto_sweep: {objectives: [...]}"
         yield Problem(("metrics",), "several metrics", why, hint)
+
+
+def setting_notices(config: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of W&B that kto-sweep does not use, or that make its agents wait for another program."""
+    for key in ("job", "image_uri"):
+        if config.get(key) is not None:
+            yield f"{key}: only W&B Launch reads it; `kto-sweep agent` runs its own KTO training"
+    if config.get("scheduler") is not None:
+        yield "scheduler: no trial starts until `wandb sweep-scheduler SWEEP` chooses it"
+    controller = config.get("controller")
+    if isinstance(controller, Mapping) and controller.get("type") == "local":
+        yield (
+            "controller: with type: local, W&B starts no trial until `wandb controller SWEEP` chooses it; "
+            "the embedded server chooses trials itself"
+        )
+
+
+def _check_controller(controller: Any) -> Iterator[Problem]:
+    if controller is None:
+        return
+    kind = controller.get("type") if isinstance(controller, Mapping) else controller
+    if not isinstance(controller, Mapping) or kind not in ("cloud", "local"):
+        hint = nearest(str(kind), ("cloud", "local")) or "cloud"
+        yield Problem(
+            ("controller",), f"{show(controller)} is not a controller", hint=f"controller: {{type: {hint}}}"
+        )
 
 
 def _check_method(config: Mapping[str, Any]) -> Iterator[Problem]:

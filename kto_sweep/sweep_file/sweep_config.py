@@ -29,6 +29,7 @@ from kto_sweep.sweep_file.parameters import GivenValue, check_parameters
 from kto_sweep.sweep_file.setting_checks import (
     check_settings,
     convert_settings,
+    setting_notices,
     without_anchor_keys,
 )
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
@@ -151,6 +152,7 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
         notices=(
             *notices,
             *command_notices(read_command(config)),
+            *setting_notices(config),
             *_deprecated(space),
             *_notices(config, "eval_steps" in checked.values),
         ),

@@ -180,6 +180,7 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ),
         ("project: 'kto: v2'", "1 project: kto: v2 is not the name of a project"),
         ("entity: my/team", "1 entity: my/team is not the name of a user or team"),
+        ("controller: locl", "1 controller: locl is not a controller\n  Hint: controller: {type: local}"),
         ("command: python", "1 command: python is not a list"),
         ("metrics: [{name: eval/auc}]", "1 metrics: several metrics"),
         ("metric: eval/auc", "1 metric: eval/auc is not a metric\n  Hint: metric: {name: eval/auc}"),
@@ -484,3 +485,40 @@ def test_equal_values_add_their_probabilities(tmp_path: Path) -> None:
     body = "  beta: {values: [0.1, 0.2, '0.1'], probabilities: [0.25, 0.25, 0.5]}\n"
     sweep = load(tmp_path, HEAD.replace("grid", "random") + body)
     assert sweep.config["parameters"]["beta"] == {"values": [0.1, 0.2], "probabilities": [0.75, 0.25]}
+
+
+@pytest.mark.parametrize(
+    ("top", "notice"),
+    [
+        ("job: me/kto/job:latest", "job: only W&B Launch reads it"),
+        ("image_uri: me/kto:1", "image_uri: only W&B Launch reads it"),
+        ("scheduler: {engine: wandb}", "scheduler: no trial starts until `wandb sweep-scheduler SWEEP`"),
+        ("controller: {type: local}", "controller: with type: local, W&B starts no trial until"),
+    ],
+)
+def test_settings_that_need_another_program_are_named(tmp_path: Path, top: str, notice: str) -> None:
+    sweep = load(tmp_path, f"{top}\n{HEAD}")
+    assert [text[: len(notice)] for text in sweep.notices] == [notice]
+    assert sweep.config[top.partition(":")[0]] == yaml.safe_load(top)[top.partition(":")[0]]
+
+
+def test_the_settings_of_wandbs_documentation_are_registered_as_they_are(tmp_path: Path) -> None:
+    top = {
+        "name": "sweep demo",
+        "description": "from W&B's documentation",
+        "entity": "my-team",
+        "project": "my-kto",
+        "run_cap": 3,
+        "early_terminate": {"type": "hyperband", "s": 2, "eta": 3, "max_iter": 27},
+        "controller": {"type": "cloud"},
+        "apiVersion": "1",
+        "kind": "sweep",
+        "command": ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"],
+    }
+    body = (
+        "  optimizer: {distribution: constant, value: adamw}\n  lora: {parameters: {r: {values: [8, 16]}}}\n"
+    )
+    sweep = load(tmp_path, yaml.safe_dump(top) + HEAD + body)
+    assert {key: sweep.config[key] for key in top} == top
+    assert sweep.config["parameters"]["optimizer"] == {"distribution": "constant", "value": "adamw"}
+    assert sweep.expected_trials == 2
