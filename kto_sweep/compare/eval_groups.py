@@ -19,8 +19,8 @@ _DIGITS = 6
 
 
 def is_measured_on_eval_rows(metric: str) -> bool:
-    """Whether the metric is measured on the held-out rows."""
-    return metric.startswith("eval/")
+    """Whether the metric is measured on held-out rows, or may be: objective/best is the sweep's metric."""
+    return metric.startswith(("eval/", "objective/"))
 
 
 def eval_groups(runs: Sequence[TrainedRun], metrics: Iterable[str]) -> list[str]:

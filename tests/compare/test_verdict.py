@@ -75,7 +75,7 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
 
 def judged(run_id, loss, rows, data="d", **config):
     """A trial whose held-out rows have the fingerprint `rows`; None: it is still training."""
-    ended = {"trial/data": data, "trial/eval_data": rows} if rows else {}
+    ended = {"trial/data": data, "trial/eval_data": rows, "objective/best": loss} if rows else {}
     config = {"model_size": "tiny", "dataset": "a.jsonl", "learning_rate": 1e-5, **config}
     state = "finished" if rows else "running"
     return TrialRecord(run_id, run_id, state, config, {LOSS: loss} | ended, 60.0)
@@ -161,7 +161,8 @@ def test_trials_judged_on_the_same_rows_have_one_ranking(one, other):
 )
 def test_groups_are_named_by_what_sets_their_rows_apart(settings, names):
     trials = [judged(f"t{at}", 0.1, f"h{at}", **config) for at, config in enumerate(settings)]
-    assert [item.group for item in rank(trials, LOSS, "minimize")] == names
+    for metric in (LOSS, "objective/best"):
+        assert [item.group for item in rank(trials, metric, "minimize")] == names
     assert [item.group for item in rank(trials, "rewards/margins", "maximize")] == ["", ""]
 
 
