@@ -64,7 +64,8 @@ def _row_keys(runs: Sequence[TrainedRun]) -> list[object]:
     ]
     known = {key for key in keys if key is not None}
     # Runs of other programs say nothing about rows: with one set of rows, it is theirs too.
-    return [known.copy().pop() if key is None and len(known) == 1 else key for key in keys]
+    only = next(iter(known)) if len(known) == 1 else None
+    return [only if key is None else key for key in keys]
 
 
 def _fingerprint(summary: Mapping[str, Any]) -> str | None:
@@ -79,7 +80,7 @@ def _requested(run: TrainedRun) -> tuple[str, ...] | None:
         return None
     config = run.trial.to_config()
     names = ("eval_dataset", "max_length") if config.get("eval_dataset") else ROW_SETTINGS
-    return tuple(show(config.get(name)) for name in names)
+    return tuple(repr(config.get(name)) for name in names)
 
 
 def _names(runs: Sequence[TrainedRun], keys: Sequence[object]) -> dict[object, str]:
