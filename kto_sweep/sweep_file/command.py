@@ -203,9 +203,8 @@ def with_flags(config: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any
         if flag.key.startswith("_"):
             continue
         if flag.key in config and _is_same(config[flag.key], flag.value):
-            for path, _ in leaves(
-                {flag.key: config[flag.key]}
-            ):  # later: it replaces what was fixed before it
+            # The sweep's own value: it replaces what a flag before it has fixed.
+            for path, _ in leaves({flag.key: config[flag.key]}):
                 fixed.pop(parameter_name(path) or "", None)
             continue
         value, problem = flag.parse()

@@ -6,6 +6,8 @@ from pathlib import PurePath
 from typing import Any
 
 from kto_sweep.errors import Problem, TrialConfigError
+from kto_sweep.search.options import BLOCK
+from kto_sweep.search.replicates import SEED
 from kto_sweep.sweep_file.command import (
     DEFAULT,
     ENVIRONMENT,
@@ -42,21 +44,28 @@ def fixed_parameters(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Pr
         flags = command.fixed_flags()
     except TrialConfigError as error:
         return {}, list(error.problems)
-    section = config.get("parameters")
-    searched = (
-        {parameter_name(path) for path in _section_paths(section)} if isinstance(section, Mapping) else set()
-    )
+    elsewhere = _set_elsewhere(config)
     fixed: dict[str, Any] = {}
     for flag in flags:
         value, wrong = flag.parse()
         if wrong is not None:
             problems.append(wrong)
-        elif flag.name in searched:
-            what, why = f"{flag.name} is set twice", "The sweep's parameters set it too."
+        elif flag.name in elsewhere:
+            what, why = f"{flag.name} is set twice", f"{elsewhere[flag.name]} sets it too."
             problems.append(Problem(("command", str(flag.position)), what, why, "keep one of the two"))
         elif flag.name is not None:
             fixed[flag.name] = list(value) if isinstance(value, tuple) else value
     return fixed, problems
+
+
+def _set_elsewhere(config: Mapping[str, Any]) -> dict[str | None, str]:
+    """The parameters that other keys of the file set, and the key that does."""
+    section, block = config.get("parameters"), config.get(BLOCK)
+    paths = _section_paths(section) if isinstance(section, Mapping) else ()
+    elsewhere: dict[str | None, str] = {parameter_name(path): "parameters" for path in paths}
+    if isinstance(block, Mapping) and block.get("replicates"):
+        elsewhere[SEED] = f"{BLOCK}.replicates"
+    return elsewhere
 
 
 def _section_paths(section: Mapping[Any, Any]) -> Iterator[tuple[str, ...]]:

@@ -157,7 +157,7 @@ class SeededServer:
                 "config": json.dumps({key: {"value": value} for key, value in config.items()}),
                 "summaryMetrics": json.dumps({"eval/common_loss": loss, "trial/eval_data": data * 16}),
             }
-            self.upsert("datasets", f"{data}{beta}", **values)
+            self.upsert("datasets", f"{data}{beta}", displayName=f"{data}{beta}", **values)
         names = [f"{data}{beta}" for data, beta in losses]
         return SeededSweep(sweep, names, "", f"/local/datasets/sweeps/{sweep}")
 

@@ -143,7 +143,7 @@ def test_fixed_flags_are_registered_as_parameters(tmp_path: Path) -> None:
         (ours("--bta=0.5"), "1 command: --bta: bta is not a parameter of a trial\n  Hint: beta"),
         (ours("--beta=-1"), "1 command: -1 is not a beta"),
         (ours("--beta 0.5"), "1 command: --beta 0.5 sets no parameter\n  Hint: write parameters as"),
-        (ours("--learning_rate=0.3"), "1 command: learning_rate is set twice\n  The sweep's parameters set"),
+        (ours("--learning_rate=0.3"), "1 command: learning_rate is set twice\n  parameters sets it too."),
         (ours("${arg}"), "1 command: ${arg} is not a macro of W&B\n  W&B drops it.\n  Hint: ${args}"),
         (ours("--c=${args_json}"), "1 command: ${args_json} inside --c=${args_json}\n  W&B replaces"),
         (ours({"--beta": 0.5}), '1 command: {"--beta": 0.5} is not a word of a command\n  Hint: quote it'),
@@ -178,3 +178,8 @@ def test_what_an_agent_does_not_take_from_a_command_is_named(
 ) -> None:
     (shown,) = load(tmp_path, [*command, "--dataset=rows.jsonl"], more).notices
     assert shown.startswith(notice)
+
+
+def test_replicates_choose_the_seed_alone(tmp_path: Path) -> None:
+    with pytest.raises(SweepFileError, match=r"seed is set twice\n  kto_sweep.replicates sets it too"):
+        load(tmp_path, [*ours("--dataset=rows.jsonl"), "--seed=1"], "kto_sweep: {replicates: 3}\n")
