@@ -143,7 +143,8 @@ class Problem:
     @property
     def one_line(self) -> str:
         """Place, what, why and hint as sentences on one line."""
-        return ". ".join(part for part in (f"{self.where}: {self.what}", self.why, self.hint) if part)
+        parts = (f"{self.where}: {self.what}", self.why.removesuffix("."), self.hint)
+        return ". ".join(part for part in parts if part)
 
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}"]

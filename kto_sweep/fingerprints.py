@@ -12,7 +12,7 @@ from kto_sweep.errors import KtoSweepError
 from kto_sweep.parameter_types import describe_sources
 from kto_sweep.trial import Trial
 
-DATA, MODEL = "trial/data", "trial/model"
+DATA, EVAL_DATA, MODEL = "trial/data", "trial/eval_data", "trial/model"
 MAX_NAMED_RUNS = 6
 """Maximum number of runs per group listed in a message."""
 

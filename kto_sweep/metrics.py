@@ -68,6 +68,12 @@ _TABLE = (
     Metric("trial/seconds", "s", "minimize", "seconds from the trial's start to its end"),
     Metric("trial/examples", "examples", None, "examples trained on"),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
+    Metric(
+        "trial/eval_data",
+        "text",
+        None,
+        "fingerprint of the held-out rows: eval/ metrics compare trials that have the same one",
+    ),
     Metric("trial/model", "text", None, "precision and fingerprint of the base model's weights"),
 )
 
@@ -76,7 +82,9 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _TABLE}
 DEFAULT_METRIC = "eval/common_loss"
 """The metric of a sweep whose file sets none; minimized."""
 
-NOT_LOGGED = frozenset({"objective/best", "objective/last", "failure/cause", "trial/data", "trial/model"})
+NOT_LOGGED = frozenset(
+    {"objective/best", "objective/last", "failure/cause", "trial/data", "trial/eval_data", "trial/model"}
+)
 """Metrics that are text, or logged only when a run ends, so a search cannot use them."""
 
 

@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The word in `known` most similar to `word`, or None if none is similar."""
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def nearest(word: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
+    """The word in `known` most similar to `word`, or None if none is similar (1: equal)."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=similarity)
     return matches[0] if matches else None

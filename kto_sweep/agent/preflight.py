@@ -1,5 +1,6 @@
-"""Checks before the first trial starts: whether the data and models that a sweep names are on this box."""
+"""Checks before the first trial starts: the sweep's command, and whether data and models are on this box."""
 
+import os
 from pathlib import Path
 
 from kto_sweep.data.hub_data import parse_hub_name
@@ -8,7 +9,27 @@ from kto_sweep.errors import UsageError
 from kto_sweep.models.presets import names_a_path
 from kto_sweep.parameter_types import source_names
 from kto_sweep.search.space import Space
+from kto_sweep.sweep_file.command import SweepCommand, with_flags
 from kto_sweep.trial import DATA_PARAMETERS, parameter_name
+
+
+def require_command(command: SweepCommand) -> None:
+    """Raise UsageError if no trial can be trained as the sweep's command asks.
+
+    Any client may have registered it, so it is checked here too.
+    """
+    if not command.program:
+        raise UsageError(
+            f"the sweep's command, {' '.join(command.wrappers)}, runs no Python program",
+            hint="wandb agent SWEEP   (kto-sweep agent runs its own KTO training)",
+        )
+    missing = [name for name in command.environment_variables() if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"the sweep's command needs {missing[0]}, which is not set in this environment",
+            hint=f"export {missing[0]}=...",
+        )
+    with_flags({}, command.expand({}))
 
 
 def require_sources(space: Space, folder: str) -> None:

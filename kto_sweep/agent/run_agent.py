@@ -15,7 +15,7 @@ from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
-from kto_sweep.agent.preflight import require_sources
+from kto_sweep.agent.preflight import require_command, require_sources
 from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
@@ -35,6 +35,7 @@ from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
+from kto_sweep.sweep_file.command_checks import command_notices
 from kto_sweep.text import counted, duration
 from kto_sweep.wandb_client.connection import Target, connect
 from kto_sweep.wandb_client.reader import read_sweep
@@ -115,7 +116,7 @@ def run_agent(
         )
         with ProgressDisplay(console, varied, view.metric, view.expected) as progress:
             executor = Executor(
-                SweepSource(api, view.ref, home), home, progress, lease,
+                SweepSource(api, view.ref, home, view.command), home, progress, lease,
                 RunOptions(view.metric, view.goal, target.local, patience, alerts),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),
@@ -153,6 +154,9 @@ def _open_sweep(
     save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
     record = load_sweep_record(home, ref.id)
+    require_command(view.command)
+    for note in command_notices(view.command):
+        console.print(f"Note: {note}", soft_wrap=True)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
         console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.id}")

@@ -1,6 +1,7 @@
 """Sources of an agent's trials: a sweep's server, or a single trial without a sweep."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kto_sweep.agent.lease import OPEN_STATES
@@ -8,6 +9,7 @@ from kto_sweep.errors import ServerError
 from kto_sweep.run_record import home_id
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import OWNER
+from kto_sweep.sweep_file.command import SweepCommand, with_flags
 from kto_sweep.wandb_client.connection import is_deleted
 from kto_sweep.wandb_client.private_api import Command, heartbeat, read_run, register_agent
 
@@ -40,8 +42,10 @@ class TrialSource(Protocol):
 class SweepSource:
     """The trials of a sweep, from its server."""
 
-    def __init__(self, api: "wandb.Api", ref: SweepRef, home: "Home") -> None:
+    def __init__(self, api: "wandb.Api", ref: SweepRef, home: "Home", command: SweepCommand) -> None:
+        """`command`: the sweep's, whose flags are part of every trial's configuration."""
         self.ref = ref
+        self._command = command
         self._api = api
         self._home_id = home_id(home)
         self._is_known = False
@@ -55,7 +59,12 @@ class SweepSource:
 
     def heartbeat(self, agent_id: str, running: Sequence[str]) -> list[Command]:
         """See TrialSource."""
-        return heartbeat(self._api, agent_id, running)
+        return [self._with_flags(command) for command in heartbeat(self._api, agent_id, running)]
+
+    def _with_flags(self, command: Command) -> Command:
+        if command.config is None:
+            return command
+        return replace(command, config=with_flags(command.config, self._command.expand(command.config)))
 
     def is_gone(self) -> bool:
         """Whether the sweep was deleted, or never accepted an agent.

@@ -1,18 +1,23 @@
 """Trials under wandb's own agents: one process that both trains and logs."""
 
+import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 import wandb
 
 from kto_sweep.alerts import RunAlerts, rules_of
-from kto_sweep.errors import FailureCause, KtoSweepError
+from kto_sweep.errors import FailureCause, KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_log import RunLog
+from kto_sweep.sweep.ref import parse_ref
+from kto_sweep.sweep.server_choice import load_env_file
+from kto_sweep.sweep_file.command import is_flag, read_command, with_flags
 from kto_sweep.text import progress_text
+from kto_sweep.trial import Trial
 
 
 class WandbAgentReport:
@@ -47,20 +52,24 @@ class WandbAgentReport:
         self._run.alert(title, text)
 
 
-def train_one() -> None:
+def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
     """Train the trial that wandb's agent assigned, in its run.
 
+    `read_arguments` gives the command line of the trial, which may fix parameters.
     Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
     """
     from kto_sweep.train.context import WorkerContext
     from kto_sweep.train.worker.loop import train_trial
-    from kto_sweep.trial import Trial
 
     home = Home.from_environment()
     with wandb.init() as run:
         folder = home.runs / run.id
         try:
-            trial = Trial.from_config(dict(run.config))
+            assigned = dict(run.config)
+            config = with_flags(assigned, read_arguments(run))
+            trial = Trial.from_config(config)
+            # A run shows what it trains with: what the command line fixes is part of its configuration.
+            run.config.update(config, allow_val_change=True)
             report = WandbAgentReport(run, folder)
             result = train_trial(WorkerContext(home), trial, folder, report, lambda: False)
         except KtoSweepError as error:
@@ -71,18 +80,36 @@ def train_one() -> None:
         run.summary.update(dict(result.summary))
 
 
+def _sweep_arguments(run: wandb.Run) -> list[str]:
+    """The command line of a trial that no process was started for: that of its sweep's configuration."""
+    sweep = wandb.Api().sweep(f"{run.entity}/{run.project}/{run.sweep_id}")
+    return read_command(sweep.config).expand(dict(run.config))
+
+
+def _sweep_name(arguments: Sequence[str]) -> str:
+    """The only argument, as wandb names sweeps. Exits with status 2 if there are others."""
+    try:
+        if len(arguments) > 1:
+            raise UsageError(f"{arguments[1]}: unexpected after the name of a sweep", hint="agent.py SWEEP")
+        return "/".join(filter(None, parse_ref(arguments[0])))
+    except UsageError as error:
+        print(f"Error: {error.message}\nHint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)  # raises, so that wandb can send its remaining data
 
 
 def main() -> None:
-    """Run one trial; or, with a sweep's name as the only argument, its trials one after another."""
-    from kto_sweep.sweep.server_choice import load_env_file
+    """Run one trial; or, with a sweep's name as the only argument, its trials one after another.
 
+    `wandb agent` sets wandb's variable for the sweep's id, and gives the trial's parameters as arguments.
+    """
     load_env_file(Path.cwd())
-    names = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    if names:
-        wandb.agent(names[0], function=train_one)
+    arguments = sys.argv[1:]
+    if arguments and wandb.env.SWEEP_ID not in os.environ and not is_flag(arguments[0]):
+        wandb.agent(_sweep_name(arguments), function=lambda: train_one(_sweep_arguments))
         return
     signal.signal(signal.SIGTERM, _end)
-    train_one()
+    train_one(lambda run: arguments)

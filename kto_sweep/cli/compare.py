@@ -129,6 +129,7 @@ def _as_json(comparison: "Comparison", top: int | None) -> dict[str, Any]:
         "trials": [
             {
                 "rank": item.rank,
+                "judged_on": item.group,
                 "run_id": item.trial.run_id,
                 "state": item.trial.state,
                 "paused": item.trial.paused,
@@ -153,9 +154,9 @@ def _as_json(comparison: "Comparison", top: int | None) -> dict[str, Any]:
             "note": comparison.importance.note,
         },
         "verdict": {
-            "best": verdict.best,
+            "best": " ".join(verdict.best),
             "trade_off": verdict.trade_off,
-            "sure": verdict.confidence,
+            "sure": " ".join(verdict.confidence),
             "beware": verdict.warnings,
             "mattered": verdict.importance,
             "broke": verdict.failures,

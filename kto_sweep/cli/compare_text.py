@@ -56,8 +56,8 @@ def print_comparison(
 
 
 def _print_legend(out: "Console", comparison: Comparison, *, with_fronts: bool) -> None:
-    best = comparison.ranked[0].trial.run_id
-    out.print(f"* best: run {best}   {comparison.view.url}", soft_wrap=True)
+    best = [f"run {item.trial.run_id}{f' on {item.group}' if item.group else ''}" for item in comparison.best]
+    out.print(escape(f"* best: {'; '.join(best)}   {comparison.view.url}"), soft_wrap=True)
     fronts = [f"{front.marker}: {front.meaning}" for front in comparison.fronts if front.run_ids]
     if fronts and with_fronts:
         out.print("; ".join(fronts), soft_wrap=True)

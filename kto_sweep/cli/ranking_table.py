@@ -77,7 +77,7 @@ def fit_columns(
 
 
 def add_columns(table: Table, columns: Sequence[TableColumn], shown: Sequence[RankedTrial]) -> Table:
-    """The table with these columns and the best trial in bold."""
+    """The table with these columns and the best trial of each ranking in bold."""
     for column in columns:
         table.add_column(escape(column.heading), justify="right" if column.right else "left", overflow="fold")
     for index, item in enumerate(shown):
@@ -92,6 +92,9 @@ def _columns(
     trials = [item.trial for item in shown]
     ranks = tuple("* 1" if item.rank == 1 else f"  {item.rank or '-'}" for item in shown)
     columns = [TableColumn("", ranks), TableColumn("run", tuple(trial.run_id for trial in trials))]
+    if any(item.group for item in shown):
+        groups = tuple(item.group for item in shown)
+        columns.append(TableColumn("judged on", groups, droppable=False))
     for name in parameters:
         values = tuple(number(lookup(trial.config, name)) for trial in trials)
         columns.append(TableColumn(name, values, right=True, droppable=False))

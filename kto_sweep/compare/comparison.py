@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kto_sweep.compare.eval_groups import eval_groups
 from kto_sweep.compare.importance import ImportanceTable, parameter_importance
 from kto_sweep.compare.ranking import RankedTrial, metric_columns, rank, searched_parameters
 from kto_sweep.compare.seed_groups import SEED, SeedGroup, group_by_seed
@@ -48,11 +49,18 @@ class Comparison:
     metrics: tuple[str, ...]
     """Metrics to show, the ranking metric first."""
     groups: tuple[SeedGroup, ...]
-    """One for each configuration with a value, best mean first."""
+    """One for each configuration with a value, best mean first; those judged on other rows stand apart."""
+    eval_groups: Mapping[str, tuple[RankedTrial, ...]]
+    """The trials judged on each set of held-out rows, by the name of the set; empty if there is only one."""
     importance: ImportanceTable
     fronts: tuple[ParetoFront, ...]
     """Fronts of the sweep's objectives (if several), of metric and time, and of metric and GPU memory."""
     verdict: Verdict
+
+    @property
+    def best(self) -> tuple[RankedTrial, ...]:
+        """The best trial of each ranking: one, if all trials were judged on the same rows."""
+        return tuple(item for item in self.ranked if item.rank == 1)
 
     @property
     def replicated(self) -> tuple[SeedGroup, ...]:
@@ -87,6 +95,10 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
     parameters = searched_parameters(view)
     groups = tuple(group_by_seed(ranked, goal))
     importance = _importance(ranked, parameters)
+    by_rows: dict[str, tuple[RankedTrial, ...]] = {}
+    for item in ranked:
+        if item.group:
+            by_rows[item.group] = (*by_rows.get(item.group, ()), item)
     on_front = fronts[0].run_ids if view.objectives else ()
     return Comparison(
         view=view,
@@ -96,6 +108,7 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
         parameters=parameters,
         metrics=tuple(metric_columns(view, by)),
         groups=groups,
+        eval_groups=by_rows,
         importance=importance,
         fronts=fronts,
         verdict=make_verdict(view, ranked, by, goal, groups, importance, on_front),
@@ -107,7 +120,8 @@ def _importance(ranked: Sequence[RankedTrial], parameters: Sequence[str]) -> Imp
     ended = [item for item in ranked if item.trial.state not in UNFINISHED]
     names = [name for name in parameters if name.split(".")[-1] != SEED]
     configs = [{name: lookup(item.trial.config, name) for name in names} for item in ended]
-    return parameter_importance(names, configs, [item.value for item in ended])
+    values, groups = [item.value for item in ended], [item.group for item in ended]
+    return parameter_importance(names, configs, values, groups)
 
 
 def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterator[ParetoFront]:
@@ -120,7 +134,8 @@ def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterat
             for item in ranked
         }
         meaning = f"no run is better in one of {names} without being worse in another"
-        yield ParetoFront("p", "pareto_objectives", meaning, pareto_front(ranked, losses))
+        groups = dict(zip([trial.run_id for trial in view.trials], _objective_groups(view), strict=True))
+        yield ParetoFront("p", "pareto_objectives", meaning, pareto_front(ranked, losses, groups))
     for marker, key, resource, costs in (
         ("t", "pareto_time", "time", [item.trial.seconds for item in ranked]),
         ("m", "pareto_memory", "GPU memory", [item.trial.value(MEMORY) for item in ranked]),
@@ -130,7 +145,12 @@ def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterat
             for item, cost in zip(ranked, costs, strict=True)
         }
         meaning = f"no run is better and takes less {resource}"
-        yield ParetoFront(marker, key, meaning, pareto_front(ranked, losses))
+        groups = {item.trial.run_id: item.group for item in ranked}
+        yield ParetoFront(marker, key, meaning, pareto_front(ranked, losses, groups))
+
+
+def _objective_groups(view: SweepView) -> list[str]:
+    return eval_groups(view.trained(), [objective.name for objective in view.objectives])
 
 
 def _loss(value: float | None, goal: str) -> float | None:
@@ -138,13 +158,19 @@ def _loss(value: float | None, goal: str) -> float | None:
 
 
 def pareto_front(
-    ranked: Sequence[RankedTrial], losses: Mapping[str, Sequence[float | None]]
+    ranked: Sequence[RankedTrial],
+    losses: Mapping[str, Sequence[float | None]],
+    groups: Mapping[str, str] | None = None,
 ) -> frozenset[str]:
-    """Run ids on the Pareto front of finished runs with all losses."""
-    rows = {
-        item.trial.run_id: [loss for loss in losses[item.trial.run_id] if loss is not None]
-        for item in ranked
-        if item.trial.state == "finished" and None not in losses[item.trial.run_id]
-    }
-    run_ids = list(rows)
-    return frozenset(run_ids[index] for index in objectives.pareto_front(list(rows.values())))
+    """Run ids on the Pareto fronts of finished runs with all losses: one for each group of runs."""
+    rows: dict[str, dict[str, list[float]]] = {}
+    for item in ranked:
+        run_id = item.trial.run_id
+        present = [loss for loss in losses[run_id] if loss is not None]
+        if item.trial.state == "finished" and None not in losses[run_id]:
+            rows.setdefault((groups or {}).get(run_id, ""), {})[run_id] = present
+    return frozenset(
+        list(group)[index]
+        for group in rows.values()
+        for index in objectives.pareto_front(list(group.values()))
+    )

@@ -4,6 +4,7 @@ A pure function of plain values. Imports scikit-learn only when called.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,28 +46,36 @@ class ImportanceTable:
 
 
 def parameter_importance(
-    names: Sequence[str], configs: Sequence[Mapping[str, Any]], values: Sequence[float | None]
+    names: Sequence[str],
+    configs: Sequence[Mapping[str, Any]],
+    values: Sequence[float | None],
+    groups: Sequence[str] = (),
 ) -> ImportanceTable:
     """The importance of the named parameters; `values` is each run's metric, None without one.
 
-    Configurations have dotted names. Numbers that span orders of magnitude use a log scale. Other values are
-    categories, one-hot encoded; a parameter's importance is the sum over its columns.
+    `groups` has the eval_groups group of each run; only the largest is used, because values of others do not
+    compare. Configurations have dotted names. Numbers that span orders of magnitude use a log scale. Other
+    values are categories, one-hot encoded; a parameter's importance is the sum over its columns.
     """
     kept = [i for i, value in enumerate(values) if value is not None and math.isfinite(value)]
+    sizes = Counter(groups[i] for i in kept if groups)
+    group = sizes.most_common(1)[0][0] if sizes else ""
+    kept = [i for i in kept if not groups or groups[i] == group]
+    where = f"Of the runs judged on {group}: " if group else ""
     target = np.array([values[i] for i in kept], dtype=np.float64)
     encoded = {name: _encode([configs[i].get(name) for i in kept]) for name in names}
     encoded = {name: columns for name, columns in encoded.items() if columns}
     if len(kept) < MIN_RUNS:
-        return ImportanceTable((), f"Needs {MIN_RUNS} finished runs; {len(kept)} so far.")
+        return ImportanceTable((), f"{where}Needs {MIN_RUNS} finished runs; {len(kept)} so far.")
     if not encoded or np.ptp(target) == 0:
-        return ImportanceTable((), "All runs have the same parameters or the same value.")
+        return ImportanceTable((), f"{where}All runs have the same parameters or the same value.")
     shares, score = _forest(encoded, target)
     rows = [
         ParameterImportance(name, share, _correlation(columns, target))
         for (name, columns), share in zip(encoded.items(), shares, strict=True)
     ]
     rows.sort(key=lambda row: -row.importance)
-    return ImportanceTable(tuple(rows), _note(len(kept), len(encoded), score))
+    return ImportanceTable(tuple(rows), where + _note(len(kept), len(encoded), score))
 
 
 def _encode(values: Sequence[Any]) -> list[FloatArray]:

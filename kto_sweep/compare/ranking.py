@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kto_sweep.compare.eval_groups import eval_groups
+from kto_sweep.fingerprints import TrainedRun
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.trial import lookup
 
@@ -17,23 +19,35 @@ class RankedTrial:
     """A trial and its rank."""
 
     rank: int | None
-    """1 is the best; None without a finite value of the metric."""
+    """1 is the best of its group; None without a finite value of the metric."""
     value: float | None
     trial: TrialRecord
+    group: str = ""
+    """The name of its eval_groups group; empty if all trials are in one."""
 
 
 def rank(trials: Iterable[TrialRecord], metric: str, goal: str) -> list[RankedTrial]:
     """The trials, best first; those without a finite value last, in order of creation.
 
+    Each group of trials that were judged on the same rows has its own ranks, and stands together.
     Includes trials in any state, as wandb.Api's `best_run()` does: the value of a stopped trial counts.
     """
-    valued = [(trial.value(metric), trial) for trial in trials]
+    trials = list(trials)
+    groups = eval_groups([TrainedRun.of(each.run_id, each.config, each.summary) for each in trials], [metric])
+    valued: dict[str, list[tuple[float, TrialRecord]]] = {}
+    without_value = []
+    for trial, group in zip(trials, groups, strict=True):
+        value = trial.value(metric)
+        if value is None:
+            without_value.append(RankedTrial(None, None, trial, group))
+        else:
+            valued.setdefault(group, []).append((value, trial))
     sign = -1 if goal == "maximize" else 1
-    with_value = sorted(
-        ((value, trial) for value, trial in valued if value is not None), key=lambda pair: sign * pair[0]
-    )
-    ranked = [RankedTrial(place, value, trial) for place, (value, trial) in enumerate(with_value, start=1)]
-    return ranked + [RankedTrial(None, None, trial) for value, trial in valued if value is None]
+    ranked = []
+    for group, pairs in valued.items():
+        best_first = sorted(pairs, key=lambda pair: sign * pair[0])
+        ranked += [RankedTrial(place, *pair, group) for place, pair in enumerate(best_first, start=1)]
+    return ranked + without_value
 
 
 def searched_parameters(view: SweepView) -> tuple[str, ...]:
@@ -63,13 +77,28 @@ def _is_number(value: Any) -> bool:
 def csv_rows(
     ranked: Sequence[RankedTrial], parameters: Sequence[str], metrics: Sequence[str]
 ) -> list[list[Any]]:
-    """Header and one row for each trial: rank, run, state, minutes, parameters, metrics."""
-    rows: list[list[Any]] = [["rank", "run_id", "name", "state", "failure", "minutes", *parameters, *metrics]]
+    """Header and one row for each trial: rank, run, state, minutes, parameters, metrics.
+
+    With several groups of eval_groups, also `judged_on`, the group in which the trial has its rank.
+    """
+    grouped = any(item.group for item in ranked)
+    group_column = ["judged_on"] if grouped else []
+    rows: list[list[Any]] = [
+        ["rank", *group_column, "run_id", "name", "state", "failure", "minutes", *parameters, *metrics]
+    ]
     for item in ranked:
         trial = item.trial
         minutes = None if trial.seconds is None else round(trial.seconds / 60, 2)
         rows.append(
-            [item.rank, trial.run_id, trial.name, trial.state, trial.failure, minutes]
+            [
+                item.rank,
+                *([item.group] if grouped else []),
+                trial.run_id,
+                trial.name,
+                trial.state,
+                trial.failure,
+                minutes,
+            ]
             + [lookup(trial.config, name) for name in parameters]
             + [trial.summary.get(name) for name in metrics]
         )

@@ -22,6 +22,11 @@ class SeedGroup:
     standard_error: float | None
     """Standard error of the mean; None with one run."""
 
+    @property
+    def group(self) -> str:
+        """The eval_groups group of its runs."""
+        return self.runs[0].group
+
 
 @dataclass(frozen=True)
 class SeedNoise:
@@ -34,15 +39,22 @@ class SeedNoise:
 
 
 def group_by_seed(ranked: Sequence[RankedTrial], goal: str) -> list[SeedGroup]:
-    """One group for each configuration with a value of the metric, best mean first."""
-    runs_by_config: dict[str, list[RankedTrial]] = {}
+    """One group for each configuration with a value of the metric, best mean first.
+
+    Runs that were judged on other rows are in other groups, which keep the order of `ranked`.
+    """
+    runs_by_config: dict[str, dict[str, list[RankedTrial]]] = {}
     for item in ranked:
         if item.value is not None:
             key = json.dumps(_without_seed(item.trial.config), sort_keys=True, default=str)
-            runs_by_config.setdefault(key, []).append(item)
-    groups = [_group(tuple(runs)) for runs in runs_by_config.values()]
+            runs_by_config.setdefault(item.group, {}).setdefault(key, []).append(item)
     sign = -1 if goal == "maximize" else 1
-    return sorted(groups, key=lambda group: sign * group.mean)
+    groups: list[SeedGroup] = []
+    for configs in runs_by_config.values():
+        groups += sorted(
+            (_group(tuple(runs)) for runs in configs.values()), key=lambda each: sign * each.mean
+        )
+    return groups
 
 
 def _without_seed(config: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kto_sweep.compare.eval_groups import several_rankings
 from kto_sweep.compare.importance import ImportanceTable
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.compare.seed_groups import SEED, SeedGroup, SeedNoise, seed_noise
@@ -20,6 +21,9 @@ from kto_sweep.sweep.view import UNFINISHED, SweepView, TrialRecord
 from kto_sweep.text import counted, show
 from kto_sweep.trial import lookup
 
+ONE_RANKING = (
+    "For one ranking, hold out the same rows for all trials: eval_dataset: FILE, and one max_length."
+)
 SIGNIFICANCE = 0.05
 """Two means differ if the probability of such a difference from seed noise alone is below this."""
 EDGE = 0.05
@@ -38,11 +42,12 @@ MIN_VALUES = 3
 class Verdict:
     """The conclusions from a sweep, in sentences."""
 
-    best: str
+    best: tuple[str, ...]
+    """The best trial; one sentence for each ranking, if trials were judged on different rows."""
     trade_off: str
     """The trials on the Pareto front of the sweep's objectives; empty for a single objective."""
-    confidence: str
-    """How certain the best configuration is."""
+    confidence: tuple[str, ...]
+    """How certain each of the best configurations is."""
     warnings: tuple[str, ...]
     """Why some trials are not comparable."""
     importance: str
@@ -54,9 +59,9 @@ class Verdict:
     def parts(self) -> list[tuple[str, tuple[str, ...]]]:
         """Headings with their sentences, without empty parts."""
         parts = [
-            ("Best", (self.best,)),
+            ("Best", self.best),
             ("Trade-off", (self.trade_off,)),
-            ("Confidence", (self.confidence,)),
+            ("Confidence", self.confidence),
             ("Warning", self.warnings),
             ("Importance", (self.importance,)),
             ("Failures", self.failures),
@@ -77,15 +82,38 @@ def make_verdict(
     front: Collection[str] = (),
 ) -> Verdict:
     """The verdict; `ranked` and `groups` best first, `front` the run ids on the objectives' Pareto front."""
+    rankings = _by_rows(groups)
+    largest = max(rankings.values(), key=len, default=())
     return Verdict(
-        best=_best(view, ranked, groups, metric, goal),
+        best=tuple(
+            _judged_on(name) + _best(view, ranked, members, metric, goal)
+            for name, members in rankings.items()
+        )
+        or (_best(view, ranked, groups, metric, goal),),
         trade_off=_trade_off(view, ranked, front),
-        confidence=_confidence(groups),
-        warnings=tuple(differences(view.trained())),
+        confidence=tuple(_judged_on(name) + _confidence(members) for name, members in rankings.items()),
+        warnings=(*several_rankings(metric, _rows_of(ranked)), *differences(view.trained())),
         importance=_importance(importance, metric),
         failures=tuple(_failures(view)),
-        next_steps=tuple(_next_steps(view, groups, importance, metric)),
+        next_steps=tuple(_next_steps(view, largest, importance, metric)),
     )
+
+
+def _by_rows(groups: Sequence[SeedGroup]) -> dict[str, Sequence[SeedGroup]]:
+    """The configurations of each eval_groups group, best first."""
+    rankings: dict[str, Sequence[SeedGroup]] = {}
+    for group in groups:
+        rankings[group.group] = (*rankings.get(group.group, ()), group)
+    return rankings
+
+
+def _rows_of(ranked: Sequence[RankedTrial]) -> list[str]:
+    """The eval_groups groups of the ranked trials."""
+    return list(dict.fromkeys(item.group for item in ranked if item.rank is not None))
+
+
+def _judged_on(name: str) -> str:
+    return f"Judged on {name}: " if name else ""
 
 
 def _best(

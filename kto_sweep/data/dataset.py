@@ -62,20 +62,26 @@ class TrainingData:
     """Tokens of prompt and completion to which rows are cut."""
     notes: tuple[str, ...]
     """Lines for the console log, printed once at the start."""
+    eval_fingerprint: str = ""
+    """See RowTable.fingerprint; empty without held-out rows."""
 
     @classmethod
     def paired(
         cls, path: str, train: RowTable, held_out: RowTable, max_length: int, notes: Iterable[str] = ()
     ) -> "TrainingData":
-        """Rows of at most `max_length` tokens with their partners."""
+        """Rows, cut to `max_length` tokens, with their partners."""
+        short = held_out.cut(max_length)
         return cls(
             path=path,
-            train=train,
-            eval=held_out,
+            train=train.cut(max_length),
+            eval=short,
             train_partners=partners(train, SEED),
             eval_partners=partners(held_out, SEED) if len(held_out) else np.empty(0, dtype=np.int64),
             notes=tuple(notes),
             max_length=max_length,
+            eval_fingerprint=held_out.fingerprint(None if short is held_out else max_length)
+            if len(held_out)
+            else "",
         )
 
     @property
@@ -113,9 +119,9 @@ def prepare_data(
         notes += _understood(held_out, max_length)
     if len(evaluated) and 0 in evaluated.counts:
         notes.append("data: the held-out rows have one label only, so eval/auc and eval/margins are empty")
-    if max_length is None:
-        return TrainingData.paired(data.path, train, evaluated, sys.maxsize, notes)
-    return TrainingData.paired(data.path, train.cut(max_length), evaluated.cut(max_length), max_length, notes)
+    return TrainingData.paired(
+        data.path, train, evaluated, sys.maxsize if max_length is None else max_length, notes
+    )
 
 
 def _check_labels(data: DataSet) -> None:

@@ -1,5 +1,6 @@
 """The rows of a data set as columns: a million rows take some 100 MB, and their tokens may stay on disk."""
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,6 +109,20 @@ class RowTable(Sequence[TokenRow]):
             boundaries=None if self.boundaries is None else self.boundaries[at],
             headed=None if self.headed is None else self.headed[at],
         )
+
+    def fingerprint(self, cut_to: int | None) -> str:
+        """16 hex digits that change with the text or the label of any row, and with `cut_to`.
+
+        `cut_to` is max_length if it cuts any of the rows, else None. The text is that of the data set: models
+        with other tokenizers and chat templates are judged on the same rows, which is what eval/common_loss
+        compares across models.
+        """
+        columns = (self.prompt_keys, self.completion_keys, self.labels.astype(np.int64))
+        order = np.lexsort(columns)
+        digest = hashlib.sha256(str(cut_to).encode())
+        for column in columns:
+            digest.update(column[order].tobytes())
+        return digest.hexdigest()[:16]
 
     def cut(self, max_length: int) -> "RowTable":
         """Rows of at most `max_length` tokens of prompt and completion together, at least 2.

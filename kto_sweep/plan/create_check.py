@@ -23,7 +23,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     """
     validation = validate(file)
     for warning in validation.warnings:
-        say(f"Note: {warning.where}: {warning.what}")
+        say(f"Note: {warning}")
     if validation.sweep is None or not force:
         validation.checked()
     sweep = validation.sweep

@@ -92,6 +92,7 @@ def _row(comparison: Comparison, item: RankedTrial) -> dict[str, Any]:
         "notes": "",
         "host": "",
         "value": item.value,
+        "judged_on": item.group,
         "config": flat(trial.config),
         "summary": flat({name: value for name, value in trial.summary.items() if not name.startswith("_")}),
     }

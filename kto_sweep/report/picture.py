@@ -89,7 +89,7 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
 def _label(comparison: Comparison, item: RankedTrial) -> str:
     values = (lookup(item.trial.config, name) for name in comparison.differing())
     settings = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
-    star = "★ " if item.rank == 1 else ""
+    star = "★ " if item.rank == 1 else ""  # of each ranking, if trials were judged on different rows
     return _plain(f"{star}{item.trial.run_id}  {settings}"[:MAX_LABEL])
 
 

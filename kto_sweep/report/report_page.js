@@ -5,6 +5,7 @@ import { empty, h, put, section } from "./dom.js";
 import { duration, moment, show } from "./format.js";
 import { ImportancePanel } from "./importance.js";
 import { ParallelPlot } from "./parallel.js";
+import { bests } from "./rankings.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
 import { stateBar } from "./state_bar.js";
@@ -32,7 +33,11 @@ let colours = new Map();
 function facts() {
   const counts = {};
   for (const run of data.runs) counts[run.state] = (counts[run.state] ?? 0) + 1;
-  const best = data.runs.find((run) => run.value !== null);
+  const best = bests(data.runs, (run) => run.value).map((run) => [
+    `★ ${show(run.value)} `,
+    h("a", { href: run.url }, run.title),
+    run.judged_on ? ` on ${run.judged_on} ` : "",
+  ]);
   const fact = (name, ...value) =>
     h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
   const busy = data.runs.reduce((sum, run) => sum + (run.seconds ?? 0), 0);
@@ -43,7 +48,7 @@ function facts() {
       fact("state", h("span", { class: `state ${data.state}` }, data.state)),
       fact("method", data.method),
       fact(data.metric.goal, data.metric.name),
-      best ? fact("best", `★ ${show(best.value)} `, h("a", { href: best.url }, best.title)) : null,
+      best.length ? fact("best", ...best.flat()) : null,
       fact("compute", duration(busy)),
       fact("as of", moment(data.made)),
       fact("sweep", h("a", { href: data.url }, data.sweep)),

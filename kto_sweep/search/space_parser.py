@@ -274,6 +274,8 @@ def _exponent_hint(name: str) -> str:
     """A reminder of whether a log-uniform distribution's ends are exponents or values."""
     if name.endswith("log_uniform"):
         return f"min and max of {name} are exponents of e; to give values, use {name}_values"
+    if name.endswith("log_normal"):
+        return f"mu of {name} is the mean of ln(value): ln(0.1) is -2.3"
     if name.endswith("log_uniform_values"):
         return f"min and max of {name} are values, not exponents"
     return ""

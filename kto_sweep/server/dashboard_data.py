@@ -13,6 +13,7 @@ from typing import Any
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
+from kto_sweep.server.dashboard_rankings import rankings
 from kto_sweep.server.errors import NotFoundError
 from kto_sweep.server.resolvers.sweep import AGENT_OFFLINE_SECONDS
 from kto_sweep.server.server_state import ServerState
@@ -102,7 +103,7 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
         "counts": counts,
         "seconds": seconds,
         "best": sweeps.best_objective(connection, sweep.id, rules.metric.name, maximize=rules.metric.maximize)
-        if rules.metric
+        if rules.metric and rankings(connection, sweep, rules) is None
         else None,
     }
 
@@ -139,6 +140,7 @@ def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Swee
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
+        "rankings": rankings(connection, sweep, rules),
         "parameters": [
             {"name": parameter.name, "log": _is_log(parameter.distribution)}
             for parameter in (rules.space.searched if rules.space else ())

@@ -8,6 +8,7 @@ from kto_sweep.compare.importance import parameter_importance
 from kto_sweep.compare.seed_groups import SEED
 from kto_sweep.server import run_writes, sweep_progress
 from kto_sweep.server.dashboard_data import Row, flat
+from kto_sweep.server.dashboard_rankings import group_runs
 from kto_sweep.server.states import ENDED
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.sweeps import Sweep
@@ -46,5 +47,6 @@ class ImportanceCache:
                 while len(self._results) >= MAX_CACHED:
                     self._results.pop(next(iter(self._results)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]
-                self._results[key] = asdict(parameter_importance(searched, configs, values))
+                groups = group_runs(ended, rules.metric.name)
+                self._results[key] = asdict(parameter_importance(searched, configs, values, groups))
             return self._results[key]

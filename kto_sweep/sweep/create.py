@@ -16,6 +16,7 @@ from kto_sweep.sweep.server_choice import DEFAULT_PROJECT, find_target
 from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.text import counted
 from kto_sweep.wandb_client.connection import connect
+from kto_sweep.wandb_names import require_name
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def create_sweep(
     """
     from kto_sweep.wandb_client.private_api import is_embedded, upsert_sweep
 
+    require_name("project", project, "--project")
+    require_name("entity", entity, "--entity")
     sweep = check_before_create(file, home, force=force, say=say)
     target = find_target(home, local=local)
     if target.local:

@@ -21,6 +21,7 @@ from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.wandb_client.connection import Target, connect, error_text, is_deleted, is_not_found
 from kto_sweep.wandb_client.private_api import set_run_state, set_sweep_state, upsert_sweep
 from kto_sweep.wandb_client.reader import read_sweep
+from kto_sweep.wandb_names import require_name
 
 FINISH_TIMEOUT = 600.0
 """Seconds to wait for the server to receive a run's last rows."""
@@ -53,6 +54,8 @@ def push_sweep(
 
     Raises ServerError if a server cannot be reached or rejects the sweep.
     """
+    require_name("project", project, "--project")
+    require_name("entity", entity, "--entity")
     api = connect(destination)
     reader = wandb.Api(overrides={"base_url": source.base_url}, api_key=source.key, timeout=30)
     view = read_sweep(reader, source, ref)

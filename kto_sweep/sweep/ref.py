@@ -9,10 +9,9 @@ from urllib.parse import quote, unquote, urlsplit
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.json_file import read_record_file, write_record
+from kto_sweep.wandb_names import ENTITY, PROJECT
 
-_NAME = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
-_PROJECT = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
-"""The characters that W&B allows in a project's name."""
+_ID = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -69,14 +68,8 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
 
     Raises UsageError for any other form.
     """
-    path = text.strip()
-    if "://" in path:
-        parts = [unquote(part) for part in urlsplit(path).path.split("/") if part]
-        if len(parts) >= 4 and parts[2] == "sweeps":
-            parts = [parts[0], parts[1], parts[3]]
-    else:
-        parts = path.split("/")
-    forms = (_NAME, _PROJECT, _NAME)[-len(parts) :]
+    parts = _page_parts(text.strip()) or text.strip().split("/")
+    forms = (ENTITY, PROJECT, _ID)[-len(parts) :]
     fit = all(form.fullmatch(part) for form, part in zip(forms, parts, strict=False))
     if not fit or not 1 <= len(parts) <= 3:
         raise UsageError(
@@ -86,6 +79,21 @@ def parse_ref(text: str) -> tuple[str | None, str | None, str]:
     entity, project, sweep_id = [None] * (3 - len(parts)) + parts
     assert sweep_id is not None
     return entity, project, sweep_id
+
+
+def _page_parts(text: str) -> list[str] | None:
+    """Entity, project and id in the address of a sweep's page; None if `text` is no address of one.
+
+    Browsers show addresses without their scheme; a self-managed W&B may be served below a path.
+    """
+    if "://" not in text and "/sweeps/" not in text:
+        return None
+    path = urlsplit(text if "://" in text else f"//{text}").path
+    parts = [unquote(part) for part in path.split("/") if part]
+    for at, part in enumerate(parts[:-1]):
+        if part == "sweeps" and at >= 2:
+            return [*parts[at - 2 : at], parts[at + 1]]
+    return None
 
 
 def save_sweep_record(

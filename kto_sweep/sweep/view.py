@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kto_sweep.fingerprints import TrainedRun
 from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep_file.command import SweepCommand, read_command
 
 OWNER, DEVICE = "_home", "_device"
 """Hidden keys of a run's config: the id of the home that last opened the run, and its device."""
@@ -77,6 +78,8 @@ class SweepView:
     """Two or three with the metric first, or empty for a single objective."""
     pauses_trials: bool = False
     """True for successive halving, which may resume stopped trials."""
+    command: SweepCommand = field(default_factory=lambda: read_command({}))
+    """The command of its configuration, which may fix parameters."""
 
     def count(self, *states: str) -> int:
         """The number of the sweep's trials in one of these states."""

@@ -78,10 +78,34 @@ def _unexpected_effects(values: Values, metric: str) -> Iterator[Problem]:
         shown = show(rho[0]) if len(rho) == 1 else f"{show(min(rho))} to {show(max(rho))}"
         why = "rho weighs all desirable rows against all undesirable ones; KTO's authors recommend 1 to 4/3."
         yield Problem(_place(values, "rho"), f"rho {shown} is outside 1 to 4/3", why, "rho: 1")
+    yield from _different_eval_rows(values, metric)
     logged = METRICS.get(metric)
     if logged is not None and not metric.startswith("eval/") and not logged.caution and logged.goal:
         why = "It is measured on training batches or on the machine, not on held-out rows."
         yield Problem(("metric",), f"the metric is {metric}", why, "name: eval/common_loss")
+
+
+def _different_eval_rows(values: Values, metric: str) -> Iterator[Problem]:
+    """A searched parameter that gives the trials other held-out rows, or cuts the same ones elsewhere."""
+    if not metric.startswith("eval/"):
+        return
+    fixed_rows = "eval_dataset" in values
+    for name in ("eval_dataset", "dataset", "eval_fraction", "max_length"):
+        searched = len({show(given.value) for given in values.get(name, ())}) > 1
+        if not searched or (fixed_rows and name in ("dataset", "eval_fraction")):
+            continue
+        where = f"{metric} ranks only trials that were judged on the same held-out rows"
+        if name == "max_length":
+            what = "max_length is searched, and cuts longer rows"
+            why = f"{where}: if a held-out row is cut, each max_length gets its own ranking."
+            hint = "max_length: one value, if held-out rows are longer"
+        else:
+            what = f"{name} is searched, so trials are judged on different rows"
+            why = f"{where}: each {name} gets its own ranking, and a search compares them all the same."
+            hint = (
+                "eval_dataset: FILE, whose rows judge all trials" if name != "eval_dataset" else "one value"
+            )
+        yield Problem(_place(values, name), what, why, hint)
 
 
 def _without_effect(values: Values) -> Iterator[Problem]:

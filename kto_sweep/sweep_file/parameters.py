@@ -9,6 +9,7 @@ from kto_sweep.parameter_types import ParameterDefinition, Real, WholeNumber
 from kto_sweep.search.distributions import Categorical, Continuous, Distribution, Value
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import is_name, parse_parameters
+from kto_sweep.sweep_file.exponents import exponent_problem
 from kto_sweep.sweep_file.yaml_source import Path
 from kto_sweep.text import listed, show
 from kto_sweep.trial import (
@@ -152,6 +153,10 @@ def _check_distribution(
     if distribution is None:
         return
     at = entry.at("probabilities", "distribution", "min")
+    exponents = exponent_problem(distribution, definition, at)
+    if exponents is not None:
+        yield exponents
+        return
     name, why = distribution.name, f"{definition.doc}: {definition.type.description}."
     if isinstance(distribution, Categorical):
         if distribution.probabilities is not None and method in ("grid", "bayes"):

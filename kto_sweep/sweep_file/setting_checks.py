@@ -6,8 +6,9 @@ from typing import Any
 from kto_sweep.errors import Problem
 from kto_sweep.metrics import METRICS, NOT_LOGGED
 from kto_sweep.search.options import BLOCK
-from kto_sweep.sweep_file.yaml_source import Path
+from kto_sweep.sweep_file.yaml_source import Path, YamlSource
 from kto_sweep.text import is_number, nearest, number_from_text, show
+from kto_sweep.wandb_names import name_problem
 
 TOP_LEVEL = (
     "method", "parameters", "metric", "metrics", "early_terminate", "run_cap", "program", "command", "name",
@@ -20,6 +21,25 @@ _TEXTS = ("program", "name", "description", "project", "entity")
 _METRIC_KEYS = ("name", "goal", "target", "impute", "impute_while_running")
 _IMPUTE = ("latest", "best", "worst")
 _HYPERBAND_KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
+
+
+ANCHOR_PREFIX = "x-"
+"""Begins the name of a top-level key that is for YAML anchors alone, as in Docker Compose and OpenAPI."""
+_TYPO = 0.8
+"""Similarity from which an unknown key is a misspelt one, even if it holds anchors."""
+
+
+def without_anchor_keys(source: YamlSource) -> dict[str, Any]:
+    """The file's data without the top-level keys that only hold YAML anchors; W&B ignores them too."""
+    return {key: value for key, value in source.data.items() if not _only_holds_anchors(str(key), source)}
+
+
+def _only_holds_anchors(key: str, source: YamlSource) -> bool:
+    if key in TOP_LEVEL or key == BLOCK:
+        return False
+    if key.startswith(ANCHOR_PREFIX):
+        return True
+    return key in source.shared_keys and nearest(key, (*TOP_LEVEL, BLOCK), _TYPO) is None
 
 
 def convert_settings(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,6 +63,7 @@ def check_settings(config: Mapping[str, Any]) -> list[Problem]:
     """Every problem of a sweep's settings."""
     return [
         *_check_top_level(config),
+        *_check_controller(config.get("controller")),
         *_check_method(config),
         *_check_metric(config.get("metric")),
         *_check_early_terminate(config.get("early_terminate")),
@@ -56,6 +77,11 @@ def _check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
         if value is not None and (not isinstance(value, str) or not value.strip()):
             hint = "" if isinstance(value, str | list | Mapping) else f'{key}: "{show(value)}"'
             yield Problem((key,), f"{show(value)} is not a {key}", "It must be text.", hint)
+    for kind in ("project", "entity"):
+        name = config.get(kind)
+        problem = name_problem(kind, name) if isinstance(name, str) and name.strip() else None
+        if problem is not None:
+            yield problem
     run_cap = config.get("run_cap")
     if run_cap is not None and not _is_count(run_cap):
         yield Problem(
@@ -70,6 +96,32 @@ def _check_top_level(config: Mapping[str, Any]) -> Iterator[Problem]:
         why = "In W&B, several metrics need method custom, which kto-sweep does not run."
         hint = "metric: {name: ..., goal: ...}; or kto_sweep: {objectives: [...]}"
         yield Problem(("metrics",), "several metrics", why, hint)
+
+
+def setting_notices(config: Mapping[str, Any]) -> Iterator[str]:
+    """Settings of W&B that kto-sweep does not use, or that make its agents wait for another program."""
+    for key in ("job", "image_uri"):
+        if config.get(key) is not None:
+            yield f"{key}: only W&B Launch reads it; `kto-sweep agent` runs its own KTO training"
+    if config.get("scheduler") is not None:
+        yield "scheduler: no trial starts until `wandb sweep-scheduler SWEEP` chooses it"
+    controller = config.get("controller")
+    if isinstance(controller, Mapping) and controller.get("type") == "local":
+        yield (
+            "controller: with type: local, W&B starts no trial until `wandb controller SWEEP` chooses it; "
+            "the embedded server chooses trials itself"
+        )
+
+
+def _check_controller(controller: Any) -> Iterator[Problem]:
+    if controller is None:
+        return
+    kind = controller.get("type") if isinstance(controller, Mapping) else controller
+    if not isinstance(controller, Mapping) or kind not in ("cloud", "local"):
+        hint = nearest(str(kind), ("cloud", "local")) or "cloud"
+        yield Problem(
+            ("controller",), f"{show(controller)} is not a controller", hint=f"controller: {{type: {hint}}}"
+        )
 
 
 def _check_method(config: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,7 +1,7 @@
 """A sweep file: plain W&B sweep YAML in, a checked configuration to register out.
 
 text --yaml_source--> data with lines --setting_checks, kto_sweep_block, parameters, data_files--> problems
-                                      --text_numbers--> SweepConfig, or every problem with its file and line
+                                      --normalise--> SweepConfig, or every problem with its file and line
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,10 @@ from kto_sweep.errors import Problem, SweepFileError, UsageError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.shipped_files import find_file, shipped_names
+from kto_sweep.sweep_file.command import PROGRAM, read_command
+from kto_sweep.sweep_file.command_checks import command_notices, fixed_parameters
 from kto_sweep.sweep_file.data_files import DataFileChecker
 from kto_sweep.sweep_file.kto_sweep_block import (
     check_block,
@@ -21,15 +24,17 @@ from kto_sweep.sweep_file.kto_sweep_block import (
     to_registered,
     with_replicate_seeds,
 )
+from kto_sweep.sweep_file.normalise import normalise_section
 from kto_sweep.sweep_file.parameters import GivenValue, check_parameters
-from kto_sweep.sweep_file.setting_checks import check_settings, convert_settings
-from kto_sweep.sweep_file.text_numbers import convert_section
+from kto_sweep.sweep_file.setting_checks import (
+    check_settings,
+    convert_settings,
+    setting_notices,
+    without_anchor_keys,
+)
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 from kto_sweep.text import counted, nearest
 from kto_sweep.trial import DATA_PARAMETERS, EVALUATIONS
-
-PROGRAM = "agent.py"
-"""The program that the stock `wandb agent` starts for a trial when the file names none."""
 
 
 @dataclass(frozen=True)
@@ -113,31 +118,44 @@ def check_sweep_text(text: str, path: Path, data_files: DataFileChecker | None =
         what = "the file is empty" if source.data is None else "not a sweep: no top-level keys"
         problem = Problem((), what, hint="method: grid, and below it parameters:")
         return CheckedSweepFile(path, source, (problem,), {}, None)
-    written = convert_settings(source.data)
+    written = convert_settings(without_anchor_keys(source))
+    fixed, command_problems = fixed_parameters(written)
+    if fixed and isinstance(written.get("parameters"), Mapping | None):
+        constants = {name: {"value": value} for name, value in fixed.items()}
+        written["parameters"] = {**(written.get("parameters") or {}), **constants}
     config = with_replicate_seeds(written)
     checked = check_parameters(config.get("parameters"), config.get("method"))
     datasets = [value for name in DATA_PARAMETERS for value in checked.values.get(name, ())]
     problems = (
         *check_settings(config),
+        *command_problems,
         *check_block(written),
         *checked.problems,
         *(data_files.problems(datasets) if data_files else ()),
     )
     if problems or checked.space is None:
         return CheckedSweepFile(path, source, problems, checked.values, None)
-    parameters, notices = convert_section(config["parameters"])
+    parameters, notices = normalise_section(config["parameters"])
+    space, _ = parse_space(parameters)
+    assert space is not None
     notices += data_files.notices(datasets) if data_files else ()
     default = {"name": DEFAULT_METRIC, "goal": "minimize"}
     metric = {**default, **first_objective(written), **(config.get("metric") or {})}
     config = to_registered({"program": PROGRAM, **config, "metric": metric, "parameters": parameters})
     sweep = SweepConfig(
         config=config,
-        space=checked.space,
+        space=space,
         method=config["method"],
         metric_name=metric["name"],
         goal=metric["goal"],
-        expected_trials=expected_trials(config, checked.space),
-        notices=(*notices, *_deprecated(checked.space), *_notices(config, "eval_steps" in checked.values)),
+        expected_trials=expected_trials(config, space),
+        notices=(
+            *notices,
+            *command_notices(read_command(config)),
+            *setting_notices(config),
+            *_deprecated(space),
+            *_notices(config, "eval_steps" in checked.values),
+        ),
         project=config.get("project"),
         name=config.get("name"),
         warm_start=tuple(written.get(BLOCK, {}).get("warm_start") or ()),
@@ -182,7 +200,11 @@ def _deprecated(space: Space) -> Iterator[str]:
     for parameter in space.parameters:
         name = parameter.distribution.name
         if name.endswith("log_uniform"):
-            yield f"{parameter.name}: {name} is deprecated; use {name}_values, whose min and max are values"
+            low, high = (f"{end:.3g}" for end in parameter.distribution.extremes())
+            yield (
+                f"{parameter.name}: {name} (here {low} to {high}) is deprecated; use {name}_values, "
+                "whose min and max are values"
+            )
 
 
 def band_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -19,6 +19,8 @@ class YamlSource:
     """Dicts, lists, numbers, strings, bools and None, as YAML 1.1 reads them."""
     lines: Mapping[Path, int]
     """Line of each value, counted from 1; for a block below its key, the line of the key."""
+    shared_keys: frozenset[str] = frozenset()
+    """Top-level keys that hold anchors which other top-level keys use."""
 
     def line(self, path: Path) -> int:
         """The line of a value, or of the innermost part of its path that the file has."""
@@ -46,7 +48,8 @@ def read_yaml(text: str) -> tuple[YamlSource | None, list[Problem]]:
         problems = list(_walk(node, (), lines, ()))
         if problems:
             return None, problems
-        return YamlSource(loader.construct_document(node), lines), []
+        shared = _shared_keys(node)  # first: the constructor replaces merge keys by what they merge
+        return YamlSource(loader.construct_document(node), lines, shared), []
     except yaml.MarkedYAMLError as error:
         return None, [_syntax(error)]
     except (
@@ -57,6 +60,29 @@ def read_yaml(text: str) -> tuple[YamlSource | None, list[Problem]]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _shared_keys(node: yaml.Node) -> frozenset[str]:
+    """The top-level keys with a node that stands below another top-level key too, by an alias."""
+    if not isinstance(node, yaml.MappingNode):
+        return frozenset()
+    owners: dict[int, set[str]] = {}
+    for key, value in node.value:
+        for below in _nodes(value, set()):
+            owners.setdefault(id(below), set()).add(str(key.value))
+    return frozenset().union(*(keys for keys in owners.values() if len(keys) > 1))
+
+
+def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
+    """A node and all nodes below it, each once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    yield node
+    if isinstance(node, yaml.CollectionNode):
+        for item in node.value:
+            for child in item if isinstance(node, yaml.MappingNode) else (item,):
+                yield from _nodes(child, seen)
 
 
 def _walk(

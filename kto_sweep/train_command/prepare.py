@@ -37,6 +37,7 @@ from kto_sweep.train_command.resume import (
 from kto_sweep.train_command.run import Job
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target
+from kto_sweep.wandb_names import require_name
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         resumed = _resumed(home, options, options.resume, say)
         if resumed is not None:
             return resumed
+    project = _wandb_name("project", options.project) or DEFAULT_PROJECT
+    entity = _wandb_name("entity", options.entity)
     trial = _trial(home, options, say)
     check_readable(trial.dataset)  # report unusable data before the run exists
     if trial.eval_dataset is not None:
@@ -124,10 +127,18 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         secrets.token_hex(4),
         trial,
         options.name or os.environ.get("WANDB_NAME") or run_name(trial),
-        options.project or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
-        options.entity or os.environ.get("WANDB_ENTITY"),
+        project,
+        entity,
     )
     return PreparedRun(job, target, offline, options.output_dir)
+
+
+def _wandb_name(kind: str, option: str | None) -> str | None:
+    """The project or entity of the option or of wandb's variable. Raises UsageError if W&B rejects it."""
+    variable = f"WANDB_{kind.upper()}"
+    name, source = (option, f"--{kind}") if option else (os.environ.get(variable) or None, variable)
+    require_name(kind, name, source)
+    return name
 
 
 def _overrides(options: TrainOptions, base: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kto_sweep.agent.lease import is_alive
+from kto_sweep.compare.eval_groups import several_rankings
 from kto_sweep.compare.ranking import rank
 from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
@@ -97,6 +98,11 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
         raise UsageError(
             f"no trial of sweep {ref} has logged {view.metric}", hint=f"kto-sweep status {ref.id}"
         )
+    bests = [item for item in ranked if item.rank == 1]
+    if len(bests) > 1:
+        (why,) = several_rankings(view.metric, [item.group for item in bests])
+        runs = ", ".join(f"{item.trial.run_id} ({item.group})" for item in bests)
+        raise UsageError(f"sweep {ref} has no single best trial: {why}", hint=f"name one of its runs: {runs}")
     best = ranked[0]
     value = f"{view.metric} {best.value:.4g}"
     description = f"run {best.trial.run_id} ({best.trial.name}), the best of sweep {ref}: {value}"

@@ -15,6 +15,7 @@ from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
+from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.wandb_client.connection import Target, error_text, is_not_found
 
@@ -61,6 +62,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         trials=tuple(_trial(run, ref, pauses=pauses) for run in runs),
         objectives=options.objectives,
         pauses_trials=pauses,
+        command=read_command(config),
     )
 
 

@@ -86,7 +86,7 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(machine, finished):
         assert run["config"]["batch_size"] == 4
         assert run["steps"] == [1, 2, 3, 4]
         assert {"loss", "rewards/margins", "kl", "eval/common_loss"} <= set(run["summary"])
-        assert {"trial/seconds", "trial/data", "trial/model"} <= set(run["summary"])
+        assert {"trial/seconds", "trial/data", "trial/eval_data", "trial/model"} <= set(run["summary"])
         assert run["system"] > 0
         assert any("Margin" in line for line in run["console"])
     assert read["best"] == machine.json("compare")["trials"][0]["run_id"]
@@ -131,6 +131,7 @@ def test_stock_wandb_tools_run_the_same_file(machine):
     (machine.folder / "sweep.yaml").write_text(
         """
 program: agent.py
+command: ["${env}", "${interpreter}", "${program}", "--beta=0.5", "${args}", --lora_r, 4]
 method: grid
 metric: {name: eval/common_loss, goal: minimize}
 parameters:
@@ -165,4 +166,7 @@ parameters:
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
     # The stock tools register values as YAML reads them: here as text. Trials train with the numbers.
     assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
+    assert {(trial["config"]["beta"], trial["config"]["lora_r"]) for trial in trials} == {(0.5, 4)}
+    lineages = [machine.home.runs / trial["run_id"] / "lineage.json" for trial in trials]
+    assert {json.loads(path.read_text())["trial"]["lora_r"] for path in lineages} == {4}
     assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}

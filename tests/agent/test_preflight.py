@@ -6,10 +6,11 @@ import pytest
 from machine import ROOT, Machine
 from short_sweep import SWEEP
 
-from kto_sweep.agent.preflight import require_sources
+from kto_sweep.agent.preflight import require_command, require_sources
 from kto_sweep.errors import UsageError
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
+from kto_sweep.sweep_file.command import read_command
 
 
 def space(**values: object) -> Space:
@@ -68,3 +69,18 @@ def test_a_model_next_to_the_sweep_file_is_found(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     require_sources(space(model="./mine"), "")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["python", "${program}", "--bta=0.5", "${args}"], "bta is not a parameter of a trial"),
+        (["python", "${program}", "--seed=${envvar:SEED_OF_BOX}"], "needs SEED_OF_BOX, which is not set"),
+        (["bash", "run.sh", "${args}"], "the sweep's command, bash run.sh ${args}, runs no Python program"),
+    ],
+)
+def test_a_command_that_no_trial_can_be_trained_with_is_refused(command: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        require_command(read_command({"command": command}))
+    assert message in caught.value.message
+    require_command(read_command({"command": ["python", "${program}", "--beta=0.5", "${args}"]}))

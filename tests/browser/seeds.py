@@ -142,6 +142,25 @@ class SeededServer:
             self.graphql(f"mutation({heads}) {{ {fields} }}", **values)
         return SeededSweep(sweep, names, "", f"/local/many/sweeps/{sweep}")
 
+    @cached_property
+    def two_datasets(self) -> SeededSweep:
+        """Four finished runs: two judged on the rows of a.jsonl, two on those of b.jsonl."""
+        parameters = {"dataset": {"values": ["a.jsonl", "b.jsonl"]}, "beta": {"values": [0.1, 0.2]}}
+        sweep = self.register("datasets", name="two-datasets", parameters=parameters)
+        losses = {("a", 0.1): 0.4, ("a", 0.2): 0.3, ("b", 0.1): 0.1, ("b", 0.2): 0.2}
+        for (data, beta), loss in losses.items():
+            config = {"model_size": "tiny", "dataset": f"{data}.jsonl", "beta": beta}
+            values = {
+                "host": "box",
+                "sweep": sweep,
+                "state": "finished",
+                "config": json.dumps({key: {"value": value} for key, value in config.items()}),
+                "summaryMetrics": json.dumps({"eval/common_loss": loss, "trial/eval_data": data * 16}),
+            }
+            self.upsert("datasets", f"{data}{beta}", displayName=f"{data}{beta}", **values)
+        names = [f"{data}{beta}" for data, beta in losses]
+        return SeededSweep(sweep, names, "", f"/local/datasets/sweeps/{sweep}")
+
     def _finished(self, sweep: str, name: str, number: int) -> dict[str, Any]:
         config = {"learning_rate": {"value": 1e-6 * (number + 1)}, "seed": {"value": number % 3 + 1}}
         return {

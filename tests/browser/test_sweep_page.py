@@ -44,6 +44,21 @@ def test_shows_everything_without_a_click(page: Page, seeded: SeededServer) -> N
     assert page.evaluate("document.title") == "lr-batch-beta · kto-sweep"
 
 
+def test_runs_judged_on_other_rows_have_rankings_of_their_own(page: Page, seeded: SeededServer) -> None:
+    page.goto(seeded.two_datasets.path)
+    best = page.locator(".fact").filter(has_text="best")
+    expect(best).to_have_text("best★ 0.3 a0.2 on dataset a.jsonl ★ 0.1 b0.1 on dataset b.jsonl ")
+    expect(page.locator("p.warning")).to_contain_text("judged on 2 sets of rows (dataset a.jsonl; dataset b")
+    names = rows(page).locator("th")
+    expect(names).to_have_text(["★ a0.2", "a0.1", "★ b0.1", "b0.2"])
+    expect(rows(page).first).to_contain_text("dataset a.jsonl")
+    expect(page.locator("#scatter .summary")).to_contain_text("best on \u2068dataset a.jsonl\u2069 0.3 by")
+    expect(page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
+    page.goto("/local/datasets")
+    expect(page.locator("tbody tr").first).to_contain_text("two-datasets")
+    expect(page.locator("tbody tr b")).to_have_count(0)
+
+
 def test_a_hostile_name_is_text_everywhere(page: Page, seeded: SeededServer) -> None:
     page.goto(seeded.grid.path)
     link = page.get_by_role("link", name=HOSTILE)

@@ -127,6 +127,26 @@ def test_create_reads_the_data_before_anything_is_registered(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize(
+    ("args", "env", "source"),
+    [
+        (("create", "sweep.yaml", "--project", "team/kto"), {}, "--project"),
+        (("train", "--dataset", "no.jsonl", "--project", "team/kto"), {}, "--project"),
+        (
+            ("train", "--dataset", "no.jsonl"),
+            {"WANDB_PROJECT": "team/kto"},
+            "WANDB_PROJECT",
+        ),
+    ],
+)
+def test_a_project_that_wandb_forbids_is_refused_first(tmp_path, args, env, source):
+    done = Machine(tmp_path).command(*args, **env)
+    assert done.returncode == 2
+    assert f"Error: {source}: team/kto is not the name of a project. W&B allows" in done.stderr
+    assert "Hint: project kto, entity team" in done.stderr
+    assert not (tmp_path / "home" / "server").exists()
+
+
 def test_a_home_that_cannot_be_written_to_is_not_reported_as_a_bug(tmp_path):
     (tmp_path / "file").touch()
     done = Machine(tmp_path).command("serve", "--port", "0", KTO_SWEEP_HOME=str(tmp_path / "file"))

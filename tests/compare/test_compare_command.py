@@ -4,6 +4,7 @@ import csv
 import json
 import re
 
+import httpx
 from seeds import FAILED, HOSTILE_RUN
 from views_proxy import views_proxy
 
@@ -85,3 +86,45 @@ def test_view_without_its_package_says_what_to_install(seeded, machine, tmp_path
     done = machine.command("view", sweep_of(seeded), PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert "Hint: pip install 'kto-sweep[wandb-views]'" in done.stderr
+
+
+def test_trials_judged_on_other_rows_have_a_ranking_each_everywhere(seeded, machine, tmp_path):
+    sweep = f"local/datasets/{seeded.two_datasets.name}"
+    shown = machine.run("compare", sweep, "--html", "r.html")
+    first, second = (line for line in shown.splitlines() if line.lstrip().startswith("* 1"))
+    assert "a0.2" in first
+    assert "dataset a.jsonl" in first
+    assert "b0.1" in second
+    assert "* best: run a0.2 on dataset a.jsonl; run b0.1 on dataset b.jsonl " in shown
+    assert re.search(r"^Best +Judged on dataset a.jsonl: Run a0.2", shown, re.MULTILINE)
+    assert re.search(r"^Warning +eval/common_loss does not compare trials", shown, re.MULTILINE)
+    assert '"judged_on": "dataset b.jsonl"' in (tmp_path / "r.html").read_text()
+
+    trials = machine.json("compare", sweep)["trials"]
+    assert [(trial["run_id"], trial["rank"], trial["judged_on"]) for trial in trials] == [
+        ("a0.2", 1, "dataset a.jsonl"),
+        ("a0.1", 2, "dataset a.jsonl"),
+        ("b0.1", 1, "dataset b.jsonl"),
+        ("b0.2", 2, "dataset b.jsonl"),
+    ]
+    rows = csv.DictReader(machine.run("compare", sweep, "--csv").splitlines())
+    assert [row["judged_on"] for row in rows] == ["dataset a.jsonl"] * 2 + ["dataset b.jsonl"] * 2
+    done = machine.command("train", "--from", sweep, "--max-steps", "1")
+    assert done.returncode == 2
+    assert "has no single best trial: eval/common_loss does not compare trials" in done.stderr
+    assert "Hint: name one of its runs: a0.2 (dataset a.jsonl), b0.1 (dataset b.jsonl)" in done.stderr
+
+
+def test_the_pages_data_has_the_same_rankings(seeded):
+    def data(path):
+        return httpx.get(f"{seeded.url}/-/data{path}", auth=("api", seeded.address.key)).json()
+
+    rankings = data(seeded.two_datasets.path)["sweep"]["rankings"]
+    assert rankings["groups"] == ["dataset a.jsonl", "dataset b.jsonl"]
+    assert rankings["of"] == {"a0.1": 0, "a0.2": 0, "b0.1": 1, "b0.2": 1}
+    assert rankings["why"].startswith("eval/common_loss does not compare trials")
+    (row,) = data("/local/datasets")["sweeps"]
+    assert row["best"] is None
+    note = data(f"{seeded.two_datasets.path}/importance")["note"]
+    assert note == "Of the runs judged on dataset a.jsonl: Needs 8 finished runs; 2 so far."
+    assert data(seeded.grid.path)["sweep"]["rankings"] is None

@@ -49,8 +49,8 @@ def seeds(rate, *losses):
 
 def test_with_one_run_of_each_configuration_the_confidence_is_unknown():
     result = verdict(trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4))
-    assert "Run b (learning_rate 1e-05)" in result.best
-    assert result.confidence == "Unknown: each configuration ran once, so a lead of 0.1 may be seed noise."
+    assert "Run b (learning_rate 1e-05)" in result.best[0]
+    assert result.confidence[0] == "Unknown: each configuration ran once, so a lead of 0.1 may be seed noise."
     assert "Run the top 3 with 2 more seeds: seed: {values: [1, 2, 3]}" in result.next_steps
 
 
@@ -59,7 +59,7 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
     same = {"dataset": "d.jsonl", "model_size": "tiny"}
 
     def ran(run_id, data, model="float32:m", **config):
-        summary = {LOSS: 0.1, "trial/data": data, "trial/model": model}
+        summary = {LOSS: 0.1, "trial/data": data, "trial/eval_data": "h", "trial/model": model}
         return TrialRecord(run_id, run_id, "finished", same | config, summary, 60.0)
 
     alike = [ran(run_id, "r1") for run_id in "abc"]
@@ -71,6 +71,114 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
     )
     (warning,) = verdict(*alike, ran("d", "r1", "float32:n")).warnings
     assert warning.startswith("the weights of tiny changed")
+
+
+def judged(run_id, loss, rows, data="d", **config):
+    """A trial whose held-out rows have the fingerprint `rows`; None: it is still training."""
+    ended = {"trial/data": data, "trial/eval_data": rows, "objective/best": loss} if rows else {}
+    config = {"model_size": "tiny", "dataset": "a.jsonl", "learning_rate": 1e-5, **config}
+    state = "finished" if rows else "running"
+    return TrialRecord(run_id, run_id, state, config, {LOSS: loss} | ended, 60.0)
+
+
+DATASETS = {"dataset": {"values": ["a.jsonl", "b.jsonl"]}, "learning_rate": {"values": RATES}}
+
+
+def test_trials_judged_on_other_rows_are_never_ranked_against_each_other():
+    trials = (
+        judged("a1", 0.3, "h1", learning_rate=1e-6),
+        judged("b1", 0.1, "h2", dataset="b.jsonl", learning_rate=1e-6),
+        judged("a2", 0.2, "h1"),
+        judged("b2", 0.4, "h2", dataset="b.jsonl"),
+        judged("b3", 0.5, None, dataset="b.jsonl", learning_rate=1e-4),
+    )
+    ranked = rank(trials, LOSS, "minimize")
+    assert [(item.rank, item.trial.run_id, item.group) for item in ranked] == [
+        (1, "a2", "dataset a.jsonl"),
+        (2, "a1", "dataset a.jsonl"),
+        (1, "b1", "dataset b.jsonl"),
+        (2, "b2", "dataset b.jsonl"),
+        (3, "b3", "dataset b.jsonl"),
+    ]
+    result = verdict(*trials, parameters=DATASETS)
+    assert [text.partition(":")[0] for text in result.best] == [
+        "Judged on dataset a.jsonl",
+        "Judged on dataset b.jsonl",
+    ]
+    assert "Run a2 (dataset a.jsonl, learning_rate 1e-05) has the best" in result.best[0]
+    assert "Run b1 (dataset b.jsonl, learning_rate 1e-06) has the best" in result.best[1]
+    assert "so a lead of 0.1 may be" in result.confidence[0]
+    assert "so a lead of 0.3 may be" in result.confidence[1]
+    (warning,) = result.warnings
+    assert warning == (
+        "eval/common_loss does not compare trials that were judged on different held-out rows. These trials "
+        "were judged on 2 sets of rows (dataset a.jsonl; dataset b.jsonl), so each set has its own ranking. "
+        "For one ranking, hold out the same rows for all trials: eval_dataset: FILE, and one max_length."
+    )
+
+
+def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group():
+    trials = [
+        judged(f"a{at}", at * 0.1, "h1", learning_rate=RATES[at % 3], beta=at * 0.1) for at in range(1, 9)
+    ]
+    trials += [judged("b1", 0.01, "h2", dataset="b.jsonl")]
+    view = SweepView(
+        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        parse_space(DATASETS)[0], 9, tuple(trials),
+    )  # fmt: skip
+    comparison = compare(view)
+    assert [row.name for row in comparison.importance.rows] == ["learning_rate"]
+    assert comparison.importance.note.startswith("Of the runs judged on dataset a.jsonl: From 8 runs")
+    assert [item.trial.run_id for item in comparison.best] == ["a1", "b1"]
+    assert {front.key: front.run_ids for front in comparison.fronts}["pareto_time"] == {"a1", "b1"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"learning_rate": 1e-4}),
+        ({"dataset": "a.jsonl"}, {"dataset": "b.jsonl", "data": "e"}),  # one eval_dataset for both
+        ({"max_length": 512}, {"max_length": 1024}),  # neither cuts a held-out row
+        ({"model_size": "tiny"}, {"model_size": "135m", "data": "e"}),  # other token ids, the same rows
+    ],
+)
+def test_trials_judged_on_the_same_rows_have_one_ranking(one, other):
+    ranked = rank([judged("x", 0.2, "h", **one), judged("y", 0.1, "h", **other)], LOSS, "minimize")
+    assert [(item.rank, item.trial.run_id, item.group) for item in ranked] == [(1, "y", ""), (2, "x", "")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ([{"eval_fraction": 0.1}, {"eval_fraction": 0.3}], ["eval_fraction 0.1", "eval_fraction 0.3"]),
+        ([{"max_length": 64}, {"max_length": 32}], ["max_length 64", "max_length 32"]),
+        (
+            [{"dataset": "b.jsonl", "eval_fraction": 0.3}, {"eval_fraction": 0.1}],
+            ["dataset b.jsonl, eval_fraction 0.3", "dataset a.jsonl, eval_fraction 0.1"],
+        ),
+        ([{}, {}], ["held-out rows h0", "held-out rows h1"]),  # the file changed
+    ],
+)
+def test_groups_are_named_by_what_sets_their_rows_apart(settings, names):
+    trials = [judged(f"t{at}", 0.1, f"h{at}", **config) for at, config in enumerate(settings)]
+    for metric in (LOSS, "objective/best"):
+        assert [item.group for item in rank(trials, metric, "minimize")] == names
+    assert [item.group for item in rank(trials, "rewards/margins", "maximize")] == ["", ""]
+
+
+def test_running_trials_belong_to_the_rows_that_their_settings_name():
+    """Before any has ended, the settings alone decide."""
+    running = [judged("a", 0.3, None), judged("b", 0.1, None, dataset="b.jsonl")]
+    assert [item.group for item in rank(running, LOSS, "minimize")] == ["dataset a.jsonl", "dataset b.jsonl"]
+    assert [item.group for item in rank(running[:1] * 2, LOSS, "minimize")] == ["", ""]
+
+
+def test_runs_without_the_fingerprint_of_held_out_rows_are_told_apart_by_that_of_all_rows():
+    def ran(run_id, data):
+        return TrialRecord(run_id, run_id, "finished", {}, {LOSS: 0.1, "trial/data": data}, 60.0)
+
+    assert {item.group for item in rank([ran("a", "r1"), ran("b", "r1")], LOSS, "minimize")} == {""}
+    assert len({item.group for item in rank([ran("a", "r1"), ran("b", "r2")], LOSS, "minimize")}) == 2
 
 
 def test_an_agent_warns_once_about_a_changed_file():
@@ -88,13 +196,13 @@ def test_an_agent_warns_once_about_a_changed_file():
 
 def test_a_name_cannot_send_escape_sequences_to_the_terminal():
     named = TrialRecord("a", "\x1b[2Jgone", "finished", {"learning_rate": 1e-5}, {LOSS: 0.1}, 60.0)
-    assert verdict(named).best.startswith('Run a "[2Jgone" (learning_rate 1e-05)')
+    assert verdict(named).best[0].startswith('Run a "[2Jgone" (learning_rate 1e-05)')
 
 
 def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
     result = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
-    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in result.best
-    assert result.confidence == (
+    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in result.best[0]
+    assert result.confidence[0] == (
         "Fairly sure: the lead (0.2) is unlikely to be seed noise (standard deviation 0.01, 4 degrees of "
         "freedom)."
     )
@@ -103,7 +211,7 @@ def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
 
 def test_a_lead_within_the_spread_between_seeds_is_a_tie():
     result = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
-    assert result.confidence == (
+    assert result.confidence[0] == (
         "A tie of 2: the lead (0.05) is within seed noise (standard deviation 0.14, 3 degrees of freedom)."
     )
     assert "Run the top 2 with more seeds, or choose the cheapest of them." in result.next_steps
@@ -111,13 +219,13 @@ def test_a_lead_within_the_spread_between_seeds_is_a_tie():
 
 def test_a_failed_or_running_best_trial_gets_a_warning():
     broken = verdict(trial("a", 0.1, state="failed", cause="out of memory"), trial("b", 0.2, 1e-4))
-    assert broken.best.endswith("It failed (out of memory), so it is not fully trained.")
-    assert verdict(trial("a", 0.1, state="running")).best.endswith("It is still training.")
+    assert broken.best[0].endswith("It failed (out of memory), so it is not fully trained.")
+    assert verdict(trial("a", 0.1, state="running")).best[0].endswith("It is still training.")
 
 
 def test_the_best_mean_wins_and_not_the_luckiest_run():
     result = verdict(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60))
-    assert result.best.startswith("learning_rate 1e-05 has the best mean")
+    assert result.best[0].startswith("learning_rate 1e-05 has the best mean")
 
 
 def test_noise_is_pooled_over_configurations():
@@ -165,7 +273,7 @@ def test_failures_are_listed_by_cause_with_what_they_share():
 
 def test_a_sweep_without_runs_says_what_to_type():
     result = verdict()
-    assert result.best == "No trial yet."
+    assert result.best[0] == "No trial yet."
     assert result.next_steps == ("No trial yet. To train here: kto-sweep agent s",)
 
 
@@ -173,7 +281,7 @@ def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():
     with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as error:
         verdict(trial("a", 0.1, mine=1.0), metric="margins")
     assert error.value.hint == "eval/margins"
-    assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best.startswith("Run a")
+    assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best[0].startswith("Run a")
 
 
 def test_ranking_by_margins_gets_a_caution():

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -102,3 +103,29 @@ def test_held_out_rows_of_their_own_are_evaluated_on_and_all_others_trained_on()
             max_length=100,
             held_out=data_set([(1, True), (1, False)], DataNotes("test.jsonl")),
         )
+
+
+def held_out_fingerprint(max_length: int, *, eval_fraction: float = 0.2, prompts: int = 20) -> str:
+    """The fingerprint of the held-out rows of prompts that have 3 tokens with their answers."""
+    rows = data_set([(prompt, prompt % 2 == 0) for prompt in range(prompts)])
+    return prepare_data(rows, eval_fraction=eval_fraction, max_length=max_length).eval_fingerprint
+
+
+def test_held_out_rows_that_max_length_does_not_cut_have_one_fingerprint() -> None:
+    assert held_out_fingerprint(100) == held_out_fingerprint(3)
+    assert len({held_out_fingerprint(length) for length in (100, 2)}) == 2
+
+
+def test_other_held_out_rows_have_another_fingerprint() -> None:
+    others = (held_out_fingerprint(100, eval_fraction=0.4), held_out_fingerprint(100, prompts=40))
+    assert len({held_out_fingerprint(100), *others}) == 3
+    assert prepare_data(data_set(TEN), eval_fraction=0, max_length=100).eval_fingerprint == ""
+
+
+@pytest.mark.parametrize("column", ["prompt_keys", "completion_keys", "labels"])
+def test_a_fingerprint_changes_with_any_row_and_not_with_their_order(column: str) -> None:
+    table = data_set(TEN).table
+    assert table.take(range(9, -1, -1)).fingerprint(None) == table.fingerprint(None)
+    changed = getattr(table, column).copy()
+    changed[3] = not changed[3] if column == "labels" else changed[3] + 1
+    assert replace(table, **{column: changed}).fingerprint(None) != table.fingerprint(None)

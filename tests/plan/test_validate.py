@@ -1,6 +1,7 @@
 """Static problems of a sweep and its data, other than invalid single values."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,35 @@ def test_margins_as_the_metric_get_a_warning_with_the_reason(folder: Path) -> No
     (warning,) = check(folder, GRID + "metric: {name: rewards/margins, goal: maximize}\n").warnings
     assert "diverging trials win" in warning.what
     assert "eval/common_loss" in warning.what
+
+
+SETS = "  dataset: {values: [rows.jsonl, more.jsonl]}"
+FOR_ALL = "eval_dataset: FILE, whose rows judge all trials"
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        (SETS, "dataset is searched, so trials are judged on different rows", FOR_ALL),
+        ("  eval_fraction: {values: [0.1, 0.3]}", "eval_fraction is searched, so trials", FOR_ALL),
+        (
+            "  max_length: {values: [64, 128]}",
+            "max_length is searched, and cuts longer rows",
+            "max_length: one",
+        ),
+    ],
+)
+def test_a_search_that_changes_the_held_out_rows_gets_a_warning(
+    folder: Path, line: str, what: str, hint: str
+) -> None:
+    shutil.copy(folder / "rows.jsonl", folder / "more.jsonl")
+    base = GRID.replace("  dataset: {value: rows.jsonl}\n", "") if line == SETS else GRID
+    (warning,) = check(folder, f"{base}{line}\n").warnings
+    assert warning.what.startswith(what)
+    assert warning.hint.startswith(hint)
+    assert "eval/common_loss ranks only trials that were judged on the same held-out rows" in warning.why
+    train_metric = check(folder, f"metric: {{name: loss, goal: minimize}}\n{base}{line}\n").warnings
+    assert not any("is searched" in warning.what for warning in train_metric)
 
 
 def test_a_quantised_gguf_is_an_error(folder: Path) -> None:

@@ -21,6 +21,10 @@ from kto_sweep.sweep.ref import SweepRef, load_sweep_record, parse_ref, save_swe
         ("https://wandb.ai/me/kto%20%28v2%29/sweeps/ab12cd34", ("me", "kto (v2)", "ab12cd34")),
         ("https://wandb.ai/me/h%C3%B6he+1/sweeps/ab12cd34", ("me", "höhe+1", "ab12cd34")),
         ("http://127.0.0.1:8642/local/my%20kto/sweeps/ab12cd34?nw=x", ("local", "my kto", "ab12cd34")),
+        ("https://wandb.ai/me/kto/sweeps/ab12cd34/workspace?nw=me#tab", ("me", "kto", "ab12cd34")),
+        ("127.0.0.1:8642/local/kto/sweeps/ab12cd34", ("local", "kto", "ab12cd34")),
+        ("wandb.ai/me/sweeps/sweeps/ab12cd34", ("me", "sweeps", "ab12cd34")),
+        ("https://lab.example/wandb/me/kto/sweeps/ab12cd34", ("me", "kto", "ab12cd34")),
     ],
 )
 def test_a_sweep_has_several_names(text, parts):
@@ -28,7 +32,19 @@ def test_a_sweep_has_several_names(text, parts):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a/b/c/d", "a//b", "https://wandb.ai/", "x" * 200, "../../etc", "a\nb", "a\nb/c", "k:1/c"]
+    "text",
+    [
+        "",
+        "a/b/c/d",
+        "a//b",
+        "https://wandb.ai/",
+        "x" * 200,
+        "../../etc",
+        "a\nb",
+        "a\nb/c",
+        "k:1/c",
+        "me/kto/sweeps/x",
+    ],
 )
 def test_an_invalid_name_is_rejected(text):
     with pytest.raises(UsageError, match="is not the name of a sweep"):

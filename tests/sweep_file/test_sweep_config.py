@@ -172,6 +172,15 @@ def test_groups_and_tied_values(tmp_path: Path) -> None:
         ("run_cap: 0", "1 run_cap: 0 is not a number of trials"),
         ("run_cap: 2.5", "1 run_cap: 2.5 is not a number of trials"),
         ("project: 7", '1 project: 7 is not a project\n  It must be text.\n  Hint: project: "7"'),
+        (
+            "project: team/kto",
+            "1 project: team/kto is not the name of a project\n"
+            "  W&B allows 1 to 128 characters, and none of / \\ # ? % :\n"
+            "  Hint: project kto, entity team",
+        ),
+        ("project: 'kto: v2'", "1 project: kto: v2 is not the name of a project"),
+        ("entity: my/team", "1 entity: my/team is not the name of a user or team"),
+        ("controller: locl", "1 controller: locl is not a controller\n  Hint: controller: {type: local}"),
         ("command: python", "1 command: python is not a list"),
         ("metrics: [{name: eval/auc}]", "1 metrics: several metrics"),
         ("metric: eval/auc", "1 metric: eval/auc is not a metric\n  Hint: metric: {name: eval/auc}"),
@@ -391,3 +400,125 @@ def test_a_file_that_is_not_text_is_one_message(tmp_path: Path) -> None:
     file.write_bytes(b"method: \x00")
     with pytest.raises(SweepFileError, match="not YAML"):
         load_sweep_config(file)
+
+
+ANCHORS = """\
+x-rates: &rates
+  values: [1.0e-4, 1.0e-3]
+common: &common
+  dataset: {value: data.jsonl}
+  beta: {value: 0.3}
+method: grid
+parameters:
+  <<: *common
+  model_size: {value: tiny}
+  learning_rate: *rates
+  beta: {values: [0.1, 0.2]}
+"""
+
+
+def test_top_level_keys_that_only_hold_anchors_are_not_registered(tmp_path: Path) -> None:
+    config = load(tmp_path, ANCHORS).config
+    assert set(config) == {"method", "metric", "parameters", "program"}
+    assert config["parameters"] == {
+        "dataset": {"value": "data.jsonl"},
+        "model_size": {"value": "tiny"},
+        "learning_rate": {"values": [1e-4, 1e-3]},
+        "beta": {"values": [0.1, 0.2]},
+    }
+    assert set(load(tmp_path, "x-note: {a: 1}\n" + HEAD).config) == set(config)
+
+
+@pytest.mark.parametrize(
+    ("top", "problem"),
+    [
+        ("rates: {values: [1, 2]}", "1 rates: rates is not a key of a sweep"),
+        ("rates: &rates {values: [*one, *one]}", "1: column 25: not YAML"),
+        ("rates: {a: &one 1, b: *one}", "1 rates: rates is not a key of a sweep"),
+        (
+            "metirc: &metric {name: eval/auc, goal: maximize}\nmetric: *metric",
+            "1 metirc: metirc is not a key of a sweep\n  Hint: metric",
+        ),
+    ],
+)
+def test_other_unknown_top_level_keys_are_errors(tmp_path: Path, top: str, problem: str) -> None:
+    (shown,) = problems_of(tmp_path, f"{top}\n{HEAD}")
+    assert shown.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("entry", "registered", "notice"),
+    [
+        (
+            "learning_rate: {values: [1e-4, 0.0001]}",
+            {"values": [1e-4]},
+            "learning_rate: 1e-4 = 0.0001 is listed 2 times and counts once",
+        ),
+        (
+            "batch_size: {values: ['8', 4, 8, 8.0]}",
+            {"values": [8, 4]},
+            "batch_size: 8 = 8.0 is listed 3 times and counts once",
+        ),
+        (
+            "full_finetune: {values: [true, 'true', false]}",
+            {"values": [True, False]},
+            "full_finetune: true is listed 2 times and counts once",
+        ),
+        (
+            "lora: {values: [{r: 8}, {r: '8'}]}",
+            {"values": [{"r": 8}]},
+            'lora: {"r": 8} = {"r": "8"} is listed 2 times and counts once',
+        ),
+    ],
+)
+def test_a_value_listed_twice_counts_once(
+    tmp_path: Path, entry: str, registered: dict[str, object], notice: str
+) -> None:
+    sweep = load(tmp_path, f"{HEAD}  {entry}\n")
+    assert sweep.config["parameters"][entry.partition(":")[0]] == registered
+    assert sweep.notices[-1] == notice
+    assert sweep.expected_trials == sweep.space.grid_size() == len(registered["values"])  # type: ignore[arg-type]
+    assert [len(p.distribution.extremes()) for p in sweep.space.searched] in ([], [sweep.expected_trials])
+
+
+def test_equal_values_add_their_probabilities(tmp_path: Path) -> None:
+    body = "  beta: {values: [0.1, 0.2, '0.1'], probabilities: [0.25, 0.25, 0.5]}\n"
+    sweep = load(tmp_path, HEAD.replace("grid", "random") + body)
+    assert sweep.config["parameters"]["beta"] == {"values": [0.1, 0.2], "probabilities": [0.75, 0.25]}
+
+
+@pytest.mark.parametrize(
+    ("top", "notice"),
+    [
+        ("job: me/kto/job:latest", "job: only W&B Launch reads it"),
+        ("image_uri: me/kto:1", "image_uri: only W&B Launch reads it"),
+        ("scheduler: {engine: wandb}", "scheduler: no trial starts until `wandb sweep-scheduler SWEEP`"),
+        ("controller: {type: local}", "controller: with type: local, W&B starts no trial until"),
+    ],
+)
+def test_settings_that_need_another_program_are_named(tmp_path: Path, top: str, notice: str) -> None:
+    sweep = load(tmp_path, f"{top}\n{HEAD}")
+    assert [text[: len(notice)] for text in sweep.notices] == [notice]
+    assert sweep.config[top.partition(":")[0]] == yaml.safe_load(top)[top.partition(":")[0]]
+
+
+def test_the_settings_of_wandbs_documentation_are_registered_as_they_are(tmp_path: Path) -> None:
+    top = {
+        "name": "sweep demo",
+        "description": "from W&B's documentation",
+        "entity": "my-team",
+        "project": "my-kto",
+        "run_cap": 3,
+        "early_terminate": {"type": "hyperband", "s": 2, "eta": 3, "max_iter": 27},
+        "controller": {"type": "cloud"},
+        "apiVersion": "1",
+        "kind": "sweep",
+        "command": ["${env}", "${interpreter}", "${program}", "${args_no_hyphens}"],
+    }
+    body = (
+        "  optimizer: {distribution: constant, value: adamw}\n  lora: {parameters: {r: {values: [8, 16]}}}\n"
+    )
+    sweep = load(tmp_path, yaml.safe_dump(top) + HEAD + body)
+    assert {key: sweep.config[key] for key in top} == top
+    assert sweep.config["parameters"]["optimizer"] == {"distribution": "constant", "value": "adamw"}
+    assert sweep.expected_trials == 2

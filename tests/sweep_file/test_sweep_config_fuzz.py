@@ -30,13 +30,22 @@ WORDS = st.sampled_from(
         "8",
         "uniform",
         "4bit",
+        "log_uniform",
+        "log_normal",
+        "${args}",
+        "${program}",
+        "--beta=0.5",
+        "--lora_r",
+        "lora_targets=[",
+        "{",
+        "a/b",
     ]
 )
 SCALARS = st.none() | st.booleans() | st.integers(-2, 40) | st.floats() | WORDS
 NAMES = """
     method parameters metric name goal value values min max distribution q mu probabilities beta lora r
     dataset model_size batch_size early_terminate type min_iter max_iter s eta run_cap learning_rate _x 1
-    replicates asha objectives warm_start alerts seed
+    replicates asha objectives warm_start alerts seed command program project entity controller job x-base
 """
 KEYS = st.sampled_from(NAMES.split()) | st.integers(0, 2) | st.booleans() | st.none()
 TREES = st.recursive(

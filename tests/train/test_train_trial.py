@@ -36,6 +36,7 @@ def test_trials_train_one_after_another(context: WorkerContext, tmp_path: Path) 
         result = train_trial(context, trial, tmp_path / str(at), report, lambda: False)
         assert list(report.rows) == [1, 2, 3]
         assert result.summary["eval/common_loss"] == report.rows[3]["eval/common_loss"]
+        assert result.summary["trial/eval_data"] == context.data(trial).eval_fingerprint
 
 
 def test_a_trial_that_is_stopped_continues_the_next_time(context: WorkerContext, tmp_path: Path) -> None:
@@ -76,6 +77,8 @@ def test_a_model_that_cannot_be_packed_is_trained_with_trl(
     trial = make_trial(model=str(tmp_path / "model"), max_steps=2)
     result = train_trial(context, trial, tmp_path / "out", report, lambda: False)
     assert result.steps == 2
+    # Another model, judged on the same rows: the two trials compare.
+    assert result.summary["trial/eval_data"] == context.data(make_trial()).eval_fingerprint
     assert any("TRL's trainer trains it instead" in note for note in report.notes)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
     assert (tmp_path / "out" / "lineage.json").exists()

@@ -13,6 +13,7 @@ export const FIXED = {
   tags: (run) => run.tags,
   notes: (run) => run.notes,
   host: (run) => run.host,
+  "judged on": (run) => run.judged_on ?? null,
 };
 
 /** A run's value by column name; configuration before summary, because names such as learning_rate are in both. */

@@ -4,10 +4,12 @@ import { csv, save } from "./csv.js";
 import { add, empty, h, keepingFocus, put, debounce } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
+import { bests, judgedOn, rank } from "./rankings.js";
 import { FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
 const MAX_COMPARED = 10;
+const JUDGED_ON = "judged on";
 const EXTRA = ["rewards/margins", "kl", "gpu/memory_peak_gb"];
 
 export class RunsTable {
@@ -86,6 +88,7 @@ export class RunsTable {
   update(runs, colours) {
     this.runs = runs;
     this.colours = colours;
+    if (runs.some(judgedOn) && !this.columns.includes(JUDGED_ON)) this.columns.splice(2, 0, JUDGED_ON);
     this.render();
   }
 
@@ -104,9 +107,14 @@ export class RunsTable {
   matching() {
     const fits = matcher(this.filter.value, valueOf);
     const { name, descending } = this.sort;
+    const apart = name === this.options.metric?.name; // the metric does not compare across rankings
     return this.runs
       .filter((run) => fits(run) && (this.brushed === null || this.brushed.has(run.name)))
-      .sort((a, b) => compare(valueOf(a, name), valueOf(b, name), descending));
+      .sort(
+        (a, b) =>
+          (apart && compare(judgedOn(a), judgedOn(b), false)) ||
+          compare(valueOf(a, name), valueOf(b, name), descending),
+      );
   }
 
   /** Those of them that are not hidden. */
@@ -126,10 +134,10 @@ export class RunsTable {
       this.columns.map((name) => this.heading(name)),
     );
     const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
-    const best = this.bestName();
+    const best = this.bestNames();
     put(
       this.body,
-      shown.map((run) => this.row(run, run.name === best)),
+      shown.map((run) => this.row(run, best.has(run.name))),
     );
     put(
       this.status,
@@ -153,14 +161,13 @@ export class RunsTable {
     }
   }
 
-  bestName() {
+  /** The best run of each ranking. */
+  bestNames() {
     const { metric } = this.options;
-    if (!metric) return null;
-    const ranked = this.runs.filter((run) => typeof valueOf(run, metric.name) === "number");
-    ranked.sort((a, b) =>
-      compare(valueOf(a, metric.name), valueOf(b, metric.name), metric.goal === "maximize"),
-    );
-    return ranked[0]?.name ?? null;
+    if (!metric) return new Set();
+    const value = (run) => (typeof valueOf(run, metric.name) === "number" ? valueOf(run, metric.name) : null);
+    const ranked = rank(this.runs, value, metric.goal === "maximize");
+    return new Set(bests(ranked, value).map((run) => run.name));
   }
 
   heading(name) {

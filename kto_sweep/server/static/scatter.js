@@ -3,11 +3,15 @@
 import { h, put } from "./dom.js";
 import { isolated, count, show } from "./format.js";
 import { TICKS, draw, drawNothing, escapeMarkup } from "./plot.js";
+import { judgedOn } from "./rankings.js";
 import { colour } from "./theme.js";
 
 const FEW_POINTS = 200;
 
-/** @typedef {{name: string, title: string, colour: string, created: number, value: number}} Point */
+/**
+ * `judged_on`: the rows that the value was measured on, if others were measured on other rows.
+ * @typedef {{name: string, title: string, colour: string, created: number, value: number, judged_on?: string}} Point
+ */
 
 export class ScatterPanel {
   constructor() {
@@ -27,21 +31,12 @@ export class ScatterPanel {
       drawNothing(this.chart, "no data yet");
       return;
     }
-    let best = null;
-    const so_far = ordered.map((point) => (best = best === null ? point.value : better(best, point.value)));
     const dense = ordered.length > FEW_POINTS; // edges would hide the colours
     const times = ordered.map((point) => new Date(point.created * 1000));
     await draw(
       this.chart,
       [
-        {
-          type: "scatter",
-          mode: "lines",
-          x: times,
-          y: so_far,
-          line: { shape: "hv", color: colour("accent"), width: 1.5 },
-          hoverinfo: "skip",
-        },
+        ...rankings(ordered).map(([, points]) => bestSoFar(points, better)),
         {
           type: "scatter",
           mode: "markers",
@@ -61,9 +56,31 @@ export class ScatterPanel {
   }
 }
 
+/** The points of each ranking, by the rows that they were measured on. */
+function rankings(points) {
+  const groups = new Map();
+  for (const point of points) groups.set(judgedOn(point), [...(groups.get(judgedOn(point)) ?? []), point]);
+  return [...groups];
+}
+
+function bestSoFar(points, better) {
+  let best = null;
+  return {
+    type: "scatter",
+    mode: "lines",
+    x: points.map((point) => new Date(point.created * 1000)),
+    y: points.map((point) => (best = best === null ? point.value : better(best, point.value))),
+    line: { shape: "hv", color: colour("accent"), width: 1.5 },
+    hoverinfo: "skip",
+  };
+}
+
 function describe(points, metric, better) {
   if (!points.length) return `No run has logged ${metric.name} yet.`;
-  const value = points.map((point) => point.value).reduce((a, b) => better(a, b));
-  const place = points.findIndex((point) => point.value === value);
-  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: best ${show(value)} by ${isolated(points[place].title)}, number ${place + 1} of ${count(points.length, "run")} by time.`;
+  const bests = rankings(points).map(([rows, members]) => {
+    const value = members.map((point) => point.value).reduce((a, b) => better(a, b));
+    const place = points.findIndex((point) => judgedOn(point) === rows && point.value === value);
+    return `best ${rows ? `on ${isolated(rows)} ` : ""}${show(value)} by ${isolated(points[place].title)}, number ${place + 1} of ${count(points.length, "run")} by time`;
+  });
+  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: ${bests.join("; ")}.`;
 }

@@ -6,11 +6,12 @@ import { Controls } from "./controls.js";
 import { CurveStore } from "./curve_store.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { add, yieldToBrowser, empty, h, keepingFocus, put, section } from "./dom.js";
-import { compare, show } from "./format.js";
+import { show } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
 import { ParallelPlot } from "./parallel.js";
 import { plotly } from "./plot.js";
+import { bests, rank as rankRuns } from "./rankings.js";
 import { valueOf } from "./run_values.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
@@ -47,10 +48,11 @@ function metricOf(run) {
   return typeof value === "number" ? value : null;
 }
 
-/** Sorts the runs by the metric, best first; those without a value last. */
+/** Sorts the runs by the metric, best first; those without a value last; those judged on other rows apart. */
 function rank() {
-  const down = facts.metric?.goal === "maximize";
-  order = [...runs.values()].sort((a, b) => compare(metricOf(a), metricOf(b), down) || a.created - b.created);
+  const { groups, of } = facts.rankings ?? { groups: [], of: {} };
+  for (const run of runs.values()) run.judged_on = groups[of[run.name]];
+  order = rankRuns([...runs.values()], metricOf, facts.metric?.goal === "maximize");
 }
 
 /** The searched parameters; if the server does not know them, those that differ between runs. */
@@ -138,11 +140,15 @@ function build() {
 }
 
 function drawHead() {
-  const best = order.find((run) => metricOf(run) !== null);
-  const link = best && h("a", { href: path(entity, project, "runs", best.name) }, best.title);
-  drawFacts(page.head, facts, order, best ? [`★ ${show(metricOf(best))} `, link] : null);
+  const best = bests(order, metricOf).map((run) => [
+    `★ ${show(metricOf(run))} `,
+    h("a", { href: path(entity, project, "runs", run.name) }, run.title),
+    run.judged_on ? ` on ${run.judged_on} ` : "",
+  ]);
+  drawFacts(page.head, facts, order, best.length ? best.flat() : null);
   put(
     page.problems,
+    facts.rankings ? h("p", { class: "warning" }, facts.rankings.why) : null,
     facts.problems.map((text) => h("p", { class: "warning" }, `Problem in the sweep file: ${text}`)),
   );
   page.controls.sweep(facts.state);
@@ -290,6 +296,7 @@ async function drawScatter() {
     .map((run) => ({
       name: run.name,
       title: run.title,
+      judged_on: run.judged_on,
       created: run.created,
       colour: page.colours.get(run.name),
       value: metricOf(run),

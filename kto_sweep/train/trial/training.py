@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure
-from kto_sweep.fingerprints import DATA, MODEL
+from kto_sweep.fingerprints import DATA, EVAL_DATA, MODEL
 from kto_sweep.parameter_types import describe_sources
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.packed.engine import LogRatios
@@ -59,7 +59,8 @@ class SharedInputs:
     def summary(self) -> dict[str, str]:
         """Short hashes for the run's summary: they differ if trials of a sweep used other data or weights."""
         dtype = str(self.base.dtype).removeprefix("torch.")
-        return {DATA: self.rows_hash[:DIGITS], MODEL: f"{dtype}:{self.model_hash[:DIGITS]}"}
+        hashes = {DATA: self.rows_hash[:DIGITS], MODEL: f"{dtype}:{self.model_hash[:DIGITS]}"}
+        return hashes | ({EVAL_DATA: self.data.eval_fingerprint} if self.data.eval_fingerprint else {})
 
 
 def sharing_key(trial: Trial) -> tuple[object, ...]:
