@@ -4,7 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,34 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.errors import (
+    FailureCause,
+    KtoSweepError,
+    TrialFailure,
+    UsageError,
+    is_disk_full,
+    is_transient,
+)
 from kto_sweep.home import Home
 from kto_sweep.models.hub import no_safetensors_error
+from kto_sweep.models.model_checks import RESIZE, unknown_architecture
+from kto_sweep.models.model_config import USE_CAUSAL, check_folder
+from kto_sweep.models.model_kind import kind_error
 from kto_sweep.models.presets import Quantization, names_a_path
 from kto_sweep.text import nearest
+from kto_sweep.train.device import is_broken
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -98,22 +113,32 @@ def load_base(
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
+        config = AutoConfig.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        if (error := kind_error(name, config.to_dict())) is not None:
+            raise error
         tokenizer = AutoTokenizer.from_pretrained(
             source.name, trust_remote_code=trust_remote_code, **source.arguments
         )
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = _model_class(name, config).from_pretrained(
             source.name,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported with the missing ones
             **source.model_arguments,
             **_placement(quantization, device, dtype, shards),
             **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
         )
+    except KtoSweepError:
+        raise
     except Exception as error:  # a damaged file can raise anything
-        if _no_room(error):
+        if _no_room(error) or is_broken(error) or is_transient(error):
             raise
         raise _explained(name, error) from error
+    _require_all_weights(name, model, report)
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone does not name the file
         quantizer: Any = getattr(model, "hf_quantizer", None)
@@ -125,6 +150,58 @@ def load_base(
     model.requires_grad_(False)
     model.train(False)
     return LoadedBase(name, model, tokenizer, dtype, quantization)
+
+
+def _model_class(name: str, config: PreTrainedConfig) -> Any:
+    """What loads the model: of the class that its checkpoint is of, so that weights keep their names.
+
+    Raises UsageError for a model that transformers has no language model class for.
+    """
+    kinds: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
+    stored = next(iter(config.architectures or ()), "")
+    fitting = [kind for kind in kinds if type(config) in kind._model_mapping]
+    if not fitting and not hasattr(config, "auto_map"):
+        shown = f" ({stored})" if stored else ""
+        raise UsageError(f"{name}: not a causal language model{shown}", hint=USE_CAUSAL)
+    # Some have both: a text model alone, and one that also reads images, such as Qwen 3.5.
+    exact = (kind for kind in fitting if kind._model_mapping[type(config)].__name__ == stored)
+    return next(exact, fitting[0] if fitting else AutoModelForCausalLM)
+
+
+def _require_all_weights(name: str, model: PreTrainedModel, report: Mapping[str, Collection[Any]]) -> None:
+    """Raise UsageError for weights that the files do not have, or not in this shape.
+
+    transformers makes them up at random.
+    """
+    kind = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(
+            f"{name}: its files lack weights of {kind}: {', '.join(missing[:3])}{more}",
+            hint="download the model again; in place of an embedding or reward model, use the language model that "
+            "it was made from",
+        )
+    for weight, stored, expected in report["mismatched_keys"]:
+        raise UsageError(
+            f"{name}: {weight} is {tuple(stored)} in its files and {tuple(expected)} in its config.json",
+            hint="download the model again, or save it anew with save_pretrained",
+        )
+
+
+def check_token_ids(base: LoadedBase, data: TrainingData) -> None:
+    """Raise UsageError for rows with a token that the model has no embedding for.
+
+    The forward would fail on it: on a GPU with an error that says nothing, and ends the process.
+    """
+    embedding: Any = base.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    largest = max(max(ids) for row in (*data.train, *data.eval) for ids in (row.prompt, row.completion) if ids)
+    if largest >= rows:
+        raise UsageError(
+            f"{base.name}: its tokenizer gives id {largest} ({base.tokenizer.convert_ids_to_tokens(largest)}), but "
+            f"it has {rows} embeddings",
+            hint=f"use {RESIZE}",
+        )
 
 
 def _quieten() -> None:
@@ -150,11 +227,7 @@ def _find(name: str, home: Home) -> _Source:
             )
         return _Source(str(path.parent), path.name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(
-                f"{name}: not a model folder (no config.json)",
-                hint="use a folder written by save_pretrained, or a .gguf file",
-            )
+        check_folder(path)
         return _Source(str(path))
     if path.is_file():
         raise UsageError(f"{name}: not a model folder or .gguf file", hint="use the model's folder")
@@ -252,17 +325,23 @@ def _explained(name: str, error: Exception) -> KtoSweepError:
             f"{name}: no such local folder, and no such model on the hub",
             hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
         )
-    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "couldn't connect" in first_line:
+    unreachable = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)
+    if among(*unreachable) or "couldn't connect" in first_line:
         return TrialFailure(
             FailureCause.NETWORK,
             f"{name}: no such local folder, and the hub cannot be reached",
             hint=f"connect to the network, or {elsewhere}",
         )
-    if "trust_remote_code" in str(error):
+    answers = [cause.response.status_code for cause in causes if isinstance(cause, hub.HfHubHTTPError)]
+    if any(status == 429 or status >= 500 for status in answers):
+        return TrialFailure(FailureCause.NETWORK, f"{name}: the hub fails: {first_line}")
+    if among(ImportError):
         return UsageError(
-            f"{name}: needs custom Python code, which kto-sweep does not run",
-            hint="choose a model with an architecture that transformers includes",
+            f"{name}: needs a package that is not installed: {first_line}",
+            hint="install it, or choose another model or quantization",
         )
+    if "trust_remote_code" in str(error) or "does not recognize this architecture" in str(error):
+        return unknown_architecture(name, error)
     if "safetensors" in first_line and isinstance(error, OSError):
         return no_safetensors_error(name)
     kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "

@@ -97,7 +97,7 @@ def test_a_quantised_model_can_be_trained_after_an_evaluation(
         ("{saved}/../small-lama", "no such model folder", "did you mean {saved}/../small-llama?"),
         ("{saved}/model.gguf", "no such model file", "check the path"),
         ("{saved}/nowhere/model.gguf", "no such model file", "the folder {saved}/nowhere does not exist"),
-        ("{saved}/..", "not a model folder (no config.json)", "save_pretrained"),
+        ("{saved}/..", "no model in this folder (it has no config.json)", "save_pretrained"),
         ("{saved}/config.json", "not a model folder", "use the model's folder"),
     ],
 )
@@ -136,7 +136,7 @@ def test_an_unknown_architecture_is_a_one_line_error(saved: Path, tmp_path: Path
     for file in saved.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text('{"model_type": "odd"}')
-    with pytest.raises(UsageError, match=r"cannot be loaded: .*`odd`") as raised:
+    with pytest.raises(UsageError, match=r"transformers cannot load it: .*`odd`") as raised:
         load(folder, tmp_path)
     assert "\n" not in raised.value.message
 
