@@ -56,7 +56,7 @@ class FailureCause(StrEnum):
 
     @property
     def is_the_trials_own(self) -> bool:
-        """Whether the trial itself caused it; the other causes come from the machine, the network or a bug."""
+        """Whether the trial itself caused it; other causes are the machine, the network or a bug."""
         return self in _OWN
 
     @property
@@ -92,7 +92,15 @@ def is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
-_WRONG_PATH = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_WRONG_PATH = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 def is_transient(error: BaseException) -> bool:
@@ -102,7 +110,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_device_assert(text: str) -> bool:
-    """Whether an error message means that a kernel got an index outside a table, which the GPU then reports."""
+    """Whether an error message means that a GPU's kernel got an index outside its table."""
     return "device-side assert" in text
 
 

@@ -1,12 +1,12 @@
 """Decides who caused a failure and whether to retry. Pure.
 
-A failure that would happen again ends the trial. Any other failure is retried, up to RETRIES times at the same
-step: progress resets the count, so a night of many unrelated failures does not end a trial.
+A failure that would happen again ends the trial. Any other failure is retried, up to RETRIES times at the
+same step: progress resets the count, so a night of many unrelated failures does not end a trial.
 
 When a worker dies, so do all its trials. From the second time on they are isolated: they run first, one at a
 time, each until it gets past the step where it died. A trial that runs alone when the next worker dies is the
-culprit. A worker that an error of a program has ended would end again: its trials are isolated at once, and one
-that ends it alone is not tried a third time.
+culprit. An error of a program would end the next worker too: the trials are isolated at once, and one that
+ends a worker alone is tried at most once more.
 """
 
 from collections.abc import Collection, Sequence

@@ -69,7 +69,9 @@ def train_one() -> None:
                 traceback.print_exc()
             failed = classify(error)
             run.summary.update({"failure/cause": str(failed.cause), "failure/message": failed.message})
-            print(f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}")
+            print(
+                f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}"
+            )
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
 

@@ -40,7 +40,7 @@ def on_worker_exit(t: Transition, event: WorkerExited) -> None:
     idle = 0 if running else MAX_IDLE_EXITS if cannot_start else before.idle_exits + 1
     t.set_device(name, idle_exits=idle)
     cause = before.exit_cause or exit_cause(output)
-    # Exits of workers that did not start count as idle exits, and errors of a program say nothing of the device.
+    # Workers that did not start count as idle exits; errors of a program say nothing about the device.
     if before.device.visible and started and cause.is_retried:
         suspects = [trial for trial in running.values() if trial.isolated] or list(running.values())
         names = frozenset(trial.run_id for trial in suspects)

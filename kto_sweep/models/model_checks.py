@@ -1,6 +1,6 @@
-"""What shows that a model cannot be trained, or not as configured, before its weights are loaded; without torch.
+"""Whether a model can be trained as configured, from its files' headers; loads no weights, and no torch.
 
-Only what is known is reported: nothing about a model that is neither on this machine nor on a hub that answers.
+Only what is known is reported: nothing about a model that is neither on this machine nor on the hub.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +20,6 @@ from kto_sweep.models.model_config import (
 from kto_sweep.models.model_kind import is_multimodal, kind_error
 from kto_sweep.models.presets import PRESETS, Quantization, names_a_path
 from kto_sweep.models.weights import Shapes, embedding_rows, is_embedding, weight_shapes
-from kto_sweep.text import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +34,7 @@ _POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequ
 
 _STATE_SPACE = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _NOT_ADAPTED = frozenset({"out_proj", "conv1d"})
-"""Layers of state-space models whose weights the kernels read directly, past an adapter; PEFT refuses them."""
+"""Layers of state-space models whose weights the kernels read past an adapter; PEFT refuses them."""
 
 _NOT_LINEAR = frozenset({"lm_head", "embed_out", "output", "wpe", "embed_positions", "score"})
 """Last parts of names of weights that are matrices of no layer with adapters."""
@@ -69,7 +68,9 @@ def stop_tokens(model: str, tokenizer: "PreTrainedTokenizerBase") -> frozenset[i
         sources += [config.get("eos_token_id"), text_part(config).get("eos_token_id")]
         sources.append(find_generation_config(model).get("eos_token_id"))
     for source in sources:
-        ids |= {id for id in (source if isinstance(source, list | tuple) else [source]) if isinstance(id, int)}
+        ids |= {
+            id for id in (source if isinstance(source, list | tuple) else [source]) if isinstance(id, int)
+        }
     return frozenset(ids)
 
 
@@ -122,8 +123,8 @@ def _positions(sizes: Mapping[str, Any]) -> int | None:
     encoding = sizes.get("position_embedding_type")
     if sizes.get("alibi") or nested.get("alibi") or encoding in ("alibi", "nope"):
         return None
-    trained = next((sizes[name] for name in _POSITIONS if isinstance(sizes.get(name), int)), None)
-    if trained is None or trained < 1:
+    trained = next((n for name in _POSITIONS if isinstance(n := sizes.get(name), int) and n > 0), None)
+    if trained is None:
         return None
     ropes = [sizes.get("rope_scaling"), sizes.get("rope_parameters")]
     # One set of parameters, or one for each type of layer (Gemma 3).
@@ -132,7 +133,7 @@ def _positions(sizes: Mapping[str, Any]) -> int | None:
 
 
 def _scaled(rope: Mapping[str, Any], trained: int) -> int:
-    """Positions with a rope scaling. Some configurations count them in `trained` already: hence the max above."""
+    """Positions with a rope scaling; some configurations count them in `trained` already, hence the max."""
     factor, original = rope.get("factor"), rope.get("original_max_position_embeddings")
     if not isinstance(factor, int | float):
         return 0
@@ -143,17 +144,16 @@ def _check_length(positions: int | None, max_length: int) -> Iterator[Problem]:
     if positions is not None and max_length > positions:
         yield Problem(
             ("max_length",),
-            f"max_length {max_length:,} is more than the model's {positions:,} positions",
-            f"Rows are cut to {positions:,} tokens.",
-            f"max_length: {positions}, or a model with a longer context",
-            Severity.NOTE,
+            f"{max_length} is more than the model can hold: rows are cut to its {positions} positions",
+            hint=f"max_length: {positions}, or a model with a longer context",
+            severity=Severity.NOTE,
         )
 
 
 def _check_senses(model: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     if is_multimodal(config):
-        why = "Its layers for images or sound are not trained."
-        yield Problem(("model",), f"{model}: trained as a text model", why, severity=Severity.NOTE)
+        what = f"{model} is trained as a text model: its layers for images or sound stay as they are"
+        yield Problem(("model",), what, severity=Severity.NOTE)
 
 
 def _check_loadable(model: str, config: Mapping[str, Any], *, transformers_is_loaded: bool) -> None:
@@ -253,7 +253,7 @@ def _check_vocabulary(
     named = f" ({', '.join((always or beyond)[:3])})" if beyond else ""
     yield Problem(
         ("model",),
-        f"its tokenizer has ids up to {vocabulary.size - 1}{named}, the model {counted(rows, 'embedding')}",
+        f"{model}: its tokenizer has ids up to {vocabulary.size - 1}{named}, and it has {rows} embeddings",
         "A row with such a token cannot be trained.",
         RESIZE,
         severity,
@@ -280,7 +280,7 @@ def _check_targets(
     known = sorted({name.rpartition(".")[2] for name in linear} - forbidden)
     hint = f"{ALL_LINEAR}, or some of {', '.join(known)}" if known else ALL_LINEAR
     if not wanted and experts > 1:
-        what = f"{ALL_LINEAR}: the attention layers get adapters, the {experts} experts of each layer do not"
+        what = f"{ALL_LINEAR}: attention layers get adapters, the {experts} experts of a layer do not"
         why = "The weights of all experts of a layer are one tensor, not linear layers."
         yield Problem(here, what, why, severity=Severity.NOTE)
     for target in wanted:
@@ -315,7 +315,9 @@ def _check_quantization(
         return
     what = f"the model's weights are quantized already ({method})"
     if quantization != "none" and method != "bitsandbytes":
-        yield Problem(("quantization",), what, f"They cannot be loaded in {quantization}.", "quantization: none")
+        yield Problem(
+            ("quantization",), what, f"They cannot be loaded in {quantization}.", "quantization: none"
+        )
     if full_finetune and method in ("bitsandbytes", "gptq", "awq"):
         why = "Quantized weights cannot be trained."
         yield Problem(("full_finetune",), what, why, "full_finetune: false, or the model in 16 bit")

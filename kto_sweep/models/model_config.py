@@ -1,4 +1,4 @@
-"""A model's configuration, as far as it can be read without loading the model: a folder, a .gguf file, the hub."""
+"""A model's configuration from a folder, a .gguf file or the hub, read without loading the model."""
 
 from collections.abc import Mapping
 from functools import lru_cache

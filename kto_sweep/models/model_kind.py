@@ -23,10 +23,10 @@ _TASKS = {
 
 _ENCODERS = frozenset(
     {
-        "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert",
+        "albert", "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "deberta",
+        "deberta-v2", "distilbert", "electra", "ernie", "megatron-bert", "modernbert", "mpnet", "nomic_bert",
         "rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta",
-        "xlm-roberta-xl", "xlnet", "xmod", "distilbert", "modernbert", "deberta", "deberta-v2", "mpnet",
-        "albert", "nomic_bert", "nomic-bert",
+        "xlm-roberta-xl", "xlnet", "xmod",
     }
 )  # fmt: skip
 """`model_type`s in which a token sees those after it, unless the configuration has is_decoder."""
@@ -48,9 +48,7 @@ def kind_error(model: str, config: Mapping[str, Any]) -> UsageError | None:
     return UsageError(f"{model}: {name or 'this'} is {what}, not a causal language model", hint=USE_CAUSAL)
 
 
-def _other_kind(
-    config: Mapping[str, Any], sizes: Mapping[str, Any], family: str, name: str
-) -> str | None:
+def _other_kind(config: Mapping[str, Any], sizes: Mapping[str, Any], family: str, name: str) -> str | None:
     if config.get("is_encoder_decoder") or family in _ENCODER_DECODERS:
         return "an encoder-decoder model"
     task = re.search(rf"({'|'.join(_TASKS)})$", name)

@@ -4,14 +4,12 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import errors as hub
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -28,22 +26,18 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.errors import (
-    FailureCause,
-    KtoSweepError,
-    TrialFailure,
-    UsageError,
-    is_disk_full,
-    is_transient,
-)
+from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.models.hub import no_safetensors_error
-from kto_sweep.models.model_checks import RESIZE, unknown_architecture
+from kto_sweep.models.model_checks import RESIZE
 from kto_sweep.models.model_config import USE_CAUSAL, check_folder
 from kto_sweep.models.model_kind import kind_error
 from kto_sweep.models.presets import Quantization, names_a_path
-from kto_sweep.text import nearest
-from kto_sweep.train.device import is_broken
+from kto_sweep.train.load_errors import (
+    explained,
+    nearest_path,
+    require_all_weights,
+    says_nothing_about_the_model,
+)
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -135,10 +129,10 @@ def load_base(
     except KtoSweepError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        if _no_room(error) or is_broken(error) or is_transient(error):
+        if says_nothing_about_the_model(error):
             raise
-        raise _explained(name, error) from error
-    _require_all_weights(name, model, report)
+        raise explained(name, error) from error
+    require_all_weights(name, model, report)
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone does not name the file
         quantizer: Any = getattr(model, "hf_quantizer", None)
@@ -168,26 +162,6 @@ def _model_class(name: str, config: PreTrainedConfig) -> Any:
     return next(exact, fitting[0] if fitting else AutoModelForCausalLM)
 
 
-def _require_all_weights(name: str, model: PreTrainedModel, report: Mapping[str, Collection[Any]]) -> None:
-    """Raise UsageError for weights that the files do not have, or not in this shape.
-
-    transformers makes them up at random.
-    """
-    kind = type(model).__name__
-    if missing := sorted(report["missing_keys"]):
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UsageError(
-            f"{name}: its files lack weights of {kind}: {', '.join(missing[:3])}{more}",
-            hint="download the model again; in place of an embedding or reward model, use the language model that "
-            "it was made from",
-        )
-    for weight, stored, expected in report["mismatched_keys"]:
-        raise UsageError(
-            f"{name}: {weight} is {tuple(stored)} in its files and {tuple(expected)} in its config.json",
-            hint="download the model again, or save it anew with save_pretrained",
-        )
-
-
 def check_token_ids(base: LoadedBase, data: TrainingData) -> None:
     """Raise UsageError for rows with a token that the model has no embedding for.
 
@@ -195,11 +169,13 @@ def check_token_ids(base: LoadedBase, data: TrainingData) -> None:
     """
     embedding: Any = base.model.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    largest = max(max(ids) for row in (*data.train, *data.eval) for ids in (row.prompt, row.completion) if ids)
+    largest = max(
+        max(ids) for row in (*data.train, *data.eval) for ids in (row.prompt, row.completion) if ids
+    )
     if largest >= rows:
         raise UsageError(
-            f"{base.name}: its tokenizer gives id {largest} ({base.tokenizer.convert_ids_to_tokens(largest)}), but "
-            f"it has {rows} embeddings",
+            f"{base.name}: a row has token {largest} ({base.tokenizer.convert_ids_to_tokens(largest)}), "
+            f"and the model has {rows} embeddings",
             hint=f"use {RESIZE}",
         )
 
@@ -219,7 +195,7 @@ def _find(name: str, home: Home) -> _Source:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UsageError(f"{name}: no such model file", hint=_nearest(path))
+            raise UsageError(f"{name}: no such model file", hint=nearest_path(path))
         if importlib.util.find_spec("gguf") is None:
             raise UsageError(
                 f"{name}: .gguf files need a package that is not installed",
@@ -232,7 +208,7 @@ def _find(name: str, home: Home) -> _Source:
     if path.is_file():
         raise UsageError(f"{name}: not a model folder or .gguf file", hint="use the model's folder")
     if names_a_path(name):
-        raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
+        raise UsageError(f"{name}: no such model folder", hint=nearest_path(path))
     return _Source(name)
 
 
@@ -293,71 +269,6 @@ def _without_dropout(model: PreTrainedModel) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _no_room(error: Exception) -> bool:
-    """Whether memory or disk ran out, which says nothing about the model."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_disk_full(error)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _explained(name: str, error: Exception) -> KtoSweepError:
-    """A failed load as an error that says what to do."""
-    causes = tuple(_chain(error))
-
-    def among(*types: type[BaseException]) -> bool:
-        return any(isinstance(cause, types) for cause in causes)
-
-    first_line = str(error).strip().partition("\n")[0] or repr(error)
-    elsewhere = "use a local folder or a .gguf file"
-    if among(hub.GatedRepoError):
-        return UsageError(
-            f"{name}: gated model, and this account has no access",
-            hint=f"request access at https://huggingface.co/{name} and set HF_TOKEN; or {elsewhere}",
-        )
-    if among(hub.RepositoryNotFoundError, hub.HFValidationError):
-        return UsageError(
-            f"{name}: no such local folder, and no such model on the hub",
-            hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
-        )
-    unreachable = (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, ConnectionError, TimeoutError)
-    if among(*unreachable) or "couldn't connect" in first_line:
-        return TrialFailure(
-            FailureCause.NETWORK,
-            f"{name}: no such local folder, and the hub cannot be reached",
-            hint=f"connect to the network, or {elsewhere}",
-        )
-    answers = [cause.response.status_code for cause in causes if isinstance(cause, hub.HfHubHTTPError)]
-    if any(status == 429 or status >= 500 for status in answers):
-        return TrialFailure(FailureCause.NETWORK, f"{name}: the hub fails: {first_line}")
-    if among(ImportError):
-        return UsageError(
-            f"{name}: needs a package that is not installed: {first_line}",
-            hint="install it, or choose another model or quantization",
-        )
-    if "trust_remote_code" in str(error) or "does not recognize this architecture" in str(error):
-        return unknown_architecture(name, error)
-    if "safetensors" in first_line and isinstance(error, OSError):
-        return no_safetensors_error(name)
-    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return UsageError(
-        f"{name}: cannot be loaded: {kind}{first_line}",
-        hint="download it again in case a file is damaged, or choose another model",
-    )
-
-
-def _nearest(path: Path) -> str:
-    """A hint for a path that does not exist."""
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist"
-    names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
-    near = nearest(path.name, names)
-    return f"did you mean {path.with_name(near)}?" if near else "check the path"
 
 
 _CHUNK = 2**22

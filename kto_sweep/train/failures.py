@@ -35,8 +35,8 @@ _LIBRARIES = {
 """What to set instead, by the package whose code raised an error."""
 
 OUTSIDE_TABLE = (
-    "a token id or a position is outside the model's tables: use the tokenizer of the model, and a max_length that "
-    "it can hold"
+    "a token id or a position is outside the model's tables: use the model's own tokenizer, and a max_length "
+    "that it can hold"
 )
 
 
@@ -46,24 +46,7 @@ def classify(error: BaseException) -> TrialFailure:
         return error
     if isinstance(error, KtoSweepError):
         return TrialFailure(_cause_of_ours(error), error.message, hint=error.hint)
-    if is_disk_full(error):
-        hint = "free some disk space and run the agent again"
-        return TrialFailure(FailureCause.DISK_FULL, str(error), hint=hint)
-    from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
-
-    if is_out_of_memory(error):
-        return out_of_memory(str(error))
-    text = f"{type(error).__name__}: {error}"
-    if is_device_assert(text):
-        return TrialFailure(FailureCause.BAD_CONFIG, text, hint=OUTSIDE_TABLE)
-    if is_broken(error):
-        cause = FailureCause.SICK_GPU if is_gpu_error(text) else FailureCause.WORKER_CRASH
-        return TrialFailure(cause, text)
-    if isinstance(error, ConnectionError | TimeoutError):
-        return TrialFailure(FailureCause.NETWORK, text)
-    if is_transient(error) or "can't start new thread" in text:
-        return TrialFailure(FailureCause.WORKER_CRASH, text)
-    return _of_a_program(error, text)
+    return _of_the_machine(error) or _of_a_program(error)
 
 
 def _cause_of_ours(error: KtoSweepError) -> FailureCause:
@@ -72,17 +55,43 @@ def _cause_of_ours(error: KtoSweepError) -> FailureCause:
     return FailureCause.BAD_CONFIG if isinstance(error, UsageError) else FailureCause.WORKER_CRASH
 
 
-def _of_a_program(error: BaseException, text: str) -> TrialFailure:
-    """The failure of an exception that the same trial would raise again."""
-    package = _raised_by(error.__traceback__)
+def _of_the_machine(error: BaseException) -> TrialFailure | None:
+    """The failure of an error that is not in any program."""
+    from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
+
+    text, cause = _shown(error), None
+    if is_out_of_memory(error):
+        return out_of_memory(str(error))
+    if is_disk_full(error):
+        hint = "free some disk space and run the agent again"
+        return TrialFailure(FailureCause.DISK_FULL, str(error), hint=hint)
+    if is_broken(error) and not is_device_assert(text):
+        cause = FailureCause.SICK_GPU if is_gpu_error(text) else FailureCause.WORKER_CRASH
+    elif isinstance(error, ConnectionError | TimeoutError):
+        cause = FailureCause.NETWORK
+    elif is_transient(error) or "can't start new thread" in text:
+        cause = FailureCause.WORKER_CRASH
+    return None if cause is None else TrialFailure(cause, text)
+
+
+def _of_a_program(error: BaseException) -> TrialFailure:
+    """The failure of an error that the same trial would raise again."""
+    text, package = _shown(error), _raised_by(error.__traceback__)
     if isinstance(error, ImportError) and error.name and not error.name.startswith("kto_sweep"):
         hint = f"install {error.name.partition('.')[0]}, or choose another model, optimizer or quantization"
-        return TrialFailure(FailureCause.BAD_CONFIG, text, hint=hint)
-    if package not in _LIBRARIES:
+    elif is_device_assert(text):
+        hint = OUTSIDE_TABLE
+    elif package in _LIBRARIES:
+        text = f"the model's code failed ({package}): {text}"
+        hint = OUTSIDE_TABLE if isinstance(error, IndexError) else _LIBRARIES[package]
+    else:
         hint = "a bug of kto-sweep: report it with the traceback in the run's console log"
         return TrialFailure(FailureCause.INTERNAL_ERROR, text, hint=hint)
-    hint = OUTSIDE_TABLE if isinstance(error, IndexError) else _LIBRARIES[package]
-    return TrialFailure(FailureCause.BAD_CONFIG, f"the model's code failed ({package}): {text}", hint=hint)
+    return TrialFailure(FailureCause.BAD_CONFIG, text, hint=hint)
+
+
+def _shown(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _raised_by(trace: TracebackType | None) -> str:

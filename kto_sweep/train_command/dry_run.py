@@ -7,9 +7,11 @@ from kto_sweep.data.formats import describe_bad, load_examples
 from kto_sweep.home import Home
 from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.presets import PRESETS
+from kto_sweep.models.tokenizer import find_tokenizer
 from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
+from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.text import counted, duration
 from kto_sweep.train_command.prepare import PreparedRun
 from kto_sweep.train_command.run import choose_devices, open_server
@@ -34,6 +36,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, console: "Con
     desirable = sum(example.label for example in loaded.examples)
     rows = f"{counted(len(loaded.examples), 'row')}, {desirable:,} desirable"
     say(f"data      {loaded.path}: {rows}" + (f"; skipped: {describe_bad(loaded.bad)}" if loaded.bad else ""))
+    require_trainable(trial, find_tokenizer(trial.base_model))
     planner = planner_for(None if cpu else find_gpu(), home, this_box=True)
     estimate = planner.estimate_cell(PlanCell(trial, 1, {}))
     held = trial.effective_quantization

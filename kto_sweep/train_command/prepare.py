@@ -10,6 +10,7 @@ from typing import Any
 from kto_sweep.data.formats import load_examples
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.sweep.server_choice import (
     DEFAULT_PROJECT,
     find_remote,
@@ -114,7 +115,9 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
         if resumed is not None:
             return resumed
     trial = _trial(home, options, say)
-    load_examples(trial.dataset)  # report unusable data before the run exists
+    load_examples(trial.dataset)  # report unusable data before the run exists, and an unusable model
+    for problem in require_trainable(trial):
+        say(f"{problem.severity.capitalize()}: {problem}")
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),

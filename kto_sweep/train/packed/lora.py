@@ -25,6 +25,7 @@ from kto_sweep.train.packed.lora_product import AdaptedLayer, AdapterGroup, Toke
 from kto_sweep.train.packed.optim import BLOCK
 from kto_sweep.train.packed.pack import Pack, hash64
 
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """One slot's adapters."""

@@ -18,9 +18,9 @@ def save_adapters(
 ) -> None:
     """Replace `folder` by adapters in PEFT's format; it is never incomplete.
 
-    `spec.targets` names the layers of `tensors` and no others (see shortest_names). `tensors` on the host, named
-    as by AdapterStack.tensors. `base_model`: the hub id or folder for PEFT to
-    load. Raises OSError, for example on a full disk.
+    `spec.targets` names the layers of `tensors` and no others (see shortest_names). `tensors` on the host,
+    named as by AdapterStack.tensors. `base_model`: the hub id or folder for PEFT to load.
+    Raises OSError, for example on a full disk.
     """
     # Not with peft's LoraConfig: its import would stop the other trials for two seconds.
     config = {

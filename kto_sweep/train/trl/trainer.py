@@ -277,7 +277,7 @@ class _RankTraining:
         trial, steps = self.trial, len(self.batches)
         warmup = warmup_steps(steps, trial.warmup_ratio)
         return OurKTOTrainer(
-            model=_trainable(self.base.model) if trial.full_finetune else self.base.model.requires_grad_(False),
+            model=_with_gradients(self.base.model, whole=trial.full_finetune),
             args=_arguments(trial, self.base, self.inputs.data, self._request.folder, steps, self._ranks),
             tokenizer=self.base.tokenizer,
             peft_config=None if trial.full_finetune else _lora(trial, self.base.model),
@@ -332,11 +332,12 @@ def _arguments(
     return KTOConfig(**arguments)
 
 
-def _trainable(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with gradients for what text reaches: its text decoder and its output layer."""
+def _with_gradients(model: PreTrainedModel, *, whole: bool) -> PreTrainedModel:
+    """`model`, if `whole` with gradients for what text reaches: the text decoder and the output layer."""
     model.requires_grad_(False)
-    text_decoder(model).requires_grad_(True)
-    model.get_output_embeddings().requires_grad_(True)  # type: ignore[no-untyped-call]
+    if whole:
+        text_decoder(model).requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)  # type: ignore[no-untyped-call]
     return model
 
 
