@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFWriter
-from peft import LoraConfig, get_peft_model
 from small_models import POSITIONS, VOCABULARY, save, small_model, small_tokenizer
 from transformers import (
     BartConfig,
@@ -23,6 +22,8 @@ from transformers import (
 from kto_sweep.errors import Problem, Severity
 from kto_sweep.models.model_checks import check_model, held_max_length, max_positions, stop_tokens
 from kto_sweep.models.presets import PRESETS
+from kto_sweep.train.packed.lora import AdapterSpec
+from kto_sweep.train.trial.adapters import save_adapters
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -197,9 +198,7 @@ def test_configurations_of_other_kinds(tmp_path: Path, config: dict[str, Any], w
 
 
 def test_adapters_are_named_with_their_base_model(tmp_path: Path, hub: list[str]) -> None:
-    model = get_peft_model(small_model("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
-    model.peft_config["default"].base_model_name_or_path = "org/base"
-    model.save_pretrained(str(tmp_path / "adapter"))
+    save_adapters(tmp_path / "adapter", AdapterSpec(2, 4.0, targets=("q_proj",)), {}, "org/base")
     for name, base in ((str(tmp_path / "adapter"), "org/base"), ("org/adapters", "org/model")):
         problem = error(name)
         assert problem.what == f"{name}: adapters (PEFT), not a model"
