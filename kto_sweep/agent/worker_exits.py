@@ -58,8 +58,8 @@ def on_worker_exit(t: Transition, event: WorkerExited) -> None:
     reason = f" ({before.exit_message.partition(chr(10))[0]})" if before.exit_message else ""
     delay = "" if started else f" in {RESTART_SECONDS:.0f} s"
     t.say(f"{name}: the worker {end}{reason}; starting another{delay}")
-    said = f": {before.exit_message}" if before.exit_message else ""
-    _isolate_or_fail(t, running, cause, f"the last one {end}{said}\n  log: {before.log}")
+    said = "" if cause.is_retried else f": {before.exit_message}"
+    _isolate_or_fail(t, running, cause, f"the last one {end}{said}; log: {before.log}")
     if t.open_slots(name):
         if started:
             t.start_worker(name)

@@ -19,7 +19,7 @@ from kto_sweep.models.model_config import (
 )
 from kto_sweep.models.model_kind import is_multimodal, kind_error
 from kto_sweep.models.presets import PRESETS, Quantization, names_a_path
-from kto_sweep.models.weights import Shapes, embedding_rows, is_embedding, weight_shapes
+from kto_sweep.models.weights import Shapes, check_files, embedding_rows, is_embedding, weight_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,6 +100,7 @@ def check_model(
         config = find_config(model)
         if (error := kind_error(model, config)) is not None:
             raise error
+        check_files(model)
         _check_loadable(model, config, transformers_is_loaded=tokenizer is not None)
     except UsageError as error:
         # Lint counts tokens with a tokenizer alone.

@@ -26,7 +26,7 @@ def find_config(model: str) -> Mapping[str, Any]:
         return _read_gguf(path, path.stat().st_mtime_ns)
     if path.is_dir():
         check_folder(path)
-        return _read_object(path / CONFIG)
+        return read_object(path / CONFIG)
     if names_a_path(model):
         raise UsageError(f"{model}: no such model folder", hint="check the path, or use a hub id")
     config = read_json(model, CONFIG)
@@ -40,7 +40,7 @@ def find_generation_config(model: str) -> Mapping[str, Any]:
     path = Path(model).expanduser()
     file = "generation_config.json"
     if path.is_dir():
-        return _read_object(path / file) if (path / file).is_file() else {}
+        return read_object(path / file) if (path / file).is_file() else {}
     return {} if names_a_path(model) else read_json(model, file) or {}
 
 
@@ -61,7 +61,7 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_folder(folder: Path) -> None:
     """Raises UsageError for a folder that is not one of a whole language model."""
     if (folder / ADAPTERS).is_file():
-        raise adapters_error(str(folder), _read_object(folder / ADAPTERS))
+        raise adapters_error(str(folder), read_object(folder / ADAPTERS))
     if (folder / "model_index.json").is_file():
         raise UsageError(f"{folder}: a diffusion pipeline, not a language model", hint=USE_CAUSAL)
     if (folder / "modules.json").is_file():
@@ -97,8 +97,8 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / file).is_file() for file in TOKENIZER_FILES)
 
 
-def _read_object(file: Path) -> Mapping[str, Any]:
-    """Raises UsageError if it is not a JSON file."""
+def read_object(file: Path) -> Mapping[str, Any]:
+    """The JSON object in a file. Raises UsageError if it is not a JSON file."""
     try:
         return as_object(file.read_bytes())
     except (OSError, ValueError) as error:

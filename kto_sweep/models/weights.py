@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from kto_sweep.models.model_config import find_file
+from kto_sweep.errors import UsageError
+from kto_sweep.models.hub import no_safetensors_error
+from kto_sweep.models.model_config import find_file, read_object
 
+_OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings", "embeddings")
 
@@ -37,6 +40,23 @@ def _read(files: tuple[tuple[Path, int], ...]) -> Shapes:
         except (SafetensorError, OSError):  # reported when it is loaded
             return {}
     return shapes
+
+
+def check_files(model: str) -> None:
+    """Raise UsageError for a folder whose weights are incomplete, or only in another format."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return
+    stored = {file.name for file in folder.glob("*.safetensors")}
+    if not stored and any(any(folder.glob(f"*{suffix}")) for suffix in _OTHER_FORMATS):
+        raise no_safetensors_error(model)
+    named = read_object(folder / _INDEX).get("weight_map") if (folder / _INDEX).is_file() else None
+    missing = sorted(set(named.values()) - stored) if isinstance(named, Mapping) else []
+    if missing:
+        raise UsageError(
+            f"{model}: {len(missing)} of its files of weights are missing, such as {missing[0]}",
+            hint="download the model again",
+        )
 
 
 def is_embedding(name: str) -> bool:

@@ -80,7 +80,7 @@ def _of_a_program(error: BaseException) -> TrialFailure:
     if isinstance(error, ImportError) and error.name and not error.name.startswith("kto_sweep"):
         hint = f"install {error.name.partition('.')[0]}, or choose another model, optimizer or quantization"
     elif is_device_assert(text):
-        hint = OUTSIDE_TABLE
+        text, hint = text.partition("\n")[0], OUTSIDE_TABLE  # the rest is about debugging CUDA
     elif package in _LIBRARIES:
         text = f"the model's code failed ({package}): {text}"
         hint = OUTSIDE_TABLE if isinstance(error, IndexError) else _LIBRARIES[package]

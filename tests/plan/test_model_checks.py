@@ -256,6 +256,18 @@ def test_vision_language_models_are_trained_as_text_models(tmp_path: Path) -> No
     assert max_positions(str(folder)) == POSITIONS
 
 
+def test_weights_that_are_incomplete_or_in_another_format_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    small_model("llama").save_pretrained(folder, max_shard_size="20KB")
+    assert check(folder) == []
+    lost = sorted(folder.glob("*.safetensors"))[1]
+    lost.unlink()
+    assert f"files of weights are missing, such as {lost.name}" in error(folder).what
+    pickled = Path(configured(tmp_path / "pickled", model_type="llama"))
+    (pickled / "pytorch_model.bin").write_bytes(b"")
+    assert "has no safetensors weights" in error(pickled).what
+
+
 # Tokens.
 
 

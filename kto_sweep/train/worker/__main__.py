@@ -45,7 +45,9 @@ def main() -> None:
     try:
         run(channel, queue, Home.from_environment())
     except Exception as error:
-        channel.send(WorkerBroken(f"{type(error).__name__}: {error}", classify(error).cause))
+        failed = classify(error)
+        hint = f"\n  Hint: {failed.hint}" if failed.hint else ""
+        channel.send(WorkerBroken(f"{failed.message}{hint}", failed.cause))
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         os._exit(1)  # a normal exit would abort: the thread that reads orders blocks interpreter shutdown
