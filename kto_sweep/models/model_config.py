@@ -1,5 +1,6 @@
 """A model's configuration from a folder, a .gguf file or the hub, read without loading the model."""
 
+import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -50,6 +51,14 @@ def find_file(model: str, file: str) -> Path | None:
     if path.is_dir():
         return path / file if (path / file).is_file() else None
     return None if names_a_path(model) else cached_file(model, file)
+
+
+def copy_processor(model: str, folder: Path) -> None:
+    """Copy to `folder` what a vision-language model prepares images with, if it is on this machine."""
+    for name in ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"):
+        file = find_file(model, name)
+        if file is not None:
+            shutil.copyfile(file, folder / name)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -76,6 +76,7 @@ def test_full_fine_tuning_changes_its_text_decoder_alone(tmp_path: Path) -> None
         model=str(folder), dataset="rows", full_finetune=True, max_steps=1, max_length=24, warmup_ratio=0.0,
         learning_rate=1e-2, batch_size=4,
     )  # fmt: skip
+    (folder / "preprocessor_config.json").write_text("{}")
     request = TrialRequest("run", trial, tmp_path / "run", Recorder(), lambda: False)
     train_trl(request, load(folder), make_data(), reference_dir=tmp_path / "cache")
     before = load_file(folder / "model.safetensors")
@@ -84,6 +85,7 @@ def test_full_fine_tuning_changes_its_text_decoder_alone(tmp_path: Path) -> None
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not any("visual" in name for name in changed)
+    assert (tmp_path / "run" / "model" / "preprocessor_config.json").exists()
 
 
 def test_its_sizes_are_those_of_its_text_decoder(tmp_path: Path) -> None:

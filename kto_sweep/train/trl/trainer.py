@@ -28,6 +28,7 @@ from trl.trainer.kto_config import KTOConfig
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
+from kto_sweep.models.model_config import copy_processor
 from kto_sweep.train.base_model import LoadedBase, check_token_ids, fingerprint_model
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import gpu_memory
@@ -172,6 +173,7 @@ class _TrlSlot:
         model, tokenizer = self._trial.base.model, self._trial.base.tokenizer
         with replaced(folder) as new:
             tokenizer.save_pretrained(str(new))
+            copy_processor(self._trial.base.name, new)
             if not is_sharded(model):
                 model.save_pretrained(str(new))
                 return
