@@ -17,7 +17,7 @@ from kto_sweep.models.model_config import (
     is_only_tokenizer,
     text_part,
 )
-from kto_sweep.models.model_kind import is_multimodal, kind_error
+from kto_sweep.models.model_kind import is_multimodal, kind_error, not_causal
 from kto_sweep.models.presets import PRESETS, Quantization, names_a_path
 from kto_sweep.models.weights import Shapes, check_files, embedding_rows, is_embedding, weight_shapes
 
@@ -164,18 +164,24 @@ def _check_loadable(model: str, config: Mapping[str, Any], *, transformers_is_lo
     if not config or not (transformers_is_loaded or gguf or "auto_map" in config):
         return  # importing it takes seconds
     from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
 
+    name = str(path.parent) if gguf else str(path) if path.is_dir() else model
+    arguments = {"gguf_file": path.name} if gguf else {}
     try:
-        if gguf:
-            AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-        else:
-            AutoConfig.from_pretrained(
-                model if not path.is_dir() else str(path), trust_remote_code=False, local_files_only=True
-            )
+        family = AutoConfig.from_pretrained(
+            name, trust_remote_code=False, local_files_only=True, **arguments
+        ).model_type
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise unknown_architecture(model, error) from error
     except OSError:
         return  # not in the hub's cache
+    classes = (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+    if not any(family in names for names in classes):
+        raise not_causal(model, config)
 
 
 def unknown_architecture(model: str, error: Exception) -> UsageError:

@@ -77,9 +77,10 @@ def check_folder(folder: Path) -> None:
         raise UsageError(f"{folder}: an embedding model (sentence-transformers)", hint=USE_CAUSAL)
     if not (folder / CONFIG).is_file():
         what = "only a tokenizer" if _has_tokenizer(folder) else "no model"
+        file = next(iter(sorted(folder.glob("*.gguf"))), "a .gguf file")
         raise UsageError(
             f"{folder}: {what} in this folder (it has no {CONFIG})",
-            hint="use the folder that save_pretrained wrote, or a .gguf file",
+            hint=f"use the folder that save_pretrained wrote, or {file}",
         )
 
 

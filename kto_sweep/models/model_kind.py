@@ -41,11 +41,18 @@ def kind_error(model: str, config: Mapping[str, Any]) -> UsageError | None:
     """Why the model with this configuration cannot be trained; None: it can, as far as that shows."""
     sizes = text_part(config)
     family = str(sizes.get("model_type", config.get("model_type", "")))
-    name = next(iter(config.get("architectures") or ()), "") or family
-    what = _other_kind(config, sizes, family, str(name))
-    if what is None:
-        return None
-    return UsageError(f"{model}: {name or 'this'} is {what}, not a causal language model", hint=USE_CAUSAL)
+    what = _other_kind(config, sizes, family, _class_name(config))
+    return None if what is None else not_causal(model, config, f"{what}, not")
+
+
+def not_causal(model: str, config: Mapping[str, Any], what: str = "not") -> UsageError:
+    """The error for a model that is `what` a causal language model: `an encoder, not`."""
+    name = _class_name(config) or "this"
+    return UsageError(f"{model}: {name} is {what} a causal language model", hint=USE_CAUSAL)
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    return str(next(iter(config.get("architectures") or ()), "") or config.get("model_type", ""))
 
 
 def _other_kind(config: Mapping[str, Any], sizes: Mapping[str, Any], family: str, name: str) -> str | None:

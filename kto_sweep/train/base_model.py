@@ -29,8 +29,8 @@ from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.models.model_checks import RESIZE
-from kto_sweep.models.model_config import USE_CAUSAL, check_folder
-from kto_sweep.models.model_kind import kind_error
+from kto_sweep.models.model_config import check_folder
+from kto_sweep.models.model_kind import kind_error, not_causal
 from kto_sweep.models.presets import Quantization, names_a_path
 from kto_sweep.train.load_errors import (
     explained,
@@ -155,8 +155,7 @@ def _model_class(name: str, config: PreTrainedConfig) -> Any:
     stored = next(iter(config.architectures or ()), "")
     fitting = [kind for kind in kinds if type(config) in kind._model_mapping]
     if not fitting and not hasattr(config, "auto_map"):
-        shown = f" ({stored})" if stored else ""
-        raise UsageError(f"{name}: not a causal language model{shown}", hint=USE_CAUSAL)
+        raise not_causal(name, config.to_dict())
     # Some have both: a text model alone, and one that also reads images, such as Qwen 3.5.
     exact = (kind for kind in fitting if kind._model_mapping[type(config)].__name__ == stored)
     return next(exact, fitting[0] if fitting else AutoModelForCausalLM)

@@ -211,11 +211,14 @@ def test_adapters_are_named_with_their_base_model(tmp_path: Path, hub: list[str]
         ("model_index.json", "a diffusion pipeline"),
         ("modules.json", "an embedding model (sentence-transformers)"),
         ("README.md", "no model in this folder"),
+        ("model.gguf", "no model in this folder"),
     ],
 )
 def test_folders_of_other_kinds(tmp_path: Path, file: str, what: str) -> None:
     (tmp_path / file).write_text("{}")
-    assert what in error(tmp_path).what
+    problem = error(tmp_path)
+    assert what in problem.what
+    assert not file.endswith(".gguf") or file in problem.hint
 
 
 def test_a_folder_with_only_a_tokenizer_is_enough_for_lint(tmp_path: Path) -> None:
@@ -233,6 +236,9 @@ def test_custom_code_and_new_architectures_are_named(tmp_path: Path) -> None:
     [problem] = check_model(new, small_tokenizer(), max_length=16)
     assert "`llama9`" in problem.what
     assert "pip install --upgrade transformers" in problem.hint
+    speech = configured(tmp_path / "c", model_type="wav2vec2", architectures=["Wav2Vec2ForXVector"])
+    [problem] = check_model(speech, small_tokenizer(), max_length=16)
+    assert problem.what == f"{speech}: Wav2Vec2ForXVector is not a causal language model"
 
 
 def test_a_gguf_file_of_another_family_is_refused(tmp_path: Path) -> None:
