@@ -107,9 +107,9 @@ def _metrics() -> Iterator[str]:
 def _causes() -> Iterator[str]:
     yield from _section(
         "Causes of failure",
-        "`failure/cause` in a run's summary. Causes that are not the trial's own are retried.",
+        "`failure/cause` in a run's summary. Failures that would happen again are not retried.",
     )
-    rows = ((cause.value, "no" if cause.is_the_trials_own else "yes") for cause in FailureCause)
+    rows = ((cause.value, "yes" if cause.is_retried else "no") for cause in FailureCause)
     yield from _table(("cause", "retried"), rows)
 
 

@@ -47,6 +47,7 @@ class FailureCause(StrEnum):
     DIVERGED = "diverged"
     BAD_CONFIG = "bad config"
     BAD_DATA = "bad data"
+    INTERNAL_ERROR = "internal error"
     WORKER_CRASH = "worker crash"
     SICK_GPU = "sick GPU"
     PREEMPTED = "preempted"
@@ -55,8 +56,13 @@ class FailureCause(StrEnum):
 
     @property
     def is_the_trials_own(self) -> bool:
-        """Whether the trial itself caused it; the other causes come from the machine or the network."""
+        """Whether the trial itself caused it; other causes are the machine, the network or a bug."""
         return self in _OWN
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether another attempt may succeed: the trial did nothing that it would do again."""
+        return self in _RETRIED
 
 
 _OWN = {
@@ -64,6 +70,12 @@ _OWN = {
     FailureCause.DIVERGED,
     FailureCause.BAD_CONFIG,
     FailureCause.BAD_DATA,
+}
+_RETRIED = {
+    FailureCause.WORKER_CRASH,
+    FailureCause.SICK_GPU,
+    FailureCause.DISK_FULL,
+    FailureCause.NETWORK,
 }
 
 
@@ -78,6 +90,28 @@ class TrialFailure(KtoSweepError):
 def is_disk_full(error: BaseException) -> bool:
     """Whether the error reports a full disk or an exceeded quota."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
+_WRONG_PATH = (
+    errno.ENOENT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the operating system reports an error that may be gone later, such as of a network drive."""
+    number = getattr(error, "errno", None)
+    return isinstance(error, OSError) and number is not None and number not in _WRONG_PATH
+
+
+def is_device_assert(text: str) -> bool:
+    """Whether an error message means that a GPU's kernel got an index outside its table."""
+    return "device-side assert" in text
 
 
 _GPU_ERROR_WORDS = (

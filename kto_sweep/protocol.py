@@ -125,9 +125,11 @@ class SetConcurrency:
 
 @dataclass(frozen=True)
 class WorkerBroken:
-    """Message: the worker exits because of an error that no trial caused."""
+    """Message: the worker exits because of an error of which it does not know the trial, if one caused it."""
 
     text: str
+    cause: str = ""
+    """A value of `FailureCause`; empty: to be found in `text`."""
 
 
 Order = StartTrial | StopTrial

@@ -1,18 +1,19 @@
 """Decides who caused a failure and whether to retry. Pure.
 
-A failure that the trial caused ends the trial. Any other failure is retried, up to RETRIES times at the same
-step: progress resets the count, so a night of many unrelated failures does not end a trial.
+A failure that would happen again ends the trial. Any other failure is retried, up to RETRIES times at the
+same step: progress resets the count, so a night of many unrelated failures does not end a trial.
 
 When a worker dies, so do all its trials. From the second time on they are isolated: they run first, one at a
 time, each until it gets past the step where it died. A trial that runs alone when the next worker dies is the
-culprit.
+culprit. An error of a program would end the next worker too: the trials are isolated at once, and one that
+ends a worker alone is tried at most once more.
 """
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kto_sweep.backoff import Backoff
-from kto_sweep.errors import FailureCause, is_gpu_error
+from kto_sweep.errors import FailureCause, is_device_assert, is_gpu_error
 
 RETRIES = 2
 ISOLATED_AFTER = 2
@@ -20,9 +21,7 @@ ISOLATED_AFTER = 2
 NO_NETWORK = Backoff(first=30.0, factor=4, most=120.0)
 """Delays before retries of a trial that failed because of the network."""
 
-NOT_ITS_OWN = frozenset(
-    {FailureCause.WORKER_CRASH, FailureCause.SICK_GPU, FailureCause.DISK_FULL, FailureCause.NETWORK}
-)
+_RETRIED = frozenset(cause for cause in FailureCause if cause.is_retried)
 _HARDWARE = (
     "uncorrectable",
     "ecc error",
@@ -37,7 +36,18 @@ _HARDWARE = (
 
 def is_retried(cause: str, failures: int) -> bool:
     """Whether a trial with this many failures at the same step is retried."""
-    return cause in NOT_ITS_OWN and failures <= RETRIES
+    return cause in _RETRIED and failures <= RETRIES
+
+
+def is_retried_after_exit(cause: FailureCause, failures: int) -> bool:
+    """The same for a trial that was alone in this many workers when they exited."""
+    # Once in any case: the first time, another trial may have left the worker in a bad state.
+    return is_retried(cause, failures) or failures == 1
+
+
+def are_isolated(cause: FailureCause, failures: int) -> bool:
+    """Whether trials run one at a time after so many exits of their workers at the same step."""
+    return failures >= ISOLATED_AFTER or not cause.is_retried
 
 
 def retry_delay(cause: str, failures: int) -> float:
@@ -46,7 +56,9 @@ def retry_delay(cause: str, failures: int) -> float:
 
 
 def exit_cause(output: str) -> FailureCause:
-    """Why a worker exited, from the last lines that it printed."""
+    """Why a worker exited, from its last message or the last lines that it printed."""
+    if is_device_assert(output):
+        return FailureCause.BAD_CONFIG
     if is_gpu_error(output) or is_hardware(output):
         return FailureCause.SICK_GPU
     return FailureCause.WORKER_CRASH

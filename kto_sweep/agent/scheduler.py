@@ -32,6 +32,7 @@ from kto_sweep.agent.events import (
 )
 from kto_sweep.agent.state import AgentState, Phase
 from kto_sweep.agent.transition import RESTART_SECONDS, Transition
+from kto_sweep.errors import FailureCause
 from kto_sweep.protocol import Message, Ready, SetConcurrency, WorkerBroken
 
 MAX_TICK_SECONDS = 5.0
@@ -133,8 +134,8 @@ def _on_message(t: Transition, name: str, message: Message) -> None:
             t.say(f"{name}: ready ({description})")
             for slot in t.slots_of(name):
                 slots.fill(t, slot.number)
-        case WorkerBroken(text):
-            t.set_device(name, exit_message=text)
+        case WorkerBroken(text, cause):
+            t.set_device(name, exit_message=text, exit_cause=FailureCause(cause) if cause else None)
         case SetConcurrency():
             if t.state.settings.adjusts_slots:  # False: --trials-per-gpu sets the number
                 slots.set_concurrency(t, name, message)

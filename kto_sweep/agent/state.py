@@ -17,7 +17,7 @@ from kto_sweep.agent.devices import Device
 from kto_sweep.agent.lease import OrphanedTrial
 from kto_sweep.agent.retry_policy import WorkerExit
 from kto_sweep.agent.time_budget import Forecast
-from kto_sweep.errors import UsageError
+from kto_sweep.errors import FailureCause, UsageError
 from kto_sweep.trial import Trial
 
 MAX_CONSECUTIVE_FAILURES = 5
@@ -172,6 +172,8 @@ class DeviceState:
     """Consecutive worker exits without a trial."""
     exit_message: str = ""
     """The reason that the current worker gave for its exit."""
+    exit_cause: FailureCause | None = None
+    """Its cause, if the worker gave one."""
     quarantined: bool = False
     """No longer used: it is broken, or workers do not start on it."""
     no_trials_left: bool = False

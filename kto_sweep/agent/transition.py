@@ -139,7 +139,7 @@ class Transition:
         number = self.state.workers_started + 1
         self.update(workers_started=number)
         device = self.set_device(
-            name, worker=number, ready=False, exit_message="", restart_at=None,
+            name, worker=number, ready=False, exit_message="", exit_cause=None, restart_at=None,
             silence=0.0, longest_silence=0.0, stepping=False, warned=False, killed=False,
         )  # fmt: skip
         self.do(StartWorker(device.device, number))

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -10,7 +11,7 @@ from types import FrameType
 import wandb
 
 from kto_sweep.alerts import RunAlerts, rules_of
-from kto_sweep.errors import FailureCause, KtoSweepError, UsageError
+from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_log import RunLog
 from kto_sweep.sweep.ref import parse_ref
@@ -59,6 +60,7 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
     Raises SystemExit with status 1 when the trial fails; its cause is in the run's summary.
     """
     from kto_sweep.train.context import WorkerContext
+    from kto_sweep.train.failures import classify
     from kto_sweep.train.worker.loop import train_trial
 
     home = Home.from_environment()
@@ -72,10 +74,14 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             run.config.update(config, allow_val_change=True)
             report = WandbAgentReport(run, folder)
             result = train_trial(WorkerContext(home), trial, folder, report, lambda: False)
-        except KtoSweepError as error:
-            cause = getattr(error, "cause", FailureCause.BAD_CONFIG)
-            run.summary.update({"failure/cause": str(cause), "failure/message": error.message})
-            print(f"Error: {error.message}\nHint: {error.hint}" if error.hint else f"Error: {error.message}")
+        except Exception as error:
+            if not isinstance(error, KtoSweepError):
+                traceback.print_exc()
+            failed = classify(error)
+            run.summary.update({"failure/cause": str(failed.cause), "failure/message": failed.message})
+            print(
+                f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}"
+            )
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
 

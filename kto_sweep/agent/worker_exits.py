@@ -9,16 +9,16 @@ from kto_sweep.agent import shutdown, slots
 from kto_sweep.agent import trial_lifecycle as trials
 from kto_sweep.agent.events import WorkerExited
 from kto_sweep.agent.retry_policy import (
-    ISOLATED_AFTER,
     WorkerExit,
+    are_isolated,
     exit_cause,
     is_hardware,
-    is_retried,
+    is_retried_after_exit,
     is_sick,
 )
 from kto_sweep.agent.state import Assignment, Phase
 from kto_sweep.agent.transition import RESTART_SECONDS, Transition
-from kto_sweep.errors import KtoSweepError
+from kto_sweep.errors import FailureCause, KtoSweepError
 
 MAX_IDLE_EXITS = 3
 """After this many consecutive exits without a trial, the device is considered unusable."""
@@ -39,7 +39,9 @@ def on_worker_exit(t: Transition, event: WorkerExited) -> None:
     cannot_start = not before.was_ready and event.status >= 0
     idle = 0 if running else MAX_IDLE_EXITS if cannot_start else before.idle_exits + 1
     t.set_device(name, idle_exits=idle)
-    if before.device.visible and started:  # exits of workers that did not start count as idle exits
+    cause = before.exit_cause or exit_cause(output)
+    # Workers that did not start count as idle exits; errors of a program say nothing about the device.
+    if before.device.visible and started and cause.is_retried:
         suspects = [trial for trial in running.values() if trial.isolated] or list(running.values())
         names = frozenset(trial.run_id for trial in suspects)
         exits = (*t.state.worker_exits, WorkerExit(name, names, is_hardware(output)))
@@ -56,7 +58,8 @@ def on_worker_exit(t: Transition, event: WorkerExited) -> None:
     reason = f" ({before.exit_message.partition(chr(10))[0]})" if before.exit_message else ""
     delay = "" if started else f" in {RESTART_SECONDS:.0f} s"
     t.say(f"{name}: the worker {end}{reason}; starting another{delay}")
-    _isolate_or_fail(t, running, exit_cause(output), f"the last one {end}; log: {before.log}")
+    said = "" if cause.is_retried else f": {before.exit_message}"
+    _isolate_or_fail(t, running, cause, f"the last one {end}{said}; log: {before.log}")
     if t.open_slots(name):
         if started:
             t.start_worker(name)
@@ -75,17 +78,19 @@ def _forget_worker(t: Transition, name: str) -> dict[int, Assignment]:
     return failed
 
 
-def _isolate_or_fail(t: Transition, running: dict[int, Assignment], cause: str, details: str) -> None:
+def _isolate_or_fail(
+    t: Transition, running: dict[int, Assignment], cause: FailureCause, details: str
+) -> None:
     """Fail a single trial that keeps killing workers; run several suspects one at a time."""
     if len(running) == 1:
         [(number, trial)] = running.items()
         t.set_trial(number, isolated=False)
-        if not is_retried(cause, trial.failures):
+        if not is_retried_after_exit(cause, trial.failures):
             t.update(culprits=t.state.culprits | {trial.run_id})
             trials.fail(t, number, cause, f"{trial.failures} workers died running this trial; {details}")
         return
     for number, trial in running.items():
-        t.set_trial(number, isolated=trial.failures >= ISOLATED_AFTER)
+        t.set_trial(number, isolated=are_isolated(cause, trial.failures))
 
 
 def give_up_worker(t: Transition, name: str, reason: str) -> None:

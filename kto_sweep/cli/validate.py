@@ -23,6 +23,7 @@ def validate(file: Path, as_json: bool) -> int:
     kto-sweep validate sweeps/lr_grid.yaml
     kto-sweep validate my.yaml --json
     """
+    from kto_sweep.errors import Severity
     from kto_sweep.sweep_file.validate import validate as check
     from kto_sweep.text import counted
 
@@ -39,10 +40,10 @@ def validate(file: Path, as_json: bool) -> int:
             }
         )
         return 2 if validation.errors else 0
-    for word, problems in (("Error", validation.errors), ("Warning", validation.warnings)):
-        for problem in problems:
-            say(f"{word}: {problem}")
-    say(f"{file}: {counted(len(validation.errors), 'error')}, {counted(len(validation.warnings), 'warning')}")
+    for problem in (*validation.errors, *validation.warnings):
+        say(f"{problem.severity.capitalize()}: {problem}")
+    warnings = sum(problem.severity is Severity.WARNING for problem in validation.warnings)
+    say(f"{file}: {counted(len(validation.errors), 'error')}, {counted(warnings, 'warning')}")
     if not validation.errors:
         say(f"Next: kto-sweep plan {file}")
     return 2 if validation.errors else 0

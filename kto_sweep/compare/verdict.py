@@ -268,7 +268,7 @@ def _next_steps(
     metric: str,
 ) -> Iterator[str]:
     causes = _failed_by_cause(view)
-    if any(cause not in _OWN for cause in causes):
+    if any(cause not in _REPEATED for cause in causes):
         yield f"Retry trials that failed for external reasons: kto-sweep resume {view.ref.id} --failed"
     if (unfinished := view.count(*UNFINISHED)) or not view.trials:
         state = f"Unfinished: {counted(unfinished, 'trial')}" if unfinished else "No trial yet"
@@ -292,7 +292,8 @@ def _next_steps(
         yield f"Rank by a metric other than {metric}: {built_in.caution}."
 
 
-_OWN = {str(cause) for cause in FailureCause if cause.is_the_trials_own}
+_REPEATED = {str(cause) for cause in FailureCause if not cause.is_retried}
+"""Causes that would be the same after another attempt."""
 
 
 def _range_end(parameter: Parameter, config: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 rows --> load_tokens | load_characters --> lint --> counts, lengths, split, findings
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
 from kto_sweep.data.shown_rows import ShownRow, StopTokens
 from kto_sweep.data.table import RowTable
-from kto_sweep.errors import DataError, Severity
+from kto_sweep.errors import DataError, Problem, Severity
 from kto_sweep.trial import Trial
 
 Unit = Literal["tokens", "characters"]
@@ -99,10 +100,12 @@ def lint(
     stops: StopTokens | None = None,
     held_out: DataSet | None = None,
     shown: tuple[ShownRow, ...] = (),
+    about_model: Sequence[Problem] = (),
 ) -> LintReport:
     """The report on rows already read and measured; its errors are what training would reject.
 
-    `max_length` is None for rows that were measured in characters; `stops` None: unknown.
+    `max_length` is None for rows that were measured in characters; `stops` None: unknown. `about_model`:
+    problems of the model, as check_model gives them.
     """
     table = data.table
     lengths = report_lengths(table)
@@ -110,6 +113,7 @@ def lint(
     split, errors = _split(data, max_length, eval_fraction, held_out)
     findings = [
         *errors,
+        *find.findings_of_model(about_model),
         *find.find_skipped_rows([*data.notes.bad, *data.tokens.bad]),
         *find.find_facts(data.notes),
         *find.find_unread(data.tokens.unread),

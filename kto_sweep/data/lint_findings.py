@@ -52,6 +52,14 @@ def lint_finding(
     return LintFinding((), what, hint=hint, severity=severity, code=code, count=count, groups=groups)
 
 
+def findings_of_model(problems: Iterable[Problem]) -> list[LintFinding]:
+    """The problems of the base model."""
+    return [
+        lint_finding(problem.severity, "model", 1, f"{'.'.join(problem.path)}: {problem.what}", problem.hint)
+        for problem in problems
+    ]
+
+
 def find_skipped_rows(bad: Iterable[BadRow]) -> list[LintFinding]:
     """Rows that training skips, one finding per reason, the most frequent first."""
     lines: dict[str, list[int]] = defaultdict(list)

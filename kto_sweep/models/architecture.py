@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from kto_sweep.errors import UsageError
-from kto_sweep.models.hub import as_object, read_config
-from kto_sweep.models.presets import PRESETS, names_a_path
+from kto_sweep.models.model_config import find_config, text_part
+from kto_sweep.models.presets import PRESETS
 
 FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """The `model_type`s whose layers train/packed/fused.py rewrites."""
@@ -97,8 +95,7 @@ class Architecture:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Architecture":
         """The architecture in a config.json. Raises KeyError if it names the sizes differently."""
-        text = config.get("text_config")
-        sizes: Mapping[str, Any] = {**config, **text} if isinstance(text, Mapping) else config
+        sizes = text_part(config)
         heads = int(sizes["num_attention_heads"])
         hidden = int(sizes["hidden_size"])
         experts = sizes.get("num_local_experts") or sizes.get("num_experts") or 1
@@ -154,51 +151,7 @@ def find_architecture(model: str) -> Architecture | None:
     preset = BY_MODEL.get(model)
     if preset is not None:
         return preset
-    path = Path(model).expanduser()
     try:
-        if path.suffix == ".gguf":
-            return Architecture.from_config(_read_gguf(path))
-        if path.is_dir():
-            return Architecture.from_config(_read_folder(path))
-        if names_a_path(model):
-            raise UsageError(f"{model}: no such model folder", hint="check the path, or use a hub id")
-        return Architecture.from_config(read_config(model))
+        return Architecture.from_config(find_config(model))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-
-
-def _read_folder(folder: Path) -> Mapping[str, Any]:
-    try:
-        return as_object((folder / "config.json").read_bytes())
-    except OSError as error:
-        raise UsageError(
-            f"{folder}: no model in this folder (it has no config.json)",
-            hint="use the folder that save_pretrained wrote, or a .gguf file",
-        ) from error
-
-
-def _read_gguf(file: Path) -> Mapping[str, Any]:
-    """The header of a .gguf file with the keys of a config.json."""
-    if not file.is_file():
-        raise UsageError(f"{file}: no such model file", hint="check the path")
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        return {}
-    reader = GGUFReader(file)
-    fields = {name: field.contents for name, field in reader.fields.items() if "ggml" not in name}
-    family = fields["general.architecture"]()
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-    }
-    config = {
-        field: fields[f"{family}.{name}"]() for field, name in names.items() if f"{family}.{name}" in fields
-    }
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config["vocab_size"] = int(tensors["token_embd.weight"].shape[1])
-    return {**config, "model_type": family, "tie_word_embeddings": "output.weight" not in tensors}

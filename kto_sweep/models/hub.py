@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,37 @@ MAX_ANSWER = 1 << 26
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def read_config(model: str) -> Mapping[str, Any]:
-    """config.json of a model on the hub, from the cache or with one request; empty if unavailable."""
+def read_json(model: str, file: str) -> Mapping[str, Any] | None:
+    """A JSON file of a model on the hub, from the cache or with one request.
+
+    Empty: the hub has no such file for this account. None: the hub could not be reached.
+    """
     import huggingface_hub as hub
 
-    cached = hub.try_to_load_from_cache(model, "config.json")
-    if isinstance(cached, str):
-        return as_object(Path(cached).read_bytes())
-    if hub.constants.HF_HUB_OFFLINE:
-        return {}
+    cached = cached_file(model, file)
+    if cached is not None:
+        return as_object(cached.read_bytes())
+    return None if hub.constants.HF_HUB_OFFLINE else _requested(hub.constants.ENDPOINT, model, file)
+
+
+def cached_file(model: str, file: str) -> Path | None:
+    """A file of a model in the hub's local cache."""
+    import huggingface_hub as hub
+
     try:
-        answer = _request(f"{model}/resolve/main/config.json")
+        cached = hub.try_to_load_from_cache(model, file)
+    except hub.errors.HFValidationError:  # not a hub id
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+@lru_cache  # also of failures: the cells of a sweep ask for the same files, and each would wait again
+def _requested(endpoint: str, model: str, file: str) -> Mapping[str, Any] | None:
+    try:
+        answer = _request(f"{model}/resolve/main/{file}")
         return as_object(answer.body) if answer.ok else {}
     except (NoAnswerError, ValueError):
-        return {}
+        return None
 
 
 def bytes_to_download(model: str) -> int | None:

@@ -16,6 +16,8 @@ class Preset:
     """Hub id; `tiny` is generated locally from a seed."""
     quantization: Quantization
     """Chosen so that LoRA fits on a 24 GB GPU."""
+    positions: int
+    """Tokens that the model can hold."""
     doc: str
     lora_r: int = 16
     """LoRA rank of `kto-sweep train`; in a sweep the default is 16."""
@@ -24,20 +26,21 @@ class Preset:
 
 
 _TABLE = (
-    Preset("tiny", "tiny", "none", "a toy model made locally from a seed: for demos and tests", 8, 512),
-    Preset("135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "none", "trains on a CPU"),
-    Preset("360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "none", "trains on a CPU, slowly"),
-    Preset("0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "none", "the smallest with a long context"),
-    Preset("1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "none", "a quick search on one GPU"),
-    Preset("3b", "Qwen/Qwen2.5-3B-Instruct", "none", "6 GB of weights in bf16", 32),
-    Preset("7b", "Qwen/Qwen2.5-7B-Instruct", "4bit", "6 GB of weights in 4 bit, 15 GB in bf16", 32),
-    Preset("8b", "meta-llama/Llama-3.1-8B-Instruct", "4bit", "gated: needs HF_TOKEN", 32),
-    Preset("13b", "meta-llama/Llama-2-13b-chat-hf", "4bit", "gated: needs HF_TOKEN", 32, 1024),
-    Preset("14b", "Qwen/Qwen2.5-14B-Instruct", "4bit", "10 GB of weights in 4 bit", 32, 1024),
+    Preset("tiny", "tiny", "none", 4096, "a toy model made locally from a seed: for demos and tests", 8, 512),
+    Preset("135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "none", 8192, "trains on a CPU"),
+    Preset("360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "none", 8192, "trains on a CPU, slowly"),
+    Preset("0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "none", 32768, "the smallest with a long context"),
+    Preset("1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "none", 32768, "a quick search on one GPU"),
+    Preset("3b", "Qwen/Qwen2.5-3B-Instruct", "none", 32768, "6 GB of weights in bf16", 32),
+    Preset("7b", "Qwen/Qwen2.5-7B-Instruct", "4bit", 32768, "6 GB of weights in 4 bit, 15 GB in bf16", 32),
+    Preset("8b", "meta-llama/Llama-3.1-8B-Instruct", "4bit", 131072, "gated: needs HF_TOKEN", 32),
+    Preset("13b", "meta-llama/Llama-2-13b-chat-hf", "4bit", 4096, "gated: needs HF_TOKEN", 32, 1024),
+    Preset("14b", "Qwen/Qwen2.5-14B-Instruct", "4bit", 32768, "10 GB of weights in 4 bit", 32, 1024),
     Preset(
         "20b",
         "openai/gpt-oss-20b",
         "none",
+        131072,
         "mixture of experts, published in 4 bit (MXFP4)",
         16,
         1024,

@@ -28,6 +28,7 @@ from kto_sweep.plan.timing import (
     adapter_shape,
     estimate_trial_time,
 )
+from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.plan.workload import Workload, WorkloadCache
 from kto_sweep.sweep_file.sweep_config import SweepConfig, band_settings
 from kto_sweep.text import counted, duration
@@ -148,7 +149,8 @@ class Planner:
     def plan(self, sweep: SweepConfig) -> Plan:
         """The plan of a checked sweep file.
 
-        Raises DataError for data that cannot be trained on, UsageError for a path without a model.
+        Raises DataError for data that cannot be trained on, UsageError for a path without a model, or a model
+        that cannot be trained.
         """
         listed = is_grid(sweep.space, sweep.method)
         cells = grid_cells(sweep.space) if listed else corner_cells(sweep.space)
@@ -336,6 +338,12 @@ class Planner:
         return TimeEstimate(seconds, factor, source)
 
     def _notes(self, estimates: Iterable[CellEstimate]) -> Iterable[str]:
+        said = {
+            problem.one_line: None
+            for estimate in estimates
+            for problem in require_trainable(estimate.cell.trial)
+        }
+        yield from said
         unknown = {estimate.cell.trial.base_model for estimate in estimates if estimate.peak_gib is None}
         for name in sorted(unknown):
             yield f"{name}: its architecture is unknown, so memory and time are not estimated"

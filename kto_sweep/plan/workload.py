@@ -18,6 +18,7 @@ from kto_sweep.data.load import load_characters, load_tokens
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.data.tokenise import CHARACTERS_PER_TOKEN
+from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.models.tokenizer import find_tokenizer
 from kto_sweep.plan.memory import StepLoad
 from kto_sweep.trial import Trial
@@ -100,12 +101,13 @@ class WorkloadCache:
         # Models of one family share a tokenizer, so their rows are measured once.
         name = None if tokenizer is None else (tokenizer.vocab_size, str(tokenizer.chat_template))
         held_out = trial.eval_dataset
-        key = (trial.dataset, held_out, name, trial.max_length, trial.eval_fraction)
+        max_length = held_max_length(trial.base_model, trial.max_length)
+        key = (trial.dataset, held_out, name, max_length, trial.eval_fraction)
         if key not in self._workloads:
             data = prepare_data(
                 self._data_set(trial.dataset, name, tokenizer),
                 eval_fraction=trial.eval_fraction,
-                max_length=trial.max_length,
+                max_length=max_length,
                 held_out=None if held_out is None else self._data_set(held_out, name, tokenizer),
             )
             self._workloads[key] = _workload_of(data, exact=tokenizer is not None)

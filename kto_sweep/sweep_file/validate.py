@@ -2,6 +2,7 @@
 
 file --sweep_config--> problems, values --combination_checks--> combinations
 data --data.lint-----> rows -----------------------------------> weights, batches, evaluations
+base models --models.model_checks--> what they are, their length, tokens and layers
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from kto_sweep.errors import DataError, Problem, Severity, SweepFileError
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.parameter_types import describe_sources, source_names
 from kto_sweep.search.options import BLOCK
+from kto_sweep.sweep_file.base_models import find_model_problems
 from kto_sweep.sweep_file.combination_checks import find_errors, find_warnings, valid_values
 from kto_sweep.sweep_file.parameters import GivenValue
 from kto_sweep.sweep_file.sweep_config import (
@@ -65,6 +67,7 @@ def validate(path: Path) -> Validation:
         *find_errors(checked.values, metric),
         *find_warnings(checked.values, metric),
     ]
+    problems += find_model_problems(checked.values)
     for dataset in checked.values.get("dataset", ()):
         problems += _data_problems(checked, dataset)
     for dataset in checked.values.get("eval_dataset", ()):

@@ -4,31 +4,40 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import errors as hub
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
-from kto_sweep.errors import FailureCause, KtoSweepError, TrialFailure, UsageError, is_disk_full
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.models.hub import no_safetensors_error
+from kto_sweep.models.model_checks import RESIZE
+from kto_sweep.models.model_config import check_folder
+from kto_sweep.models.model_kind import kind_error, not_causal
 from kto_sweep.models.presets import Quantization, names_a_path
-from kto_sweep.text import nearest
+from kto_sweep.train.load_errors import (
+    explained,
+    nearest_path,
+    require_all_weights,
+    says_nothing_about_the_model,
+)
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -98,22 +107,32 @@ def load_base(
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     try:
+        config = AutoConfig.from_pretrained(
+            source.name, trust_remote_code=trust_remote_code, **source.arguments
+        )
+        if (error := kind_error(name, config.to_dict())) is not None:
+            raise error
         tokenizer = AutoTokenizer.from_pretrained(
             source.name, trust_remote_code=trust_remote_code, **source.arguments
         )
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = _model_class(name, config).from_pretrained(
             source.name,
             dtype=dtype,
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported with the missing ones
             **source.model_arguments,
             **_placement(quantization, device, dtype, shards),
             **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
         )
+    except KtoSweepError:
+        raise
     except Exception as error:  # a damaged file can raise anything
-        if _no_room(error):
+        if says_nothing_about_the_model(error):
             raise
-        raise _explained(name, error) from error
+        raise explained(name, error) from error
+    require_all_weights(name, model, report)
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone does not name the file
         quantizer: Any = getattr(model, "hf_quantizer", None)
@@ -125,6 +144,37 @@ def load_base(
     model.requires_grad_(False)
     model.train(False)
     return LoadedBase(name, model, tokenizer, dtype, quantization)
+
+
+def _model_class(name: str, config: PreTrainedConfig) -> Any:
+    """What loads the model: of the class that its checkpoint is of, so that weights keep their names.
+
+    Raises UsageError for a model that transformers has no language model class for.
+    """
+    kinds: list[Any] = [AutoModelForCausalLM, AutoModelForImageTextToText]
+    stored = next(iter(config.architectures or ()), "")
+    fitting = [kind for kind in kinds if type(config) in kind._model_mapping]
+    if not fitting and not hasattr(config, "auto_map"):
+        raise not_causal(name, config.to_dict())
+    # Some have both: a text model alone, and one that also reads images, such as Qwen 3.5.
+    exact = (kind for kind in fitting if kind._model_mapping[type(config)].__name__ == stored)
+    return next(exact, fitting[0] if fitting else AutoModelForCausalLM)
+
+
+def check_token_ids(base: LoadedBase, data: TrainingData) -> None:
+    """Raise UsageError for rows with a token that the model has no embedding for.
+
+    The forward would fail on it: on a GPU with an error that says nothing, and ends the process.
+    """
+    embedding: Any = base.model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    largest = max(int(part.ids.max()) for part in (data.train, data.eval) if part.ids is not None)
+    if largest >= rows:
+        raise UsageError(
+            f"{base.name}: a row has token {largest} ({base.tokenizer.convert_ids_to_tokens(largest)}), "
+            f"and the model has {rows} embeddings",
+            hint=f"use {RESIZE}",
+        )
 
 
 def _quieten() -> None:
@@ -142,7 +192,7 @@ def _find(name: str, home: Home) -> _Source:
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UsageError(f"{name}: no such model file", hint=_nearest(path))
+            raise UsageError(f"{name}: no such model file", hint=nearest_path(path))
         if importlib.util.find_spec("gguf") is None:
             raise UsageError(
                 f"{name}: .gguf files need a package that is not installed",
@@ -150,16 +200,12 @@ def _find(name: str, home: Home) -> _Source:
             )
         return _Source(str(path.parent), path.name)
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UsageError(
-                f"{name}: not a model folder (no config.json)",
-                hint="use a folder written by save_pretrained, or a .gguf file",
-            )
+        check_folder(path)
         return _Source(str(path))
     if path.is_file():
         raise UsageError(f"{name}: not a model folder or .gguf file", hint="use the model's folder")
     if names_a_path(name):
-        raise UsageError(f"{name}: no such model folder", hint=_nearest(path))
+        raise UsageError(f"{name}: no such model folder", hint=nearest_path(path))
     return _Source(name)
 
 
@@ -220,65 +266,6 @@ def _without_dropout(model: PreTrainedModel) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def _no_room(error: Exception) -> bool:
-    """Whether memory or disk ran out, which says nothing about the model."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_disk_full(error)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _explained(name: str, error: Exception) -> KtoSweepError:
-    """A failed load as an error that says what to do."""
-    causes = tuple(_chain(error))
-
-    def among(*types: type[BaseException]) -> bool:
-        return any(isinstance(cause, types) for cause in causes)
-
-    first_line = str(error).strip().partition("\n")[0] or repr(error)
-    elsewhere = "use a local folder or a .gguf file"
-    if among(hub.GatedRepoError):
-        return UsageError(
-            f"{name}: gated model, and this account has no access",
-            hint=f"request access at https://huggingface.co/{name} and set HF_TOKEN; or {elsewhere}",
-        )
-    if among(hub.RepositoryNotFoundError, hub.HFValidationError):
-        return UsageError(
-            f"{name}: no such local folder, and no such model on the hub",
-            hint=f"check the name, set HF_TOKEN if it is private, or {elsewhere}",
-        )
-    if among(hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) or "couldn't connect" in first_line:
-        return TrialFailure(
-            FailureCause.NETWORK,
-            f"{name}: no such local folder, and the hub cannot be reached",
-            hint=f"connect to the network, or {elsewhere}",
-        )
-    if "trust_remote_code" in str(error):
-        return UsageError(
-            f"{name}: needs custom Python code, which kto-sweep does not run",
-            hint="choose a model with an architecture that transformers includes",
-        )
-    if "safetensors" in first_line and isinstance(error, OSError):
-        return no_safetensors_error(name)
-    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-    return UsageError(
-        f"{name}: cannot be loaded: {kind}{first_line}",
-        hint="download it again in case a file is damaged, or choose another model",
-    )
-
-
-def _nearest(path: Path) -> str:
-    """A hint for a path that does not exist."""
-    if not path.parent.is_dir():
-        return f"the folder {path.parent} does not exist"
-    names = [child.name for child in path.parent.iterdir() if child.is_dir() or child.suffix == ".gguf"]
-    near = nearest(path.name, names)
-    return f"did you mean {path.with_name(near)}?" if near else "check the path"
 
 
 _CHUNK = 2**22

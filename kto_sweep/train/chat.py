@@ -14,6 +14,7 @@ from kto_sweep.data.rows import Example
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
@@ -68,7 +69,8 @@ def _typed(prompts: Sequence[str], base: LoadedBase, trial: Trial) -> list[list[
         Example(({"role": "user", "content": text},), answer, label=True, line=line)
         for line, text in enumerate(prompts, start=1)
     ]
-    return [row.prompt for row in tokenise(examples, base.tokenizer).table.cut(trial.max_length)]
+    length = held_max_length(trial.base_model, trial.max_length)
+    return [row.prompt for row in tokenise(examples, base.tokenizer).table.cut(length)]
 
 
 def _held_out(context: WorkerContext, trial: Trial, count: int) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The base model and the data of a process that trains, kept while trials name the same."""
 
 import gc
+from dataclasses import replace
 
 import torch
 
@@ -10,6 +11,7 @@ from kto_sweep.data.load import load_tokens
 from kto_sweep.data.sources import require_apart
 from kto_sweep.data.tokenise import Progress
 from kto_sweep.home import Home
+from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.trl.ranks import Ranks
@@ -64,12 +66,17 @@ class WorkerContext:
         held_out = trial.eval_dataset
         if held_out is not None:
             require_apart(trial.dataset, held_out)
-        return prepare_data(
+        length = held_max_length(trial.base_model, trial.max_length)
+        data = prepare_data(
             self._data_set(trial.dataset, base, progress),
             eval_fraction=trial.eval_fraction,
-            max_length=trial.max_length,
+            max_length=length,
             held_out=None if held_out is None else self._data_set(held_out, base, progress),
         )
+        if length == trial.max_length:
+            return data
+        note = f"data: max_length {trial.max_length} is held to the {length} positions of {base.name}"
+        return replace(data, notes=(*data.notes, note))
 
     def _data_set(self, source: DataSource, base: LoadedBase, progress: Progress) -> DataSet:
         if source not in self._tokens:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.model_card import write_card
+from kto_sweep.models.model_config import copy_processor
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.trial.adapters import replaced
 
@@ -59,5 +60,6 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
     with replaced(folder) as new:
         merged.save_pretrained(str(new), safe_serialization=True)
         base.tokenizer.save_pretrained(str(new))
+        copy_processor(base.name, new)
     write_card(run, merged=folder)
     return folder

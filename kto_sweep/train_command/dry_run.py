@@ -8,11 +8,13 @@ from kto_sweep.data.load import load_characters, load_tokens
 from kto_sweep.data.shown_rows import StopTokens
 from kto_sweep.home import Home
 from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
+from kto_sweep.models.model_checks import held_max_length, stop_tokens
 from kto_sweep.models.presets import PRESETS
-from kto_sweep.models.tokenizer import load_tokenizer
+from kto_sweep.models.tokenizer import find_tokenizer, load_tokenizer
 from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
+from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.text import counted, duration
 from kto_sweep.train_command.prepare import PreparedRun
 from kto_sweep.train_command.run import choose_devices, open_server
@@ -43,6 +45,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, show: int, co
     say(f"data      {data.path}: {rows}{skipped}")
     for sentence in data.notes.sentences():
         say(f"          {sentence}")
+    require_trainable(trial, find_tokenizer(trial.base_model))
     planner = planner_for(None if cpu else find_gpu(), home, this_box=True)
     estimate = planner.estimate_cell(PlanCell(trial, 1, {}))
     held = trial.effective_quantization
@@ -65,8 +68,9 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, show: int, co
     if show:
         tokenizer = load_tokenizer(trial.base_model)
         tokenised = load_tokens(trial.dataset, tokenizer, cache=home.cache)
-        stops = StopTokens(tokenizer, [tokenizer.eos_token_id])
-        for row in stops.show(tokenised.table, trial.max_length, tokenised.notes.places, show):
+        stops = StopTokens(tokenizer, stop_tokens(trial.base_model, tokenizer))
+        length = held_max_length(trial.base_model, trial.max_length)
+        for row in stops.show(tokenised.table, length, tokenised.notes.places, show):
             for line in row.described():
                 say(line)
     say(

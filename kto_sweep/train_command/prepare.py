@@ -11,6 +11,7 @@ from kto_sweep.data.examples import check_readable
 from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.sweep.server_choice import (
     DEFAULT_PROJECT,
     find_remote,
@@ -118,10 +119,12 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
     project = _wandb_name("project", options.project) or DEFAULT_PROJECT
     entity = _wandb_name("entity", options.entity)
     trial = _trial(home, options, say)
-    check_readable(trial.dataset)  # report unusable data before the run exists
+    check_readable(trial.dataset)  # report unusable data before the run exists, and an unusable model
     if trial.eval_dataset is not None:
         check_readable(trial.eval_dataset)
         require_apart(trial.dataset, trial.eval_dataset)
+    for problem in require_trainable(trial):
+        say(f"{problem.severity.capitalize()}: {problem}")
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),

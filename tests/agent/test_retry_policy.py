@@ -8,9 +8,11 @@ from agent_harness import AgentHarness, FakeWorker, Grid, later
 
 from kto_sweep.agent.retry_policy import (
     WorkerExit,
+    are_isolated,
     exit_cause,
     is_hardware,
     is_retried,
+    is_retried_after_exit,
     is_sick,
     retry_delay,
 )
@@ -20,9 +22,17 @@ from kto_sweep.protocol import Done, Metrics, Order, StartTrial
 
 
 @pytest.mark.parametrize("cause", list(FailureCause))
-def test_only_failures_that_the_trial_did_not_cause_are_retried_at_most_twice(cause):
-    not_its_own = {"worker crash", "sick GPU", "disk full", "network"}
-    assert [is_retried(cause, failures) for failures in (1, 2, 3)] == [cause in not_its_own] * 2 + [False]
+def test_only_failures_that_may_not_happen_again_are_retried_at_most_twice(cause):
+    transient = {"worker crash", "sick GPU", "disk full", "network"}
+    assert [is_retried(cause, failures) for failures in (1, 2, 3)] == [cause in transient] * 2 + [False]
+
+
+def test_a_trial_that_ends_a_worker_by_an_error_of_a_program_gets_one_more_attempt():
+    crash, assertion = FailureCause.WORKER_CRASH, FailureCause.BAD_CONFIG
+    assert [is_retried_after_exit(crash, n) for n in (1, 2, 3)] == [True, True, False]
+    assert [is_retried_after_exit(assertion, n) for n in (1, 2, 3)] == [True, False, False]
+    assert [are_isolated(crash, n) for n in (1, 2)] == [False, True]
+    assert are_isolated(assertion, 1)
 
 
 def test_network_retries_wait_longer_each_time():
@@ -51,6 +61,7 @@ def test_progress_resets_the_failure_count():
         ("RuntimeError: NVML_SUCCESS == r INTERNAL ASSERT FAILED", "sick GPU", False),
         ("RuntimeError: No CUDA GPUs are available", "sick GPU", False),
         ("CUDA error: GPU is lost", "sick GPU", True),
+        ("AcceleratorError: CUDA error: device-side assert triggered", "bad config", False),
         ("ValueError: something of ours", "worker crash", False),
         ("", "worker crash", False),
     ],

@@ -56,6 +56,39 @@ def test_a_trial_that_keeps_killing_workers_fails_and_its_neighbours_do_not() ->
     assert state.culprits == {"a"}
 
 
+ASSERTION = "AcceleratorError: CUDA error: device-side assert triggered"
+
+
+@pytest.mark.parametrize(
+    ("reported", "cause"),
+    [
+        (WorkerBroken(ASSERTION), "bad config"),
+        (WorkerBroken("KeyError: 'x'", "internal error"), "internal error"),
+    ],
+)
+def test_an_error_of_a_program_isolates_the_trials_at_once_and_ends_the_one_that_raises_it_again(
+    reported: WorkerBroken, cause: str
+) -> None:
+    state = running("a", "b")
+    state, _ = play(state, said(state, "gpu 0", reported), exited(state, "gpu 0", 1))
+    state, _ = play(state, said(state, "gpu 0", Ready("GPU")))
+    assert statuses(state) == {"a": TrialStatus.RUNNING, "b": TrialStatus.READY}, "each alone"
+    state, actions = play(state, said(state, "gpu 0", reported), exited(state, "gpu 0", 1))
+    [close] = of_kind(actions, do.CloseRun)
+    assert (close.run_id, close.ending.kind, close.ending.cause) == ("a", TrialEndKind.FAILED, cause)
+    assert reported.text in close.ending.text
+    assert not state.worker_exits, "it says nothing about the device"
+
+
+def test_an_error_of_a_program_does_not_quarantine_gpus() -> None:
+    state = running("a", "b", devices=BOTH)
+    for device in ("gpu 0", "gpu 1", "gpu 0", "gpu 1"):
+        state, _ = play(state, said(state, device, WorkerBroken(ASSERTION)), exited(state, device, 1))
+        state, _ = play(state, said(state, device, Ready("GPU")))
+        assert not any(held.quarantined for held in state.devices.values())
+    assert state.stats.failed == 2
+
+
 def test_an_isolated_trial_that_gets_past_its_step_is_cleared() -> None:
     state = replaced(replaced(running("a", "b")))
     state, actions = play(state, said(state, "gpu 0", Metrics("a", 1, {"loss": 0.5})))

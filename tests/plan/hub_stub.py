@@ -14,6 +14,7 @@ CONFIG = {
 FILES = [{"rfilename": f"model-0000{n}-of-00002.safetensors", "size": n * 10**9} for n in (1, 2)]
 ANSWERS = {
     "/org/model/resolve/main/config.json": CONFIG,
+    "/org/adapters/resolve/main/adapter_config.json": {"base_model_name_or_path": "org/model"},
     "/api/models/org/model?blobs=true": {"siblings": [*FILES, {"rfilename": "README.md", "size": 5}]},
     "/api/models/org/pickled?blobs=true": {"siblings": [{"rfilename": "pytorch_model.bin", "size": 5}]},
 }

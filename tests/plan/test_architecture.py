@@ -14,10 +14,17 @@ from kto_sweep.models.architecture import Architecture, find_architecture
 SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True)
 
 
-def test_a_model_on_the_hub_takes_one_request_with_a_timeout(hub: list[str]) -> None:
-    assert find_architecture("org/model") == SIZES
+def test_a_model_on_the_hub_takes_one_request(hub: list[str]) -> None:
+    assert find_architecture("org/model") == find_architecture("org/model") == SIZES
+    assert hub == ["/org/model/resolve/main/config.json"]
+
+
+def test_what_has_no_configuration_may_be_adapters(hub: list[str]) -> None:
     assert find_architecture("org/absent") is None
-    assert hub == ["/org/model/resolve/main/config.json", "/org/absent/resolve/main/config.json"]
+    assert [path.rpartition("/")[2] for path in hub] == ["config.json", "adapter_config.json"]
+    with pytest.raises(UsageError, match="org/adapters: adapters") as caught:
+        find_architecture("org/adapters")
+    assert caught.value.hint.startswith("model: org/model;")
 
 
 def test_presets_need_no_network(hub: list[str]) -> None:

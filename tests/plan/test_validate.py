@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from small_models import save, small_model, small_tokenizer
 
 from kto_sweep.cli import run
 from kto_sweep.sweep_file.validate import Validation, validate
@@ -241,3 +242,41 @@ def test_the_command_exits_2_with_errors_and_0_without(
     assert (output["valid"], output["errors"], output["expected_trials"]) == (True, [], 1)
     assert run(["validate", "sweep.yaml"]) == 0
     assert "Next: kto-sweep plan sweep.yaml" in capsys.readouterr().out
+
+
+LLAMA = """method: grid
+parameters:
+  model: {values: [llama, ./on-the-gpu-box]}
+  dataset: {value: rows.jsonl}
+  max_length: {values: [32, 128]}
+"""
+
+
+def test_what_is_known_of_a_base_model_is_said_at_its_place(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(small_model("llama"), folder / "llama")
+    validation = check(folder, LLAMA)
+    assert not validation.errors
+    [note] = validation.warnings
+    assert note.where == "sweep.yaml:5 parameters.max_length.values"
+    assert "128 is more than the model can hold: rows are cut to its 64 positions" in note.what
+    assert run(["validate", "sweep.yaml"]) == 0
+    assert "Note: sweep.yaml:5 parameters.max_length.values: 128 is more" in capsys.readouterr().out
+    (folder / "sweep.yaml").write_text(LLAMA.replace(", ./on-the-gpu-box", ""))
+    assert run(["plan", "sweep.yaml"]) == 0
+    assert "128 is more than the model can hold" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "create"])
+def test_a_model_that_cannot_be_trained_is_an_error_before_a_gpu_is_touched(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    tokenizer = small_tokenizer("<|reply|>")
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|assistant|>", "<|reply|>")
+    save(small_model("llama"), folder / "llama", tokenizer)
+    (folder / "sweep.yaml").write_text(LLAMA + "  lora_targets: {value: [c_attn]}\n")
+    assert run([command, "sweep.yaml"]) == 2
+    said = "".join(capsys.readouterr())
+    assert "sweep.yaml:3 parameters.model.values: llama: its tokenizer has ids up to 400 (<|reply|>)" in said
+    assert "sweep.yaml:6 parameters.lora_targets.value: the model has no linear layer named c_attn" in said

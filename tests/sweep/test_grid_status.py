@@ -71,6 +71,7 @@ def test_the_most_advanced_run_of_a_cell_counts(states, counted):
         ("crashed", None, True),
         ("failed", None, False),
         ("failed", FailureCause.WORKER_CRASH, True),
+        ("failed", FailureCause.INTERNAL_ERROR, True),
         ("failed", FailureCause.DISK_FULL, True),
         ("failed", FailureCause.SICK_GPU, True),
         ("failed", FailureCause.NETWORK, True),

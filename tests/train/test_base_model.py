@@ -1,16 +1,23 @@
+import errno
 import importlib.util
+import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from safetensors.torch import load_file, save_file
+from small_models import save, small_model
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from kto_sweep.data.dataset import TrainingData
+from kto_sweep.data.rows import TokenRow
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
 from kto_sweep.models.tiny import Recipe, make_tokenizer
-from kto_sweep.train.base_model import LoadedBase, load_base
+from kto_sweep.train.base_model import LoadedBase, check_token_ids, load_base
 
 CPU = torch.device("cpu")
 SMALL = Recipe(vocabulary=400, tokenizer_texts=50)
@@ -97,7 +104,7 @@ def test_a_quantised_model_can_be_trained_after_an_evaluation(
         ("{saved}/../small-lama", "no such model folder", "did you mean {saved}/../small-llama?"),
         ("{saved}/model.gguf", "no such model file", "check the path"),
         ("{saved}/nowhere/model.gguf", "no such model file", "the folder {saved}/nowhere does not exist"),
-        ("{saved}/..", "not a model folder (no config.json)", "save_pretrained"),
+        ("{saved}/..", "no model in this folder (it has no config.json)", "save_pretrained"),
         ("{saved}/config.json", "not a model folder", "use the model's folder"),
     ],
 )
@@ -136,7 +143,7 @@ def test_an_unknown_architecture_is_a_one_line_error(saved: Path, tmp_path: Path
     for file in saved.iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / "config.json").write_text('{"model_type": "odd"}')
-    with pytest.raises(UsageError, match=r"cannot be loaded: .*`odd`") as raised:
+    with pytest.raises(UsageError, match=r"transformers cannot load it: .*`odd`") as raised:
         load(folder, tmp_path)
     assert "\n" not in raised.value.message
 
@@ -159,3 +166,61 @@ def test_a_gguf_file_without_its_package_gives_the_pip_command(
     with pytest.raises(UsageError) as raised:
         load(tmp_path / "model.gguf", tmp_path)
     assert raised.value.hint == "pip install 'kto-sweep[gguf]'"
+
+
+def change(folder: Path, name: str, weight: torch.Tensor | None) -> Path:
+    """Replace a weight in a model's file, or leave it out."""
+    weights = load_file(folder / "model.safetensors")
+    weights.pop(name)
+    if weight is not None:
+        weights[name] = weight
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def test_weights_that_are_missing_or_of_another_shape_are_an_error(tmp_path: Path) -> None:
+    """transformers would make them up, and train on."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    missing = change(save(small_model("llama"), tmp_path / "missing"), name, None)
+    with pytest.raises(UsageError, match=f"its files lack weights of LlamaForCausalLM: {name}"):
+        load(missing, tmp_path)
+    other = change(save(small_model("llama"), tmp_path / "other"), name, torch.zeros(40, 32))
+    with pytest.raises(UsageError, match=re.escape(f"{name} is (40, 32) in its files and (48, 32) in")):
+        load(other, tmp_path)
+
+
+def test_what_is_no_causal_decoder_is_refused_as_what_it_is(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    bert = save(BertLMHeadModel(BertConfig(**sizes, num_attention_heads=2)), tmp_path / "bert")
+    with pytest.raises(UsageError, match="BertLMHeadModel is an encoder"):
+        load(bert, tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(UsageError, match="adapters"):
+        load(tmp_path / "adapter", tmp_path)
+
+
+def test_a_failing_device_or_drive_says_nothing_about_the_model(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error in (
+        torch.AcceleratorError("CUDA error: unspecified"),
+        OSError(errno.EIO, "Input/output error"),
+    ):
+        monkeypatch.setattr(LlamaForCausalLM, "from_pretrained", Mock(side_effect=error))
+        with pytest.raises(type(error)) as raised:
+            load(saved, tmp_path)
+        assert raised.value is error
+
+
+def test_a_row_with_a_token_beyond_the_embedding_is_an_error(saved: Path, tmp_path: Path) -> None:
+    base = load(saved, tmp_path)
+    rows = base.model.get_input_embeddings().weight.shape[0]
+
+    def data(token: int) -> TrainingData:
+        row = TokenRow([1, 2], [3, token], label=True, group=0)
+        return TrainingData("rows", [row], [row], [0], [0], ())
+
+    check_token_ids(base, data(rows - 1))
+    with pytest.raises(UsageError, match=f"a row has token {rows} .*, and the model has {rows} embeddings"):
+        check_token_ids(base, data(rows))

@@ -3,7 +3,8 @@ import torch
 from packed_cases import tiny_model, token_rows
 
 from kto_sweep.errors import UsageError
-from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, find_targets
+from kto_sweep.train.lora_targets import find_targets
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.pack import Item, PairedRows, hash64, pack
 
 CPU = torch.device("cpu")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_models import save, small_model
 
 from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.workers import WorkerProcess
@@ -174,6 +175,33 @@ def test_trials_of_one_worker_train_together_wait_or_fail_separately(
     assert (folders["full"] / "model" / "model.safetensors").exists()
     for name in ("a", "full"):
         assert json.loads((folders[name] / "lineage.json").read_text())["result"]["end"] == "finished"
+
+
+def test_an_error_of_the_models_code_fails_each_trial_once_and_the_worker_goes_on(
+    start_worker: Callable[[], Worker], tmp_path: Path
+) -> None:
+    gpt2, qwen = (save(small_model(kind), tmp_path / kind) for kind in ("gpt2", "qwen2_vl"))
+    config = json.loads((gpt2 / "config.json").read_text())
+    (gpt2 / "config.json").write_text(json.dumps(config | {"activation_function": "no-such-function"}))
+    config = json.loads((qwen / "config.json").read_text())
+    config["text_config"]["rope_parameters"]["mrope_section"] = [9, 9, 9]
+    (qwen / "config.json").write_text(json.dumps(config))
+    worker = start_worker()
+    worker.start("loading", model=str(gpt2), model_size=None)
+    worker.start("forward", model=str(qwen), model_size=None)
+    worker.start("good", max_steps=2)
+    ended = worker.until_ended("loading", "forward", "good")
+    for name, words in (
+        ("loading", "no-such-function"),
+        ("forward", "the model's code failed (transformers)"),
+    ):
+        failed = ended[name]
+        assert isinstance(failed, Failed), failed
+        assert failed.cause == "bad config"
+        assert words in failed.message
+        assert failed.hint
+    assert isinstance(ended["good"], Done)
+    assert worker.status is None
 
 
 def test_a_stop_ends_only_its_trial_and_signals_end_none(start_worker: Callable[[], Worker]) -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from machine import Machine
 from safetensors.numpy import load_file
-from train_runs import interrupted, rows, run_folders, train
+from small_models import save, small_model, small_tokenizer
+from train_runs import FLAGS, interrupted, rows, run_folders, train
 
 from kto_sweep.shipped_files import find_file
 
@@ -124,3 +125,21 @@ def test_a_dry_run_checks_everything_and_trains_nothing(machine):
     assert "logged in as local" in output
     assert "GiB" in output
     assert len(run_folders(machine)) == before
+
+
+def test_a_model_that_cannot_be_trained_is_refused_before_the_run_exists(machine, tmp_path):
+    tokenizer = small_tokenizer("<|reply|>")
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("<|assistant|>", "<|reply|>")
+    folder = save(small_model("llama"), tmp_path / "added", tokenizer)
+    before = len(run_folders(machine))
+    command = ("train", "--model-name", str(folder), *FLAGS[2:])
+    for more in ((), ("--dry-run",)):
+        output = machine.run(*command, *more, code=2)
+        assert "its tokenizer has ids up to 400 (<|reply|>), and it has 400 embeddings" in output
+    assert len(run_folders(machine)) == before
+
+
+def test_a_dry_run_says_that_rows_are_cut_to_the_positions_of_the_model(machine, tmp_path):
+    folder = save(small_model("gpt2"), tmp_path / "gpt2")
+    output = machine.run("train", "--model-name", str(folder), *FLAGS[2:], "--dry-run")
+    assert "Note: max_length: 128 is more than the model can hold: rows are cut to its 64 positions" in output

@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from kto_sweep.errors import UsageError
+from kto_sweep.models.model_checks import ALL_LINEAR
+from kto_sweep.train.lora_targets import find_targets
 from kto_sweep.train.packed.decoder import Decoder, freeze
 from kto_sweep.train.packed.pack import Ids, Item, PairedRow, PairedRows, pack, pack_onto
 
@@ -88,7 +90,7 @@ def _check_structure(model: PreTrainedModel) -> None:
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     if model.base_model is model or head is None:
         raise NotPackableError(model, "it has no separate decoder and output layer")
-    if not any(isinstance(layer, nn.Linear) and layer is not head for layer in model.modules()):
+    if not find_targets(model, ALL_LINEAR):
         raise NotPackableError(model, "it has no nn.Linear layers, which packed adapters are for")
     # A pack's tensors are all on one device, and so are the adapters' buffers.
     devices = {parameter.device for parameter in model.parameters()}

@@ -6,15 +6,16 @@ and leave at any time; the other trials' numbers do not change.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kto_sweep.train.lora_targets import find_targets, shortest_names
 from kto_sweep.train.packed.decoder import Decoder
-from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, find_targets
+from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit, retry_on_oom
 from kto_sweep.train.packed.optim import OptimizerState, SlotAdamW, StepHyperparameters, UpdateResult
 from kto_sweep.train.packed.pack import Item, to_device
@@ -181,7 +182,9 @@ class Engine:
 
     def adapters(self, slot: int) -> tuple[AdapterSpec, dict[str, Tensor]]:
         """The slot's adapters, and their weights by layer in PEFT's shapes, copied to the host."""
-        return self._held(slot).spec, self._stack.tensors(slot)
+        spec, tensors = self._held(slot).spec, self._stack.tensors(slot)
+        layers = self._stack.names(spec)
+        return replace(spec, targets=shortest_names(self.decoder.model, layers)), tensors
 
     def state(self, slot: int) -> SlotState:
         """Everything that the slot's trial needs to continue elsewhere, copied to the host."""

@@ -18,16 +18,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kto_sweep.errors import UsageError
+from kto_sweep.models.model_checks import ALL_LINEAR
+from kto_sweep.train.lora_targets import Targets, find_targets
 from kto_sweep.train.packed import fused
 from kto_sweep.train.packed.lora_product import AdaptedLayer, AdapterGroup, TokenRouting, adapter_product
 from kto_sweep.train.packed.optim import BLOCK
 from kto_sweep.train.packed.pack import Pack, hash64
-
-ALL_LINEAR = "all-linear"
-
-Targets = str | tuple[str, ...]
-"""`all-linear`, or last parts of layer names: ("q_proj", "v_proj")."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +42,6 @@ class AdapterSpec:
     def scale(self) -> float:
         """alpha / rank."""
         return self.alpha / self.rank
-
-
-def find_targets(model: PreTrainedModel, targets: Targets) -> dict[str, nn.Linear]:
-    """The linear layers that `targets` names, by full name; never the output layer.
-
-    Raises UsageError for a name that no such layer has.
-    """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    linear = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    if targets == ALL_LINEAR:
-        return linear
-    wanted = (targets,) if isinstance(targets, str) else targets
-    # Models have hundreds of layers with a few last names: those are what people write.
-    known = sorted({name.rpartition(".")[2] for name in linear})
-    for target in wanted:
-        if not any(_named(name, target) for name in linear):
-            raise UsageError(
-                f"lora_targets: no linear layer of {type(model).__name__} is named {target!r}",
-                hint=f"use all-linear, or some of {', '.join(known)}",
-            )
-    return {name: layer for name, layer in linear.items() if any(_named(name, target) for target in wanted)}
-
-
-def _named(name: str, target: str) -> bool:
-    return name == target or name.endswith(f".{target}")  # PEFT's rule: whole parts of the name
 
 
 class AdapterLayout:

@@ -18,10 +18,10 @@ def save_adapters(
 ) -> None:
     """Replace `folder` by adapters in PEFT's format; it is never incomplete.
 
-    `tensors` on the host, named as by AdapterStack.tensors. `base_model`: the hub id or folder for PEFT to
-    load. Raises OSError, for example on a full disk.
+    `spec.targets` names the layers of `tensors` and no others (see shortest_names). `tensors` on the host,
+    named as by AdapterStack.tensors. `base_model`: the hub id or folder for PEFT to load.
+    Raises OSError, for example on a full disk.
     """
-    layers = {name.rpartition(".")[0] for name in tensors}
     # Not with peft's LoraConfig: its import would stop the other trials for two seconds.
     config = {
         "peft_type": "LORA",
@@ -29,8 +29,7 @@ def save_adapters(
         "r": spec.rank,
         "lora_alpha": spec.alpha,
         "lora_dropout": spec.dropout,
-        # Last parts of layer names, as in lora_targets: all layers with such a name have adapters.
-        "target_modules": sorted({layer.rpartition(".")[2] for layer in layers}),
+        "target_modules": list(spec.targets),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
     }

@@ -17,9 +17,9 @@ import torch
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.table import RowTable
-from kto_sweep.errors import TrialFailure
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.device import describe_device
+from kto_sweep.train.failures import classify
 from kto_sweep.train.trial.request import TrainResult
 from kto_sweep.trial import Trial
 
@@ -112,9 +112,8 @@ def _result(outcome: TrainResult | Exception) -> dict[str, Any]:
         # The words of the JSON file, which users' scripts read.
         end = "stopped" if outcome.stopped else "finished"
         return {"end": end, "steps": outcome.steps, "summary": dict(outcome.summary)}
-    # Not a TrialFailure: a bug, named by its exception.
-    cause = str(outcome.cause) if isinstance(outcome, TrialFailure) else type(outcome).__name__
-    return {"end": "failed", "cause": cause, "message": str(outcome)}
+    failure = classify(outcome)
+    return {"end": "failed", "cause": str(failure.cause), "message": failure.message}
 
 
 def _now() -> str:

@@ -149,7 +149,7 @@ def _cause(ranks: Sequence[_Rank], request: TrialRequest) -> Exception:
     outcome = first.exit.outcome
     if outcome.trace:
         request.report.note(outcome.trace)
-    if first.exit.broken:
+    if first.exit.broken and FailureCause(outcome.cause).is_retried:
         return _lost(request, f"process {first.number + 1} {of}: {outcome.message}")
     return TrialFailure(FailureCause(outcome.cause), outcome.message, hint=outcome.hint)
 

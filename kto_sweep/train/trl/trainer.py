@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,11 @@ from trl.trainer.kto_config import KTOConfig
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.data.table import Numbers, RowTable
-from kto_sweep.train.base_model import LoadedBase, fingerprint_model
+from kto_sweep.models.model_config import copy_processor
+from kto_sweep.train.base_model import LoadedBase, check_token_ids, fingerprint_model
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import gpu_memory
+from kto_sweep.train.lora_targets import find_targets, is_linear, shortest_names, text_decoder
 from kto_sweep.train.packed.engine import LogRatios
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
@@ -67,6 +70,7 @@ def train_with_trl(context: WorkerContext, request: TrialRequest) -> TrainResult
     Raises TrialFailure, UsageError, DataError, torch.OutOfMemoryError, and LostProcessError.
     """
     base, data = context.base(request.trial), context.data(request.trial, request.tokenise_progress)
+    check_token_ids(base, data)
     try:
         return train_trl(request, base, data, reference_dir=context.home.cache / "reference")
     finally:
@@ -161,13 +165,16 @@ class _TrlSlot:
             name.removeprefix("base_model.model.").removesuffix(".default.weight"): tensor
             for name, tensor in self._trainer.lead("weights").items()
         }
-        return adapter_spec(self._trial.trial), tensors
+        layers = {name.rpartition(".")[0] for name in tensors}
+        targets = shortest_names(self._trial.base.model, layers)
+        return replace(adapter_spec(self._trial.trial), targets=targets), tensors
 
     def save_model(self, folder: Path) -> None:
         """Write all weights, and the tokenizer, as safetensors."""
         model, tokenizer = self._trial.base.model, self._trial.base.tokenizer
         with replaced(folder) as new:
             tokenizer.save_pretrained(str(new))
+            copy_processor(self._trial.base.name, new)
             if not is_sharded(model):
                 model.save_pretrained(str(new))
                 return
@@ -278,10 +285,10 @@ class _RankTraining:
         trial, steps = self.trial, len(self.batches)
         warmup = warmup_steps(steps, trial.warmup_ratio)
         return OurKTOTrainer(
-            model=self.base.model.requires_grad_(trial.full_finetune),
+            model=_with_gradients(self.base.model, whole=trial.full_finetune),
             args=_arguments(trial, self.base, self.inputs.data, self._request.folder, steps, self._ranks),
             tokenizer=self.base.tokenizer,
-            peft_config=None if trial.full_finetune else _lora(trial),
+            peft_config=None if trial.full_finetune else _lora(trial, self.base.model),
             rows=self.train.rows,
             batches=self.batches,
             lr_factor=lambda step: lr_factor(trial.lr_scheduler, step, warmup, steps),
@@ -333,13 +340,22 @@ def _arguments(
     return KTOConfig(**arguments)
 
 
-def _lora(trial: Trial) -> LoraConfig:
-    targets = trial.lora_targets
+def _with_gradients(model: PreTrainedModel, *, whole: bool) -> PreTrainedModel:
+    """`model`, if `whole` with gradients for what text reaches: the text decoder and the output layer."""
+    model.requires_grad_(False)
+    if whole:
+        text_decoder(model).requires_grad_(True)
+        model.get_output_embeddings().requires_grad_(True)  # type: ignore[no-untyped-call]
+    return model
+
+
+def _lora(trial: Trial, model: PreTrainedModel) -> LoraConfig:
     return LoraConfig(
         r=trial.lora_r,
         lora_alpha=trial.effective_lora_alpha,  # type: ignore[arg-type]  # PEFT only divides by it
         lora_dropout=trial.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        # By full name: PEFT's own all-linear takes layers that text does not reach, or that it then refuses.
+        target_modules=list(find_targets(model, trial.lora_targets, accepts=is_linear)),
         task_type="CAUSAL_LM",
     )
 

@@ -12,6 +12,7 @@ import traceback
 
 from kto_sweep.home import Home
 from kto_sweep.protocol import DEVICES, MESSAGE_FD, Ready, WorkerBroken
+from kto_sweep.train.failures import classify
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.train.worker.channel import Channel
 
@@ -44,7 +45,9 @@ def main() -> None:
     try:
         run(channel, queue, Home.from_environment())
     except Exception as error:
-        channel.send(WorkerBroken(f"{type(error).__name__}: {error}"))
+        failed = classify(error)
+        hint = f"\n  Hint: {failed.hint}" if failed.hint else ""
+        channel.send(WorkerBroken(f"{failed.message}{hint}", failed.cause))
         with contextlib.suppress(OSError):  # the log's disk may be full
             traceback.print_exc()
         os._exit(1)  # a normal exit would abort: the thread that reads orders blocks interpreter shutdown

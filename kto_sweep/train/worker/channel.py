@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from kto_sweep.errors import (
-    DataError,
-    FailureCause,
-    KtoSweepError,
-    TrialFailure,
-    UsageError,
-    is_disk_full,
-)
+from kto_sweep.errors import KtoSweepError
 from kto_sweep.locks import RunLock
 from kto_sweep.protocol import (
     Alert,
@@ -30,6 +23,7 @@ from kto_sweep.protocol import (
     decode,
     encode,
 )
+from kto_sweep.train.failures import classify
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
 from kto_sweep.trial import Trial
@@ -141,18 +135,7 @@ class ChannelReport:
 
 
 def failure(run_id: str, error: BaseException) -> Failed:
-    """The message for a trial that raised `error`; with a traceback only when it is a bug."""
-    if isinstance(error, TrialFailure):
-        return Failed(run_id, error.cause, error.message, error.hint)
-    if isinstance(error, DataError):
-        return Failed(run_id, FailureCause.BAD_DATA, error.message, error.hint)
-    if isinstance(error, UsageError):
-        return Failed(run_id, FailureCause.BAD_CONFIG, error.message, error.hint)
-    if isinstance(error, KtoSweepError):
-        return Failed(run_id, FailureCause.WORKER_CRASH, error.message, error.hint)
-    if is_disk_full(error):
-        return Failed(
-            run_id, FailureCause.DISK_FULL, str(error), "free some disk space and run the agent again"
-        )
-    trace = "".join(traceback.format_exception(error))
-    return Failed(run_id, FailureCause.WORKER_CRASH, f"{type(error).__name__}: {error}", trace=trace)
+    """The message for a trial that raised `error`; with its traceback unless the words say all."""
+    failed = classify(error)
+    trace = "" if isinstance(error, KtoSweepError) else "".join(traceback.format_exception(error))
+    return Failed(run_id, failed.cause, failed.message, failed.hint, trace)

@@ -14,7 +14,7 @@ import torch
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.throughput import Throughput
-from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.base_model import LoadedBase, check_token_ids
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import DeviceTime, gpu_memory, is_broken, out_of_memory, read_memory, this_gpu
 from kto_sweep.train.packed.compatibility import packed_decoder
@@ -328,6 +328,7 @@ def create_cotrainer(
     """A co-trainer with the model and data of a trial. Raises as CoTrainer and WorkerContext do."""
     trial = request.trial
     base, data = context.base(trial), context.data(trial, request.tokenise_progress)
+    check_token_ids(base, data)
     gpu = this_gpu() if context.device.type == "cuda" else None
     throughput = Throughput.of(
         context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization
