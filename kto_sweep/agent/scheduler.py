@@ -91,7 +91,7 @@ def _on_event(t: Transition, event: Event) -> None:  # noqa: PLR0912 - a table
                 trials.on_disk_full(t, slot, reason)
                 slots.clear_if_shutting_down(t, slot)
         case StopRequested(run_id):
-            trials.request_stop(t, run_id)
+            slots.stop_trial(t, run_id)
         case SignalReceived(number):
             shutdown.on_signal(t, number)
         case ServiceGone():

@@ -54,12 +54,23 @@ def on_commands(t: Transition, event: Commands) -> None:
             trials.assign(t, number, event.run)
         close_idle(t)  # the server sends a trial that is not started here again
     for run_id in event.stop:
-        trials.request_stop(t, run_id, t.slots[number].device)
+        stop_trial(t, run_id, t.slots[number].device, answered=number)
     if event.exit and t.slots[number].trial is None and not t.slots[number].closed:
         t.set_device(t.slots[number].device, no_trials_left=True)
         t.close_slot(number)
     if not t.slots[number].closed:
         t.heartbeat(number)
+
+
+def stop_trial(t: Transition, run_id: str, device: str | None = None, *, answered: int | None = None) -> None:
+    """Stop a trial on request of the server, and fill the slot that it leaves at once.
+
+    `answered`: the slot whose heartbeat the server answered; it asks again anyway.
+    """
+    slot = t.slot_of(run_id, device)
+    trials.request_stop(t, run_id, device)
+    if slot is not None and slot.number != answered:
+        fill(t, slot.number)
 
 
 def _within_budget(t: Transition, slot: Slot, trial: Assignment) -> bool:

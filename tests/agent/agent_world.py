@@ -248,6 +248,7 @@ class World:
             next_ones += [
                 events.WorkerExited(name, number, -11, "segmentation fault"),
                 events.WorkerExited(name, number, 1, "CUDA error: GPU is lost"),
+                events.WorkerExited(name, number, 1, "CUDA error: device-side assert triggered"),
                 events.WorkerMessage(name, number, WorkerBroken("uncorrectable ECC error")),
                 events.WorkerMessage(name, number, SetConcurrency(1, "")),
             ]

@@ -275,6 +275,15 @@ def test_a_running_trial_gets_a_stop_order_and_a_ready_one_is_closed(event: even
     assert state.stats.stopped == 1
 
 
+@pytest.mark.parametrize("event", [events.StopRequested("b"), events.Commands(0, stop=("b",))])
+def test_the_slot_of_a_trial_that_is_stopped_before_it_starts_asks_for_the_next(event: events.Event) -> None:
+    state, _ = play(ready(slots=2), events.Commands(1, run=trial("b")))
+    state, _ = play(state, events.RunNotOpened(1, "b", OpeningFailure.ERROR, "no answer"))
+    state, actions = play(state, event)
+    assert state.slots[1].trial is None
+    assert 1 in [beat.slot for beat in of_kind(actions, do.Heartbeat)]
+
+
 # The end.
 
 
