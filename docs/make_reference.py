@@ -1,11 +1,15 @@
-"""Generates docs/reference.md from the tables in the code: `make reference`."""
+"""Generates docs/reference.md and docs/data.md from the tables in the code: `make reference`."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from kto_sweep.cli import COMMANDS, cli
+from kto_sweep.data import formats
+from kto_sweep.data.row_forms import ROW_FORMS
+from kto_sweep.data.sources import SOURCE_FORMS
 from kto_sweep.env_vars import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
@@ -14,7 +18,7 @@ from kto_sweep.sweep_file.kto_sweep_block import BLOCK, KEYS
 from kto_sweep.text import show
 from kto_sweep.trial import PARAMETERS
 
-PAGE = Path(__file__).with_name("reference.md")
+FOLDER = Path(__file__).parent
 WIDTH = 100
 """Columns of the commands' help."""
 
@@ -22,6 +26,60 @@ WIDTH = 100
 def reference() -> str:
     """The whole page, in Markdown."""
     return "\n".join(_page()) + "\n"
+
+
+def data() -> str:
+    """The page about data, in Markdown."""
+    return "\n".join(_data_page()) + "\n"
+
+
+PAGES = {"reference.md": reference, "data.md": data}
+"""The generated pages."""
+
+
+def _data_page() -> Iterator[str]:
+    yield "# Data"
+    yield ""
+    yield "Generated from the code by `make reference`; do not edit."
+    yield ""
+    yield "KTO trains on answers with a label: desirable or undesirable. Your rows as the model gets them:"
+    yield ""
+    yield "```bash"
+    yield "kto-sweep lint rows.jsonl --model Qwen/Qwen2.5-7B-Instruct --show 3"
+    yield "```"
+    yield from _section("Sources", "What `dataset` and `eval_dataset` may name.")
+    sources = ((form.kind, f"`{_as_yaml(form.example)}`", form.meaning) for form in SOURCE_FORMS)
+    yield from _table(("source", "example", "meaning"), sources)
+    yield ""
+    yield "`eval_dataset` holds out rows of your own; without it, `eval_fraction` of the prompts are held out. The"
+    yield "split depends on the text of the prompts alone: trials of all models are judged on the same rows."
+    yield from ("", "## Rows", "", "What a row may look like. `lint` names every form that it understood.")
+    for form in ROW_FORMS:
+        yield ""
+        yield f"### {form.name[0].upper()}{form.name[1:]}"
+        yield ""
+        yield form.meaning
+        yield ""
+        yield "```json"
+        yield json.dumps(form.row)
+        yield "```"
+    yield from _section("Labels")
+    yield f"In the column `{formats.LABELS[0]}`, or `{formats.LABELS[1]}`."
+    yield ""
+    words = ("desirable", formats.DESIRABLE), ("undesirable", formats.UNDESIRABLE)
+    yield from _table(
+        ("meaning", "values"), ((name, ", ".join(f"`{word}`" for word in sorted(of))) for name, of in words)
+    )
+    yield from _section("What is not trained")
+    yield "- Images, video and audio: a row that has them is skipped, and `lint` says so."
+    yield "- Other columns, and keys of a turn that the model's chat template does not read: `lint` lists each"
+    yield "  once, with its number of rows."
+    yield "- Turns after the last assistant turn, and answers with `weight: 0` or `train: false`."
+    yield "- What is beyond `max_length`: the start of the prompt first, then the end of the completion."
+
+
+def _as_yaml(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else f"[{', '.join(names)}]"
 
 
 def _page() -> Iterator[str]:
@@ -127,5 +185,6 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(reference(), encoding="utf-8")
-    print(f"Written: {PAGE}")
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
+        print(f"Written: {FOLDER / name}")

@@ -32,8 +32,9 @@ INNER = {"KTO_SWEEP_DEVICES", "KTO_SWEEP_MESSAGE_FD"}
 """Set by an agent for its workers."""
 
 
-def test_the_reference_is_that_of_the_code():
-    code = "import make_reference; print(make_reference.reference(), end='')"
+@pytest.mark.parametrize("page", ["reference.md", "data.md"])
+def test_generated_pages_are_those_of_the_code(page):
+    code = f"import make_reference; print(make_reference.PAGES[{page!r}](), end='')"
     written = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": f"{ROOT / 'docs'}:{ROOT}"},
@@ -42,7 +43,7 @@ def test_the_reference_is_that_of_the_code():
         check=True,
         timeout=120,
     ).stdout
-    kept = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    kept = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert kept == written, "the code has changed: make reference"
 
 

@@ -100,8 +100,7 @@ def read_examples(source: DataSource, base_dirs: Sequence[Path] = ()) -> tuple[D
             except BadRowError as error:
                 notes.bad.append(BadRow(line, str(error)))
                 continue
-            if parsed.form:
-                notes.forms[parsed.form] += 1
+            notes.forms.update(parsed.forms)
             for fact in parsed.facts:
                 notes.facts[fact].append(line)
             notes.ignored.update(parsed.ignored)

@@ -14,7 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kto_sweep.data.messages import BadRowError, is_left_out, looks_like_turns, read_turns, turns_in_text
+from kto_sweep.data.messages import (
+    BadRowError,
+    has_call_turns,
+    is_left_out,
+    looks_like_turns,
+    read_turns,
+    turns_in_text,
+)
 from kto_sweep.data.rows import Example, Message
 from kto_sweep.text import nearest
 
@@ -28,19 +35,21 @@ MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 ARGUMENTS = ("tools", "documents", "chat_template_kwargs")
 """Columns that chat templates and TRL read beside the turns."""
 
-_DESIRABLE = frozenset(
+DESIRABLE = frozenset(
     {
         *("true", "1", "1.0", "+1", "yes", "y", "t", "good", "desirable", "chosen", "positive", "accepted"),
         *("up", "thumbs_up", "thumbs-up", "thumbs up", "thumbsup", "like", "liked", "upvote", "👍"),
     }
 )
-_UNDESIRABLE = frozenset(
+UNDESIRABLE = frozenset(
     {
         *("false", "0", "0.0", "-1", "-1.0", "no", "n", "f", "bad", "undesirable", "rejected", "negative"),
         *("declined", "down", "thumbs_down", "thumbs-down", "thumbs down", "thumbsdown", "dislike"),
         *("disliked", "downvote", "👎"),
     }
 )
+
+_PLAIN_LABELS = frozenset({"true", "false", "1", "0", "1.0", "0.0"})
 
 LATER_TURNS = "with turns after the last assistant turn, which are dropped"
 SEVERAL_TURNS = (
@@ -58,7 +67,7 @@ class ParsedRow:
     """What one raw row means."""
 
     examples: tuple[Example, ...]
-    form: str = ""
+    forms: tuple[str, ...] = ()
     """How it was understood, for rows in a form that is not kto-sweep's own."""
     facts: tuple[str, ...] = ()
     """What was changed or looks wrong: LATER_TURNS, SEVERAL_TURNS, REPEATED_PROMPT, PROMPT_IN_TEXT."""
@@ -124,15 +133,19 @@ def parse_row(row: object, line: int) -> ParsedRow:
     if pair is not None:
         answers, form = _pair(columns, pair, before, as_turns=as_turns)
         labels: Sequence[bool] = (True, False)
+        forms = [form]
     else:
         answer, form = _single(columns, row, before, as_turns=as_turns)
-        answers, labels = (answer,), (_label(columns, row),)
+        label, label_form = _label(columns, row)
+        answers, labels, forms = (answer,), (label,), [form, label_form]
+    if any(has_call_turns(row.get(name)) for name in (*CONVERSATIONS, "prompt", "completion")):
+        forms.append("turns of a call as tool calls")
     examples = tuple(
         Example(answer.prompt, answer.completion, label, line, arguments)
         for answer, label in zip(answers, labels, strict=True)
     )
     facts = tuple(dict.fromkeys(fact for answer in answers for fact in answer.facts))
-    return ParsedRow(examples, form, facts, columns.unused)
+    return ParsedRow(examples, tuple(filter(None, forms)), facts, columns.unused)
 
 
 def _check_unicode(row: Mapping[str, object]) -> None:
@@ -357,7 +370,8 @@ def _alike(some: Sequence[Message], others: Sequence[Message]) -> bool:
     )
 
 
-def _label(columns: _Columns, row: Mapping[str, Any]) -> bool:
+def _label(columns: _Columns, row: Mapping[str, Any]) -> tuple[bool, str]:
+    """The label, and how it was understood if it is neither true nor 1 nor their opposites."""
     name = columns.name(*LABELS)
     if name is None:
         other = next((key for key, value in row.items() if _meaning(value) is not None), None)
@@ -366,7 +380,10 @@ def _label(columns: _Columns, row: Mapping[str, Any]) -> bool:
     meaning = _meaning(value)
     if meaning is None:
         raise BadRowError(f"{name} {value!r:.40} is neither true nor false")
-    return meaning
+    column = "" if name == LABELS[0] else f"{name} as label"
+    if str(value).strip().lower() in _PLAIN_LABELS:
+        return meaning, column
+    return meaning, f"{name} {value} as {str(meaning).lower()}"
 
 
 def _meaning(value: object) -> bool | None:
@@ -374,7 +391,7 @@ def _meaning(value: object) -> bool | None:
     if not isinstance(value, bool | int | float | str):
         return None
     word = str(value).strip().lower()
-    return True if word in _DESIRABLE else False if word in _UNDESIRABLE else None
+    return True if word in DESIRABLE else False if word in UNDESIRABLE else None
 
 
 def _missing(row: Mapping[str, Any]) -> str:

@@ -73,6 +73,13 @@ def looks_like_turns(value: object) -> bool:
     )
 
 
+def has_call_turns(value: object) -> bool:
+    """Whether a conversation has turns whose content is a call."""
+    return isinstance(value, list | tuple) and any(
+        isinstance(turn, Mapping) and turn.get("role", turn.get("from")) in _CALL_ROLES for turn in value
+    )
+
+
 def _read_item(item: object) -> Iterator[Message]:
     """One turn, or the turns of a pair such as {"human": ..., "assistant": ...}."""
     if not isinstance(item, Mapping):

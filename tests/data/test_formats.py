@@ -10,6 +10,7 @@ import pytest
 
 from kto_sweep.data.examples import BadRow, DataNotes, Places, check_readable, describe_bad, read_examples
 from kto_sweep.data.formats import LATER_TURNS, PROMPT_IN_TEXT, REPEATED_PROMPT, SEVERAL_TURNS
+from kto_sweep.data.row_forms import ROW_FORMS, RowForm
 from kto_sweep.data.rows import Example
 from kto_sweep.errors import DataError
 
@@ -281,8 +282,21 @@ def test_forms_of_other_tools(
     [example] = data.examples
     assert (example.prompt, example.completion) == (prompt, completion)
     assert example.label is True
-    assert list(data.notes.forms) == ([form] if form else [])
+    tag = ["kto_tag as label"] if "kto_tag" in row else []
+    assert list(data.notes.forms) == [*([form] if form else []), *tag]
     assert not data.notes.ignored
+
+
+@pytest.mark.parametrize("form", ROW_FORMS, ids=lambda form: form.name)
+def test_every_form_on_the_data_page_is_read(write_rows: WriteRows, form: RowForm) -> None:
+    data = load_examples(str(write_rows(form.row)))
+    assert not data.bad
+    assert not data.notes.ignored
+    assert [example.label for example in data.examples] in ([True], [False], [True, False])
+    for example in data.examples:
+        prompt, completion = str(example.prompt), str(example.completion)
+        assert "parcel" in prompt or "Where?" in prompt
+        assert "In Oslo." in completion or "No idea." in completion or "find_parcel" in completion
 
 
 @pytest.mark.parametrize(
@@ -352,12 +366,14 @@ def test_calls_in_turns_of_their_own_are_tool_calls(write_rows: WriteRows) -> No
         {"from": "observation", "value": "found"},
         {"from": "gpt", "value": "a"},
     ]
-    [example] = load_examples(str(write_rows({"conversations": turns, "label": True}))).examples
+    data = load_examples(str(write_rows({"conversations": turns, "label": "👍"})))
+    [example] = data.examples
     assert example.prompt == (
         *chat("q"),
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
         {"role": "tool", "content": "found"},
     )
+    assert list(data.notes.forms) == ["label 👍 as true", "turns of a call as tool calls"]
     broken = [turns[0], {"from": "function_call", "value": "find x"}]
     [example] = load_examples(str(write_rows({"conversations": broken, "label": True}))).examples
     assert example.completion == chat("", "find x")[1:]
