@@ -51,8 +51,8 @@ def _data_page() -> Iterator[str]:
     sources = ((form.kind, f"`{_as_yaml(form.example)}`", form.meaning) for form in SOURCE_FORMS)
     yield from _table(("source", "example", "meaning"), sources)
     yield ""
-    yield "`eval_dataset` holds out rows of your own; without it, `eval_fraction` of the prompts are held out. The"
-    yield "split depends on the text of the prompts alone: trials of all models are judged on the same rows."
+    yield "`eval_dataset` holds out rows of your own; without it, `eval_fraction` of the prompts are held out."
+    yield "The split depends on the text of the prompts alone: trials of all models are judged on the same rows."
     yield from ("", "## Rows", "", "What a row may look like. `lint` names every form that it understood.")
     for form in ROW_FORMS:
         yield ""
