@@ -13,6 +13,7 @@ from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausa
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
+from kto_sweep.data.table import RowTable
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
@@ -218,8 +219,8 @@ def test_a_row_with_a_token_beyond_the_embedding_is_an_error(saved: Path, tmp_pa
     rows = base.model.get_input_embeddings().weight.shape[0]
 
     def data(token: int) -> TrainingData:
-        row = TokenRow([1, 2], [3, token], label=True, group=0)
-        return TrainingData("rows", [row], [row], [0], [0], ())
+        table = RowTable.from_rows([TokenRow([1, 2], [3, token], True, 0), TokenRow([1], [2], False, 1)])
+        return TrainingData.paired("rows", table, table, 16)
 
     check_token_ids(base, data(rows - 1))
     with pytest.raises(UsageError, match=f"a row has token {rows} .*, and the model has {rows} embeddings"):

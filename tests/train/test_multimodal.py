@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
-from kto_sweep.data.split import partners
+from kto_sweep.data.table import RowTable
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import find_architecture
 from kto_sweep.train.base_model import LoadedBase, load_base
@@ -33,8 +33,7 @@ def make_data() -> TrainingData:
         TokenRow(rng.integers(10, 390, 4).tolist(), rng.integers(10, 390, 5).tolist(), bool(at % 2), at)
         for at in range(12)
     ]
-    train, held_out = rows[:8], rows[8:]
-    return TrainingData("rows", train, held_out, partners(train, 0), partners(held_out, 0), ())
+    return TrainingData.paired("rows", RowTable.from_rows(rows[:8]), RowTable.from_rows(rows[8:]), 24)
 
 
 def load(folder: Path) -> LoadedBase:
