@@ -22,14 +22,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_rows(folder: Path, labels: list[bool]) -> None:
+def write_rows(folder: Path, labels: list[bool], name: str = "rows.jsonl") -> None:
     rows = [
         {"prompt": f"question {at // 2}", "completion": "an answer", "label": label}
         for at, label in enumerate(labels)
     ]
     for at, row in enumerate(rows):
         row["completion"] = f"answer {at}"
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def check(folder: Path, text: str) -> Validation:
@@ -201,6 +201,19 @@ def test_a_search_that_changes_the_held_out_rows_gets_a_warning(
     assert "eval/common_loss ranks only trials that were judged on the same held-out rows" in warning.why
     train_metric = check(folder, f"metric: {{name: loss, goal: minimize}}\n{base}{line}\n").warnings
     assert not any("is searched" in warning.what for warning in train_metric)
+
+
+def test_held_out_rows_of_ones_own_give_one_ranking(folder: Path) -> None:
+    shutil.copy(folder / "rows.jsonl", folder / "more.jsonl")
+    write_rows(folder, [at % 2 == 0 for at in range(40)], "held_out.jsonl")
+    base = GRID.replace("  dataset: {value: rows.jsonl}\n", "")
+    warnings = check(folder, f"{base}{SETS}\n  eval_dataset: {{value: held_out.jsonl}}\n").warnings
+    assert not any("is searched" in warning.what for warning in warnings)
+    several = f"{base}{SETS}\n  eval_dataset: {{values: [held_out.jsonl, rows.jsonl]}}\n"
+    assert any(
+        warning.what.startswith("eval_dataset is searched, so trials are judged on different rows")
+        for warning in check(folder, several).warnings
+    )
 
 
 def test_a_quantised_gguf_is_an_error(folder: Path) -> None:
