@@ -66,7 +66,7 @@ def test_json_is_one_object_with_all_of_it(rows: str, capsys: pytest.CaptureFixt
     assert output["balance"]["rho"] == pytest.approx(14 / 13)
     assert output["lengths"]["total"]["max"] == 372
     assert sum(bar["desirable"] + bar["undesirable"] for bar in output["lengths"]["histogram"]) == 27
-    assert output["split"]["eval"] == {"desirable": 1, "undesirable": 1}
+    assert output["split"]["eval"] == {"desirable": 2, "undesirable": 1}
     lines = {finding["code"]: finding["lines"] for finding in output["findings"]}
     assert lines["left_out"] == [27]
     assert lines["duplicate"] == [4, 25]

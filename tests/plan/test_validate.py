@@ -120,7 +120,7 @@ def test_several_data_files_are_checked_together(folder: Path) -> None:
     ("rows", "eval_fraction", "what"),
     [
         ("", "", "empty.jsonl: it has no rows"),
-        ('{"a": 1}\n', "", "empty.jsonl: 1 no conversations"),
+        ('{"a": 1}\n', "", "empty.jsonl: 1 no messages"),
         ("{\n", "", "empty.jsonl:2: broken JSON"),
     ],
 )
@@ -162,7 +162,7 @@ def test_warnings_about_held_out_rows(folder: Path) -> None:
     validation = check(folder, text)
     assert validation.errors == ()
     assert [problem.what for problem in validation.warnings] == [
-        "eval.jsonl: 1 no conversations, no messages, and no prompt with completion (line 5)",
+        "eval.jsonl: 1 no messages, and no prompt with completion (its columns: none) (line 5)",
         "eval.jsonl: all rows have label true",
         "eval_fraction has no effect",
     ]
