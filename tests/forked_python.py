@@ -1,9 +1,9 @@
 """Stands for `python` in a test: its process is forked from one that has imported the libraries.
 
-    python forked_python.py SERVER -m MODULE ... | -c CODE ...
+    python forked_python.py SERVER [OPTION ...] -m MODULE ... | -c CODE ...
 
 To the test the process is this one. It passes signals on to the process that python_forkserver.py forks, and
-exits as that does. When this process is killed, so is the forked one.
+exits as that does. When this process is killed, so is the forked one. Options of Python are ignored.
 """
 
 import json
@@ -25,6 +25,14 @@ HEADER_BYTES = 8
 def forked_python(server: str = WANDB) -> tuple[str, ...]:
     """A command that does what `python` does."""
     return (sys.executable, "-SE", __file__, server)
+
+
+def executable(folder: Path, server: str) -> Path:
+    """A file in `folder` that does what `python` does, for who takes a path and no arguments."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/sh\nexec {" ".join(forked_python(server))} "$@"\n')
+    path.chmod(0o755)
+    return path
 
 
 WORKER = (*forked_python(TORCH), "-m", "kto_sweep.train.worker")
@@ -51,6 +59,8 @@ def request(
 
 
 def main(server: str, *args: str) -> None:
+    while args[0] not in ("-m", "-c"):  # -B and the like: too late
+        args = args[1:]
     # Reading the folder opens it too, and closes it.
     files = [int(path.name) for path in list(Path("/proc/self/fd").iterdir()) if path.exists()]
     process = request(server, args, str(Path.cwd()), os.environ, {file: file for file in files})

@@ -104,7 +104,7 @@ def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_p
 HANGING = """
 import os, sys, time
 
-if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+if "kto_sweep.train.worker" in sys.orig_argv:
     from kto_sweep.train.trial.training import TrialTraining
 
     log = TrialTraining.log
