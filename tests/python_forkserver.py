@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -94,7 +95,11 @@ def serve(name: str, listener: socket.socket) -> None:
                 importlib.import_module(module)
             gc.freeze()  # a process that ends need not free what it shares
             loaded = True
-        if os.fork() == 0:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of a thread of pyarrow's allocator, which does without it after a fork.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
+        if child == 0:
             break
         connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
