@@ -1,4 +1,4 @@
-"""Shared by all tests: one port per server, the order of folders, machines, and real workers' base model."""
+"""Shared by all tests: fork servers, one port per server, the order of folders, machines, the base model."""
 
 import contextlib
 import os
@@ -7,8 +7,10 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import fake_worker
+import forked_python
 import pytest
-from fake_worker import CLI
+import python_forkserver
 from machine import Machine, made_once
 
 from kto_sweep.home import Home
@@ -32,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         with contextlib.suppress(OSError):
             config.stash[PORT] = socket.create_server(("127.0.0.1", FIRST_PORT))
+        config.add_cleanup(python_forkserver.start())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -47,10 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base model, made once for all test processes: it takes seconds."""
-    from kto_sweep.train.tiny import tiny_model
-
     with made_once(tmp_path_factory, "models") as folder:
-        return tiny_model(folder)
+        if not folder.exists():
+            make = f"from kto_sweep.train.tiny import *; tiny_model(Path({str(folder)!r}))"
+            done = python_forkserver.run(("-c", make), folder.parent, os.environ, forked_python.TORCH)
+            assert done.returncode == 0, done.stderr
+        (model,) = folder.iterdir()
+        return model
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +70,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Home:
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Machine]:
     """A machine with the tiny base model, for all tests of a module."""
-    machine = Machine(tmp_path_factory.mktemp("machine"))
+    machine = Machine(tmp_path_factory.mktemp("machine"), cli=forked_python.CLI)
     machine.add_model(tiny_base)
     yield machine
     machine.close()
@@ -73,6 +79,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterat
 @pytest.fixture(scope="module")
 def fake_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine whose workers need neither torch nor a model, for all tests of a module."""
-    machine = Machine(tmp_path_factory.mktemp("machine"), cli=CLI)
+    machine = Machine(tmp_path_factory.mktemp("machine"), cli=fake_worker.CLI)
     yield machine
     machine.close()

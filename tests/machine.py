@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import python_forkserver
 from fake_worker import SCRIPT
+from forked_python import TORCH, WANDB, forked_python
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 
 ROOT = Path(__file__).parents[1]
-INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES")
+INHERITED = ("PYTHONPATH", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES", WANDB, TORCH)
 """Environment variables that commands get from the tests. None of them is a key, a home or a setting."""
-STARTED = frozenset({"agent", "train", "serve", "demo", "push", "sync"})
-"""Commands that the fork server does not run: processes are found and restarted by their command lines, and
-those that log media share wandb's temporary folder."""
+COMPUTING = frozenset({"merge", "chat", "--samples"})
+"""Arguments of commands that import torch."""
 KTO_SWEEP = ("-m", "kto_sweep")
 """Arguments of a Python that is `kto-sweep`, with workers that train."""
 
@@ -99,8 +99,15 @@ class Machine:
 
     def start_python(self, *args: str, **env: str) -> "subprocess.Popen[str]":
         """A running Python process; its stdout and stderr come through one pipe."""
+        return self._start(*forked_python(), *args, **env)
+
+    def start(self, *args: str, **env: str) -> "subprocess.Popen[str]":
+        """A running kto-sweep command; its stdout and stderr come through one pipe."""
+        return self._start(sys.executable, *self.cli, *args, **env)
+
+    def _start(self, *command: str, **env: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, *args],
+            command,
             cwd=self.directory or self.folder,
             env=self.environment | env,
             text=True,
@@ -108,17 +115,14 @@ class Machine:
             stderr=subprocess.STDOUT,
         )
 
-    def start(self, *args: str, **env: str) -> "subprocess.Popen[str]":
-        """A running kto-sweep command; its stdout and stderr come through one pipe."""
-        return self.start_python(*self.cli, *args, **env)
-
     def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """The result of a kto-sweep command, with any exit code."""
-        return self._complete((*self.cli, *args), env, fork=STARTED.isdisjoint(args))
+        server = WANDB if COMPUTING.isdisjoint(args) else TORCH
+        return self._fork((*self.cli, *args), env, server)
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a Python process that must exit with `code`: stdout, and stderr if `code` is not 0."""
-        return _output(self._complete(args, env), code)
+        return _output(self._fork(args, env), code)
 
     def run(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
@@ -144,21 +148,16 @@ api = wandb.Api()
 print("RESULT " + json.dumps({expression}))
 """
         environ = {"WANDB_SILENT": "true", **self.server_environment()}
-        output = _output(self._complete(("-c", script), environ, fork=True))
+        output = _output(self._fork(("-c", script), environ))
         return json.loads(output.rpartition("RESULT ")[2])
 
     def close(self) -> None:
         stop_server(self.home)
 
-    def _complete(
-        self, args: tuple[str, ...], env: Mapping[str, str], *, fork: bool = False
+    def _fork(
+        self, args: tuple[str, ...], env: Mapping[str, str], server: str = WANDB
     ) -> "subprocess.CompletedProcess[str]":
-        folder, environ = self.directory or self.folder, self.environment | env
-        if fork and "PYTHONPATH" not in self.environ:  # a patched machine runs code at the start of Python
-            return python_forkserver.run(args, folder, environ)
-        return subprocess.run(
-            [sys.executable, *args], cwd=folder, env=environ, text=True, capture_output=True, check=False
-        )
+        return python_forkserver.run(args, self.directory or self.folder, self.environment | env, server)
 
 
 def _output(process: "subprocess.CompletedProcess[str]", code: int = 0) -> str:

@@ -29,7 +29,7 @@ parameters:
 SLOW = """
 import sys, time
 
-if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+if "kto_sweep.train.worker" in sys.orig_argv:
     from kto_sweep.train.packed.engine import Engine
 
     take = Engine.step

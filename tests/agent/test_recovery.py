@@ -1,8 +1,6 @@
 """An agent's reports about trials that other agents left behind, with a real server."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from kto_sweep.run_record import RunRecord
@@ -48,20 +46,13 @@ def test_trials_of_a_deleted_sweep_are_reported_once(fake_machine):
         folder.mkdir(parents=True)
         (folder / "trial.json").write_text(json.dumps({"seed": 1}))
         RunRecord("local", "kto-sweep", of, not base_url, base_url, agent="dead").write(folder)
-    done = subprocess.run(
-        [sys.executable, "-c", FIND],
-        env=fake_machine.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    said = fake_machine.python("-c", FIND)
     always = [
         "Continuing 1 trial of this sweep that an earlier agent left unfinished",
         f"Sweep {sweep} has 1 trial unfinished on this box: kto-sweep agent {sweep}",
     ]
-    lines = done.stdout.splitlines()
+    lines = said.splitlines()
     assert lines.count("['mine']") == 2
     assert [lines.count(line) for line in always] == [2, 2]
-    assert done.stdout.count("Sweep deleted1 was deleted; the files of 2 trials stay in") == 1
+    assert said.count("Sweep deleted1 was deleted; the files of 2 trials stay in") == 1
     assert lines.count("Sweep faraway1 has 1 trial unfinished on this box: kto-sweep agent faraway1") == 2

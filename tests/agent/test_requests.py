@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 from agent_harness import wait
+from forked_python import forked_python
 from machine import Machine
 from proxy import Proxy, proxy_to
 
@@ -72,7 +72,7 @@ def test_two_slots_send_no_more_requests_than_two_stock_agents(machine: Machine,
     environment = machine.environment | through(machine, proxy)
     agents = [
         subprocess.Popen(
-            [sys.executable, "-m", "wandb", "agent", path],
+            [*forked_python(), "-m", "wandb", "agent", path],
             cwd=machine.folder,
             env=environment,
             stdout=subprocess.DEVNULL,

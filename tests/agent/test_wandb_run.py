@@ -1,8 +1,9 @@
 """A trial's W&B run that cannot be started, or whose end cannot be sent."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
+
+import python_forkserver
 
 from kto_sweep.locks import try_exclusive
 from kto_sweep.run_record import read_record
@@ -62,9 +63,7 @@ os._exit(0)
 
 
 def python(code: str, folder: Path) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False
-    )
+    done = python_forkserver.run(("-c", code, str(folder)), Path.cwd(), os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 

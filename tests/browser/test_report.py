@@ -1,13 +1,12 @@
 """The report of `compare`, opened as a local file."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import python_forkserver
 from playwright.sync_api import expect
 from seeds import HOSTILE, SeededServer
 
@@ -26,16 +25,9 @@ def report(seeded: SeededServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
         "WANDB_ERROR_REPORTING": "false",
         "OMP_NUM_THREADS": "1",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "kto_sweep",
-        "compare",
-        f"local/kto/{seeded.grid.name}",
-        "--html",
-        "r.html",
-    ]
-    subprocess.run(command, cwd=folder, env=env, check=True, capture_output=True)
+    command = ("-m", "kto_sweep", "compare", f"local/kto/{seeded.grid.name}", "--html", "r.html")
+    done = python_forkserver.run(command, folder, env)
+    assert done.returncode == 0, done.stderr
     return folder / "r.html"
 
 

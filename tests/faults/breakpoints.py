@@ -20,7 +20,7 @@ def install() -> None:
     """Add the breakpoints to this process, if it is a worker or an agent."""
     import sys
 
-    if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+    if "kto_sweep.train.worker" in sys.orig_argv:
         from kto_sweep.train import context
         from kto_sweep.train.reference_rows import ReferenceLogProbs
         from kto_sweep.train.trial import adapters

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import forked_python
 import pytest
-from machine import KTO_SWEEP, made_once
+from machine import made_once
 from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
 
 
@@ -24,7 +25,7 @@ def baseline(tmp_path_factory: pytest.TempPathFactory, base_model: None) -> Loss
 
 
 def train(folder: Path) -> Losses:
-    harness = SweepHarness(folder, TWO_BY_TWO, cli=KTO_SWEEP)
+    harness = SweepHarness(folder, TWO_BY_TWO, cli=forked_python.CLI)
     try:
         harness.create()
         harness.start_agent("--trials-per-gpu", "4")

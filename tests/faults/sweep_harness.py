@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fake_worker
+import forked_python
 import httpx
 from machine import KTO_SWEEP, ROOT, Machine
 
@@ -91,7 +92,7 @@ def fake_losses(axes: Mapping[str, list[Any]]) -> Losses:
 class SweepHarness(Machine):
     """A machine with one grid sweep and its agents. `axes` are the searched parameters.
 
-    Its workers are fake unless `cli` is KTO_SWEEP.
+    Its workers are fake unless `cli` is KTO_SWEEP or that of forked_python.
     """
 
     base_model: ClassVar[Path | None] = None
@@ -113,7 +114,7 @@ class SweepHarness(Machine):
     def create(self, **fixed: Any) -> None:
         """Create the sweep; `fixed` are parameters with one value."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.base_model is not None and self.cli == KTO_SWEEP:
+        if self.base_model is not None and self.cli in (KTO_SWEEP, forked_python.CLI):
             self.add_model(self.base_model)
         entity, project, name = self.create_sweep(grid(self.axes, **fixed))["path"].split("/")
         self.sweep = (entity, project, name)

@@ -5,9 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+import forked_python
 import pytest
 from breakpoints import Breakpoints
-from machine import KTO_SWEEP
 from sweep_harness import TWO_BY_TWO, Losses, SweepHarness
 
 INTERRUPT, TERMINATE = signal.SIGINT, signal.SIGTERM
@@ -50,7 +50,7 @@ def run_with_faults(folder: Path, faults: list[tuple[str, str]], baseline: Losse
     harness = SweepHarness(
         folder / "machine",
         axes,
-        cli=KTO_SWEEP,
+        cli=forked_python.CLI,
         environ=breakpoints.environ,
         options=("--trials-per-gpu", "2"),
     )
@@ -89,7 +89,7 @@ FAULTS = (
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_sweep_survives_all_faults_in_each_phase(tmp_path, phase):
     axes = {"seed": list(range(2 * len(FAULTS)))}
-    alone = SweepHarness(tmp_path / "alone", axes, cli=KTO_SWEEP, options=("--trials-per-gpu", "8"))
+    alone = SweepHarness(tmp_path / "alone", axes, cli=forked_python.CLI, options=("--trials-per-gpu", "8"))
     try:
         alone.create(max_steps=10)
         alone.start_agent()

@@ -6,6 +6,7 @@ import shutil
 import time
 from contextlib import suppress
 
+import forked_python
 import pytest
 from machine import KTO_SWEEP
 from sweep_harness import ROWS, TWO_BY_TWO, Losses, SweepHarness, fake_losses, small_disk
@@ -23,7 +24,7 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
     for name in names:
         shutil.copy(ROWS, tmp_path / f"{name}.jsonl")
     axes = {"dataset": [f"{name}.jsonl" for name in names]}
-    harness = SweepHarness(tmp_path, axes, cli=KTO_SWEEP, options=("--trials-per-gpu", "2"))
+    harness = SweepHarness(tmp_path, axes, cli=forked_python.CLI, options=("--trials-per-gpu", "2"))
     try:
         harness.create(max_steps=6, learning_rate=1e-3)
         (tmp_path / "gone.jsonl").unlink()

@@ -76,7 +76,7 @@ def wait(file):
     while not file.exists():
         time.sleep(0.05)
 
-if any("kto_sweep.train.worker" in word for word in sys.orig_argv):
+if "kto_sweep.train.worker" in sys.orig_argv:
     import torch
     from kto_sweep.train.packed.engine import Engine
 

@@ -1,12 +1,11 @@
 """Generated sweep files: against golden files, and accepted by W&B's tools and ours."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import python_forkserver
 import yaml
 
 from kto_sweep.cli import run
@@ -84,10 +83,8 @@ def test_create_and_the_stock_wandb_sweep_accept_them(
         "WANDB_ERROR_REPORTING": "false",
     }
     for name in ("grid.yaml", "random.yaml"):
-        command = [sys.executable, "-m", "wandb", "sweep", "--project", "kto", "--entity", "local", name]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=120
-        )
+        command = ("-m", "wandb", "sweep", "--project", "kto", "--entity", "local", name)
+        done = python_forkserver.run(command, Path.cwd(), environment)
         assert done.returncode == 0, done.stderr
         assert "wandb agent local/kto/" in done.stdout + done.stderr
 

@@ -81,8 +81,7 @@ def test_the_time_on_an_unknown_device_is_unknown() -> None:
     assert not TimingModel.of(MODEL, "none", unknown, unknown.name, []).known
 
 
-def test_training_writes_its_rate_and_an_estimate_uses_it(tmp_path: Path) -> None:
-    home = Home(tmp_path / "home")
+def test_training_writes_its_rate_and_an_estimate_uses_it(home: Home, tmp_path: Path) -> None:
     trial = Trial(model="tiny", dataset=ROWS, batch_size=4, max_length=96, max_steps=14)
     context = WorkerContext(home, torch.device("cpu"))
     seconds = train_trial(context, trial, tmp_path / "out", Silent(), lambda: False)

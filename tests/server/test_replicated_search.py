@@ -2,12 +2,12 @@
 
 import os
 import signal
-import subprocess
 import threading
 from collections import Counter
 from typing import Any
 
 import pytest
+import python_forkserver
 import yaml
 from machine import Machine
 from sdk_scripts import run_script, script_results, start_script, upsert_sweep
@@ -86,14 +86,8 @@ wandb.agent(sys.argv[1], function=trial, entity="acme", project="tests")
 def test_wandb_sweep_registers_the_options(machine: Machine) -> None:
     file = machine.folder / "sweep.yaml"
     file.write_text(yaml.safe_dump({**SEARCH, "program": "train.py"}))
-    said = subprocess.run(
-        ["wandb", "sweep", "--entity", "acme", "--project", "tests", str(file)],
-        env=machine.environment | {"WANDB_SILENT": "false"},
-        cwd=machine.folder,
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    command = ("-m", "wandb", "sweep", "--entity", "acme", "--project", "tests", str(file))
+    said = python_forkserver.run(command, machine.folder, machine.environment | {"WANDB_SILENT": "false"})
     assert said.returncode == 0, said.stdout + said.stderr
     output = said.stdout + said.stderr
     name = output.split("acme/tests/sweeps/")[1].split()[0].strip()

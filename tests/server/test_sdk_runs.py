@@ -1,8 +1,6 @@
 """The unmodified wandb SDK logs runs to a real server process and reads them back."""
 
 import signal
-import subprocess
-import sys
 import time
 
 import httpx
@@ -169,8 +167,7 @@ report(result)
 
 def test_the_command_line_restores_a_configuration_without_git(machine: Machine) -> None:
     run_script(machine, 'wandb.init(id="settled", config={"lr": 0.25}).finish()')
-    command = [sys.executable, "-m", "wandb", "restore", "acme/tests/settled"]
-    subprocess.run(command, cwd=machine.folder, env=machine.environment, check=True)
+    machine.python("-m", "wandb", "restore", "acme/tests/settled")
     restored = yaml.safe_load((machine.folder / "wandb" / "config.yaml").read_text())
     assert restored["lr"] == {"value": 0.25}
 

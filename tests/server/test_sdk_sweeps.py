@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections import Counter
 from typing import Any
 
+import python_forkserver
 import yaml
 from machine import Machine
 from sdk_scripts import graphql, run_script, script_results, start_script, upsert_sweep
@@ -94,15 +94,9 @@ report([sweep, shown.getvalue()])
 def test_a_launch_sweep_is_refused_without_a_launch_agent(machine: Machine) -> None:
     path = machine.folder / "launch.yaml"
     path.write_text(yaml.safe_dump({**GRID, "image_uri": "a/b:1"}))
-    command = [sys.executable, "-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests"]
-    done = subprocess.run(
-        command,
-        check=False,
-        cwd=machine.folder,
-        env=machine.environment | {"WANDB_SILENT": "false"},
-        text=True,
-        capture_output=True,
-    )
+    command = ("-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests")
+    environ = machine.environment | {"WANDB_SILENT": "false"}
+    done = python_forkserver.run(command, machine.folder, environ)
     assert "does not support launch queues" in done.stdout + done.stderr
     assert "Scheduler added" not in done.stdout + done.stderr
 

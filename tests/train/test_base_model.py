@@ -1,6 +1,7 @@
 import errno
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -18,6 +19,7 @@ from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.home import Home
 from kto_sweep.models.presets import Quantization
 from kto_sweep.models.tiny import Recipe, make_tokenizer
+from kto_sweep.train import tiny
 from kto_sweep.train.base_model import LoadedBase, check_token_ids, load_base
 
 CPU = torch.device("cpu")
@@ -62,7 +64,8 @@ def test_a_folder_is_loaded_frozen_in_fp32_with_a_pad_token(saved: Path, tmp_pat
     assert base.model.config.pad_token_id == base.tokenizer.pad_token_id
 
 
-def test_the_tiny_model_is_made_in_the_home(tmp_path: Path) -> None:
+def test_the_tiny_model_is_made_in_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "Recipe", partial(tiny.Recipe, steps=1))  # pre-trained for less long
     base = load("tiny", tmp_path)
     assert list((tmp_path / "models").glob("tiny-*/model.safetensors"))
     assert base.tokenizer.chat_template

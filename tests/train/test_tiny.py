@@ -1,9 +1,10 @@
-import multiprocessing
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked_python import TORCH, forked_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.models.tiny import Recipe, make_tokenizer
@@ -50,17 +51,24 @@ def test_another_recipe_gets_another_folder() -> None:
 
 
 def test_two_processes_can_make_the_tiny_model_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        folders = pool.starmap(tiny_model, [(tmp_path, SMALL)] * 2)
-    assert folders[0] == folders[1]
+    code = f"""
+from pathlib import Path
+from kto_sweep.models.tiny import Recipe
+from kto_sweep.train.tiny import tiny_model
+print(tiny_model(Path({str(tmp_path)!r}), {SMALL!r}))
+"""
+    command = [*forked_python(TORCH), "-c", code]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1] == f"{tmp_path / SMALL.name}\n"
     assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]
-    AutoModelForCausalLM.from_pretrained(folders[0])
+    AutoModelForCausalLM.from_pretrained(tmp_path / SMALL.name)
 
 
-def test_the_default_recipe_gives_a_model_that_prefers_likely_text(tmp_path: Path) -> None:
-    folder = tiny_model(tmp_path)
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+def test_the_default_recipe_gives_a_model_that_prefers_likely_text(tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
 
     def nats_per_token(text: str) -> float:
         ids = tokenizer(text, return_tensors="pt").input_ids

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from cotrainer_cases import Recorder, expect_same
+from forked_python import TORCH, executable
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import FailureCause, TrialFailure
@@ -40,13 +41,12 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def forked_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ranks with one thread each that need not spend seconds on importing TRL."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["kto_sweep.train.trl.trainer"])
-"""On CPUs ranks can be forked from a process that has spent the seconds of importing TRL."""
+    (tmp_path / "bin").mkdir()
+    python = str(executable(tmp_path / "bin", TORCH))
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", os.fsencode(python))
 
 
 def make_trial(rows: Path, **more: Any) -> Trial:
@@ -77,7 +77,7 @@ def train(
         "run", trial, folder, report, lambda: max(report.rows, default=0) >= stop_after, logged
     )
     if devices > 1:
-        return train_in_ranks(request, home, devices, FORKSERVER), report
+        return train_in_ranks(request, home, devices), report
     return train_with_trl(WorkerContext(home, torch.device("cpu")), request), report
 
 

@@ -6,15 +6,16 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import forked_python
 import pytest
 from small_models import save, small_model
 
 from kto_sweep.agent.devices import CPU
-from kto_sweep.agent.workers import WorkerProcess
+from kto_sweep.agent.workers import TRAINER, WorkerProcess
 from kto_sweep.home import Home
 from kto_sweep.protocol import (
     Done,
@@ -36,11 +37,11 @@ SECONDS = 120.0
 class Worker:
     """A worker process and its messages."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, command: Sequence[str]) -> None:
         self.home = home
         self.messages: list[Message] = []
         self._inbox: queue.Queue[Message | int] = queue.Queue()
-        self.process = WorkerProcess(CPU, home)
+        self.process = WorkerProcess(CPU, home, command)
         self.status: int | None = None
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -116,13 +117,13 @@ class Worker:
 
 
 @pytest.fixture
-def start_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Worker]]:
-    """Starts workers that end with the test."""
+def start_worker(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
+    """Starts workers that end with the test, forked ones unless their command is given."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     workers: list[Worker] = []
 
-    def start() -> Worker:
-        worker = Worker(home)
+    def start(command: Sequence[str] = forked_python.WORKER) -> Worker:
+        worker = Worker(home, command)
         workers.append(worker)
         worker.until(lambda message: isinstance(message, Ready))
         return worker
@@ -137,10 +138,10 @@ def losses(rows: Mapping[int, Mapping[str, float]]) -> dict[int, float]:
 
 
 def test_trials_of_one_worker_train_together_wait_or_fail_separately(
-    start_worker: Callable[[], Worker],
+    start_worker: Callable[..., Worker],
 ) -> None:
     """Some train together, some wait, some fail; each has its own messages."""
-    worker = start_worker()
+    worker = start_worker(TRAINER)
     worker.start("a", max_steps=12, eval_steps=6)
     worker.until_step("a", 1)
     worker.start("b", max_steps=5, learning_rate=1e-3, batch_size=8)
@@ -178,7 +179,7 @@ def test_trials_of_one_worker_train_together_wait_or_fail_separately(
 
 
 def test_an_error_of_the_models_code_fails_each_trial_once_and_the_worker_goes_on(
-    start_worker: Callable[[], Worker], tmp_path: Path
+    start_worker: Callable[..., Worker], tmp_path: Path
 ) -> None:
     gpt2, qwen = (save(small_model(kind), tmp_path / kind) for kind in ("gpt2", "qwen2_vl"))
     config = json.loads((gpt2 / "config.json").read_text())
@@ -204,7 +205,7 @@ def test_an_error_of_the_models_code_fails_each_trial_once_and_the_worker_goes_o
     assert worker.status is None
 
 
-def test_a_stop_ends_only_its_trial_and_signals_end_none(start_worker: Callable[[], Worker]) -> None:
+def test_a_stop_ends_only_its_trial_and_signals_end_none(start_worker: Callable[..., Worker]) -> None:
     worker = start_worker()
     for name in ("s1", "s2"):
         worker.start(name, max_steps=300, eval_steps=300)
@@ -229,7 +230,7 @@ def test_a_stop_ends_only_its_trial_and_signals_end_none(start_worker: Callable[
     worker.until_step("s1", stopped + 1)
 
 
-def test_the_trials_of_a_killed_worker_continue_in_the_next_one(start_worker: Callable[[], Worker]) -> None:
+def test_the_trials_of_a_killed_worker_continue_in_the_next_one(start_worker: Callable[..., Worker]) -> None:
     first = start_worker()
     first.start("plain1", max_steps=16, eval_steps=4)
     first.start("plain2", max_steps=16, eval_steps=4, seed=1, lora_r=8)
@@ -252,7 +253,7 @@ def test_the_trials_of_a_killed_worker_continue_in_the_next_one(start_worker: Ca
 
 
 def test_a_worker_without_its_supervisor_saves_its_trials_and_ends(
-    start_worker: Callable[[], Worker],
+    start_worker: Callable[..., Worker],
 ) -> None:
     worker = start_worker()
     worker.start("orphan", max_steps=500, eval_steps=500)

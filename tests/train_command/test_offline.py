@@ -1,11 +1,12 @@
 """Runs whose W&B files are sent later, with `wandb sync`."""
 
 import json
+import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+from forked_python import forked_python
 from machine import Machine
 from train_runs import SLOW_STEP_9, interrupted, rows, run_folders
 
@@ -16,7 +17,7 @@ def sync(machine: Machine, output: str) -> None:
     """Run the `wandb sync` command that a run prints at its end, with the embedded server as W&B."""
     command = next(line for line in output.splitlines() if "wandb sync" in line).partition(": wandb ")[2]
     done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m wandb {command}"],
+        ["sh", "-c", f"{shlex.join(forked_python())} -m wandb {command}"],
         cwd=machine.folder,
         env=machine.environment | machine.server_environment(),
         capture_output=True,

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -58,10 +57,8 @@ def check_devices(trial: Trial, devices: int) -> None:
         )
 
 
-def train_in_ranks(
-    request: TrialRequest, home: Home, devices: int, context: SpawnContext | ForkServerContext = SPAWN
-) -> TrainResult:
-    """Train a trial on several devices; like trainer.train_with_trl on one. `context` starts the processes.
+def train_in_ranks(request: TrialRequest, home: Home, devices: int) -> TrainResult:
+    """Train a trial on several devices; like trainer.train_with_trl on one.
 
     Raises TrialFailure when training fails, LostProcessError when another attempt may succeed.
     """
@@ -69,7 +66,7 @@ def train_in_ranks(
     request.report.note(f"trained on {devices} devices with TRL's trainer, which trains one trial at a time")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     task = RankTask(request.trial, request.folder, request.logged, home.root, devices, store.port)
-    with _started(task, context) as ranks:
+    with _started(task) as ranks:
         stop_sent = False
         while any(rank.process.is_alive() or not rank.closed for rank in ranks):
             if not stop_sent and request.should_stop():
@@ -82,13 +79,13 @@ def train_in_ranks(
 
 
 @contextmanager
-def _started(task: RankTask, context: SpawnContext | ForkServerContext) -> Iterator[list[_Rank]]:
+def _started(task: RankTask) -> Iterator[list[_Rank]]:
     """Start one process for each device; all are killed at the end of the block."""
     ranks: list[_Rank] = []
     try:
         for number in range(task.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=run_rank, args=(number, task, theirs), name=f"rank {number}")
+            ours, theirs = SPAWN.Pipe()
+            process = SPAWN.Process(target=run_rank, args=(number, task, theirs), name=f"rank {number}")
             process.start()
             theirs.close()
             ranks.append(_Rank(number, process, ours))
