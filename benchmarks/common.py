@@ -25,7 +25,7 @@ from kto_sweep.data.examples import read_examples
 from kto_sweep.data.load import load_tokens
 from kto_sweep.data.rows import Example
 from kto_sweep.data.split import all_batches
-from kto_sweep.train.packed.pack import PairedRow, PairedRows
+from kto_sweep.train.packed.pack import PairedRows
 
 RANK = 16
 SEED = 42
@@ -128,7 +128,7 @@ def _source(model: str) -> tuple[str, dict[str, str]]:
 class Rows:
     """The rows of a data file, split and paired as trials have them."""
 
-    train: list[PairedRow]
+    train: PairedRows
     examples: list[Example]
     """What each training row was read from."""
     held_out: list[Example]
@@ -147,7 +147,7 @@ def load_rows(
     loaded = load_tokens(data, tokenizer)
     prepared = prepare_data(loaded, eval_fraction=eval_fraction, max_length=max_length)
     return Rows(
-        list(PairedRows(prepared.train, prepared.train_partners, max_length)),
+        PairedRows(prepared.train, prepared.train_partners, max_length),
         [by_line[line] for line in prepared.train.lines.tolist()],
         [by_line[line] for line in prepared.eval.lines.tolist()],
     )

@@ -86,7 +86,7 @@ def model(kind: str, dtype: torch.dtype, device: torch.device) -> PreTrainedMode
     return made.to(device, dtype).eval()
 
 
-def rows(n: int = 8) -> list[PairedRow]:
+def rows(n: int = 8) -> PairedRows:
     """Every other prompt has a beginning in common, and two are the same."""
     rng = np.random.default_rng(0)
     beginning = rng.integers(3, SIZES["vocab_size"], 60).tolist()
@@ -98,7 +98,7 @@ def rows(n: int = 8) -> list[PairedRow]:
     made = RowTable.from_rows(
         TokenRow(prompt, tokens(), bool(at % 3), at) for at, prompt in enumerate([*prompts, prompts[1]])
     )
-    return list(PairedRows(made, [(at + 1) % n for at in range(n)], max_length=180))
+    return PairedRows(made, [(at + 1) % n for at in range(n)], max_length=180)
 
 
 # --- kernels -----------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def adapters_of(kind: str, spec: AdapterSpec) -> dict[str, Tensor]:
 
 
 def naive(
-    kind: str, spec: AdapterSpec, data: list[PairedRow], dtype: torch.dtype, device: torch.device
+    kind: str, spec: AdapterSpec, data: PairedRows, dtype: torch.dtype, device: torch.device
 ) -> Numbers:
     """One row at a time: PEFT's adapters, eager attention, TRL's formula."""
     base, tensors = model(kind, dtype, device), adapters_of(kind, spec)
@@ -265,7 +265,7 @@ def both(policy: Any, row: PairedRow, *, mismatched: bool = True) -> list[Tensor
 
 
 def packed(
-    kind: str, specs: Sequence[AdapterSpec], data: list[PairedRow], dtype: torch.dtype, device: torch.device,
+    kind: str, specs: Sequence[AdapterSpec], data: PairedRows, dtype: torch.dtype, device: torch.device,
     limit: MicrobatchLimit, recompute: bool,
 ) -> list[Numbers]:  # fmt: skip
     """The same, every slot on the same rows in one step."""

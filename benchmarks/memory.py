@@ -252,7 +252,7 @@ def main() -> None:
     from kto_sweep.train.packed.pack import PairedRows
 
     table = load_tokens(options.data, load_tokenizer(options.tokenizer)).table.cut(MAX_LENGTH)
-    rows = list(PairedRows(table, partners(table, 0), MAX_LENGTH))
+    rows = PairedRows(table, partners(table, 0), MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         rows_file = Path(folder) / "rows.pickle"
         rows_file.write_bytes(pickle.dumps(rows))

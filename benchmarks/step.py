@@ -115,7 +115,7 @@ class Packed:
         decoder.set_recompute(options.recompute)
         rows = subject.rows.train
         data = ReferenceRows(rows, np.zeros((len(rows), 2)))
-        self.engine = Engine(decoder, data, ReferenceRows([], np.zeros((0, 2))), slots=slots)
+        self.engine = Engine(decoder, data, ReferenceRows(rows[:0], np.zeros((0, 2))), slots=slots)
         for slot in range(slots):
             trial = Trial(
                 model="random", dataset="rows", batch_size=options.batch_size,

@@ -51,8 +51,9 @@ def _data_page() -> Iterator[str]:
     sources = ((form.kind, f"`{_as_yaml(form.example)}`", form.meaning) for form in SOURCE_FORMS)
     yield from _table(("source", "example", "meaning"), sources)
     yield ""
-    yield "`eval_dataset` holds out rows of your own; without it, `eval_fraction` of the prompts are held out."
-    yield "The split depends on the text of the prompts alone: trials of all models are judged on the same rows."
+    yield "`eval_dataset` holds out rows of your own; without it, `eval_fraction` of the prompts is held"
+    yield "out. The split depends on the text of the prompts alone, so trials of all models are judged on the"
+    yield "same rows."
     yield from ("", "## Rows", "", "What a row may look like. `lint` names every form that it understood.")
     for form in ROW_FORMS:
         yield ""
@@ -72,8 +73,8 @@ def _data_page() -> Iterator[str]:
     )
     yield from _section("What is not trained")
     yield "- Images, video and audio: a row that has them is skipped, and `lint` says so."
-    yield "- Other columns, and keys of a turn that the model's chat template does not read: `lint` lists each"
-    yield "  once, with its number of rows."
+    yield "- Other columns, and keys of a turn that the model's chat template does not read: `lint` lists"
+    yield "  each once, with its number of rows."
     yield "- Turns after the last assistant turn, and answers with `weight: 0` or `train: false`."
     yield "- What is beyond `max_length`: the start of the prompt first, then the end of the completion."
 

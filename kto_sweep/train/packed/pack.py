@@ -14,6 +14,7 @@ The last token of a completion predicts no target, so it is never fed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import Any
@@ -63,14 +64,18 @@ class PairedRows(Sequence[PairedRow]):
         self._table = table
         self._partners = np.asarray(partners, dtype=np.int64)
         self._room = np.maximum(1, max_length - table.prompt_lengths)
+        self._chosen = np.arange(len(table))
+        """Rows of the table: a slice has fewer, with partners that may be outside it."""
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._chosen)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[at] for at in range(len(self))[index]]
-        at = range(len(self))[index]
+            part = copy(self)
+            part._chosen = self._chosen[index]
+            return part
+        at = int(self._chosen[index])
         table = self._table
         return PairedRow(
             table.prompt_ids(at).astype(np.int64),
@@ -82,14 +87,14 @@ class PairedRows(Sequence[PairedRow]):
     @property
     def desirable(self) -> Flags:
         """The labels: (rows,)."""
-        return self._table.labels
+        return self._table.labels[self._chosen]
 
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, matched or mismatched; 0 without rows."""
         mismatched = np.minimum(self._table.completion_lengths[self._partners], self._room)
         completions = np.maximum(self._table.completion_lengths, mismatched)
-        return int((self._table.prompt_lengths + completions).max(initial=0))
+        return int((self._table.prompt_lengths + completions)[self._chosen].max(initial=0))
 
 
 class ChosenRows(Sequence[PairedRow]):
