@@ -40,5 +40,5 @@ class Home:
 
     @property
     def cache(self) -> Path:
-        """Reference log-probs, keyed by content."""
+        """Reference log-probs, and tokens of large data sets, keyed by content."""
         return self.root / "cache"

@@ -1,4 +1,4 @@
-"""kto-sweep cache: show and prune the cached reference log-probs."""
+"""kto-sweep cache: show and prune the cached reference log-probs and tokens."""
 
 import re
 import time
@@ -10,6 +10,7 @@ import click
 from kto_sweep.cli.output import console, json_option, print_json
 
 if TYPE_CHECKING:
+    from kto_sweep.data.kept_tokens import KeptTokens
     from kto_sweep.train.reference_store import Entry
 
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
@@ -32,7 +33,7 @@ def _age(_: click.Context, __: click.Parameter, text: str | None) -> float | Non
 @click.option("--prune", is_flag=True, help="Remove the entries, except those in use by a running trial.")
 @json_option
 def cache(age: float | None, prune: bool, as_json: bool) -> None:
-    """Show the reference log-probs cached on this box, by base model.
+    """Show the reference log-probs cached on this box, by base model, and the tokens of large data sets.
 
     The cache saves later trials a pass of the base model over all rows, and can always be recomputed.
 
@@ -41,32 +42,44 @@ def cache(age: float | None, prune: bool, as_json: bool) -> None:
     kto-sweep cache --older-than 30d --prune
     kto-sweep cache --prune --json
     """
+    from kto_sweep.data.kept_tokens import kept_tokens, remove_tokens
     from kto_sweep.home import Home
     from kto_sweep.train.reference_store import entries, remove
 
-    folder = Home.from_environment().cache / "reference"
+    cached = Home.from_environment().cache
+    folder = cached / "reference"
     before = time.time() - age if age is not None else float("inf")
     chosen = [entry for entry in entries(folder) if entry.used <= before]
     removed = {entry.path for entry in chosen if prune and remove(entry)}
+    tokens = [entry for entry in kept_tokens(cached) if entry.used <= before]
+    if prune:
+        for kept_entry in tokens:
+            remove_tokens(kept_entry)
     if as_json:
         described = [
             _as_json(entry) | ({"removed": entry.path in removed} if prune else {}) for entry in chosen
         ]
         size = sum(entry.size for entry in chosen)
-        print_json({"folder": str(folder), "bytes": size, "entries": described})
+        sets = [_tokens_as_json(entry) | ({"removed": True} if prune else {}) for entry in tokens]
+        print_json({"folder": str(folder), "bytes": size, "entries": described, "tokens": sets})
         return
     out = console()
-    if not chosen:
+    if not chosen and not tokens:
         out.print(f"Nothing {'that old ' if age is not None else ''}in {folder}", soft_wrap=True)
         return
-    _print_table(chosen, f"Reference log-probs in {folder}")
-    if prune:
+    for kept_entry in tokens:
+        what = "Removed the tokens" if prune else "Tokens"
+        about = f"{kept_entry.rows:,} rows, {_size(kept_entry.size)}"
+        out.print(f"{what} of {kept_entry.data}: {about}", markup=False, soft_wrap=True)
+    if chosen:
+        _print_table(chosen, f"Reference log-probs in {folder}")
+    if prune and chosen:
         freed = _size(sum(entry.size for entry in chosen if entry.path in removed))
         kept = len(chosen) - len(removed)
         out.print(
             f"Removed {len(removed)}, {freed}." + (f" Kept {kept}, in use by running trials." if kept else "")
         )
-    else:
+    elif not prune:
         out.print("Next: kto-sweep cache --older-than 30d --prune")
 
 
@@ -100,6 +113,15 @@ def _as_json(entry: "Entry") -> dict[str, Any]:
         "last_used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
         "file": entry.path.name,
         "damaged": entry.rows is None,
+    }
+
+
+def _tokens_as_json(entry: "KeptTokens") -> dict[str, Any]:
+    return {
+        "data": entry.data,
+        "rows": entry.rows,
+        "bytes": entry.size,
+        "last_used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -90,12 +90,10 @@ def _report(
     source = data if len(data) > 1 else data[0]
     other = (held_out if len(held_out) > 1 else held_out[0]) if held_out else None
     if model is None:
-        return check(
-            load_characters(source),
-            max_length=None,
-            eval_fraction=eval_fraction,
-            held_out=None if other is None else load_characters(other),
-        )
+        with counting("examples", show=progress) as count:
+            characters = load_characters(source, progress=count)
+            held = None if other is None else load_characters(other, progress=count)
+        return check(characters, max_length=None, eval_fraction=eval_fraction, held_out=held)
     tokenizer = load_tokenizer(model)
     cache = Home.from_environment().cache
     with counting("tokenised examples", show=progress) as count:

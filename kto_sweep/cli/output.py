@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PIPE_WIDTH = 160
 """Characters of a table's width when standard output is not a terminal."""
 
+_SHOWN_FROM = 20_000
+"""Examples from which on their count is shown: about a second of work."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 local_option = click.option("--local", is_flag=True, help="Use the embedded server even with a W&B key.")
 sweep_argument = click.argument("sweep", required=False)
@@ -36,7 +39,7 @@ def say(text: str, *, as_json: bool = False) -> None:
 
 @contextmanager
 def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function that shows how many are done, on a terminal and for work that takes seconds."""
+    """A function that shows on a terminal how many of `what` are done; fast work shows nothing."""
     if not show or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -44,9 +47,18 @@ def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done: bar.update(task, completed=done)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=None)
+
+    def update(done: int) -> None:
+        if done >= _SHOWN_FROM:
+            bar.start()  # does nothing when it has started
+        bar.update(task, completed=done)
+
+    try:
+        yield update
+    finally:
+        bar.stop()
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kto_sweep.cli.output import console, number, say
+from kto_sweep.cli.output import console, counting, number, say
 
 FLAG_ALIASES = {
     "model": ("--model-name",),
@@ -162,23 +162,21 @@ def train(
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
     home = Home.from_environment()
-    prepared = prepare(
-        home,
-        TrainOptions(
-            flags,
-            config,
-            source,
-            whole_data,
-            gradient_accumulation,
-            output_dir,
-            wandb,
-            project,
-            entity,
-            name,
-            resume,
-        ),
-        say,
+    options = TrainOptions(
+        flags,
+        config,
+        source,
+        whole_data,
+        gradient_accumulation,
+        output_dir,
+        wandb,
+        project,
+        entity,
+        name,
+        resume,
     )
+    with counting("examples checked", show=True) as count:
+        prepared = prepare(home, options, say, count)
     if dry_run:
         from kto_sweep.train_command.dry_run import dry_run as check_run
 

@@ -1,7 +1,7 @@
 """Reads a data set's examples one by one, and keeps what was noticed: bad rows, forms, unused columns."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,9 @@ from kto_sweep.data.rows import Example
 from kto_sweep.data.sources import read_rows
 from kto_sweep.errors import DataError
 from kto_sweep.text import counted
+
+Progress = Callable[[int], None]
+"""Gets the number of examples done."""
 
 DataSource = str | Sequence[str]
 """One file, folder or hub data set, or several."""
@@ -130,12 +133,19 @@ def _check_signs(notes: DataNotes, seen: dict[int, int], row: object, line: int)
         )
 
 
-def check_readable(source: DataSource, base_dirs: Sequence[Path] = ()) -> DataNotes:
+def check_readable(source: DataSource, progress: Progress = lambda _: None) -> None:
     """Read all rows. Raises DataError: no such file; a line that is not JSON; no usable row."""
-    notes, examples = read_examples(source, base_dirs)
-    if not sum(1 for _ in examples):
+    notes, examples = read_examples(source)
+    if not sum(1 for _ in counted_examples(examples, progress)):
         raise notes.no_usable_row()
-    return notes
+
+
+def counted_examples(examples: Iterable[Example], progress: Progress) -> Iterator[Example]:
+    """The examples; `progress` gets the number of those done from time to time."""
+    for done, example in enumerate(examples):
+        if done % 1024 == 0:
+            progress(done)
+        yield example
 
 
 def listed_counts(counts: Counter[str]) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,30 +14,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kto_sweep.data.dataset import DataSet
-from kto_sweep.data.examples import BadRow, DataNotes, DataSource, Places, read_examples
+from kto_sweep.data.examples import (
+    BadRow,
+    DataNotes,
+    DataSource,
+    Places,
+    Progress,
+    counted_examples,
+    read_examples,
+)
+from kto_sweep.data.kept_tokens import FOLDER, NOTES, prune
 from kto_sweep.data.sources import content_files
 from kto_sweep.data.table import RowTable
-from kto_sweep.data.tokenise import Progress, TokenisedData, TokenNotes, measure, tokenise
+from kto_sweep.data.tokenise import TokenisedData, TokenNotes, measure, tokenise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FORMAT = "kto-sweep tokens 1"
 """Changes with everything that turns rows into tokens: an older entry is then not found."""
-_KEPT_SECONDS = 30 * 86400
-"""An entry that is not used for this long is deleted when a new one is written."""
-_IDS, _COLUMNS, _NOTES = "ids.bin", "columns.npz", "notes.json"
+_IDS, _COLUMNS = "ids.bin", "columns.npz"
 
 
 def load_characters(
-    source: DataSource, base_dirs: Sequence[Path] = (), *, turn_characters: int = 0
+    source: DataSource, *, turn_characters: int = 0, progress: Progress = lambda _: None
 ) -> DataSet:
     """The rows without a tokenizer: lengths in characters, with `turn_characters` more for each turn.
 
     Raises DataError as read_examples does.
     """
-    notes, examples = read_examples(source, base_dirs)
-    return DataSet(measure(examples, turn_characters), notes, TokenNotes())
+    notes, examples = read_examples(source)
+    return DataSet(measure(counted_examples(examples, progress), turn_characters), notes, TokenNotes())
 
 
 def load_tokens(
@@ -46,22 +52,21 @@ def load_tokens(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     cache: Path | None = None,
-    base_dirs: Sequence[Path] = (),
     progress: Progress = lambda _: None,
 ) -> DataSet:
     """The rows as token ids, not truncated; more than a few million tokens are kept below `cache`.
 
     Raises DataError as read_examples does.
     """
-    entry = None if cache is None else _entry(cache / "tokens", source, tokenizer, base_dirs)
+    entry = None if cache is None else _entry(cache / FOLDER, source, tokenizer)
     if entry is not None and (stored := _read(entry)) is not None:
         return stored
-    notes, examples = read_examples(source, base_dirs)
+    notes, examples = read_examples(source)
     if entry is None:
         data = tokenise(examples, tokenizer, progress)
         return DataSet(data.table, notes, data.notes)
     entry.parent.mkdir(parents=True, exist_ok=True)
-    _prune(entry.parent)
+    prune(entry.parent)
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
     try:
         data = tokenise(examples, tokenizer, progress, file=new / _IDS)
@@ -74,11 +79,9 @@ def load_tokens(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _entry(
-    folder: Path, source: DataSource, tokenizer: "PreTrainedTokenizerBase", base_dirs: Sequence[Path]
-) -> Path | None:
+def _entry(folder: Path, source: DataSource, tokenizer: "PreTrainedTokenizerBase") -> Path | None:
     """The folder of the tokens of these rows; None where the rows' content or the tokenizer has no hash."""
-    files = content_files(source, base_dirs)
+    files = content_files(source)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if files is None or backend is None:
         return None
@@ -106,13 +109,13 @@ def _write(folder: Path, notes: DataNotes, data: TokenisedData) -> None:
         "data": {**vars(notes), "places": notes.places.files, "bad": _bad_as_lists(notes.bad)},
         "tokens": {**vars(data.notes), "bad": _bad_as_lists(data.notes.bad)},
     }
-    (folder / _NOTES).write_text(json.dumps(about), encoding="utf-8")
+    (folder / NOTES).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _read(entry: Path) -> DataSet | None:
     """What `_write` wrote; None if there is no complete entry."""
     try:
-        about = json.loads((entry / _NOTES).read_text(encoding="utf-8"))
+        about = json.loads((entry / NOTES).read_text(encoding="utf-8"))
         with np.load(entry / _COLUMNS) as stored:
             columns = dict(stored)
         ids = np.memmap(entry / _IDS, dtype=np.int32, mode="r")
@@ -141,11 +144,3 @@ def _data_notes(stored: dict[str, Any]) -> DataNotes:
 def _token_notes(stored: dict[str, Any]) -> TokenNotes:
     bad = [BadRow(*row) for row in stored["bad"]]
     return TokenNotes(bad, Counter(stored["unread"]), stored["ended"])
-
-
-def _prune(folder: Path) -> None:
-    """Delete entries that were not used for long, and what crashed processes left."""
-    for entry in folder.iterdir():
-        with suppress(OSError):
-            if time.time() - entry.stat().st_mtime > _KEPT_SECONDS:
-                shutil.rmtree(entry, ignore_errors=True)

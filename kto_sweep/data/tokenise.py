@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from kto_sweep.data.examples import BadRow
+from kto_sweep.data.examples import BadRow, Progress
 from kto_sweep.data.keys import completion_key, prompt_key, text_key
 from kto_sweep.data.messages import BadRowError, calls_as_text
 from kto_sweep.data.rows import Example, Message
@@ -29,9 +29,6 @@ IN_MEMORY = 2**24
 
 CHARACTERS_PER_TOKEN = 3.3
 """Average for English with some code or JSON, and vocabularies of 50,000 tokens or more."""
-
-Progress = Callable[[int], None]
-"""Gets the number of examples done."""
 
 
 @dataclass

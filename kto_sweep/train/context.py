@@ -6,10 +6,9 @@ from dataclasses import replace
 import torch
 
 from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
-from kto_sweep.data.examples import DataSource
+from kto_sweep.data.examples import DataSource, Progress
 from kto_sweep.data.load import load_tokens
 from kto_sweep.data.sources import require_apart
-from kto_sweep.data.tokenise import Progress
 from kto_sweep.home import Home
 from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.train.base_model import LoadedBase, load_base

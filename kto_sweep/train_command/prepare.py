@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kto_sweep.data.examples import check_readable
+from kto_sweep.data.examples import Progress, check_readable
 from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
@@ -106,8 +106,13 @@ class PreparedRun:
         link.symlink_to(folder)
 
 
-def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> PreparedRun:
-    """The run to start or resume; `say` prints automatic choices.
+def prepare(
+    home: Home,
+    options: TrainOptions,
+    say: Callable[[str], None],
+    progress: Progress = lambda _: None,
+) -> PreparedRun:
+    """The run to start or resume; `say` prints automatic choices, `progress` counts examples.
 
     Raises UsageError and DataError for a run that cannot be trained, ServerError for an unreachable server.
     """
@@ -119,9 +124,11 @@ def prepare(home: Home, options: TrainOptions, say: Callable[[str], None]) -> Pr
     project = _wandb_name("project", options.project) or DEFAULT_PROJECT
     entity = _wandb_name("entity", options.entity)
     trial = _trial(home, options, say)
-    check_readable(trial.dataset)  # report unusable data before the run exists, and an unusable model
+    check_readable(
+        trial.dataset, progress
+    )  # report unusable data before the run exists, and an unusable model
     if trial.eval_dataset is not None:
-        check_readable(trial.eval_dataset)
+        check_readable(trial.eval_dataset, progress)
         require_apart(trial.dataset, trial.eval_dataset)
     for problem in require_trainable(trial):
         say(f"{problem.severity.capitalize()}: {problem}")

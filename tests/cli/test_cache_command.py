@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from kto_sweep.cli import run
+from kto_sweep.data.load import load_tokens
+from kto_sweep.models.tokenizer import load_tokenizer
 from kto_sweep.train.reference_store import ReferenceStore
 
 DAY = 86400.0
@@ -31,7 +34,12 @@ def test_an_empty_cache_prints_its_folder(folder: Path, capsys: pytest.CaptureFi
     assert run(["cache"]) == 0
     assert capsys.readouterr().out == f"Nothing in {folder}\n"
     assert run(["cache", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"folder": str(folder), "bytes": 0, "entries": []}
+    assert json.loads(capsys.readouterr().out) == {
+        "folder": str(folder),
+        "bytes": 0,
+        "entries": [],
+        "tokens": [],
+    }
 
 
 def test_the_table_has_a_line_per_base_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,3 +112,23 @@ def test_it_loads_neither_torch_nor_wandb(folder: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_tokens_of_a_large_data_set_are_shown_and_removed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kto_sweep.data.tokenise.IN_MEMORY", 20)
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"prompt": f"q{i}", "completion": "a", "label": True}) for i in range(9)]
+    rows.write_text("\n".join(lines))
+    load = partial(load_tokens, str(rows), load_tokenizer("tiny"), cache=folder.parent)
+    written, again = load(), load()
+    assert (again.notes, again.tokens) == (written.notes, written.tokens)
+    assert list(again.table) == list(written.table)
+    assert run(["cache"]) == 0
+    assert capsys.readouterr().out.startswith(f"Tokens of {rows}: 9 rows, ")
+    rows.write_text("\n".join([*lines, json.dumps({"prompt": "p", "completion": "a", "label": 0})]))
+    assert len(load().table) == 10
+    assert run(["cache", "--prune", "--json"]) == 0
+    assert [entry["rows"] for entry in json.loads(capsys.readouterr().out)["tokens"]] == [10, 9]
+    assert list((folder.parent / "tokens").iterdir()) == []

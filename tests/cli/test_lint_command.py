@@ -177,3 +177,41 @@ def test_the_shipped_example_has_no_error_and_no_bad_row(capsys: pytest.CaptureF
     assert run(["lint", str(ROOT / "examples" / "support_replies.jsonl"), "--json"]) == 0
     codes = {finding["code"] for finding in json.loads(capsys.readouterr().out)["findings"]}
     assert codes <= {"few_held_out", "same_prompt_neighbours"}
+
+
+def test_rows_are_shown_as_the_model_gets_them(rows: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["lint", rows, "--model", "tiny", "--max-length", "24", "--show", "2"]
+    assert run([*arguments, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["shown"]
+    assert first == {
+        "line": 1,
+        "label": False,
+        "prompt": "<|user|>\nQuestion 0?<|end|>\n<|assistant|>\n",
+        "completion": "Yes, it is. <|end|>\n",
+        "prompt_tokens": first["prompt_tokens"],
+        "completion_tokens": first["completion_tokens"],
+        "cut": None,
+        "ends": True,
+    }
+    assert (second["cut"], second["ends"]) == ("end of completion", False)
+    assert second["prompt_tokens"] + second["completion_tokens"] == 24
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Row 1: label false; " in out
+    assert "  prompt      <|user|>\\nQuestion 0?<|end|>\\n<|assistant|>\\n\n" in out
+    assert run(["lint", rows, "--show", "2"]) == 2
+    assert "add --model NAME" in capsys.readouterr().err
+
+
+def test_several_files_and_held_out_rows_of_their_own(
+    rows: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "more.jsonl", row("Question 40?", "Yes.", True), row("Question 41?", "", False))
+    write(tmp_path / "test.jsonl", row("Question 50?", "Yes.", True), row("Question 51?", "No.", False))
+    assert run(["lint", rows, "more.jsonl", "--eval-dataset", "test.jsonl", "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["path"] == "rows.jsonl, more.jsonl"
+    assert output["split"]["eval"] == {"desirable": 1, "undesirable": 1}
+    lines = {finding["what"]: finding["lines"] for finding in output["findings"]}
+    assert lines["1 row skipped: empty completion"] == ["more.jsonl:2"]
+    assert lines["1 copy of an earlier row, label included"] == ["rows.jsonl:4", "rows.jsonl:25"]

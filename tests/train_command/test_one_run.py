@@ -120,8 +120,10 @@ def test_retraining_the_best_trial_of_a_sweep_gives_the_same_curve(fake_machine)
 
 def test_a_dry_run_checks_everything_and_trains_nothing(machine):
     before = len(run_folders(machine))
-    output = train(machine, "--dry-run", "--whole-data")
+    output = train(machine, "--dry-run", "--whole-data", "--show", "1")
     assert "360 rows" in output
+    assert "Row 1: label " in output
+    assert "  prompt      <|" in output
     assert "logged in as local" in output
     assert "GiB" in output
     assert len(run_folders(machine)) == before
