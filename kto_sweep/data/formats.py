@@ -38,14 +38,15 @@ ARGUMENTS = ("tools", "documents", "chat_template_kwargs")
 DESIRABLE = frozenset(
     {
         *("true", "1", "1.0", "+1", "yes", "y", "t", "good", "desirable", "chosen", "positive", "accepted"),
+        *("accept", "correct"),
         *("up", "thumbs_up", "thumbs-up", "thumbs up", "thumbsup", "like", "liked", "upvote", "👍"),
     }
 )
 UNDESIRABLE = frozenset(
     {
         *("false", "0", "0.0", "-1", "-1.0", "no", "n", "f", "bad", "undesirable", "rejected", "negative"),
-        *("declined", "down", "thumbs_down", "thumbs-down", "thumbs down", "thumbsdown", "dislike"),
-        *("disliked", "downvote", "👎"),
+        *("declined", "reject", "incorrect", "dislike", "disliked", "downvote", "👎"),
+        *("down", "thumbs_down", "thumbs-down", "thumbs down", "thumbsdown"),
     }
 )
 
@@ -375,7 +376,9 @@ def _label(columns: _Columns, row: Mapping[str, Any]) -> tuple[bool, str]:
     name = columns.name(*LABELS)
     if name is None:
         other = next((key for key, value in row.items() if _meaning(value) is not None), None)
-        raise BadRowError("no label" if other is None else f"no label; rename the column {other} to label")
+        if other is not None:
+            raise BadRowError(f"no label; rename the column {other} to label")
+        raise BadRowError(f"no label (its columns: {_columns_of(row)})")
     value = columns.take(name)
     meaning = _meaning(value)
     if meaning is None:
@@ -406,5 +409,8 @@ def _missing(row: Mapping[str, Any]) -> str:
     turns = next((k for k, v in row.items() if looks_like_turns(v)), None)
     if turns is not None:
         return f"no messages; rename the column {turns} to messages"
-    names = ", ".join(map(str, row)) or "none"
-    return f"no messages, and no prompt with completion (its columns: {names[:80]})"
+    return f"no messages, and no prompt with completion (its columns: {_columns_of(row)})"
+
+
+def _columns_of(row: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, row))[:80] or "none"
