@@ -9,6 +9,7 @@ machine, or damage files. When a grid is done, another one starts, until there w
 """
 
 import argparse
+import atexit
 import random
 import shutil
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
+import python_forkserver
 from faults import FAULTS
 from machine import KTO_SWEEP
 from sweep_harness import THREE_BY_THREE, Losses, SweepHarness
@@ -53,6 +55,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="of each trial")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
+    atexit.register(python_forkserver.start())
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"seed {options.seed}, files in {folder}", flush=True)

@@ -16,6 +16,7 @@ Changes no setting of a GPU: the device file is hidden in a mount namespace of t
 """
 
 import argparse
+import atexit
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
+import python_forkserver
 from machine import KTO_SWEEP
 from sweep_harness import Losses, SweepHarness
 
@@ -122,6 +124,7 @@ def main() -> int:
     if "gone" in faults and "KTO_SWEEP_OWN_MOUNTS" not in os.environ:
         os.environ["KTO_SWEEP_OWN_MOUNTS"] = "1"
         os.execvp("unshare", ["unshare", "--mount", sys.executable, *sys.argv])
+    atexit.register(python_forkserver.start())
     gpus = gpu_indices()
     folder = Path(tempfile.mkdtemp(prefix="gpu-accidents-"))
     harnesses = [gpu_harness(folder / "baseline", "0")]
