@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from kto_sweep.data.formats import LABELS, parse_row
@@ -15,6 +16,9 @@ from kto_sweep.text import counted
 
 Progress = Callable[[int], None]
 """Gets the number of examples done."""
+
+CHECKED = 200_000
+"""Examples that are read before a run exists, in some ten seconds; training reads and reports the rest."""
 
 DataSource = str | Sequence[str]
 """One file, folder or hub data set, or several."""
@@ -134,9 +138,9 @@ def _check_signs(notes: DataNotes, seen: dict[int, int], row: object, line: int)
 
 
 def check_readable(source: DataSource, progress: Progress = lambda _: None) -> None:
-    """Read all rows. Raises DataError: no such file; a line that is not JSON; no usable row."""
+    """Read the first CHECKED examples. Raises DataError as read_examples does, and if no row is usable."""
     notes, examples = read_examples(source)
-    if not sum(1 for _ in counted_examples(examples, progress)):
+    if not sum(1 for _ in islice(counted_examples(examples, progress), CHECKED)):
         raise notes.no_usable_row()
 
 

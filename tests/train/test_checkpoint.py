@@ -1,11 +1,12 @@
-import dataclasses
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cotrainer_cases import Recorder, TrainerHarness, make_base, make_data, make_trial, train_alone
@@ -47,8 +48,8 @@ def test_a_saved_checkpoint_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     expected = make_checkpoint()
     for name, tensor in expected.state.tensors.items():
         assert torch.equal(loaded.state.tensors[name], tensor)
-    state = dataclasses.replace(loaded.state, tensors=expected.state.tensors)
-    assert dataclasses.replace(loaded, state=state) == expected
+    state = replace(loaded.state, tensors=expected.state.tensors)
+    assert replace(loaded, state=state) == expected
     assert [file.name for file in tmp_path.iterdir()] == ["last.safetensors"]
 
 
@@ -56,11 +57,11 @@ def test_a_saved_checkpoint_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     ("other", "message"),
     [
         (
-            dataclasses.replace(IDENTITY, config={**IDENTITY.config, "learning_rate": 3e-3}),
+            replace(IDENTITY, config={**IDENTITY.config, "learning_rate": 3e-3}),
             "it has learning_rate 0.001 (now 0.003)",
         ),
-        (dataclasses.replace(IDENTITY, rows="others"), "it has other rows"),
-        (dataclasses.replace(IDENTITY, base="another"), "it has other base weights"),
+        (replace(IDENTITY, rows="others"), "it has other rows"),
+        (replace(IDENTITY, base="another"), "it has other base weights"),
     ],
 )
 def test_a_checkpoint_with_another_identity_is_refused(tmp_path: Path, other: Identity, message: str) -> None:
@@ -116,18 +117,32 @@ def file_size_limit(n: int) -> Iterator[None]:
 
 
 def test_the_fingerprint_of_rows_changes_with_every_part_of_them() -> None:
-    rows = PairedRows(make_data().train, make_data().train_partners, 24)
-    first = rows[0]
+    data = make_data()
+    train, partners = data.train, data.train_partners
+    rows = PairedRows(train, partners, 24)
+    ids, labels, shifted = train.ids.copy(), train.labels.copy(), np.roll(partners, 1)
+    ids[train.boundaries[0] - 1] += 1
+    labels[0] = not labels[0]
+    longer, shorter = train.prompt_lengths.copy(), train.completion_lengths.copy()
+    longer[0], shorter[0] = longer[0] + 1, shorter[0] - 1
+    moved = replace(
+        train,
+        prompt_lengths=longer,
+        completion_lengths=shorter,
+        boundaries=train.boundaries + (np.arange(len(train)) == 0),
+    )
     others = [
-        rows[1:],
-        [*rows[1:], first],
-        [dataclasses.replace(first, desirable=not first.desirable), *rows[1:]],
-        [dataclasses.replace(first, mismatched=first.mismatched[::-1].copy() + 1), *rows[1:]],
+        PairedRows(train.take(np.arange(len(train))[::-1]), partners, 24),
+        PairedRows(replace(train, ids=ids), partners, 24),
+        PairedRows(replace(train, labels=labels), partners, 24),
+        PairedRows(moved, partners, 24),
+        PairedRows(train, shifted, 24),
+        PairedRows(train, partners, 12),  # mismatched completions are cut elsewhere
     ]
     fingerprints = {fingerprint_rows(variant) for variant in [rows, *others]}
-    assert len(fingerprints) == 5
+    assert len(fingerprints) == 7
     assert fingerprint_rows(rows[:3], rows[3:]) != fingerprint_rows(rows[:4], rows[4:])
-    assert fingerprint_rows(rows) == fingerprint_rows(list(rows))
+    assert fingerprint_rows(rows) == fingerprint_rows(PairedRows(train, partners, 24))
 
 
 # Continuing.

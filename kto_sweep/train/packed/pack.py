@@ -17,16 +17,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kto_sweep.data.table import Flags, Numbers, RowTable
+from kto_sweep.data.table import Flags, Numbers, RowTable, TokenIds
 from kto_sweep.train.packed.attention import Packing, PrefixStore
 from kto_sweep.train.packed.prefixes import PromptSegment, tree, whole
+
+if TYPE_CHECKING:
+    import hashlib
 
 Ids = NDArray[np.int64]
 
@@ -37,6 +40,9 @@ size, which costs the host more than the extra tokens cost the GPU."""
 MIN_SAVING = 16
 """Beginnings are shared if that saves more than 1 / MIN_SAVING of a slot's tokens: gathering costs too."""
 
+
+_HASHED = 4096
+"""Rows hashed at once."""
 
 _NO_IDS: Ids = np.empty(0, dtype=np.int64)
 
@@ -95,6 +101,20 @@ class PairedRows(Sequence[PairedRow]):
         mismatched = np.minimum(self._table.completion_lengths[self._partners], self._room)
         completions = np.maximum(self._table.completion_lengths, mismatched)
         return int((self._table.prompt_lengths + completions)[self._chosen].max(initial=0))
+
+    def update(self, digest: "hashlib._Hash") -> None:
+        """Feed a hash with the tokens, labels and partners of all rows, in order."""
+        table = self._table
+        # With lengths: otherwise a token could move from a prompt to its completion unnoticed.
+        mismatched = np.minimum(table.completion_lengths[self._partners], self._room)
+        columns = (table.prompt_lengths, table.completion_lengths, mismatched, self._partners, table.labels)
+        for column in columns:
+            digest.update(column[self._chosen].astype(np.int64).tobytes())
+        for start in range(0, len(self), _HASHED):  # in blocks: row by row, a million rows take half a minute
+            ids: list[TokenIds] = []
+            for at in self._chosen[start : start + _HASHED].tolist():
+                ids += (table.prompt_ids(at), table.completion_ids(at))
+            digest.update(np.concatenate(ids).tobytes())
 
 
 class ChosenRows(Sequence[PairedRow]):

@@ -11,19 +11,18 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kto_sweep.errors import KtoSweepError
-from kto_sweep.train.packed.pack import PairedRow
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.slot import SlotState
 
 _FORMAT = "kto-sweep checkpoint 2"
@@ -75,16 +74,12 @@ class Checkpoint:
     """Whether all steps are done and the weights are saved."""
 
 
-def fingerprint_rows(*parts: Sequence[PairedRow]) -> str:
+def fingerprint_rows(*parts: PairedRows) -> str:
     """64 hex digits that change with any token, label, partner or order of any part."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(np.int64(len(part)).tobytes())
-        for row in part:
-            for ids in (row.prompt, row.completion, row.mismatched):
-                # With lengths: otherwise a token could move from a prompt to its completion unnoticed.
-                digest.update(np.int64(len(ids)).tobytes() + ids.tobytes())
-            digest.update(bytes([row.desirable]))
+        digest.update(len(part).to_bytes(8, "big"))
+        part.update(digest)
     return digest.hexdigest()
 
 
