@@ -11,6 +11,7 @@ import fake_worker
 import forked_python
 import pytest
 import python_forkserver
+from hypothesis import settings
 from machine import Machine, made_once
 
 from kto_sweep.home import Home
@@ -20,6 +21,9 @@ FIRST = ("agent", "faults", "train_command", "sweep", "train", "server")
 """Folders with the longest tests, in the order in which they run before all others, so that no test process
 ends long after the others."""
 PORT = pytest.StashKey[socket.socket]()
+
+settings.register_profile("suite", deadline=None)  # a busy machine must fail no test
+settings.load_profile("suite")
 
 
 def pytest_configure(config: pytest.Config) -> None:

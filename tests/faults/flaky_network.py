@@ -45,6 +45,9 @@ class FlakyProxy:
         """Change the condition, also of open connections."""
         self.condition = condition
         if condition is NetworkCondition.REFUSED:
+            # At once: a thread that waits in accept would keep a closed socket listening, and its port taken.
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
         elif self._listener.fileno() < 0:
             self._listener = self._listen()
