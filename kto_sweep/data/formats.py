@@ -30,7 +30,11 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "query", "question")
 ANSWERS = ("completion", "output", "response", "answer")
 SYSTEMS = ("system", "system_prompt")
-PAIRS = (("chosen", "rejected"), ("chosen_response", "rejected_response"))
+PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 ARGUMENTS = ("tools", "documents", "chat_template_kwargs")
 """Columns that chat templates and TRL read beside the turns."""
@@ -50,6 +54,8 @@ UNDESIRABLE = frozenset(
     }
 )
 
+_LABEL_WORDS = ("label", "tag", "rating", "feedback", "desirable", "good", "thumb", "chosen", "accept")
+"""Parts of names that a column with labels may have."""
 _PLAIN_LABELS = frozenset({"true", "false", "1", "0", "1.0", "0.0"})
 
 LATER_TURNS = "with turns after the last assistant turn, which are dropped"
@@ -95,6 +101,13 @@ class _Columns:
         self._used.add(name)
         return self._row[name]
 
+    def turns(self, name: str) -> bool:
+        """Whether a column has turns."""
+        try:
+            return bool(read_turns(self._row[name], name))
+        except BadRowError:
+            return False
+
     @property
     def unused(self) -> tuple[str, ...]:
         """The columns with a value that were not taken."""
@@ -122,6 +135,9 @@ def parse_row(row: object, line: int) -> ParsedRow:
     if not isinstance(row, dict):
         raise BadRowError("not a JSON object")
     _check_unicode(row)
+    request = row.get("input")
+    if isinstance(request, Mapping) and "messages" in request:  # OpenAI's preference data
+        row = {**{name: value for name, value in row.items() if name != "input"}, **request}
     columns = _Columns(row)
     for name in MEDIA:
         if row.get(name):
@@ -234,6 +250,8 @@ def _pair(
     """The chosen and the rejected answer."""
     chosen_name, rejected_name = names
     conversation, asked = columns.name(*CONVERSATIONS), columns.name(*PROMPTS)
+    if conversation is not None and columns.name(chosen_name) is not None and not columns.turns(conversation):
+        conversation = None  # another description of the pair, which has its prompt itself
     rejected = columns.take(rejected_name)
     form = f"{chosen_name} and {rejected_name} as two examples"
     prompt: object
@@ -375,7 +393,7 @@ def _label(columns: _Columns, row: Mapping[str, Any]) -> tuple[bool, str]:
     """The label, and how it was understood if it is neither true nor 1 nor their opposites."""
     name = columns.name(*LABELS)
     if name is None:
-        other = next((key for key, value in row.items() if _meaning(value) is not None), None)
+        other = next((key for key, value in row.items() if _may_be_label(key, value)), None)
         if other is not None:
             raise BadRowError(f"no label; rename the column {other} to label")
         raise BadRowError(f"no label (its columns: {_columns_of(row)})")
@@ -387,6 +405,14 @@ def _label(columns: _Columns, row: Mapping[str, Any]) -> tuple[bool, str]:
     if str(value).strip().lower() in _PLAIN_LABELS:
         return meaning, column
     return meaning, f"{name} {value} as {str(meaning).lower()}"
+
+
+def _may_be_label(name: str, value: object) -> bool:
+    """Whether a column looks like the label: it has such a value, and a number only under such a name."""
+    if _meaning(value) is None:
+        return False
+    number = not isinstance(value, bool) and str(value).strip().lstrip("+-").replace(".", "").isdigit()
+    return not number or any(word in str(name).lower() for word in _LABEL_WORDS)
 
 
 def _meaning(value: object) -> bool | None:

@@ -150,6 +150,10 @@ def _part(part: object) -> tuple[str, str]:
     media = next((name for name in _MEDIA if name in kind or name in part), None)
     if media is not None:
         raise BadRowError(f"a turn's content has a part of type {kind!r}: only text can be trained")
+    if "tool" in kind:
+        raise BadRowError(
+            f"a turn's content has a part of type {kind!r}: write it as tool_calls or a tool turn"
+        )
     raise BadRowError(f"a turn's content has a part of type {kind!r} without text")
 
 

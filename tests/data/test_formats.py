@@ -115,6 +115,12 @@ def test_labels_that_mean_undesirable(write_rows: WriteRows, label: Any) -> None
         ({"user_prompt": "x", "completion": "y", "label": 1}, "rename the column user_prompt to prompt"),
         ({"dialog": [USER, ANSWER], "label": True}, "rename the column dialog to messages"),
         ({"messages": [USER, ANSWER], "rating": True}, "no label; rename the column rating to label"),
+        ({"messages": [USER, ANSWER], "id": "1"}, "no label (its columns: messages, id)"),
+        ({"messages": [USER, ANSWER], "rating": 1}, "no label; rename the column rating to label"),
+        (
+            {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use", "name": "f"}]}]},
+            "part of type 'tool_use': write it as tool_calls",
+        ),
         ({"prompt": "x", "rejected": "b"}, "rejected without chosen"),
         ({"chosen": "yes", "rejected": "no"}, "no prompt, and chosen and rejected do not begin with"),
         ({"chosen": [ANSWER], "rejected": [ANSWER]}, "do not begin with the same turns"),
@@ -322,6 +328,24 @@ def test_every_form_on_the_data_page_is_read(write_rows: WriteRows, form: RowFor
         ),
         ({"messages": chat("q", "a"), "rejected_response": "b"}, chat("q"), ("a", "b")),
         ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, chat("q"), ("a", "b")),
+        (
+            {
+                "input": {"messages": chat("q")},
+                "preferred_output": list(ANSWERED),
+                "non_preferred_output": list(chat("", "b")[1:]),
+            },
+            chat("q"),
+            ("a", "b"),
+        ),
+        (
+            {
+                "conversation": [{"input": "q"}],
+                "chosen": chat("q", "a"),
+                "rejected": chat("q", "b"),
+            },
+            chat("q"),
+            ("a", "b"),
+        ),
     ],
 )
 def test_a_pair_is_two_examples(
