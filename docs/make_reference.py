@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kto_sweep.cli import COMMANDS, cli
-from kto_sweep.data import formats
+from kto_sweep.data import labels
 from kto_sweep.data.row_forms import ROW_FORMS
 from kto_sweep.data.sources import SOURCE_FORMS
 from kto_sweep.env_vars import VARIABLES
@@ -65,9 +65,9 @@ def _data_page() -> Iterator[str]:
         yield json.dumps(form.row)
         yield "```"
     yield from _section("Labels")
-    yield f"In the column `{formats.LABELS[0]}`, or `{formats.LABELS[1]}`."
+    yield f"In the column `{labels.LABELS[0]}`, or `{labels.LABELS[1]}`."
     yield ""
-    words = ("desirable", formats.DESIRABLE), ("undesirable", formats.UNDESIRABLE)
+    words = ("desirable", labels.DESIRABLE), ("undesirable", labels.UNDESIRABLE)
     yield from _table(
         ("meaning", "values"), ((name, ", ".join(f"`{word}`" for word in sorted(of))) for name, of in words)
     )

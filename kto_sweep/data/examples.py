@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from kto_sweep.data.formats import LABELS, parse_row
+from kto_sweep.data.formats import parse_row
+from kto_sweep.data.labels import LABELS
 from kto_sweep.data.messages import BadRowError
 from kto_sweep.data.raw_rows import FORMATS_HINT
 from kto_sweep.data.rows import Example

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kto_sweep.data.labels import LABELS, columns_of, read_label
 from kto_sweep.data.messages import (
     BadRowError,
     has_call_turns,
@@ -25,7 +26,6 @@ from kto_sweep.data.messages import (
 from kto_sweep.data.rows import Example, Message
 from kto_sweep.text import nearest
 
-LABELS = ("label", "kto_tag")
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", "instruction", "query", "question")
 ANSWERS = ("completion", "output", "response", "answer")
@@ -38,25 +38,6 @@ PAIRS = (
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 ARGUMENTS = ("tools", "documents", "chat_template_kwargs")
 """Columns that chat templates and TRL read beside the turns."""
-
-DESIRABLE = frozenset(
-    {
-        *("true", "1", "1.0", "+1", "yes", "y", "t", "good", "desirable", "chosen", "positive", "accepted"),
-        *("accept", "correct"),
-        *("up", "thumbs_up", "thumbs-up", "thumbs up", "thumbsup", "like", "liked", "upvote", "👍"),
-    }
-)
-UNDESIRABLE = frozenset(
-    {
-        *("false", "0", "0.0", "-1", "-1.0", "no", "n", "f", "bad", "undesirable", "rejected", "negative"),
-        *("declined", "reject", "incorrect", "dislike", "disliked", "downvote", "👎"),
-        *("down", "thumbs_down", "thumbs-down", "thumbs down", "thumbsdown"),
-    }
-)
-
-_LABEL_WORDS = ("label", "tag", "rating", "feedback", "desirable", "good", "thumb", "chosen", "accept")
-"""Parts of names that a column with labels may have."""
-_PLAIN_LABELS = frozenset({"true", "false", "1", "0", "1.0", "0.0"})
 
 LATER_TURNS = "with turns after the last assistant turn, which are dropped"
 SEVERAL_TURNS = (
@@ -153,7 +134,8 @@ def parse_row(row: object, line: int) -> ParsedRow:
         forms = [form]
     else:
         answer, form = _single(columns, row, before, as_turns=as_turns)
-        label, label_form = _label(columns, row)
+        label, column, label_form = read_label(row)
+        columns.take(column)
         answers, labels, forms = (answer,), (label,), [form, label_form]
     if any(has_call_turns(row.get(name)) for name in (*CONVERSATIONS, "prompt", "completion")):
         forms.append("turns of a call as tool calls")
@@ -389,40 +371,6 @@ def _alike(some: Sequence[Message], others: Sequence[Message]) -> bool:
     )
 
 
-def _label(columns: _Columns, row: Mapping[str, Any]) -> tuple[bool, str]:
-    """The label, and how it was understood if it is neither true nor 1 nor their opposites."""
-    name = columns.name(*LABELS)
-    if name is None:
-        other = next((key for key, value in row.items() if _may_be_label(key, value)), None)
-        if other is not None:
-            raise BadRowError(f"no label; rename the column {other} to label")
-        raise BadRowError(f"no label (its columns: {_columns_of(row)})")
-    value = columns.take(name)
-    meaning = _meaning(value)
-    if meaning is None:
-        raise BadRowError(f"{name} {value!r:.40} is neither true nor false")
-    column = "" if name == LABELS[0] else f"{name} as label"
-    if str(value).strip().lower() in _PLAIN_LABELS:
-        return meaning, column
-    return meaning, f"{name} {value} as {str(meaning).lower()}"
-
-
-def _may_be_label(name: str, value: object) -> bool:
-    """Whether a column looks like the label: it has such a value, and a number only under such a name."""
-    if _meaning(value) is None:
-        return False
-    number = not isinstance(value, bool) and str(value).strip().lstrip("+-").replace(".", "").isdigit()
-    return not number or any(word in str(name).lower() for word in _LABEL_WORDS)
-
-
-def _meaning(value: object) -> bool | None:
-    """Whether a label means desirable; None for other values."""
-    if not isinstance(value, bool | int | float | str):
-        return None
-    word = str(value).strip().lower()
-    return True if word in DESIRABLE else False if word in UNDESIRABLE else None
-
-
 def _missing(row: Mapping[str, Any]) -> str:
     """Why a row without a supported set of columns cannot be used, and what to rename."""
     for found, other, wanted in ((PROMPTS, ANSWERS, "completion"), (ANSWERS, PROMPTS, "prompt")):
@@ -435,8 +383,4 @@ def _missing(row: Mapping[str, Any]) -> str:
     turns = next((k for k, v in row.items() if looks_like_turns(v)), None)
     if turns is not None:
         return f"no messages; rename the column {turns} to messages"
-    return f"no messages, and no prompt with completion (its columns: {_columns_of(row)})"
-
-
-def _columns_of(row: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, row))[:80] or "none"
+    return f"no messages, and no prompt with completion (its columns: {columns_of(row)})"
