@@ -82,7 +82,7 @@ def _report(
     from kto_sweep.cli.output import counting
     from kto_sweep.data.lint import lint as check
     from kto_sweep.data.load import load_characters, load_tokens
-    from kto_sweep.data.shown_rows import StopTokens
+    from kto_sweep.data.shown_rows import RowInspector
     from kto_sweep.home import Home
     from kto_sweep.models.model_checks import check_model, held_max_length, stop_tokens
     from kto_sweep.models.tokenizer import load_tokenizer
@@ -99,7 +99,7 @@ def _report(
     with counting("tokenised examples", show=progress) as count:
         rows = load_tokens(source, tokenizer, cache=cache, progress=count)
         evaluated = None if other is None else load_tokens(other, tokenizer, cache=cache, progress=count)
-    stops = StopTokens(tokenizer, stop_tokens(model, tokenizer))
+    stops = RowInspector(tokenizer, stop_tokens(model, tokenizer))
     problems = check_model(model, tokenizer, max_length=max_length)
     max_length = held_max_length(model, max_length)
     return check(

@@ -82,7 +82,7 @@ class _Columns:
         self._used.add(name)
         return self._row[name]
 
-    def turns(self, name: str) -> bool:
+    def has_turns(self, name: str) -> bool:
         """Whether a column has turns."""
         try:
             return bool(read_turns(self._row[name], name))
@@ -232,7 +232,11 @@ def _pair(
     """The chosen and the rejected answer."""
     chosen_name, rejected_name = names
     conversation, asked = columns.name(*CONVERSATIONS), columns.name(*PROMPTS)
-    if conversation is not None and columns.name(chosen_name) is not None and not columns.turns(conversation):
+    if (
+        conversation is not None
+        and columns.name(chosen_name) is not None
+        and not columns.has_turns(conversation)
+    ):
         conversation = None  # another description of the pair, which has its prompt itself
     rejected = columns.take(rejected_name)
     form = f"{chosen_name} and {rejected_name} as two examples"

@@ -1,4 +1,4 @@
-"""Hashes by which rows are equal: 63-bit numbers, the same on every machine and for every model.
+"""Hashes: those by which rows are equal, the same on every machine and for every model, and of numbers.
 
 Prompts that differ only in white space are equal, so that they are on one side of the split. Ids of tool
 calls are random and do not count; of a turn's other keys only those that change what the model reads do.
@@ -7,6 +7,9 @@ calls are random and do not count; of a turn's other keys only those that change
 import hashlib
 import json
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kto_sweep.data.rows import Example, Message
 
@@ -52,3 +55,11 @@ def _hash(value: object) -> int:
     text = json.dumps(value, sort_keys=True, default=str)
     # 63 bits: a million rows collide with a chance of one in ten million, and numpy sorts int64.
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def hash64(values: NDArray[np.int64] | np.int64) -> NDArray[np.int64]:
+    """A 64-bit hash of each value, (n,): the finaliser of splitmix64 (doi 10.1145/2714064.2660195)."""
+    z = np.atleast_1d(np.asarray(values)).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (z ^ (z >> np.uint64(31))).view(np.int64)

@@ -12,7 +12,7 @@ from kto_sweep.data.dataset import DataSet, TrainingData, prepare_data
 from kto_sweep.data.examples import Places
 from kto_sweep.data.lint_findings import LintFinding, lint_finding
 from kto_sweep.data.lint_lengths import LengthReport, report_lengths
-from kto_sweep.data.shown_rows import ShownRow, StopTokens
+from kto_sweep.data.shown_rows import RowInspector, ShownRow
 from kto_sweep.data.table import RowTable
 from kto_sweep.errors import DataError, Problem, Severity
 from kto_sweep.trial import Trial
@@ -97,7 +97,7 @@ def lint(
     *,
     max_length: int | None,
     eval_fraction: float,
-    stops: StopTokens | None = None,
+    stops: RowInspector | None = None,
     held_out: DataSet | None = None,
     shown: tuple[ShownRow, ...] = (),
     about_model: Sequence[Problem] = (),

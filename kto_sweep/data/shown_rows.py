@@ -52,10 +52,11 @@ def _visible(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-class StopTokens:
-    """The tokens at which a model stops."""
+class RowInspector:
+    """Shows rows as the model gets them, and tells whether it stops after their completions."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", ids: Iterable[int]) -> None:
+        """`ids`: of the tokens at which the model stops."""
         self._tokenizer = tokenizer
         self._ids = np.array(sorted(ids), dtype=np.int64)
         end = tokenizer.eos_token

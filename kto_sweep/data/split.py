@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.data.table import Numbers, RowTable
 from kto_sweep.errors import DataError
 
@@ -26,7 +27,7 @@ def split_by_prompt(table: RowTable, eval_fraction: float, seed: int) -> tuple[R
     counts = np.stack(
         [np.bincount(prompt_of[side], minlength=len(keys)) for side in (~table.labels, table.labels)]
     )
-    order = np.argsort(_shuffled(keys, seed), kind="stable")
+    order = np.argsort(hash64(keys + (seed << 40)).view(np.uint64), kind="stable")
     held_out = _choose(order, counts, eval_fraction)[prompt_of]
     return table.take(~held_out), table.take(held_out)
 
@@ -52,14 +53,6 @@ def _choose(order: Numbers, counts: Numbers, eval_fraction: float) -> np.ndarray
         for at in smallest[~chosen[smallest]][: min_prompts - number]:
             chosen[at] = True
     return chosen
-
-
-def _shuffled(keys: Numbers, seed: int) -> np.ndarray:
-    """A pseudo-random sort key for each prompt key: uint64 (keys,). The finalizer of SplitMix64."""
-    x = keys.astype(np.uint64) + np.uint64((seed * 0x9E3779B97F4A7C15 + 0x9E3779B97F4A7C15) % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def partners(table: RowTable, seed: int) -> Numbers:

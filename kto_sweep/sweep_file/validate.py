@@ -68,10 +68,14 @@ def validate(path: Path) -> Validation:
         *find_warnings(checked.values, metric),
     ]
     problems += find_model_problems(checked.values)
-    for dataset in checked.values.get("dataset", ()):
-        problems += _data_problems(checked, dataset)
-    for dataset in checked.values.get("eval_dataset", ()):
-        problems += _held_out_problems(checked, dataset)
+    for name, find in (("dataset", _data_problems), ("eval_dataset", _held_out_problems)):
+        for given in checked.values.get(name, ()):
+            try:
+                data = _read_local(given)
+            except DataError as error:
+                problems.append(Problem(given.place, error.message, hint=error.hint))
+            else:
+                problems += find(checked, given, data) if data is not None else ()
     notices = [
         Problem((), notice, severity=Severity.WARNING, file=str(path))
         for notice in (checked.sweep.notices if checked.sweep else ())
@@ -85,15 +89,8 @@ def validate(path: Path) -> Validation:
     )
 
 
-def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
+def _data_problems(checked: CheckedSweepFile, dataset: GivenValue, data: DataSet) -> Iterator[Problem]:
     """Problems of one trial's data, alone and combined with the sweep's parameters."""
-    try:
-        data = _read_local(dataset)
-    except DataError as error:
-        yield Problem(dataset.place, error.message, hint=error.hint)
-        return
-    if data is None:
-        return
     name = describe_sources(dataset.value)
     evaluated = valid_values(checked.values, "eval_dataset")
     held_out_here = not evaluated or None in evaluated
@@ -114,15 +111,8 @@ def _data_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[P
         yield from _check_steps(checked, name, rows)
 
 
-def _held_out_problems(checked: CheckedSweepFile, dataset: GivenValue) -> Iterator[Problem]:
-    """Held-out rows that cannot be read or used, or are trained on."""
-    try:
-        data = _read_local(dataset)
-    except DataError as error:
-        yield Problem(dataset.place, error.message, hint=error.hint)
-        return
-    if data is None:
-        return
+def _held_out_problems(checked: CheckedSweepFile, dataset: GivenValue, data: DataSet) -> Iterator[Problem]:
+    """Held-out rows that cannot be used, or are trained on."""
     for trained_on in checked.values.get("dataset", ()):
         yield from _check_apart(trained_on, dataset)
     desirable, undesirable = data.table.counts

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.data.examples import describe_bad
 from kto_sweep.data.load import load_characters, load_tokens
-from kto_sweep.data.shown_rows import StopTokens
+from kto_sweep.data.shown_rows import RowInspector
 from kto_sweep.home import Home
 from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.model_checks import held_max_length, stop_tokens
@@ -68,7 +68,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, show: int, co
     if show:
         tokenizer = load_tokenizer(trial.base_model)
         tokenised = load_tokens(trial.dataset, tokenizer, cache=home.cache)
-        stops = StopTokens(tokenizer, stop_tokens(trial.base_model, tokenizer))
+        stops = RowInspector(tokenizer, stop_tokens(trial.base_model, tokenizer))
         length = held_max_length(trial.base_model, trial.max_length)
         for row in stops.show(tokenised.table, length, tokenised.notes.places, show):
             for line in row.described():

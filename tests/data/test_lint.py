@@ -14,7 +14,7 @@ from kto_sweep.data.dataset import prepare_data
 from kto_sweep.data.lint import LintReport, balance, lint
 from kto_sweep.data.lint_findings import LintFinding
 from kto_sweep.data.load import load_characters, load_tokens
-from kto_sweep.data.shown_rows import StopTokens
+from kto_sweep.data.shown_rows import RowInspector
 from kto_sweep.errors import DataError, Severity
 from kto_sweep.trial import Trial
 
@@ -69,7 +69,7 @@ def report(tmp_path: Path) -> Callable[..., LintReport]:
             load_tokens(path, tokenizer),
             max_length=max_length,
             eval_fraction=eval_fraction,
-            stops=StopTokens(tokenizer, [tokenizer.eos_token_id]),
+            stops=RowInspector(tokenizer, [tokenizer.eos_token_id]),
         )
 
     return run

@@ -2,10 +2,11 @@ import pytest
 import torch
 from packed_cases import tiny_model, token_rows
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.errors import UsageError
 from kto_sweep.train.lora_targets import find_targets
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
-from kto_sweep.train.packed.pack import Item, PairedRows, hash64, pack
+from kto_sweep.train.packed.pack import Item, PairedRows, pack
 
 CPU = torch.device("cpu")
 

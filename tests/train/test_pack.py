@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packed_cases import token_rows
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
-from kto_sweep.train.packed.pack import Item, Pack, PairedRow, PairedRows, hash64, pack, pack_onto
+from kto_sweep.train.packed.pack import Item, Pack, PairedRow, PairedRows, pack, pack_onto
 from kto_sweep.train.packed.prefixes import tree
 
 CPU = torch.device("cpu")

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.models.model_checks import ALL_LINEAR
 from kto_sweep.train.lora_targets import Targets, find_targets
 from kto_sweep.train.packed import fused
 from kto_sweep.train.packed.lora_product import AdaptedLayer, AdapterGroup, TokenRouting, adapter_product
 from kto_sweep.train.packed.optim import BLOCK
-from kto_sweep.train.packed.pack import Pack, hash64
+from kto_sweep.train.packed.pack import Pack
 
 
 @dataclass(frozen=True)

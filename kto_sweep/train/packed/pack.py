@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.data.table import Flags, Numbers, RowTable, TokenIds
 from kto_sweep.train.packed.attention import Packing, PrefixStore
 from kto_sweep.train.packed.prefixes import PromptSegment, tree, whole
@@ -361,14 +362,6 @@ def _noise_keys(item: Item, first: int, tokens: int, mismatched: bool) -> Ids:
     position = np.arange(first, first + tokens, dtype=np.int64)
     own = (position >= len(item.row.prompt) - 1) & mismatched
     return hash64(np.int64(item.noise) ^ hash64(position * 2 + own))
-
-
-def hash64(values: NDArray[np.int64] | np.int64) -> NDArray[np.int64]:
-    """A 64-bit hash of each value, (n,): the finaliser of splitmix64 (doi 10.1145/2714064.2660195)."""
-    z = np.atleast_1d(np.asarray(values)).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (z ^ (z >> np.uint64(31))).view(np.int64)
 
 
 def to_device(

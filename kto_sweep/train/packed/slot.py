@@ -7,10 +7,11 @@ from itertools import islice
 import numpy as np
 from torch import Tensor
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.optim import lr_factor, warmup_steps
-from kto_sweep.train.packed.pack import PairedRows, hash64
+from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.step import SlotBatch
 from kto_sweep.train.packed.step_result import StepInfo
 from kto_sweep.train.reference import Scores

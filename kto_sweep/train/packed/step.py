@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.train.loss import losses, needs_reference_point, reference_point
 from kto_sweep.train.packed.decoder import Decoder
 from kto_sweep.train.packed.lora import AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
-from kto_sweep.train.packed.pack import Item, Pack, PairedRow, hash64, pack, pack_onto, to_device
+from kto_sweep.train.packed.pack import Item, Pack, PairedRow, pack, pack_onto, to_device
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel, PrinterCallback
 from trl.trainer.kto_config import KTOConfig
 from trl.trainer.kto_trainer import KTOTrainer
 
+from kto_sweep.data.keys import hash64
 from kto_sweep.train.loss import losses, needs_reference_point, reference_point
-from kto_sweep.train.packed.pack import PairedRow, hash64
+from kto_sweep.train.packed.pack import PairedRow
 from kto_sweep.train.reference import Scores
 from kto_sweep.train.trl.ranks import Ranks, is_sharded, put_state, take_state, take_weights
 
