@@ -1,8 +1,9 @@
 """Every metric that a trial logs: name, unit, goal, meaning."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Goal = Literal["minimize", "maximize"]
 
@@ -67,6 +68,8 @@ _TABLE = (
     Metric("failure/cause", "text", None, "why the trial failed"),
     Metric("trial/seconds", "s", "minimize", "seconds from the trial's start to its end"),
     Metric("trial/examples", "examples", None, "examples trained on"),
+    Metric("trial/steps", "steps", None, "optimizer steps planned"),
+    Metric("trial/health", "text", None, "`unstable` if the training broke but reached its last step"),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric(
         "trial/eval_data",
@@ -83,7 +86,16 @@ DEFAULT_METRIC = "eval/common_loss"
 """The metric of a sweep whose file sets none; minimized."""
 
 NOT_LOGGED = frozenset(
-    {"objective/best", "objective/last", "failure/cause", "trial/data", "trial/eval_data", "trial/model"}
+    {
+        "objective/best",
+        "objective/last",
+        "failure/cause",
+        "trial/steps",
+        "trial/health",
+        "trial/data",
+        "trial/eval_data",
+        "trial/model",
+    }
 )
 """Metrics that are text, or logged only when a run ends, so a search cannot use them."""
 
@@ -92,3 +104,29 @@ def goal_of(name: str) -> Goal:
     """The metric's goal; minimize, W&B's default, if it has none or is unknown."""
     metric = METRICS.get(name)
     return (metric.goal if metric else None) or "minimize"
+
+
+def summary_value(summary: Mapping[str, Any], name: str, *, maximize: bool = False) -> float | None:
+    """The metric's finite value in a run's summary; None without one.
+
+    If `define_metric` made it an object: its extreme by the sweep's goal, else its last value.
+    """
+    extreme = "max" if maximize else "min"
+    candidates = (finite_number(summary, name + part) for part in ("", f".{extreme}", ".best", ".last"))
+    return next((value for value in candidates if value is not None), None)
+
+
+def finite_number(row: Mapping[str, Any], name: str) -> float | None:
+    """The finite number at `name`, or at `name` as a dotted path; else None."""
+    value: Any = row.get(name)
+    if value is None and "." in name:
+        value = row
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None

@@ -207,6 +207,7 @@ class TrialRun:
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps, and of those logged by an earlier attempt."""
+        self._run.summary["trial/steps"] = total_steps
         self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 import sqlite3
 
-from kto_sweep.server import run_writes, sweep_progress
+from kto_sweep.server import run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.projects import Project
@@ -33,7 +33,7 @@ def cells(
             "state": cell.state.value,
             "cause": cell.trial.failure or None if cell.trial else None,
             "run": cell.trial.run_id if cell.trial else None,
-            "value": sweep_progress.summary_value(cell.trial.summary, rules.metric)
+            "value": cell.trial.value(rules.metric.name, maximize=rules.metric.maximize)
             if cell.trial and rules.metric
             else None,
         }

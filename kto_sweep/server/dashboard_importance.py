@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from kto_sweep.compare.importance import parameter_importance
 from kto_sweep.compare.seed_groups import SEED
-from kto_sweep.server import run_writes, sweep_progress
+from kto_sweep.metrics import summary_value
+from kto_sweep.server import run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.dashboard_rankings import group_runs
 from kto_sweep.server.states import ENDED
@@ -43,7 +44,10 @@ class ImportanceCache:
                     if rules.space is not None
                     else sorted({name for config in configs for name in config})
                 )
-                values = [sweep_progress.summary_value(summary, rules.metric) for summary in summaries]
+                values = [
+                    summary_value(summary, rules.metric.name, maximize=rules.metric.maximize)
+                    for summary in summaries
+                ]
                 while len(self._results) >= MAX_CACHED:
                     self._results.pop(next(iter(self._results)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]

@@ -4,9 +4,10 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from kto_sweep.metrics import finite_number, summary_value
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.objectives import Objective
-from kto_sweep.server import run_writes, sweep_progress
+from kto_sweep.server import run_writes
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.runs import Run
@@ -39,9 +40,7 @@ def _with_costs(
     summaries = [lines.as_row(run.summary) or {} for run in sweep_runs]
     columns = [
         [
-            None
-            if (value := sweep_progress.finite_number(summary, objective.name)) is None
-            else objective.loss(value)
+            None if (value := finite_number(summary, objective.name)) is None else objective.loss(value)
             for summary in summaries
         ]
         for objective in others
@@ -111,7 +110,7 @@ def _worst_of_all(ended: Sequence[Run], metric: SweepMetric) -> float | None:
 def _summary_value(run: Run, metric: SweepMetric) -> float | None:
     if run.objective == metric.name:
         return run.objective_value
-    return sweep_progress.summary_value(lines.as_row(run.summary) or {}, metric)
+    return summary_value(lines.as_row(run.summary) or {}, metric.name, maximize=metric.maximize)
 
 
 def _extreme(values: Sequence[float | None], pick: Callable[..., float]) -> float | None:

@@ -1,10 +1,9 @@
 """Updates a sweep from new metrics: target, early termination, successive halving, and its end."""
 
-import math
 import sqlite3
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from kto_sweep.metrics import finite_number, summary_value
 from kto_sweep.search import hyperband
 from kto_sweep.server import successive_halving
 from kto_sweep.server.states import ACTIVE, OVER, RunState, SweepState
@@ -42,34 +41,6 @@ def _metric_values(metric: SweepMetric, offset: int, texts: Sequence[str]) -> li
     return values
 
 
-def finite_number(row: Mapping[str, Any], name: str) -> float | None:
-    """The finite number at `name`, or at `name` as a dotted path; else None."""
-    value: Any = row.get(name)
-    if value is None and "." in name:
-        value = row
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def summary_value(summary: Mapping[str, Any], metric: SweepMetric) -> float | None:
-    """The metric's value in a run's summary.
-
-    If `define_metric` made it an object: its extreme by the sweep's goal, else its last value.
-    """
-    extreme = "max" if metric.maximize else "min"
-    candidates = (
-        finite_number(summary, metric.name + part) for part in ("", f".{extreme}", ".best", ".last")
-    )
-    return next((value for value in candidates if value is not None), None)
-
-
 def _terminate_early(connection: sqlite3.Connection, sweep_id: int, rules: SweepRules, arrived: Run) -> None:
     """Requests a stop of every running run that early termination rejects.
 
@@ -100,7 +71,7 @@ def on_summary(connection: sqlite3.Connection, run: Run) -> None:
     metric = read_rules(sweep.config).metric if sweep else None
     if sweep is None or metric is None:
         return
-    value = summary_value(lines.as_row(run.summary) or {}, metric)
+    value = summary_value(lines.as_row(run.summary) or {}, metric.name, maximize=metric.maximize)
     runs.update(connection, run.id, objective=metric.name, objective_value=value)
     if value is not None and metric.reached(value):
         _finish_at_target(connection, sweep.id)

@@ -1,11 +1,11 @@
 """A sweep and its trials as plain data, from W&B, the embedded server, or a test."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kto_sweep.fingerprints import TrainedRun
+from kto_sweep.metrics import finite_number, summary_value
 from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
@@ -13,6 +13,9 @@ from kto_sweep.sweep_file.command import SweepCommand, read_command
 
 OWNER, DEVICE = "_home", "_device"
 """Hidden keys of a run's config: the id of the home that last opened the run, and its device."""
+
+UNSTABLE = "unstable"
+"""The `trial/health` of a finished trial whose training broke."""
 
 UNFINISHED = frozenset({"running", "pending", "preempting", "preempted"})
 """Run states of a trial that has not ended; the server hands out preempted ones again."""
@@ -38,23 +41,37 @@ class TrialRecord:
     """True for a run of another sweep that this one reuses."""
     paused: bool = False
     """True while successive halving pauses it, until it ranks among the best."""
+    heartbeat: float | None = None
+    """Unix seconds of the run's last sign of life; None if unknown."""
 
     @property
     def failure(self) -> str:
         """The `failure/cause` of a failed trial, or its state if it has no cause; empty for other trials.
 
-        A trial retried after a failure may still have the cause in its summary.
+        `unstable` for a finished trial whose training broke. A trial retried after a failure may still have
+        the cause in its summary.
         """
+        if self.state == "finished" and self.summary.get("trial/health") == UNSTABLE:
+            return UNSTABLE
         if self.state not in {"failed", "crashed", "killed"}:
             return ""
         return str(self.summary.get("failure/cause") or self.state)
 
-    def value(self, metric: str) -> float | None:
-        """The metric's last value; None if missing or not finite."""
-        value = self.summary.get(metric)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return None
-        return float(value)
+    def value(self, metric: str, *, maximize: bool = False) -> float | None:
+        """The metric's value in the summary; None if missing or not finite."""
+        return summary_value(self.summary, metric, maximize=maximize)
+
+    @property
+    def step(self) -> int | None:
+        """The last optimizer step that it logged."""
+        step = finite_number(self.summary, "_step")
+        return None if step is None else int(step)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Its optimizer steps in all."""
+        steps = finite_number(self.summary, "trial/steps")
+        return None if steps is None else int(steps)
 
 
 @dataclass(frozen=True)
