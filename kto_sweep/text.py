@@ -39,6 +39,18 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def number(value: object) -> str:
+    """A value for tables and sentences: floats in four digits, small and large ones as 2.3e-06."""
+    if isinstance(value, float):
+        if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
+            mantissa, exponent = f"{value:.3e}".split("e")
+            return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+        return f"{value:.4g}"
+    if value is None:
+        return "-"
+    return listed(value) if isinstance(value, list) else str(value)
+
+
 def show_number(x: float) -> str:
     """A number in a form that YAML 1.1 reads as a number: 5.0e-07, not 5e-07."""
     text = repr(x)

@@ -7,11 +7,12 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kto_sweep.cli.output import console, number
+from kto_sweep.cli.output import console
 from kto_sweep.cli.ranking_table import add_columns, fit_columns, total_width
 from kto_sweep.compare.comparison import Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.compare.seed_groups import SEED
+from kto_sweep.text import number
 from kto_sweep.trial import lookup
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from kto_sweep.cli.output import number
 from kto_sweep.compare.comparison import CURVES, MEMORY, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.sweep.view import TrialRecord
+from kto_sweep.text import number
 from kto_sweep.trial import lookup
 
 SHORT_NAMES = {MEMORY: "GPU GiB", "rewards/margins": "margins"}

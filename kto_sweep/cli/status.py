@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, number, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.text import number
 
 if TYPE_CHECKING:
     from kto_sweep.sweep.grid_status import GridCell, GridStatus

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from kto_sweep.cli.output import console, counting, number, say
+from kto_sweep.cli.output import console, counting, say
+from kto_sweep.text import number
 
 FLAG_ALIASES = {
     "model": ("--model-name",),

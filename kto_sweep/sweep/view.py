@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from kto_sweep.fingerprints import TrainedRun
@@ -61,6 +62,11 @@ class TrialRecord:
         """The metric's value in the summary; None if missing or not finite."""
         return summary_value(self.summary, metric, maximize=maximize)
 
+    @cached_property
+    def trained(self) -> TrainedRun:
+        """The trial with what it was trained on."""
+        return TrainedRun.of(self.run_id, self.config, self.summary)
+
     @property
     def step(self) -> int | None:
         """The last optimizer step that it logged."""
@@ -97,6 +103,8 @@ class SweepView:
     """True for successive halving, which may resume stopped trials."""
     command: SweepCommand = field(default_factory=lambda: read_command({}))
     """The command of its configuration, which may fix parameters."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The registered sweep configuration."""
 
     def count(self, *states: str) -> int:
         """The number of the sweep's trials in one of these states."""
@@ -104,7 +112,7 @@ class SweepView:
 
     def trained(self) -> list[TrainedRun]:
         """The trials with what they were trained on."""
-        return [TrainedRun.of(trial.run_id, trial.config, trial.summary) for trial in self.trials]
+        return [trial.trained for trial in self.trials]
 
     def is_counted(self, trial: TrialRecord) -> bool:
         """Whether the trial counts towards `expected`; a prior run counts only in a grid, as a cell."""

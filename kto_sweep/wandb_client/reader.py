@@ -63,6 +63,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         objectives=options.objectives,
         pauses_trials=pauses,
         command=read_command(config),
+        config=config,
     )
 
 
