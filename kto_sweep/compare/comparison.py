@@ -1,17 +1,18 @@
 """Everything that the terminal, the report and the picture show about a sweep, computed once."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kto_sweep.compare.eval_groups import eval_groups
-from kto_sweep.compare.importance import ImportanceTable, parameter_importance
+from kto_sweep.compare.importance import ImportanceRun, ImportanceTable, parameter_importance
 from kto_sweep.compare.ranking import RankedTrial, metric_columns, rank, searched_parameters
 from kto_sweep.compare.seed_groups import SEED, SeedGroup, group_by_seed
 from kto_sweep.compare.verdict import Verdict, make_verdict
-from kto_sweep.errors import UsageError
+from kto_sweep.errors import FailureCause, UsageError
 from kto_sweep.metrics import METRICS, goal_of
 from kto_sweep.search import objectives
-from kto_sweep.sweep.view import UNFINISHED, SweepView
+from kto_sweep.sweep.view import UNFINISHED, UNSTABLE, SweepView
 from kto_sweep.text import nearest
 from kto_sweep.trial import lookup
 
@@ -94,7 +95,7 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
     fronts = tuple(_fronts(view, ranked, goal))
     parameters = searched_parameters(view)
     groups = tuple(group_by_seed(ranked, goal))
-    importance = _importance(ranked, parameters)
+    importance = _importance(ranked, parameters, goal)
     by_rows: dict[str, tuple[RankedTrial, ...]] = {}
     for item in ranked:
         if item.group:
@@ -115,13 +116,40 @@ def compare(view: SweepView, metric: str | None = None) -> Comparison:
     )
 
 
-def _importance(ranked: Sequence[RankedTrial], parameters: Sequence[str]) -> ImportanceTable:
+def _importance(ranked: Sequence[RankedTrial], parameters: Sequence[str], goal: str) -> ImportanceTable:
     """The same numbers as on the dashboard: from ended runs, ignoring the seed."""
-    ended = [item for item in ranked if item.trial.state not in UNFINISHED]
     names = [name for name in parameters if name.split(".")[-1] != SEED]
-    configs = [{name: lookup(item.trial.config, name) for name in names} for item in ended]
-    values, groups = [item.value for item in ended], [item.group for item in ended]
-    return parameter_importance(names, configs, values, groups)
+    ended = [item for item in ranked if item.trial.state not in UNFINISHED]
+    runs = [
+        importance_run(
+            {name: lookup(item.trial.config, name) for name in names},
+            item.value,
+            item.trial.state,
+            item.trial.failure,
+        )
+        for item in ended
+    ]
+    return group_importance(names, runs, [item.group for item in ended], maximize=goal == "maximize")
+
+
+def importance_run(
+    config: Mapping[str, object], value: float | None, state: str, failure: str
+) -> ImportanceRun | None:
+    """An ended run; None if it failed for other reasons than its settings."""
+    diverged = failure in {FailureCause.DIVERGED, UNSTABLE}
+    return None if state in {"failed", "crashed"} and not diverged else ImportanceRun(config, value, diverged)
+
+
+def group_importance(
+    names: Sequence[str], runs: Sequence[ImportanceRun | None], groups: Sequence[str], *, maximize: bool
+) -> ImportanceTable:
+    """The importance in the largest of the eval_groups groups, because values of others do not compare."""
+    counted = [(run, group) for run, group in zip(runs, groups, strict=True) if run is not None]
+    sizes = Counter(group for run, group in counted if run.value is not None)
+    largest = min(sizes, key=lambda group: (-sizes[group], group), default="")
+    own = [run for run, group in counted if group == largest]
+    table = parameter_importance(names, own, maximize=maximize)
+    return replace(table, note=f"Of the runs judged on {largest}: {table.note}") if largest else table
 
 
 def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterator[ParetoFront]:

@@ -4,13 +4,13 @@ import sqlite3
 import threading
 from dataclasses import asdict
 
-from kto_sweep.compare.importance import parameter_importance
+from kto_sweep.compare.comparison import group_importance, importance_run
 from kto_sweep.compare.seed_groups import SEED
 from kto_sweep.metrics import summary_value
 from kto_sweep.server import run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.dashboard_rankings import group_runs
-from kto_sweep.server.states import ENDED
+from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import read_rules
@@ -44,13 +44,22 @@ class ImportanceCache:
                     if rules.space is not None
                     else sorted({name for config in configs for name in config})
                 )
-                values = [
-                    summary_value(summary, rules.metric.name, maximize=rules.metric.maximize)
-                    for summary in summaries
+                importance_runs = [
+                    importance_run(
+                        config,
+                        summary_value(summary, rules.metric.name, maximize=rules.metric.maximize),
+                        run.state,
+                        # A trial that finished at a second attempt still has the cause of the first.
+                        str(
+                            summary.get("trial/health" if run.state == RunState.FINISHED else "failure/cause")
+                        ),
+                    )
+                    for run, config, summary in zip(ended, configs, summaries, strict=True)
                 ]
                 while len(self._results) >= MAX_CACHED:
                     self._results.pop(next(iter(self._results)))
                 searched = [name for name in names if name.split(".")[-1] != SEED]
                 groups = group_runs(ended, rules.metric.name)
-                self._results[key] = asdict(parameter_importance(searched, configs, values, groups))
+                table = group_importance(searched, importance_runs, groups, maximize=rules.metric.maximize)
+                self._results[key] = asdict(table)
             return self._results[key]

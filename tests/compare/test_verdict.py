@@ -119,7 +119,7 @@ def test_trials_judged_on_other_rows_are_never_ranked_against_each_other():
 
 def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group():
     trials = [
-        judged(f"a{at}", at * 0.1, "h1", learning_rate=RATES[at % 3], beta=at * 0.1) for at in range(1, 9)
+        judged(f"a{at}", at * 0.1, "h1", learning_rate=RATES[at // 4], beta=at * 0.1) for at in range(1, 9)
     ]
     trials += [judged("b1", 0.01, "h2", dataset="b.jsonl")]
     view = SweepView(
