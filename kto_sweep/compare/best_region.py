@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_sweep.text import short_number, show
+from kto_sweep.text import number, show
 
 LOWER, HIGHER = "lower is better", "higher is better"
 MIN_TREND = 0.5
@@ -59,7 +59,7 @@ def best_region(effect: Effect) -> BestRegion:
         last += 1
     values = [value for step in effect.steps[first : last + 1] for value in step]
     # Two digits for the ends of a range: the next sweep's range needs no more.
-    low, high = (short_number(float(f"{value:.2g}")) for value in (values[0], values[-1]))
+    low, high = (number(float(f"{value:.2g}")) for value in (values[0], values[-1]))
     if effect.is_list and len(values) <= MAX_LISTED:
         region, phrase = _either(values), f"best at {_either(values)}"
     elif low == high:
@@ -75,5 +75,5 @@ def best_region(effect: Effect) -> BestRegion:
 
 def _either(values: Sequence[Any]) -> str:
     """`8, 16 or 32`"""
-    shown = [short_number(value) if isinstance(value, float) else show(value) for value in values]
+    shown = [number(value) if isinstance(value, float) else show(value) for value in values]
     return " or ".join([*([", ".join(shown[:-1])] if len(shown) > 1 else []), shown[-1]])

@@ -6,14 +6,13 @@ import math
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
-from kto_sweep.server.dashboard_rankings import rankings
 from kto_sweep.server.errors import NotFoundError
 from kto_sweep.server.resolvers.sweep import AGENT_OFFLINE_SECONDS
 from kto_sweep.server.server_state import ServerState
@@ -102,9 +101,6 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
         **_sweep_fields(sweep, rules),
         "counts": counts,
         "seconds": seconds,
-        "best": sweeps.best_objective(connection, sweep.id, rules.metric.name, maximize=rules.metric.maximize)
-        if rules.metric and rankings(connection, sweep, rules) is None
-        else None,
     }
 
 
@@ -140,7 +136,6 @@ def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Swee
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
-        "rankings": rankings(connection, sweep, rules),
         "parameters": [
             {"name": parameter.name, "log": _is_log(parameter.distribution)}
             for parameter in (rules.space.searched if rules.space else ())
@@ -220,7 +215,8 @@ def _cell(value: Any, longest: int) -> str | float | bool | None:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-_RUN_COLUMNS = ", ".join(field.name for field in fields(Run) if field.name not in ("restart", "suggested"))
+_SHOWN_FIELDS = [field.name for field in fields(Run) if field.name not in ("restart", "suggested")]
+_RUN_COLUMNS, _NAME = ", ".join(_SHOWN_FIELDS), _SHOWN_FIELDS.index("name")
 
 
 class ChangeTracker:
@@ -234,40 +230,60 @@ class ChangeTracker:
         self._lock = threading.Lock()
         self._states: OrderedDict[str, dict[int, bytes]] = OrderedDict()
 
-    def since(self, connection: sqlite3.Connection, sweep_id: int, facts: Row, tag: str | None) -> Row | None:
-        """The changed runs, or all if `complete`; None when nothing changed."""
+    def since(
+        self,
+        connection: sqlite3.Connection,
+        sweep_id: int,
+        facts: Row,
+        places: Callable[[], Mapping[str, Row]],
+        tag: str | None,
+    ) -> Row | None:
+        """The changed runs, or all if `complete`, and the `order` of all; None when nothing changed.
+
+        `places` has the place of each run in the sweep, in their order.
+        """
         condition = runs.in_sweep(sweep_id)
-        fingerprints = {
-            row[0]: _fingerprint(row)
+        rows = {
+            row[0]: row
             for row in connection.execute(
                 f"SELECT {_RUN_COLUMNS} FROM run WHERE {condition.sql} ORDER BY id", condition.parameters
             )
         }
+        # Heartbeats change all the time: leave them out, so that they do not make a new state.
+        hashed = {**facts, "agents": [{**agent, "heartbeat": 0} for agent in facts["agents"]]}
+        new_tag = hashlib.blake2b(
+            json.dumps([sweep_id, hashed]).encode() + b"".join(map(_fingerprint, rows.values())),
+            digest_size=12,
+        ).hexdigest()
         with self._lock:
             before = self._states.get(tag) if tag else None
-            if before is not None and before.keys() - fingerprints.keys():
-                before = None  # a run was deleted, which is rare: send all runs
-            # Heartbeats change all the time: leave them out, so that they do not make a new state.
-            hashed = {**facts, "agents": [{**agent, "heartbeat": 0} for agent in facts["agents"]]}
-            new_tag = hashlib.blake2b(
-                json.dumps([sweep_id, hashed]).encode() + b"".join(fingerprints.values()), digest_size=12
-            ).hexdigest()
-            if new_tag == tag and before is not None:
-                return None
+        if new_tag == tag and before is not None:
+            return None
+        placed = places()
+        # A run whose place has changed must be sent, though its own record has not.
+        fingerprints = {number: _fingerprint((*row, placed.get(row[_NAME]))) for number, row in rows.items()}
+        if before is not None and before.keys() - fingerprints.keys():
+            before = None  # a run was deleted, which is rare: send all runs
+        with self._lock:
             self._states[new_tag] = fingerprints
             self._states.move_to_end(new_tag)
             while len(self._states) > MAX_CACHED:
                 self._states.popitem(last=False)
         changed = [
-            row
-            for row, fingerprint in fingerprints.items()
-            if before is None or before.get(row) != fingerprint
+            number
+            for number, fingerprint in fingerprints.items()
+            if before is None or before.get(number) != fingerprint
         ]
         return {
             "tag": new_tag,
             "complete": before is None,
             "sweep": facts,
-            "runs": [run_row(run) for row in changed if (run := runs.get(connection, row)) is not None],
+            "order": list(placed),
+            "runs": [
+                {**run_row(run), **placed.get(run.name, {})}
+                for number in changed
+                if (run := runs.get(connection, number)) is not None
+            ],
         }
 
 

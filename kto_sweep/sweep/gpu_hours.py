@@ -51,6 +51,14 @@ def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
     return GpuTime(spent, remaining * share)
 
 
+def seconds_per_trial(view: SweepView, trials: Iterable[TrialRecord]) -> float | None:
+    """GPU-seconds that one more trial like these would take, trained among as many others as they were."""
+    counted = [trial for trial in view.trials if view.is_counted(trial) and trial.seconds]
+    times = [trial.seconds for trial in trials if trial.seconds]
+    total = sum(trial.seconds or 0.0 for trial in counted)
+    return statistics.fmean(times) * spent_seconds(counted) / total if times and total else None
+
+
 def spent_seconds(trials: Iterable[TrialRecord]) -> float:
     """GPU-seconds in which each device trained at least one trial, plus all time of runs without a device."""
     spans_by_device: dict[str, list[tuple[float, float]]] = {}

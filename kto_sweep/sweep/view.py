@@ -15,6 +15,8 @@ from kto_sweep.sweep_file.command import SweepCommand, read_command
 OWNER, DEVICE = "_home", "_device"
 """Hidden keys of a run's config: the id of the home that last opened the run, and its device."""
 
+MAX_NAME = 60
+"""Maximum characters of a run's name in a sentence."""
 UNSTABLE = "unstable"
 """The `trial/health` of a finished trial whose training broke."""
 
@@ -58,9 +60,28 @@ class TrialRecord:
             return ""
         return str(self.summary.get("failure/cause") or self.state)
 
+    @property
+    def failure_message(self) -> str:
+        """What went wrong, in a sentence; empty for other trials."""
+        if not self.failure:
+            return ""
+        name = "trial/health_message" if self.failure == UNSTABLE else "failure/message"
+        return str(self.summary.get(name) or "")
+
     def value(self, metric: str, *, maximize: bool = False) -> float | None:
         """The metric's value in the summary; None if missing or not finite."""
         return summary_value(self.summary, metric, maximize=maximize)
+
+    @property
+    def printable_name(self) -> str:
+        """Its name for people; control characters are left out, because names are untrusted."""
+        return "".join(char for char in self.name if char.isprintable())[:MAX_NAME] or self.run_id
+
+    @property
+    def label(self) -> str:
+        """Its name and id for sentences."""
+        name = self.printable_name
+        return name if name == self.run_id else f"{name} ({self.run_id})"
 
     @cached_property
     def trained(self) -> TrainedRun:
@@ -117,3 +138,14 @@ class SweepView:
     def is_counted(self, trial: TrialRecord) -> bool:
         """Whether the trial counts towards `expected`; a prior run counts only in a grid, as a cell."""
         return not trial.is_prior_run or self.method == "grid"
+
+
+def seconds_of(summary: Mapping[str, Any], created: float | None, heartbeat: float | None) -> float | None:
+    """Seconds that a run took: what it logged, else from its creation to its last heartbeat."""
+    for name in ("trial/seconds", "_runtime"):
+        seconds = finite_number(summary, name)
+        if seconds is not None and seconds >= 0:
+            return seconds
+    if created is None or heartbeat is None:
+        return None
+    return max(0.0, heartbeat - created)  # negative if a clock was set back

@@ -1,6 +1,5 @@
 """Reads sweeps and their runs as plain data through wandb.Api, from W&B or the embedded server."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from kto_sweep.search.options import read_options
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
+from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord, seconds_of
 from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.wandb_client.connection import Target, error_text, is_not_found
@@ -76,8 +75,9 @@ def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
         state=run.state,
         config={key: value for key, value in run.config.items() if not key.startswith("_")},
         summary=summary,
-        seconds=_seconds(run, summary),
-        created=_created(run),
+        seconds=seconds_of(summary, _time(run, "created_at"), _time(run, "heartbeat_at")),
+        created=_time(run, "created_at"),
+        heartbeat=_time(run, "heartbeat_at"),
         is_prior_run=getattr(run, "sweep_name", None) not in {None, ref.id},
         # A paused trial and a requeued one are both in state preempted; only the latter has a cause.
         paused=pauses and run.state == "preempted" and not preempted,
@@ -85,20 +85,10 @@ def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
     )
 
 
-def _created(run: Any) -> float | None:
+def _time(run: Any, name: str) -> float | None:
+    """A time of the run in Unix seconds; None if it has none."""
     try:
-        moment = datetime.fromisoformat(run.created_at)
+        moment = datetime.fromisoformat(getattr(run, name))
     except (AttributeError, TypeError, ValueError):
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:
-    seconds = summary.get("trial/seconds", summary.get("_runtime"))
-    if isinstance(seconds, int | float):
-        return float(seconds)
-    try:
-        start, end = (datetime.fromisoformat(text) for text in (run.created_at, run.heartbeat_at))
-    except (AttributeError, TypeError, ValueError):
-        return None
-    return max(0.0, (end - start).total_seconds())  # negative if a clock was set back
