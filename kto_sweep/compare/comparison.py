@@ -168,7 +168,9 @@ def _metric_columns(view: SweepView, metric: str) -> list[str]:
     """Metrics to show: the ranking metric, the other objectives, then logged FIXED_COLUMNS."""
     shown = list(dict.fromkeys([metric, *(objective.name for objective in view.objectives)]))
     for name in FIXED_COLUMNS:
-        if name not in shown and any(trial.value(name) is not None for trial in view.trials):
+        if name not in shown and any(
+            isinstance(trial.summary.get(name), float | int) for trial in view.trials
+        ):
             shown.append(name)
     return shown
 
