@@ -91,6 +91,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
+def hours(value: float) -> str:
+    """Hours to two digits: 0.0021, 3.5, 120."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+
+
 def nearest(word: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
     """The word in `known` most similar to `word`, or None if none is similar (1: equal)."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=similarity)

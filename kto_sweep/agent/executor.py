@@ -273,6 +273,7 @@ class Executor:
             device=action.device,
             patience=options.patience,
             adopt=adopt,
+            earlier=self._source.busy_entries(run_id),
         )
 
     def _take_over(self, orphan: OrphanedTrial) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -20,13 +21,15 @@ from kto_sweep.locks import RunLock
 from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import DEVICE, OWNER
+from kto_sweep.sweep.view import BUSY, DEVICE, OWNER
 from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
 """A run's upload interval to the embedded server; for W&B, wandb's default of 15 s applies."""
 CHECKPOINT = "checkpoint/last.safetensors"
 """Path of the checkpoint in a run's folder, as long as the trial can resume."""
+BUSY_SECONDS = 5.0
+"""Minimum interval between updates of the time that a run has held its device."""
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
@@ -86,7 +89,9 @@ class TrialRun:
         alerts: RunAlerts,
         keep: int = 0,
         superseded: Sequence[Path] = (),
+        earlier: Sequence[object] = (),
     ) -> None:
+        """`earlier`: the entries of earlier attempts under BUSY in the run's summary."""
         self._run = run
         self._folder = folder
         self._record = record
@@ -105,6 +110,11 @@ class TrialRun:
         """The last step with metrics in the run and the files; after a power cut, some may be missing."""
         self._names: set[str] = set()
         """Metrics already logged at that step."""
+        self._earlier = earlier
+        # Elapsed time is monotonic: a clock that is set back must not shrink it.
+        self._opened_at, self._opened_tick = time.time(), time.monotonic()
+        self._busy_tick = self._opened_tick
+        self._update_busy()
 
     @classmethod
     def open(
@@ -123,17 +133,19 @@ class TrialRun:
         device: str,
         patience: float,
         adopt: bool = False,
+        earlier: Sequence[object] = (),
     ) -> "TrialRun":
         """Start the run of one trial, or resume it if the folder has its checkpoint.
 
         `ref` has no id if the trial belongs to no sweep.
         `on_stop` is called when the server asks to stop the run. `patience`: seconds that closing the run may
-        wait for the server. With `adopt`, the run must exist on the server.
+        wait for the server. With `adopt`, the run must exist on the server. `earlier`: the entries of earlier
+        attempts under BUSY in its summary, which a run that starts over would lose.
         Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
         was open and something else failed.
         """
         resumes = (folder / CHECKPOINT).exists()
-        earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+        attempts = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
         resume: Literal["must", "allow"] | None
         resume = "must" if adopt else "allow" if resumes and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,9 +187,11 @@ class TrialRun:
                     del run.summary[name]
             watched = RunAlerts((*alerts, *rules_of(config)))
             if run.resumed:  # the server's rows decide: a killed agent's last seconds may not have arrived
-                return cls(run, folder, record, claim, objective, watched, run.starting_step - 1)
+                return cls(
+                    run, folder, record, claim, objective, watched, run.starting_step - 1, earlier=earlier
+                )
             keep = checkpoint_step(folder)
-            opened = cls(run, folder, record, claim, objective, watched, keep, earlier)
+            opened = cls(run, folder, record, claim, objective, watched, keep, attempts, earlier)
             opened._log_kept_rows()
             return opened
         except BaseException as error:
@@ -210,8 +224,17 @@ class TrialRun:
         self._run.summary["trial/steps"] = total_steps
         self._files.plan(total_steps, done_steps)
 
+    def _update_busy(self) -> None:
+        """Extend the time that the run has held its device."""
+        self._busy_tick = time.monotonic()
+        end = self._opened_at + self._busy_tick - self._opened_tick
+        span = [f"{self._record.home} {self._record.device}", self._opened_at, end]
+        self._run.summary[BUSY] = [*self._earlier, span]
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
+        if time.monotonic() - self._busy_tick >= BUSY_SECONDS:
+            self._update_busy()
         if step < self.logged_steps:
             return  # logged by an earlier attempt, with the same values
         if step > self.logged_steps:
@@ -274,6 +297,7 @@ class TrialRun:
 
     def _close(self, exit_code: int) -> bool:
         try:
+            self._update_busy()
             self._run.summary.update(self._objective.summary())
             self._keep(replace(self._record, ended=True))
             self._run.finish(exit_code=exit_code)

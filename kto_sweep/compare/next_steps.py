@@ -11,9 +11,10 @@ from kto_sweep.errors import FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.range_ends import range_end
 from kto_sweep.sweep.gpu_hours import gpu_time, seconds_per_trial
-from kto_sweep.sweep.grid_status import CellState, read_grid_status
+from kto_sweep.sweep.grid_status import read_grid_status
+from kto_sweep.sweep.sweep_state import ShownState, read_sweep_status
 from kto_sweep.sweep.view import SweepView
-from kto_sweep.text import counted, number
+from kto_sweep.text import counted, hours, number
 from kto_sweep.trial import lookup
 
 MIN_IMPORTANCE = 0.05
@@ -35,11 +36,11 @@ class NextStep:
     """Empty if there is nothing to type."""
     gpu_hours: float | None = None
     """Estimate from the times of this sweep's trials; None if it costs none, or if it is unknown."""
+    unit: str = "GPU-hours"
+    """`CPU-hours` on a CPU, `device-hours` if the devices are unknown."""
 
     def __str__(self) -> str:
-        price = (
-            "" if self.gpu_hours is None else f" (about {number(float(f'{self.gpu_hours:.2g}'))} GPU-hours)"
-        )
+        price = "" if self.gpu_hours is None else f" (about {hours(self.gpu_hours)} {self.unit})"
         return f"{self.text}{price}{': ' if self.command else '.'}{self.command}"
 
 
@@ -64,20 +65,34 @@ def next_steps(
 
 def _complete(view: SweepView) -> Iterator[NextStep]:
     """Steps that train what the sweep still lacks."""
-    status = read_grid_status(view)
-    if status.retryable:
+    status = read_sweep_status(view)
+    if status.grid.retryable:
         yield NextStep(
-            f"Retry {counted(len(status.retryable), 'trial')} that failed for external reasons",
+            f"Retry {counted(len(status.grid.retryable), 'trial')} that failed for external reasons",
             f"kto-sweep resume {view.ref.id}",
         )
-    if view.state in {"FINISHED", "CANCELED"}:
+    if status.left == 0 or status.state in _ENDED:
         return
-    remaining = gpu_time(view, status).remaining
-    unfinished = len(status.in_state(CellState.RUNNING))
-    if unfinished or not view.trials:
-        text = f"Unfinished: {counted(unfinished, 'trial')}" if unfinished else "No trial yet"
-        hours = None if not remaining else remaining / 3600
-        yield NextStep(f"{text}. To train here", f"kto-sweep agent {view.ref.id}", hours)
+    text = {
+        ShownState.PENDING: "No agent has started it; to train here",
+        ShownState.RUNNING: "It is still running; to train on this box too",
+        ShownState.PAUSED: "It is paused; to continue",
+        ShownState.STOPPED: "It was stopped; to train the rest",
+    }.get(status.state, "No agent trains what is left; to train here")
+    if status.left is not None:
+        text = f"{counted(status.left, 'trial')} left. {text}"
+    time = gpu_time(view, status.grid)
+    command = (
+        status.next_command() if status.state is not ShownState.RUNNING else f"kto-sweep agent {view.ref.id}"
+    )
+    yield NextStep(text, command, *_price(time.remaining, time.unit))
+
+
+_ENDED = {ShownState.FINISHED, ShownState.STOPPING, ShownState.CANCELING, ShownState.CANCELED}
+
+
+def _price(seconds: float | None, unit: str) -> tuple[float | None, str]:
+    return (seconds / 3600 if seconds else None), unit
 
 
 def _settle(view: SweepView, verdict: Verdict) -> Iterator[NextStep]:
@@ -98,9 +113,11 @@ def _settle(view: SweepView, verdict: Verdict) -> Iterator[NextStep]:
     count = min(count, MAX_REPEATED, len(verdict.others) + 1)
     contenders = [verdict.winner, *verdict.others][:count]
     seconds = seconds_per_trial(view, [trial for each in contenders for trial in each.trials])
-    hours = None if seconds is None else seconds * seeds * count / 3600
+    price = _price(
+        None if seconds is None else seconds * seeds * count, gpu_time(view, read_grid_status(view)).unit
+    )
     command = f"kto-sweep replicate {view.ref.id} --top {count} --seeds {seeds}"
-    yield NextStep(text.format(count), command, hours)
+    yield NextStep(text.format(count), command, *price)
 
 
 def _widen(view: SweepView, winner: Configuration, importance: ImportanceTable) -> Iterator[NextStep]:

@@ -14,6 +14,7 @@ from typing import Any
 from kto_sweep.compare.eval_groups import eval_groups
 from kto_sweep.search.distributions import value_key
 from kto_sweep.search.space import SEED, searched_names
+from kto_sweep.sweep.trial_state import TrialState, state_of
 from kto_sweep.sweep.view import UNFINISHED, SweepView, TrialRecord
 from kto_sweep.trial import leaves, lookup
 
@@ -61,8 +62,7 @@ class RankedTrial:
     """The metric; None if missing or not finite. Trials that do not rank may have one."""
     trial: TrialRecord
     standing: Standing
-    state: str
-    """Its state as people see it."""
+    state: TrialState
     group: str = ""
     """The name of its eval_groups group; empty if all trials are in one."""
 
@@ -95,12 +95,12 @@ def rank(view: SweepView, metric: str, goal: str) -> Ranking:
     for trial, group in zip(trials, groups, strict=True):
         value = trial.value(metric, maximize=maximize)
         standing = _standing(trial, value)
-        listed[standing].append(RankedTrial(None, value, trial, standing, _state(trial), group))
+        listed[standing].append(RankedTrial(None, value, trial, standing, state_of(view, trial), group))
     configurations = _configurations(view, listed.pop(Standing.RANKED), maximize=maximize)
     ranked = [
-        RankedTrial(configuration.rank, value, trial, Standing.RANKED, _state(trial), configuration.group)
-        for configuration in configurations
-        for trial, value in zip(configuration.trials, configuration.values, strict=True)
+        RankedTrial(each.rank, value, trial, Standing.RANKED, state_of(view, trial), each.group)
+        for each in configurations
+        for trial, value in zip(each.trials, each.values, strict=True)
     ]
     return Ranking((*ranked, *(item for items in listed.values() for item in items)), tuple(configurations))
 
@@ -108,10 +108,6 @@ def rank(view: SweepView, metric: str, goal: str) -> Ranking:
 def _by_creation(trial: TrialRecord) -> tuple[float, str]:
     # W&B tells whole seconds: finer times would order trials differently on different servers.
     return (float("inf") if trial.created is None else trial.created // 1, trial.run_id)
-
-
-def _state(trial: TrialRecord) -> str:
-    return "paused" if trial.paused else trial.state
 
 
 def _standing(trial: TrialRecord, value: float | None) -> Standing:

@@ -34,8 +34,9 @@ from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.responses import Json, html
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
-from kto_sweep.server.sweep_rules import read_rules
-from kto_sweep.server.sweep_view import sweep_view
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_view import StatusCache, sweep_view
+from kto_sweep.sweep.sweep_state import SweepStatus
 
 STATIC = Path(__file__).parent / "static"
 MAX_ACTION = 100_000
@@ -98,6 +99,7 @@ class _Dashboard:
         self._columns = ColumnCache()
         self._changes = ChangeTracker()
         self._comparisons = ComparisonCache()
+        self._statuses = StatusCache()
 
     async def static(self, request: Request) -> Response:
         """A script or style sheet; its URL contains its version, so that browsers may cache it forever."""
@@ -141,20 +143,22 @@ class _Dashboard:
 
     def all_sweeps(self, request: Request) -> Row:
         """All sweeps."""
-        return dashboard_data.sweep_list(self._server.database.reader(), None)
+        return dashboard_data.sweep_list(self._server.database.reader(), None, self._status)
 
     def project(self, request: Request) -> Row:
         """A project's sweeps and its runs without a sweep."""
         connection = self._server.database.reader()
-        return dashboard_data.sweep_list(
-            connection, dashboard_data.find_project(connection, request.path_params)
-        )
+        project = dashboard_data.find_project(connection, request.path_params)
+        return dashboard_data.sweep_list(connection, project, self._status)
+
+    def _status(self, sweep: Sweep) -> SweepStatus:
+        return self._statuses.of(self._server.database.reader(), self._server, sweep)
 
     def sweep(self, request: Request) -> Row | None:
         """A sweep and its runs that changed since the tag `since`."""
         connection = self._server.database.reader()
         _, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        facts = dashboard_data.sweep_facts(connection, self._server, sweep)
+        facts = dashboard_data.sweep_facts(connection, self._server, sweep, self._status(sweep))
 
         def placed() -> Mapping[str, Row]:
             return places(sweep_view(connection, self._server, sweep))
@@ -164,8 +168,8 @@ class _Dashboard:
     def cells(self, request: Request) -> Row:
         """The cells of a sweep's grid."""
         connection = self._server.database.reader()
-        owner, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
+        _, sweep = dashboard_data.find_sweep(connection, request.path_params)
+        return {"cells": dashboard_cells.cells(self._status(sweep))}
 
     def comparison(self, request: Request) -> Row:
         """The verdict on a sweep, and the importance of its parameters."""

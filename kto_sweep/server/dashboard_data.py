@@ -14,7 +14,6 @@ from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
 from kto_sweep.server.errors import NotFoundError
-from kto_sweep.server.resolvers.sweep import AGENT_OFFLINE_SECONDS
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ACTIVE, ENDED
 from kto_sweep.server.store import lines, projects, runs, sweeps
@@ -23,6 +22,9 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
+from kto_sweep.sweep.sweep_state import SweepStatus
+from kto_sweep.sweep.trial_state import TrialState
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS
 from kto_sweep.text import is_number
 
 MAX_LISTED = 500
@@ -63,11 +65,13 @@ def find_run(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[
     return owner, run
 
 
-def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
+def sweep_list(
+    connection: sqlite3.Connection, owner: Project | None, status_of: Callable[[Sweep], SweepStatus]
+) -> Row:
     """The sweeps of all projects, or of one project with its runs without a sweep."""
     listed = sweeps.page(connection, owner.id if owner else None, MAX_LISTED)
     answer: Row = {
-        "sweeps": [_sweep_row(connection, sweep) for sweep in listed],
+        "sweeps": [_sweep_row(connection, sweep, status_of(sweep)) for sweep in listed],
         "projects": [
             {"entity": project.entity, "name": project.name}
             for project in projects.page(connection, None, MAX_LISTED, 0)
@@ -80,7 +84,7 @@ def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
     return answer
 
 
-def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
+def _sweep_row(connection: sqlite3.Connection, sweep: Sweep, status: SweepStatus) -> Row:
     owner, rules = projects.get(connection, sweep.project_id), read_rules(sweep.config)
     counts: dict[str, int] = {}
     seconds = 0.0
@@ -99,6 +103,7 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
         "entity": owner.entity,
         "project": owner.name,
         **_sweep_fields(sweep, rules),
+        "shown_state": status.state,
         "counts": counts,
         "seconds": seconds,
     }
@@ -128,11 +133,15 @@ def _sweep_fields(sweep: Sweep, rules: SweepRules) -> Row:
     }
 
 
-def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Sweep) -> Row:
+def sweep_facts(
+    connection: sqlite3.Connection, server: ServerState, sweep: Sweep, status: SweepStatus
+) -> Row:
     """A sweep without its runs."""
     rules = read_rules(sweep.config)
     return {
         **_sweep_fields(sweep, rules),
+        **status.facts(),
+        "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
@@ -146,7 +155,7 @@ def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Swee
                 "host": agent.host,
                 "created": agent.created_at,
                 "heartbeat": agent.heartbeat_at,
-                "alive": server.clock.seconds_since(agent.heartbeat_at) < AGENT_OFFLINE_SECONDS,
+                "alive": server.clock.seconds_since(agent.heartbeat_at) < HEARTBEAT_SECONDS,
                 "runs": [run.name for run in runs.of_agent(connection, agent.id, ACTIVE)],
             }
             for agent in sweeps.agents(connection, sweep.id)

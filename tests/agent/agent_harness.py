@@ -151,6 +151,9 @@ class AgentHarness:
     def why_lost(self, run_id: str) -> str:
         return ""
 
+    def busy_entries(self, run_id: str) -> Sequence[object]:
+        return ()
+
     # Used by tests.
 
     def perform(

@@ -1,17 +1,22 @@
-"""GPU time of a sweep, from hand-made runs."""
+"""Time of a sweep on its devices, from hand-made runs."""
+
+from dataclasses import replace
+
+import pytest
 
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.gpu_hours import gpu_time, spent_seconds
 from kto_sweep.sweep.grid_status import read_grid_status
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
 
 PARAMETERS = {"batch_size": {"values": [4, 8]}, "learning_rate": {"values": [1e-6, 1e-5]}}
 
 
 def trial(batch_size, learning_rate, seconds, *, created=0.0, state="finished", device=""):
     config = {"batch_size": batch_size, "learning_rate": learning_rate}
-    return TrialRecord("r", "r", state, config, {}, seconds, created, device=device)
+    busy = (BusySpan(device, created, created + seconds),) if device else ()
+    return TrialRecord("r", "r", state, config, {}, seconds, created, device=device, busy=busy)
 
 
 def view(*trials):
@@ -52,3 +57,30 @@ def test_trials_that_ran_together_are_expected_to_again():
 def test_before_a_trial_has_ended_nothing_is_predicted():
     assert gpu_seconds() == (0, None)
     assert gpu_seconds(trial(4, 1e-6, 30, state="running")) == (30, None)
+
+
+def test_each_attempt_of_a_trial_counts_where_and_when_it_was():
+    """GPU 0 from 0 to 100 and, after another trial from 100 to 200, again from 200 to 250."""
+    again = trial(4, 1e-6, 100, device="a gpu 0")
+    again = replace(again, busy=(*again.busy, BusySpan("a gpu 0", 200, 250)))
+    assert spent_seconds([again, trial(4, 1e-5, 100, created=100, device="a gpu 0")]) == 250
+
+
+def test_a_prior_run_was_paid_for_by_its_own_sweep():
+    prior = replace(trial(4, 1e-6, 100), is_prior_run=True)
+    assert gpu_seconds(prior, trial(4, 1e-5, 60)) == (60, 2 * 80)
+
+
+@pytest.mark.parametrize(
+    ("devices", "unit"),
+    [
+        (["a gpu 0", "b gpus 0,1"], "GPU-hours"),
+        (["a cpu", "b cpu"], "CPU-hours"),
+        (["a cpu", "a gpu 0"], "device-hours"),
+        (["a gpu 0", ""], "device-hours"),
+        ([], "device-hours"),
+    ],
+)
+def test_a_cpu_has_no_gpu_hours(devices, unit):
+    sweep = view(*(trial(4, 1e-6, 10, device=device) for device in devices))
+    assert gpu_time(sweep, read_grid_status(sweep)).unit == unit
