@@ -210,10 +210,10 @@ def test_identical_runs_give_no_importance(runs: list[ImportanceRun]) -> None:
 
 
 def test_pure_noise_is_silent() -> None:
-    """On average one sweep of noise in 20 or fewer has importance: 5 of 20 and more, once in 400 times."""
+    """At most one sweep of noise in 20 may have importance; without the margin for noise, two of these do."""
     tables = [importance(sweep(20, lambda _: 0.0, noise=1, seed=seed)) for seed in range(20)]
     silent = [table for table in tables if not table.rows]
-    assert len(silent) >= 16
+    assert len(silent) >= 19
     assert silent[0].note == (
         "From 20 runs, the parameters predict nothing about the metric: none matters more than seed noise."
     )
