@@ -158,6 +158,13 @@ def test_listed_values_and_categories_are_named() -> None:
     assert row(table, "weight_decay").best_region == ""
 
 
+def test_numbers_that_no_two_runs_share_are_a_range() -> None:
+    runs = [ImportanceRun({"learning_rate": 1.2345e-6 * 2**at}, float(at)) for at in range(8)]
+    (rate,) = parameter_importance(["learning_rate"], runs, maximize=False).rows
+    assert rate.best_region == "1.2e-06 to 4.9e-06"
+    assert rate.sentence.endswith("; best from 1.2e-06 to 4.9e-06, worse above.")
+
+
 def test_whole_numbers_are_shown_in_full() -> None:
     rng = random.Random(1)
     configs = [{"max_steps": rng.choice([100_000, 200_000, 400_000])} for _ in range(30)]
