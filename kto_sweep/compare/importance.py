@@ -32,7 +32,8 @@ RUNS_PER_PARAMETER = 3
 """With fewer runs per parameter, the note adds a caution."""
 TREES = 100
 RANDOM_STATE = 0
-MIN_SCORE = 0.0
+NOISE_SCORE = 4
+"""Divided by the number of runs: the out-of-bag R2 that one sweep of pure noise in 20 exceeds."""
 MIN_SHARE = 0.05
 """Where a less important parameter is best would be noise."""
 MAX_STEPS = 8
@@ -119,7 +120,7 @@ def parameter_importance(
     forest = _fit(table, ranks)
     added = _permutation_importance(forest, table, ranks, columns)
     origin = _origin(len(runs), len(used), diverged)
-    if forest.oob_score_ <= MIN_SCORE or not added.any():
+    if forest.oob_score_ <= NOISE_SCORE / len(used) or not added.any():
         nothing = "the parameters predict nothing about the metric: none matters more than seed noise"
         return ImportanceTable((), f"{origin}, {nothing}.")
     rows = [

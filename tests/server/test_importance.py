@@ -158,6 +158,13 @@ def test_listed_values_and_categories_are_named() -> None:
     assert row(table, "weight_decay").best_region == ""
 
 
+def test_numbers_that_no_two_runs_share_are_a_range() -> None:
+    runs = [ImportanceRun({"learning_rate": 1.2345e-6 * 2**at}, float(at)) for at in range(8)]
+    (rate,) = parameter_importance(["learning_rate"], runs, maximize=False).rows
+    assert rate.best_region == "1.2e-06 to 4.9e-06"
+    assert rate.sentence.endswith("; best from 1.2e-06 to 4.9e-06, worse above.")
+
+
 def test_whole_numbers_are_shown_in_full() -> None:
     rng = random.Random(1)
     configs = [{"max_steps": rng.choice([100_000, 200_000, 400_000])} for _ in range(30)]
@@ -210,10 +217,10 @@ def test_identical_runs_give_no_importance(runs: list[ImportanceRun]) -> None:
 
 
 def test_pure_noise_is_silent() -> None:
-    """On average one sweep of noise in 20 or fewer has importance: 5 of 20 and more, once in 400 times."""
+    """At most one sweep of noise in 20 may have importance; without the margin for noise, two of these do."""
     tables = [importance(sweep(20, lambda _: 0.0, noise=1, seed=seed)) for seed in range(20)]
     silent = [table for table in tables if not table.rows]
-    assert len(silent) >= 16
+    assert len(silent) >= 19
     assert silent[0].note == (
         "From 20 runs, the parameters predict nothing about the metric: none matters more than seed noise."
     )
