@@ -277,7 +277,8 @@ def _print_end(console: Console, home: Home, stats: AgentStats, after: SweepStat
     of = f" of {view.expected}" if view.expected is not None else ""
     console.print(f"{_counts(stats, view)}. Sweep: {len(after.grid.done)}{of} done.")
     if after.end is not None:
-        console.print(f"The sweep is {after.state}: {after.end.text}", soft_wrap=True)
+        nothing = "" if stats.started else "Nothing is left to run. "
+        console.print(f"{nothing}The sweep is {after.state}: {after.end.text}", soft_wrap=True)
     if after.waits_for_agent:
         console.print(f"Next: kto-sweep agent {view.ref.id}   (continues where this one ended)")
     else:

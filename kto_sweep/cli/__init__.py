@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def run(args: list[str], *, worker: Sequence[str] | None = None) -> int:
-    """The exit code of one command: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+    """The exit code of one command: see errors.EXIT_CODES.
 
     `worker`: the command of worker processes; None: the one that trains with torch.
     """

@@ -11,7 +11,7 @@ from kto_sweep.agent import run_agent as module
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, PAUSE_SECONDS, check_delivery
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
-from kto_sweep.errors import ServerError
+from kto_sweep.errors import WORK_LEFT, ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.search.space import Space
@@ -141,7 +141,7 @@ def test_the_final_read_of_the_sweep_happens_while_connectivity_runs(home, monke
     if answers:
         call()
     else:
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit, match=str(WORK_LEFT)):
             call()
         assert "the sweep's status is unknown" in capsys.readouterr().out
     assert did == ["read", "probing", "read", "probed"]

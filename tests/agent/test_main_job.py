@@ -37,7 +37,7 @@ def finished(machine):
 
 def test_create_prints_the_sweep(finished):
     made, _ = finished
-    assert set(made) == {"id", "path", "url", "expected_trials", "reused"}
+    assert set(made) == {"id", "path", "url", "expected_trials", "reused", "next"}
     assert made["path"].split("/")[-1] == made["id"]
     assert made["url"].startswith("http://127.0.0.1:")
     assert made["expected_trials"] == 2
@@ -48,7 +48,7 @@ def test_the_agent_prints_its_progress(finished):
     assert "Talking to the embedded server at http://127.0.0.1:" in said
     assert "trial 1 of 2 on cpu: learning_rate=0.003" in said
     assert "trial 2 of 2 on cpu: learning_rate=0.01" in said
-    assert "2 of 2 finished" in said
+    assert "2 of 2 done" in said
     assert f"Next: kto-sweep compare {made['id']}" in said
 
 
@@ -122,7 +122,7 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
-    assert "nothing left to run" in machine.run("agent")
+    assert "Nothing is left to run. The sweep is finished" in machine.run("agent")
 
 
 def test_stock_wandb_tools_run_the_same_file(machine):
