@@ -25,6 +25,7 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.text import is_number
+from kto_sweep.trial import trial_config
 
 MAX_LISTED = 500
 """Maximum sweeps, and maximum runs without a sweep, in a list."""
@@ -182,7 +183,7 @@ def run_row(run: Run) -> Row:
         "notes": run.notes or "",
         "host": run.host or "",
         "exitcode": run.exitcode,
-        "config": flat(run_writes.plain_config(run.config)),
+        "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
 from kto_sweep.sweep.grid_status import CellState, GridStatus, count_missing
 from kto_sweep.sweep.view import SweepView, TrialRecord
-from kto_sweep.trial import lookup
+from kto_sweep.trial import lookup, with_defaults
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,5 @@ def _union_length(spans: list[tuple[float, float]]) -> float:
 
 def _cost(config: Mapping[str, Any]) -> object:
     """A key that is equal for trials that take the same time."""
-    return cost_key(config), *(repr(lookup(config, name)) for name in sorted(STEP_COUNT_PARAMETERS))
+    full = with_defaults(config)
+    return cost_key(full), *(repr(lookup(full, name)) for name in sorted(STEP_COUNT_PARAMETERS))

@@ -392,8 +392,7 @@ def test_the_lineage_records_the_origin_of_the_adapters(tmp_path: Path) -> None:
     assert lineage["data"]["train"]["rows"] == 14
     assert lineage["data"]["train"]["desirable"] + lineage["data"]["train"]["undesirable"] == 14
     # The package's version may lack the "+cu130" of torch's own.
-    assert torch.__version__.startswith(lineage["software"]["torch"])
-    assert lineage["hardware"]["device"].startswith("CPU")
+    assert lineage["environment"]["threads"] == torch.get_num_threads()
     assert lineage["result"]["end"] == "finished"
     summary = harness.result("run").summary
     assert lineage["result"]["summary"]["eval/common_loss"] == summary["eval/common_loss"]
