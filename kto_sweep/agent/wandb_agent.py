@@ -10,6 +10,7 @@ from types import FrameType
 
 import wandb
 
+from kto_sweep.agent.wandb_run import set_record
 from kto_sweep.alerts import RunAlerts, rules_of
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
@@ -19,7 +20,7 @@ from kto_sweep.sweep.ref import parse_ref
 from kto_sweep.sweep.server_choice import load_env_file
 from kto_sweep.sweep_file.command import is_flag, read_command, with_flags
 from kto_sweep.text import progress_text
-from kto_sweep.trial import RECORD, Trial, with_defaults
+from kto_sweep.trial import Trial, with_defaults
 
 
 class WandbAgentReport:
@@ -36,7 +37,7 @@ class WandbAgentReport:
 
     def loaded(self, provenance: Provenance) -> None:
         """Put it into the run's configuration."""
-        self._run.config.update({RECORD: provenance.to_json()}, allow_val_change=True)
+        set_record(self._run, provenance.to_json())
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps."""
@@ -78,8 +79,8 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             trial = Trial.from_config(config)
             # A run shows what it trains with: what the command line fixes is part of its configuration.
             provenance = Provenance.of_process()
-            known = {**with_defaults(config), RECORD: provenance.to_json()}
-            run.config.update(known, allow_val_change=True)
+            run.config.update(with_defaults(config), allow_val_change=True)
+            set_record(run, provenance.to_json())
             report = WandbAgentReport(run, folder)
             result = train_trial(WorkerContext(home), trial, folder, report, lambda: False, provenance)
         except Exception as error:

@@ -193,7 +193,7 @@ class TrialRun:
                 settings=settings,
             )
             # What an earlier attempt loaded stays until this one has loaded it.
-            _set_record(run, {**(run.config.get(RECORD) or {}), **provenance.to_json()})
+            set_record(run, {**(run.config.get(RECORD) or {}), **provenance.to_json()})
             for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
@@ -231,7 +231,7 @@ class TrialRun:
 
     def loaded(self, provenance: Mapping[str, Any]) -> None:
         """Put a trial's provenance, as JSON, into the run's configuration."""
-        _set_record(self._run, provenance)
+        set_record(self._run, provenance)
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps, and of those logged by an earlier attempt."""
@@ -367,8 +367,10 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
     run.finish()
 
 
-def _set_record(run: wandb.Run, record: Mapping[str, Any]) -> None:
-    run.config.update({RECORD: dict(record)}, allow_val_change=True)
+def set_record(run: wandb.Run, record: Mapping[str, Any]) -> None:
+    """Replace the run's record, a trial's Provenance as JSON."""
+    for value in (None, dict(record)):  # wandb merges groups: a key that the new one lacks would stay
+        run.config.update({RECORD: value}, allow_val_change=True)
 
 
 def _code_settings(code: CodeInfo | None) -> dict[str, Any]:
