@@ -10,6 +10,7 @@ server                 Connectivity, read at each Tick
 Everything else runs on the supervisor's thread.
 """
 
+import os
 import queue
 import socket
 import threading
@@ -111,7 +112,7 @@ class Executor:
         self._service_is_lost = False
         self._workers: dict[str, WorkerProcess] = {}
         self._devices: dict[str, Device] = {}
-        """Of these workers, by name."""
+        """Those that a worker was started on, by name."""
         self._ending: dict[str, threading.Thread] = {}
         """Threads that end workers, by device."""
         self._runs: dict[str, TrialRun] = {}
@@ -293,11 +294,12 @@ class Executor:
         )
 
     def _monitored(self, name: str) -> Monitored | None:
-        """The worker on a device; None while it has none."""
+        """The worker of a device, or this process while it has none; None before its first worker."""
         worker, device = self._workers.get(name), self._devices.get(name)
-        if worker is None or device is None:
+        if device is None:
             return None
-        return Monitored(worker.pid, device.indices, several_processes=device.count > 1)
+        pid = os.getpid() if worker is None else worker.pid
+        return Monitored(pid, device.indices, several_processes=device.count > 1)
 
     def _take_over(self, orphan: OrphanedTrial) -> None:
         """Take over a dead agent's trial. Raises TakenError, or BusyError if its worker is still running."""
