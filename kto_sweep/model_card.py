@@ -67,9 +67,23 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
         yield f"| `{name}` | {shown} |"
     yield from ("", "## Lineage", "", "| | |", "|---|---|")
     yield f"| base weights | `{model['fingerprint']}`, {model['quantization']}, {model['dtype']} |"
-    hardware = about["hardware"]
-    yield f"| hardware | {hardware['device']} |"
-    yield f"| software | {', '.join(f'{name} {version}' for name, version in about['software'].items())} |"
+    yield from (f"| {name} | {text} |" for name, text in _origin(about))
+
+
+def _origin(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Sizes of the model, code and environment, as far as the lineage has them: names and texts."""
+    model, code, environment = (about.get(name, {}) for name in ("model", "code", "environment"))
+    sizes = [
+        f"{model[name]:,} {name.replace('_', ' ')}"
+        for name in ("parameters", "trainable_parameters")
+        if name in model
+    ]
+    yield "size", ", ".join(sizes)
+    if code:
+        yield "code", f"commit `{code['commit']}`{', with changes' if code.get('dirty') else ''}"
+    if environment:
+        shown = (f"{name} {value}" for name, value in environment.items() if name != "host")
+        yield "environment", ", ".join(shown)
 
 
 def _file_names(dataset: object) -> str:

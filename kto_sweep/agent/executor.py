@@ -10,6 +10,7 @@ server                 Connectivity, read at each Tick
 Everything else runs on the supervisor's thread.
 """
 
+import os
 import queue
 import socket
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from kto_sweep.agent import actions as do
 from kto_sweep.agent import events
 from kto_sweep.agent.connectivity import Connectivity
+from kto_sweep.agent.devices import Device
 from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.heartbeat import INTERVAL_SECONDS, HeartbeatLoop
 from kto_sweep.agent.lease import AgentLease, BusyError, OrphanedTrial, release, take_over
@@ -30,6 +32,7 @@ from kto_sweep.agent.time_budget import Allowance
 from kto_sweep.agent.trial_source import TrialSource
 from kto_sweep.agent.wandb_run import (
     GivenBackError,
+    Monitored,
     ObjectiveTracker,
     RunOptions,
     TrialRun,
@@ -40,7 +43,17 @@ from kto_sweep.disk import shortage
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
-from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, StartTrial, StopTrial, TrialMessage
+from kto_sweep.protocol import (
+    Alert,
+    Loaded,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    StartTrial,
+    StopTrial,
+    TrialMessage,
+)
 from kto_sweep.run_record import home_id
 from kto_sweep.wandb_client.private_api import (
     Command,
@@ -98,6 +111,8 @@ class Executor:
         """When the disk was last full."""
         self._service_is_lost = False
         self._workers: dict[str, WorkerProcess] = {}
+        self._devices: dict[str, Device] = {}
+        """Those that a worker was started on, by name."""
         self._ending: dict[str, threading.Thread] = {}
         """Threads that end workers, by device."""
         self._runs: dict[str, TrialRun] = {}
@@ -213,7 +228,7 @@ class Executor:
         except OSError as error:  # no disk space for its log, no memory, or too many processes
             self.put(events.WorkerNotStarted(name, number, str(error)))
             return
-        self._workers[name] = worker
+        self._workers[name], self._devices[name] = worker, action.device
         _spawn(f"worker on {name}", partial(self._listen, worker, name, number))
 
     def _listen(self, worker: WorkerProcess, name: str, number: int) -> None:
@@ -224,8 +239,9 @@ class Executor:
         trial = action.trial
         if self._has_space(action.slot, trial.run_id):
             folder = str(self._folder(trial.run_id))
+            provenance = self._run_options.provenance.to_json()
             self._workers[action.device].send(
-                StartTrial(trial.run_id, trial.config, folder, trial.logged_step)
+                StartTrial(trial.run_id, trial.config, folder, trial.logged_step, provenance)
             )
 
     def _has_space(self, slot: int, run_id: str) -> bool:
@@ -274,7 +290,17 @@ class Executor:
             patience=options.patience,
             adopt=adopt,
             earlier=self._source.busy_entries(run_id),
+            provenance=options.provenance,
+            monitored=self._monitored(action.device),
         )
+
+    def _monitored(self, name: str) -> Monitored | None:
+        """The worker of a device, or this process while it has none; None before its first worker."""
+        worker, device = self._workers.get(name), self._devices.get(name)
+        if device is None:
+            return None
+        pid = os.getpid() if worker is None else worker.pid
+        return Monitored(pid, device.indices, several_processes=device.count > 1)
 
     def _take_over(self, orphan: OrphanedTrial) -> None:
         """Take over a dead agent's trial. Raises TakenError, or BusyError if its worker is still running."""
@@ -300,6 +326,8 @@ class Executor:
         match message:
             case Preparing(run_id, what, done, total):
                 self._progress.preparing(run_id, what, done, total)
+            case Loaded(_, provenance):
+                run.loaded(provenance)
             case Planned(run_id, total_steps, done_steps):
                 run.plan(total_steps, done_steps)
                 self._progress.planned(run_id, total_steps, done_steps)

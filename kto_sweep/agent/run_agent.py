@@ -32,6 +32,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
+from kto_sweep.provenance import Provenance
 from kto_sweep.run_record import home_id
 from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
@@ -119,7 +120,9 @@ def run_agent(
         with ProgressDisplay(console, varied, view.metric, view.expected) as progress:
             executor = Executor(
                 SweepSource(api, view.ref, home, view.command), home, progress, lease,
-                RunOptions(view.metric, view.goal, target.local, patience, alerts),
+                RunOptions(
+                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process()
+                ),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),
                 start_worker=partial(WorkerProcess, command=worker),

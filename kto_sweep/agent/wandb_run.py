@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +18,12 @@ from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_atomic
 from kto_sweep.locks import RunLock
+from kto_sweep.provenance import CodeInfo, Provenance
 from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import BUSY, DEVICE, OWNER
+from kto_sweep.trial import RECORD, with_defaults
 from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
@@ -30,6 +32,8 @@ CHECKPOINT = "checkpoint/last.safetensors"
 """Path of the checkpoint in a run's folder, as long as the trial can resume."""
 BUSY_SECONDS = 5.0
 """Minimum interval between updates of the time that a run has held its device."""
+NO_GPU = -1
+"""A GPU index of wandb's system monitor that does not exist; without any index it monitors all GPUs."""
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
@@ -74,6 +78,20 @@ class RunOptions:
     patience: float
     """Seconds for which closing a run may wait for the server."""
     alerts: Sequence[AlertRule] = ()
+    provenance: Provenance = field(default_factory=Provenance)
+    """Of the agent's process."""
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What wandb's system monitor watches during a run."""
+
+    pid: int
+    """The worker process."""
+    gpus: Sequence[int]
+    """Indices of its GPUs in nvidia-smi; empty on a CPU."""
+    several_processes: bool = False
+    """The worker starts one process for each device."""
 
 
 class TrialRun:
@@ -134,13 +152,16 @@ class TrialRun:
         patience: float,
         adopt: bool = False,
         earlier: Sequence[object] = (),
+        provenance: Provenance | None = None,
+        monitored: Monitored | None = None,
     ) -> "TrialRun":
         """Start the run of one trial, or resume it if the folder has its checkpoint.
 
         `ref` has no id if the trial belongs to no sweep.
         `on_stop` is called when the server asks to stop the run. `patience`: seconds that closing the run may
         wait for the server. With `adopt`, the run must exist on the server. `earlier`: the entries of earlier
-        attempts under BUSY in its summary, which a run that starts over would lose.
+        attempts under BUSY in its summary, which a run that starts over would lose. Without `monitored`,
+        system metrics are those of this process.
         Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
         was open and something else failed.
         """
@@ -159,16 +180,17 @@ class TrialRun:
                 agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
             )  # fmt: skip
             record.write(folder)
+            provenance = provenance or Provenance()
             settings = wandb.Settings(
                 sweep_id=ref.id or None,
                 stop_fn=on_stop,
                 console="off",  # this process serves several runs: each gets its own lines from write_logs
                 silent=True,
-                disable_code=True,
-                disable_git=True,
                 x_disable_meta=False,
                 finish_timeout=patience,
                 finish_timeout_raises=True,
+                **_code_settings(provenance.code),
+                **({} if monitored is None else _monitor_settings(monitored)),
             )
             if local:
                 settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
@@ -176,12 +198,14 @@ class TrialRun:
                 entity=ref.entity or None,
                 project=ref.project,
                 id=run_id,
-                config={**config, OWNER: home, DEVICE: device},
+                config={**with_defaults(config), OWNER: home, DEVICE: device},
                 dir=str(folder),
                 reinit="create_new",
                 resume=resume,
                 settings=settings,
             )
+            # What an earlier attempt loaded stays until this one has loaded it.
+            set_record(run, {**(run.config.get(RECORD) or {}), **provenance.to_json()})
             for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
@@ -218,6 +242,10 @@ class TrialRun:
             values = {name: value for name, value in row.items() if name != "timestamp"}
             self._run.log({**values, "_timestamp": timestamp}, step=step)
         self._files.echo_earlier()
+
+    def loaded(self, provenance: Mapping[str, Any]) -> None:
+        """Put a trial's provenance, as JSON, into the run's configuration."""
+        set_record(self._run, provenance)
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps, and of those logged by an earlier attempt."""
@@ -357,10 +385,38 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
         dir=str(folder),
         resume="allow" if _is_offline() else "must",
         reinit="create_new",
-        settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
+        settings=wandb.Settings(console="off", silent=True, **_code_settings(None)),
     )
     run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
     run.finish()
+
+
+def set_record(run: wandb.Run, record: Mapping[str, Any]) -> None:
+    """Replace the run's record, a trial's Provenance as JSON."""
+    for value in (None, dict(record)):  # wandb merges groups: a key that the new one lacks would stay
+        run.config.update({RECORD: value}, allow_val_change=True)
+
+
+def _code_settings(code: CodeInfo | None) -> dict[str, Any]:
+    """Settings that show the commit on the run's page, and upload code and diff only on request.
+
+    wandb saves both if `save_code` is set, which the settings of a W&B account do too.
+    """
+    asked = wandb.env.should_save_code()
+    settings: dict[str, Any] = {"save_code": asked, "disable_code": not asked}
+    if code is None:
+        return settings | {"disable_git": True}
+    # wandb would search the run's folder, which is in no repository.
+    own = {"git_root": str(Path.cwd()), "git_commit": code.commit, "git_remote_url": code.remote}
+    return settings | own | {"disable_git": not asked}
+
+
+def _monitor_settings(monitored: Monitored) -> dict[str, Any]:
+    return {
+        "x_stats_pid": monitored.pid,
+        "x_stats_gpu_device_ids": list(monitored.gpus) or [NO_GPU],
+        "x_stats_track_process_tree": monitored.several_processes,
+    }
 
 
 def _is_offline() -> bool:

@@ -145,11 +145,13 @@ def train(
     kto-sweep train --resume-from-checkpoint
     """
     import os
+    import sys
     from dataclasses import replace
 
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
+    from kto_sweep.provenance import without_secrets
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
     if show is not None and not dry_run:
@@ -162,6 +164,7 @@ def train(
         flags["dataset"] = (*others, join_source(last, dataset_file))
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
+        sys.argv[:] = without_secrets(sys.argv)  # wandb uploads it
     home = Home.from_environment()
     options = TrainOptions(
         flags,

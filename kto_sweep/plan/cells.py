@@ -11,7 +11,7 @@ from kto_sweep.errors import TrialConfigError
 from kto_sweep.search.distributions import Value
 from kto_sweep.search.grid import can_list
 from kto_sweep.search.space import Parameter, Space
-from kto_sweep.trial import PARAMETERS, Trial, leaves, parameter_name
+from kto_sweep.trial import PARAMETERS, Trial, leaves, parameter_name, with_defaults
 
 COST_NEUTRAL_PARAMETERS = frozenset(
     {
@@ -106,9 +106,12 @@ def _distinct(values: tuple[Value, ...]) -> list[Value]:
 
 
 def cost_key(config: Mapping[str, Any]) -> object:
-    """A key that is equal for trials whose steps take the same time."""
+    """A key that is equal for trials whose steps take the same time.
+
+    A run's configuration has every parameter, a cell's only those that the sweep names.
+    """
     return frozenset(
         (".".join(path), repr(value))
-        for path, value in leaves(config)
+        for path, value in leaves(with_defaults(config))
         if parameter_name(path) not in COST_NEUTRAL_PARAMETERS | STEP_COUNT_PARAMETERS
     )

@@ -26,6 +26,7 @@ from kto_sweep.sweep.sweep_state import SweepStatus
 from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep.view import HEARTBEAT_SECONDS
 from kto_sweep.text import is_number
+from kto_sweep.trial import trial_config
 
 MAX_LISTED = 500
 """Maximum sweeps, and maximum runs without a sweep, in a list."""
@@ -186,7 +187,7 @@ def run_row(run: Run) -> Row:
         "notes": run.notes or "",
         "host": run.host or "",
         "exitcode": run.exitcode,
-        "config": flat(run_writes.plain_config(run.config)),
+        "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
     }
 

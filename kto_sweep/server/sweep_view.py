@@ -21,6 +21,7 @@ from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 from kto_sweep.sweep.view import BUSY, DEVICE, OWNER, SweepView, TrialRecord, busy_spans, seconds_of
+from kto_sweep.trial import trial_config, with_defaults
 
 SUMMARY_KEYS = (
     *("_step", "_runtime", BUSY, "trial/seconds", "trial/steps", "trial/health", "trial/health_message"),
@@ -77,7 +78,7 @@ def _rows(connection: sqlite3.Connection, sweep: Sweep, rules: SweepRules) -> li
 
 
 def _record(row: sqlite3.Row, rules: SweepRules) -> TrialRecord:
-    config = _config(row["config"])
+    config, device = _config(row["config"])
     values = zip(_summary_keys(rules), json.loads(row["summary"]), strict=True)
     summary = {key: value for key, value in values if value is not None}
     if rules.metric is not None and row["objective"] == rules.metric.name:  # else its summary was not read
@@ -86,11 +87,11 @@ def _record(row: sqlite3.Row, rules: SweepRules) -> TrialRecord:
         run_id=row["name"],
         name=row["display_name"],
         state=row["state"],
-        config={key: value for key, value in config.items() if not key.startswith("_")},
+        config=config,
         summary=summary,
         seconds=seconds_of(summary, row["created_at"], row["heartbeat_at"]),
         created=row["created_at"],
-        device=f"{config[OWNER]} {config[DEVICE]}" if {OWNER, DEVICE} <= config.keys() else "",
+        device=device,
         is_prior_run=bool(row["prior"]),
         paused=bool(row["paused"]) and row["state"] == "preempted",
         heartbeat=row["heartbeat_at"],
@@ -99,8 +100,11 @@ def _record(row: sqlite3.Row, rules: SweepRules) -> TrialRecord:
 
 
 @lru_cache(maxsize=CACHED_CONFIGS)
-def _config(text: str) -> Mapping[str, Any]:
-    return run_writes.plain_config(text)
+def _config(text: str) -> tuple[Mapping[str, Any], str]:
+    """A run's configuration with its defaults, and its home and device."""
+    config = run_writes.plain_config(text)
+    device = f"{config[OWNER]} {config[DEVICE]}" if {OWNER, DEVICE} <= config.keys() else ""
+    return with_defaults(trial_config(config)), device
 
 
 class StatusCache:

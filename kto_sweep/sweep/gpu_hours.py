@@ -13,7 +13,7 @@ from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
 from kto_sweep.sweep.grid_status import GridStatus, count_missing
 from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
-from kto_sweep.trial import lookup
+from kto_sweep.trial import lookup, with_defaults
 
 
 @dataclass(frozen=True)
@@ -98,4 +98,5 @@ def _union_length(spans: Iterable[BusySpan]) -> float:
 
 def _cost(config: Mapping[str, Any]) -> object:
     """A key that is equal for trials that take the same time."""
-    return cost_key(config), *(repr(lookup(config, name)) for name in sorted(STEP_COUNT_PARAMETERS))
+    full = with_defaults(config)
+    return cost_key(full), *(repr(lookup(full, name)) for name in sorted(STEP_COUNT_PARAMETERS))

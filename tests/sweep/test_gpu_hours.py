@@ -9,6 +9,7 @@ from kto_sweep.sweep.gpu_hours import gpu_time, spent_seconds
 from kto_sweep.sweep.grid_status import read_grid_status
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
+from kto_sweep.trial import with_defaults
 
 PARAMETERS = {"batch_size": {"values": [4, 8]}, "learning_rate": {"values": [1e-6, 1e-5]}}
 
@@ -46,6 +47,22 @@ def test_trials_together_on_one_gpu_count_once_and_gpus_of_one_trial_each():
 def test_remaining_trials_take_as_long_as_trials_of_their_cost():
     """Batch 4 took 100 s, and another has run for 30 s; batch 8 is estimated by the average."""
     assert gpu_seconds(trial(4, 1e-6, 100), trial(4, 1e-5, 30, state="running")) == (130, 70 + 2 * 100)
+
+
+def test_a_run_with_its_defaults_has_the_cost_of_its_cell():
+    """Batch 4 took 100 s and batch 8 took 40 s, once each; the other two cells are as their batch size."""
+    fixed = {"model_size": "tiny", "dataset": "rows.jsonl"}
+    space = parse_space(PARAMETERS | {name: {"value": value} for name, value in fixed.items()})[0]
+    trials = [
+        TrialRecord("r", "r", "finished", with_defaults(fixed | config), {}, seconds, 0.0)
+        for config, seconds in (
+            ({"batch_size": 4, "learning_rate": 1e-6}, 100),
+            ({"batch_size": 8, "learning_rate": 1e-6}, 40),
+            ({"batch_size": 8, "learning_rate": 1e-5}, 40),
+        )
+    ]
+    sweep = replace(view(*trials), space=space)
+    assert gpu_time(sweep, read_grid_status(sweep)).remaining == 100
 
 
 def test_trials_that_ran_together_are_expected_to_again():

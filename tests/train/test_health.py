@@ -10,6 +10,7 @@ import torch
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.trial.health import STUCK, WINDOW, Health, HealthContext, HealthIssue, trend
 from kto_sweep.train.trial.metrics_log import MetricsLog
@@ -181,6 +182,9 @@ class Notes:
         self.steps: list[int] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def loaded(self, provenance: Provenance) -> None:
         pass
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

@@ -1,10 +1,11 @@
 """What a trial's trainer gets and returns: the request, where it reports, the result. No torch here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kto_sweep.provenance import Provenance
 from kto_sweep.trial import Trial
 
 
@@ -13,6 +14,9 @@ class Report(Protocol):
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Progress of work before the first step: `reference log-probs`, 64, 300; `total` 0: unknown."""
+
+    def loaded(self, provenance: Provenance) -> None:
+        """Model and data are loaded; may be called again with the same."""
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Number of optimizer steps, and of those done before; called once."""
@@ -55,6 +59,8 @@ class TrialRequest:
     should_stop: Callable[[], bool] = lambda: False
     logged: int | None = None
     """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """Command, code and environment of the process that started the trial."""
 
     def tokenise_progress(self, done: int) -> None:
         """Report how many examples of a large data set are tokenised. Raises as reference_progress does."""
