@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.text import listed, progress_text
 
 LINE_SECONDS = 10.0
@@ -89,6 +90,10 @@ class ProgressDisplay:
         if not self._console.is_terminal and now - self._last_line.setdefault(run_id, now) > LINE_SECONDS:
             self._last_line[run_id] = now
             self.say(f"  {self._names[run_id]}: {text}")
+
+    def alert(self, run_id: str, alert: RunAlert) -> None:
+        """Show a trial's alert on a line."""
+        self.say(f"  {self._names[run_id]}: {alert}")
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
         """Show how a trial ended and its results."""

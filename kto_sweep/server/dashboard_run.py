@@ -5,6 +5,7 @@ import json
 import sqlite3
 from collections.abc import Sequence
 
+from kto_sweep.alerts import SUMMARY
 from kto_sweep.server import dashboard_data
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import Row, flat, run_row
@@ -34,7 +35,11 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
             **run_row(run),
             "config": flat(plain_config(run.config), longest=MAX_VALUE),
             "summary": flat(
-                {name: value for name, value in summary.items() if not name.startswith("_")},
+                {
+                    name: value
+                    for name, value in summary.items()
+                    if not name.startswith("_") and name != SUMMARY  # listed below
+                },
                 longest=MAX_VALUE,
             ),
             "program": run.program,
@@ -47,7 +52,7 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
         "keys": columns.keys(connection, run.id, run.created_at),
         "alerts": [
             {
-                "severity": alert.severity.lower(),
+                "level": alert.severity.upper(),
                 "title": alert.title,
                 "text": alert.text,
                 "time": alert.created_at,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kto_sweep.alerts import RunAlert, alerts_of
 from kto_sweep.fingerprints import TrainedRun
 from kto_sweep.metrics import finite_number, summary_value
 from kto_sweep.search.objectives import Objective
@@ -60,6 +61,11 @@ class TrialRecord:
     def value(self, metric: str, *, maximize: bool = False) -> float | None:
         """The metric's value in the summary; None if missing or not finite."""
         return summary_value(self.summary, metric, maximize=maximize)
+
+    @property
+    def alerts(self) -> tuple[RunAlert, ...]:
+        """Its last alerts, the oldest first: level, title, text and step of each."""
+        return alerts_of(self.summary)
 
     @property
     def step(self) -> int | None:

@@ -21,6 +21,7 @@ from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
 from kto_sweep.agent.wandb_run import RunOptions, log_answers
 from kto_sweep.agent.workers import TRAINER, WorkerProcess, log_path
+from kto_sweep.alerts import RunAlert
 from kto_sweep.disk import require_space
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
@@ -74,6 +75,10 @@ class RunProgress(ProgressDisplay):
         self._names[run_id], self._latest[run_id] = "run", {}
         self.say(f"Run {run_id} ({name}) on {device}")
         self._bars[run_id] = self._progress.add_task("run", total=None, status="loading")
+
+    def alert(self, run_id: str, alert: RunAlert) -> None:
+        """Show the run's alert on a line."""
+        self.say(str(alert))
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """Set the run's number of steps."""

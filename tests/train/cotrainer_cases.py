@@ -10,6 +10,7 @@ import pytest
 import torch
 from packed_cases import tiny_model, token_rows
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
@@ -64,8 +65,8 @@ class Recorder:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def alert(self, title: str, text: str) -> None:
-        self.alerts.append(title)
+    def alert(self, alert: RunAlert) -> None:
+        self.alerts.append(alert.title)
 
     @property
     def values(self) -> dict[int, dict[str, float]]:

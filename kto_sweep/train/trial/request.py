@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.trial import Trial
 
 
@@ -23,8 +24,8 @@ class Report(Protocol):
     def note(self, text: str) -> None:
         """One line for the trial's console log."""
 
-    def alert(self, title: str, text: str) -> None:
-        """A W&B alert."""
+    def alert(self, alert: RunAlert) -> None:
+        """A W&B alert, and one line for the trial's console log."""
 
 
 @dataclass(frozen=True)

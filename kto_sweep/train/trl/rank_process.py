@@ -17,6 +17,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
 from kto_sweep.protocol import Failed
 from kto_sweep.train.trial.request import TrainResult
@@ -70,9 +71,9 @@ class PipeReport:
         """Send it."""
         self._connection.send(("note", (text,)))
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         """Send it."""
-        self._connection.send(("alert", (title, text)))
+        self._connection.send(("alert", (alert,)))
 
 
 def run_rank(rank: int, task: RankTask, connection: Connection) -> None:

@@ -4,9 +4,11 @@ import contextlib
 import threading
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.locks import RunLock
 from kto_sweep.protocol import (
@@ -129,9 +131,9 @@ class ChannelReport:
         """Send one line of console log."""
         self._channel.send(Note(self._run_id, text))
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         """Send an alert."""
-        self._channel.send(Alert(self._run_id, title, text))
+        self._channel.send(Alert(self._run_id, **asdict(alert)))
 
 
 def failure(run_id: str, error: BaseException) -> Failed:
