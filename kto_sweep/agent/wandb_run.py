@@ -148,7 +148,8 @@ class TrialRun:
             write_atomic(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
             record = RunRecord(
-                ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
+                ref.entity, ref.project, ref.id, local,
+                "" if _is_offline() else os.environ.get("WANDB_BASE_URL", ""),
                 agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
             )  # fmt: skip
             record.write(folder)
@@ -242,7 +243,7 @@ class TrialRun:
         self._on_alert(alert)
 
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
-        """End the run as finished; returns, like the other ends, whether the server has all of its data."""
+        """End the run as finished; returns, like the other ends, whether its data is where it belongs."""
         self._run.summary.update(dict(summary))
         if os.environ.get(UPLOAD) == "end":
             self._upload()
@@ -293,7 +294,7 @@ class TrialRun:
                 self.note(f"could not send the end of the run: {error}")
             raise
         else:
-            self._keep(replace(self._record, ended=True, sent=True))
+            self._keep(replace(self._record, ended=True, sent=not self._record.is_offline))
             for folder in self._superseded:
                 shutil.rmtree(folder, ignore_errors=True)
             return True

@@ -1,7 +1,6 @@
 """One call of `kto-sweep train`: trains one trial without a sweep, in the same way as an agent."""
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -202,8 +201,8 @@ def _print_end(
         console.print("When the server is back: kto-sweep sync")
         exit_at_once(1)
     if offline and (folder / "wandb").is_dir():
-        files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
-        console.print(f"To send it: wandb sync {files}", markup=False, soft_wrap=True)
+        to = "to W&B; --local: to the embedded server"
+        console.print(f"To send it: kto-sweep sync {job.run_id}   ({to})", markup=False, soft_wrap=True)
     if stats.interrupted:
         console.print(_how_to_continue(home, job), soft_wrap=True)
         return 128 + stats.interrupted

@@ -47,7 +47,7 @@ def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine, 
     run_id = run_that_lost_its_server(machine, sweep)
     first = min((machine.home.runs / run_id / "wandb").glob("run-*/*.wandb"))
     first.write_bytes(first.read_bytes()[:kept])
-    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}}
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}, "offline": []}
     assert machine.api(RUNS)[run_id] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert "Nothing to send" in machine.run("sync")
 
@@ -56,7 +56,7 @@ def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine) -> 
     sweep = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, sweep, 2)
     requeued = run_that_lost_its_server(machine, sweep)
-    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}}
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}, "offline": []}
     runs = machine.api(RUNS)
     assert runs[requeued] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert machine.json("status")["finished"] == 3

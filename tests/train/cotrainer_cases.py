@@ -50,7 +50,7 @@ class Recorder:
         self.planned: list[tuple[int, int]] = []
         self.rows: dict[int, Mapping[str, float]] = {}
         self.notes: list[str] = []
-        self.alerts: list[str] = []
+        self.alerts: list[RunAlert] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
         pass
@@ -66,7 +66,7 @@ class Recorder:
         self.notes.append(text)
 
     def alert(self, alert: RunAlert) -> None:
-        self.alerts.append(alert.title)
+        self.alerts.append(alert)
 
     @property
     def values(self) -> dict[int, dict[str, float]]:

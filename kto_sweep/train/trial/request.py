@@ -1,5 +1,6 @@
 """What a trial's trainer gets and returns: the request, where it reports, the result. No torch here."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,12 @@ class TrialRequest:
     should_stop: Callable[[], bool] = lambda: False
     logged: int | None = None
     """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+
+    def load_progress(self, what: str, done: int, total: int) -> None:
+        """Report the loading of the base model. Raises as reference_progress does."""
+        self.report.preparing(what, done, total)
+        if self.should_stop() and threading.current_thread() is threading.main_thread():
+            raise StopRequestedError
 
     def tokenise_progress(self, done: int) -> None:
         """Report how many examples of a large data set are tokenised. Raises as reference_progress does."""

@@ -112,6 +112,7 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
 
     from kto_sweep.train.base_model import TINY
     from kto_sweep.train.context import WorkerContext
+    from kto_sweep.train.load_progress import no_progress
     from kto_sweep.train.tiny import tiny_model
     from kto_sweep.train.trial.request import TrialRequest
     from kto_sweep.train.trl.ranks import Ranks
@@ -124,10 +125,10 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, torch.get_num_threads() // task.size))
     home = Home(task.home)
+    report = PipeReport(connection)
     if task.trial.base_model == TINY:
-        tiny_model(
-            home.models
-        )  # before the ranks join: after that transformers lets only the first one write
+        # Before the ranks join: after that transformers lets only the first one write.
+        tiny_model(home.models, progress=report.preparing if rank == 0 else no_progress)
     ranks = Ranks.join(device)
     stopped = False
 
@@ -136,7 +137,7 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
         stopped = stopped or (ranks.is_first and connection.poll() and connection.recv() == "stop")
         return stopped
 
-    request = TrialRequest("", task.trial, task.folder, PipeReport(connection), should_stop, task.logged)
+    request = TrialRequest("", task.trial, task.folder, report, should_stop, task.logged)
     return train_with_trl(WorkerContext(home, device), request)
 
 
