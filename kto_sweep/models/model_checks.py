@@ -93,7 +93,12 @@ def check_model(
     `tokenizer` None: the model's, if its files are on this machine.
     """
     if model in _PRESETS:
-        return list(_check_length(_PRESETS[model].positions, max_length))
+        preset = _PRESETS[model]
+        stored = {"quantization_config": {"quant_method": preset.published_in}}
+        return [
+            *_check_length(preset.positions, max_length),
+            *_check_quantization(stored, quantization, full_finetune=full_finetune),
+        ]
     if names_a_path(model) and not Path(model).expanduser().exists():
         return []  # it may be on the machine that trains
     try:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kto_sweep.errors import TrialConfigError
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import Architecture, find_architecture
 from kto_sweep.plan.cells import SAMPLE_TRIALS, PlanCell, corner_cells, grid_cells, is_grid, sample_trials
@@ -97,6 +98,16 @@ class Plan:
         """Cells that cannot run on this GPU."""
         return [estimate for estimate in self.cells if estimate.fits is False]
 
+    @property
+    def misfits(self) -> str:
+        """How much of the sweep does not fit: `2 of 8 trials`; empty if all fits."""
+        if not self.impossible:
+            return ""
+        counts = [estimate.cell.count for estimate in self.impossible]
+        if all(counts) and self.trials is not None:  # of at most MAX_CELLS cells, each stands for several
+            return f"{min(sum(counts), self.trials):,} of {counted(self.trials, 'trial')}"
+        return f"{len(counts)} of the {counted(len(self.cells), 'corner')} of the search space"
+
     def summary(self) -> str:
         """One line for people."""
         parts = ["unlimited trials" if self.trials is None else counted(self.trials, "trial")]
@@ -105,8 +116,7 @@ class Plan:
             low, high = f"{min(peaks):.1f}", f"{max(peaks):.1f}"
             parts.append(f"{low if low == high else f'{low} to {high}'} GiB each")
         if self.gpu is not None and peaks:
-            impossible = len(self.impossible)
-            fit = f"{counted(impossible, 'cell')} cannot fit" if impossible else "all fit"
+            fit = f"{self.misfits} cannot fit" if self.misfits else "all fit"
             parts.append(f"{fit} in {self.gpu.usable_gib:.1f} GiB ({self.gpu.name})")
         if self.serial is not None and self.makespan is not None:
             time = f"{duration(self.serial.seconds)} one at a time"
@@ -292,8 +302,8 @@ class Planner:
             least = self._peak_gib(lora, model, workload, workload.longest_row)[1]
             fits = least <= self._gpu.usable_gib
             return f"full_finetune: false ({least:.1f} GiB)" if fits else "a smaller model"
-        if trial.effective_quantization != "4bit" and not trial.base_model.endswith(".gguf"):
-            quantised = replace(trial, quantization="4bit")
+        quantised = replace(trial, quantization="4bit")
+        if trial.effective_quantization != "4bit" and _is_trainable(quantised):
             least = self._peak_gib(quantised, model, workload, workload.longest_row)[1]
             if least <= self._gpu.usable_gib:
                 return f"quantization: 4bit ({least:.1f} GiB)"
@@ -354,6 +364,15 @@ class Planner:
 def _time_notes(sweep: SweepConfig) -> Iterable[str]:
     if band_settings(sweep.config):
         yield "time is an upper bound: trials that are stopped early or stay paused take less"
+
+
+def _is_trainable(trial: Trial) -> bool:
+    """Whether its model can be trained so: weights that are published quantized cannot be loaded in 4 bit."""
+    try:
+        require_trainable(trial)
+    except TrialConfigError:
+        return False
+    return not trial.base_model.endswith(".gguf")
 
 
 def _base_model(trial: Trial) -> object:
