@@ -148,15 +148,15 @@ def _open_sweep(
 ) -> tuple["wandb.Api", Target, SweepView]:
     """The named sweep and its server. Raises KtoSweepError if none of its trials could start."""
     target, ref = find_sweep(home, sweep, local=local)
-    console.print(f"Talking to {target}", soft_wrap=True)
     api = connect(target)
+    console.print(f"Talking to {target}", soft_wrap=True)
     view = read_sweep(api, target, ref)
     save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
     record = load_sweep_record(home, ref.id)
     require_command(view.command)
-    for note in command_notices(view.command):
-        console.print(f"Note: {note}", soft_wrap=True)
+    for notice in command_notices(view.command):
+        console.print(f"Warning: {notice}", markup=False, soft_wrap=True)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
         console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.id}")
@@ -193,10 +193,10 @@ def _end_without_server(
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
     rejected = connectivity.key_rejected
-    console.print(f"{target} rejects the key." if rejected else f"Could not reach {target}.")
+    problem = f"{target} rejects the key." if rejected else f"Could not reach {target}."
+    console.print(problem, soft_wrap=True)
     _print_unsent(console, home, unsent)
-    login = f"Next: wandb login --host {target.base_url} --relogin, then"
-    first = login if rejected else "When the server is back:"
+    first = f"Next: {target.key_hint}, then" if rejected else "When the server is back:"
     console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
     exit_at_once(1)
 

@@ -42,7 +42,8 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str, gpu_optio
             line = f"{_name(estimate)}: {what}; larger batches are split, with the same results"
             console.print(line, markup=False, soft_wrap=True)
     for note in plan.notes:
-        console.print(f"Note: {note}", markup=False, soft_wrap=True)
+        line = f"{note.severity.capitalize()}: {note.one_line}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(plan.summary(), markup=False, soft_wrap=True)
     if plan.gpu is None:
         step = f"kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)"
@@ -93,7 +94,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
         "exact_tokens": plan.exact_tokens,
         "impossible": len(plan.impossible),
         "cells": [_cell(estimate) for estimate in plan.cells],
-        "notes": list(plan.notes),
+        "notes": [note.one_line for note in plan.notes],
     }
 
 

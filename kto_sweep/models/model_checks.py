@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.errors import Problem, Severity, UsageError
-from kto_sweep.models.hub import as_object
+from kto_sweep.models.hub import as_object, read_json
 from kto_sweep.models.model_config import (
+    CONFIG,
     find_config,
     find_file,
     find_generation_config,
@@ -113,6 +114,7 @@ def check_model(
         return [Problem(("model",), error.message, hint=error.hint, severity=severity)]
     sizes, shapes = text_part(config), weight_shapes(model)
     problems = [
+        *_check_found(model, config),
         *_check_vocabulary(model, tokenizer, sizes, shapes),
         *_check_length(_positions(sizes), max_length),
         *_check_quantization(config, quantization, full_finetune=full_finetune),
@@ -121,6 +123,28 @@ def check_model(
     if not full_finetune:
         problems += _check_targets(sizes, shapes, lora_targets, quantized="quantization_config" in config)
     return problems
+
+
+def _check_found(model: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """A hub id without a configuration: it could not be checked, or is not there."""
+    if config or Path(model).expanduser().exists():
+        return
+    if read_json(model, CONFIG) is None:
+        yield Problem(
+            ("model",),
+            f"could not reach the hub to check {model}",
+            "The trials will need it.",
+            "on the box that trains, connect to the network or download the model before",
+            Severity.NOTE,
+        )
+    else:
+        yield Problem(
+            ("model",),
+            f"{model}: not a model that you can access on the hub",
+            "Its trials would fail.",
+            "check the name; for a gated or private model, request access and set HF_TOKEN",
+            Severity.WARNING,
+        )
 
 
 def _positions(sizes: Mapping[str, Any]) -> int | None:

@@ -22,7 +22,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     """
     validation = validate(file)
     for warning in validation.warnings:
-        say(f"Note: {warning}")
+        say(warning.labelled)
     if validation.sweep is None or not force:
         validation.checked()
     sweep = validation.sweep

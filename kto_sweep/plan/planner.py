@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kto_sweep.errors import TrialConfigError
+from kto_sweep.errors import Problem, Severity, TrialConfigError
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import Architecture, find_architecture
 from kto_sweep.plan.cells import SAMPLE_TRIALS, PlanCell, corner_cells, grid_cells, is_grid, sample_trials
@@ -91,7 +91,8 @@ class Plan:
     """Disk space of all trials."""
     exact_tokens: bool
     """Whether tokens were counted with the models' own tokenizers."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    """What to know about the models, and about the estimates."""
 
     @property
     def impossible(self) -> list[CellEstimate]:
@@ -347,23 +348,25 @@ class Planner:
                 factor, source = spent.factor, spent.source
         return TimeEstimate(seconds, factor, source)
 
-    def _notes(self, estimates: Iterable[CellEstimate]) -> Iterable[str]:
-        said = {
-            problem.one_line: None
-            for estimate in estimates
-            for problem in require_trainable(estimate.cell.trial)
-        }
-        yield from said
+    def _notes(self, estimates: Iterable[CellEstimate]) -> Iterable[Problem]:
+        yield from dict.fromkeys(
+            problem for estimate in estimates for problem in require_trainable(estimate.cell.trial)
+        )
         unknown = {estimate.cell.trial.base_model for estimate in estimates if estimate.peak_gib is None}
         for name in sorted(unknown):
-            yield f"{name}: its architecture is unknown, so memory and time are not estimated"
+            yield _note(name, "its architecture is unknown, so memory and time are not estimated")
         if any(estimate.trainer == "trl" for estimate in estimates):
-            yield "trials that use TRL's trainer: memory is a rough estimate, time is not estimated"
+            what = "memory is a rough estimate, time is not estimated"
+            yield _note("trials that use TRL's trainer", what)
 
 
-def _time_notes(sweep: SweepConfig) -> Iterable[str]:
+def _note(about: str, what: str) -> Problem:
+    return Problem((about,), what, severity=Severity.NOTE)
+
+
+def _time_notes(sweep: SweepConfig) -> Iterable[Problem]:
     if band_settings(sweep.config):
-        yield "time is an upper bound: trials that are stopped early or stay paused take less"
+        yield _note("time", "an upper bound: trials that are stopped early or stay paused take less")
 
 
 def _is_trainable(trial: Trial) -> bool:

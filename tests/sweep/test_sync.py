@@ -88,6 +88,25 @@ def test_each_server_gets_its_own_key(machine: Machine) -> None:
     assert output.count("wandb sync failed") == 2
 
 
+def test_a_rejected_key_names_where_it_comes_from(machine: Machine) -> None:
+    server = machine.server_environment()
+    bad = "local-" + "0" * 40
+    status, file = ("status", "local/kto/ab12cd34"), machine.folder / ".env"
+    output = machine.run(*status, code=1, **server | {"WANDB_API_KEY": bad})
+    assert f"the kto-sweep server at {machine.address.url} rejects the key" in output
+    assert "correct or remove WANDB_API_KEY in the environment: the key comes from there" in output
+    file.write_text(f"WANDB_API_KEY={bad}\n")
+    output = machine.run(*status, code=1, WANDB_BASE_URL=machine.address.url)
+    assert f"correct or remove WANDB_API_KEY in {file}: the key comes from there" in output
+    file.unlink()
+    host = machine.address.url.removeprefix("http://")
+    netrc = machine.folder / ".netrc"
+    netrc.write_text(f"machine {host}\n  login user\n  password {bad}\n")
+    netrc.chmod(0o600)
+    output = machine.run(*status, code=1, WANDB_BASE_URL=machine.address.url)
+    assert f"Hint: wandb login --host {machine.address.url} --relogin" in output
+
+
 def test_a_server_that_fails_during_sync_is_an_error_of_its_own_runs_only(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
