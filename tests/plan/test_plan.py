@@ -90,7 +90,7 @@ def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(cell["parameters"], cell["trials"]) for cell in output["cells"]] == [
         ({"batch_size": size}, 3) for size in (6, 8, 10)
     ]
-    assert [cell["steps"] for cell in output["cells"]] == [54, 41, 33]
+    assert [cell["steps"] for cell in output["cells"]] == [51, 39, 31]
     assert all(cell["fits"] and cell["least_gib"] < cell["peak_gib"] for cell in output["cells"])
     assert output["makespan"]["seconds"] < output["serial"]["seconds"]
     assert output["serial"]["uncertainty_factor"] == 2.0

@@ -304,7 +304,7 @@ def test_a_model_that_the_hub_could_not_be_asked_about_is_named(
     sweep = GRID.replace("model_size: {value: tiny}", "model: {values: [org/model, org/absent]}")
     [warning] = check(folder, sweep).warnings
     assert warning.labelled.startswith(
-        "Warning: sweep.yaml:3 parameters.model.values: org/absent: not a model that you can access on the hub"
+        "Warning: sweep.yaml:3 parameters.model.values: org/absent: not a model that you can access on"
     )
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     validation = check(folder, sweep)
