@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,7 +44,7 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> "ProgressDisplay":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -1,22 +1,22 @@
 """One call of `kto-sweep agent`: from the sweep's name to the exit code."""
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import IO, TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
+from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.preflight import require_command, require_sources
-from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
+from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
@@ -79,15 +79,17 @@ def run_agent(
     gpu_seconds: float | None = None,
     until: float | None = None,
     worker: Sequence[str] = TRAINER,
+    report: EndReport | None = None,
 ) -> int:
     """The exit code: 0 if a trial of the sweep finished, 128 + the signal if interrupted, else 1.
 
     Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds). `worker`: the
-    command of its worker processes.
+    command of its worker processes. `report` gets what it did.
     Raises KtoSweepError for anything that prevents training on this box, ServiceGoneError when another
     process must continue.
     """
-    console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
+    report = report or EndReport()
+    console = Console(file=report.stream, highlight=False)
     gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
     allowances = [Allowance.until(until, time.time)] if until is not None else []
     if gpu_seconds is not None:
@@ -124,11 +126,12 @@ def run_agent(
             )  # fmt: skip
             state = supervise(state, executor)
         stats = state.stats
+        report.fields |= _as_fields(view, stats)
         if state.outcome is AgentOutcome.RESTART:
             raise _service_gone(state, view, allowances)
         if state.outcome is AgentOutcome.KILLED:
             console.print("Next: kto-sweep agent   (continues from the trials' last checkpoints)")
-            exit_at_once(128 + stats.interrupted if stats.interrupted else 1)
+            report.exit_at_once(128 + stats.interrupted if stats.interrupted else 1)
         attempts = 1 if stats.interrupted else ATTEMPTS
         gone = stats.server_lost or bool(stats.unsent)
         last = None
@@ -137,9 +140,10 @@ def run_agent(
         connectivity.end()
         lease.end()
         if gone:
-            _end_without_server(console, home, target, stats, connectivity)
+            _end_without_server(console, report, home, target, stats, connectivity)
     if last is None:
-        _end_unknown(console, target, stats, view)
+        _end_unknown(console, report, target, stats, view)
+    report.fields |= {"state": last[0].state, "unsent": last[1]}
     return _end(console, home, target, stats, *last)
 
 
@@ -186,26 +190,35 @@ def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allow
 
 
 def _end_without_server(
-    console: Console, home: Home, target: Target, stats: AgentStats, connectivity: Connectivity
+    console: Console,
+    report: EndReport,
+    home: Home,
+    target: Target,
+    stats: AgentStats,
+    connectivity: Connectivity,
 ) -> NoReturn:
     """End while the server lacks some of the runs, which can be sent later."""
     since = time.monotonic() - connectivity.silence - DOUBT_SECONDS
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
+    report.fields["unsent"] = unsent
     rejected = connectivity.key_rejected
     problem = f"{target} rejects the key." if rejected else f"Could not reach {target}."
     console.print(problem, soft_wrap=True)
     _print_unsent(console, home, unsent)
     first = f"Next: {target.key_hint}, then" if rejected else "When the server is back:"
     console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
-    exit_at_once(1)
+    report.exit_at_once(1)
 
 
-def _end_unknown(console: Console, target: Target, stats: AgentStats, view: SweepView) -> NoReturn:
+def _end_unknown(
+    console: Console, report: EndReport, target: Target, stats: AgentStats, view: SweepView
+) -> NoReturn:
     """End without the sweep's current status, because the server is unreachable; `view` is the last one."""
-    console.print(f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown.")
+    text = f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown."
+    console.print(text, soft_wrap=True)
     console.print(f"When the server is back: kto-sweep status {view.ref.id}")
-    exit_at_once(_exit_code(stats, stats.finished + view.count("finished")))
+    report.exit_at_once(_exit_code(stats, stats.finished + view.count("finished")))
 
 
 def _end(
@@ -243,10 +256,19 @@ def _print_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:
         console.print(f"  run {run_id} was not sent; its data is in {home.runs / run_id}", soft_wrap=True)
 
 
-def exit_at_once(code: int) -> NoReturn:
-    """Exit without libraries' exit handlers, because wandb's would wait for an unreachable server."""
-    sys.stdout.flush()
-    os._exit(code)
+def _as_fields(view: SweepView, stats: AgentStats) -> dict[str, object]:
+    """What the agent did, for --json; the sweep's state and unsent runs are known later."""
+    return {
+        "sweep": str(view.ref),
+        "url": view.url,
+        "state": None,
+        "started": stats.started,
+        "finished": stats.finished,
+        "stopped": stats.stopped,
+        "failed": stats.failed,
+        "interrupted": bool(stats.interrupted),
+        "unsent": list(stats.unsent),
+    }
 
 
 def _counts(stats: AgentStats, view: SweepView) -> str:

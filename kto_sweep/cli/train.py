@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kto_sweep.cli.output import console, counting, number, say
+from kto_sweep.cli.output import counting, json_option, number, say
 
 FLAG_ALIASES = {
     "model": ("--model-name",),
@@ -107,6 +107,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="With --dry-run: print the first N rows as the model gets them.",
 )
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+@json_option
 @click.pass_obj
 def train(
     worker: Sequence[str] | None,
@@ -130,6 +131,7 @@ def train(
     dry_run: bool,
     show: int | None,
     debug: bool,
+    as_json: bool,
     **parameters: Any,
 ) -> int:
     """Train a single run. Logs to W&B if there is a key (also in .env), else to the embedded server.
@@ -145,7 +147,11 @@ def train(
     """
     import os
     from dataclasses import replace
+    from functools import partial
 
+    from rich.console import Console
+
+    from kto_sweep.agent.end_report import EndReport
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
@@ -175,16 +181,23 @@ def train(
         name,
         resume,
     )
+    report = EndReport(as_json=as_json)
     with counting("examples checked", show=True) as count:
-        prepared = prepare(home, options, say, count)
+        prepared = prepare(home, options, partial(say, as_json=as_json), count)
     if dry_run:
         from kto_sweep.train_command.dry_run import dry_run as check_run
 
-        fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=console())
+        output = Console(file=report.stream, highlight=False)
+        fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=output)
+        report.fields |= {"dry_run": True, "fits": fits}
+        report.print(0 if fits else 1)
         return 0 if fits else 1
     from kto_sweep.agent.workers import TRAINER
     from kto_sweep.train_command.run import train_one
 
     prepared.make_folder(home)
     job, worker = replace(prepared.job, samples=samples), worker or TRAINER
-    return train_one(home, job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu, worker=worker)
+    offline, target = prepared.offline, prepared.target
+    code = train_one(home, job, target, offline=offline, gpus=gpus, cpu=cpu, worker=worker, report=report)
+    report.print(code)
+    return code

@@ -127,7 +127,21 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
-    assert "nothing left to run" in machine.run("agent")
+    made, _ = finished
+    done = machine.command("agent", "--json")
+    assert "nothing left to run" in done.stderr
+    assert json.loads(done.stdout) == {
+        "sweep": made["path"],
+        "url": made["url"],
+        "state": "FINISHED",
+        "started": 0,
+        "finished": 0,
+        "stopped": 0,
+        "failed": 0,
+        "interrupted": False,
+        "unsent": [],
+        "exit_code": 0,
+    }
 
 
 def test_stock_wandb_tools_run_the_same_file(machine):

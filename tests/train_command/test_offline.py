@@ -8,7 +8,7 @@ from pathlib import Path
 
 from forked_python import forked_python
 from machine import Machine
-from train_runs import SLOW_STEP_9, interrupted, rows, run_folders, train
+from train_runs import FLAGS, SLOW_STEP_9, interrupted, rows, run_folders
 
 from kto_sweep.run_record import read_record
 
@@ -119,8 +119,16 @@ def test_a_killed_and_resumed_offline_run_is_synced_once(fake_machine: Machine) 
 
 
 def test_an_offline_run_is_sent_to_the_server_of_the_key(fake_machine: Machine) -> None:
-    train(fake_machine, *STEPS, WANDB_MODE="offline")
+    ended = fake_machine.json("train", *FLAGS, *STEPS, WANDB_MODE="offline")
     folder = run_folders(fake_machine)[0]
+    assert (ended["run"], ended["folder"], ended["url"]) == (folder.name, str(folder), None)
+    assert (ended["state"], ended["offline"], ended["sent"], ended["exit_code"]) == (
+        "finished",
+        True,
+        False,
+        0,
+    )
+    assert ended["summary"]["eval/common_loss"] == rows(folder)[-1]["eval/common_loss"]
     assert "already synced" not in fake_machine.run("sync", "--wandb", **fake_machine.server_environment())
     assert_whole(fake_machine, folder.name)
     record = read_record(folder)
