@@ -7,7 +7,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    ("errors", "text", "metrics", "protocol", "home", "http", "json_file", "env_vars", "backoff", "locks"),
+    (
+        "errors",
+        "text",
+        "terminal",
+        "metrics",
+        "protocol",
+        "home",
+        "http",
+        "json_file",
+        "env_vars",
+        "backoff",
+        "locks",
+    ),
     ("wandb_names", "models", "disk", "row_file", "shipped_files", "model_card"),
     ("alerts", "parameter_types", "run_record", "run_log", "throughput"),
     ("trial",),

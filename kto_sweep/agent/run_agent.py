@@ -36,6 +36,7 @@ from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.sweep_file.command_checks import command_notices
+from kto_sweep.terminal import LineConsole
 from kto_sweep.text import counted, duration
 from kto_sweep.wandb_client.connection import Target, connect
 from kto_sweep.wandb_client.reader import read_sweep
@@ -89,7 +90,7 @@ def run_agent(
     process must continue.
     """
     report = report or EndReport()
-    console = Console(file=report.stream, highlight=False)
+    console = LineConsole(file=report.stream, highlight=False)
     gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
     allowances = [Allowance.until(until, time.time)] if until is not None else []
     if gpu_seconds is not None:

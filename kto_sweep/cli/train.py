@@ -149,12 +149,11 @@ def train(
     from dataclasses import replace
     from functools import partial
 
-    from rich.console import Console
-
     from kto_sweep.agent.end_report import EndReport
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
+    from kto_sweep.terminal import LineConsole
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
     if show is not None and not dry_run:
@@ -187,7 +186,7 @@ def train(
     if dry_run:
         from kto_sweep.train_command.dry_run import dry_run as check_run
 
-        output = Console(file=report.stream, highlight=False)
+        output = LineConsole(file=report.stream, highlight=False)
         fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=output)
         report.fields |= {"dry_run": True, "fits": fits}
         report.print(0 if fits else 1)

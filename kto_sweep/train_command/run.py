@@ -30,6 +30,7 @@ from kto_sweep.model_card import write_card
 from kto_sweep.run_log import StepTable
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import LOCAL_ENTITY
+from kto_sweep.terminal import LineConsole
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target, connect
 
@@ -144,7 +145,7 @@ def train_one(
     Raises KtoSweepError for anything that prevents the run from starting.
     """
     report = report or EndReport()
-    console = Console(file=report.stream, highlight=False)
+    console = LineConsole(file=report.stream, highlight=False)
     devices = choose_devices(gpus=gpus, cpu=cpu)
     device = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
     require_space(home.root)
