@@ -1,9 +1,10 @@
-"""Alert rules such as `kl_raw > 10`: parses them, sends them to agents, raises each at most once per run."""
+"""Alerts of a run, with their levels, and the rules such as `kl_raw > 10` that raise them."""
 
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 from kto_sweep.errors import UsageError
@@ -21,6 +22,61 @@ _SIGNS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.
 _RULE = re.compile(r"([^<>=;\s]+)\s*(>=|<=|>|<)\s*([^<>=;\s]+)")
 _EXAMPLE = "kl_raw > 10"
 _LOGGED = tuple(name for name in METRICS if name not in NOT_LOGGED and not name.startswith("trial/"))
+
+
+SUMMARY = "trial/alerts"
+"""The key of a run's summary with its alerts: a list of {level, title, text, step}."""
+MAX_ALERTS = 20
+"""Alerts in the summary; of more, the last ones."""
+MAX_TEXT = 500
+"""Characters of an alert's text in the summary."""
+
+
+class AlertLevel(StrEnum):
+    """How bad it is; W&B's words."""
+
+    INFO = "INFO"
+    WARN = "WARN"
+    ERROR = "ERROR"
+    """The trial has failed."""
+
+    @property
+    def label(self) -> str:
+        """The word at the start of a line."""
+        return {AlertLevel.INFO: "NOTE", AlertLevel.WARN: "WARNING"}.get(self, "ERROR")
+
+
+@dataclass(frozen=True)
+class RunAlert:
+    """One alert of a run."""
+
+    level: AlertLevel
+    title: str
+    """What it is about: `gradient norm`, or the rule."""
+    text: str
+    step: int
+    """The optimizer step at which it was raised."""
+
+    def __str__(self) -> str:
+        return f"{self.level.label}: step {self.step}: {self.title}: {self.text}"
+
+
+def alerts_for_summary(alerts: Sequence[RunAlert]) -> list[dict[str, Any]]:
+    """The value of SUMMARY for these alerts, the oldest first."""
+    return [asdict(alert) | {"text": alert.text[:MAX_TEXT]} for alert in alerts[-MAX_ALERTS:]]
+
+
+def alerts_of(summary: Mapping[str, Any]) -> tuple[RunAlert, ...]:
+    """The alerts in a run's summary, the oldest first; skips entries that are not alerts."""
+    entries = summary.get(SUMMARY)
+    alerts = []
+    for entry in entries if isinstance(entries, list) else ():
+        try:
+            level, step = AlertLevel(entry["level"]), int(entry["step"])
+            alerts.append(RunAlert(level, str(entry["title"]), str(entry["text"]), step))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return tuple(alerts)
 
 
 @dataclass(frozen=True)
@@ -81,14 +137,17 @@ def without_alert_rules(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if name != PARAMETER}
 
 
-class RunAlerts:
+class RuleChecker:
     """Checks the metrics of one run against the rules that it has not met yet."""
 
     def __init__(self, rules: Sequence[AlertRule]) -> None:
         self._pending = list(dict.fromkeys(rules))
 
-    def check(self, values: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Title and text of each alert that these metrics raise; a rule raises one alert per run."""
+    def check(self, step: int, values: Mapping[str, float]) -> list[RunAlert]:
+        """The alerts that the metrics of a step raise; a rule raises one alert per run."""
         met = [rule for rule in self._pending if rule.metric in values and rule.is_met(values[rule.metric])]
         self._pending = [rule for rule in self._pending if rule not in met]
-        return [(f"KTO: {rule}", f"{rule.metric} is {values[rule.metric]:.4g}") for rule in met]
+        return [
+            RunAlert(AlertLevel.WARN, str(rule), f"{rule.metric} is {values[rule.metric]:.4g}", step)
+            for rule in met
+        ]

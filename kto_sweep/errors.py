@@ -184,6 +184,11 @@ class Problem:
         parts = (f"{self.where}: {self.what}", self.why.removesuffix("."), self.hint)
         return ". ".join(part for part in parts if part)
 
+    @property
+    def labelled(self) -> str:
+        """Its severity and text, for people: `Warning: sweeps/lr.yaml:14 ...`."""
+        return f"{self.severity.capitalize()}: {self}"
+
     def __str__(self) -> str:
         lines = [f"{self.where}: {self.what}"]
         if self.why:

@@ -70,6 +70,12 @@ _TABLE = (
     Metric("trial/examples", "examples", None, "examples trained on"),
     Metric("trial/steps", "steps", None, "optimizer steps planned"),
     Metric("trial/health", "text", None, "`unstable` if the training broke but reached its last step"),
+    Metric(
+        "trial/alerts",
+        "list",
+        None,
+        "its last 20 alerts: `level` (INFO, WARN, ERROR), `title`, `text`, `step`",
+    ),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric(
         "trial/eval_data",
@@ -92,6 +98,7 @@ NOT_LOGGED = frozenset(
         "failure/cause",
         "trial/steps",
         "trial/health",
+        "trial/alerts",
         "trial/data",
         "trial/eval_data",
         "trial/model",

@@ -95,11 +95,14 @@ class Note:
 
 @dataclass(frozen=True)
 class Alert:
-    """Message: a W&B alert about the trial."""
+    """Message: an alert about the trial."""
 
     run_id: str
+    level: str
+    """A value of `AlertLevel`."""
     title: str
     text: str
+    step: int
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class RunRecord:
     local: bool
     """On the embedded server of this KTO_SWEEP_HOME."""
     base_url: str
-    """URL of the W&B server, if not local."""
+    """URL of the W&B server; empty if local, or for an offline run, which has no server yet."""
     ended: bool = False
     """The run ended, but the server may not have all of its data."""
     sent: bool = False
@@ -35,6 +35,11 @@ class RunRecord:
     """How many times this machine has opened it."""
     home: str = ""
     """The id of the home that opened it: see `home_id`."""
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the run has only been written to files."""
+        return not self.local and not self.base_url
 
     def write(self, folder: Path) -> None:
         """Write it to the run's folder."""

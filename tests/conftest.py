@@ -59,7 +59,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
             make = f"from kto_sweep.train.tiny import *; tiny_model(Path({str(folder)!r}))"
             done = python_forkserver.run(("-c", make), folder.parent, os.environ, forked_python.TORCH)
             assert done.returncode == 0, done.stderr
-        (model,) = folder.iterdir()
+        (model,) = (child for child in folder.iterdir() if child.is_dir())
         return model
 
 

@@ -10,6 +10,7 @@ LAYERS = (
     (
         "errors",
         "text",
+        "terminal",
         "metrics",
         "protocol",
         "home",

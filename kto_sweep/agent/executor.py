@@ -39,6 +39,7 @@ from kto_sweep.agent.wandb_run import (
     checkpoint_step,
 )
 from kto_sweep.agent.workers import WorkerProcess
+from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.disk import shortage
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
@@ -284,6 +285,7 @@ class Executor:
             alerts=options.alerts,
             local=options.local,
             on_stop=lambda: self.put(events.StopRequested(run_id)),
+            on_alert=partial(self._progress.alert, run_id),
             home=self._home_id,
             agent=self._lease.token,
             device=action.device,
@@ -337,8 +339,8 @@ class Executor:
             case Note(_, text):
                 run.note(text)
                 self._progress.note(text)
-            case Alert(_, title, text):
-                run.alert(title, text)
+            case Alert(_, level, title, text, step):
+                run.alert(RunAlert(AlertLevel(level), title, text, step))
 
     # Heartbeats.
 

@@ -5,13 +5,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from kto_sweep.text import listed, progress_text
+from kto_sweep.alerts import RunAlert
+from kto_sweep.text import duration, listed, progress_text
 
 LINE_SECONDS = 10.0
 """Interval between a trial's progress lines when there is no terminal."""
@@ -30,6 +31,8 @@ class ProgressDisplay:
         self._names: dict[str, str] = {}
         self._totals: dict[str, int] = {}
         self._last_line: dict[str, float] = {}
+        self._stages: dict[str, tuple[str, float]] = {}
+        """The work before a trial's first step that a line has announced, and when it started."""
         self._latest: dict[str, dict[str, Any]] = {}
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -41,7 +44,7 @@ class ProgressDisplay:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> "ProgressDisplay":
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -67,7 +70,15 @@ class ProgressDisplay:
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """Show the progress of work before a trial's first step."""
         self._progress.update(self._bars[run_id], total=total or None, completed=done, status=what)
-        self._say_periodically(run_id, progress_text(what, done, total))
+        announced, started = self._stages.get(run_id, ("", 0.0))
+        if not done and announced != what:
+            self._stages[run_id] = what, time.monotonic()
+            self.say(f"  {self._names[run_id]}: {what}")
+        elif done == total and announced == what:
+            del self._stages[run_id]
+            self.say(f"  {self._names[run_id]}: {what}: done in {duration(time.monotonic() - started)}")
+        else:
+            self._say_periodically(run_id, progress_text(what, done, total))
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """Set a trial's number of steps."""
@@ -90,6 +101,10 @@ class ProgressDisplay:
             self._last_line[run_id] = now
             self.say(f"  {self._names[run_id]}: {text}")
 
+    def alert(self, run_id: str, alert: RunAlert) -> None:
+        """Show a trial's alert on a line."""
+        self.say(f"  {self._names[run_id]}: {alert}")
+
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
         """Show how a trial ended and its results."""
         values = self._latest[run_id] | dict(summary)
@@ -105,6 +120,7 @@ class ProgressDisplay:
         """Remove a trial that ended; returns its name."""
         self._progress.remove_task(self._bars.pop(run_id))
         del self._latest[run_id]
+        self._stages.pop(run_id, None)
         return self._names.pop(run_id)
 
 

@@ -1,22 +1,22 @@
 """One call of `kto-sweep agent`: from the sweep's name to the exit code."""
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
-from typing import IO, TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
+from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.preflight import require_command, require_sources
-from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
+from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
@@ -39,6 +39,7 @@ from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 from kto_sweep.sweep.view import OVER, SweepView
 from kto_sweep.sweep_file.command_checks import command_notices
+from kto_sweep.terminal import LineConsole
 from kto_sweep.text import counted, duration
 from kto_sweep.wandb_client.connection import Target, connect
 from kto_sweep.wandb_client.reader import read_sweep
@@ -82,15 +83,17 @@ def run_agent(
     gpu_seconds: float | None = None,
     until: float | None = None,
     worker: Sequence[str] = TRAINER,
+    report: EndReport | None = None,
 ) -> int:
     """The exit code, a key of EXIT_CODES.
 
     Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds). `worker`: the
-    command of its worker processes.
+    command of its worker processes. `report` gets what it did.
     Raises KtoSweepError for anything that prevents training on this box, ServiceGoneError when another
     process must continue.
     """
-    console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
+    report = report or EndReport()
+    console = LineConsole(file=report.stream, highlight=False)
     gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
     allowances = [Allowance.until(until, time.time)] if until is not None else []
     if gpu_seconds is not None:
@@ -129,12 +132,13 @@ def run_agent(
             )  # fmt: skip
             state = supervise(state, executor)
         stats = state.stats
+        report.fields |= _as_fields(view, stats)
         if state.outcome is AgentOutcome.RESTART:
             raise _service_gone(state, view, allowances)
         if state.outcome is AgentOutcome.KILLED:
             next_line = f"Next: kto-sweep agent {view.ref.id}   (continues from the trials' last checkpoints)"
             console.print(next_line, soft_wrap=True)
-            exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
+            report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
         attempts = 1 if stats.interrupted else ATTEMPTS
         gone = stats.server_lost or bool(stats.unsent)
         last = None
@@ -143,11 +147,13 @@ def run_agent(
         connectivity.end()
         lease.end()
         if gone:
-            _end_without_server(console, home, target, stats, connectivity)
+            _end_without_server(console, report, home, target, stats, connectivity)
     if last is None:
-        _end_unknown(console, target, stats, view)
+        _end_unknown(console, report, target, stats, view)
     after, unsent = last
-    return _end(console, home, target, state, read_sweep_status(after), unsent)
+    status = read_sweep_status(after)
+    report.fields |= {"state": status.state, "unsent": unsent}
+    return _end(console, home, target, state, status, unsent)
 
 
 def _open_sweep(
@@ -155,16 +161,16 @@ def _open_sweep(
 ) -> tuple["wandb.Api", Target, SweepView]:
     """The named sweep and its server. Raises KtoSweepError if none of its trials could start."""
     target, ref = find_sweep(home, sweep, local=local)
-    console.print(f"Talking to {target}", soft_wrap=True)
     api = connect(target)
+    console.print(f"Talking to {target}", soft_wrap=True)
     view = read_sweep(api, target, ref)
     save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     shown_state = read_sweep_status(view).state
     console.print(f"Sweep {ref} ({view.method}, {shown_state}): {view.url}", soft_wrap=True)
     record = load_sweep_record(home, ref.id)
     require_command(view.command)
-    for note in command_notices(view.command):
-        console.print(f"Note: {note}", soft_wrap=True)
+    for notice in command_notices(view.command):
+        console.print(f"Warning: {notice}", markup=False, soft_wrap=True)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
         console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.id}")
@@ -194,26 +200,35 @@ def _service_gone(state: AgentState, view: SweepView, allowances: Sequence[Allow
 
 
 def _end_without_server(
-    console: Console, home: Home, target: Target, stats: AgentStats, connectivity: Connectivity
+    console: Console,
+    report: EndReport,
+    home: Home,
+    target: Target,
+    stats: AgentStats,
+    connectivity: Connectivity,
 ) -> NoReturn:
     """End while the server lacks some of the runs, which can be sent later."""
     since = time.monotonic() - connectivity.silence - DOUBT_SECONDS
     unsent = [*stats.unsent, *(run_id for at, run_id in stats.sent if at > since)]
     record_unsent(home, unsent)
+    report.fields["unsent"] = unsent
     rejected = connectivity.key_rejected
-    console.print(f"{target} rejects the key." if rejected else f"Could not reach {target}.")
+    problem = f"{target} rejects the key." if rejected else f"Could not reach {target}."
+    console.print(problem, soft_wrap=True)
     _print_unsent(console, home, unsent)
-    login = f"Next: wandb login --host {target.base_url} --relogin, then"
-    first = login if rejected else "When the server is back:"
+    first = f"Next: {target.key_hint}, then" if rejected else "When the server is back:"
     console.print(f"{first} kto-sweep sync, then kto-sweep agent", soft_wrap=True)
-    exit_at_once(1)
+    report.exit_at_once(1)
 
 
-def _end_unknown(console: Console, target: Target, stats: AgentStats, view: SweepView) -> NoReturn:
+def _end_unknown(
+    console: Console, report: EndReport, target: Target, stats: AgentStats, view: SweepView
+) -> NoReturn:
     """End without the sweep's current status, because the server is unreachable; `view` is the last one."""
-    console.print(f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown.")
+    text = f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown."
+    console.print(text, soft_wrap=True)
     console.print(f"When the server is back: kto-sweep status {view.ref.id}")
-    exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
+    report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
 
 
 def _end(
@@ -261,10 +276,19 @@ def _print_unsent(console: Console, home: Home, runs: Sequence[str]) -> None:
         console.print(f"  run {run_id} was not sent; its data is in {home.runs / run_id}", soft_wrap=True)
 
 
-def exit_at_once(code: int) -> NoReturn:
-    """Exit without libraries' exit handlers, because wandb's would wait for an unreachable server."""
-    sys.stdout.flush()
-    os._exit(code)
+def _as_fields(view: SweepView, stats: AgentStats) -> dict[str, object]:
+    """What the agent did, for --json; the sweep's state and unsent runs are known later."""
+    return {
+        "sweep": str(view.ref),
+        "url": view.url,
+        "state": None,
+        "started": stats.started,
+        "finished": stats.finished,
+        "stopped": stats.stopped,
+        "failed": stats.failed,
+        "interrupted": bool(stats.interrupted),
+        "unsent": list(stats.unsent),
+    }
 
 
 def _counts(stats: AgentStats, view: SweepView) -> str:

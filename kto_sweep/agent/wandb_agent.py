@@ -10,8 +10,9 @@ from types import FrameType
 
 import wandb
 
+from kto_sweep.agent.alert_log import AlertLog
 from kto_sweep.agent.wandb_run import set_record
-from kto_sweep.alerts import RunAlerts, rules_of
+from kto_sweep.alerts import AlertLevel, RuleChecker, RunAlert, rules_of
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.provenance import Provenance
@@ -28,7 +29,9 @@ class WandbAgentReport:
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         self._run = run
-        self._alerts = RunAlerts(rules_of(dict(run.config)))
+        self._rules = RuleChecker(rules_of(dict(run.config)))
+        self._alerts = AlertLog(run, folder)
+        self._step = 0
         self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
 
     def preparing(self, what: str, done: int, total: int) -> None:
@@ -48,16 +51,23 @@ class WandbAgentReport:
         """Log to the run and to the files."""
         self._run.log(dict(values), step=step)
         self._files.metrics(step, values)
-        for title, text in self._alerts.check(values):
-            self.alert(title, f"step {step}: {text}")
+        self._step = step
+        for alert in self._rules.check(step, values):
+            self.alert(alert)
 
     def note(self, text: str) -> None:
         """Print one line, which wandb adds to the run's console log."""
         self._files.note(text)
 
-    def alert(self, title: str, text: str) -> None:
-        """Send a W&B alert."""
-        self._run.alert(title, text)
+    def alert(self, alert: RunAlert) -> None:
+        """Send a W&B alert, and print it."""
+        self._alerts.send(alert)
+        self.note(str(alert))
+
+    def failed(self, cause: str, message: str) -> None:
+        """Send an alert that the trial failed, unless one has said so."""
+        if not self._alerts.has_error:
+            self._alerts.send(RunAlert(AlertLevel.ERROR, f"failed: {cause}", message, self._step))
 
 
 def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
@@ -73,6 +83,7 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
     home = Home.from_environment()
     with wandb.init() as run:
         folder = home.runs / run.id
+        report: WandbAgentReport | None = None
         try:
             assigned = dict(run.config)
             config = with_flags(assigned, read_arguments(run))
@@ -88,6 +99,8 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
                 traceback.print_exc()
             failed = classify(error)
             run.summary.update({"failure/cause": str(failed.cause), "failure/message": failed.message})
+            if report is not None:
+                report.failed(failed.cause, failed.message)
             print(
                 f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}"
             )

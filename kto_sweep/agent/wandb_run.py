@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import wandb
 
-from kto_sweep.alerts import AlertRule, RunAlerts, rules_of
+from kto_sweep.agent.alert_log import AlertLog
+from kto_sweep.alerts import AlertLevel, AlertRule, RuleChecker, RunAlert, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_atomic
 from kto_sweep.locks import RunLock
@@ -104,7 +105,8 @@ class TrialRun:
         record: RunRecord,
         claim: RunLock,
         objective: ObjectiveTracker,
-        alerts: RunAlerts,
+        rules: RuleChecker,
+        on_alert: Callable[[RunAlert], None],
         keep: int = 0,
         superseded: Sequence[Path] = (),
         earlier: Sequence[object] = (),
@@ -115,13 +117,15 @@ class TrialRun:
         self._record = record
         self._claim = claim
         self._objective = objective
-        self._alerts = alerts
+        self._rules = rules
+        self._on_alert = on_alert
+        self._alerts = AlertLog(run, folder, keep)
         self._superseded = superseded
         """W&B files of earlier attempts whose data this attempt's file repeats."""
         self._files = RunLog(folder, keep=keep, echo=run.write_logs)
-        for row in self._files.kept.values():
+        for step, row in self._files.kept.items():
             objective.update(row)
-            alerts.check(row)  # an earlier attempt sent these alerts
+            rules.check(step, row)  # an earlier attempt sent these alerts
         self._sent_steps = keep
         """The run already has the metrics up to this step, from an earlier attempt."""
         self.logged_steps = max(self._files.kept, default=0)
@@ -146,6 +150,7 @@ class TrialRun:
         alerts: Sequence[AlertRule] = (),
         local: bool,
         on_stop: Callable[[], None],
+        on_alert: Callable[[RunAlert], None],
         home: str,
         agent: str,
         device: str,
@@ -158,10 +163,10 @@ class TrialRun:
         """Start the run of one trial, or resume it if the folder has its checkpoint.
 
         `ref` has no id if the trial belongs to no sweep.
-        `on_stop` is called when the server asks to stop the run. `patience`: seconds that closing the run may
-        wait for the server. With `adopt`, the run must exist on the server. `earlier`: the entries of earlier
-        attempts under BUSY in its summary, which a run that starts over would lose. Without `monitored`,
-        system metrics are those of this process.
+        `on_stop` is called when the server asks to stop the run, `on_alert` with each alert. `patience`:
+        seconds that closing the run may wait for the server. With `adopt`, the run must exist on the server.
+        `earlier`: the entries of earlier attempts under BUSY in its summary, which a run that starts over
+        would lose. Without `monitored`, system metrics are those of this process.
         Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
         was open and something else failed.
         """
@@ -176,7 +181,8 @@ class TrialRun:
             write_atomic(folder / "trial.json", json.dumps(config, indent=2) + "\n")
             before = read_record(folder)
             record = RunRecord(
-                ref.entity, ref.project, ref.id, local, os.environ.get("WANDB_BASE_URL", ""),
+                ref.entity, ref.project, ref.id, local,
+                "" if _is_offline() else os.environ.get("WANDB_BASE_URL", ""),
                 agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
             )  # fmt: skip
             record.write(folder)
@@ -209,13 +215,14 @@ class TrialRun:
             for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
-            watched = RunAlerts((*alerts, *rules_of(config)))
+            rules = RuleChecker((*alerts, *rules_of(config)))
             if run.resumed:  # the server's rows decide: a killed agent's last seconds may not have arrived
                 return cls(
-                    run, folder, record, claim, objective, watched, run.starting_step - 1, earlier=earlier
-                )
+                    run, folder, record, claim, objective, rules, on_alert, run.starting_step - 1,
+                    earlier=earlier,
+                )  # fmt: skip
             keep = checkpoint_step(folder)
-            opened = cls(run, folder, record, claim, objective, watched, keep, attempts, earlier)
+            opened = cls(run, folder, record, claim, objective, rules, on_alert, keep, attempts, earlier)
             opened._log_kept_rows()
             return opened
         except BaseException as error:
@@ -274,19 +281,21 @@ class TrialRun:
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
-            for title, text in self._alerts.check(fresh):
-                self.alert(title, f"step {step}: {text}")
+            for alert in self._rules.check(step, fresh):
+                self.alert(alert)
 
     def note(self, text: str) -> None:
         """Write one line to the run's console log and to the files."""
         self._files.note(text)
 
-    def alert(self, title: str, text: str) -> None:
-        """Send a W&B alert."""
-        self._run.alert(title, text)
+    def alert(self, alert: RunAlert) -> None:
+        """Send an alert, write it to the console log, and pass it to `on_alert`."""
+        self._alerts.send(alert)
+        self.note(str(alert))
+        self._on_alert(alert)
 
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
-        """End the run as finished; returns, like the other ends, whether the server has all of its data."""
+        """End the run as finished; returns, like the other ends, whether its data is where it belongs."""
         self._run.summary.update(dict(summary))
         if os.environ.get(UPLOAD) == "end":
             self._upload()
@@ -312,8 +321,10 @@ class TrialRun:
         return sent
 
     def fail(self, cause: FailureCause | str, message: str) -> bool:
-        """End the run as failed, with its cause in the summary."""
+        """End the run as failed, with its cause in the summary and an alert, unless one has said so."""
         self.note(f"FAILED ({cause}): {message}")
+        if not self._alerts.has_error:
+            self._alerts.send(RunAlert(AlertLevel.ERROR, f"failed: {cause}", message, self.logged_steps))
         self._run.summary.update({"failure/cause": str(cause), "failure/message": message})
         return self._close(exit_code=1)
 
@@ -336,7 +347,7 @@ class TrialRun:
                 self.note(f"could not send the end of the run: {error}")
             raise
         else:
-            self._keep(replace(self._record, ended=True, sent=True))
+            self._keep(replace(self._record, ended=True, sent=not self._record.is_offline))
             for folder in self._superseded:
                 shutil.rmtree(folder, ignore_errors=True)
             return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kto_sweep.cli.output import local_option, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, say, sweep_argument
 from kto_sweep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     help='Send a W&B alert for each run that meets this rule: "kl_raw > 10". Repeatable.',
 )
 @local_option
+@json_option
 @click.pass_obj
 def agent(
     worker: Sequence[str] | None,
@@ -96,6 +97,7 @@ def agent(
     patience: float,
     alerts: tuple[str, ...],
     local: bool,
+    as_json: bool,
 ) -> int:
     """Train the trials of SWEEP on this box until the sweep ends.
 
@@ -119,15 +121,16 @@ def agent(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu}: use only one",
             hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
+    from kto_sweep.agent.end_report import EndReport
     from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
     from kto_sweep.agent.time_budget import parse_duration, parse_time
     from kto_sweep.agent.workers import TRAINER
     from kto_sweep.alerts import parse_rule
     from kto_sweep.home import Home
 
-    started = time.monotonic()
+    started, report = time.monotonic(), EndReport(as_json=as_json)
     try:
-        return run_agent(
+        code = run_agent(
             Home.from_environment(),
             sweep,
             count=count,
@@ -143,14 +146,17 @@ def agent(
             gpu_seconds=parse_duration(budget) if budget is not None else None,
             until=parse_time(until, datetime.now().astimezone()).timestamp() if until is not None else None,
             worker=worker or TRAINER,
+            report=report,
         )
     except ServiceGoneError as error:
         if time.monotonic() - started < MIN_UPTIME or error.count == 0:
             raise  # a restart would fail in the same way, or have nothing left to do
-        say(f"{error.message}; restarting")
+        say(f"{error.message}; restarting", as_json=as_json)
         environ = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         command = _restart_command(sys.orig_argv, error, named=sweep is not None)
         os.execve(sys.executable, command, environ)
+    report.print(code)
+    return code
 
 
 def _restart_command(command: list[str], error: "ServiceGoneError", *, named: bool) -> list[str]:

@@ -1,14 +1,16 @@
 """kto-sweep demo: a small sweep, start to end."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
-from kto_sweep.cli.output import say
+from kto_sweep.cli.output import json_option, say
 
 
 @click.command()
-def demo() -> int:
+@json_option
+def demo(as_json: bool) -> int:
     """Run a small, real KTO sweep on this box and show which trial won.
 
     Uses the embedded server, the CPU and a tiny generated model: no account, no GPU, no download.
@@ -16,6 +18,7 @@ def demo() -> int:
     \b
     kto-sweep demo
     """
+    from kto_sweep.agent.end_report import EndReport
     from kto_sweep.agent.run_agent import run_agent
     from kto_sweep.cli.compare import show
     from kto_sweep.compare.comparison import compare
@@ -25,13 +28,18 @@ def demo() -> int:
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.reader import read_sweep
 
-    home = Home.from_environment()
-    say("$ kto-sweep create sweeps/demo.yaml --local")
-    created = create_sweep(home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=say)
-    say(created.summary())
-    say(f"\n$ kto-sweep agent {created.ref.id} --cpu")
-    code = run_agent(home, str(created.ref), count=None, gpus=None, cpu=True, local=True)
-    if code:
+    home, report = Home.from_environment(), EndReport(as_json=as_json)
+    to_people = partial(say, as_json=as_json)
+    to_people("$ kto-sweep create sweeps/demo.yaml --local")
+    created = create_sweep(
+        home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=to_people
+    )
+    to_people(created.summary())
+    to_people(f"\n$ kto-sweep agent {created.ref.id} --cpu")
+    ref = str(created.ref)
+    code = run_agent(home, ref, count=None, gpus=None, cpu=True, local=True, report=report)
+    report.print(code)
+    if code or as_json:
         return code
     target = local_target(home)
     api = connect(target)

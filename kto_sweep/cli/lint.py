@@ -1,5 +1,7 @@
 """kto-sweep lint: a report on a data set before training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -7,6 +9,7 @@ import click
 from kto_sweep.cli.output import console, json_option, print_json, say
 
 if TYPE_CHECKING:
+    from kto_sweep.data.examples import DataSource
     from kto_sweep.data.lint import LintReport
     from kto_sweep.data.lint_findings import LintFinding
 
@@ -90,14 +93,14 @@ def _report(
     source = data if len(data) > 1 else data[0]
     other = (held_out if len(held_out) > 1 else held_out[0]) if held_out else None
     if model is None:
-        with counting("examples", show=progress) as count:
-            characters = load_characters(source, progress=count)
+        with _reading(source, other), counting("examples", show=progress) as count:
+            characters = load_characters(source, progress=count, keep_broken=True)
             held = None if other is None else load_characters(other, progress=count)
         return check(characters, max_length=None, eval_fraction=eval_fraction, held_out=held)
     tokenizer = load_tokenizer(model)
     cache = Home.from_environment().cache
-    with counting("tokenised examples", show=progress) as count:
-        rows = load_tokens(source, tokenizer, cache=cache, progress=count)
+    with _reading(source, other), counting("tokenised examples", show=progress) as count:
+        rows = load_tokens(source, tokenizer, cache=cache, progress=count, keep_broken=True)
         evaluated = None if other is None else load_tokens(other, tokenizer, cache=cache, progress=count)
     stops = RowInspector(tokenizer, stop_tokens(model, tokenizer))
     problems = check_model(model, tokenizer, max_length=max_length)
@@ -111,6 +114,20 @@ def _report(
         held_out=evaluated,
         shown=stops.show(rows.table, max_length, rows.notes.places, shown),
     )
+
+
+@contextmanager
+def _reading(*sources: "DataSource | None") -> Iterator[None]:
+    """Read the sources in this block: what training would reject has exit code 1, unlike a wrong name."""
+    from kto_sweep.data.sources import find_parts
+    from kto_sweep.errors import DataError, KtoSweepError
+
+    for source in filter(None, sources):
+        find_parts(source)
+    try:
+        yield
+    except DataError as error:
+        raise KtoSweepError(error.message, hint=error.hint) from error
 
 
 def _as_object(finding: "LintFinding", report: "LintReport") -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -25,14 +26,23 @@ sweep_argument = click.argument("sweep", required=False)
 
 def console() -> "Console":
     """A console on standard output, as wide as the terminal; rich respects NO_COLOR."""
-    from rich.console import Console
+    from kto_sweep.terminal import LineConsole
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return LineConsole(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def say(text: str, *, as_json: bool = False) -> None:
     """Print one line for people; to standard error if standard output is JSON."""
-    click.echo(text, err=as_json)
+    click.echo(_for_terminal(text, sys.stderr if as_json else sys.stdout), err=as_json)
+
+
+def _for_terminal(text: str, stream: TextIO) -> str:
+    """The text, wrapped at spaces if the stream is a terminal."""
+    if not stream.isatty():
+        return text
+    from kto_sweep.terminal import wrap_words
+
+    return wrap_words(text, shutil.get_terminal_size().columns)
 
 
 @contextmanager
@@ -79,6 +89,6 @@ def print_error(message: str, hint: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"error": message, "hint": hint}), err=True)
         return
-    click.echo(f"Error: {message}", err=True)
+    click.echo(_for_terminal(f"Error: {message}", sys.stderr), err=True)
     if hint:
-        click.echo(f"Hint: {hint}", err=True)
+        click.echo(_for_terminal(f"Hint: {hint}", sys.stderr), err=True)

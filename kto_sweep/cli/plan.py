@@ -21,7 +21,7 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     """Estimate for each cell of a sweep: whether it fits on a GPU, its time, and how many fit together.
 
     Loads no model: sizes come from its configuration, tokens from the data. For a search that is not a grid,
-    shows the ends of its ranges. Exit code 1: some cells cannot fit.
+    shows the ends of its ranges. Exit code 1: some trials cannot fit.
 
     \b
     kto-sweep plan sweeps/model_size_grid.yaml --gpu h200
@@ -38,7 +38,7 @@ def plan(file: Path, gpu: str | None, as_json: bool) -> int:
     if as_json:
         print_json({"file": str(file), "method": sweep.method, **as_object(estimate)})
     else:
-        print_plan(console(), estimate, sweep.method, str(file))
+        print_plan(console(), estimate, sweep.method, str(file), f" --gpu {gpu}" if gpu else "")
     return 1 if estimate.impossible else 0
 
 

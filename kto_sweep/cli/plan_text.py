@@ -4,19 +4,22 @@ from typing import TYPE_CHECKING, Any
 
 from kto_sweep.plan.planner import CellEstimate, Plan
 from kto_sweep.plan.timing import TimeEstimate
-from kto_sweep.text import duration, number
+from kto_sweep.text import counted, duration, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
-    """Print a table of the cells, remedies for cells that do not fit, a summary, and the next command."""
+def print_plan(console: "Console", plan: Plan, method: str, file: str, gpu_option: str) -> None:
+    """Print a table of the cells, remedies for cells that do not fit, a summary, and the next command.
+
+    `gpu_option`: as typed, ` --gpu 24GB`.
+    """
     from rich.table import Table
 
     where = f"{plan.gpu.name}, {plan.gpu.usable_gib:.1f} GiB for tensors" if plan.gpu else "no GPU named"
-    trials = "unlimited trials" if plan.trials is None else f"{plan.trials} trials"
-    console.print(f"{file}: {method}, {trials}; {where}\n", markup=False)
+    trials = "unlimited trials" if plan.trials is None else counted(plan.trials, "trial")
+    console.print(f"{file}: {method}, {trials}; {where}\n", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     names = list(dict.fromkeys(name for estimate in plan.cells for name in estimate.cell.varied))
     headers = [*names, "trials", "steps", "GiB", "min GiB"]
@@ -30,18 +33,24 @@ def print_plan(console: "Console", plan: Plan, method: str, file: str) -> None:
     console.print(table)
     console.print()
     for estimate in plan.impossible:
-        console.print(f"Does not fit: {_name(estimate)}; to make it fit: {estimate.remedy}", markup=False)
+        line = f"Does not fit: {_name(estimate)}; to make it fit: {estimate.remedy}"
+        console.print(line, markup=False, soft_wrap=True)
     for estimate in plan.cells:
         if estimate.largest_batch is not None:
             what = f"fits in one micro-batch up to batch_size {estimate.largest_batch}"
-            console.print(f"{_name(estimate)}: {what}; larger batches are split, with the same results")
+            line = f"{_name(estimate)}: {what}; larger batches are split, with the same results"
+            console.print(line, markup=False, soft_wrap=True)
     for note in plan.notes:
-        console.print(f"Note: {note}", markup=False)
+        line = f"{note.severity.capitalize()}: {note.one_line}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(plan.summary(), markup=False, soft_wrap=True)
     if plan.gpu is None:
-        console.print(f"Next: kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)", markup=False)
+        step = f"kto-sweep plan {file} --gpu h200    (or rtx3090, 24GB, ...)"
+    elif plan.impossible:
+        step = f"change {file} so that all fits, then kto-sweep plan {file}{gpu_option}"
     else:
-        console.print(f"Next: kto-sweep create {file}", markup=False)
+        step = f"kto-sweep create {file}"
+    console.print(f"Next: {step}", markup=False, soft_wrap=True)
 
 
 def _cells(estimate: CellEstimate, plan: Plan) -> list[str]:
@@ -84,7 +93,7 @@ def as_object(plan: Plan) -> dict[str, Any]:
         "exact_tokens": plan.exact_tokens,
         "impossible": len(plan.impossible),
         "cells": [_cell(estimate) for estimate in plan.cells],
-        "notes": list(plan.notes),
+        "notes": [note.one_line for note in plan.notes],
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from kto_sweep.cli.output import console, counting, say
+from kto_sweep.cli.output import counting, json_option, say
 from kto_sweep.text import number
 
 FLAG_ALIASES = {
@@ -108,6 +108,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="With --dry-run: print the first N rows as the model gets them.",
 )
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
+@json_option
 @click.pass_obj
 def train(
     worker: Sequence[str] | None,
@@ -131,6 +132,7 @@ def train(
     dry_run: bool,
     show: int | None,
     debug: bool,
+    as_json: bool,
     **parameters: Any,
 ) -> int:
     """Train a single run. Logs to W&B if there is a key (also in .env), else to the embedded server.
@@ -147,11 +149,14 @@ def train(
     import os
     import sys
     from dataclasses import replace
+    from functools import partial
 
+    from kto_sweep.agent.end_report import EndReport
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.provenance import without_secrets
+    from kto_sweep.terminal import LineConsole
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
     if show is not None and not dry_run:
@@ -179,16 +184,23 @@ def train(
         name,
         resume,
     )
+    report = EndReport(as_json=as_json)
     with counting("examples checked", show=True) as count:
-        prepared = prepare(home, options, say, count)
+        prepared = prepare(home, options, partial(say, as_json=as_json), count)
     if dry_run:
         from kto_sweep.train_command.dry_run import dry_run as check_run
 
-        fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=console())
+        output = LineConsole(file=report.stream, highlight=False)
+        fits = check_run(home, prepared, gpus=gpus, cpu=cpu, show=show or 0, console=output)
+        report.fields |= {"dry_run": True, "fits": fits}
+        report.print(0 if fits else 1)
         return 0 if fits else 1
     from kto_sweep.agent.workers import TRAINER
     from kto_sweep.train_command.run import train_one
 
     prepared.make_folder(home)
     job, worker = replace(prepared.job, samples=samples), worker or TRAINER
-    return train_one(home, job, prepared.target, offline=prepared.offline, gpus=gpus, cpu=cpu, worker=worker)
+    offline, target = prepared.offline, prepared.target
+    code = train_one(home, job, target, offline=offline, gpus=gpus, cpu=cpu, worker=worker, report=report)
+    report.print(code)
+    return code

@@ -41,7 +41,7 @@ def validate(file: Path, as_json: bool) -> int:
         )
         return 2 if validation.errors else 0
     for problem in (*validation.errors, *validation.warnings):
-        say(f"{problem.severity.capitalize()}: {problem}")
+        say(problem.labelled)
     warnings = sum(problem.severity is Severity.WARNING for problem in validation.warnings)
     say(f"{file}: {counted(len(validation.errors), 'error')}, {counted(warnings, 'warning')}")
     if not validation.errors:

@@ -26,12 +26,13 @@ def view(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
+    api = connect(target)
     say(f"Talking to {target}", as_json=as_json)
-    sweep_view = read_sweep(connect(target), target, ref)
-    url = sweep_view.url if target.local else save_workspace(sweep_view)
+    sweep_view = read_sweep(api, target, ref)
+    url = sweep_view.url if target.is_embedded else save_workspace(sweep_view)
     if as_json:
-        print_json({"sweep": str(ref), "url": url, "saved": not target.local})
-    elif target.local:
+        print_json({"sweep": str(ref), "url": url, "saved": not target.is_embedded})
+    elif target.is_embedded:
         say(f"The embedded server's dashboard has these panels: {url}")
     else:
         say(f"Saved: {url}")

@@ -66,6 +66,8 @@ class DataNotes:
     rows: int = 0
     """Rows read, usable or not."""
     bad: list[BadRow] = field(default_factory=list)
+    broken: list[tuple[int, DataError]] = field(default_factory=list)
+    """Lines that are not JSON, and why; training rejects data with any."""
     facts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Lines of the rows that were changed, by what was changed."""
     forms: Counter[str] = field(default_factory=Counter)
@@ -88,12 +90,15 @@ class DataNotes:
         ]
 
 
-def read_examples(source: DataSource, base_dirs: Sequence[Path] = ()) -> tuple[DataNotes, Iterator[Example]]:
+def read_examples(
+    source: DataSource, base_dirs: Sequence[Path] = (), *, keep_broken: bool = False
+) -> tuple[DataNotes, Iterator[Example]]:
     """The examples of `source`, in order; the notes fill while the iterator runs.
 
-    Raises DataError: no such file; the iterator raises it for a row that cannot be read.
+    Raises DataError: no such file; the iterator raises it for a row that cannot be read. With `keep_broken`,
+    lines that are not JSON are noted instead.
     """
-    path, rows = read_rows(source, base_dirs)
+    path, rows = read_rows(source, base_dirs, keep_broken=keep_broken)
     notes = DataNotes(path)
 
     def examples() -> Iterator[Example]:
@@ -102,6 +107,9 @@ def read_examples(source: DataSource, base_dirs: Sequence[Path] = ()) -> tuple[D
         for row in rows:
             line = notes.places.add(row.file, row.number, line)
             notes.rows += 1
+            if isinstance(row.value, DataError):
+                notes.broken.append((line, row.value))
+                continue
             _check_signs(notes, numbers, row.value, line)
             try:
                 parsed = parse_row(row.value, line)

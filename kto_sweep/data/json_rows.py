@@ -29,7 +29,10 @@ class _AbsurdJsonError(ValueError):
 
 
 def read_json(lines: Iterator[str], name: str) -> Iterator[RawRow]:
-    """Rows of a file's lines. Raises DataError with the line that is not JSON."""
+    """Rows of a file's lines; of a line that is not JSON, its DataError.
+
+    Raises DataError for one document that is not JSON: where it goes on is unknown.
+    """
     filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     number, first = next(filled, (0, ""))
     if not first:
@@ -40,11 +43,11 @@ def read_json(lines: Iterator[str], name: str) -> Iterator[RawRow]:
         return
     value = _parse_line(first, number, name)
     second = next(filled, None)
-    if second is None:
+    if second is None and not isinstance(value, DataError):
         yield from _read_document([(number, value)], name)
         return
     yield RawRow(number, value, name)
-    for number, line in chain([second], filled):
+    for number, line in chain([second] if second is not None else [], filled):
         yield RawRow(number, _parse_line(line, number, name), name)
 
 
@@ -122,11 +125,15 @@ def _end_of_space(text: str, start: int) -> int:
 
 
 def _parse_line(line: str, number: int, name: str) -> object:
+    """The value of a line, or its DataError."""
     text = line.rstrip()  # else an error at its end is one in the next line
-    value, end = _decode(text, _end_of_space(text, 0), number, number, name)
+    try:
+        value, end = _decode(text, _end_of_space(text, 0), number, number, name)
+    except DataError as error:
+        return error
     if end < len(text):
-        error = json.JSONDecodeError("Extra data", text, _end_of_space(text, end))
-        raise _broken(error, text, number, number, name)
+        extra = json.JSONDecodeError("Extra data", text, _end_of_space(text, end))
+        return _broken(extra, text, number, number, name)
     return value
 
 

@@ -182,6 +182,8 @@ def _split(
     data: DataSet, max_length: int | None, eval_fraction: float, held_out: DataSet | None
 ) -> tuple[TrainingData | None, list[LintFinding]]:
     """The rows as training gets them, or the error that training would raise."""
+    if data.notes.broken:
+        return None, find.find_broken(data.notes.broken)
     try:
         return prepare_data(data, eval_fraction=eval_fraction, max_length=max_length, held_out=held_out), []
     except DataError as error:

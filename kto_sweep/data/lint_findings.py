@@ -13,7 +13,7 @@ from kto_sweep.data.dataset import TrainingData, shared_prompts
 from kto_sweep.data.examples import BadRow, DataNotes
 from kto_sweep.data.lint_lengths import LengthReport
 from kto_sweep.data.table import Flags, Numbers, RowTable, equal_rows
-from kto_sweep.errors import Problem, Severity
+from kto_sweep.errors import DataError, Problem, Severity
 from kto_sweep.text import counted
 
 LEAK_AUC = 0.7
@@ -57,6 +57,20 @@ def findings_of_model(problems: Iterable[Problem]) -> list[LintFinding]:
     return [
         lint_finding(problem.severity, "model", 1, f"{'.'.join(problem.path)}: {problem.what}", problem.hint)
         for problem in problems
+    ]
+
+
+def find_broken(broken: Sequence[tuple[int, DataError]]) -> list[LintFinding]:
+    """Lines that are not JSON, one finding per reason, in order of the first line."""
+    lines: dict[str, list[int]] = defaultdict(list)
+    hints: dict[str, str] = {}
+    for line, error in broken:
+        why = error.message.partition(": ")[2].partition(" (column ")[0]  # without file, line and column
+        lines[why].append(line)
+        hints.setdefault(why, error.hint)
+    return [
+        lint_finding(Severity.ERROR, "broken", len(at), why, hints[why], tuple((line,) for line in at))
+        for why, at in lines.items()
     ]
 
 

@@ -37,13 +37,17 @@ _IDS, _COLUMNS = "ids.bin", "columns.npz"
 
 
 def load_characters(
-    source: DataSource, *, turn_characters: int = 0, progress: Progress = lambda _: None
+    source: DataSource,
+    *,
+    turn_characters: int = 0,
+    progress: Progress = lambda _: None,
+    keep_broken: bool = False,
 ) -> DataSet:
     """The rows without a tokenizer: lengths in characters, with `turn_characters` more for each turn.
 
-    Raises DataError as read_examples does.
+    `keep_broken` as for read_examples. Raises DataError as it does.
     """
-    notes, examples = read_examples(source)
+    notes, examples = read_examples(source, keep_broken=keep_broken)
     return DataSet(measure(counted_examples(examples, progress), turn_characters), notes, TokenNotes())
 
 
@@ -53,15 +57,16 @@ def load_tokens(
     *,
     cache: Path | None = None,
     progress: Progress = lambda _: None,
+    keep_broken: bool = False,
 ) -> DataSet:
     """The rows as token ids, not truncated; more than a few million tokens are kept below `cache`.
 
-    Raises DataError as read_examples does.
+    `keep_broken` as for read_examples. Raises DataError as it does.
     """
     entry = None if cache is None else _entry(cache / FOLDER, source, tokenizer)
     if entry is not None and (stored := _read(entry)) is not None:
         return stored
-    notes, examples = read_examples(source)
+    notes, examples = read_examples(source, keep_broken=keep_broken)
     if entry is None:
         data = tokenise(examples, tokenizer, progress)
         return DataSet(data.table, notes, data.notes)
@@ -70,7 +75,7 @@ def load_tokens(
     new = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
     try:
         data = tokenise(examples, tokenizer, progress, file=new / _IDS)
-        if (new / _IDS).exists():
+        if (new / _IDS).exists() and not notes.broken:  # training would find the entry, and not the error
             _write(new, notes, data)
             with suppress(OSError):  # another process was faster; this one's file stays open and valid
                 new.rename(entry)

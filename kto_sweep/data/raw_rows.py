@@ -16,6 +16,6 @@ class RawRow:
     number: int
     """Line in a text file, else position; counted from 1 in each file."""
     value: object
-    """A JSON value; an object in every usable row."""
+    """A JSON value, an object in every usable row; or the DataError of a line that is not JSON."""
     file: str
     """The file or hub dataset of the row, as shown in messages."""

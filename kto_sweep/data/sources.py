@@ -109,17 +109,27 @@ class SavedDataset:
         return dataset_rows(dataset, self.source)
 
 
-def read_rows(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> tuple[str, Iterator[RawRow]]:
+def read_rows(
+    source: str | Sequence[str], base_dirs: Sequence[Path] = (), *, keep_broken: bool = False
+) -> tuple[str, Iterator[RawRow]]:
     """The name for messages, and the rows, of one source or several (SOURCE_FORMS).
 
     Local files may be below one of `base_dirs`, or be a shipped example.
     Raises DataError: no such file or dataset, or the same twice; the iterator raises it for a row that cannot
-    be read.
+    be read, with `keep_broken` only if the rows after it cannot be read either.
     """
     parts = find_parts(source, base_dirs)
     names = source_names(source)
     name = parts[0].source if len(parts) == 1 else describe_sources(names)
-    return name, (row for part in parts for row in part.rows())
+    rows = (row for part in parts for row in part.rows())
+    return name, rows if keep_broken else map(_require_whole, rows)
+
+
+def _require_whole(row: RawRow) -> RawRow:
+    """The row. Raises the DataError of a broken one."""
+    if isinstance(row.value, DataError):
+        raise row.value
+    return row
 
 
 def find_parts(source: str | Sequence[str], base_dirs: Sequence[Path] = ()) -> list[DataPart]:

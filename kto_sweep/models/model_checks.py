@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.errors import Problem, Severity, UsageError
-from kto_sweep.models.hub import as_object
+from kto_sweep.models.hub import as_object, read_json
 from kto_sweep.models.model_config import (
+    CONFIG,
     find_config,
     find_file,
     find_generation_config,
@@ -93,7 +94,12 @@ def check_model(
     `tokenizer` None: the model's, if its files are on this machine.
     """
     if model in _PRESETS:
-        return list(_check_length(_PRESETS[model].positions, max_length))
+        preset = _PRESETS[model]
+        stored = {"quantization_config": {"quant_method": preset.published_in}}
+        return [
+            *_check_length(preset.positions, max_length),
+            *_check_quantization(stored, quantization, full_finetune=full_finetune),
+        ]
     if names_a_path(model) and not Path(model).expanduser().exists():
         return []  # it may be on the machine that trains
     try:
@@ -108,6 +114,7 @@ def check_model(
         return [Problem(("model",), error.message, hint=error.hint, severity=severity)]
     sizes, shapes = text_part(config), weight_shapes(model)
     problems = [
+        *_check_found(model, config),
         *_check_vocabulary(model, tokenizer, sizes, shapes),
         *_check_length(_positions(sizes), max_length),
         *_check_quantization(config, quantization, full_finetune=full_finetune),
@@ -116,6 +123,28 @@ def check_model(
     if not full_finetune:
         problems += _check_targets(sizes, shapes, lora_targets, quantized="quantization_config" in config)
     return problems
+
+
+def _check_found(model: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """A hub id without a configuration: it could not be checked, or is not there."""
+    if config or Path(model).expanduser().exists():
+        return
+    if read_json(model, CONFIG) is None:
+        yield Problem(
+            ("model",),
+            f"could not reach the hub to check {model}",
+            "The trials will need it.",
+            "on the box that trains, connect to the network or download the model before",
+            Severity.NOTE,
+        )
+    else:
+        yield Problem(
+            ("model",),
+            f"{model}: not a model that you can access on the hub",
+            "Its trials would fail.",
+            "check the name; for a gated or private model, request access and set HF_TOKEN",
+            Severity.WARNING,
+        )
 
 
 def _positions(sizes: Mapping[str, Any]) -> int | None:

@@ -23,6 +23,8 @@ class Preset:
     """LoRA rank of `kto-sweep train`; in a sweep the default is 16."""
     max_length: int = 2048
     """max_length of `kto-sweep train`; in a sweep the default is 2048."""
+    published_in: str = ""
+    """Format of its weights if they are published quantized; training unpacks them."""
 
 
 _TABLE = (
@@ -44,6 +46,7 @@ _TABLE = (
         "mixture of experts, published in 4 bit (MXFP4)",
         16,
         1024,
+        "mxfp4",
     ),
 )
 

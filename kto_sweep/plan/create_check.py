@@ -11,7 +11,6 @@ from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep_file.sweep_config import SweepConfig
 from kto_sweep.sweep_file.validate import validate
-from kto_sweep.text import counted
 from kto_sweep.trial import DATA_PARAMETERS, parameter_name
 
 
@@ -23,7 +22,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     """
     validation = validate(file)
     for warning in validation.warnings:
-        say(f"Note: {warning}")
+        say(warning.labelled)
     if validation.sweep is None or not force:
         validation.checked()
     sweep = validation.sweep
@@ -46,8 +45,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     if plan.impossible and not force:
         first = plan.impossible[0]
         cell = ", ".join(f"{name}={value}" for name, value in first.cell.varied.items()) or "every trial"
-        others = len(plan.impossible) - 1
-        more = f" (and {counted(others, 'other cell')})" if others else ""
+        more = f" (in all {plan.misfits})" if len(plan.impossible) > 1 else ""
         available = f"{gpu.name} has {gpu.usable_gib:.1f} for tensors" if gpu else ""
         raise UsageError(
             f"{file}: {cell}{more} needs at least {first.least_gib:.1f} GiB, but {available}",

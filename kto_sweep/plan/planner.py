@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from kto_sweep.errors import Problem, Severity, TrialConfigError
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import Architecture, find_architecture
 from kto_sweep.plan.cells import SAMPLE_TRIALS, PlanCell, corner_cells, grid_cells, is_grid, sample_trials
@@ -90,12 +91,23 @@ class Plan:
     """Disk space of all trials."""
     exact_tokens: bool
     """Whether tokens were counted with the models' own tokenizers."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[Problem, ...] = ()
+    """What to know about the models, and about the estimates."""
 
     @property
     def impossible(self) -> list[CellEstimate]:
         """Cells that cannot run on this GPU."""
         return [estimate for estimate in self.cells if estimate.fits is False]
+
+    @property
+    def misfits(self) -> str:
+        """How much of the sweep does not fit: `2 of 8 trials`; empty if all fits."""
+        if not self.impossible:
+            return ""
+        counts = [estimate.cell.count for estimate in self.impossible]
+        if all(counts) and self.trials is not None:  # of at most MAX_CELLS cells, each stands for several
+            return f"{min(sum(counts), self.trials):,} of {counted(self.trials, 'trial')}"
+        return f"{len(counts)} of the {counted(len(self.cells), 'corner')} of the search space"
 
     def summary(self) -> str:
         """One line for people."""
@@ -105,8 +117,7 @@ class Plan:
             low, high = f"{min(peaks):.1f}", f"{max(peaks):.1f}"
             parts.append(f"{low if low == high else f'{low} to {high}'} GiB each")
         if self.gpu is not None and peaks:
-            impossible = len(self.impossible)
-            fit = f"{counted(impossible, 'cell')} cannot fit" if impossible else "all fit"
+            fit = f"{self.misfits} cannot fit" if self.misfits else "all fit"
             parts.append(f"{fit} in {self.gpu.usable_gib:.1f} GiB ({self.gpu.name})")
         if self.serial is not None and self.makespan is not None:
             time = f"{duration(self.serial.seconds)} one at a time"
@@ -292,8 +303,8 @@ class Planner:
             least = self._peak_gib(lora, model, workload, workload.longest_row)[1]
             fits = least <= self._gpu.usable_gib
             return f"full_finetune: false ({least:.1f} GiB)" if fits else "a smaller model"
-        if trial.effective_quantization != "4bit" and not trial.base_model.endswith(".gguf"):
-            quantised = replace(trial, quantization="4bit")
+        quantised = replace(trial, quantization="4bit")
+        if trial.effective_quantization != "4bit" and _is_trainable(quantised):
             least = self._peak_gib(quantised, model, workload, workload.longest_row)[1]
             if least <= self._gpu.usable_gib:
                 return f"quantization: 4bit ({least:.1f} GiB)"
@@ -337,23 +348,34 @@ class Planner:
                 factor, source = spent.factor, spent.source
         return TimeEstimate(seconds, factor, source)
 
-    def _notes(self, estimates: Iterable[CellEstimate]) -> Iterable[str]:
-        said = {
-            problem.one_line: None
-            for estimate in estimates
-            for problem in require_trainable(estimate.cell.trial)
-        }
-        yield from said
+    def _notes(self, estimates: Iterable[CellEstimate]) -> Iterable[Problem]:
+        yield from dict.fromkeys(
+            problem for estimate in estimates for problem in require_trainable(estimate.cell.trial)
+        )
         unknown = {estimate.cell.trial.base_model for estimate in estimates if estimate.peak_gib is None}
         for name in sorted(unknown):
-            yield f"{name}: its architecture is unknown, so memory and time are not estimated"
+            yield _note(name, "its architecture is unknown, so memory and time are not estimated")
         if any(estimate.trainer == "trl" for estimate in estimates):
-            yield "trials that use TRL's trainer: memory is a rough estimate, time is not estimated"
+            what = "memory is a rough estimate, time is not estimated"
+            yield _note("trials that use TRL's trainer", what)
 
 
-def _time_notes(sweep: SweepConfig) -> Iterable[str]:
+def _note(about: str, what: str) -> Problem:
+    return Problem((about,), what, severity=Severity.NOTE)
+
+
+def _time_notes(sweep: SweepConfig) -> Iterable[Problem]:
     if band_settings(sweep.config):
-        yield "time is an upper bound: trials that are stopped early or stay paused take less"
+        yield _note("time", "an upper bound: trials that are stopped early or stay paused take less")
+
+
+def _is_trainable(trial: Trial) -> bool:
+    """Whether its model can be trained so: weights that are published quantized cannot be loaded in 4 bit."""
+    try:
+        require_trainable(trial)
+    except TrialConfigError:
+        return False
+    return not trial.base_model.endswith(".gguf")
 
 
 def _base_model(trial: Trial) -> object:

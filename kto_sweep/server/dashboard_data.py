@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from kto_sweep.alerts import SUMMARY, alerts_for_summary, alerts_of
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
@@ -171,7 +172,7 @@ def _is_log(distribution: object) -> bool:
 def run_row(run: Run) -> Row:
     """A run as a table row: numbers and short strings under dotted names."""
     summary = lines.as_row(run.summary) or {}
-    shown = flat({key: value for key, value in summary.items() if not key.startswith("_")})
+    shown = flat({key: value for key, value in summary.items() if not key.startswith("_") and key != SUMMARY})
     if run.objective is not None and run.objective_value is not None:
         # define_metric can make the metric an object in the summary.
         shown[run.objective] = run.objective_value
@@ -189,6 +190,7 @@ def run_row(run: Run) -> Row:
         "exitcode": run.exitcode,
         "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
+        "alerts": alerts_for_summary(alerts_of(summary)),
     }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
+from kto_sweep.alerts import SUMMARY
 from kto_sweep.provenance import Provenance
 from kto_sweep.server import dashboard_data
 from kto_sweep.server.columns import ColumnCache
@@ -40,7 +41,11 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
             "config": flat(trial_config(plain_config(run.config)), longest=MAX_VALUE),
             "record": {title: flat(values, longest=MAX_VALUE) for title, values in _record(run)},
             "summary": flat(
-                {name: value for name, value in summary.items() if not name.startswith("_")},
+                {
+                    name: value
+                    for name, value in summary.items()
+                    if not name.startswith("_") and name != SUMMARY  # listed below
+                },
                 longest=MAX_VALUE,
             ),
             "program": run.program,
@@ -53,7 +58,7 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
         "keys": columns.keys(connection, run.id, run.created_at),
         "alerts": [
             {
-                "severity": alert.severity.lower(),
+                "level": alert.severity.upper(),
                 "title": alert.title,
                 "text": alert.text,
                 "time": alert.created_at,

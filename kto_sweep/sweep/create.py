@@ -65,7 +65,7 @@ def create_sweep(
     this box's GPU (with `force` only for errors that a server would reject), ServerError if the server cannot
     be reached.
     """
-    from kto_sweep.wandb_client.private_api import is_embedded, set_sweep_state, upsert_sweep
+    from kto_sweep.wandb_client.private_api import set_sweep_state, upsert_sweep
 
     require_name("project", project, "--project")
     require_name("entity", entity, "--entity")
@@ -73,13 +73,13 @@ def create_sweep(
     target = find_target(home, local=local)
     if target.local:
         require_space(home.root)  # with a full disk, the embedded server would wait for space
-    say(f"Talking to {target}")
-    if not target.local and sweep.method == "grid" and (note := grid_order_note(sweep.space)):
-        say(f"Note: {note}")
     api = connect(target)
+    say(f"Talking to {target}")
+    if not target.is_embedded and sweep.method == "grid" and (note := grid_order_note(sweep.space)):
+        say(f"Note: {note}")
     project = project or sweep.config.get("project") or DEFAULT_PROJECT
     entity = entity or sweep.config.get("entity")
-    config, notes = (sweep.config, ()) if is_embedded(api) else without_block(sweep.config)
+    config, notes = (sweep.config, ()) if target.is_embedded else without_block(sweep.config)
     for note in notes:
         say(f"Note: {note}")
     new = {**config, "project": project, "entity": entity}

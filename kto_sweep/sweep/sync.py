@@ -1,4 +1,4 @@
-"""Sends runs that ended while their server was unreachable, from the wandb files in their folders."""
+"""Sends offline runs, and runs whose server was unreachable, from the wandb files in their folders."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from kto_sweep.locks import try_exclusive
 from kto_sweep.run_log import last_step
 from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.server_choice import find_remote, local_target
+from kto_sweep.sweep.server_choice import LOCAL_ENTITY, find_remote, local_target
 from kto_sweep.sweep.view import OWNER
 from kto_sweep.wandb_client.connection import Target, connect, restored_environment
 from kto_sweep.wandb_client.private_api import read_run
@@ -29,11 +29,16 @@ ENDED_STATES = frozenset({"finished", "failed", "killed", "preempted", "preempti
 
 @dataclass(frozen=True)
 class UnsyncedRun:
-    """A run that, according to this box's record, its server does not have completely."""
+    """A run that, according to this box's record, no server has completely."""
 
     run_id: str
     folder: Path
     record: RunRecord
+
+    @property
+    def path(self) -> str:
+        """entity/project/run; an offline run may have no entity yet."""
+        return "/".join(filter(None, (self.record.entity, self.record.project, self.run_id)))
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class SyncResult:
     """entity/project/run"""
     error: str
     """Why it was not sent; empty if the server has it."""
+    hint: str = ""
+    """What to type instead."""
     already_synced: bool = False
     """Whether the server already had it."""
 
 
 def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
-    """The runs whose end their server did not confirm; with `run_id`, that run, whatever its record says.
+    """The offline runs, and those whose end their server did not confirm; with `run_id`, only that run.
 
     Raises UsageError if this box has no such run.
     """
@@ -65,29 +72,60 @@ def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
     return [
         UnsyncedRun(folder.name, folder, record)
         for folder, record in records
-        if record is not None and record.ended and not record.sent
+        if record is not None and not record.sent and _needs_sync(record, folder)
     ]
 
 
-def sync_runs(home: Home, runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
+def _needs_sync(record: RunRecord, folder: Path) -> bool:
+    """Whether to send a run: not if an agent may continue it, or `wandb sync` has sent it."""
+    if not record.is_offline:
+        return record.ended
+    files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    if all(file.with_name(f"{file.name}.synced").exists() for file in files):
+        return False
+    with try_exclusive(folder) as free:  # no agent continues an offline run that was killed
+        return record.ended or free
+
+
+def sync_runs(home: Home, runs: list[UnsyncedRun], *, local: bool = False) -> Iterator[SyncResult]:
     """Send each run to its own server, grouped by server; yields the results.
 
-    An unreachable server is an error of its own runs only.
+    Offline runs go to W&B, with `local` to the embedded server. An unreachable server is an error of its own
+    runs only.
     """
     runs_by_server: dict[tuple[bool, str], list[UnsyncedRun]] = {}
     for run in runs:
-        server = (True, "") if run.record.local else (False, run.record.base_url)
+        server = (run.record.local or (local and run.record.is_offline), run.record.base_url)
         runs_by_server.setdefault(server, []).append(run)
-    for (local, base_url), server_runs in runs_by_server.items():
+    for (to_local, base_url), server_runs in runs_by_server.items():
         reported = set()
         with restored_environment():  # so that one server's key is not sent to the next
             try:
-                target = local_target(home) if local else find_remote(base_url)
-                for result in _sync_to(home, target, connect(target), server_runs):
+                target = local_target(home) if to_local else find_remote(base_url or None)
+                api = connect(target)
+                assigned = [_assign(run, target, api) for run in server_runs]
+                for result in _sync_to(home, target, api, assigned):
                     reported.add(result.run_id)
                     yield result
             except KtoSweepError as error:
-                yield from (_result(run, error.message) for run in server_runs if run.run_id not in reported)
+                for run in server_runs:
+                    if run.run_id not in reported:
+                        yield replace(_result(run, error.message), hint=_hint(run, error))
+
+
+def _hint(run: UnsyncedRun, error: KtoSweepError) -> str:
+    """What to do about the error of the run's server."""
+    other = f"to send it to the embedded server: kto-sweep sync {run.run_id} --local"
+    return "; ".join(filter(None, (error.hint, other if run.record.is_offline else "")))
+
+
+def _assign(run: UnsyncedRun, target: Target, api: "wandb.Api") -> UnsyncedRun:
+    """The run with its server in the record, also if it was offline until now."""
+    if not run.record.is_offline:
+        return run
+    entity = run.record.entity or (LOCAL_ENTITY if target.local else str(api.default_entity))
+    base_url = "" if target.local else target.base_url
+    return replace(run, record=replace(run.record, entity=entity, local=target.local, base_url=base_url))
 
 
 def _sync_to(home: Home, target: Target, api: "wandb.Api", runs: list[UnsyncedRun]) -> Iterator[SyncResult]:
@@ -153,4 +191,4 @@ def _record_sent(run: UnsyncedRun, *, already_synced: bool) -> SyncResult:
 
 
 def _result(run: UnsyncedRun, error: str) -> SyncResult:
-    return SyncResult(run.run_id, f"{run.record.entity}/{run.record.project}/{run.run_id}", error)
+    return SyncResult(run.run_id, run.path, error)

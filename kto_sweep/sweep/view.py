@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from kto_sweep.alerts import RunAlert, alerts_of
 from kto_sweep.fingerprints import TrainedRun
 from kto_sweep.metrics import finite_number, summary_value
 from kto_sweep.search.objectives import Objective
@@ -126,6 +127,11 @@ class TrialRecord:
     def trained(self) -> TrainedRun:
         """The trial with what it was trained on."""
         return TrainedRun.of(self.run_id, self.config, self.summary)
+
+    @property
+    def alerts(self) -> tuple[RunAlert, ...]:
+        """Its last alerts, the oldest first: level, title, text and step of each."""
+        return alerts_of(self.summary)
 
     @property
     def step(self) -> int | None:

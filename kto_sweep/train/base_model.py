@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from kto_sweep.train.load_errors import (
     require_all_weights,
     says_nothing_about_the_model,
 )
+from kto_sweep.train.load_progress import LoadProgress, no_progress, reported_loading
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -89,49 +91,51 @@ def load_base(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
     shards: int = 1,
+    progress: LoadProgress = no_progress,
 ) -> LoadedBase:
     """The model `name`, frozen, on `device`: `tiny`, a .gguf file, a local folder or a hub id.
 
     `dtype`: by default fp32 on a CPU, bf16 on CUDA. With several `shards` the weights are divided among as
     many processes (FSDP), which must all call this and every forward of the model. Weights are read from
-    safetensors or GGUF only: other formats can contain code.
+    safetensors or GGUF only: other formats can contain code. `progress` may be called by another thread.
 
     Raises UsageError (no such model, not a model, no access) and TrialFailure (the hub cannot be reached).
     """
     _quieten()
-    source = _find(name, home)
+    source = _find(name, home, progress)
     if source.gguf_file is not None and quantization != "none":
         raise UsageError(
             f"{name}: a .gguf file cannot be loaded in {quantization}",
             hint="quantization: none, or the same model as a folder or hub id",
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    try:
-        config = AutoConfig.from_pretrained(
-            source.name, trust_remote_code=trust_remote_code, **source.arguments
-        )
-        if (error := kind_error(name, config.to_dict())) is not None:
-            raise error
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.name, trust_remote_code=trust_remote_code, **source.arguments
-        )
-        model, report = _model_class(name, config).from_pretrained(
-            source.name,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported with the missing ones
-            **source.model_arguments,
-            **_placement(quantization, device, dtype, shards),
-            **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
-        )
-    except KtoSweepError:
-        raise
-    except Exception as error:  # a damaged file can raise anything
-        if says_nothing_about_the_model(error):
+    with nullcontext() if name == TINY else reported_loading(name, progress):
+        try:
+            config = AutoConfig.from_pretrained(
+                source.name, trust_remote_code=trust_remote_code, **source.arguments
+            )
+            if (error := kind_error(name, config.to_dict())) is not None:
+                raise error
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.name, trust_remote_code=trust_remote_code, **source.arguments
+            )
+            model, report = _model_class(name, config).from_pretrained(
+                source.name,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are reported with the missing ones
+                **source.model_arguments,
+                **_placement(quantization, device, dtype, shards),
+                **({} if attn_implementation is None else {"attn_implementation": attn_implementation}),
+            )
+        except KtoSweepError:
             raise
-        raise explained(name, error) from error
+        except Exception as error:  # a damaged file can raise anything
+            if says_nothing_about_the_model(error):
+                raise
+            raise explained(name, error) from error
     require_all_weights(name, model, report)
     if source.gguf_file is not None:
         model.name_or_path = name  # the folder alone does not name the file
@@ -185,10 +189,10 @@ def _quieten() -> None:
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
-def _find(name: str, home: Home) -> _Source:
+def _find(name: str, home: Home, progress: LoadProgress) -> _Source:
     """What to load for `name`. Raises UsageError for a file or folder that does not exist or is no model."""
     if name == TINY:
-        return _Source(str(tiny_model(home.models)))
+        return _Source(str(tiny_model(home.models, progress=progress)))
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():

@@ -13,6 +13,7 @@ from kto_sweep.home import Home
 from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
+from kto_sweep.train.load_progress import LoadProgress, no_progress
 from kto_sweep.train.trl.ranks import Ranks
 from kto_sweep.trial import Trial
 
@@ -29,8 +30,8 @@ class WorkerContext:
         self._tokenised_by = ""
         """That model."""
 
-    def base(self, trial: Trial) -> LoadedBase:
-        """The base model of `trial`, in memory. Raises as load_base does."""
+    def base(self, trial: Trial, progress: LoadProgress = no_progress) -> LoadedBase:
+        """The base model of `trial`, in memory; `progress` as for load_base. Raises as load_base does."""
         wanted = (trial.base_model, trial.effective_quantization)
         if self._base is None or (self._base.name, self._base.quantization) != wanted:
             self.unload()
@@ -44,6 +45,7 @@ class WorkerContext:
                 shards=shards,
                 # The type of sharded weights is fixed at loading; in bf16 most updates would be rounded away.
                 dtype=torch.float32 if shards > 1 else None,
+                progress=progress,
             )
         return self._base
 

@@ -7,42 +7,47 @@ others.
 
 import itertools
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from kto_sweep.locks import try_lock
 from kto_sweep.models import tiny_corpus
 from kto_sweep.models.tiny import Recipe, make_tokenizer
+from kto_sweep.train.load_progress import LoadProgress, no_progress
+
+MAKING = "making the tiny model"
 
 
-def tiny_model(folder: Path, recipe: Recipe | None = None) -> Path:
+def tiny_model(folder: Path, recipe: Recipe | None = None, progress: LoadProgress = no_progress) -> Path:
     """The tiny model's folder in `folder`, as transformers saves models; made if it does not exist.
 
-    Two processes may make it at once: each works in a temporary folder, and the first rename wins.
+    One process makes it, in a temporary folder that is renamed at the end; others wait for it. What a killed
+    one leaves behind is removed. Raises what `progress` raises.
     """
     recipe = recipe or Recipe()
     final = folder / recipe.name
     if final.is_dir():
         return final
+    progress(MAKING, 0, recipe.steps)
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{recipe.name}-", dir=folder))
-    try:
-        tokenizer = make_tokenizer(recipe)
-        make_model(recipe, tokenizer).save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        scratch.rename(final)
-    except OSError:
-        if not final.is_dir():  # otherwise another process was first
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    scratch = folder / f".{recipe.name}"
+    with try_lock(folder / f".{recipe.name}.lock", seconds=-1):
+        if not final.is_dir():
+            shutil.rmtree(scratch, ignore_errors=True)
+            tokenizer = make_tokenizer(recipe)
+            make_model(recipe, tokenizer, progress).save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            scratch.rename(final)
+    progress(MAKING, recipe.steps, recipe.steps)
     return final
 
 
-def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, progress: LoadProgress = no_progress
+) -> LlamaForCausalLM:
     """The model after its few steps of pre-training, in fp32 on the CPU."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -60,11 +65,13 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> LlamaForCa
     with torch.random.fork_rng(devices=[]):  # the caller's random state does not change
         torch.manual_seed(recipe.seed)
         model = LlamaForCausalLM(config)
-        _pretrain(model, tokenizer, recipe)
+        _pretrain(model, tokenizer, recipe, progress)
     return model
 
 
-def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> None:
+def _pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, progress: LoadProgress
+) -> None:
     """Plain language modelling on the corpus, one long stream of conversations."""
     tokens = _stream(tokenizer, recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate)
@@ -79,6 +86,8 @@ def _pretrain(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, recip
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        if step + 1 < recipe.steps:  # the end is reported once the files are written
+            progress(MAKING, step + 1, recipe.steps)
     model.train(False)
 
 

@@ -131,7 +131,7 @@ def prepare(
         check_readable(trial.eval_dataset, progress)
         require_apart(trial.dataset, trial.eval_dataset)
     for problem in require_trainable(trial):
-        say(f"{problem.severity.capitalize()}: {problem}")
+        say(problem.labelled)
     target, offline = _server(home, options.wandb)
     job = Job(
         secrets.token_hex(4),

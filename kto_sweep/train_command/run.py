@@ -1,26 +1,26 @@
 """One call of `kto-sweep train`: trains one trial without a sweep, in the same way as an agent."""
 
 import os
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.devices import CPU, Device, find_devices, grouped, lock_devices
+from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
-from kto_sweep.agent.progress import ProgressDisplay, SafeStdout
-from kto_sweep.agent.run_agent import PATIENCE_SECONDS, exit_at_once
+from kto_sweep.agent.progress import ProgressDisplay
+from kto_sweep.agent.run_agent import PATIENCE_SECONDS
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.trial_source import SingleTrialSource
 from kto_sweep.agent.wandb_run import RunOptions, log_answers
 from kto_sweep.agent.workers import TRAINER, WorkerProcess, log_path
+from kto_sweep.alerts import RunAlert
 from kto_sweep.disk import require_space
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
@@ -31,6 +31,7 @@ from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import StepTable
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import LOCAL_ENTITY
+from kto_sweep.terminal import LineConsole
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target, connect
 
@@ -65,6 +66,8 @@ class RunProgress(ProgressDisplay):
         super().__init__(console, (), DEFAULT_METRIC, None)
         self._table = StepTable()
         self._total = 0
+        self.result: dict[str, Any] = {"state": None, "cause": "", "message": "", "summary": {}}
+        """How the run ended, for --json."""
 
     def note(self, text: str) -> None:
         """Print a line of the run's log."""
@@ -75,6 +78,10 @@ class RunProgress(ProgressDisplay):
         self._names[run_id], self._latest[run_id] = "run", {}
         self.say(f"Run {run_id} ({name}) on {device}")
         self._bars[run_id] = self._progress.add_task("run", total=None, status="loading")
+
+    def alert(self, run_id: str, alert: RunAlert) -> None:
+        """Show the run's alert on a line."""
+        self.say(str(alert))
 
     def planned(self, run_id: str, total_steps: int, done_steps: int) -> None:
         """Set the run's number of steps."""
@@ -94,7 +101,15 @@ class RunProgress(ProgressDisplay):
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
         """Show how the run ended."""
-        super().ended(run_id, "interrupted" if how == "requeued" else how, summary)
+        how = "interrupted" if how == "requeued" else how
+        self.result |= {"state": how, "summary": self._latest[run_id] | dict(summary)}
+        super().ended(run_id, how, summary)
+
+    def failed(self, run_id: str, cause: str, text: str) -> None:
+        """Show that the run failed and why."""
+        summary = dict(self._latest[run_id])
+        self.result |= {"state": "failed", "cause": cause, "message": text, "summary": summary}
+        super().failed(run_id, cause, text)
 
 
 def choose_devices(*, gpus: int, cpu: bool) -> list[Device]:
@@ -123,13 +138,15 @@ def train_one(
     gpus: int,
     cpu: bool,
     worker: Sequence[str] = TRAINER,
+    report: EndReport | None = None,
 ) -> int:
     """The exit code: 0 finished, 1 failed or not sent, 128 + the signal if interrupted.
 
-    `worker`: the command of its worker process.
+    `worker`: the command of its worker process. `report` gets what was done.
     Raises KtoSweepError for anything that prevents the run from starting.
     """
-    console = Console(file=cast(IO[str], SafeStdout(sys.stdout)), highlight=False)
+    report = report or EndReport()
+    console = LineConsole(file=report.stream, highlight=False)
     devices = choose_devices(gpus=gpus, cpu=cpu)
     device = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
     require_space(home.root)
@@ -157,17 +174,26 @@ def train_one(
             settings = Settings(count=1, max_openings=1)
             state = supervise(AgentState.of({device: str(log_path(home, device))}, 1, settings), executor)
         stats = state.stats
+        report.fields |= {
+            "run": job.run_id,
+            "url": None if offline else ref.run_url(target.app_url, job.run_id),
+            "folder": str((home.runs / job.run_id).resolve()),
+            "offline": offline,
+            **progress.result,
+            "interrupted": bool(stats.interrupted),
+            "sent": not (offline or stats.unsent or stats.server_lost),
+        }
         if state.outcome is AgentOutcome.RESTART:
             raise KtoSweepError(str(state.error), hint=_how_to_continue(home, job).removeprefix("Next: "))
         if state.outcome is AgentOutcome.KILLED:
             console.print(_how_to_continue(home, job), soft_wrap=True)
-            exit_at_once(128 + stats.interrupted)
+            report.exit_at_once(128 + stats.interrupted)
         if connectivity is not None:
             connectivity.end()
         lease.end()
     if job.samples and stats.finished and not (stats.unsent or stats.server_lost):
         _show_samples(console, home, job, ref)
-    return _print_end(console, home, job, target, stats, offline=offline)
+    return _print_end(console, report, home, job, target, stats, offline=offline)
 
 
 def _show_samples(console: Console, home: Home, job: Job, ref: SweepRef) -> None:
@@ -191,7 +217,14 @@ def _entity(job: Job, target: Target, api: "wandb.Api | None") -> str:
 
 
 def _print_end(
-    console: Console, home: Home, job: Job, target: Target, stats: AgentStats, *, offline: bool
+    console: Console,
+    report: EndReport,
+    home: Home,
+    job: Job,
+    target: Target,
+    stats: AgentStats,
+    *,
+    offline: bool,
 ) -> int:
     folder = (home.runs / job.run_id).resolve()  # follows the link to --output-dir
     if (folder / "lineage.json").exists():
@@ -199,10 +232,10 @@ def _print_end(
     if stats.unsent or stats.server_lost:
         console.print(f"Could not reach {target}; the run's data is in {folder}", soft_wrap=True)
         console.print("When the server is back: kto-sweep sync")
-        exit_at_once(1)
+        report.exit_at_once(1)
     if offline and (folder / "wandb").is_dir():
-        files = f"{shlex.quote(str(folder / 'wandb'))}/offline-run-*"
-        console.print(f"To send it: wandb sync {files}", markup=False, soft_wrap=True)
+        to = "to W&B; --local: to the embedded server"
+        console.print(f"To send it: kto-sweep sync {job.run_id}   ({to})", markup=False, soft_wrap=True)
     if stats.interrupted:
         console.print(_how_to_continue(home, job), soft_wrap=True)
         return 128 + stats.interrupted
@@ -210,7 +243,8 @@ def _print_end(
         console.print(f"Log: {folder / 'console.log'}", soft_wrap=True)
         return 1
     console.print(f"Trained weights, log, lineage and model card: {folder}", soft_wrap=True)
-    console.print(f"Next: kto-sweep chat {job.run_id}   or: kto-sweep merge {job.run_id}")
+    merge = "" if (folder / "model").is_dir() else f"   or: kto-sweep merge {job.run_id}"
+    console.print(f"Next: kto-sweep chat {job.run_id}{merge}")
     return 0
 
 

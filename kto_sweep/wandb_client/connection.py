@@ -1,27 +1,33 @@
 """Connects to a W&B-compatible server: points wandb at it, checks that it responds and accepts the key."""
 
+import json
 import logging
 import os
 import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
-from kto_sweep.http import NoAnswerError, get
+from kto_sweep.http import Answer, NoAnswerError, get
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
     import wandb
 
 CONNECT_SECONDS = 10.0
+MAX_READY = 10_000
+"""Bytes of the answer to /ready."""
+SERVICE = "kto-sweep"
+"""What an embedded server calls itself there."""
 ANSWER_SECONDS = 120
 """Timeout of a request. A 429 may require a minute's wait, which wandb's client respects only within this
 timeout; with a shorter one it would retry too early."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Target:
     """A W&B-compatible server."""
 
@@ -32,9 +38,30 @@ class Target:
     """True for the embedded server of this box."""
     key: str = field(default="", repr=False)
     """The embedded server's key; empty if wandb finds its own."""
+    is_embedded: bool = False
+    """Whether it is an embedded server, of this box or another; of another: known once `connect` returned."""
+
+    def __post_init__(self) -> None:
+        self.is_embedded = self.is_embedded or self.local
 
     def __str__(self) -> str:
-        return f"the embedded server at {self.app_url}" if self.local else f"W&B at {self.app_url}"
+        if self.local:
+            return f"the embedded server at {self.app_url}"
+        return f"the kto-sweep server at {self.app_url}" if self.is_embedded else f"W&B at {self.app_url}"
+
+    @property
+    def key_hint(self) -> str:
+        """What to do when the server rejects the key: it depends on where wandb has it from."""
+        key = os.environ.get("WANDB_API_KEY")
+        file = Path.cwd() / ".env"
+        if key and not self.local:
+            from dotenv import dotenv_values
+
+            where = (
+                f" in {file}" if dotenv_values(file).get("WANDB_API_KEY") == key else " in the environment"
+            )
+            return f"correct or remove WANDB_API_KEY{where}: the key comes from there"
+        return f"wandb login --host {self.base_url} --relogin"
 
     def export(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Set the variables that make wandb use this server; call it before wandb is used."""
@@ -61,7 +88,7 @@ def restored_environment() -> Iterator[None]:
 
 
 def connect(target: Target) -> "wandb.Api":
-    """A wandb.Api whose server responds and accepts the key.
+    """A wandb.Api whose server responds and accepts the key; sets whether `target` is an embedded server.
 
     wandb itself would retry silently for minutes.
 
@@ -69,12 +96,14 @@ def connect(target: Target) -> "wandb.Api":
     """
     target.export()
     try:
-        get(target.base_url, timeout=CONNECT_SECONDS)  # any HTTP status is a response
+        # Any HTTP status is a response; only an embedded server says what it is.
+        answer = get(f"{target.base_url}/ready", timeout=CONNECT_SECONDS, limit=MAX_READY)
     except NoAnswerError as error:
         raise ServerError(
             f"could not reach {target}: {error}",
             hint="check the URL and the network, or add --local to work without W&B",
         ) from error
+    target.is_embedded = target.local or _is_kto_sweep(answer)
     os.environ.setdefault("WANDB_SILENT", "true")
     logging.raiseExceptions = False  # on a full disk wandb's own log would print tracebacks
     import wandb
@@ -89,11 +118,9 @@ def connect(target: Target) -> "wandb.Api":
         )
         user = api.viewer
     except (AuthenticationError, CommError, ValueError) as error:
-        raise ServerError(
-            f"{target} rejects the key: {error}", hint=f"wandb login --host {target.base_url} --relogin"
-        ) from error
+        raise ServerError(f"{target} rejects the key: {error}", hint=target.key_hint) from error
     if user is None:
-        raise ServerError(f"{target} rejects the key", hint=f"wandb login --host {target.base_url} --relogin")
+        raise ServerError(f"{target} rejects the key", hint=target.key_hint)
     return api
 
 
@@ -107,6 +134,15 @@ def server_time(target: Target) -> float:
     except NoAnswerError:
         date = None
     return time.time() if date is None else date
+
+
+def _is_kto_sweep(answer: Answer) -> bool:
+    """Whether an embedded server gave this answer to /ready."""
+    try:
+        ready = json.loads(answer.body)
+    except ValueError:
+        return False
+    return answer.ok and isinstance(ready, dict) and ready.get("service") == SERVICE
 
 
 def is_deleted(api: "wandb.Api", ref: SweepRef) -> bool:

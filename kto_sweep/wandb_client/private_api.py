@@ -21,7 +21,6 @@ from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.errors import ServerError, UsageError
-from kto_sweep.search.options import BLOCK
 from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "Login",
     "find_login",
     "heartbeat",
-    "is_embedded",
     "is_service_gone",
     "kill_wandb_core",
     "read_curves",
@@ -99,18 +97,6 @@ def upsert_sweep(
     )
     owner = sweep["project"]
     return SweepRef(owner["entity"]["name"], owner["name"], sweep["name"]), list(warnings)
-
-
-_FEATURES = "query ServerFeatures { serverInfo { features { name isEnabled } } }"
-
-
-def is_embedded(api: wandb.Api) -> bool:
-    """Whether the server is an embedded server, on any box: it supports the `kto_sweep` block."""
-    try:
-        answer: Any = api._service_api.execute_graphql(_FEATURES, {})
-        return any(feature["name"] == BLOCK for feature in answer["serverInfo"]["features"])
-    except Exception:  # wandb has no common error class; an old server lacks the field
-        return False
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         if not is_not_found(error):
             raise ServerError(
                 f"could not read the sweep {ref} from {target}: {error_text(error)}",
-                hint=f"try again later, or with another key: wandb login --host {target.base_url} --relogin",
+                hint=f"try again later, or with another key: {target.key_hint}",
             ) from error
         raise ServerError(
             f"{target} has no sweep {ref}",

@@ -22,6 +22,7 @@ from kto_sweep.agent.state import AgentState, Assignment, Settings
 from kto_sweep.agent.supervisor import supervise
 from kto_sweep.agent.wandb_run import RunOptions, TrialRun
 from kto_sweep.agent.workers import WorkerProcess
+from kto_sweep.alerts import RunAlert
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.protocol import Message, Order, Ready, StartTrial
@@ -54,7 +55,7 @@ class FakeRun(TrialRun):
     def note(self, text: str) -> None:
         pass
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         pass
 
     def release_folder(self) -> None:

@@ -1,5 +1,6 @@
 """Runs whose stream wandb silently abandoned: the check asks the server what it has."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -10,6 +11,7 @@ from agent_harness import wait
 from kto_sweep.agent import run_agent as module
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, PAUSE_SECONDS, check_delivery
+from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.errors import WORK_LEFT, ServerError
 from kto_sweep.home import Home
@@ -127,21 +129,29 @@ def test_the_final_read_of_the_sweep_happens_while_connectivity_runs(home, monke
             raise ServerError("nobody there", hint="later")
         return sweep()
 
-    def leave(code: int) -> NoReturn:
-        raise SystemExit(code)
+    class Leaving(EndReport):
+        def exit_at_once(self, code: int) -> NoReturn:
+            self.print(code)
+            raise SystemExit(code)
 
     target = Target("http://127.0.0.1:9", "http://127.0.0.1:9", local=True)
     for name, stand_in in {
         "find_sweep": lambda home, name, *, local: (target, REF),
         "connect": lambda target: None, "read_sweep": read, "Connectivity": Probe, "supervise": supervise,
-        "ATTEMPTS": 1, "exit_at_once": leave,
+        "ATTEMPTS": 1,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, stand_in)
-    call = partial(module.run_agent, home, None, count=None, gpus=None, cpu=True, local=True)
+    report = Leaving(as_json=True)
+    call = partial(module.run_agent, home, None, count=None, gpus=None, cpu=True, local=True, report=report)
     if answers:
-        call()
+        report.print(call())
     else:
         with pytest.raises(SystemExit, match=str(WORK_LEFT)):
             call()
-        assert "the sweep's status is unknown" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert ("the sweep's status is unknown" in output.err) is not answers
+    ended = json.loads(output.out)
+    assert (ended["sweep"], ended["finished"]) == (str(REF), 1)
+    assert ended["state"] == ("RUNNING" if answers else None)
+    assert "exit_code" in ended
     assert did == ["read", "probing", "read", "probed"]

@@ -50,6 +50,7 @@ def test_the_agent_prints_its_progress(finished):
     assert "trial 2 of 2 on cpu: learning_rate=0.01" in said
     assert "2 of 2 done" in said
     assert f"Next: kto-sweep compare {made['id']}" in said
+    assert said.count("WARNING: step 1: loss < 100: loss is 0.5") == 2
 
 
 def test_status_counts_the_cells(machine, finished):
@@ -114,15 +115,33 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
     for run in machine.json("compare", made["path"])["trials"]:
         answer = httpx.get(f"{server}/-/data/{project}/runs/{run['run_id']}", trust_env=False)
         alerts = answer.json()["alerts"]
-        assert sorted(alert["title"] for alert in alerts) == [
-            "KTO: learning_rate > 0.0001",
-            "KTO: loss < 100",
+        assert sorted((alert["level"], alert["title"]) for alert in alerts) == [
+            ("WARN", "KTO: learning_rate > 0.0001"),
+            ("WARN", "KTO: loss < 100"),
         ]
+        kept = answer.json()["run"]["alerts"]
+        assert sorted(alert["title"] for alert in kept) == ["learning_rate > 0.0001", "loss < 100"]
+        assert {"level": "WARN", "title": "loss < 100", "text": "loss is 0.5", "step": 1} in kept
+        assert "trial/alerts" not in answer.json()["run"]["summary"]
         assert "_alerts" not in run["config"]
 
 
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
-    assert "Nothing is left to run. The sweep is finished" in machine.run("agent")
+    made, _ = finished
+    done = machine.command("agent", "--json")
+    assert "Nothing is left to run. The sweep is finished" in done.stderr
+    assert json.loads(done.stdout) == {
+        "sweep": made["path"],
+        "url": made["url"],
+        "state": "finished",
+        "started": 0,
+        "finished": 0,
+        "stopped": 0,
+        "failed": 0,
+        "interrupted": False,
+        "unsent": [],
+        "exit_code": 0,
+    }
 
 
 def test_stock_wandb_tools_run_the_same_file(machine):

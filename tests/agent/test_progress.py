@@ -24,6 +24,10 @@ def test_a_trial_has_a_bar_from_start_to_end():
         assert "trial 1 of 4 on gpu 0: seed=3  dataset=[a, b]" in shown(), (
             "before its number of steps is known"
         )
+        display.preparing("run1", "loading x", 0, 1)
+        assert "  trial 1: loading x\n" in shown()
+        display.preparing("run1", "loading x", 1, 1)
+        assert "  trial 1: loading x: done in 0 s\n" in shown()
         display.preparing("run1", "reference", 3, 9)
         assert re.search(r"3/9 +reference", shown())
         display.planned("run1", 40, 10)

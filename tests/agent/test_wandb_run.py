@@ -25,7 +25,7 @@ def opened():
     return TrialRun.open(
         SweepRef("e", "p", ""), "run1", {"learning_rate": 0.1}, folder,
         objective=ObjectiveTracker("loss", "minimize"), local=False, on_stop=lambda: None,
-        home="h", agent="a", device="cpu", patience=5,
+        on_alert=print, home="h", agent="a", device="cpu", patience=5,
     )
 
 def still_open():
@@ -60,6 +60,24 @@ with try_exclusive(folder) as free:
 run.release_folder()
 os._exit(0)
 """
+WITH_ALERTS = """
+import json
+from kto_sweep.alerts import SUMMARY, AlertLevel, RunAlert
+run = opened()
+run.alert(RunAlert(AlertLevel.WARN, "gradient norm", "it is 300", 1))
+for step in (1, 2):
+    run.metrics(step, {"loss": 0.5})
+run.alert(RunAlert(AlertLevel.WARN, "KL large", "it is 120", 3))
+run.fail("network", "it is down")
+(folder / "checkpoint").mkdir()
+(folder / "checkpoint/last.safetensors").touch()
+again = opened()
+print([entry["title"] for entry in again._run.summary[SUMMARY]])
+again.fail("diverged", "far away")
+kept = json.loads((folder / "alerts.json").read_text())[SUMMARY]
+print([(entry["level"], entry["title"], entry["step"]) for entry in kept])
+os._exit(0)
+"""
 
 
 def python(code: str, folder: Path) -> list[str]:
@@ -85,3 +103,13 @@ def test_a_run_whose_end_cannot_be_sent_releases_its_folder(tmp_path):
     record = read_record(folder)
     assert record is not None
     assert (record.ended, record.sent) == (True, False)
+
+
+def test_a_resumed_run_keeps_the_alerts_up_to_its_checkpoint(tmp_path):
+    said = [line for line in python(OPENED + WITH_ALERTS, tmp_path / "run1") if not line.startswith("ends")]
+    assert said == [
+        "WARNING: step 1: gradient norm: it is 300",
+        "WARNING: step 3: KL large: it is 120",
+        "['gradient norm']",  # neither the alert after the checkpoint nor the failure
+        "[('WARN', 'gradient norm', 1), ('ERROR', 'failed: diverged', 2)]",
+    ]

@@ -114,7 +114,6 @@ def test_a_file_without_a_usable_row_exits_1(tmp_path: Path, capsys: pytest.Capt
     [
         (["absent.jsonl"], "no such data file"),
         (["empty"], "empty: a folder without data files (it is empty)"),
-        (["broken.jsonl"], "broken.jsonl:2: broken JSON"),
         (["rows.jsonl", "--model", "./nowhere"], "no such model folder"),
         (["rows.jsonl", "--model", "."], "no tokenizer in this folder"),
         (["rows.jsonl", "--max-length", "8"], "--max-length: 8 is not a max length"),
@@ -125,7 +124,6 @@ def test_data_that_cannot_be_checked_exits_2(
     rows: str, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     Path("empty").mkdir()
-    Path("broken.jsonl").write_text(json.dumps(ROWS[0]) + "\n{\n")
     assert run(["lint", *args]) == 2
     output = capsys.readouterr()
     assert message in output.err
@@ -133,6 +131,42 @@ def test_data_that_cannot_be_checked_exits_2(
     assert not output.out
     assert run(["lint", *args, "--json"]) == 2
     assert message in json.loads(capsys.readouterr().err)["error"]
+
+
+@pytest.mark.parametrize("model", [[], ["--model", "tiny"]])
+def test_broken_lines_are_reported_with_all_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: list[str]
+) -> None:
+    lines = [json.dumps(item) for item in ROWS]
+    lines[2], lines[5] = '{"conversations": [', "{'a': 1}"
+    lines.append('{"label": NaN}')
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert run(["lint", str(tmp_path / "rows.jsonl"), *model]) == 1
+    text = capsys.readouterr().out
+    assert "29 rows, 25 usable" in text
+    assert "Error    broken JSON: Expecting value (line 3)\n         fix or delete line 3; a row is" in text
+    assert "Error    broken JSON: Expecting property name enclosed in double quotes (line 6)" in text
+    assert "this is a Python object: write rows with json.dumps(row)" in text
+    assert "Error    NaN is not JSON; a missing value is null (line 29)" in text
+    assert "Warning  1 row skipped" in text
+    assert "Held out" not in text
+    assert run(["lint", str(tmp_path / "rows.jsonl"), *model, "--json"]) == 1
+    output = json.loads(capsys.readouterr().out)
+    assert [item["lines"] for item in output["findings"] if item["code"] == "broken"] == [[3], [6], [29]]
+
+
+@pytest.mark.parametrize("args", [["document.json"], ["rows.jsonl", "--eval-dataset", "document.json"]])
+def test_a_document_that_cannot_be_read_exits_1(
+    rows: str, capsys: pytest.CaptureFixture[str], args: list[str]
+) -> None:
+    Path("document.json").write_text("[\n" + json.dumps(ROWS[0]) + ",\n{]\n")
+    assert run(["lint", *args]) == 1
+    output = capsys.readouterr()
+    assert "document.json:3: broken JSON" in output.err
+    assert "\nHint: " in output.err
+    assert not output.out
+    assert run(["lint", *args, "--json"]) == 1
+    assert "document.json:3: broken JSON" in json.loads(capsys.readouterr().err)["error"]
 
 
 def test_max_length_without_a_model_gets_a_note(rows: str, capsys: pytest.CaptureFixture[str]) -> None:

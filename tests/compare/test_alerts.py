@@ -4,7 +4,18 @@ import math
 
 import pytest
 
-from kto_sweep.alerts import PARAMETER, RunAlerts, parse_rule, rules_of
+from kto_sweep.alerts import (
+    MAX_ALERTS,
+    PARAMETER,
+    SUMMARY,
+    AlertLevel,
+    RuleChecker,
+    RunAlert,
+    alerts_for_summary,
+    alerts_of,
+    parse_rule,
+    rules_of,
+)
 from kto_sweep.errors import SweepFileError, UsageError
 from kto_sweep.sweep_file.sweep_config import load_sweep_config
 
@@ -47,11 +58,22 @@ def test_invalid_rules_say_what_to_type(text, says, hint):
 
 
 def test_a_rule_raises_one_alert_per_run():
-    alerts = RunAlerts([parse_rule("kl_raw > 10"), parse_rule("loss < 0.1")])
-    assert alerts.check({"kl_raw": 10.0, "loss": math.nan}) == []
-    assert alerts.check({"kl_raw": 12.5}) == [("KTO: kl_raw > 10", "kl_raw is 12.5")]
-    assert alerts.check({"kl_raw": math.inf, "loss": 0.05}) == [("KTO: loss < 0.1", "loss is 0.05")]
-    assert alerts.check({"kl_raw": 99.0, "loss": 0.0}) == []
+    rules = RuleChecker([parse_rule("kl_raw > 10"), parse_rule("loss < 0.1")])
+    assert rules.check(1, {"kl_raw": 10.0, "loss": math.nan}) == []
+    assert rules.check(2, {"kl_raw": 12.5}) == [RunAlert(AlertLevel.WARN, "kl_raw > 10", "kl_raw is 12.5", 2)]
+    assert rules.check(3, {"kl_raw": math.inf, "loss": 0.05}) == [
+        RunAlert(AlertLevel.WARN, "loss < 0.1", "loss is 0.05", 3)
+    ]
+    assert rules.check(4, {"kl_raw": 99.0, "loss": 0.0}) == []
+
+
+def test_the_summary_keeps_the_last_alerts_and_other_entries_are_skipped():
+    raised = [RunAlert(AlertLevel.ERROR, "diverged", f"number {step}", step) for step in range(30)]
+    entries = alerts_for_summary(raised)
+    assert entries[-1] == {"level": "ERROR", "title": "diverged", "text": "number 29", "step": 29}
+    read = alerts_of({SUMMARY: [*entries, "text", {"level": "LOUD"}, {"level": "WARN", "title": "no step"}]})
+    assert read == tuple(raised[-MAX_ALERTS:])
+    assert alerts_of({SUMMARY: '["text"]'}) == ()
 
 
 def test_a_files_rules_are_registered_as_a_parameter_and_reach_the_trials(tmp_path):

@@ -60,7 +60,27 @@ def test_cells_that_do_not_fit_are_named_with_a_remedy(capsys: pytest.CaptureFix
     assert "Does not fit: model_size=3b; to make it fit: quantization: 4bit" in shown
     assert "Does not fit: model_size=7b; to make it fit: a smaller model" in shown
     assert "model_size=1.5b: fits in one micro-batch up to batch_size" in shown
-    assert "2 cells cannot fit in 4.0 GiB" in shown
+    assert "4 of 8 trials cannot fit in 4.0 GiB" in shown
+    file = "sweeps/model_size_grid.yaml"
+    assert shown.endswith(f"Next: change {file} so that all fits, then kto-sweep plan {file} --gpu 5GB\n")
+
+
+def test_a_model_that_is_published_in_4_bit_is_not_advised_to_be_loaded_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sweep(tmp_path, "  model_size: {value: 20b}\n  learning_rate: {values: [1.0e-6, 1.0e-5]}\n")
+    assert run(["plan", str(file), "--gpu", "24GB"]) == 1
+    shown = capsys.readouterr().out
+    assert "to make it fit: a smaller model, or a GPU with more memory" in shown
+    assert "2 of 2 trials cannot fit" in shown
+    file = sweep(tmp_path, "  model_size: {value: 20b}\n  quantization: {value: 4bit}\n")
+    assert run(["validate", str(file)]) == 2
+    assert "They cannot be loaded in 4bit." in capsys.readouterr().out
+
+
+def test_corners_that_do_not_fit_are_counted_as_corners(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "sweeps/bayes.yaml", "--gpu", "2GB"]) == 1
+    assert "of the 12 corners of the search space cannot fit" in capsys.readouterr().out
 
 
 def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -70,7 +90,7 @@ def test_json_holds_every_cell(capsys: pytest.CaptureFixture[str]) -> None:
     assert [(cell["parameters"], cell["trials"]) for cell in output["cells"]] == [
         ({"batch_size": size}, 3) for size in (6, 8, 10)
     ]
-    assert [cell["steps"] for cell in output["cells"]] == [54, 41, 33]
+    assert [cell["steps"] for cell in output["cells"]] == [51, 39, 31]
     assert all(cell["fits"] and cell["least_gib"] < cell["peak_gib"] for cell in output["cells"])
     assert output["makespan"]["seconds"] < output["serial"]["seconds"]
     assert output["serial"]["uncertainty_factor"] == 2.0
@@ -153,7 +173,7 @@ def test_create_rejects_cells_that_do_not_fit(tmp_path: Path, capsys: pytest.Cap
     assert (
         check_before_create(file, Home(tmp_path / "home"), force=True, say=said.append).expected_trials == 2
     )
-    assert "1 cell cannot fit" in said[-1]
+    assert "1 of 2 trials cannot fit" in said[-1]
 
 
 def test_create_without_a_gpu_only_prints_the_plan(tmp_path: Path) -> None:

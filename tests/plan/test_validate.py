@@ -9,6 +9,8 @@ from small_models import save, small_model, small_tokenizer
 
 from kto_sweep.cli import run
 from kto_sweep.errors import Severity
+from kto_sweep.home import Home
+from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.sweep_file.validate import Validation, validate
 
 GRID = "method: grid\nparameters:\n  model_size: {value: tiny}\n  dataset: {value: rows.jsonl}\n"
@@ -294,3 +296,33 @@ def test_a_model_that_cannot_be_trained_is_an_error_before_a_gpu_is_touched(
     said = "".join(capsys.readouterr())
     assert "sweep.yaml:3 parameters.model.values: llama: its tokenizer has ids up to 400 (<|reply|>)" in said
     assert "sweep.yaml:6 parameters.lora_targets.value: the model has no linear layer named c_attn" in said
+
+
+def test_a_model_that_the_hub_could_not_be_asked_about_is_named(
+    folder: Path, hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = GRID.replace("model_size: {value: tiny}", "model: {values: [org/model, org/absent]}")
+    [warning] = check(folder, sweep).warnings
+    assert warning.labelled.startswith(
+        "Warning: sweep.yaml:3 parameters.model.values: org/absent: not a model that you can access on"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    validation = check(folder, sweep)
+    assert not validation.errors
+    assert [warning.what for warning in validation.warnings] == [
+        f"could not reach the hub to check org/{name}" for name in ("model", "absent")
+    ]
+    said: list[str] = []
+    check_before_create(Path("sweep.yaml"), Home(folder / "home"), force=False, say=said.append)
+    assert said[:2] == [warning.labelled for warning in validation.warnings]
+    assert said[0].startswith("Note: sweep.yaml:3 parameters.model.values: could not reach the hub")
+
+
+def test_create_and_validate_say_the_same(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "sweep.yaml").write_text(GRID + "  batch_size: {value: 2}\n")
+    assert run(["validate", "sweep.yaml"]) == 0
+    findings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Warning: ")]
+    assert findings
+    said: list[str] = []
+    check_before_create(Path("sweep.yaml"), Home(folder / "home"), force=False, say=said.append)
+    assert findings == [line for text in said for line in text.splitlines() if line.startswith("Warning: ")]

@@ -47,7 +47,7 @@ def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine, 
     run_id = run_that_lost_its_server(machine, sweep)
     first = min((machine.home.runs / run_id / "wandb").glob("run-*/*.wandb"))
     first.write_bytes(first.read_bytes()[:kept])
-    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}}
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}, "offline": []}
     assert machine.api(RUNS)[run_id] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert "Nothing to send" in machine.run("sync")
 
@@ -56,7 +56,7 @@ def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine) -> 
     sweep = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, sweep, 2)
     requeued = run_that_lost_its_server(machine, sweep)
-    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}}
+    assert machine.json("sync") == {"sent": [f"local/kto-sweep/{requeued}"], "failed": {}, "offline": []}
     runs = machine.api(RUNS)
     assert runs[requeued] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert machine.json("status")["finished"] == 3
@@ -86,6 +86,25 @@ def test_each_server_gets_its_own_key(machine: Machine) -> None:
     assert f"run local/kto/run2: no key for W&B at {address.url}" in output
     output = machine.run("sync", code=1, WANDB_API_KEY=address.key)
     assert output.count("wandb sync failed") == 2
+
+
+def test_a_rejected_key_names_where_it_comes_from(machine: Machine) -> None:
+    server = machine.server_environment()
+    bad = "local-" + "0" * 40
+    status, file = ("status", "local/kto/ab12cd34"), machine.folder / ".env"
+    output = machine.run(*status, code=1, **server | {"WANDB_API_KEY": bad})
+    assert f"the kto-sweep server at {machine.address.url} rejects the key" in output
+    assert "correct or remove WANDB_API_KEY in the environment: the key comes from there" in output
+    file.write_text(f"WANDB_API_KEY={bad}\n")
+    output = machine.run(*status, code=1, WANDB_BASE_URL=machine.address.url)
+    assert f"correct or remove WANDB_API_KEY in {file}: the key comes from there" in output
+    file.unlink()
+    host = machine.address.url.removeprefix("http://")
+    netrc = machine.folder / ".netrc"
+    netrc.write_text(f"machine {host}\n  login user\n  password {bad}\n")
+    netrc.chmod(0o600)
+    output = machine.run(*status, code=1, WANDB_BASE_URL=machine.address.url)
+    assert f"Hint: wandb login --host {machine.address.url} --relogin" in output
 
 
 def test_a_server_that_fails_during_sync_is_an_error_of_its_own_runs_only(

@@ -28,7 +28,7 @@ while len(did) < most:
     objective, rate = ObjectiveTracker("eval/common_loss", "minimize"), config["learning_rate"]
     folder = home.runs / run_id
     run = TrialRun.open(ref, run_id, config, folder, objective=objective, local=True, on_stop=lambda: None,
-                        home=home_id(home), agent="", device="cpu", patience=5.0)
+                        on_alert=print, home=home_id(home), agent="", device="cpu", patience=5.0)
     for step in range(1, 4):
         run.metrics(step, {"loss": rate * step, "eval/common_loss": rate / step})
     exec(between)

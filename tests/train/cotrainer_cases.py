@@ -10,6 +10,7 @@ import pytest
 import torch
 from packed_cases import tiny_model, token_rows
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.provenance import Provenance
 from kto_sweep.train.base_model import LoadedBase
@@ -51,7 +52,7 @@ class Recorder:
         self.rows: dict[int, Mapping[str, float]] = {}
         self.provenance = Provenance()
         self.notes: list[str] = []
-        self.alerts: list[str] = []
+        self.alerts: list[RunAlert] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
         pass
@@ -69,8 +70,8 @@ class Recorder:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def alert(self, title: str, text: str) -> None:
-        self.alerts.append(title)
+    def alert(self, alert: RunAlert) -> None:
+        self.alerts.append(alert)
 
     @property
     def values(self) -> dict[int, dict[str, float]]:

@@ -18,6 +18,7 @@ from cotrainer_cases import (
 from packed_cases import naive_log_prob, tiny_model
 from peft import PeftModel
 
+from kto_sweep.alerts import AlertLevel
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.metrics import METRICS
@@ -171,8 +172,9 @@ def test_a_diverging_trial_fails_with_its_cause_and_does_not_affect_others(tmp_p
     assert failure.cause is FailureCause.DIVERGED
     bad = harness.reports["bad"]
     assert math.isnan(bad.rows[max(bad.rows)]["loss"])
-    assert any(note.startswith("WARNING: step") and "loss is nan" in note for note in bad.notes)
-    assert "KTO: loss not finite" in bad.alerts
+    errors = [alert for alert in bad.alerts if alert.level is AlertLevel.ERROR]
+    assert [alert.title for alert in errors] == ["loss not finite"]
+    assert "loss is nan" in str(errors[0])
     assert not (tmp_path / "bad" / "checkpoint" / "last.safetensors").exists()
     expect_same(harness.reports["good"], expected.reports["only"])
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.provenance import Provenance
@@ -178,7 +179,7 @@ class Notes:
 
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.alerts: list[tuple[str, str]] = []
+        self.alerts: list[RunAlert] = []
         self.steps: list[int] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
@@ -196,11 +197,11 @@ class Notes:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def alert(self, title: str, text: str) -> None:
-        self.alerts.append((title, text))
+    def alert(self, alert: RunAlert) -> None:
+        self.alerts.append(alert)
 
 
-def test_issues_become_notes_and_alerts_and_reported_ones_are_not_repeated(tmp_path: Path) -> None:
+def test_issues_become_alerts_and_reported_ones_are_not_repeated(tmp_path: Path) -> None:
     trial = Trial(model="tiny", dataset="x", max_steps=100)
     reports = [Notes(), Notes()]
     row = {"grad_norm": 1e6, "loss": 0.5}
@@ -213,10 +214,10 @@ def test_issues_become_notes_and_alerts_and_reported_ones_are_not_repeated(tmp_p
         log.log(2, row)
         log.close()
     text = "the gradient norm is 1e+06; try a larger warmup_ratio, and max_grad_norm above 0"
-    assert reports[0].notes == [f"WARNING: step 1: gradient norm: {text}"]
-    assert reports[0].alerts == [("KTO: gradient norm", f"step 1: {text}")]
+    assert reports[0].alerts == [RunAlert(AlertLevel.WARN, "gradient norm", text, 1)]
+    assert str(reports[0].alerts[0]) == f"WARNING: step 1: gradient norm: {text}"
     assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])
-    assert reports[1].notes == []
+    assert reports[1].alerts == []
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +236,6 @@ def test_a_real_trial_that_learns_has_no_issue(context: WorkerContext, tmp_path:
     result = train_trial(context, real_trial(learning_rate=1e-3), tmp_path, report, lambda: False)
     assert result.summary["eval/common_loss"] < 0.4  # type: ignore[operator]
     assert report.alerts == []
-    assert not any(note.startswith("WARNING") for note in report.notes)
 
 
 def test_a_real_trial_that_diverges_fails(context: WorkerContext, tmp_path: Path) -> None:
@@ -246,4 +246,4 @@ def test_a_real_trial_that_diverges_fails(context: WorkerContext, tmp_path: Path
     assert "nats less likely than before training" in caught.value.message
     assert report.steps == list(range(1, len(report.steps) + 1))
     assert WINDOW <= len(report.steps) < 40
-    assert "KTO: diverged" in [title for title, _ in report.alerts]
+    assert [alert.title for alert in report.alerts if alert.level is AlertLevel.ERROR] == ["diverged"]

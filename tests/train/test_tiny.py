@@ -8,7 +8,7 @@ from forked_python import TORCH, forked_python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.models.tiny import Recipe, make_tokenizer
-from kto_sweep.train.tiny import make_model, tiny_model
+from kto_sweep.train.tiny import MAKING, make_model, tiny_model
 
 SMALL = Recipe(hidden=16, vocabulary=400, tokenizer_texts=50, steps=3, batch=2, length=16)
 TURNS = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is my kettle?"}]
@@ -19,12 +19,17 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def models(folder: Path) -> list[str]:
+    """The folders in `folder`, also temporary ones."""
+    return [child.name for child in folder.iterdir() if child.is_dir()]
+
+
 def test_the_tiny_model_is_made_once_and_loads_like_any_model(tmp_path: Path) -> None:
     folder = tiny_model(tmp_path, SMALL)
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert tiny_model(tmp_path, SMALL) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
-    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]  # no temporary folder is left
+    assert models(tmp_path) == [SMALL.name]
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
     text = tokenizer.apply_chat_template(TURNS, tokenize=False, add_generation_prompt=True)
     assert text == "<|system|>\nBe kind.<|end|>\n<|user|>\nWhere is my kettle?<|end|>\n<|assistant|>\n"
@@ -32,6 +37,24 @@ def test_the_tiny_model_is_made_once_and_loads_like_any_model(tmp_path: Path) ->
     assert tokenizer.decode(ids[0]) == text
     assert model(input_ids=ids).logits.shape == (1, ids.shape[1], len(tokenizer))
     assert model.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_what_an_interrupted_process_leaves_is_removed(tmp_path: Path) -> None:
+    reported = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        reported.append((what, done, total))
+        if reported == [(MAKING, 0, 3), (MAKING, 1, 3)]:
+            (tmp_path / f".{SMALL.name}" / "half").mkdir(parents=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny_model(tmp_path, SMALL, progress)
+    assert not (tmp_path / SMALL.name).exists()
+    folder = tiny_model(tmp_path, SMALL, progress)
+    assert models(tmp_path) == [SMALL.name]
+    assert not (folder / "half").exists()
+    assert reported[2:] == [(MAKING, done, 3) for done in range(4)]
 
 
 def test_the_same_recipe_gives_the_same_weights_and_keeps_the_random_state() -> None:
@@ -62,7 +85,7 @@ print(tiny_model(Path({str(tmp_path)!r}), {SMALL!r}))
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1] == f"{tmp_path / SMALL.name}\n"
-    assert [child.name for child in tmp_path.iterdir()] == [SMALL.name]
+    assert models(tmp_path) == [SMALL.name]
     AutoModelForCausalLM.from_pretrained(tmp_path / SMALL.name)
 
 

@@ -17,6 +17,8 @@ from small_models import save, small_model
 from kto_sweep.agent.devices import CPU
 from kto_sweep.agent.workers import TRAINER, WorkerProcess
 from kto_sweep.home import Home
+from kto_sweep.locks import try_exclusive
+from kto_sweep.models.tiny import Recipe
 from kto_sweep.protocol import (
     Done,
     Failed,
@@ -29,6 +31,7 @@ from kto_sweep.protocol import (
     StartTrial,
     StopTrial,
 )
+from kto_sweep.train.tiny import MAKING
 
 ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 SECONDS = 120.0
@@ -272,3 +275,19 @@ def test_a_worker_without_its_supervisor_saves_its_trials_and_ends(
     # Rows that the first supervisor may not have logged are reported again, with the same numbers.
     repeated = {step: row for step, row in successor.rows("orphan").items() if step <= last}
     assert repeated == {step: row for step, row in worker.rows("orphan").items() if step > 2}
+
+
+def test_a_worker_that_loads_a_model_exits_with_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has nothing to save, and the next agent waits for the trial's folder."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    worker = Worker(Home(tmp_path), forked_python.WORKER)
+    worker.start("a")
+    worker.until(lambda message: message == Preparing("a", MAKING, 0, Recipe().steps))
+    assert worker.process._process.stdin is not None
+    worker.process._process.stdin.close()
+    assert worker.wait() == 1
+    assert not (worker.home.models / Recipe().name).exists()
+    with try_exclusive(worker.home.runs / "a") as free:
+        assert free

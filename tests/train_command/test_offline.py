@@ -1,4 +1,4 @@
-"""Runs whose W&B files are sent later, with `wandb sync`."""
+"""Runs whose W&B files are sent later."""
 
 import json
 import shlex
@@ -8,16 +8,17 @@ from pathlib import Path
 
 from forked_python import forked_python
 from machine import Machine
-from train_runs import SLOW_STEP_9, interrupted, rows, run_folders
+from train_runs import FLAGS, SLOW_STEP_9, interrupted, rows, run_folders
+
+from kto_sweep.run_record import read_record
 
 STEPS = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
 
 
-def sync(machine: Machine, output: str) -> None:
-    """Run the `wandb sync` command that a run prints at its end, with the embedded server as W&B."""
-    command = next(line for line in output.splitlines() if "wandb sync" in line).partition(": wandb ")[2]
+def sync_with_wandb(machine: Machine, folder: Path) -> None:
+    """Run `wandb sync` on a run's files, with the embedded server as W&B."""
     done = subprocess.run(
-        ["sh", "-c", f"{shlex.join(forked_python())} -m wandb {command}"],
+        ["sh", "-c", f"{shlex.join(forked_python())} -m wandb sync {folder}/wandb/offline-run-*"],
         cwd=machine.folder,
         env=machine.environment | machine.server_environment(),
         capture_output=True,
@@ -60,17 +61,20 @@ def test_an_interrupted_and_resumed_offline_run_is_synced_once(fake_machine: Mac
     output = interrupted(fake_machine, *STEPS, after=" 7/12", WANDB_MODE="offline")
     cut = run_folders(fake_machine)[0]
     before = (cut / "log.jsonl").read_text().splitlines()
-    sync(fake_machine, output)  # the part that there is can be sent already
+    assert f"To send it: kto-sweep sync {cut.name}" in output
+    assert f"run kto-sweep/{cut.name}: offline, on no server yet" in fake_machine.run("sync")
+    sync_with_wandb(fake_machine, cut)  # the part that there is can be sent already
+    assert "Nothing to send" in fake_machine.run("sync")
     state, history = on_server(fake_machine, cut.name)
     assert state != "finished"
     assert [row["_step"] for row in history] == [
         json.loads(line)["step"] for line in before if "loss" in line
     ]
-    output = fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
+    fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
     assert_log_continues(cut, before)
     fake_machine.python("-c", LOG_ANSWERS, cut.name, WANDB_MODE="offline")
     assert len(list((cut / "wandb").glob("offline-run-*"))) == 2  # the whole run's, and that of its answers
-    sync(fake_machine, output)
+    sync_with_wandb(fake_machine, cut)
     assert_whole(fake_machine, cut.name, answers=2)
 
 
@@ -102,11 +106,37 @@ def killed_run(machine: Machine) -> Path:
 def test_a_killed_and_resumed_offline_run_is_synced_once(fake_machine: Machine) -> None:
     cut = killed_run(fake_machine)
     before = (cut / "log.jsonl").read_text().splitlines()
-    output = fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
+    assert fake_machine.json("sync")["offline"] == [cut.name]
+    fake_machine.run("train", "--resume-from-checkpoint", "--cpu", WANDB_MODE="offline")
     assert_log_continues(cut, before)
     assert len(list((cut / "wandb").glob("offline-run-*"))) == 1
-    sync(fake_machine, output)
+    said = fake_machine.run("sync", cut.name, code=1)  # without a key
+    assert f"run kto-sweep/{cut.name}: no key for W&B" in said
+    assert f"kto-sweep sync {cut.name} --local" in said
+    sent = {"sent": [f"local/kto-sweep/{cut.name}"], "failed": {}, "offline": []}
+    assert fake_machine.json("sync", "--local") == sent
     assert_whole(fake_machine, cut.name)
+    assert "already synced" in fake_machine.run("sync", cut.name)
+    said = fake_machine.run("sync", cut.name, "--wandb", code=2)
+    assert f"run {cut.name} belongs to the embedded server" in said
+
+
+def test_an_offline_run_is_sent_to_the_server_of_the_key(fake_machine: Machine) -> None:
+    ended = fake_machine.json("train", *FLAGS, *STEPS, WANDB_MODE="offline")
+    folder = run_folders(fake_machine)[0]
+    assert (ended["run"], ended["folder"], ended["url"]) == (folder.name, str(folder), None)
+    assert (ended["state"], ended["offline"], ended["sent"], ended["exit_code"]) == (
+        "finished",
+        True,
+        False,
+        0,
+    )
+    assert ended["summary"]["eval/common_loss"] == rows(folder)[-1]["eval/common_loss"]
+    assert "already synced" not in fake_machine.run("sync", "--wandb", **fake_machine.server_environment())
+    assert_whole(fake_machine, folder.name)
+    record = read_record(folder)
+    assert record is not None
+    assert (record.base_url, record.sent) == (fake_machine.address.url, True)
 
 
 def test_an_offline_run_is_resumed_with_a_server(fake_machine: Machine) -> None:

@@ -88,7 +88,7 @@ def test_the_url_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: tuple
 def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
     machine: Machine, sweep: tuple[str, str], tmp_path: Path
 ) -> None:
-    """The other server, given by its URL and key, represents W&B."""
+    """The other server, given by its URL and key, stands for W&B."""
     _, best = sweep
     there = Machine(tmp_path, cli=CLI)
     remote = there.server_environment()
@@ -96,7 +96,7 @@ def test_a_sweep_of_the_embedded_server_gives_a_run_on_wandb(
         output = machine.run(
             "train", "--from", sweep[0].rpartition("/")[2], "--cpu", "--wandb-run-name", "again", **remote
         )
-        assert f"Talking to W&B at {there.address.url}" in output
+        assert f"Talking to the kto-sweep server at {there.address.url}" in output
         run = run_folders(machine)[0]
         assert rows(run) == rows(machine.home.runs / best)
         logged = there.api(

@@ -112,7 +112,7 @@ function drawFacts() {
   const alerts = facts.alerts.map((alert) =>
     h(
       "div",
-      { class: `alert ${alert.severity}` },
+      { class: `alert ${alert.level.toLowerCase()}` },
       h("b", {}, alert.title),
       ` ${alert.text} `,
       h("span", { class: "quiet" }, moment(alert.time)),

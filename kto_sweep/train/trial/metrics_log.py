@@ -7,6 +7,7 @@ so far, and the rows that the reader of its report has not received.
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.row_file import RowFile
 from kto_sweep.train.packed.optim import warmup_steps
@@ -73,8 +74,8 @@ class MetricsLog:
             return  # the reader has the row, and its warnings
         self._report.metrics(step, values)
         for issue in issues:
-            self._report.note(f"WARNING: step {step}: {issue.title}: {issue.text}")
-            self._report.alert(f"KTO: {issue.title}", f"step {step}: {issue.text}")
+            level = AlertLevel.ERROR if issue.fatal else AlertLevel.WARN
+            self._report.alert(RunAlert(level, issue.title, issue.text, step))
             if issue.fatal:
                 raise TrialFailure(FailureCause.DIVERGED, f"step {step}: {issue.text}")
 

@@ -1,10 +1,12 @@
 """What a trial's trainer gets and returns: the request, where it reports, the result. No torch here."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.provenance import Provenance
 from kto_sweep.trial import Trial
 
@@ -27,8 +29,8 @@ class Report(Protocol):
     def note(self, text: str) -> None:
         """One line for the trial's console log."""
 
-    def alert(self, title: str, text: str) -> None:
-        """A W&B alert."""
+    def alert(self, alert: RunAlert) -> None:
+        """A W&B alert, and one line for the trial's console log."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,12 @@ class TrialRequest:
     """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
     provenance: Provenance = field(default_factory=Provenance)
     """Command, code and environment of the process that started the trial."""
+
+    def load_progress(self, what: str, done: int, total: int) -> None:
+        """Report the loading of the base model. Raises as reference_progress does."""
+        self.report.preparing(what, done, total)
+        if self.should_stop() and threading.current_thread() is threading.main_thread():
+            raise StopRequestedError
 
     def tokenise_progress(self, done: int) -> None:
         """Report how many examples of a large data set are tokenised. Raises as reference_progress does."""

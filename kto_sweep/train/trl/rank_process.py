@@ -17,6 +17,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
 from kto_sweep.protocol import Failed
 from kto_sweep.provenance import Provenance
@@ -77,9 +78,9 @@ class PipeReport:
         """Send it."""
         self._connection.send(("note", (text,)))
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         """Send it."""
-        self._connection.send(("alert", (title, text)))
+        self._connection.send(("alert", (alert,)))
 
 
 def run_rank(rank: int, task: RankTask, connection: Connection) -> None:
@@ -118,6 +119,7 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
 
     from kto_sweep.train.base_model import TINY
     from kto_sweep.train.context import WorkerContext
+    from kto_sweep.train.load_progress import no_progress
     from kto_sweep.train.tiny import tiny_model
     from kto_sweep.train.trial.request import TrialRequest
     from kto_sweep.train.trl.ranks import Ranks
@@ -130,10 +132,10 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, torch.get_num_threads() // task.size))
     home = Home(task.home)
+    report = PipeReport(connection)
     if task.trial.base_model == TINY:
-        tiny_model(
-            home.models
-        )  # before the ranks join: after that transformers lets only the first one write
+        # Before the ranks join: after that transformers lets only the first one write.
+        tiny_model(home.models, progress=report.preparing if rank == 0 else no_progress)
     ranks = Ranks.join(device)
     stopped = False
 
@@ -142,7 +144,6 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
         stopped = stopped or (ranks.is_first and connection.poll() and connection.recv() == "stop")
         return stopped
 
-    report = PipeReport(connection)
     request = TrialRequest("", task.trial, task.folder, report, should_stop, task.logged, task.provenance)
     return train_with_trl(WorkerContext(home, device), request)
 

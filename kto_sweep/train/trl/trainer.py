@@ -69,7 +69,8 @@ def train_with_trl(context: WorkerContext, request: TrialRequest) -> TrainResult
 
     Raises TrialFailure, UsageError, DataError, torch.OutOfMemoryError, and LostProcessError.
     """
-    base, data = context.base(request.trial), context.data(request.trial, request.tokenise_progress)
+    base = context.base(request.trial, request.load_progress)
+    data = context.data(request.trial, request.tokenise_progress)
     check_token_ids(base, data)
     try:
         return train_trl(request, base, data, reference_dir=context.home.cache / "reference")

@@ -1,12 +1,16 @@
 """A worker's connection to its supervisor: orders in, messages out (see protocol.py). No torch here."""
 
 import contextlib
+import os
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.locks import RunLock
 from kto_sweep.protocol import (
@@ -42,6 +46,7 @@ class Channel:
         self._stop_requested: set[str] = set()
         self._run_locks: dict[str, RunLock] = {}
         self._closed = threading.Event()
+        self._exits_when_closed = False
 
     def listen(self) -> None:
         """Start the thread; it ends when the supervisor closes its end."""
@@ -91,6 +96,23 @@ class Channel:
     def _close(self) -> None:
         self._closed.set()
         self._queue.close()
+        if self._exits_when_closed:
+            os._exit(1)
+
+    @contextmanager
+    def exit_when_closed(self) -> Iterator[None]:
+        """In this block, the process exits at once when the supervisor is gone.
+
+        For work that cannot be interrupted and has nothing to save, such as loading a model: otherwise the
+        next agent would wait for the trials' folders until it is done.
+        """
+        self._exits_when_closed = True
+        if self.closed:  # it was closed before the line above
+            os._exit(1)
+        try:
+            yield
+        finally:
+            self._exits_when_closed = False
 
     @property
     def closed(self) -> bool:
@@ -140,9 +162,9 @@ class ChannelReport:
         """Send one line of console log."""
         self._channel.send(Note(self._run_id, text))
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         """Send an alert."""
-        self._channel.send(Alert(self._run_id, title, text))
+        self._channel.send(Alert(self._run_id, **asdict(alert)))
 
 
 def failure(run_id: str, error: BaseException) -> Failed:

@@ -327,7 +327,8 @@ def create_cotrainer(
 ) -> CoTrainer:
     """A co-trainer with the model and data of a trial. Raises as CoTrainer and WorkerContext do."""
     trial = request.trial
-    base, data = context.base(trial), context.data(trial, request.tokenise_progress)
+    base = context.base(trial, request.load_progress)
+    data = context.data(trial, request.tokenise_progress)
     check_token_ids(base, data)
     gpu = this_gpu() if context.device.type == "cuda" else None
     throughput = Throughput.of(

@@ -76,6 +76,7 @@ class WorkerLoop:
         # New trials start with as many at once as the supervisor has slots for now.
         tuner = self._tuners.setdefault(sharing_key(trial), ConcurrencyTuner(self._concurrency.slots))
         try:
+            self._load(request)
             self._cotrainer = create_cotrainer(self._context, request, self._queue, tuner)
         except StopRequestedError:
             self._send_outcome(request.run_id, TrainResult({}, 0, stopped=True))
@@ -87,12 +88,20 @@ class WorkerLoop:
         else:
             self._queue.put_first(request)
 
+    def _load(self, request: TrialRequest) -> None:
+        """Load the trial's model. No trial is training, so nothing is lost if the process exits."""
+        with self._channel.exit_when_closed():
+            self._context.base(request.trial, request.load_progress)
+
     def _train_alone(self, request: TrialRequest) -> None:
         try:
             if self._devices > 1:
                 result = train_in_ranks(request, self._home, self._devices)
             else:
+                self._load(request)
                 result = _train_with_trl(self._context, request)
+        except StopRequestedError:
+            self._send_outcome(request.run_id, TrainResult({}, 0, stopped=True))
         except Exception as error:
             self._fail(request, error)
         else:
