@@ -32,6 +32,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
+from kto_sweep.search.space import searched_names
 from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView
@@ -109,7 +110,7 @@ def run_agent(
             requeued=tuple(orphans),
             forecast=forecast,
         )
-        varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
+        varied = searched_names(view.space)
         lease = AgentLease(home)
         connectivity = Connectivity(
             target.base_url, (lambda: ensure_server(home).url) if target.local else None

@@ -2,6 +2,7 @@
 
 import sqlite3
 
+from kto_sweep.search.space import searched_names
 from kto_sweep.server import run_writes
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.server.store import lines, runs
@@ -23,9 +24,11 @@ def cells(
     """Every cell with its values, state, cause and run; None for other methods and for large grids."""
     space = rules.space
     size = space.grid_size() if space is not None and rules.method == "grid" else None
-    if space is None or size is None or not 1 < size <= MAX_CELLS or len(space.searched) > MAX_PARAMETERS:
+    if space is None or size is None or not 1 < size <= MAX_CELLS:
         return None
-    names = [parameter.name for parameter in space.searched]
+    names = searched_names(space)
+    if len(names) > MAX_PARAMETERS:
+        return None
     status = _grid_status(connection, owner, sweep, rules)
     return [
         {

@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 from kto_sweep.search.distributions import Continuous
+from kto_sweep.search.space import Space, searched_names
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
 from kto_sweep.server.errors import NotFoundError
@@ -136,10 +137,7 @@ def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Swee
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
-        "parameters": [
-            {"name": parameter.name, "log": _is_log(parameter.distribution)}
-            for parameter in (rules.space.searched if rules.space else ())
-        ],
+        "parameters": _searched(rules.space) if rules.space else [],
         "agents": [
             {
                 "name": agent.name,
@@ -152,6 +150,11 @@ def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Swee
             for agent in sweeps.agents(connection, sweep.id)
         ],
     }
+
+
+def _searched(space: Space) -> list[Row]:
+    on_log_scale = {parameter.name for parameter in space.searched if _is_log(parameter.distribution)}
+    return [{"name": name, "log": name in on_log_scale} for name in searched_names(space)]
 
 
 def _is_log(distribution: object) -> bool:
