@@ -89,7 +89,7 @@ def _cells(
         varied: dict[str, Value] = {}
         for path, value in zip(paths, values, strict=True):
             varied |= _cost_values(path, value)
-        # Mappings that differ only in cost-neutral values ({r: 8, beta: 0.1}, {r: 8, beta: 0.2}) are one cell.
+        # Mappings that differ in cost-neutral values only ({r: 8, beta: 0.1}, {r: 8, beta: 0.2}) are a cell.
         key = value_key(varied)
         earlier = cells[key].count if key in cells else 0
         cells[key] = PlanCell(Trial.from_config(space.config(chosen)), earlier + count * every, varied)
