@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +57,8 @@ from kto_sweep.protocol import (
     TrialMessage,
 )
 from kto_sweep.run_record import home_id
+from kto_sweep.sweep import seed_spread
+from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.private_api import (
     Command,
     KeyRejectedError,
@@ -117,6 +120,8 @@ class Executor:
         self._ending: dict[str, threading.Thread] = {}
         """Threads that end workers, by device."""
         self._runs: dict[str, TrialRun] = {}
+        self._trials: dict[str, Trial] = {}
+        """Of each run that was opened, for the record of its result."""
         self._closing: dict[str, threading.Thread] = {}
         """The last thread that closed each run."""
         self._heartbeats: dict[int, HeartbeatLoop] = {}
@@ -272,6 +277,8 @@ class Executor:
             self.put(events.ServiceGone() if is_service_gone(error) else _not_opened(slot, run_id, error))
         else:
             self._runs[run_id] = run
+            if action.trial.trial is not None:
+                self._trials[run_id] = action.trial.trial
             self.put(events.RunOpened(slot, run_id, run.name, run.logged_steps))
 
     def _opened(self, action: do.OpenRun, *, adopt: bool) -> TrialRun:
@@ -314,7 +321,7 @@ class Executor:
 
     def _close(self, slot: int, run_id: str, run: TrialRun, ending: TrialEnd) -> None:
         try:
-            sent = _end_run(run, ending)
+            sent = _end_run(run, self._with_seed_spread(run, run_id, ending))
         except Exception as error:
             run.release_folder()
             if is_service_gone(error):
@@ -322,6 +329,20 @@ class Executor:
                 return
             sent = False
         self.put(events.RunClosed(slot, run_id, sent))
+
+    def _with_seed_spread(self, run: TrialRun, run_id: str, ending: TrialEnd) -> TrialEnd:
+        """The end with the spread between seeds in earlier sweeps; records the trial for later ones."""
+        trial, options, ref = self._trials.pop(run_id, None), self._run_options, self._source.ref
+        if ending.kind is not TrialEndKind.FINISHED or trial is None or not ref.id:
+            return ending
+        maximize = options.goal == "maximize"
+        new = seed_spread.finished_trial(run_id, str(ref), trial, options.metric, maximize, ending.summary)
+        try:
+            earlier = seed_spread.record(self._home, new) if new is not None else {}
+        except OSError as error:
+            run.note(f"the spread between seeds is not recorded: {error}")
+            return ending
+        return replace(ending, summary={**ending.summary, **earlier})
 
     def _record(self, run: TrialRun, message: TrialMessage) -> None:
         """Log a message to the trial's run and display it."""

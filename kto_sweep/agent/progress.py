@@ -12,7 +12,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from kto_sweep.alerts import RunAlert
-from kto_sweep.text import duration, listed, progress_text
+from kto_sweep.text import duration, number, progress_text
+from kto_sweep.trial import lookup
 
 LINE_SECONDS = 10.0
 """Interval between a trial's progress lines when there is no terminal."""
@@ -60,12 +61,12 @@ class ProgressDisplay:
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
         """Show that a trial started; a resumed trial keeps its number."""
-        number = self._numbers.setdefault(run_id, len(self._numbers) + 1)
-        self._names[run_id] = f"trial {number}"
+        trial = f"trial {self._numbers.setdefault(run_id, len(self._numbers) + 1)}"
+        self._names[run_id] = trial
         self._latest[run_id] = {}
-        chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
-        self.say(f"trial {number}{self._of} on {device}: {chosen}   run {run_id} ({name})")
-        self._bars[run_id] = self._progress.add_task(f"trial {number}", total=None, status="loading")
+        chosen = "  ".join(f"{key}={number(lookup(config, key))}" for key in self._varied)
+        self.say(f"{trial}{self._of} on {device}: {chosen}   run {run_id} ({name})")
+        self._bars[run_id] = self._progress.add_task(trial, total=None, status="loading")
 
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """Show the progress of work before a trial's first step."""
@@ -109,7 +110,7 @@ class ProgressDisplay:
         """Show how a trial ended and its results."""
         values = self._latest[run_id] | dict(summary)
         shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
-        results = "  ".join(f"{name} {_short(values[name])}" for name in shown if name in values)
+        results = "  ".join(f"{name} {number(values[name])}" for name in shown if name in values)
         self.say(f"  {self._forget(run_id)} {how}   {results}")
 
     def failed(self, run_id: str, cause: str, text: str) -> None:
@@ -127,12 +128,6 @@ class ProgressDisplay:
 def _status(values: Mapping[str, float]) -> str:
     shown = (("loss", "loss"), ("rewards/margins", "margin"), ("gpu/memory_peak_gb", "GB"))
     return "  ".join(f"{label} {values[name]:.4g}" for name, label in shown if name in values)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return listed(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 class SafeStdout(io.TextIOBase):

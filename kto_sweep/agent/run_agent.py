@@ -34,6 +34,7 @@ from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
 from kto_sweep.provenance import Provenance
 from kto_sweep.run_record import home_id
+from kto_sweep.search.space import searched_names
 from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
@@ -115,7 +116,7 @@ def run_agent(
             requeued=tuple(orphans),
             forecast=forecast,
         )
-        varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
+        varied = searched_names(view.space)
         lease = AgentLease(home)
         connectivity = Connectivity(
             target.base_url, (lambda: ensure_server(home).url) if target.local else None

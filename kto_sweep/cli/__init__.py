@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("Look", "List base models and the memory they need"),
     "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
+    "replicate": ("Next", "Repeat the best configurations, new seeds"),
+    "widen": ("Next", "Search beyond the end of a range"),
     "view": ("Look", "Save a W&B workspace for a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),

@@ -96,7 +96,7 @@ def _end_of(parameter: Parameter, value: float, min_values: int) -> RangeEnd:
     low, high = distribution.extremes()
     count = distribution.cell_count()
     if isinstance(distribution, Continuous) and distribution.q is not None and count is not None:
-        high = low + (count - 1.5) * distribution.q  # half a step below a grid's last cell, max - q
+        high = low + max(0.5, count - 1.5) * distribution.q  # half a step below a grid's last cell
     share = distribution.cdf(value)
     if value >= high or share > 1 - EDGE:
         return "high"

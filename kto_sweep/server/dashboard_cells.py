@@ -1,5 +1,6 @@
 """The cells of a grid for the dashboard's map."""
 
+from kto_sweep.search.space import searched_names
 from kto_sweep.server.dashboard_data import Row, flat
 from kto_sweep.sweep.sweep_state import SweepStatus
 
@@ -12,9 +13,9 @@ def cells(status: SweepStatus) -> list[Row] | None:
     """Every cell with its values, state, cause and run; None for other methods and for large grids."""
     view = status.view
     size = view.space.grid_size() if view.method == "grid" else None
-    if size is None or not 1 < size <= MAX_CELLS or len(view.space.searched) > MAX_PARAMETERS:
+    names = searched_names(view.space)
+    if size is None or not 1 < size <= MAX_CELLS or len(names) > MAX_PARAMETERS:
         return None
-    names = [parameter.name for parameter in view.space.searched]
     return [
         {
             "values": {name: value for name, value in flat(cell.config).items() if name in names},

@@ -12,6 +12,7 @@ from typing import Any
 
 from kto_sweep.alerts import SUMMARY, alerts_for_summary, alerts_of
 from kto_sweep.search.distributions import Continuous
+from kto_sweep.search.space import Space, searched_names
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
 from kto_sweep.server.errors import NotFoundError
@@ -147,10 +148,7 @@ def sweep_facts(
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
-        "parameters": [
-            {"name": parameter.name, "log": _is_log(parameter.distribution)}
-            for parameter in (rules.space.searched if rules.space else ())
-        ],
+        "parameters": _searched(rules.space) if rules.space else [],
         "agents": [
             {
                 "name": agent.name,
@@ -163,6 +161,11 @@ def sweep_facts(
             for agent in sweeps.agents(connection, sweep.id)
         ],
     }
+
+
+def _searched(space: Space) -> list[Row]:
+    on_log_scale = {parameter.name for parameter in space.searched if _is_log(parameter.distribution)}
+    return [{"name": name, "log": name in on_log_scale} for name in searched_names(space)]
 
 
 def _is_log(distribution: object) -> bool:

@@ -42,6 +42,7 @@ def parameter(name: str, entry: dict[str, object]) -> Parameter:
         ("learning_rate", {**LOG, "min": 1e-6, "max": 1e-4}, 5e-5, ""),
         # A grid's last cell is one step below max.
         ("beta", {"distribution": "q_uniform", "min": 0.1, "max": 0.5, "q": 0.1}, 0.4, "high"),
+        ("beta", {"distribution": "q_uniform", "min": 0.2, "max": 0.3, "q": 0.1}, 0.2, "low"),
         ("beta", {"distribution": "log_normal", "mu": -2, "sigma": 1}, 40.0, ""),
         ("lora_dropout", {"distribution": "beta", "a": 2, "b": 5}, 0.99, ""),
         ("configuration", {"values": [{"beta": 0.1}, {"beta": 0.2}, {"beta": 0.3}]}, {"beta": 0.3}, ""),
