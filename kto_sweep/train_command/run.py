@@ -62,7 +62,7 @@ class RunProgress(ProgressDisplay):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, (), DEFAULT_METRIC, None)
-        self._table = StepTable()
+        self._table = StepTable(width=console.width if console.is_terminal else None)
         self._total = 0
 
     def note(self, text: str) -> None:
