@@ -70,6 +70,7 @@ _TABLE = (
     Metric("trial/examples", "examples", None, "examples trained on"),
     Metric("trial/steps", "steps", None, "optimizer steps planned"),
     Metric("trial/health", "text", None, "`unstable` if the training broke but reached its last step"),
+    Metric("trial/health_message", "text", None, "why it is unstable, with numbers and what to try"),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric(
         "trial/eval_data",
@@ -92,6 +93,7 @@ NOT_LOGGED = frozenset(
         "failure/cause",
         "trial/steps",
         "trial/health",
+        "trial/health_message",
         "trial/data",
         "trial/eval_data",
         "trial/model",

@@ -27,6 +27,8 @@ LOCAL_TRANSMIT_SECONDS = 2
 """A run's upload interval to the embedded server; for W&B, wandb's default of 15 s applies."""
 CHECKPOINT = "checkpoint/last.safetensors"
 """Path of the checkpoint in a run's folder, as long as the trial can resume."""
+ENDINGS = ("failure/cause", "failure/message", "trial/health", "trial/health_message")
+"""What a run's summary says about how an attempt ended."""
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
@@ -170,7 +172,7 @@ class TrialRun:
                 resume=resume,
                 settings=settings,
             )
-            for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
+            for name in ENDINGS:  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
             watched = RunAlerts((*alerts, *rules_of(config)))
