@@ -84,6 +84,7 @@ _TABLE = (
         "and budget on the box; missing if unknown",
     ),
     Metric("seed_spread/degrees_of_freedom", "", None, "runs minus configurations that it was measured on"),
+    Metric("trial/health_message", "text", None, "why it is unstable, with numbers and what to try"),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric(
         "trial/eval_data",
@@ -109,6 +110,7 @@ NOT_LOGGED = frozenset(
         "trial/steps",
         "trial/health",
         "trial/alerts",
+        "trial/health_message",
         "trial/data",
         "trial/eval_data",
         "trial/model",

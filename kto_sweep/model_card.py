@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.text import number
+
 RESULTS = (
     *("loss", "rewards/margins", "kl", "eval/common_loss", "eval/loss", "eval/auc", "eval/margins"),
     *("eval/dprime", "eval/desirable_below_ref", "eval/kl_raw", "trial/seconds"),
@@ -59,7 +61,7 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
     yield f"| optimizer steps | {result.get('steps', 0):,} |"
     for name in RESULTS:
         if isinstance(summary.get(name), int | float):
-            yield f"| `{name}` | {summary[name]:.4g} |"
+            yield f"| `{name}` | {number(summary[name])} |"
     yield from ("", "`eval/*` is measured on the held-out rows; `eval/common_loss` is 0.5 before training.")
     yield from ("", "## Parameters", "", "| | |", "|---|---|")
     for name, value in trial.items():

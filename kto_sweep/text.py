@@ -5,7 +5,11 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import TypeGuard
+
+LONGEST = 15
+"""Digits of the longest whole number that is written out, such as a seed."""
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
@@ -39,23 +43,58 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def number(value: object) -> str:
-    """A value for tables and sentences: floats in four digits, small and large ones as 2.3e-06."""
-    if isinstance(value, float):
-        if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
-            mantissa, exponent = f"{value:.3e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-        return f"{value:.4g}"
-    if value is None:
-        return "-"
-    return listed(value) if isinstance(value, list) else str(value)
-
-
 def show_number(x: float) -> str:
     """A number in a form that YAML 1.1 reads as a number: 5.0e-07, not 5e-07."""
     text = repr(x)
     mantissa, exponent, power = text.partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
+
+
+def number(value: object) -> str:
+    """A value for people: floats in four digits, small and large ones as 2.3e-06; `-` for None.
+
+    >>> number(0.5), number(2.3e-6), number(1e6), number(3.4e38), number(float("nan"))
+    ('0.5', '2.3e-06', '1e+06', '3.4e+38', 'nan')
+    >>> number(True), number(12), number(10**30), number(["a", 1.5])
+    ('True', '12', '1e+30', '[a, 1.5]')
+    """
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return listed(value)
+    if isinstance(value, int) and abs(value) >= 10**LONGEST:
+        return _scientific(value)
+    if not isinstance(value, float):
+        return str(value)
+    if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e6:
+        return _scientific(value)
+    return f"{value:.4g}"
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{Decimal(value):.3e}".split("e")  # Decimal: an int may be too large for a float
+    sign, power = exponent[0], exponent[1:]
+    return f"{mantissa.rstrip('0').rstrip('.')}e{sign}{power:0>2}"
+
+
+def fitted(value: float, form: str, width: int) -> str:
+    """The number by `form`, a format specification, or by another if that is too wide or shows only zeros.
+
+    Every number fits 8 characters.
+
+    >>> [fitted(value, "+.3f", 8) for value in (0.5, 12345.678, -2.5e17, 4e-5, -1e-300, float("inf"))]
+    ['+0.500', '+12345.7', '-2.5e+17', '+4.0e-05', '-1e-300', '+inf']
+    >>> [fitted(value, ",.0f", 8) for value in (0.0, 1234.5, 1e30)]
+    ['0', '1,234', '1.0e+30']
+    """
+    if not math.isfinite(value):
+        return str(value) if math.isnan(value) else format(value, form)
+    sign = "+" if form.startswith("+") else ""
+    for candidate in (form, *(f"{sign}{fewer}" for fewer in (".2f", ".1f", ".0f", ".1e", ".0e"))):
+        text = format(value, candidate)
+        if len(text) <= width and (value == 0 or float(text.replace(",", "")) != 0):
+            return text
+    raise ValueError(f"{value} does not fit {width} characters")
 
 
 def yaml_form(text: str) -> str:

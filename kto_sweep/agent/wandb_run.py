@@ -35,6 +35,8 @@ BUSY_SECONDS = 5.0
 """Minimum interval between updates of the time that a run has held its device."""
 NO_GPU = -1
 """A GPU index of wandb's system monitor that does not exist; without any index it monitors all GPUs."""
+ENDINGS = ("failure/cause", "failure/message", "trial/health", "trial/health_message")
+"""What a run's summary says about how an attempt ended."""
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
@@ -212,7 +214,7 @@ class TrialRun:
             )
             # What an earlier attempt loaded stays until this one has loaded it.
             set_record(run, {**(run.config.get(RECORD) or {}), **provenance.to_json()})
-            for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
+            for name in ENDINGS:  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
             rules = RuleChecker((*alerts, *rules_of(config)))

@@ -64,7 +64,7 @@ class RunProgress(ProgressDisplay):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, (), DEFAULT_METRIC, None)
-        self._table = StepTable()
+        self._table = StepTable(width=console.width if console.is_terminal else None)
         self._total = 0
         self.result: dict[str, Any] = {"state": None, "cause": "", "message": "", "summary": {}}
         """How the run ended, for --json."""

@@ -331,7 +331,10 @@ class TrialTraining:
     def _result(self, examples: int, *, stopped: bool) -> TrainResult:
         # Later keys win: rows have no such names, and the hashes must be those of this process.
         taken = {"trial/seconds": self._seconds_taken, "trial/examples": examples}
-        return TrainResult({**self._metrics.summary, **taken, **self._inputs.summary}, self.steps, stopped)
+        # Not of a stopped trial: what it still does may change the judgement.
+        health = {} if stopped else self._metrics.conclude()
+        summary = {**self._metrics.summary, **taken, **self._inputs.summary, **health}
+        return TrainResult(summary, self.steps, stopped)
 
     def _with_lineage(self, result: TrainResult) -> TrainResult:
         self._lineage.write(result)
