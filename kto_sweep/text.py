@@ -5,8 +5,14 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import TypeGuard
 
+WRITTEN_OUT = 10**10
+"""Smaller whole numbers, such as a seed, are written out."""
+SMALL, LARGE = Decimal("0.001"), 10**6
+"""Other numbers between them are written without a power of ten."""
+_FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # JavaScript rounds halves up
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -40,15 +46,26 @@ def show(value: object) -> str:
 
 
 def number(value: object) -> str:
-    """A value for tables and sentences: floats in four digits, small and large ones as 2.3e-06."""
-    if isinstance(value, float):
-        if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
-            mantissa, exponent = f"{value:.3e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-        return f"{value:.4g}"
+    """A value for people, the same text as `show` of the page's format.js; `-` for None.
+
+    Whole numbers are written out, others have four digits, small and large ones as 2.3e-06.
+    """
     if value is None:
         return "-"
-    return listed(value) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return listed(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        return str(value)
+    # 5.0 as 5: JSON and JavaScript do not tell them apart.
+    if abs(value) < WRITTEN_OUT and value == int(value):
+        return str(int(value))
+    rounded = _FOUR_DIGITS.create_decimal(value)
+    if SMALL <= abs(rounded) < LARGE:
+        return f"{float(rounded):.10g}"
+    mantissa, exponent = f"{rounded:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{exponent[0]}{exponent[1:]:0>2}"
 
 
 def show_number(x: float) -> str:
