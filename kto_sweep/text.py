@@ -5,12 +5,14 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import TypeGuard
 
-LONGEST = 15
-"""Digits of the longest whole number that is written out, such as a seed."""
-
+WRITTEN_OUT = 10**10
+"""Smaller whole numbers, such as a seed, are written out."""
+SMALL, LARGE = Decimal("0.001"), 10**6
+"""Other numbers between them are written without a power of ten."""
+_FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # JavaScript rounds halves up
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -43,32 +45,34 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def number(value: object) -> str:
+    """A value for people, the same text as `show` of the page's format.js; `-` for None.
+
+    Whole numbers are written out, others have four digits, small and large ones as 2.3e-06.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else listed(value) if isinstance(value, list) else _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # 5.0 as 5: JSON and JavaScript do not tell them apart.
+    if abs(value) < WRITTEN_OUT and value == int(value):
+        return str(int(value))
+    rounded = _FOUR_DIGITS.create_decimal(value)
+    if SMALL <= abs(rounded) < LARGE:
+        return f"{float(rounded):.10g}"
+    mantissa, exponent = f"{rounded:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{exponent[0]}{exponent[1:]:0>2}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def show_number(x: float) -> str:
     """A number in a form that YAML 1.1 reads as a number: 5.0e-07, not 5e-07."""
     text = repr(x)
     mantissa, exponent, power = text.partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
-
-
-def number(value: object) -> str:
-    """A value for people: floats in four digits, small and large ones as 2.3e-06; `-` for None.
-
-    >>> number(0.5), number(2.3e-6), number(1e6), number(3.4e38), number(float("nan"))
-    ('0.5', '2.3e-06', '1e+06', '3.4e+38', 'nan')
-    >>> number(True), number(12), number(10**30), number(["a", 1.5])
-    ('True', '12', '1e+30', '[a, 1.5]')
-    """
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return listed(value)
-    if isinstance(value, int) and abs(value) >= 10**LONGEST:
-        return _scientific(value)
-    if not isinstance(value, float):
-        return str(value)
-    if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e6:
-        return _scientific(value)
-    return f"{value:.4g}"
 
 
 def _scientific(value: float) -> str:

@@ -28,6 +28,7 @@ class MetricsLog:
         self._trial = trial
         self._counts = counts
         self._health: Health | None = None
+        self._last_step = 0
         self._reported = 0
         """The last step whose row the report's reader has."""
         self.summary: dict[str, float | int | str] = {}
@@ -71,6 +72,7 @@ class MetricsLog:
         if self._health is None:
             raise ValueError("call resume first")
         self.summary |= values
+        self._last_step = step
         # Rows from the file too: trends need a whole window of them.
         issues = self._health.check(step, values)
         if step > self._reported:  # else the reader has the row, and its warnings
@@ -88,8 +90,7 @@ class MetricsLog:
         message = self._health.judge() if self._health is not None else ""
         if not message:
             return {}
-        self._report.note(f"WARNING: {UNSTABLE}: {message}")
-        self._report.alert(RunAlert(AlertLevel.WARN, UNSTABLE, message))
+        self._report.alert(RunAlert(AlertLevel.WARN, UNSTABLE, message, self._last_step))
         return {"trial/health": UNSTABLE, "trial/health_message": message}
 
     def syncing(self) -> Callable[[], None]:
