@@ -18,7 +18,7 @@ const CREATE =
   "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or try: `kto-sweep demo`";
 
 function sweepRow(sweep) {
-  const best = sweep.best === null ? "" : show(Number(sweep.best.toPrecision(6)));
+  const best = sweep.best === null ? "" : show(sweep.best);
   return h(
     "tr",
     {},
