@@ -19,7 +19,7 @@ from kto_sweep.local_server.process import read_address, server_pid
 START_TIMEOUT = 60.0
 """Seconds to wait for a new server; it checks the database first, which takes time when that is large."""
 SLOW_START = 3.0
-"""Seconds after which a line says what is being waited for."""
+"""Seconds after which a line on the terminal says what is being waited for."""
 STOP_TIMEOUT = 20.0
 """Seconds to wait for the server to exit."""
 MIN_FREE_BYTES = 1 << 20
@@ -76,7 +76,7 @@ def ensure_server(home: Home) -> LocalServer:
         waited = time.monotonic() - begin
         if waited > START_TIMEOUT:
             raise _start_error(home, f"no answer within {START_TIMEOUT:.0f} s")
-        if waited > SLOW_START and not is_said:
+        if waited > SLOW_START and not is_said and sys.stderr.isatty():
             print("Starting the embedded server, which first checks its database", file=sys.stderr)
             is_said = True
         time.sleep(0.05)
