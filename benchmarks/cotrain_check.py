@@ -24,6 +24,7 @@ from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.trial.request import TrialRequest
@@ -46,6 +47,9 @@ class Recorder:
         self.notes: list[str] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def loaded(self, provenance: Provenance) -> None:
         pass
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

@@ -26,6 +26,7 @@ from common import ARCHITECTURES, describe_machine, matmul_ceiling, print_table,
 
 from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.trial.request import TrialRequest
@@ -44,6 +45,9 @@ class Recorder:
         self.peak_gib: float | None = None
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def loaded(self, provenance: Provenance) -> None:
         pass
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

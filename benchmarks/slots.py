@@ -20,6 +20,7 @@ from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -34,6 +35,9 @@ class Quiet:
     """A Report of which nobody hears."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def loaded(self, provenance: Provenance) -> None:
         """Nothing."""
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

@@ -14,6 +14,8 @@ from kto_sweep.env_vars import VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.models.presets import PRESETS
+from kto_sweep.sweep.sweep_state import ShownState
+from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep_file.kto_sweep_block import BLOCK, KEYS
 from kto_sweep.text import show
 from kto_sweep.trial import PARAMETERS
@@ -89,7 +91,7 @@ def _page() -> Iterator[str]:
     yield "Generated from the code by `make reference`; do not edit."
     yield ""
     parts = ("Commands", "Parameters of a trial", "Block of a sweep file", "Model sizes", "Metrics")
-    for part in (*parts, "Causes of failure", "Exit codes", "Environment variables"):
+    for part in (*parts, "States", "Causes of failure", "Exit codes", "Environment variables"):
         yield f"- [{part}](#{part.lower().replace(' ', '-')})"
     yield from _commands()
     yield from _parameters()
@@ -101,6 +103,7 @@ def _page() -> Iterator[str]:
     yield from _table(("key", "meaning"), ((f"`{name}`", meaning) for name, meaning in KEYS.items()))
     yield from _model_sizes()
     yield from _metrics()
+    yield from _states()
     yield from _causes()
     yield from _section("Exit codes")
     yield from _table(("code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
@@ -161,6 +164,17 @@ def _metrics() -> Iterator[str]:
         better = {"minimize": "lower", "maximize": "higher", None: ""}[metric.goal]
         rows.append((f"`{metric.name}`", metric.unit, better, meaning))
     yield from _table(("metric", "unit", "better", "meaning"), rows)
+
+
+def _states() -> Iterator[str]:
+    yield from _section(
+        "States",
+        "Of a sweep, in `status`, on its page and in `shown_state` of `--json`. `state` of `--json` is W&B's "
+        "own, which `wandb sweep` reads and sets.",
+    )
+    yield from _table(("sweep", "meaning"), ((state, state.meaning) for state in ShownState))
+    yield from ("", "Of a trial. W&B's own state of its run is in `wandb.Api`.", "")
+    yield from _table(("trial", "meaning"), ((state, state.meaning) for state in TrialState))
 
 
 def _causes() -> Iterator[str]:

@@ -37,8 +37,15 @@ while kill -0 "$agent" 2>/dev/null; do # a signal ends the first wait, not the a
 done
 trap - TERM INT
 
-# 143: the time limit. Requeue after any code except 0 (the sweep is done) and 2 (wrong usage).
-if [ "$code" -ne 0 ] && [ "$code" -ne 2 ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+# 0: nothing is left to train. 2: wrong usage. 1: it failed, which may be over after a while. All others, such as
+# 143 (the time limit) and 75 (--budget or --until is over): trials are left.
+restarts=${SLURM_RESTART_COUNT:-0}
+case "$code" in
+0 | 2) again=no ;;
+1) [ "$restarts" -lt 10 ] && again=yes || again=no ;;
+*) again=yes ;;
+esac
+if [ "$again" = yes ] && [ -n "${SLURM_JOB_ID:-}" ]; then
     echo "kto-sweep ended with exit code $code (signal: $ended_by_signal): requeued"
     scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -11,6 +11,8 @@ VARIABLES: Mapping[str, str] = {
     "WANDB_IDENTITY_TOKEN_FILE": "W&B login with an identity token instead of a key",
     "WANDB_LOG_MODEL": "`end`: upload each trial's final adapters to W&B as an artifact; "
     "the embedded server does not store artifacts",
+    "WANDB_DISABLE_GIT": "`true`: do not record the git commit",
+    "WANDB_SAVE_CODE": "`true`: upload the program and the changes since the git commit to W&B",
     "HF_TOKEN": "Hugging Face token, for gated models and private data",
     "HF_HUB_OFFLINE": "`1`: use only models and data in the hub's cache on this box",
     "HF_HOME": "folder of the hub's cache; default `~/.cache/huggingface`",

@@ -15,10 +15,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+WORK_LEFT = 75
+"""Exit code of an agent that ended before its sweep; sysexits.h's EX_TEMPFAIL, `try again later`."""
+
 EXIT_CODES: Mapping[int, str] = {
-    0: "done",
+    0: "done; of an agent: no trial is left for it, or `--count` trials have ended",
     1: "the work failed, in whole or in part",
-    2: "wrong command line, file or configuration",
+    2: "wrong command line, file or configuration, or nothing to do for this command",
+    WORK_LEFT: "an agent ended before its sweep, such as by `--budget` or `--until`: start it again",
     130: "interrupted by Ctrl-C",
     143: "ended by SIGTERM: an agent's trials were requeued",
 }

@@ -3,6 +3,7 @@
 import ipaddress
 import ssl
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +21,8 @@ class Answer(NamedTuple):
     status: int
     """HTTP status, after redirects."""
     body: bytes
+    date: float | None = None
+    """The server's clock, in Unix seconds; None if it did not say."""
 
     @property
     def ok(self) -> bool:
@@ -57,11 +60,18 @@ def get(
             trust_env=False,
         ) as response:
             body = next(response.iter_bytes(limit), b"") if limit else b""
-            return Answer(response.status_code, body)
+            return Answer(response.status_code, body, _date(response.headers.get("date", "")))
     except httpx.TooManyRedirects:
         return Answer(REDIRECT_LOOP, b"")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         raise NoAnswerError(str(error) or type(error).__name__) from error
+
+
+def _date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except ValueError:
+        return None
 
 
 def _proxy_for(url: str) -> str | None:

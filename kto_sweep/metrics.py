@@ -76,6 +76,15 @@ _TABLE = (
         None,
         "its last 20 alerts: `level` (INFO, WARN, ERROR), `title`, `text`, `step`",
     ),
+    Metric(
+        "seed_spread/deviation",
+        "",
+        None,
+        "standard deviation of the sweep's metric between seeds in earlier sweeps of the same model, data "
+        "and budget on the box; missing if unknown",
+    ),
+    Metric("seed_spread/degrees_of_freedom", "", None, "runs minus configurations that it was measured on"),
+    Metric("trial/health_message", "text", None, "why it is unstable, with numbers and what to try"),
     Metric("trial/data", "text", None, "fingerprint of the training and held-out rows"),
     Metric(
         "trial/eval_data",
@@ -96,9 +105,12 @@ NOT_LOGGED = frozenset(
         "objective/best",
         "objective/last",
         "failure/cause",
+        "seed_spread/deviation",
+        "seed_spread/degrees_of_freedom",
         "trial/steps",
         "trial/health",
         "trial/alerts",
+        "trial/health_message",
         "trial/data",
         "trial/eval_data",
         "trial/model",

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.text import number
+
 RESULTS = (
     *("loss", "rewards/margins", "kl", "eval/common_loss", "eval/loss", "eval/auc", "eval/margins"),
     *("eval/dprime", "eval/desirable_below_ref", "eval/kl_raw", "trial/seconds"),
@@ -59,7 +61,7 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
     yield f"| optimizer steps | {result.get('steps', 0):,} |"
     for name in RESULTS:
         if isinstance(summary.get(name), int | float):
-            yield f"| `{name}` | {summary[name]:.4g} |"
+            yield f"| `{name}` | {number(summary[name])} |"
     yield from ("", "`eval/*` is measured on the held-out rows; `eval/common_loss` is 0.5 before training.")
     yield from ("", "## Parameters", "", "| | |", "|---|---|")
     for name, value in trial.items():
@@ -67,9 +69,23 @@ def card_lines(about: Mapping[str, Any], *, merged: bool = False) -> Iterator[st
         yield f"| `{name}` | {shown} |"
     yield from ("", "## Lineage", "", "| | |", "|---|---|")
     yield f"| base weights | `{model['fingerprint']}`, {model['quantization']}, {model['dtype']} |"
-    hardware = about["hardware"]
-    yield f"| hardware | {hardware['device']} |"
-    yield f"| software | {', '.join(f'{name} {version}' for name, version in about['software'].items())} |"
+    yield from (f"| {name} | {text} |" for name, text in _origin(about))
+
+
+def _origin(about: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Sizes of the model, code and environment, as far as the lineage has them: names and texts."""
+    model, code, environment = (about.get(name, {}) for name in ("model", "code", "environment"))
+    sizes = [
+        f"{model[name]:,} {name.replace('_', ' ')}"
+        for name in ("parameters", "trainable_parameters")
+        if name in model
+    ]
+    yield "size", ", ".join(sizes)
+    if code:
+        yield "code", f"commit `{code['commit']}`{', with changes' if code.get('dirty') else ''}"
+    if environment:
+        shown = (f"{name} {value}" for name, value in environment.items() if name != "host")
+        yield "environment", ", ".join(shown)
 
 
 def _file_names(dataset: object) -> str:

@@ -28,6 +28,8 @@ class StartTrial:
     logged_steps: int | None = None
     """The last step whose metrics were received; the worker sends each later step exactly once. None:
     unknown, so it sends the steps after the checkpoint."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """What the agent knows of the trial's Provenance, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,15 @@ class Preparing:
     what: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Message: the trial's model and data are loaded."""
+
+    run_id: str
+    provenance: Mapping[str, Any]
+    """The trial's whole Provenance, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ class WorkerBroken:
 
 
 Order = StartTrial | StopTrial
-TrialMessage = Preparing | Planned | Metrics | Note | Alert | Done | Failed
+TrialMessage = Preparing | Loaded | Planned | Metrics | Note | Alert | Done | Failed
 Message = Ready | SetConcurrency | WorkerBroken | TrialMessage
 
 _KINDS: dict[str, type] = {kind.__name__.lower(): kind for kind in (*get_args(Order), *get_args(Message))}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from kto_sweep import row_file
 from kto_sweep.row_file import LineFile, RowFile
+from kto_sweep.text import fitted, number
 
 ROWS = "log.jsonl"
 """A run's rows, in its folder."""
@@ -18,24 +19,29 @@ HEADER_EVERY = 100
 """The table repeats its header after this many rows."""
 
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
-    ("Loss", "loss", "{:.4f}"),
-    ("LR", "learning_rate", "{:.1e}"),
-    ("Chosen", "rewards/chosen", "{:+.3f}"),
-    ("Reject", "rewards/rejected", "{:+.3f}"),
-    ("Margin", "rewards/margins", "{:+.3f}"),
-    ("KL", "kl", "{:.3f}"),
-    ("Grad", "grad_norm", "{:.2f}"),
-    ("GPU GB", "gpu/memory_peak_gb", "{:.1f}"),
-    ("Tok/s", "tokens_per_second", "{:,.0f}"),
+    ("Loss", "loss", ".4f"),
+    ("LR", "learning_rate", ".1e"),
+    ("Chosen", "rewards/chosen", "+.3f"),
+    ("Reject", "rewards/rejected", "+.3f"),
+    ("Margin", "rewards/margins", "+.3f"),
+    ("KL", "kl", ".3f"),
+    ("Grad", "grad_norm", ".2f"),
+    ("GPU GB", "gpu/memory_peak_gb", ".1f"),
+    ("Tok/s", "tokens_per_second", ",.0f"),
 )
+_LEAST_NEEDED = ("gpu/memory_peak_gb", "tokens_per_second", "rewards/rejected", "rewards/chosen", "kl")
+"""Columns that a narrow table leaves out, the first one first."""
 _WIDTH = 8
+"""Characters of a column; one more separates it from the last."""
+_STEP_WIDTH, _ETA_WIDTH = 11, 9
 
 
 class StepTable:
-    """Formats metrics as rows of the table."""
+    """Formats metrics as rows of the table, of at most `width` characters if the columns that stay fit."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, width: int | None = None) -> None:
         self._clock = clock
+        self._width = width
         self._started = clock()
         self._total = 0
         self._done_before = 0
@@ -50,20 +56,45 @@ class StepTable:
     def lines(self, step: int, values: Mapping[str, float]) -> list[str]:
         """The table's next lines: a row for a training step, a line for an evaluation."""
         lines = []
+        place = f"{step}/{self._total}".rjust(self._step_width)
         if "loss" in values:
+            columns = self._columns
             if self._rows % HEADER_EVERY == 0:
-                heads = "".join(f"{head:>{_WIDTH + 1}}" for head, _, _ in _COLUMNS)
-                lines.append(f"{'Step':>11}{heads}{'ETA':>9}")
+                heads = "".join(f"{head:>{_WIDTH + 1}}" for head, _, _ in columns)
+                lines.append(f"{'Step':>{self._step_width}}{heads}{'ETA':>{_ETA_WIDTH}}")
             self._rows += 1
-            cells = "".join(f"{_cell(values, name, form):>{_WIDTH + 1}}" for _, name, form in _COLUMNS)
-            lines.append(f"{f'{step}/{self._total}':>11}{cells}{self._eta(step):>9}")
+            cells = "".join(f"{_cell(values, name, form):>{_WIDTH + 1}}" for _, name, form in columns)
+            lines.append(f"{place}{cells}{self._eta(step):>{_ETA_WIDTH}}")
         evaluated = {name: value for name, value in values.items() if name.startswith("eval/")}
         if evaluated:
-            shown = "  ".join(
-                f"{name.removeprefix('eval/')} {value:.4g}" for name, value in evaluated.items()
-            )
-            lines.append(f"{f'{step}/{self._total}':>11}  eval  {shown}")
+            lines += self._evaluation(place, evaluated)
         return lines
+
+    def _evaluation(self, place: str, values: Mapping[str, float]) -> list[str]:
+        """A line of `eval/*` metrics; more if they do not fit the width."""
+        start = f"{place}  eval"
+        lines = [start]
+        for name, value in values.items():
+            item = f"  {name.removeprefix('eval/')} {number(value)}"
+            if self._width is not None and lines[-1] != start and len(lines[-1] + item) > self._width:
+                lines.append(" " * len(start))
+            lines[-1] += item
+        return lines
+
+    @property
+    def _step_width(self) -> int:
+        return max(_STEP_WIDTH, len(f"{self._total}/{self._total}"))
+
+    @property
+    def _columns(self) -> list[tuple[str, str, str]]:
+        """The columns that fit the width."""
+        columns = list(_COLUMNS)
+        for least in _LEAST_NEEDED:
+            taken = self._step_width + len(columns) * (_WIDTH + 1) + _ETA_WIDTH
+            if self._width is None or taken <= self._width:
+                break
+            columns = [column for column in columns if column[1] != least]
+        return columns
 
     def _eta(self, step: int) -> str:
         done = step - self._done_before
@@ -73,13 +104,15 @@ class StepTable:
 
 
 def _cell(values: Mapping[str, float], name: str, form: str) -> str:
-    return form.format(values[name]) if name in values else "-"
+    return fitted(values[name], form, _WIDTH) if name in values else "-"
 
 
 def clock_time(seconds: float) -> str:
-    """`75` as `1:15`, `4000` as `1:06:40`."""
+    """`75` as `1:15`, `4000` as `1:06:40`, 100 hours and more as `5 days`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours / 24:.0f} days" if hours < 24 * 1000 else "> 2 years"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

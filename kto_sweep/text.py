@@ -5,8 +5,14 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from decimal import ROUND_HALF_UP, Context, Decimal
 from typing import TypeGuard
 
+WRITTEN_OUT = 10**10
+"""Smaller whole numbers, such as a seed, are written out."""
+SMALL, LARGE = Decimal("0.001"), 10**6
+"""Other numbers between them are written without a power of ten."""
+_FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # JavaScript rounds halves up
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -39,11 +45,60 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def number(value: object) -> str:
+    """A value for people, the same text as `show` of the page's format.js; `-` for None.
+
+    Whole numbers are written out, others have four digits, small and large ones as 2.3e-06.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "-" if value is None else listed(value) if isinstance(value, list) else _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    # 5.0 as 5: JSON and JavaScript do not tell them apart.
+    if abs(value) < WRITTEN_OUT and value == int(value):
+        return str(int(value))
+    rounded = _FOUR_DIGITS.create_decimal(value)
+    if SMALL <= abs(rounded) < LARGE:
+        return f"{float(rounded):.10g}"
+    mantissa, exponent = f"{rounded:.3e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{exponent[0]}{exponent[1:]:0>2}"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def show_number(x: float) -> str:
     """A number in a form that YAML 1.1 reads as a number: 5.0e-07, not 5e-07."""
     text = repr(x)
     mantissa, exponent, power = text.partition("e")
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
+
+
+def _scientific(value: float) -> str:
+    mantissa, exponent = f"{Decimal(value):.3e}".split("e")  # Decimal: an int may be too large for a float
+    sign, power = exponent[0], exponent[1:]
+    return f"{mantissa.rstrip('0').rstrip('.')}e{sign}{power:0>2}"
+
+
+def fitted(value: float, form: str, width: int) -> str:
+    """The number by `form`, a format specification, or by another if that is too wide or shows only zeros.
+
+    Every number fits 8 characters.
+
+    >>> [fitted(value, "+.3f", 8) for value in (0.5, 12345.678, -2.5e17, 4e-5, -1e-300, float("inf"))]
+    ['+0.500', '+12345.7', '-2.5e+17', '+4.0e-05', '-1e-300', '+inf']
+    >>> [fitted(value, ",.0f", 8) for value in (0.0, 1234.5, 1e30)]
+    ['0', '1,234', '1.0e+30']
+    """
+    if not math.isfinite(value):
+        return str(value) if math.isnan(value) else format(value, form)
+    sign = "+" if form.startswith("+") else ""
+    for candidate in (form, *(f"{sign}{fewer}" for fewer in (".2f", ".1f", ".0f", ".1e", ".0e"))):
+        text = format(value, candidate)
+        if len(text) <= width and (value == 0 or float(text.replace(",", "")) != 0):
+            return text
+    raise ValueError(f"{value} does not fit {width} characters")
 
 
 def yaml_form(text: str) -> str:
@@ -77,6 +132,11 @@ def duration(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def hours(value: float) -> str:
+    """Hours to two digits: 0.0021, 3.5, 120."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def nearest(word: str, known: Iterable[str], similarity: float = 0.6) -> str | None:

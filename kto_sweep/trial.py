@@ -26,6 +26,9 @@ from kto_sweep.text import nearest
 
 Path = tuple[str, ...]
 
+RECORD = "record"
+"""Key of a run's configuration with what the run was trained with (see provenance.py). No parameter."""
+
 EVALUATIONS = 4
 """Evaluations per trial by default, without eval_steps; the last is after its last step."""
 
@@ -113,7 +116,7 @@ class Trial:
     def from_config(cls, config: Mapping[str, object]) -> "Trial":
         """The trial of a run's configuration; numbers may be text, parameters may be nested.
 
-        Keys that begin with _ are W&B's own and ignored.
+        Ignores what `trial_config` leaves out.
         Raises TrialConfigError with every problem.
         """
         values: dict[str, object] = {}
@@ -227,10 +230,39 @@ _OTHER_NAMES = {
 """Names of the parameters in other KTO scripts, for hints only."""
 
 
+def is_setting(key: str) -> bool:
+    """Whether a key at the top of a run's configuration is a trial's, and not W&B's or this project's own."""
+    return key != RECORD and not key.startswith("_")
+
+
+def trial_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration without its `record` and the keys that begin with _."""
+    return {key: value for key, value in config.items() if is_setting(key)}
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with all parameters that it does not name, at the top; null ones are left out.
+
+    What it names stays where and as it is: a sweep's search compares it with the sweep's own values.
+    Unchanged if it cannot be trained.
+    """
+    try:
+        parameters = Trial.from_config(config).to_config()
+    except TrialConfigError:
+        return dict(config)
+    named = {parameter_name(path) for path, _ in leaves(config)}
+    full = dict(config)
+    for name, value in parameters.items():
+        if name not in named:
+            group = config.get(name)  # a group may have a parameter's name: optimizer.weight_decay
+            full[name] = {**group, name: value} if isinstance(group, Mapping) else value
+    return full
+
+
 def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Every (path, value) of a nested configuration, except keys that begin with _."""
+    """Every (path, value) of a nested configuration, except what `trial_config` leaves out."""
     for key, value in config.items():
-        if str(key).startswith("_"):
+        if str(key).startswith("_") or not (path or is_setting(str(key))):
             continue
         here = (*path, str(key))
         if isinstance(value, Mapping):

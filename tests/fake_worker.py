@@ -26,6 +26,7 @@ from kto_sweep.protocol import (
     MESSAGE_FD,
     Done,
     Failed,
+    Loaded,
     Message,
     Metrics,
     Planned,
@@ -124,6 +125,8 @@ class FakeTrainer:
             match self.orders.get():
                 case StartTrial() as start:
                     trial = self.trials[start.run_id] = FakeTrial(start)
+                    model = {"name": trial.settings.base_model, "trainable_parameters": 3}
+                    self.send(Loaded(trial.run_id, {**start.provenance, "model": model}))
                     self.send(Planned(trial.run_id, trial.total, trial.logged))
                     for step in range(trial.logged + 1, len(trial.losses) + 1):
                         self.send(trial.row(step))

@@ -29,6 +29,8 @@ class Device:
     """UUID of a GPU; unlike its index, it is the same everywhere."""
     count: int = 1
     """Number of GPUs, or of CPU processes, that train one trial together."""
+    indices: tuple[int, ...] = ()
+    """Indices of its GPUs in nvidia-smi."""
 
 
 CPU = Device("cpu", "")
@@ -58,7 +60,11 @@ def find_devices(environ: Mapping[str, str], *, gpus: str | None = None, cpu: bo
         has = f"this box has {', '.join(present)}" if present else "this box has no NVIDIA GPU"
         option = f"CUDA_VISIBLE_DEVICES={limit}" if gpus is None else f"--gpus {gpus}"
         raise UsageError(f"{option}: no GPU {', '.join(absent) or 'named'}; {has}", hint="or use --cpu")
-    return [Device(f"gpu {name}", name, present.get(name, name)) for name in requested] or [CPU]
+    index_by_uuid = {uuid: index for index, uuid in present.items()}
+    return [
+        Device(f"gpu {name}", name, present.get(name, name), indices=(int(index_by_uuid.get(name, name)),))
+        for name in requested
+    ] or [CPU]
 
 
 def grouped(devices: Sequence[Device], size: int) -> list[Device]:
@@ -74,11 +80,13 @@ def grouped(devices: Sequence[Device], size: int) -> list[Device]:
             f"--gpus-per-trial {size}: cannot divide {len(devices)} GPU{'s' * (len(devices) > 1)} by {size}",
             hint=f"use --gpus-per-trial {divisor}, or choose GPUs with --gpus",
         )
-    groups = [devices[at : at + size] for at in range(0, len(devices), size)]
-    return [
-        Device(f"gpus {visible}", visible, count=size)
-        for visible in (",".join(device.visible for device in group) for group in groups)
-    ]
+    return [_group(devices[at : at + size]) for at in range(0, len(devices), size)]
+
+
+def _group(devices: Sequence[Device]) -> Device:
+    visible = ",".join(device.visible for device in devices)
+    indices = tuple(index for device in devices for index in device.indices)
+    return Device(f"gpus {visible}", visible, count=len(devices), indices=indices)
 
 
 def _split(text: str) -> list[str]:

@@ -10,17 +10,20 @@ server                 Connectivity, read at each Tick
 Everything else runs on the supervisor's thread.
 """
 
+import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kto_sweep.agent import actions as do
 from kto_sweep.agent import events
 from kto_sweep.agent.connectivity import Connectivity
+from kto_sweep.agent.devices import Device
 from kto_sweep.agent.events import OpeningFailure
 from kto_sweep.agent.heartbeat import INTERVAL_SECONDS, HeartbeatLoop
 from kto_sweep.agent.lease import AgentLease, BusyError, OrphanedTrial, release, take_over
@@ -30,6 +33,7 @@ from kto_sweep.agent.time_budget import Allowance
 from kto_sweep.agent.trial_source import TrialSource
 from kto_sweep.agent.wandb_run import (
     GivenBackError,
+    Monitored,
     ObjectiveTracker,
     RunOptions,
     TrialRun,
@@ -41,8 +45,20 @@ from kto_sweep.disk import shortage
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.home import Home
-from kto_sweep.protocol import Alert, Metrics, Note, Planned, Preparing, StartTrial, StopTrial, TrialMessage
+from kto_sweep.protocol import (
+    Alert,
+    Loaded,
+    Metrics,
+    Note,
+    Planned,
+    Preparing,
+    StartTrial,
+    StopTrial,
+    TrialMessage,
+)
 from kto_sweep.run_record import home_id
+from kto_sweep.sweep import seed_spread
+from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.private_api import (
     Command,
     KeyRejectedError,
@@ -99,9 +115,13 @@ class Executor:
         """When the disk was last full."""
         self._service_is_lost = False
         self._workers: dict[str, WorkerProcess] = {}
+        self._devices: dict[str, Device] = {}
+        """Those that a worker was started on, by name."""
         self._ending: dict[str, threading.Thread] = {}
         """Threads that end workers, by device."""
         self._runs: dict[str, TrialRun] = {}
+        self._trials: dict[str, Trial] = {}
+        """Of each run that was opened, for the record of its result."""
         self._closing: dict[str, threading.Thread] = {}
         """The last thread that closed each run."""
         self._heartbeats: dict[int, HeartbeatLoop] = {}
@@ -214,7 +234,7 @@ class Executor:
         except OSError as error:  # no disk space for its log, no memory, or too many processes
             self.put(events.WorkerNotStarted(name, number, str(error)))
             return
-        self._workers[name] = worker
+        self._workers[name], self._devices[name] = worker, action.device
         _spawn(f"worker on {name}", partial(self._listen, worker, name, number))
 
     def _listen(self, worker: WorkerProcess, name: str, number: int) -> None:
@@ -225,8 +245,9 @@ class Executor:
         trial = action.trial
         if self._has_space(action.slot, trial.run_id):
             folder = str(self._folder(trial.run_id))
+            provenance = self._run_options.provenance.to_json()
             self._workers[action.device].send(
-                StartTrial(trial.run_id, trial.config, folder, trial.logged_step)
+                StartTrial(trial.run_id, trial.config, folder, trial.logged_step, provenance)
             )
 
     def _has_space(self, slot: int, run_id: str) -> bool:
@@ -256,6 +277,8 @@ class Executor:
             self.put(events.ServiceGone() if is_service_gone(error) else _not_opened(slot, run_id, error))
         else:
             self._runs[run_id] = run
+            if action.trial.trial is not None:
+                self._trials[run_id] = action.trial.trial
             self.put(events.RunOpened(slot, run_id, run.name, run.logged_steps))
 
     def _opened(self, action: do.OpenRun, *, adopt: bool) -> TrialRun:
@@ -275,7 +298,18 @@ class Executor:
             device=action.device,
             patience=options.patience,
             adopt=adopt,
+            earlier=self._source.busy_entries(run_id),
+            provenance=options.provenance,
+            monitored=self._monitored(action.device),
         )
+
+    def _monitored(self, name: str) -> Monitored | None:
+        """The worker of a device, or this process while it has none; None before its first worker."""
+        worker, device = self._workers.get(name), self._devices.get(name)
+        if device is None:
+            return None
+        pid = os.getpid() if worker is None else worker.pid
+        return Monitored(pid, device.indices, several_processes=device.count > 1)
 
     def _take_over(self, orphan: OrphanedTrial) -> None:
         """Take over a dead agent's trial. Raises TakenError, or BusyError if its worker is still running."""
@@ -287,7 +321,7 @@ class Executor:
 
     def _close(self, slot: int, run_id: str, run: TrialRun, ending: TrialEnd) -> None:
         try:
-            sent = _end_run(run, ending)
+            sent = _end_run(run, self._with_seed_spread(run, run_id, ending))
         except Exception as error:
             run.release_folder()
             if is_service_gone(error):
@@ -296,11 +330,27 @@ class Executor:
             sent = False
         self.put(events.RunClosed(slot, run_id, sent))
 
+    def _with_seed_spread(self, run: TrialRun, run_id: str, ending: TrialEnd) -> TrialEnd:
+        """The end with the spread between seeds in earlier sweeps; records the trial for later ones."""
+        trial, options, ref = self._trials.pop(run_id, None), self._run_options, self._source.ref
+        if ending.kind is not TrialEndKind.FINISHED or trial is None or not ref.id:
+            return ending
+        maximize = options.goal == "maximize"
+        new = seed_spread.finished_trial(run_id, str(ref), trial, options.metric, maximize, ending.summary)
+        try:
+            earlier = seed_spread.record(self._home, new) if new is not None else {}
+        except OSError as error:
+            run.note(f"the spread between seeds is not recorded: {error}")
+            return ending
+        return replace(ending, summary={**ending.summary, **earlier})
+
     def _record(self, run: TrialRun, message: TrialMessage) -> None:
         """Log a message to the trial's run and display it."""
         match message:
             case Preparing(run_id, what, done, total):
                 self._progress.preparing(run_id, what, done, total)
+            case Loaded(_, provenance):
+                run.loaded(provenance)
             case Planned(run_id, total_steps, done_steps):
                 run.plan(total_steps, done_steps)
                 self._progress.planned(run_id, total_steps, done_steps)

@@ -12,8 +12,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from kto_sweep.alerts import RunAlert
-from kto_sweep.text import duration, listed, progress_text
+from kto_sweep.text import duration, number, progress_text
+from kto_sweep.trial import lookup
 
+WIDE = 100
+"""Characters of a terminal with room for a long bar."""
+TIME_WIDTH = 9
+"""Characters of the remaining time."""
 LINE_SECONDS = 10.0
 """Interval between a trial's progress lines when there is no terminal."""
 
@@ -34,9 +39,10 @@ class ProgressDisplay:
         self._stages: dict[str, tuple[str, float]] = {}
         """The work before a trial's first step that a line has announced, and when it started."""
         self._latest: dict[str, dict[str, Any]] = {}
+        self._bar_width = 24 if console.width >= WIDE else 10
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=self._bar_width),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
@@ -60,12 +66,12 @@ class ProgressDisplay:
 
     def started(self, run_id: str, name: str, config: Mapping[str, Any], device: str) -> None:
         """Show that a trial started; a resumed trial keeps its number."""
-        number = self._numbers.setdefault(run_id, len(self._numbers) + 1)
-        self._names[run_id] = f"trial {number}"
+        title = f"trial {self._numbers.setdefault(run_id, len(self._numbers) + 1)}"
+        self._names[run_id] = title
         self._latest[run_id] = {}
-        chosen = "  ".join(f"{key}={_short(config[key])}" for key in self._varied if key in config)
-        self.say(f"trial {number}{self._of} on {device}: {chosen}   run {run_id} ({name})")
-        self._bars[run_id] = self._progress.add_task(f"trial {number}", total=None, status="loading")
+        chosen = "  ".join(f"{key}={number(lookup(config, key))}" for key in self._varied)
+        self.say(f"{title}{self._of} on {device}: {chosen}   run {run_id} ({name})")
+        self._bars[run_id] = self._progress.add_task(title, total=None, status="loading")
 
     def preparing(self, run_id: str, what: str, done: int, total: int) -> None:
         """Show the progress of work before a trial's first step."""
@@ -90,9 +96,13 @@ class ProgressDisplay:
     def progress(self, run_id: str, step: int, values: Mapping[str, float]) -> None:
         """Show a trial's logged step."""
         self._latest[run_id].update(values)
-        status = _status(self._latest[run_id])
-        self._progress.update(self._bars[run_id], completed=step, status=status)
-        self._say_periodically(run_id, f"step {step}/{self._totals.get(run_id, '?')}  {status}")
+        status, total = _status(self._latest[run_id]), self._totals.get(run_id, "?")
+        self._say_periodically(run_id, f"step {step}/{total}  {'  '.join(status)}")
+        # What does not fit is left out: it would push the count and the time off the terminal.
+        others = len(f"{self._names[run_id]}  {total}/{total}  ") + self._bar_width + TIME_WIDTH
+        while status and len("  ".join(status)) > self._console.width - others:
+            status.pop()
+        self._progress.update(self._bars[run_id], completed=step, status="  ".join(status))
 
     def _say_periodically(self, run_id: str, text: str) -> None:
         """Print a line every few seconds if there is no terminal for the bar."""
@@ -109,8 +119,11 @@ class ProgressDisplay:
         """Show how a trial ended and its results."""
         values = self._latest[run_id] | dict(summary)
         shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
-        results = "  ".join(f"{name} {_short(values[name])}" for name in shown if name in values)
-        self.say(f"  {self._forget(run_id)} {how}   {results}")
+        results = "  ".join(f"{name} {number(values[name])}" for name in shown if name in values)
+        health = f", {values['trial/health']}" if "trial/health" in values else ""
+        self.say(f"  {self._forget(run_id)} {how}{health}   {results}")
+        if health:
+            self.say(f"    {values['trial/health_message']}")
 
     def failed(self, run_id: str, cause: str, text: str) -> None:
         """Show that a trial failed and why."""
@@ -124,15 +137,9 @@ class ProgressDisplay:
         return self._names.pop(run_id)
 
 
-def _status(values: Mapping[str, float]) -> str:
+def _status(values: Mapping[str, float]) -> list[str]:
     shown = (("loss", "loss"), ("rewards/margins", "margin"), ("gpu/memory_peak_gb", "GB"))
-    return "  ".join(f"{label} {values[name]:.4g}" for name, label in shown if name in values)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list):
-        return listed(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return [f"{label} {number(values[name])}" for name, label in shown if name in values]
 
 
 class SafeStdout(io.TextIOBase):

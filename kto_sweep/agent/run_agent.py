@@ -26,15 +26,19 @@ from kto_sweep.agent.wandb_run import RunOptions, remove_checkpoint
 from kto_sweep.agent.workers import TRAINER, WorkerProcess, log_path
 from kto_sweep.alerts import AlertRule
 from kto_sweep.disk import require_space
-from kto_sweep.errors import KtoSweepError
+from kto_sweep.errors import WORK_LEFT, KtoSweepError
 from kto_sweep.fingerprints import InputDrift
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
+from kto_sweep.provenance import Provenance
+from kto_sweep.run_record import home_id
+from kto_sweep.search.space import searched_names
 from kto_sweep.sweep.ref import load_sweep_record, save_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
-from kto_sweep.sweep.view import SweepView
+from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
+from kto_sweep.sweep.view import OVER, SweepView
 from kto_sweep.sweep_file.command_checks import command_notices
 from kto_sweep.terminal import LineConsole
 from kto_sweep.text import counted, duration
@@ -82,7 +86,7 @@ def run_agent(
     worker: Sequence[str] = TRAINER,
     report: EndReport | None = None,
 ) -> int:
-    """The exit code: 0 if a trial of the sweep finished, 128 + the signal if interrupted, else 1.
+    """The exit code, a key of EXIT_CODES.
 
     Uses at most `gpu_seconds` of all devices together, and ends by `until` (Unix seconds). `worker`: the
     command of its worker processes. `report` gets what it did.
@@ -112,7 +116,7 @@ def run_agent(
             requeued=tuple(orphans),
             forecast=forecast,
         )
-        varied = tuple(".".join(parameter.path) for parameter in view.space.searched)
+        varied = searched_names(view.space)
         lease = AgentLease(home)
         connectivity = Connectivity(
             target.base_url, (lambda: ensure_server(home).url) if target.local else None
@@ -120,7 +124,9 @@ def run_agent(
         with ProgressDisplay(console, varied, view.metric, view.expected) as progress:
             executor = Executor(
                 SweepSource(api, view.ref, home, view.command), home, progress, lease,
-                RunOptions(view.metric, view.goal, target.local, patience, alerts),
+                RunOptions(
+                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process()
+                ),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),
                 start_worker=partial(WorkerProcess, command=worker),
@@ -131,8 +137,9 @@ def run_agent(
         if state.outcome is AgentOutcome.RESTART:
             raise _service_gone(state, view, allowances)
         if state.outcome is AgentOutcome.KILLED:
-            console.print("Next: kto-sweep agent   (continues from the trials' last checkpoints)")
-            report.exit_at_once(128 + stats.interrupted if stats.interrupted else 1)
+            next_line = f"Next: kto-sweep agent {view.ref.id}   (continues from the trials' last checkpoints)"
+            console.print(next_line, soft_wrap=True)
+            report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
         attempts = 1 if stats.interrupted else ATTEMPTS
         gone = stats.server_lost or bool(stats.unsent)
         last = None
@@ -144,8 +151,10 @@ def run_agent(
             _end_without_server(console, report, home, target, stats, connectivity)
     if last is None:
         _end_unknown(console, report, target, stats, view)
-    report.fields |= {"state": last[0].state, "unsent": last[1]}
-    return _end(console, home, target, stats, *last)
+    after, unsent = last
+    status = read_sweep_status(after)
+    report.fields |= {"state": status.state, "unsent": unsent}
+    return _end(console, home, target, state, status, unsent)
 
 
 def _open_sweep(
@@ -157,7 +166,8 @@ def _open_sweep(
     console.print(f"Talking to {target}", soft_wrap=True)
     view = read_sweep(api, target, ref)
     save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
-    console.print(f"Sweep {ref} ({view.method}, {view.state.lower()}): {view.url}", soft_wrap=True)
+    shown_state = read_sweep_status(view).state
+    console.print(f"Sweep {ref} ({view.method}, {shown_state}): {view.url}", soft_wrap=True)
     record = load_sweep_record(home, ref.id)
     require_command(view.command)
     for notice in command_notices(view.command):
@@ -219,34 +229,44 @@ def _end_unknown(
     text = f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown."
     console.print(text, soft_wrap=True)
     console.print(f"When the server is back: kto-sweep status {view.ref.id}")
-    report.exit_at_once(_exit_code(stats, stats.finished + view.count("finished")))
+    report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
 
 
 def _end(
-    console: Console, home: Home, target: Target, stats: AgentStats, after: SweepView, unsent: Sequence[str]
+    console: Console,
+    home: Home,
+    target: Target,
+    state: AgentState,
+    after: SweepStatus,
+    unsent: Sequence[str],
 ) -> int:
     """Print the result; returns the exit code."""
-    _remove_paused_checkpoints(home, after)
-    _print_end(console, stats, after)
+    stats = state.stats
+    _remove_paused_checkpoints(home, after.view)
+    _print_end(console, home, stats, after)
     if not unsent:
-        return _exit_code(stats, after.count("finished"))
+        return _exit_code(state, after)
     console.print(f"{counted(len(unsent), 'run')} did not completely reach {target}:")
     _print_unsent(console, home, unsent)
     console.print("Next: kto-sweep sync, then kto-sweep agent")
     return 128 + stats.interrupted if stats.interrupted else 1
 
 
-def _exit_code(stats: AgentStats, finished: int) -> int:
-    """The exit code of an agent, given the sweep's number of finished trials."""
+def _exit_code(state: AgentState, after: SweepStatus) -> int:
+    """The exit code of an agent, given the sweep's status after it."""
+    stats, count = state.stats, state.settings.count
     if stats.interrupted:
         return 128 + stats.interrupted
-    stopped_in_time = (stats.time_is_up or stats.out_of_time) and not stats.failed
-    return 0 if stopped_in_time or finished else 1
+    failed = stats.failed and not after.view.count("finished")
+    if stats.too_many_failures or failed:
+        return 1
+    has_all = count is not None and stats.started >= count
+    return WORK_LEFT if after.waits_for_agent and not has_all else 0
 
 
 def _remove_paused_checkpoints(home: Home, view: SweepView) -> None:
     """Remove the checkpoints of trials that successive halving will not resume."""
-    if view.pauses_trials and view.state in {"FINISHED", "CANCELED"}:
+    if view.pauses_trials and view.state in OVER:
         for trial in view.trials:
             if trial.state == "killed":
                 remove_checkpoint(home.runs / trial.run_id)
@@ -280,14 +300,14 @@ def _counts(stats: AgentStats, view: SweepView) -> str:
     return f"Trials of this agent: {', '.join(counts)}"
 
 
-def _print_end(console: Console, stats: AgentStats, view: SweepView) -> None:
+def _print_end(console: Console, home: Home, stats: AgentStats, after: SweepStatus) -> None:
+    view = after.view
     of = f" of {view.expected}" if view.expected is not None else ""
-    console.print(f"{_counts(stats, view)}. Sweep: {view.count('finished')}{of} finished.")
-    if not stats.started and view.state in {"FINISHED", "CANCELED"}:
-        console.print(f"The sweep is {view.state.lower()}: nothing left to run.")
-    if stats.interrupted or stats.time_is_up or stats.out_of_time:
-        console.print("Next: kto-sweep agent   (continues where this one ended)")
-    elif not stats.started and view.count("finished") < (view.expected or 0):
-        console.print(f"Next: kto-sweep status {view.ref.id}   (shows what happened to the others)")
+    console.print(f"{_counts(stats, view)}. Sweep: {len(after.grid.done)}{of} done.")
+    if after.end is not None:
+        nothing = "" if stats.started else "Nothing is left to run. "
+        console.print(f"{nothing}The sweep is {after.state}: {after.end.text}", soft_wrap=True)
+    if after.waits_for_agent:
+        console.print(f"Next: kto-sweep agent {view.ref.id}   (continues where this one ended)")
     else:
-        console.print(f"Next: kto-sweep compare {view.ref.id}")
+        console.print(f"Next: {after.next_command(home_id(home))}")

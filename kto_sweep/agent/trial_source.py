@@ -8,7 +8,7 @@ from kto_sweep.agent.lease import OPEN_STATES
 from kto_sweep.errors import ServerError
 from kto_sweep.run_record import home_id
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import OWNER
+from kto_sweep.sweep.view import BUSY, OWNER
 from kto_sweep.sweep_file.command import SweepCommand, with_flags
 from kto_sweep.wandb_client.connection import is_deleted
 from kto_sweep.wandb_client.private_api import Command, heartbeat, read_run, register_agent
@@ -37,6 +37,9 @@ class TrialSource(Protocol):
 
     def why_lost(self, run_id: str) -> str:
         """Why this box may no longer continue a run that it started; empty if it may."""
+
+    def busy_entries(self, run_id: str) -> Sequence[object]:
+        """The entries of a run's earlier attempts under BUSY in its summary. Raises ServerError."""
 
 
 class SweepSource:
@@ -83,6 +86,12 @@ class SweepSource:
             return f"its state on the server is {state}"
         return "" if config.get(OWNER) == self._home_id else "another box took it over"
 
+    def busy_entries(self, run_id: str) -> Sequence[object]:
+        """See TrialSource."""
+        run = read_run(self._api, self.ref, run_id)
+        entries = run[2].get(BUSY) if run is not None else None
+        return entries if isinstance(entries, list) else ()
+
 
 class SingleTrialSource:
     """One trial without a sweep."""
@@ -111,3 +120,7 @@ class SingleTrialSource:
     def why_lost(self, run_id: str) -> str:
         """Never: no server schedules this trial."""
         return ""
+
+    def busy_entries(self, run_id: str) -> Sequence[object]:
+        """None: no sweep adds them up."""
+        return ()

@@ -11,15 +11,17 @@ from types import FrameType
 import wandb
 
 from kto_sweep.agent.alert_log import AlertLog
+from kto_sweep.agent.wandb_run import set_record
 from kto_sweep.alerts import AlertLevel, RuleChecker, RunAlert, rules_of
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import RunLog
 from kto_sweep.sweep.ref import parse_ref
 from kto_sweep.sweep.server_choice import load_env_file
 from kto_sweep.sweep_file.command import is_flag, read_command, with_flags
 from kto_sweep.text import progress_text
-from kto_sweep.trial import Trial
+from kto_sweep.trial import Trial, with_defaults
 
 
 class WandbAgentReport:
@@ -36,8 +38,13 @@ class WandbAgentReport:
         """Print the progress of the preparation."""
         print(progress_text(what, done, total), flush=True)
 
+    def loaded(self, provenance: Provenance) -> None:
+        """Put it into the run's configuration."""
+        set_record(self._run, provenance.to_json())
+
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps."""
+        self._run.summary["trial/steps"] = total_steps
         self._files.plan(total_steps, done_steps)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
@@ -82,9 +89,11 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             config = with_flags(assigned, read_arguments(run))
             trial = Trial.from_config(config)
             # A run shows what it trains with: what the command line fixes is part of its configuration.
-            run.config.update(config, allow_val_change=True)
+            provenance = Provenance.of_process()
+            run.config.update(with_defaults(config), allow_val_change=True)
+            set_record(run, provenance.to_json())
             report = WandbAgentReport(run, folder)
-            result = train_trial(WorkerContext(home), trial, folder, report, lambda: False)
+            result = train_trial(WorkerContext(home), trial, folder, report, lambda: False, provenance)
         except Exception as error:
             if not isinstance(error, KtoSweepError):
                 traceback.print_exc()

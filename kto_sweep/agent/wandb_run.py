@@ -5,8 +5,9 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,16 +19,24 @@ from kto_sweep.alerts import AlertLevel, AlertRule, RuleChecker, RunAlert, rules
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_atomic
 from kto_sweep.locks import RunLock
+from kto_sweep.provenance import CodeInfo, Provenance
 from kto_sweep.run_log import RunLog, last_step
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import DEVICE, OWNER
+from kto_sweep.sweep.view import BUSY, DEVICE, OWNER
+from kto_sweep.trial import RECORD, with_defaults
 from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
 """A run's upload interval to the embedded server; for W&B, wandb's default of 15 s applies."""
 CHECKPOINT = "checkpoint/last.safetensors"
 """Path of the checkpoint in a run's folder, as long as the trial can resume."""
+BUSY_SECONDS = 5.0
+"""Minimum interval between updates of the time that a run has held its device."""
+NO_GPU = -1
+"""A GPU index of wandb's system monitor that does not exist; without any index it monitors all GPUs."""
+ENDINGS = ("failure/cause", "failure/message", "trial/health", "trial/health_message")
+"""What a run's summary says about how an attempt ended."""
 UPLOAD = "WANDB_LOG_MODEL"
 """Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
@@ -72,6 +81,20 @@ class RunOptions:
     patience: float
     """Seconds for which closing a run may wait for the server."""
     alerts: Sequence[AlertRule] = ()
+    provenance: Provenance = field(default_factory=Provenance)
+    """Of the agent's process."""
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What wandb's system monitor watches during a run."""
+
+    pid: int
+    """The worker process."""
+    gpus: Sequence[int]
+    """Indices of its GPUs in nvidia-smi; empty on a CPU."""
+    several_processes: bool = False
+    """The worker starts one process for each device."""
 
 
 class TrialRun:
@@ -88,7 +111,9 @@ class TrialRun:
         on_alert: Callable[[RunAlert], None],
         keep: int = 0,
         superseded: Sequence[Path] = (),
+        earlier: Sequence[object] = (),
     ) -> None:
+        """`earlier`: the entries of earlier attempts under BUSY in the run's summary."""
         self._run = run
         self._folder = folder
         self._record = record
@@ -109,6 +134,11 @@ class TrialRun:
         """The last step with metrics in the run and the files; after a power cut, some may be missing."""
         self._names: set[str] = set()
         """Metrics already logged at that step."""
+        self._earlier = earlier
+        # Elapsed time is monotonic: a clock that is set back must not shrink it.
+        self._opened_at, self._opened_tick = time.time(), time.monotonic()
+        self._busy_tick = self._opened_tick
+        self._update_busy()
 
     @classmethod
     def open(
@@ -128,17 +158,22 @@ class TrialRun:
         device: str,
         patience: float,
         adopt: bool = False,
+        earlier: Sequence[object] = (),
+        provenance: Provenance | None = None,
+        monitored: Monitored | None = None,
     ) -> "TrialRun":
         """Start the run of one trial, or resume it if the folder has its checkpoint.
 
         `ref` has no id if the trial belongs to no sweep.
         `on_stop` is called when the server asks to stop the run, `on_alert` with each alert. `patience`:
         seconds that closing the run may wait for the server. With `adopt`, the run must exist on the server.
+        `earlier`: the entries of earlier attempts under BUSY in its summary, which a run that starts over
+        would lose. Without `monitored`, system metrics are those of this process.
         Raises wandb.Error when the server cannot be reached or has no such run, GivenBackError when the run
         was open and something else failed.
         """
         resumes = (folder / CHECKPOINT).exists()
-        earlier = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
+        attempts = [path for path in (folder / "wandb").glob("*run-*") if not path.is_symlink()]
         resume: Literal["must", "allow"] | None
         resume = "must" if adopt else "allow" if resumes and not _is_offline() else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,16 +188,17 @@ class TrialRun:
                 agent=agent, device=device, attempt=before.attempt + 1 if before else 1, home=home,
             )  # fmt: skip
             record.write(folder)
+            provenance = provenance or Provenance()
             settings = wandb.Settings(
                 sweep_id=ref.id or None,
                 stop_fn=on_stop,
                 console="off",  # this process serves several runs: each gets its own lines from write_logs
                 silent=True,
-                disable_code=True,
-                disable_git=True,
                 x_disable_meta=False,
                 finish_timeout=patience,
                 finish_timeout_raises=True,
+                **_code_settings(provenance.code),
+                **({} if monitored is None else _monitor_settings(monitored)),
             )
             if local:
                 settings.x_file_stream_transmit_interval = LOCAL_TRANSMIT_SECONDS
@@ -170,20 +206,25 @@ class TrialRun:
                 entity=ref.entity or None,
                 project=ref.project,
                 id=run_id,
-                config={**config, OWNER: home, DEVICE: device},
+                config={**with_defaults(config), OWNER: home, DEVICE: device},
                 dir=str(folder),
                 reinit="create_new",
                 resume=resume,
                 settings=settings,
             )
-            for name in ("failure/cause", "failure/message"):  # left by an earlier attempt
+            # What an earlier attempt loaded stays until this one has loaded it.
+            set_record(run, {**(run.config.get(RECORD) or {}), **provenance.to_json()})
+            for name in ENDINGS:  # left by an earlier attempt
                 if run.resumed and run.summary.get(name) is not None:
                     del run.summary[name]
             rules = RuleChecker((*alerts, *rules_of(config)))
             if run.resumed:  # the server's rows decide: a killed agent's last seconds may not have arrived
-                return cls(run, folder, record, claim, objective, rules, on_alert, run.starting_step - 1)
+                return cls(
+                    run, folder, record, claim, objective, rules, on_alert, run.starting_step - 1,
+                    earlier=earlier,
+                )  # fmt: skip
             keep = checkpoint_step(folder)
-            opened = cls(run, folder, record, claim, objective, rules, on_alert, keep, earlier)
+            opened = cls(run, folder, record, claim, objective, rules, on_alert, keep, attempts, earlier)
             opened._log_kept_rows()
             return opened
         except BaseException as error:
@@ -211,13 +252,26 @@ class TrialRun:
             self._run.log({**values, "_timestamp": timestamp}, step=step)
         self._files.echo_earlier()
 
+    def loaded(self, provenance: Mapping[str, Any]) -> None:
+        """Put a trial's provenance, as JSON, into the run's configuration."""
+        set_record(self._run, provenance)
+
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Set the number of optimizer steps, and of those logged by an earlier attempt."""
         self._run.summary["trial/steps"] = total_steps
         self._files.plan(total_steps, done_steps)
 
+    def _update_busy(self) -> None:
+        """Extend the time that the run has held its device."""
+        self._busy_tick = time.monotonic()
+        end = self._opened_at + self._busy_tick - self._opened_tick
+        span = [f"{self._record.home} {self._record.device}", self._opened_at, end]
+        self._run.summary[BUSY] = [*self._earlier, span]
+
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Log to the run and to the files."""
+        if time.monotonic() - self._busy_tick >= BUSY_SECONDS:
+            self._update_busy()
         if step < self.logged_steps:
             return  # logged by an earlier attempt, with the same values
         if step > self.logged_steps:
@@ -284,6 +338,7 @@ class TrialRun:
 
     def _close(self, exit_code: int) -> bool:
         try:
+            self._update_busy()
             self._run.summary.update(self._objective.summary())
             self._keep(replace(self._record, ended=True))
             self._run.finish(exit_code=exit_code)
@@ -343,10 +398,38 @@ def log_answers(ref: SweepRef, run_id: str, folder: Path, rows: Sequence[tuple[s
         dir=str(folder),
         resume="allow" if _is_offline() else "must",
         reinit="create_new",
-        settings=wandb.Settings(console="off", silent=True, disable_code=True, disable_git=True),
+        settings=wandb.Settings(console="off", silent=True, **_code_settings(None)),
     )
     run.log({"samples": wandb.Table(columns=["prompt", "base", "tuned"], data=[list(row) for row in rows])})
     run.finish()
+
+
+def set_record(run: wandb.Run, record: Mapping[str, Any]) -> None:
+    """Replace the run's record, a trial's Provenance as JSON."""
+    for value in (None, dict(record)):  # wandb merges groups: a key that the new one lacks would stay
+        run.config.update({RECORD: value}, allow_val_change=True)
+
+
+def _code_settings(code: CodeInfo | None) -> dict[str, Any]:
+    """Settings that show the commit on the run's page, and upload code and diff only on request.
+
+    wandb saves both if `save_code` is set, which the settings of a W&B account do too.
+    """
+    asked = wandb.env.should_save_code()
+    settings: dict[str, Any] = {"save_code": asked, "disable_code": not asked}
+    if code is None:
+        return settings | {"disable_git": True}
+    # wandb would search the run's folder, which is in no repository.
+    own = {"git_root": str(Path.cwd()), "git_commit": code.commit, "git_remote_url": code.remote}
+    return settings | own | {"disable_git": not asked}
+
+
+def _monitor_settings(monitored: Monitored) -> dict[str, Any]:
+    return {
+        "x_stats_pid": monitored.pid,
+        "x_stats_gpu_device_ids": list(monitored.gpus) or [NO_GPU],
+        "x_stats_track_process_tree": monitored.several_processes,
+    }
 
 
 def _is_offline() -> bool:

@@ -96,6 +96,11 @@ class WorkerProcess:
         self._process.kill()
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def is_held(self) -> bool:
         """Whether it is suspended by SIGSTOP."""
         with contextlib.suppress(OSError):

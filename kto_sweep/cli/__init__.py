@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("Look", "List base models and the memory they need"),
     "lint": ("Look", "Check a data file before training"),
     "compare": ("Look", "Rank the trials of a sweep"),
+    "replicate": ("Next", "Repeat the best configurations, new seeds"),
+    "widen": ("Next", "Search beyond the end of a range"),
     "view": ("Look", "Save a W&B workspace for a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),
@@ -102,7 +104,7 @@ def main() -> None:
 
 
 def run(args: list[str], *, worker: Sequence[str] | None = None) -> int:
-    """The exit code of one command: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted.
+    """The exit code of one command: see errors.EXIT_CODES.
 
     `worker`: the command of worker processes; None: the one that trains with torch.
     """

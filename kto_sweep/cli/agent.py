@@ -103,7 +103,7 @@ def agent(
 
     With --budget or --until, starts only trials that are expected to finish in time, based on similar trials
     on this box or else on the plan. Trials still running at the end are requeued with their checkpoints. Two
-    GPUs use up --budget 12h in six hours.
+    GPUs use up --budget 12h in six hours. Exit code 75: trials are left.
 
     SWEEP is an id, ENTITY/PROJECT/ID or the URL of its page. Default: the last sweep used on this box.
 

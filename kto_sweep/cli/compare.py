@@ -55,9 +55,9 @@ def compare(
     kto-sweep compare --html report.html --png report.png
     kto-sweep compare --csv > trials.csv
     """
+    from kto_sweep.compare.as_data import as_data, csv_rows
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.compare.comparison import compare as compare_trials
-    from kto_sweep.compare.ranking import csv_rows
     from kto_sweep.home import Home
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
@@ -72,14 +72,14 @@ def compare(
     api = connect(target)
     comparison = compare_trials(read_sweep(api, target, ref), metric)
     if as_json:
-        print_json(_as_json(comparison, top))
+        print_json(as_data(comparison, top))
     elif as_csv:
         parameters = comparison.differing() if diff else comparison.parameters
-        csv.writer(sys.stdout).writerows(csv_rows(comparison.ranked[:top], parameters, comparison.metrics))
+        csv.writer(sys.stdout).writerows(csv_rows(comparison, parameters, top))
     else:
         show(api, comparison, top=top, diff=diff)
     if html or png:
-        best = [item.trial.run_id for item in comparison.ranked][:MAX_CURVES]
+        best = [item.trial.run_id for item in comparison.trials][:MAX_CURVES]
         curves = read_curves(api, ref, best, CURVES, CURVE_POINTS)
         _write(comparison, curves, html, png, quiet=as_json or as_csv)
 
@@ -90,7 +90,7 @@ def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, 
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.wandb_client.private_api import read_curves
 
-    shown = comparison.ranked[:top]
+    shown = comparison.trials[:top]
     run_ids = [item.trial.run_id for item in shown][:MAX_CURVES]
     margins = read_curves(api, comparison.view.ref, run_ids, CURVES[:1], SPARKLINE_POINTS)
     parameters = comparison.differing() if diff else comparison.parameters
@@ -114,52 +114,3 @@ def _write(
         except OSError as error:
             raise KtoSweepError(f"could not write {path}: {error.strerror or error}") from error
         say(f"Wrote {path}", as_json=quiet)
-
-
-def _as_json(comparison: "Comparison", top: int | None) -> dict[str, Any]:
-    verdict = comparison.verdict
-    return {
-        "sweep": str(comparison.view.ref),
-        "metric": comparison.metric,
-        "goal": comparison.goal,
-        "objectives": [
-            {"name": objective.name, "goal": objective.goal} for objective in comparison.view.objectives
-        ],
-        "parameters": comparison.parameters,
-        "trials": [
-            {
-                "rank": item.rank,
-                "judged_on": item.group,
-                "run_id": item.trial.run_id,
-                "state": item.trial.state,
-                "paused": item.trial.paused,
-                "failure": item.trial.failure,
-                "seconds": item.trial.seconds,
-                **{front.key: item.trial.run_id in front.run_ids for front in comparison.fronts},
-                "config": item.trial.config,
-                "summary": item.trial.summary,
-            }
-            for item in comparison.ranked[:top]
-        ],
-        "replicates": [
-            {
-                "run_ids": [item.trial.run_id for item in group.runs],
-                "mean": group.mean,
-                "standard_error": group.standard_error,
-            }
-            for group in comparison.replicated
-        ],
-        "importance": {
-            "parameters": [vars(row) for row in comparison.importance.rows],
-            "note": comparison.importance.note,
-        },
-        "verdict": {
-            "best": " ".join(verdict.best),
-            "trade_off": verdict.trade_off,
-            "sure": " ".join(verdict.confidence),
-            "beware": verdict.warnings,
-            "mattered": verdict.importance,
-            "broke": verdict.failures,
-            "next": verdict.next_steps,
-        },
-    }

@@ -1,4 +1,4 @@
-"""A comparison printed in a terminal: ranking, seed groups, importance, and the verdict."""
+"""A comparison printed in a terminal: the verdict, the ranking, configurations, and importance."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,18 +7,19 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from kto_sweep.cli.output import console, number
+from kto_sweep.cli.output import console
 from kto_sweep.cli.ranking_table import add_columns, fit_columns, total_width
 from kto_sweep.compare.comparison import Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
-from kto_sweep.compare.seed_groups import SEED
-from kto_sweep.trial import lookup
+from kto_sweep.compare.sentences import settings_text
+from kto_sweep.text import counted, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 BAR_WIDTH = 24
 """Characters."""
+MAX_CONFIGURATIONS = 20
 
 
 def print_comparison(
@@ -32,50 +33,44 @@ def print_comparison(
     columns, left_out = fit_columns(comparison, shown, parameters, curves, width)
     if not out.is_terminal:
         out.width = max(out.width, total_width(columns))  # a file or a pipe has no width limit
-    ref, ranked = comparison.view.ref, comparison.ranked
-    title = f"{ref}: {len(ranked)} trials by {comparison.metric} ({comparison.goal})"
+    ref, trials = comparison.view.ref, comparison.trials
+    title = f"{ref}: {counted(len(trials), 'trial')} by {comparison.metric} ({comparison.goal})"
     out.print(add_columns(_table(title), columns, shown))
     if left_out:
         out.print(f"Columns hidden in this narrow terminal: {', '.join(left_out)}", soft_wrap=True)
-    if len(shown) < len(ranked):
-        out.print(f"{len(ranked) - len(shown)} more: kto-sweep compare {ref.id}")
-    if not ranked:
-        out.print(f"No trials yet. Next: kto-sweep agent {ref.id}")
-        return
-    if not comparison.groups:
-        out.print(f"No trial has logged {comparison.metric} yet.")
-    else:
-        _print_legend(out, comparison, with_fronts="Pareto" not in left_out)
-    if comparison.replicated:
-        out.print(_seed_table(comparison, parameters))
+    if len(shown) < len(trials):
+        out.print(f"{len(trials) - len(shown)} more: kto-sweep compare {ref.id}")
+    _print_legend(out, comparison, with_fronts="Pareto" not in left_out)
+    if any(len(each.trials) > 1 for each in comparison.configurations):
+        out.print(_configuration_table(comparison))
     if comparison.importance.rows:
         out.print(_importance_table(comparison, "█" if has_blocks else "#"))
-    for heading, sentences in comparison.verdict.parts():
+    for heading, sentences in comparison.sentences:
         for index, sentence in enumerate(sentences):
             out.print(f"{heading if index == 0 else '':<14} {escape(sentence)}", soft_wrap=True)
 
 
 def _print_legend(out: "Console", comparison: Comparison, *, with_fronts: bool) -> None:
-    best = [f"run {item.trial.run_id}{f' on {item.group}' if item.group else ''}" for item in comparison.best]
-    out.print(escape(f"* best: {'; '.join(best)}   {comparison.view.url}"), soft_wrap=True)
+    mark = "* best configuration   " if comparison.configurations else ""
+    out.print(escape(f"{mark}{comparison.view.url}"), soft_wrap=True)
     fronts = [f"{front.marker}: {front.meaning}" for front in comparison.fronts if front.run_ids]
     if fronts and with_fronts:
         out.print("; ".join(fronts), soft_wrap=True)
     out.print()
 
 
-def _seed_table(comparison: Comparison, parameters: Sequence[str]) -> Table:
-    names = [name for name in parameters if name.split(".")[-1] != SEED]
-    table = _table("Configurations with several seeds")
-    for name in names:
-        table.add_column(escape(name), justify="right")
-    for name in ("runs", f"mean {comparison.metric}", "standard error"):
-        table.add_column(escape(name), justify="right")
-    for group in comparison.replicated:
-        config = group.runs[0].trial.config
-        values = [number(lookup(config, name)) for name in names]
-        statistics = (str(len(group.runs)), number(group.mean), number(group.standard_error))
-        table.add_row(*map(escape, values), *statistics)
+def _configuration_table(comparison: Comparison) -> Table:
+    """The configurations with the mean of their seeds, best first."""
+    grouped = len(comparison.verdicts) > 1
+    table = _table("Configurations")
+    names = ["", "configuration", *(["judged on"] if grouped else []), "seeds", f"mean {comparison.metric}"]
+    for name in (*names, "lowest", "highest"):
+        table.add_column(escape(name), justify="left" if name in {"", "configuration"} else "right")
+    for each in comparison.configurations[:MAX_CONFIGURATIONS]:
+        cells = [f"{'*' if each.rank == 1 else ' '} {each.rank}", settings_text(each.settings)]
+        cells += [each.group] if grouped else []
+        cells += [str(len(each.trials)), *map(number, (each.mean, min(each.values), max(each.values)))]
+        table.add_row(*map(escape, cells))
     return table
 
 
@@ -85,10 +80,11 @@ def _importance_table(comparison: Comparison, block: str) -> Table:
     table.add_column("")
     table.add_column("share", justify="right")
     table.add_column("correlation", justify="right")
+    table.add_column("best at")
     for row in comparison.importance.rows:
         correlation = "" if row.correlation is None else f"{row.correlation:+.2f}"
         bar = block * round(row.importance * BAR_WIDTH)
-        table.add_row(escape(row.name), bar, f"{row.importance:.0%}", correlation)
+        table.add_row(escape(row.name), bar, f"{row.importance:.0%}", correlation, escape(row.best_region))
     return table
 
 

@@ -7,25 +7,50 @@ import click
 from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.wandb_client.private_api import SweepState
+    from kto_sweep.sweep.sweep_state import SweepStatus
 
 
-def _set_state(sweep: str | None, state: "SweepState", *, local: bool, as_json: bool) -> None:
+def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
+    """Take an action on a sweep. Raises UsageError if it would change nothing."""
     from kto_sweep.home import Home
+    from kto_sweep.run_record import home_id
     from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.sweep.sweep_state import Action, read_sweep_status
+    from kto_sweep.sweep.take_action import take_action
     from kto_sweep.wandb_client.connection import connect
-    from kto_sweep.wandb_client.private_api import set_sweep_state
     from kto_sweep.wandb_client.reader import read_sweep
 
-    target, ref = find_sweep(Home.from_environment(), sweep, local=local)
+    home, action = Home.from_environment(), Action(name)
+    target, ref = find_sweep(home, sweep, local=local)
     api = connect(target)
-    before = read_sweep(api, target, ref)
-    set_sweep_state(api, ref, state)
+    before = read_sweep_status(read_sweep(api, target, ref))
+    take_action(api, before, action)
+    after = read_sweep_status(read_sweep(api, target, ref))
     if as_json:
-        print_json({"id": ref.id, "path": str(ref), "was": before.state, "state": state})
-    else:
-        say(f"Sweep {ref}: {before.state.lower()} -> {state.lower()}")
-        say(f"Next: kto-sweep {'agent' if state == 'RUNNING' else 'status'} {ref.id}")
+        print_json(
+            {"id": ref.id, "path": str(ref), "was": before.view.state, "state": after.view.state}
+            | after.facts(home_id(home))
+        )
+        return
+    say(f"Sweep {ref}: {after.state}{_what_runs_on(after)}")
+    say(f"Next: {after.next_command(home_id(home))}")
+
+
+def _what_runs_on(status: "SweepStatus") -> str:
+    from kto_sweep.sweep.sweep_state import ShownState
+    from kto_sweep.sweep.trial_state import TrialState, state_of
+    from kto_sweep.text import counted
+
+    view = status.view
+    running = sum(state_of(view, trial) is TrialState.RUNNING for trial in view.trials)
+    if not running:
+        return ""
+    trials = counted(running, "running trial")
+    if status.state is ShownState.CANCELING:
+        return f"; {trials} being stopped"
+    return f"; {trials} will finish" + (
+        f" (to stop them too: kto-sweep cancel {view.ref.id})" if status.state is ShownState.STOPPING else ""
+    )
 
 
 @click.command()
@@ -39,7 +64,7 @@ def stop(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep stop
     kto-sweep stop my-team/kto/ab12cd34
     """
-    _set_state(sweep, "FINISHED", local=local, as_json=as_json)
+    _take("stop", sweep, local=local, as_json=as_json)
 
 
 @click.command()
@@ -53,7 +78,7 @@ def pause(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep pause
     kto-sweep pause ab12cd34
     """
-    _set_state(sweep, "PAUSED", local=local, as_json=as_json)
+    _take("pause", sweep, local=local, as_json=as_json)
 
 
 @click.command()
@@ -74,6 +99,7 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
     kto-sweep resume ab12cd34 --failed
     """
     from kto_sweep.home import Home
+    from kto_sweep.run_record import home_id
     from kto_sweep.sweep.resume import resume_sweep
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
@@ -81,16 +107,18 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
     home = Home.from_environment()
     target, ref = find_sweep(home, sweep, local=local)
     resumed = resume_sweep(home, connect(target), target, ref, failed=failed, stopped=stopped)
+    after = resumed.after
     if as_json:
         print_json(
-            {"id": ref.id, "path": str(ref), "was": resumed.previous_state, "state": resumed.state}
+            {"id": ref.id, "path": str(ref), "was": resumed.before.view.state, "state": after.view.state}
             | {"again": resumed.retried, "refused": resumed.refused, "missing": resumed.missing}
+            | after.facts(home_id(home))
         )
         return
     say(f"Sweep {ref}: {resumed.summary()}")
     for line in resumed.advice:
         say(line)
-    say(f"Next: kto-sweep {'agent' if resumed.state == 'RUNNING' else 'compare'} {ref.id}")
+    say(f"Next: {after.next_command(home_id(home))}")
 
 
 @click.command()
@@ -98,10 +126,10 @@ def resume(sweep: str | None, failed: bool, stopped: bool, local: bool, as_json:
 @local_option
 @json_option
 def cancel(sweep: str | None, local: bool, as_json: bool) -> None:
-    """End SWEEP and stop its running trials.
+    """End SWEEP and stop its running trials, also after `stop`.
 
     \b
     kto-sweep cancel
     kto-sweep cancel ab12cd34
     """
-    _set_state(sweep, "CANCELED", local=local, as_json=as_json)
+    _take("cancel", sweep, local=local, as_json=as_json)

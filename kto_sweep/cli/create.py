@@ -51,6 +51,7 @@ def create(
         force=force,
         say=lambda line: say(line, as_json=as_json),
     )
+    command = f"kto-sweep {'compare' if created.is_finished else 'agent'} {created.ref.id}"
     if as_json:
         print_json(
             {
@@ -59,10 +60,11 @@ def create(
                 "url": created.url,
                 "expected_trials": created.expected_trials,
                 "reused": created.reused,
+                "next": command,
             }
         )
         return
     say(created.summary())
     if created.login_url:
         say(f"  to pause or stop it in a browser, open (once, within an hour): {created.login_url}")
-    say("Next: kto-sweep agent")
+    say(f"Next: {command}")

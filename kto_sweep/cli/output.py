@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from kto_sweep.text import listed
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -94,15 +92,3 @@ def print_error(message: str, hint: str, as_json: bool) -> None:
     click.echo(_for_terminal(f"Error: {message}", sys.stderr), err=True)
     if hint:
         click.echo(_for_terminal(f"Hint: {hint}", sys.stderr), err=True)
-
-
-def number(value: Any) -> str:
-    """A value for a table cell: floats in four digits, small and large ones as 2.3e-06, lists as in YAML."""
-    if isinstance(value, float):
-        if value != 0 and math.isfinite(value) and (abs(value) < 1e-3 or abs(value) >= 1e6):
-            mantissa, exponent = f"{value:.3e}".split("e")
-            return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-        return f"{value:.4g}"
-    if value is None:
-        return "-"
-    return listed(value) if isinstance(value, list) else str(value)

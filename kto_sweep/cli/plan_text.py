@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from kto_sweep.cli.output import number
 from kto_sweep.plan.planner import CellEstimate, Plan
 from kto_sweep.plan.timing import TimeEstimate
-from kto_sweep.text import counted, duration
+from kto_sweep.text import counted, duration, number
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,15 +10,15 @@ from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table
 
-from kto_sweep.cli.output import number
 from kto_sweep.compare.comparison import CURVES, MEMORY, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.sweep.view import TrialRecord
+from kto_sweep.text import number
 from kto_sweep.trial import lookup
 
 SHORT_NAMES = {MEMORY: "GPU GiB", "rewards/margins": "margins"}
 SPARKLINE = "margins by step"
-DROP_ORDER = (SPARKLINE, "kl", "minutes", "GPU GiB", "Pareto", "margins")
+DROP_ORDER = (SPARKLINE, "kl", "minutes", "GPU GiB", "Pareto", "id", "margins")
 """Columns that a narrow terminal drops, in this order."""
 SPARKLINE_WIDTH = 12
 """Characters."""
@@ -61,7 +61,7 @@ def fit_columns(
     if total_width(columns) > width:
         columns = [replace(column, heading=_folded(column)) for column in columns]
     if total_width(columns) > width:
-        states = tuple(item.trial.state for item in shown)
+        states = tuple(item.state for item in shown)
         columns = [
             replace(column, cells=states) if column.heading == "state" else column for column in columns
         ]
@@ -91,7 +91,9 @@ def _columns(
 ) -> list[TableColumn]:
     trials = [item.trial for item in shown]
     ranks = tuple("* 1" if item.rank == 1 else f"  {item.rank or '-'}" for item in shown)
-    columns = [TableColumn("", ranks), TableColumn("run", tuple(trial.run_id for trial in trials))]
+    columns = [TableColumn("", ranks), TableColumn("run", tuple(trial.printable_name for trial in trials))]
+    if any(trial.name != trial.run_id for trial in trials):
+        columns.append(TableColumn("id", tuple(trial.run_id for trial in trials)))
     if any(item.group for item in shown):
         groups = tuple(item.group for item in shown)
         columns.append(TableColumn("judged on", groups, droppable=False))
@@ -106,7 +108,7 @@ def _columns(
         columns.append(TableColumn(SPARKLINE, tuple(_margins(margins, trial) for trial in trials)))
     if any(front.run_ids for front in comparison.fronts):
         columns.append(TableColumn("Pareto", tuple(_front_markers(comparison, trial) for trial in trials)))
-    columns.append(TableColumn("state", tuple(map(_state, trials))))
+    columns.append(TableColumn("state", tuple(map(_state, shown))))
     minutes = tuple("-" if trial.seconds is None else f"{trial.seconds / 60:.1f}" for trial in trials)
     columns.append(TableColumn("minutes", minutes, right=True))
     return columns
@@ -122,9 +124,12 @@ def _front_markers(comparison: Comparison, trial: TrialRecord) -> str:
     return "".join(front.marker if trial.run_id in front.run_ids else " " for front in fronts)
 
 
-def _state(trial: TrialRecord) -> str:
-    state = "paused" if trial.paused else trial.state
-    return f"{state} ({trial.failure})" if trial.failure not in {"", trial.state} else state
+def _state(item: RankedTrial) -> str:
+    """The state with its cause, or with how far the trial is."""
+    trial = item.trial
+    if trial.failure not in {"", trial.state}:
+        return f"{item.state} ({trial.failure})"
+    return f"{item.state} ({item.progress})" if item.progress else item.state
 
 
 def total_width(columns: Sequence[TableColumn]) -> int:

@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, number, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.text import hours, number
 
 if TYPE_CHECKING:
-    from kto_sweep.sweep.grid_status import GridCell, GridStatus
-    from kto_sweep.sweep.view import SweepView
+    from kto_sweep.sweep.gpu_hours import GpuTime
+    from kto_sweep.sweep.grid_status import GridCell
+    from kto_sweep.sweep.sweep_state import SweepStatus
 
 MAX_LISTED = 20
 """Maximum number of cells listed per state; the rest are only counted."""
@@ -20,9 +22,11 @@ MAX_LISTED = 20
 @local_option
 @json_option
 def status(sweep: str | None, local: bool, as_json: bool) -> None:
-    """Show the progress of SWEEP: done, running, failed and missing trials, and the next command.
+    """Show the state of SWEEP, of its trials, what ended it, and the next command.
 
-    Each cell of a grid counts once, however many runs it has. Trials that were stopped early count as done.
+    A trial is running only if its agent sent a heartbeat in the last 90 seconds; otherwise it is
+    interrupted. Each cell of a grid counts once, however many runs it has. Trials that were stopped early
+    count as done.
 
     \b
     kto-sweep status
@@ -30,69 +34,77 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     """
     from kto_sweep.fingerprints import differences
     from kto_sweep.home import Home
+    from kto_sweep.run_record import home_id
     from kto_sweep.sweep.gpu_hours import gpu_time
-    from kto_sweep.sweep.grid_status import read_grid_status
     from kto_sweep.sweep.server_choice import find_sweep
+    from kto_sweep.sweep.sweep_state import read_sweep_status
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.reader import read_sweep
 
-    target, ref = find_sweep(Home.from_environment(), sweep, local=local)
-    view = read_sweep(connect(target), target, ref)
-    status = read_grid_status(view)
+    here = Home.from_environment()
+    target, ref = find_sweep(here, sweep, local=local)
+    status = read_sweep_status(read_sweep(connect(target), target, ref))
+    view, home = status.view, home_id(here)
+    time = gpu_time(view, status.grid)
     if as_json:
-        print_json(_as_json(view, status))
+        print_json(_as_json(status, time, home))
         return
     say(f"Talking to {target}")
-    say(f"Sweep {ref}: {view.state.lower()}   {view.url}")
-    _say_counts(view, status)
-    gpu = gpu_time(view, status)
-    if gpu.spent:
-        remaining = "" if gpu.remaining is None else f", about {_hours(gpu.remaining)} remaining"
-        say(f"  GPU-hours: {_hours(gpu.spent)} spent{remaining}")
+    say(f"Sweep {ref}: {status.state}   {view.url}")
+    if status.end is not None:
+        say(f"  Ended: {status.end.text}")
+    _say_counts(status)
+    if time.spent:
+        remaining = "" if time.remaining is None else f", about {hours(time.remaining / 3600)} remaining"
+        say(f"  {time.unit}: {hours(time.spent / 3600)} spent{remaining}")
     for difference in differences(view.trained()):
         say(f"  Warning: {difference}")
-    say(f"Next: kto-sweep {_next_command(view, status)} {ref.id}")
+    say(f"Next: {status.next_command(home)}")
 
 
-def _hours(seconds: float) -> str:
-    """GPU-hours to two digits: 0.0021, 3.5, 120."""
-    value = seconds / 3600
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
-
-
-def _as_json(view: "SweepView", status: "GridStatus") -> dict[str, Any]:
+def _as_json(status: "SweepStatus", time: "GpuTime", home: str) -> dict[str, Any]:
     from kto_sweep.fingerprints import differences
-    from kto_sweep.sweep.gpu_hours import gpu_time
-    from kto_sweep.sweep.grid_status import CellState, count_missing
+    from kto_sweep.sweep.grid_status import count_missing
+    from kto_sweep.sweep.trial_state import TrialState
 
-    gpu = gpu_time(view, status)
+    view, grid = status.view, status.grid
+    counts = {state: len(grid.in_state(state)) for state in TrialState}
     return {
         "id": view.ref.id,
         "path": str(view.ref),
         "url": view.url,
         "state": view.state,
+        **status.facts(home),
         "expected": view.expected,
-        "finished": len(status.in_state(CellState.DONE)) - len(status.stopped),
-        "stopped": len(status.stopped),
-        "running": len(status.in_state(CellState.RUNNING)),
-        "paused": len(status.in_state(CellState.PAUSED)),
-        "failed": len(status.in_state(CellState.FAILED)),
-        "retryable": len(status.retryable),
-        "missing": count_missing(view, status),
-        "cells" if status.lists_every_cell else "runs": [_cell_as_json(view, cell) for cell in status.cells],
-        "gpu_hours": {
-            "spent": gpu.spent / 3600,
-            "rest": None if gpu.remaining is None else gpu.remaining / 3600,
+        "finished": counts[TrialState.FINISHED],
+        "stopped": counts[TrialState.STOPPED],
+        "running": counts[TrialState.RUNNING],
+        "queued": counts[TrialState.QUEUED],
+        "interrupted": counts[TrialState.INTERRUPTED],
+        "paused": counts[TrialState.PAUSED],
+        "canceled": counts[TrialState.CANCELED],
+        "failed": counts[TrialState.FAILED],
+        "retryable": len(grid.retryable),
+        "missing": count_missing(view, grid),
+        "failures": [
+            {"cause": cause, "count": len(cells), "message": _message(cells[0])}
+            for cause, cells in _failures(status).items()
+        ],
+        "cells" if grid.lists_every_cell else "runs": [_cell_as_json(status, cell) for cell in grid.cells],
+        "time": {
+            "unit": time.unit,
+            "spent": time.spent / 3600,
+            "remaining": None if time.remaining is None else time.remaining / 3600,
         },
-        "strays": [trial.run_id for trial in status.outside_grid],
+        "strays": [trial.run_id for trial in grid.outside_grid],
         "differences": differences(view.trained()),
     }
 
 
-def _cell_as_json(view: "SweepView", cell: "GridCell") -> dict[str, Any]:
+def _cell_as_json(status: "SweepStatus", cell: "GridCell") -> dict[str, Any]:
     trial = cell.trial
     return {
-        "parameters": _parameters(view, cell),
+        "parameters": _parameters(status, cell),
         "state": cell.state,
         "cause": trial.failure if trial else "",
         "message": trial.summary.get("failure/message", "") if trial and trial.failure else "",
@@ -102,57 +114,78 @@ def _cell_as_json(view: "SweepView", cell: "GridCell") -> dict[str, Any]:
     }
 
 
-def _parameters(view: "SweepView", cell: "GridCell") -> dict[str, Any]:
+def _parameters(status: "SweepStatus", cell: "GridCell") -> dict[str, Any]:
     """The values of the searched parameters by dotted name."""
     from kto_sweep.compare.ranking import searched_parameters
     from kto_sweep.trial import lookup
 
-    return {name: lookup(cell.config, name) for name in searched_parameters(view)}
+    return {name: lookup(cell.config, name) for name in searched_parameters(status.view)}
 
 
-def _say_counts(view: "SweepView", status: "GridStatus") -> None:
-    from kto_sweep.sweep.grid_status import CellState, count_missing
+def _failures(status: "SweepStatus") -> dict[str, list["GridCell"]]:
+    """The failed cells by cause, the most frequent first."""
+    from kto_sweep.sweep.trial_state import TrialState
 
-    done, failed = status.in_state(CellState.DONE), status.in_state(CellState.FAILED)
+    cells_by_cause: dict[str, list[GridCell]] = {}
+    for cell in status.grid.in_state(TrialState.FAILED):
+        cells_by_cause.setdefault(cell.trial.failure if cell.trial else "", []).append(cell)
+    return dict(sorted(cells_by_cause.items(), key=lambda item: -len(item[1])))
+
+
+def _message(cell: "GridCell") -> str:
+    return str(cell.trial.summary.get("failure/message", "")) if cell.trial else ""
+
+
+def _say_counts(status: "SweepStatus") -> None:
+    from kto_sweep.sweep.grid_status import count_missing
+    from kto_sweep.sweep.trial_state import TrialState
+
+    view, grid = status.view, status.grid
     of = "" if view.expected is None else f" of {view.expected}"
-    stopped = f" ({len(status.stopped)} stopped early)" if status.stopped else ""
-    count = count_missing(view, status)
-    missing = "" if count is None else f", {count} missing"
-    running, paused = len(status.in_state(CellState.RUNNING)), len(status.in_state(CellState.PAUSED))
-    paused_text = f", {paused} paused" if paused else ""
-    say(f"  {len(done)}{of} done{stopped}, {running} running{paused_text}, {len(failed)} failed{missing}")
-    _say_cells(view, failed)
-    if done or running or paused or failed:  # listing all cells of a new sweep would be noise
-        _say_cells(view, status.in_state(CellState.MISSING))
-    if status.outside_grid:
-        run_ids = ", ".join(trial.run_id for trial in status.outside_grid[:MAX_LISTED])
+    stopped = len(grid.in_state(TrialState.STOPPED))
+    parts = [f"{len(grid.done)}{of} done" + (f" ({stopped} stopped early)" if stopped else "")]
+    shown = (TrialState.RUNNING, TrialState.QUEUED, TrialState.INTERRUPTED, TrialState.PAUSED)
+    for state in (*shown, TrialState.CANCELED, TrialState.FAILED):
+        if count := len(grid.in_state(state)):
+            parts.append(f"{count} {state}")
+    if missing := count_missing(view, grid):
+        parts.append(f"{missing} not started")
+    say(f"  {', '.join(parts)}")
+    _say_failures(status)
+    _say_cells(status, grid.in_state(TrialState.INTERRUPTED))
+    if view.trials:  # listing all cells of a new sweep would be noise
+        _say_cells(status, grid.in_state(TrialState.NOT_STARTED))
+    if grid.outside_grid:
+        run_ids = ", ".join(trial.run_id for trial in grid.outside_grid[:MAX_LISTED])
         say(f"  runs outside the grid: {run_ids}")
 
 
-def _say_cells(view: "SweepView", cells: Sequence["GridCell"]) -> None:
+def _say_failures(status: "SweepStatus") -> None:
+    """Each cause once, with the message of its first trial, then its trials."""
+    for cause, cells in _failures(status).items():
+        retry = " (can be retried)" if cells[0].is_retryable else ""
+        say(f"  failed: {len(cells)} {cause}{retry}   {_message(cells[0])}".rstrip())
+        for cell in cells[:MAX_LISTED]:
+            say(f"    {_values(status, cell)}   run {cell.trial.run_id if cell.trial else ''}")
+        if len(cells) > MAX_LISTED:
+            say(f"    and {len(cells) - MAX_LISTED} more; --json lists all")
+
+
+def _say_cells(status: "SweepStatus", cells: Sequence["GridCell"]) -> None:
     for cell in cells[:MAX_LISTED]:
-        values = "  ".join(f"{name}={number(value)}" for name, value in _parameters(view, cell).items())
-        say(f"  {cell.state:8} {values}{_run_note(cell)}")
+        say(f"  {cell.state:11} {_values(status, cell)}{_run_note(cell)}")
     if len(cells) > MAX_LISTED:
-        say(f"  {cells[0].state:8} and {len(cells) - MAX_LISTED} more; --json lists all")
+        say(f"  {cells[0].state:11} and {len(cells) - MAX_LISTED} more; --json lists all")
+
+
+def _values(status: "SweepStatus", cell: "GridCell") -> str:
+    return "  ".join(f"{name}={number(value)}" for name, value in _parameters(status, cell).items())
 
 
 def _run_note(cell: "GridCell") -> str:
+    """The run and how far it got: `   run ab12cd34, step 15 of 30`."""
     trial = cell.trial
     if trial is None:
         return ""
-    if not trial.failure:
-        return f"   run {trial.run_id} is waiting"
-    retry = " (can be retried)" if cell.is_retryable else ""
-    message = trial.summary.get("failure/message", "")
-    return f"   run {trial.run_id}: {trial.failure}{retry}   {message}".rstrip()
-
-
-def _next_command(view: "SweepView", status: "GridStatus") -> str:
-    from kto_sweep.sweep.grid_status import count_missing
-
-    if view.state == "PAUSED" or status.retryable:
-        return "resume"
-    if view.state not in {"FINISHED", "CANCELED"}:
-        return "agent"
-    return "resume" if count_missing(view, status) else "compare"
+    of = "" if trial.planned_steps is None else f" of {trial.planned_steps}"
+    return f"   run {trial.run_id}" + ("" if trial.step is None else f", step {trial.step}{of}")

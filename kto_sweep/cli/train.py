@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from kto_sweep.cli.output import counting, json_option, number, say
+from kto_sweep.cli.output import counting, json_option, say
+from kto_sweep.text import number
 
 FLAG_ALIASES = {
     "model": ("--model-name",),
@@ -146,6 +147,7 @@ def train(
     kto-sweep train --resume-from-checkpoint
     """
     import os
+    import sys
     from dataclasses import replace
     from functools import partial
 
@@ -153,6 +155,7 @@ def train(
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
+    from kto_sweep.provenance import without_secrets
     from kto_sweep.terminal import LineConsole
     from kto_sweep.train_command.prepare import TrainOptions, prepare
 
@@ -166,6 +169,7 @@ def train(
         flags["dataset"] = (*others, join_source(last, dataset_file))
     if hf_token is not None:
         os.environ["HF_TOKEN"] = hf_token
+        sys.argv[:] = without_secrets(sys.argv)  # wandb uploads it
     home = Home.from_environment()
     options = TrainOptions(
         flags,

@@ -1,23 +1,40 @@
-"""Everything that the terminal, the report and the picture show about a sweep, computed once."""
+"""Everything that page, terminal, JSON, report and picture show about a sweep, computed once. Pure.
+
+    runs --> ranking (configurations, trials) --> verdicts --> next steps --> sentences
+                    \\--> importance, Pareto fronts
+
+The result does not depend on the order of the runs, nor on the server that they were read from.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kto_sweep.compare.eval_groups import eval_groups
-from kto_sweep.compare.importance import ImportanceTable, parameter_importance
-from kto_sweep.compare.ranking import RankedTrial, metric_columns, rank, searched_parameters
-from kto_sweep.compare.seed_groups import SEED, SeedGroup, group_by_seed
-from kto_sweep.compare.verdict import Verdict, make_verdict
-from kto_sweep.errors import UsageError
+from kto_sweep.compare.importance import ImportanceRun, ImportanceTable, parameter_importance
+from kto_sweep.compare.next_steps import NextStep, next_steps
+from kto_sweep.compare.ranking import (
+    Configuration,
+    RankedTrial,
+    Ranking,
+    Standing,
+    is_seed,
+    rank,
+    searched_parameters,
+)
+from kto_sweep.compare.sentences import Sentences, sentences
+from kto_sweep.compare.verdict import Verdict, make_verdicts
+from kto_sweep.errors import FailureCause, UsageError
 from kto_sweep.metrics import METRICS, goal_of
 from kto_sweep.search import objectives
-from kto_sweep.sweep.view import UNFINISHED, SweepView
+from kto_sweep.sweep.view import UNSTABLE, SweepView
 from kto_sweep.text import nearest
 from kto_sweep.trial import lookup
 
 MEMORY = "gpu/memory_peak_gb"
 CURVES = ("rewards/margins", "loss", "kl", MEMORY)
 """The metrics whose curves are drawn."""
+FIXED_COLUMNS = ("rewards/margins", "kl", MEMORY)
+"""Metrics that a comparison always shows next to the ranking metric."""
 
 
 @dataclass(frozen=True)
@@ -38,34 +55,32 @@ Curves = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The ranked trials of a sweep, with groups, importance, Pareto fronts and verdict."""
+    """The ranked trials of a sweep, with its verdicts, importance and Pareto fronts."""
 
     view: SweepView
     metric: str
     goal: str
-    ranked: tuple[RankedTrial, ...]
+    trials: tuple[RankedTrial, ...]
+    """Ranked ones first, best first; then the others by standing."""
+    configurations: tuple[Configuration, ...]
+    """Best first; those judged on other rows apart."""
+    verdicts: tuple[Verdict, ...]
+    """One for each set of held-out rows; empty if no trial ranks."""
     parameters: tuple[str, ...]
     """Dotted names of the searched parameters."""
     metrics: tuple[str, ...]
     """Metrics to show, the ranking metric first."""
-    groups: tuple[SeedGroup, ...]
-    """One for each configuration with a value, best mean first; those judged on other rows stand apart."""
-    eval_groups: Mapping[str, tuple[RankedTrial, ...]]
-    """The trials judged on each set of held-out rows, by the name of the set; empty if there is only one."""
     importance: ImportanceTable
     fronts: tuple[ParetoFront, ...]
     """Fronts of the sweep's objectives (if several), of metric and time, and of metric and GPU memory."""
-    verdict: Verdict
+    next_steps: tuple[NextStep, ...]
+    sentences: Sentences
+    """The verdict for people: headings with their sentences."""
 
     @property
-    def best(self) -> tuple[RankedTrial, ...]:
-        """The best trial of each ranking: one, if all trials were judged on the same rows."""
-        return tuple(item for item in self.ranked if item.rank == 1)
-
-    @property
-    def replicated(self) -> tuple[SeedGroup, ...]:
-        """The configurations that ran more than once."""
-        return tuple(group for group in self.groups if len(group.runs) > 1)
+    def verdict(self) -> Verdict | None:
+        """The verdict; None if no trial ranks, or if trials were judged on different rows."""
+        return self.verdicts[0] if len(self.verdicts) == 1 else None
 
     def differing(self) -> tuple[str, ...]:
         """The searched parameters in which the trials differ, most important first."""
@@ -73,69 +88,108 @@ class Comparison:
         differing = [
             name
             for name in self.parameters
-            if len({repr(lookup(item.trial.config, name)) for item in self.ranked}) > 1
+            if len({repr(lookup(item.trial.config, name)) for item in self.trials}) > 1
         ]
         return tuple(sorted(differing, key=lambda name: -shares.get(name, 0.0)))
 
 
-def compare(view: SweepView, metric: str | None = None) -> Comparison:
+def compare(
+    view: SweepView, metric: str | None = None, importance: ImportanceTable | None = None
+) -> Comparison:
     """The comparison by `metric`, by default the sweep's own.
 
+    `importance` is the result of `sweep_importance` for the same ended trials, if already known.
     Raises UsageError for a metric that is not built in and that no trial has logged.
     """
     by = metric or view.metric
     goal = view.goal if by == view.metric else goal_of(by)
-    logged = {name for trial in view.trials for name in trial.summary}
-    if metric is not None and by not in METRICS and by not in logged:
-        names = sorted({*METRICS, *(name for name in logged if not name.startswith("_"))})
-        near = nearest(by, names) or nearest(f"eval/{by}", names)
-        raise UsageError(f"--metric {by}: no trial has logged it", hint=near or f"one of {', '.join(names)}")
-    ranked = tuple(rank(view.trials, by, goal))
-    fronts = tuple(_fronts(view, ranked, goal))
+    _require_logged(view, metric)
+    ranking = rank(view, by, goal)
+    fronts = tuple(_fronts(view, ranking, goal))
     parameters = searched_parameters(view)
-    groups = tuple(group_by_seed(ranked, goal))
-    importance = _importance(ranked, parameters)
-    by_rows: dict[str, tuple[RankedTrial, ...]] = {}
-    for item in ranked:
-        if item.group:
-            by_rows[item.group] = (*by_rows.get(item.group, ()), item)
-    on_front = fronts[0].run_ids if view.objectives else ()
+    verdicts = make_verdicts(ranking.configurations, is_own_metric=by == view.metric)
+    importance = importance or sweep_importance(parameters, ranking, maximize=goal == "maximize")
+    steps = tuple(next_steps(view, verdicts, importance, by))
+    on_front = fronts[0].run_ids if view.objectives else frozenset()
+    front = [item.trial for item in ranking.trials if item.trial.run_id in on_front]
     return Comparison(
         view=view,
         metric=by,
         goal=goal,
-        ranked=ranked,
+        trials=ranking.trials,
+        configurations=ranking.configurations,
+        verdicts=verdicts,
         parameters=parameters,
-        metrics=tuple(metric_columns(view, by)),
-        groups=groups,
-        eval_groups=by_rows,
+        metrics=tuple(_metric_columns(view, by)),
         importance=importance,
         fronts=fronts,
-        verdict=make_verdict(view, ranked, by, goal, groups, importance, on_front),
+        next_steps=steps,
+        sentences=sentences(view, ranking, verdicts, importance, front, steps, by, goal),
     )
 
 
-def _importance(ranked: Sequence[RankedTrial], parameters: Sequence[str]) -> ImportanceTable:
-    """The same numbers as on the dashboard: from ended runs, ignoring the seed."""
-    ended = [item for item in ranked if item.trial.state not in UNFINISHED]
-    names = [name for name in parameters if name.split(".")[-1] != SEED]
-    configs = [{name: lookup(item.trial.config, name) for name in names} for item in ended]
-    values, groups = [item.value for item in ended], [item.group for item in ended]
-    return parameter_importance(names, configs, values, groups)
+def _require_logged(view: SweepView, metric: str | None) -> None:
+    logged = {name for trial in view.trials for name in trial.summary}
+    if metric is None or metric in METRICS or metric in logged:
+        return
+    names = sorted({*METRICS, *(name for name in logged if not name.startswith("_"))})
+    near = nearest(metric, names) or nearest(f"eval/{metric}", names)
+    raise UsageError(f"--metric {metric}: no trial has logged it", hint=near or f"one of {', '.join(names)}")
 
 
-def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterator[ParetoFront]:
+BROKEN = {str(FailureCause.DIVERGED), UNSTABLE}
+"""Failures that a trial's own settings cause in its training: they count as tied for the worst value."""
+
+
+def sweep_importance(parameters: Sequence[str], ranking: Ranking, *, maximize: bool) -> ImportanceTable:
+    """Importance of the searched parameters but the seed, from ranked and broken trials.
+
+    Of several sets of held-out rows, the largest counts, because values of others do not compare.
+    """
+    names = [name for name in parameters if not is_seed(name)]
+    counts: dict[str, int] = {}
+    for item in ranking.trials:
+        counts[item.group] = counts.get(item.group, 0) + (item.standing is Standing.RANKED)
+    group = max(sorted(counts), key=lambda name: counts[name], default="")
+    used = [
+        ImportanceRun(
+            {name: lookup(item.trial.config, name) for name in names},
+            None if item.trial.failure else item.value,
+            diverged=item.trial.failure in BROKEN,
+        )
+        for item in ranking.trials
+        if item.group == group and (item.standing is Standing.RANKED or item.trial.failure in BROKEN)
+    ]
+    table = parameter_importance(names, used, maximize=maximize)
+    return replace(table, note=f"Of the trials judged on {group}: {table.note}") if group else table
+
+
+def _metric_columns(view: SweepView, metric: str) -> list[str]:
+    """Metrics to show: the ranking metric, the other objectives, then logged FIXED_COLUMNS."""
+    shown = list(dict.fromkeys([metric, *(objective.name for objective in view.objectives)]))
+    for name in FIXED_COLUMNS:
+        if name not in shown and any(
+            isinstance(trial.summary.get(name), float | int) for trial in view.trials
+        ):
+            shown.append(name)
+    return shown
+
+
+def _fronts(view: SweepView, ranking: Ranking, goal: str) -> Iterator[ParetoFront]:
+    ranked = [item for item in ranking.trials if item.standing is Standing.RANKED]
     if view.objectives:
-        names = " and ".join(objective.name for objective in view.objectives)
+        names = [objective.name for objective in view.objectives]
         losses = {
             item.trial.run_id: [
-                _loss(item.trial.value(objective.name), objective.goal) for objective in view.objectives
+                _loss(item.trial.value(each.name, maximize=each.maximize), each.goal)
+                for each in view.objectives
             ]
             for item in ranked
         }
-        meaning = f"no run is better in one of {names} without being worse in another"
-        groups = dict(zip([trial.run_id for trial in view.trials], _objective_groups(view), strict=True))
-        yield ParetoFront("p", "pareto_objectives", meaning, pareto_front(ranked, losses, groups))
+        meaning = f"no run is better in one of {' and '.join(names)} without being worse in another"
+        groups = eval_groups([item.trial.trained for item in ranked], names)
+        front = pareto_front(ranked, losses, dict(zip(losses, groups, strict=True)))
+        yield ParetoFront("p", "pareto_objectives", meaning, front)
     for marker, key, resource, costs in (
         ("t", "pareto_time", "time", [item.trial.seconds for item in ranked]),
         ("m", "pareto_memory", "GPU memory", [item.trial.value(MEMORY) for item in ranked]),
@@ -145,12 +199,8 @@ def _fronts(view: SweepView, ranked: Sequence[RankedTrial], goal: str) -> Iterat
             for item, cost in zip(ranked, costs, strict=True)
         }
         meaning = f"no run is better and takes less {resource}"
-        groups = {item.trial.run_id: item.group for item in ranked}
-        yield ParetoFront(marker, key, meaning, pareto_front(ranked, losses, groups))
-
-
-def _objective_groups(view: SweepView) -> list[str]:
-    return eval_groups(view.trained(), [objective.name for objective in view.objectives])
+        groups_by_run = {item.trial.run_id: item.group for item in ranked}
+        yield ParetoFront(marker, key, meaning, pareto_front(ranked, losses, groups_by_run))
 
 
 def _loss(value: float | None, goal: str) -> float | None:
@@ -162,12 +212,12 @@ def pareto_front(
     losses: Mapping[str, Sequence[float | None]],
     groups: Mapping[str, str] | None = None,
 ) -> frozenset[str]:
-    """Run ids on the Pareto fronts of finished runs with all losses: one for each group of runs."""
+    """Run ids on the Pareto fronts of runs with all losses: one front for each group of runs."""
     rows: dict[str, dict[str, list[float]]] = {}
     for item in ranked:
         run_id = item.trial.run_id
         present = [loss for loss in losses[run_id] if loss is not None]
-        if item.trial.state == "finished" and None not in losses[run_id]:
+        if None not in losses[run_id]:
             rows.setdefault((groups or {}).get(run_id, ""), {})[run_id] = present
     return frozenset(
         list(group)[index]

@@ -1,27 +1,57 @@
-"""Parameter importance for a metric, as on W&B: a random forest's importance, and the correlation.
+"""Parameter importance for a metric: shares from a random forest on ranks, and where each parameter is best.
 
 A pure function of plain values. Imports scikit-learn only when called.
+
+Ranks, because on values one exploded run decides everything. Permutation of unseen runs, because the impurity
+that trees remove prefers parameters with many values, also when these do nothing.
+benchmarks/importance_simulation.py measures both on sweeps with a known truth.
 """
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kto_sweep.compare.best_region import BestRegion, Effect, best_region
+from kto_sweep.search.distributions import value_key
+from kto_sweep.text import counted, is_number, number_from_text
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import RandomForestRegressor
+
 FloatArray = NDArray[np.float64]
+Columns = Sequence[NDArray[np.int64]]
+"""For each parameter the numbers of its columns in the table."""
 
 MIN_RUNS = 8
-"""Minimum number of runs with a value; with fewer, the result would be noise."""
+"""Minimum number of runs; with fewer, the result would be noise."""
 RUNS_PER_PARAMETER = 3
 """With fewer runs per parameter, the note adds a caution."""
-TREES = 200
+TREES = 100
 RANDOM_STATE = 0
-LOG_RATIO = 50.0
-"""Positive values with a larger ratio of maximum to minimum use a log scale."""
+NOISE_SCORE = 4
+"""Divided by the number of runs: the out-of-bag R2 that one sweep of pure noise in 20 exceeds."""
+MIN_SHARE = 0.05
+"""Where a less important parameter is best would be noise."""
+MAX_STEPS = 8
+"""More distinct numbers are put into so many bins of equally many."""
+BACKGROUND = 100
+"""Maximum number of runs that an effect is averaged over."""
+
+
+@dataclass(frozen=True)
+class ImportanceRun:
+    """One ended run; runs that failed for other reasons than their settings are left out by the caller."""
+
+    config: Mapping[str, Any]
+    """Dotted name to value: searched parameters without the seed."""
+    value: float | None
+    """The metric; None without one."""
+    diverged: bool = False
+    """Its own settings broke the training: it counts as tied for the worst, whatever its value."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +60,15 @@ class ParameterImportance:
 
     name: str
     importance: float
-    """Share of the forest's impurity decrease; all shares sum to 1."""
+    """Share of the squared error that shuffling the parameters adds on unseen runs; all shares sum to 1."""
     correlation: float | None
-    """Pearson correlation with the metric, -1 to 1; None for a categorical parameter."""
+    """Spearman's rank correlation with the metric, -1 to 1; None for a category."""
+    direction: str
+    """`lower is better` or `higher is better`; empty for a category, an inner optimum, or no clear effect."""
+    best_region: str
+    """The best of the tried values: `2e-06 to 8e-06`, `16 or 32`; empty without a clear effect."""
+    sentence: str
+    """Share and best region."""
 
 
 @dataclass(frozen=True)
@@ -40,96 +76,175 @@ class ImportanceTable:
     """All parameters, most important first."""
 
     rows: tuple[ParameterImportance, ...]
-    """Empty with too few runs."""
+    """Empty with too few runs, and if the parameters predict nothing."""
     note: str
-    """One sentence: how reliable the rows are, or why there are none."""
+    """One sentence: from which runs, and how reliable the rows are; or why there are none."""
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter that differs between runs, encoded for the forest."""
+
+    name: str
+    table: FloatArray
+    """(runs, 1): position among the distinct numbers, nan if missing; or (runs, categories): one-hot."""
+    labels: tuple[Any, ...]
+    """The distinct values: numbers ascending, or categories."""
+    is_category: bool
 
 
 def parameter_importance(
-    names: Sequence[str],
-    configs: Sequence[Mapping[str, Any]],
-    values: Sequence[float | None],
-    groups: Sequence[str] = (),
+    names: Sequence[str], runs: Sequence[ImportanceRun], *, maximize: bool
 ) -> ImportanceTable:
-    """The importance of the named parameters; `values` is each run's metric, None without one.
+    """The importance of the named parameters for the metric; does not depend on the order of names or runs.
 
-    `groups` has the eval_groups group of each run; only the largest is used, because values of others do not
-    compare. Configurations have dotted names. Numbers that span orders of magnitude use a log scale. Other
-    values are categories, one-hot encoded; a parameter's importance is the sum over its columns.
+    Numbers count by their order, so that a log scale changes nothing; a parameter with values that are no
+    numbers is a category. Runs without a finite value are left out, unless they diverged.
     """
-    kept = [i for i, value in enumerate(values) if value is not None and math.isfinite(value)]
-    sizes = Counter(groups[i] for i in kept if groups)
-    group = sizes.most_common(1)[0][0] if sizes else ""
-    kept = [i for i in kept if not groups or groups[i] == group]
-    where = f"Of the runs judged on {group}: " if group else ""
-    target = np.array([values[i] for i in kept], dtype=np.float64)
-    encoded = {name: _encode([configs[i].get(name) for i in kept]) for name in names}
-    encoded = {name: columns for name, columns in encoded.items() if columns}
-    if len(kept) < MIN_RUNS:
-        return ImportanceTable((), f"{where}Needs {MIN_RUNS} finished runs; {len(kept)} so far.")
-    if not encoded or np.ptp(target) == 0:
-        return ImportanceTable((), f"{where}All runs have the same parameters or the same value.")
-    shares, score = _forest(encoded, target)
+    used = [run for run in runs if run.diverged or is_number(run.value)]
+    diverged = sum(run.diverged for run in used)
+    if len(used) < MIN_RUNS:
+        kinds = "finished or diverged runs" if diverged else "finished runs"
+        return ImportanceTable((), f"Needs {MIN_RUNS} {kinds}; {len(used)} so far.")
+    losses = np.array([_loss(run, maximize) for run in used])
+    encoded = [_encode(name, [run.config.get(name) for run in used]) for name in sorted(set(names))]
+    parameters = [parameter for parameter in encoded if parameter is not None]
+    if not parameters or losses.min() == losses.max():
+        return ImportanceTable((), "All runs have the same parameters or the same value.")
+    table = np.column_stack([parameter.table for parameter in parameters])
+    # The bootstrap draws rows by number, so their order must follow from their contents.
+    order = np.lexsort((losses, *table.T))
+    table, ranks = table[order], _ranks(losses[order])
+    widths = [parameter.table.shape[1] for parameter in parameters]
+    columns = np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])
+    forest = _fit(table, ranks)
+    added = _permutation_importance(forest, table, ranks, columns)
+    origin = _origin(len(runs), len(used), diverged)
+    if forest.oob_score_ <= NOISE_SCORE / len(used) or not added.any():
+        nothing = "the parameters predict nothing about the metric: none matters more than seed noise"
+        return ImportanceTable((), f"{origin}, {nothing}.")
     rows = [
-        ParameterImportance(name, share, _correlation(columns, target))
-        for (name, columns), share in zip(encoded.items(), shares, strict=True)
+        _row(parameter.name, float(share), effect, _correlation(table[:, own], ranks, maximize))
+        for parameter, share, effect, own in zip(
+            parameters,
+            added / added.sum(),
+            _effects(forest, table, parameters, columns),
+            columns,
+            strict=True,
+        )
     ]
     rows.sort(key=lambda row: -row.importance)
-    return ImportanceTable(tuple(rows), where + _note(len(kept), len(encoded), score))
+    note = f"{origin}; a random forest explains {forest.oob_score_:.0%} of the variance of unseen runs' ranks"
+    if len(used) < RUNS_PER_PARAMETER * len(parameters):
+        note += f", but {len(used)} runs are few for {len(parameters)} parameters"
+    return ImportanceTable(tuple(rows), f"{note}.")
 
 
-def _encode(values: Sequence[Any]) -> list[FloatArray]:
-    """Columns of shape (runs,): one of numbers, or one for each category. Empty if all values are equal."""
-    numbers = [_number(value) for value in values]
-    if all(number is not None for number in numbers):
-        column = np.array(numbers, dtype=np.float64)
-        if len(column) == 0 or np.ptp(column) == 0:
-            return []
-        if column.min() > 0 and column.max() / column.min() >= LOG_RATIO:
-            column = np.log(column)
-        return [column]
-    texts = [str(value) for value in values]
-    categories = sorted(set(texts))
-    if len(categories) < 2:
-        return []
-    return [np.array([text == category for text in texts], dtype=np.float64) for category in categories]
+def _loss(run: ImportanceRun, maximize: bool) -> float:
+    if run.diverged or run.value is None:
+        return math.inf
+    return -run.value if maximize else run.value
+
+
+def _origin(runs: int, used: int, diverged: int) -> str:
+    """From which runs the result is."""
+    origin = f"From {counted(used, 'run')}"
+    if diverged:
+        origin += f" ({diverged:,} diverged, tied for the worst)"
+    return f"{origin}, without {runs - used:,} that have no value" if runs > used else origin
+
+
+def _encode(name: str, values: Sequence[Any]) -> _Parameter | None:
+    """The parameter; None if all values are equal."""
+    numbers = [math.nan if value is None else _number(value) for value in values]
+    column = np.array(numbers, dtype=np.float64)  # what is no number becomes nan
+    present = ~np.isnan(column)
+    if None not in numbers and present.any():
+        distinct, positions = np.unique(column[present], return_inverse=True)
+        column[present] = positions
+        labels = tuple(int(x) if x.is_integer() else x for x in distinct.tolist())
+        is_constant = len(labels) == 1 and bool(present.all())
+        return None if is_constant else _Parameter(name, column[:, None], labels, is_category=False)
+    keys = [value_key(value) for value in values]
+    by_key = dict(zip(keys, values, strict=True))
+    categories = sorted(by_key, key=repr)
+    one_hot = np.array([[key == category for category in categories] for key in keys], dtype=np.float64)
+    labels = tuple(by_key[category] for category in categories)
+    return None if len(labels) == 1 else _Parameter(name, one_hot, labels, is_category=True)
 
 
 def _number(value: object) -> float | None:
-    """The value as a number, also from a string, because YAML reads 5e-7 as text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+    """The value as a number, also from text, because YAML reads 5e-7 as text."""
+    if isinstance(value, str):
+        value = number_from_text(value)
+    return float(value) if is_number(value) else None
 
 
-def _forest(encoded: Mapping[str, list[FloatArray]], target: FloatArray) -> tuple[list[float], float]:
-    """Each parameter's share, and the forest's out-of-bag R2, which is measured on unseen runs."""
+def _ranks(losses: FloatArray) -> FloatArray:
+    """Ranks between 0 (best) and 1 (worst); ties share their mean."""
+    from scipy.stats import rankdata
+
+    return np.asarray((rankdata(losses) - 0.5) / len(losses))
+
+
+def _fit(table: FloatArray, ranks: FloatArray) -> "RandomForestRegressor":
     from sklearn.ensemble import RandomForestRegressor
 
-    table = np.column_stack([column for columns in encoded.values() for column in columns])
-    forest = RandomForestRegressor(
-        n_estimators=TREES, min_samples_leaf=2, oob_score=True, random_state=RANDOM_STATE
-    )
-    forest.fit(table, target)
-    ends = np.cumsum([len(columns) for columns in encoded.values()])
-    shares = [float(part.sum()) for part in np.split(forest.feature_importances_, ends[:-1])]
-    return shares, float(forest.oob_score_)
+    return RandomForestRegressor(TREES, oob_score=True, random_state=RANDOM_STATE).fit(table, ranks)
 
 
-def _correlation(columns: list[FloatArray], target: FloatArray) -> float | None:
-    if len(columns) > 1:
+def _permutation_importance(
+    forest: "RandomForestRegressor", table: FloatArray, ranks: FloatArray, columns: Columns
+) -> FloatArray:
+    """For each parameter the squared error, at least 0, that shuffling it adds on each tree's unseen runs."""
+    rng = np.random.default_rng(RANDOM_STATE)
+    added = np.zeros(len(columns))
+    for tree, drawn in zip(forest.estimators_, forest.estimators_samples_, strict=True):
+        unseen = np.setdiff1d(np.arange(len(table)), drawn)
+        if len(unseen) == 0:  # about one tree in 400, with 8 runs
+            continue
+        # (1 + parameters, unseen runs, columns): unchanged, then each parameter shuffled. One call is faster.
+        copies = np.repeat(table[None, unseen].astype(np.float32), 1 + len(columns), axis=0)
+        for copy, own in zip(copies[1:], columns, strict=True):
+            copy[:, own] = copy[rng.permutation(len(unseen))][:, own]
+        predicted = tree.predict(copies.reshape(-1, table.shape[1]), check_input=False).reshape(
+            len(copies), -1
+        )
+        errors = np.sum((predicted - ranks[unseen]) ** 2, axis=1)
+        added += errors[1:] - errors[0]
+    return np.maximum(added, 0)
+
+
+def _effects(
+    forest: "RandomForestRegressor", table: FloatArray, parameters: Sequence[_Parameter], columns: Columns
+) -> Iterator[Effect]:
+    """The effect of each parameter: the forest's mean prediction with all runs set to one value."""
+    background = table[np.unique(np.linspace(0, len(table) - 1, BACKGROUND).astype(int))]
+    for parameter, own in zip(parameters, columns, strict=True):
+        count = len(parameter.labels)
+        steps = np.array_split(np.arange(count), count if parameter.is_category else min(count, MAX_STEPS))
+        points = np.eye(count) if parameter.is_category else np.array([[np.median(step)] for step in steps])
+        copies = np.repeat(background[None], len(points), axis=0)
+        copies[:, :, own] = points[:, None]
+        predicted = forest.predict(copies.reshape(-1, table.shape[1])).reshape(len(points), -1)
+        labels = [[parameter.labels[at] for at in step] for step in steps]
+        is_list = len(steps) == count <= len(table) / 2
+        yield Effect(labels, predicted.mean(axis=1), parameter.is_category, is_list)
+
+
+def _correlation(table: FloatArray, ranks: FloatArray, maximize: bool) -> float | None:
+    """Spearman's, with the metric itself; None for a category, or if no two of its numbers differ."""
+    from scipy.stats import rankdata
+
+    present = ~np.isnan(table[:, 0])
+    if table.shape[1] > 1 or np.ptp(table[present]) == 0 or np.ptp(ranks[present]) == 0:
         return None
-    return float(np.corrcoef(columns[0], target)[0, 1])
+    found = float(np.corrcoef(rankdata(table[present, 0]), rankdata(ranks[present]))[0, 1])
+    return -found if maximize else found
 
 
-def _note(runs: int, parameters: int, score: float) -> str:
-    if score <= 0:
-        return f"From {runs} runs; a random forest cannot predict one from the others, so this is a guess."
-    note = f"From {runs} runs; a random forest explains {score:.0%} of the variance of unseen runs"
-    if runs < RUNS_PER_PARAMETER * parameters:
-        return f"{note}, but {runs} runs are few for {parameters} parameters."
-    return f"{note}."
+def _row(name: str, share: float, effect: Effect, correlation: float | None) -> ParameterImportance:
+    is_clear = share >= MIN_SHARE and np.ptp(effect.ranks) > 0
+    best = best_region(effect) if is_clear else BestRegion("", "", "no clear effect")
+    sentence = f"{name}: {share:.0%} of the importance; {best.phrase}."
+    return ParameterImportance(name, share, correlation, best.direction, best.region, sentence)

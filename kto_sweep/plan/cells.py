@@ -8,10 +8,10 @@ from itertools import islice, product
 from typing import Any
 
 from kto_sweep.errors import TrialConfigError
-from kto_sweep.search.distributions import Value
+from kto_sweep.search.distributions import Value, value_key
 from kto_sweep.search.grid import can_list
 from kto_sweep.search.space import Parameter, Space
-from kto_sweep.trial import PARAMETERS, Trial, leaves, parameter_name
+from kto_sweep.trial import Trial, leaves, parameter_name, with_defaults
 
 COST_NEUTRAL_PARAMETERS = frozenset(
     {
@@ -81,20 +81,31 @@ def _cells(
 ) -> list[PlanCell]:
     total = math.prod(map(len, lists))
     every = max(1, math.ceil(total / MAX_CELLS))
-    cells = []
+    cells: dict[object, PlanCell] = {}
     for values in islice(product(*lists), 0, None, every):
         paths = [parameter.path for parameter in cost_parameters]
         chosen = {p.path: p.distribution.ppf(0.5) for p in space.searched}
         chosen |= dict(zip(paths, values, strict=True))
-        names = [".".join(path) for path in paths]
-        trial = Trial.from_config(space.config(chosen))
-        cells.append(PlanCell(trial, count * every, dict(zip(names, values, strict=True))))
-    return cells
+        varied: dict[str, Value] = {}
+        for path, value in zip(paths, values, strict=True):
+            varied |= _cost_values(path, value)
+        # Mappings that differ in cost-neutral values only ({r: 8, beta: 0.1}, {r: 8, beta: 0.2}) are a cell.
+        key = value_key(varied)
+        earlier = cells[key].count if key in cells else 0
+        cells[key] = PlanCell(Trial.from_config(space.config(chosen)), earlier + count * every, varied)
+    return list(cells.values())
+
+
+def _cost_values(path: tuple[str, ...], value: Value) -> dict[str, Value]:
+    """The values that change memory or time, by dotted name: several in a mapping, else the value itself."""
+    items = leaves(value, path) if isinstance(value, Mapping) else [(path, value)]
+    return {
+        ".".join(name): item for name, item in items if parameter_name(name) not in COST_NEUTRAL_PARAMETERS
+    }
 
 
 def _is_cost_neutral(parameter: Parameter) -> bool:
-    name = parameter_name(parameter.path)
-    return name in COST_NEUTRAL_PARAMETERS and name in PARAMETERS
+    return not any(_cost_values(parameter.path, value) for value in parameter.distribution.extremes())
 
 
 def _distinct(values: tuple[Value, ...]) -> list[Value]:
@@ -106,9 +117,12 @@ def _distinct(values: tuple[Value, ...]) -> list[Value]:
 
 
 def cost_key(config: Mapping[str, Any]) -> object:
-    """A key that is equal for trials whose steps take the same time."""
+    """A key that is equal for trials whose steps take the same time.
+
+    A run's configuration has every parameter, a cell's only those that the sweep names.
+    """
     return frozenset(
         (".".join(path), repr(value))
-        for path, value in leaves(config)
+        for path, value in leaves(with_defaults(config))
         if parameter_name(path) not in COST_NEUTRAL_PARAMETERS | STEP_COUNT_PARAMETERS
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from kto_sweep.compare.as_data import importance_data, trial_data, verdict_data
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.metrics import METRICS
@@ -68,12 +69,9 @@ def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, A
         "metric": {"name": comparison.metric, "goal": comparison.goal},
         "parameters": [{"name": name, "log": logged.get(name, False)} for name in comparison.parameters],
         "panels": [[name, METRICS[name].unit] for name in CURVES],
-        "verdict": comparison.verdict.parts(),
-        "importance": {
-            "rows": [vars(row) for row in comparison.importance.rows],
-            "note": comparison.importance.note,
-        },
-        "runs": [_row(comparison, item) for item in comparison.ranked],
+        "verdict": verdict_data(comparison),
+        "importance": importance_data(comparison),
+        "runs": [_row(comparison, item) for item in comparison.trials],
         "curves": curves,
     }
 
@@ -82,17 +80,14 @@ def _row(comparison: Comparison, item: RankedTrial) -> dict[str, Any]:
     """A run in the format of the dashboard's scripts."""
     trial = item.trial
     return {
+        **trial_data(item),
         "name": trial.run_id,
-        "title": trial.name,
+        "title": trial.printable_name,
         "url": f"{comparison.view.url.rsplit('/sweeps/', 1)[0]}/runs/{trial.run_id}",
-        "state": trial.state,
         "created": trial.created,
-        "seconds": trial.seconds,
         "tags": [],
         "notes": "",
         "host": "",
-        "value": item.value,
-        "judged_on": item.group,
         "config": flat(trial.config),
         "summary": flat({name: value for name, value in trial.summary.items() if not name.startswith("_")}),
     }

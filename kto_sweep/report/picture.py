@@ -8,6 +8,8 @@ from typing import Any
 
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
+from kto_sweep.compare.sentences import settings_text
+from kto_sweep.text import counted
 from kto_sweep.trial import lookup
 
 MAX_CURVES = 60
@@ -22,17 +24,17 @@ def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:
 
     figure = Figure(figsize=(15, 8), dpi=120, layout="constrained")
     axes = figure.subplot_mosaic([["0", "1", "rank"], ["2", "3", "rank"]], width_ratios=[1, 1, 1.1])
-    drawn = [item for item in comparison.ranked if item.trial.run_id in curves][:MAX_CURVES]
+    drawn = [item for item in comparison.trials if item.trial.run_id in curves][:MAX_CURVES]
     shades = colormaps["viridis"]
     colours = {
-        item.trial.run_id: shades(0.9 * index / max(1, len(comparison.ranked) - 1))
-        for index, item in enumerate(comparison.ranked)
+        item.trial.run_id: shades(0.9 * index / max(1, len(comparison.trials) - 1))
+        for index, item in enumerate(comparison.trials)
     }
     for index, metric in enumerate(CURVES):
         _curves(axes[str(index)], metric, drawn, curves, colours)
     _ranking(axes["rank"], comparison, colours)
     figure.suptitle(
-        _plain(f"{comparison.view.name}: {len(comparison.ranked)} trials ({comparison.view.ref})")
+        _plain(f"{comparison.view.name}: {counted(len(comparison.trials), 'trial')} ({comparison.view.ref})")
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name may contain characters that the font lacks
@@ -66,11 +68,11 @@ def _curves(
 
 
 def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None:
-    shown = [item for item in comparison.ranked if item.value is not None][:MAX_RANKED]
+    shown = [item for item in comparison.trials if item.rank is not None][:MAX_RANKED]
     better = "higher" if comparison.goal == "maximize" else "lower"
     axes.set_title(_plain(f"{comparison.metric} ({better} is better)"), fontsize=10)
     if not shown:
-        axes.text(0.5, 0.5, "no trial has a value yet", ha="center", transform=axes.transAxes, color="grey")
+        axes.text(0.5, 0.5, "no trial has finished yet", ha="center", transform=axes.transAxes, color="grey")
         axes.set_axis_off()
         return
     values = [item.value or 0.0 for item in shown]
@@ -80,17 +82,15 @@ def _ranking(axes: Any, comparison: Comparison, colours: dict[str, Any]) -> None
     )
     axes.set_yticks(range(len(shown)), [_label(comparison, item) for item in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.set_xlabel(_plain(", ".join(["run", *comparison.differing()])), fontsize=8)
     axes.grid(alpha=0.25)
     if math.isclose(min(values), max(values)):
         axes.margins(x=0.5)
 
 
 def _label(comparison: Comparison, item: RankedTrial) -> str:
-    values = (lookup(item.trial.config, name) for name in comparison.differing())
-    settings = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
+    settings = settings_text({name: lookup(item.trial.config, name) for name in comparison.differing()})
     star = "★ " if item.rank == 1 else ""  # of each ranking, if trials were judged on different rows
-    return _plain(f"{star}{item.trial.run_id}  {settings}"[:MAX_LABEL])
+    return _plain(f"{star}{item.rank}  {item.trial.printable_name}  {settings}"[:MAX_LABEL])
 
 
 def _plain(text: str) -> str:

@@ -9,7 +9,8 @@ from typing import Any, TypeGuard
 
 from kto_sweep.search.asha import AshaRule, parse_asha
 from kto_sweep.search.objectives import OBJECTIVE_COUNTS, Objective, metric_of
-from kto_sweep.search.replicates import FIRST_SEED, SEED
+from kto_sweep.search.replicates import FIRST_SEED
+from kto_sweep.search.space import SEED
 from kto_sweep.text import number_from_text
 
 BLOCK = "kto_sweep"

@@ -9,9 +9,8 @@ from typing import Any
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.distributions import value_key
+from kto_sweep.search.space import SEED
 
-SEED = "seed"
-"""The top-level parameter in which replicates differ."""
 FIRST_SEED = 42
 """A trial's default seed."""
 

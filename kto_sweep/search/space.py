@@ -2,10 +2,13 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kto_sweep.search.distributions import Distribution, Value, value_key
+
+SEED = "seed"
+"""The parameter in which replicates of a configuration differ."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +72,34 @@ class Space:
         return self.config(
             {parameter.path: parameter.distribution.ppf(rng.random()) for parameter in self.searched}
         )
+
+
+def searched_names(space: Space) -> tuple[str, ...]:
+    """Dotted names of the searched parameters; one whose values are mappings counts as the names in them."""
+    names: dict[str, None] = {}
+    for parameter in space.searched:
+        values = getattr(parameter.distribution, "values", ())
+        if any(isinstance(value, Mapping) for value in values):
+            names |= dict.fromkeys(_varying_leaves(parameter.name, values))
+        else:
+            names[parameter.name] = None
+    return tuple(names)
+
+
+def _varying_leaves(prefix: str, values: Sequence[Value]) -> list[str]:
+    """The dotted names below `prefix` whose value is not the same in all of these values."""
+    seen: dict[str, set[object]] = {}
+    for value in values:
+        for name, leaf in _leaves(prefix, value):
+            seen.setdefault(name, set()).add(value_key(leaf))
+    count = len(values)
+    present = {name: sum(name in dict(_leaves(prefix, value)) for value in values) for name in seen}
+    return [name for name, keys in seen.items() if len(keys) > 1 or present[name] < count]
+
+
+def _leaves(prefix: str, value: Value) -> Iterator[tuple[str, Value]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{prefix}.{key}", item)
+    else:
+        yield prefix, value

@@ -28,13 +28,15 @@ from kto_sweep.server import (
 )
 from kto_sweep.server.auth import CHANGE, DOWNLOAD, LOGIN_COMMAND, READ, LoginLinks, browser_access
 from kto_sweep.server.columns import ColumnCache
+from kto_sweep.server.dashboard_comparison import ComparisonCache, places
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
-from kto_sweep.server.dashboard_importance import ImportanceCache
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.responses import Json, html
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
-from kto_sweep.server.sweep_rules import read_rules
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_view import StatusCache, sweep_view
+from kto_sweep.sweep.sweep_state import SweepStatus
 
 STATIC = Path(__file__).parent / "static"
 MAX_ACTION = 100_000
@@ -74,7 +76,7 @@ def routes(server: ServerState, *, https: bool) -> list[Route]:
         get("/-/data/{entity}/{project}/curves", api.data(api.curves)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}", api.data(api.sweep)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}/cells", api.data(api.cells)),
-        get("/-/data/{entity}/{project}/sweeps/{sweep}/importance", api.data(api.importance)),
+        get("/-/data/{entity}/{project}/sweeps/{sweep}/comparison", api.data(api.comparison)),
         get("/-/data/{entity}/{project}/runs/{run}", api.data(api.run)),
         get("/-/data/{entity}/{project}/runs/{run}/console", api.data(api.console)),
         get("/-/data/{entity}/{project}/runs/{run}/system", api.data(api.system)),
@@ -96,7 +98,8 @@ class _Dashboard:
         self._server = server
         self._columns = ColumnCache()
         self._changes = ChangeTracker()
-        self._importance = ImportanceCache()
+        self._comparisons = ComparisonCache()
+        self._statuses = StatusCache()
 
     async def static(self, request: Request) -> Response:
         """A script or style sheet; its URL contains its version, so that browsers may cache it forever."""
@@ -140,33 +143,39 @@ class _Dashboard:
 
     def all_sweeps(self, request: Request) -> Row:
         """All sweeps."""
-        return dashboard_data.sweep_list(self._server.database.reader(), None)
+        return dashboard_data.sweep_list(self._server.database.reader(), None, self._status)
 
     def project(self, request: Request) -> Row:
         """A project's sweeps and its runs without a sweep."""
         connection = self._server.database.reader()
-        return dashboard_data.sweep_list(
-            connection, dashboard_data.find_project(connection, request.path_params)
-        )
+        project = dashboard_data.find_project(connection, request.path_params)
+        return dashboard_data.sweep_list(connection, project, self._status)
+
+    def _status(self, sweep: Sweep) -> SweepStatus:
+        return self._statuses.of(self._server.database.reader(), self._server, sweep)
 
     def sweep(self, request: Request) -> Row | None:
         """A sweep and its runs that changed since the tag `since`."""
         connection = self._server.database.reader()
         _, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        facts = dashboard_data.sweep_facts(connection, self._server, sweep)
-        return self._changes.since(connection, sweep.id, facts, request.query_params.get("since"))
+        facts = dashboard_data.sweep_facts(connection, self._server, sweep, self._status(sweep))
+
+        def placed() -> Mapping[str, Row]:
+            return places(sweep_view(connection, self._server, sweep))
+
+        return self._changes.since(connection, sweep.id, facts, placed, request.query_params.get("since"))
 
     def cells(self, request: Request) -> Row:
         """The cells of a sweep's grid."""
         connection = self._server.database.reader()
-        owner, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        return {"cells": dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))}
+        _, sweep = dashboard_data.find_sweep(connection, request.path_params)
+        return {"cells": dashboard_cells.cells(self._status(sweep))}
 
-    def importance(self, request: Request) -> Row:
-        """Importance of each of a sweep's parameters for its metric."""
+    def comparison(self, request: Request) -> Row:
+        """The verdict on a sweep, and the importance of its parameters."""
         connection = self._server.database.reader()
         _, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        return self._importance.of(connection, sweep)
+        return self._comparisons.of(sweep_view(connection, self._server, sweep))
 
     def curves(self, request: Request) -> Row:
         """Curves of the metrics `key` of the runs `run`, each in at most `points` points."""

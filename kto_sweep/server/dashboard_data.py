@@ -6,17 +6,16 @@ import math
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from kto_sweep.alerts import SUMMARY, alerts_for_summary, alerts_of
 from kto_sweep.search.distributions import Continuous
+from kto_sweep.search.space import Space, searched_names
 from kto_sweep.server import run_writes
 from kto_sweep.server.columns import MAX_RUN_SECONDS
-from kto_sweep.server.dashboard_rankings import rankings
 from kto_sweep.server.errors import NotFoundError
-from kto_sweep.server.resolvers.sweep import AGENT_OFFLINE_SECONDS
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ACTIVE, ENDED
 from kto_sweep.server.store import lines, projects, runs, sweeps
@@ -25,7 +24,11 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
+from kto_sweep.sweep.sweep_state import SweepStatus
+from kto_sweep.sweep.trial_state import TrialState
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS
 from kto_sweep.text import is_number
+from kto_sweep.trial import trial_config
 
 MAX_LISTED = 500
 """Maximum sweeps, and maximum runs without a sweep, in a list."""
@@ -65,11 +68,13 @@ def find_run(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[
     return owner, run
 
 
-def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
+def sweep_list(
+    connection: sqlite3.Connection, owner: Project | None, status_of: Callable[[Sweep], SweepStatus]
+) -> Row:
     """The sweeps of all projects, or of one project with its runs without a sweep."""
     listed = sweeps.page(connection, owner.id if owner else None, MAX_LISTED)
     answer: Row = {
-        "sweeps": [_sweep_row(connection, sweep) for sweep in listed],
+        "sweeps": [_sweep_row(connection, sweep, status_of(sweep)) for sweep in listed],
         "projects": [
             {"entity": project.entity, "name": project.name}
             for project in projects.page(connection, None, MAX_LISTED, 0)
@@ -82,7 +87,7 @@ def sweep_list(connection: sqlite3.Connection, owner: Project | None) -> Row:
     return answer
 
 
-def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
+def _sweep_row(connection: sqlite3.Connection, sweep: Sweep, status: SweepStatus) -> Row:
     owner, rules = projects.get(connection, sweep.project_id), read_rules(sweep.config)
     counts: dict[str, int] = {}
     seconds = 0.0
@@ -101,11 +106,9 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep) -> Row:
         "entity": owner.entity,
         "project": owner.name,
         **_sweep_fields(sweep, rules),
+        "shown_state": status.state,
         "counts": counts,
         "seconds": seconds,
-        "best": sweeps.best_objective(connection, sweep.id, rules.metric.name, maximize=rules.metric.maximize)
-        if rules.metric and rankings(connection, sweep, rules) is None
-        else None,
     }
 
 
@@ -133,31 +136,36 @@ def _sweep_fields(sweep: Sweep, rules: SweepRules) -> Row:
     }
 
 
-def sweep_facts(connection: sqlite3.Connection, server: ServerState, sweep: Sweep) -> Row:
+def sweep_facts(
+    connection: sqlite3.Connection, server: ServerState, sweep: Sweep, status: SweepStatus
+) -> Row:
     """A sweep without its runs."""
     rules = read_rules(sweep.config)
     return {
         **_sweep_fields(sweep, rules),
+        **status.facts(),
+        "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,
-        "rankings": rankings(connection, sweep, rules),
-        "parameters": [
-            {"name": parameter.name, "log": _is_log(parameter.distribution)}
-            for parameter in (rules.space.searched if rules.space else ())
-        ],
+        "parameters": _searched(rules.space) if rules.space else [],
         "agents": [
             {
                 "name": agent.name,
                 "host": agent.host,
                 "created": agent.created_at,
                 "heartbeat": agent.heartbeat_at,
-                "alive": server.clock.seconds_since(agent.heartbeat_at) < AGENT_OFFLINE_SECONDS,
+                "alive": server.clock.seconds_since(agent.heartbeat_at) < HEARTBEAT_SECONDS,
                 "runs": [run.name for run in runs.of_agent(connection, agent.id, ACTIVE)],
             }
             for agent in sweeps.agents(connection, sweep.id)
         ],
     }
+
+
+def _searched(space: Space) -> list[Row]:
+    on_log_scale = {parameter.name for parameter in space.searched if _is_log(parameter.distribution)}
+    return [{"name": name, "log": name in on_log_scale} for name in searched_names(space)]
 
 
 def _is_log(distribution: object) -> bool:
@@ -183,7 +191,7 @@ def run_row(run: Run) -> Row:
         "notes": run.notes or "",
         "host": run.host or "",
         "exitcode": run.exitcode,
-        "config": flat(run_writes.plain_config(run.config)),
+        "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
         "alerts": alerts_for_summary(alerts_of(summary)),
     }
@@ -222,7 +230,8 @@ def _cell(value: Any, longest: int) -> str | float | bool | None:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-_RUN_COLUMNS = ", ".join(field.name for field in fields(Run) if field.name not in ("restart", "suggested"))
+_SHOWN_FIELDS = [field.name for field in fields(Run) if field.name not in ("restart", "suggested")]
+_RUN_COLUMNS, _NAME = ", ".join(_SHOWN_FIELDS), _SHOWN_FIELDS.index("name")
 
 
 class ChangeTracker:
@@ -236,40 +245,60 @@ class ChangeTracker:
         self._lock = threading.Lock()
         self._states: OrderedDict[str, dict[int, bytes]] = OrderedDict()
 
-    def since(self, connection: sqlite3.Connection, sweep_id: int, facts: Row, tag: str | None) -> Row | None:
-        """The changed runs, or all if `complete`; None when nothing changed."""
+    def since(
+        self,
+        connection: sqlite3.Connection,
+        sweep_id: int,
+        facts: Row,
+        places: Callable[[], Mapping[str, Row]],
+        tag: str | None,
+    ) -> Row | None:
+        """The changed runs, or all if `complete`, and the `order` of all; None when nothing changed.
+
+        `places` has the place of each run in the sweep, in their order.
+        """
         condition = runs.in_sweep(sweep_id)
-        fingerprints = {
-            row[0]: _fingerprint(row)
+        rows = {
+            row[0]: row
             for row in connection.execute(
                 f"SELECT {_RUN_COLUMNS} FROM run WHERE {condition.sql} ORDER BY id", condition.parameters
             )
         }
+        # Heartbeats change all the time: leave them out, so that they do not make a new state.
+        hashed = {**facts, "agents": [{**agent, "heartbeat": 0} for agent in facts["agents"]]}
+        new_tag = hashlib.blake2b(
+            json.dumps([sweep_id, hashed]).encode() + b"".join(map(_fingerprint, rows.values())),
+            digest_size=12,
+        ).hexdigest()
         with self._lock:
             before = self._states.get(tag) if tag else None
-            if before is not None and before.keys() - fingerprints.keys():
-                before = None  # a run was deleted, which is rare: send all runs
-            # Heartbeats change all the time: leave them out, so that they do not make a new state.
-            hashed = {**facts, "agents": [{**agent, "heartbeat": 0} for agent in facts["agents"]]}
-            new_tag = hashlib.blake2b(
-                json.dumps([sweep_id, hashed]).encode() + b"".join(fingerprints.values()), digest_size=12
-            ).hexdigest()
-            if new_tag == tag and before is not None:
-                return None
+        if new_tag == tag and before is not None:
+            return None
+        placed = places()
+        # A run whose place has changed must be sent, though its own record has not.
+        fingerprints = {number: _fingerprint((*row, placed.get(row[_NAME]))) for number, row in rows.items()}
+        if before is not None and before.keys() - fingerprints.keys():
+            before = None  # a run was deleted, which is rare: send all runs
+        with self._lock:
             self._states[new_tag] = fingerprints
             self._states.move_to_end(new_tag)
             while len(self._states) > MAX_CACHED:
                 self._states.popitem(last=False)
         changed = [
-            row
-            for row, fingerprint in fingerprints.items()
-            if before is None or before.get(row) != fingerprint
+            number
+            for number, fingerprint in fingerprints.items()
+            if before is None or before.get(number) != fingerprint
         ]
         return {
             "tag": new_tag,
             "complete": before is None,
             "sweep": facts,
-            "runs": [run_row(run) for row in changed if (run := runs.get(connection, row)) is not None],
+            "order": list(placed),
+            "runs": [
+                {**run_row(run), **placed.get(run.name, {})}
+                for number in changed
+                if (run := runs.get(connection, number)) is not None
+            ],
         }
 
 

@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+import shlex
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
 
 from kto_sweep.alerts import SUMMARY
+from kto_sweep.provenance import Provenance
 from kto_sweep.server import dashboard_data
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_data import Row, flat, run_row
-from kto_sweep.server.run_writes import plain_config
+from kto_sweep.server.run_writes import plain_config, run_record
 from kto_sweep.server.store import files, lines, runs, sweeps
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
+from kto_sweep.trial import trial_config
 
 LAST_LINES = 500
 """Console lines of the first response."""
@@ -33,7 +38,8 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
     page: Row = {
         "run": {
             **run_row(run),
-            "config": flat(plain_config(run.config), longest=MAX_VALUE),
+            "config": flat(trial_config(plain_config(run.config)), longest=MAX_VALUE),
+            "record": {title: flat(values, longest=MAX_VALUE) for title, values in _record(run)},
             "summary": flat(
                 {
                     name: value
@@ -65,6 +71,17 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
     }
     page["tag"] = hashlib.blake2b(json.dumps(page).encode(), digest_size=12).hexdigest()
     return page
+
+
+def _record(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The titles and values of the groups in the run's record, in the order of Provenance."""
+    order = [field.name for field in fields(Provenance)]
+    record = run_record(run.config)  # wandb sorts it by name
+    for name in sorted(record, key=lambda name: order.index(name) if name in order else len(order)):
+        value = record[name]
+        if name == "command" and isinstance(value, list):
+            value = {name: shlex.join(map(str, value))}
+        yield name.capitalize(), value if isinstance(value, dict) else {name: value}
 
 
 def curves(

@@ -13,6 +13,7 @@ from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import files, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
+from kto_sweep.trial import RECORD
 
 Input = Mapping[str, Any]
 
@@ -207,10 +208,18 @@ def chosen_config(run: Run) -> dict[str, Any]:
 
 
 def plain_config(text: str) -> dict[str, Any]:
-    """A run's config JSON as a plain dict, without the `_wandb` entry and the `value` wrappers."""
-    config = json.loads(text)
+    """A run's config JSON as a plain dict, without `_wandb`, the record and the `value` wrappers."""
+    # Other names that begin with _ stay: they may be parameters of the sweep, which its search compares.
     return {
-        name: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
-        for name, entry in config.items()
-        if name != "_wandb"
+        name: _unwrapped(entry) for name, entry in json.loads(text).items() if name not in ("_wandb", RECORD)
     }
+
+
+def run_record(text: str) -> dict[str, Any]:
+    """What a run was trained with (see provenance.py), from its config JSON; empty if that has no record."""
+    record = _unwrapped(json.loads(text).get(RECORD))
+    return record if isinstance(record, dict) else {}
+
+
+def _unwrapped(entry: Any) -> Any:
+    return entry["value"] if isinstance(entry, dict) and "value" in entry else entry

@@ -12,7 +12,7 @@ from typing import Any
 
 from kto_sweep.search import bayes, grid, replicates
 from kto_sweep.search.options import Options
-from kto_sweep.search.space import Space
+from kto_sweep.search.space import SEED, Space
 from kto_sweep.server import run_writes
 from kto_sweep.server.observations import observations
 from kto_sweep.server.store import runs, sweeps
@@ -66,7 +66,7 @@ def suggest(
     if rules.method == "bayes" and rules.metric is not None:
         config = _next_bayes(connection, sweep, rules.space, rules.metric, rules.options)
     config = config or rules.space.sample(rng)
-    return Suggestion({**config, replicates.SEED: seeds[0]} if seeds else config, None, 0, is_last)
+    return Suggestion({**config, SEED: seeds[0]} if seeds else config, None, 0, is_last)
 
 
 def _next_bayes(

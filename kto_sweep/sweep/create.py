@@ -40,6 +40,11 @@ class CreatedSweep:
         reused = f", {len(self.reused)} of them reused" if self.reused else ""
         return f"Sweep {self.ref}: {self.method}, {trials}{reused}\n  {self.url}"
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier sweep has finished all its trials."""
+        return self.expected_trials is not None and len(self.reused) >= self.expected_trials
+
 
 def create_sweep(
     home: Home,
@@ -60,7 +65,7 @@ def create_sweep(
     this box's GPU (with `force` only for errors that a server would reject), ServerError if the server cannot
     be reached.
     """
-    from kto_sweep.wandb_client.private_api import upsert_sweep
+    from kto_sweep.wandb_client.private_api import set_sweep_state, upsert_sweep
 
     require_name("project", project, "--project")
     require_name("entity", entity, "--entity")
@@ -94,7 +99,10 @@ def create_sweep(
     url = ref.url(target.app_url)
     page = url.removeprefix(target.app_url)
     login = login_link(target.app_url, target.key, page) if target.local else ""
-    return CreatedSweep(ref, url, sweep.method, sweep.expected_trials, reused, login)
+    created = CreatedSweep(ref, url, sweep.method, sweep.expected_trials, reused, login)
+    if created.is_finished:  # otherwise it would wait for an agent that has nothing to train
+        set_sweep_state(api, ref, "FINISHED")
+    return created
 
 
 def grid_order_note(space: Space) -> str:

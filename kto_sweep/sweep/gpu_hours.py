@@ -1,6 +1,7 @@
-"""GPU time of a sweep, spent and remaining, from the times of its runs.
+"""Time of a sweep on its devices, spent and remaining, from the times of its runs.
 
-Trials that train together on one GPU share its time.
+Trials that train together on one device share its time. What was spent never shrinks: each attempt of a trial
+has its own span, which a crash, another attempt or another box leaves as it is.
 """
 
 import statistics
@@ -9,31 +10,36 @@ from dataclasses import dataclass
 from typing import Any
 
 from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
-from kto_sweep.sweep.grid_status import CellState, GridStatus, count_missing
-from kto_sweep.sweep.view import SweepView, TrialRecord
-from kto_sweep.trial import lookup
+from kto_sweep.sweep.grid_status import GridStatus, count_missing
+from kto_sweep.sweep.trial_state import TrialState
+from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
+from kto_sweep.trial import lookup, with_defaults
 
 
 @dataclass(frozen=True)
 class GpuTime:
-    """GPU-seconds; a CPU counts as one GPU."""
+    """Seconds of all devices together; a CPU counts as one device."""
 
     spent: float
     remaining: float | None
     """Estimate for unfinished trials from finished ones of the same cost; None if no trial has finished or
     the sweep is unlimited."""
+    unit: str
+    """`GPU-hours`, `CPU-hours`, or `device-hours` if the devices are both or unknown."""
 
 
 def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
-    """The GPU time that the sweep has spent, and an estimate of what remains."""
-    counted = [trial for trial in view.trials if view.is_counted(trial)]
-    spent = spent_seconds(counted)
-    done = [cell.trial for cell in status.in_state(CellState.DONE) if cell.trial and cell.trial.seconds]
+    """The time that the sweep's trials have held their devices, and an estimate of what remains."""
+    # A prior run was paid for by its own sweep.
+    own = [trial for trial in view.trials if not trial.is_prior_run]
+    spent, unit = spent_seconds(own), _unit(own)
+    done = [cell.trial for cell in status.done if cell.trial and cell.trial.seconds]
     missing = count_missing(view, status)
     if not done or missing is None:
-        return GpuTime(spent, None)
-    # Concurrent trials take less GPU time than the sum of their times; assume the same ratio for the rest.
-    share = spent / sum(trial.seconds or 0.0 for trial in counted)
+        return GpuTime(spent, None, unit)
+    # Concurrent trials take less time of a device than the sum of their times; assume the same for the rest.
+    lengths = sum(trial.seconds or 0.0 for trial in own)
+    share = min(1.0, spent / lengths) if lengths else 1.0
     seconds_by_cost: dict[object, list[float]] = {}
     for trial in done:
         seconds_by_cost.setdefault(_cost(trial.config), []).append(trial.seconds or 0.0)
@@ -42,38 +48,55 @@ def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
     def expected_seconds(config: Mapping[str, Any]) -> float:
         return statistics.fmean(seconds_by_cost.get(_cost(config), [average]))
 
-    running = [cell.trial for cell in status.in_state(CellState.RUNNING) if cell.trial]
-    remaining = sum(max(0.0, expected_seconds(trial.config) - (trial.seconds or 0.0)) for trial in running)
+    unended = [cell.trial for cell in status.cells if cell.trial and not cell.state.has_ended]
+    remaining = sum(max(0.0, expected_seconds(trial.config) - (trial.seconds or 0.0)) for trial in unended)
     if status.lists_every_cell:
-        remaining += sum(expected_seconds(cell.config) for cell in status.in_state(CellState.MISSING))
+        remaining += sum(expected_seconds(cell.config) for cell in status.in_state(TrialState.NOT_STARTED))
     else:
         remaining += missing * average
-    return GpuTime(spent, remaining * share)
+    return GpuTime(spent, remaining * share, unit)
+
+
+def seconds_per_trial(view: SweepView, trials: Iterable[TrialRecord]) -> float | None:
+    """GPU-seconds that one more trial like these would take, trained among as many others as they were."""
+    counted = [trial for trial in view.trials if view.is_counted(trial) and trial.seconds]
+    times = [trial.seconds for trial in trials if trial.seconds]
+    total = sum(trial.seconds or 0.0 for trial in counted)
+    return statistics.fmean(times) * spent_seconds(counted) / total if times and total else None
 
 
 def spent_seconds(trials: Iterable[TrialRecord]) -> float:
-    """GPU-seconds in which each device trained at least one trial, plus all time of runs without a device."""
-    spans_by_device: dict[str, list[tuple[float, float]]] = {}
+    """Seconds in which each device had at least one trial, plus all time of runs without a device."""
+    spans_by_device: dict[str, list[BusySpan]] = {}
     total = 0.0
     for trial in trials:
-        if trial.seconds and trial.device and trial.created is not None:
-            span = (trial.created, trial.created + trial.seconds)
-            spans_by_device.setdefault(trial.device, []).append(span)
-        else:
+        if not trial.busy:
             total += trial.seconds or 0.0
+        for span in trial.busy:
+            spans_by_device.setdefault(span.device, []).append(span)
     for device, spans in spans_by_device.items():
         total += _union_length(spans) * len(device.split(","))  # "gpus 0,1" train one trial together
     return total
 
 
-def _union_length(spans: list[tuple[float, float]]) -> float:
+def _unit(trials: Iterable[TrialRecord]) -> str:
+    devices = {span.device for trial in trials for span in trial.busy}
+    devices |= {trial.device for trial in trials if not trial.busy}
+    on_cpu = {device.split()[-1:] == ["cpu"] for device in devices if device}
+    if len(on_cpu) != 1 or "" in devices:
+        return "device-hours"
+    return "CPU-hours" if on_cpu == {True} else "GPU-hours"
+
+
+def _union_length(spans: Iterable[BusySpan]) -> float:
     covered, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        covered += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
+    for span in sorted(spans, key=lambda span: span.start):
+        covered += max(0.0, span.end - max(span.start, reached))
+        reached = max(reached, span.end)
     return covered
 
 
 def _cost(config: Mapping[str, Any]) -> object:
     """A key that is equal for trials that take the same time."""
-    return cost_key(config), *(repr(lookup(config, name)) for name in sorted(STEP_COUNT_PARAMETERS))
+    full = with_defaults(config)
+    return cost_key(full), *(repr(lookup(full, name)) for name in sorted(STEP_COUNT_PARAMETERS))

@@ -1,35 +1,19 @@
-"""The state of each cell of a grid: done, running, paused, failed or missing, each cell counted once.
+"""The state of each cell of a grid, each cell counted once.
 
 A pure function of a sweep and its runs as plain data, so it is the same for W&B and the embedded server.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from kto_sweep.errors import FailureCause
 from kto_sweep.search import grid
-from kto_sweep.sweep.view import UNFINISHED, SweepView, TrialRecord
+from kto_sweep.sweep.trial_state import TrialState, state_of
+from kto_sweep.sweep.view import SweepView, TrialRecord
 
 MAX_CELLS = 100_000
 """For a larger grid only the runs are listed, not the cells."""
-
-WAITING = frozenset({"pending", "preempted"})
-"""Run states of a trial that no agent is training."""
-
-
-class CellState(StrEnum):
-    """The state of a cell."""
-
-    DONE = "done"
-    """Finished, or stopped early on purpose."""
-    RUNNING = "running"
-    PAUSED = "paused"
-    """By successive halving: resumes if it ranks among the best, otherwise it counts as stopped early."""
-    FAILED = "failed"
-    MISSING = "missing"
-    """No run yet, or only a waiting run in an ended sweep."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +22,19 @@ class GridCell:
 
     config: Mapping[str, Any]
     """Nested, as a trial receives it."""
-    state: CellState
+    state: TrialState
     trial: TrialRecord | None
     """The run that determines the state; None without a run."""
     run_ids: tuple[str, ...] = ()
     """All runs of the cell, oldest first; an aborted attempt leaves an extra one."""
 
     @property
-    def is_stopped(self) -> bool:
-        """Done because it was stopped early."""
-        return self.state is CellState.DONE and self.trial is not None and self.trial.state == "killed"
-
-    @property
     def is_retryable(self) -> bool:
-        """Failed because of a crash, a full disk, a faulty GPU or the network, not because of the trial."""
-        if self.state is not CellState.FAILED or self.trial is None:
+        """Ended by a crash, a full disk, a faulty GPU or the network: `resume` retries it."""
+        if self.state not in (TrialState.FAILED, TrialState.INTERRUPTED) or self.trial is None:
             return False
+        if self.trial.state not in {"failed", "crashed"}:
+            return False  # the server hands it out again without being asked
         cause = self.trial.summary.get("failure/cause")
         if cause is None:
             return self.trial.state == "crashed"
@@ -71,33 +52,40 @@ class GridStatus:
     outside_grid: tuple[TrialRecord, ...] = ()
     """Runs that match no cell: the grid changed, or someone attached them by hand."""
 
-    def in_state(self, state: CellState) -> tuple[GridCell, ...]:
-        """The cells in this state."""
-        return tuple(cell for cell in self.cells if cell.state is state)
+    def in_state(self, *states: TrialState) -> tuple[GridCell, ...]:
+        """The cells in one of these states."""
+        return tuple(cell for cell in self.cells if cell.state in states)
 
     @property
-    def stopped(self) -> tuple[GridCell, ...]:
-        """The done cells that were stopped early."""
-        return tuple(cell for cell in self.cells if cell.is_stopped)
+    def done(self) -> tuple[GridCell, ...]:
+        """The cells whose trials ended as the sweep intends."""
+        return tuple(cell for cell in self.cells if cell.state.is_done)
 
     @property
     def retryable(self) -> tuple[GridCell, ...]:
         """The failed cells that may succeed when retried."""
         return tuple(cell for cell in self.cells if cell.is_retryable)
 
+    def retried_by_resume(self, *, failed: bool = False, stopped: bool = False) -> tuple[str, ...]:
+        """The runs that the server must be asked to hand out again; `failed`, `stopped`: all of these too."""
+        states = {TrialState.CANCELED}
+        states |= {TrialState.FAILED} if failed else set()
+        states |= {TrialState.STOPPED} if stopped else set()
+        cells = (cell for cell in self.cells if cell.state in states or cell.is_retryable)
+        return tuple(cell.trial.run_id for cell in cells if cell.trial is not None)
+
 
 def read_grid_status(view: SweepView) -> GridStatus:
     """The state of each cell of this sweep."""
-    over = view.state in {"FINISHED", "CANCELED"}
     size = view.space.grid_size() if view.method == "grid" and view.space.parameters else None
     if size is None or size > MAX_CELLS or not grid.can_list(view.space):
         counted = filter(view.is_counted, view.trials)
-        runs = (_cell(trial.config, [trial], over=over) for trial in counted)
+        runs = (_cell(view, trial.config, [trial]) for trial in counted)
         return GridStatus(tuple(runs), lists_every_cell=False)
     trials_by_key: dict[str, list[TrialRecord]] = {}
     for trial in view.trials:
         trials_by_key.setdefault(grid.cell_key(view.space, trial.config), []).append(trial)
-    cells = [_cell(config, trials_by_key.pop(key, []), over=over) for key, config in grid.cells(view.space)]
+    cells = [_cell(view, config, trials_by_key.pop(key, [])) for key, config in grid.cells(view.space)]
     outside_grid = tuple(trial for trials in trials_by_key.values() for trial in trials)
     return GridStatus(
         tuple(_within_cap(cells, view.expected or size)), lists_every_cell=True, outside_grid=outside_grid
@@ -106,37 +94,23 @@ def read_grid_status(view: SweepView) -> GridStatus:
 
 def count_missing(view: SweepView, status: GridStatus) -> int | None:
     """The number of trials that have not started; None for an unlimited sweep."""
-    missing = len(status.in_state(CellState.MISSING))
     if status.lists_every_cell:
-        return missing
-    return None if view.expected is None else max(0, view.expected - len(status.cells)) + missing
+        return len(status.in_state(TrialState.NOT_STARTED))
+    return None if view.expected is None else max(0, view.expected - len(status.cells))
 
 
-def _cell(config: Mapping[str, Any], trials: list[TrialRecord], *, over: bool) -> GridCell:
+_PROGRESS = {TrialState.FINISHED: 3, TrialState.STOPPED: 1, TrialState.FAILED: 0, TrialState.CANCELED: 0}
+"""Which of a cell's runs counts; 2 for those that have not ended."""
+
+
+def _cell(view: SweepView, config: Mapping[str, Any], trials: list[TrialRecord]) -> GridCell:
     """The cell with the state of its most advanced run; of several equally advanced ones, the newest."""
-    best, state = None, CellState.MISSING
+    best, best_state = None, TrialState.NOT_STARTED
     for trial in trials:
-        if best is None or _progress(trial) >= _progress(best):
-            best, state = trial, _state(trial, over=over)
-    return GridCell(config, state, best, tuple(trial.run_id for trial in trials))
-
-
-def _progress(trial: TrialRecord) -> int:
-    if trial.state == "finished":
-        return 3
-    if trial.state in UNFINISHED:
-        return 2
-    return 1 if trial.state == "killed" else 0
-
-
-def _state(trial: TrialRecord, *, over: bool) -> CellState:
-    if trial.state in {"finished", "killed"}:
-        return CellState.DONE
-    if trial.paused:
-        return CellState.DONE if over else CellState.PAUSED
-    if trial.state in UNFINISHED:
-        return CellState.MISSING if over and trial.state in WAITING else CellState.RUNNING
-    return CellState.FAILED
+        state = state_of(view, trial)
+        if best is None or _PROGRESS.get(state, 2) >= _PROGRESS.get(best_state, 2):
+            best, best_state = trial, state
+    return GridCell(config, best_state, best, tuple(trial.run_id for trial in trials))
 
 
 def _within_cap(cells: Iterable[GridCell], expected: int) -> list[GridCell]:

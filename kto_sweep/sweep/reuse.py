@@ -16,7 +16,7 @@ from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import find_sweep
 from kto_sweep.sweep.view import SweepView, TrialRecord
-from kto_sweep.trial import Trial, lookup
+from kto_sweep.trial import Trial, lookup, with_defaults
 from kto_sweep.wandb_client.connection import Target
 from kto_sweep.wandb_client.reader import read_sweep
 
@@ -64,8 +64,8 @@ def _find_in_project(home: Home, target: Target, name: str, new: Mapping[str, An
 def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRecord]:
     """The finished trials of `earlier` that match a cell of this configuration's grid, one per cell.
 
-    The whole configuration must be equal: searched and fixed parameters, data and model. Of several equal
-    trials, the first is used.
+    The whole configuration must be equal: searched and fixed parameters, defaults, data and model. Of several
+    equal trials, the first is used.
     Raises UsageError if the new sweep is not a grid of listed values.
     """
     space, _ = parse_space(without_alert_rules(config["parameters"]))
@@ -78,7 +78,7 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     for trial in earlier.trials:
         if trial.state == "finished":
             finished.setdefault(value_key(dict(trial.config)), trial)
-    matches = (finished.get(value_key(cell)) for _, cell in grid.cells(space))
+    matches = (finished.get(value_key(with_defaults(cell))) for _, cell in grid.cells(space))
     return [trial for trial in matches if trial is not None]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kto_sweep.errors import Problem, TrialConfigError
 from kto_sweep.search.options import BLOCK
-from kto_sweep.search.replicates import SEED
+from kto_sweep.search.space import SEED
 from kto_sweep.sweep_file.command import (
     DEFAULT,
     ENVIRONMENT,

@@ -8,7 +8,7 @@ from kto_sweep.errors import Problem, UsageError
 from kto_sweep.search import asha
 from kto_sweep.search.objectives import OBJECTIVE_COUNTS
 from kto_sweep.search.options import BLOCK, MAX_REPLICATES, SEARCH_KEYS, first_seed, is_replicates
-from kto_sweep.search.replicates import SEED
+from kto_sweep.search.space import SEED
 from kto_sweep.sweep_file.setting_checks import check_bands, check_metric, unknown_keys
 from kto_sweep.text import show
 

@@ -16,6 +16,7 @@ from kto_sweep.trial import (
     PARAMETERS,
     check_value,
     combination_problems,
+    is_setting,
     leaves,
     parameter_name,
     unknown_parameter,
@@ -78,6 +79,10 @@ def check_parameters(section: Any, method: Any) -> CheckedParameters:
     for entry in entries(section):
         for path, given in _given_values(entry, distributions.get(entry.path), method).items():
             name = parameter_name(path)
+            if (group := _ignored_group(path)) is not None:
+                why = "Trials ignore it: the name is not for a sweep's parameters."
+                problems.append(Problem(entry.place, f"a group named {group}", why, "rename the group"))
+                continue
             if name is None:
                 problem = unknown_parameter(path)
                 problems.append(replace(problem, path=entry.place))
@@ -107,6 +112,12 @@ def entries(
             yield from entries(body["parameters"], here, (*there, "parameters"))
         elif is_name(name):
             yield ParameterEntry(here, there, body)
+
+
+def _ignored_group(path: Path) -> str | None:
+    """The first group of a nested name that Trial.from_config leaves out."""
+    groups = enumerate(path[:-1])
+    return next((name for i, name in groups if name.startswith("_") or not (i or is_setting(name))), None)
 
 
 def _given_values(

@@ -305,11 +305,11 @@ def fingerprint_model(model: PreTrainedModel) -> str:
         [name, str(tensor.dtype), list(tensor.shape), number]
         for (name, tensor), number in zip(state.items(), hashes, strict=True)
     ]
-    text = json.dumps([_class_name(model), config, described], sort_keys=True, default=str)
+    text = json.dumps([class_name(model), config, described], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _class_name(model: PreTrainedModel) -> str:
+def class_name(model: PreTrainedModel) -> str:
     """The architecture's class: FSDP makes a subclass of it for a sharded model."""
     return next(kind.__name__ for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 

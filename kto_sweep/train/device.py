@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def describe_device() -> str:
         return f"{torch.cuda.get_device_name(0)}, {gib:.0f} GiB"
     threads = torch.get_num_threads()
     return f"CPU, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def device_facts(gpus: int = 1) -> dict[str, str | int | float]:
+    """The device in a trial's provenance, which is trained on so many `gpus`."""
+    if not torch.cuda.is_available():
+        return {"threads": torch.get_num_threads()}
+    facts: dict[str, str | int | float] = {
+        "gpu": torch.cuda.get_device_name(0),
+        "gpu_memory_gib": round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1),
+        "gpus": gpus,
+    }
+    with suppress(OSError):  # the kernel module's version is that of the driver
+        facts["driver"] = Path("/sys/module/nvidia/version").read_text().strip()
+    return facts | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
 def this_gpu() -> tuple[str, float] | None:

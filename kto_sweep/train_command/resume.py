@@ -8,13 +8,16 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kto_sweep.agent.lease import is_alive
+from kto_sweep.compare.comparison import Comparison, compare
+from kto_sweep.compare.confidence import Certainty
 from kto_sweep.compare.eval_groups import several_rankings
-from kto_sweep.compare.ranking import rank
+from kto_sweep.compare.sentences import settings_text, value_text
 from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef, load_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
+from kto_sweep.text import counted
 from kto_sweep.train_command.options import flatten
 from kto_sweep.wandb_client.connection import connect, restored_environment
 from kto_sweep.wandb_client.reader import read_sweep
@@ -93,20 +96,35 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
                 hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last sweep",
             ) from None
         return SourceConfig(flatten(run[1]), f"run {ref.id} on {target}")
-    ranked = rank(view.trials, view.metric, view.goal)
-    if not ranked or ranked[0].rank is None:
+    return _winner(compare(view))
+
+
+def _winner(comparison: Comparison) -> SourceConfig:
+    """The configuration that the sweep's comparison names as the best.
+
+    Raises UsageError if no trial ranks, or if trials were judged on different rows.
+    """
+    ref, verdict = comparison.view.ref, comparison.verdict
+    if not comparison.verdicts:
         raise UsageError(
-            f"no trial of sweep {ref} has logged {view.metric}", hint=f"kto-sweep status {ref.id}"
+            f"no trial of sweep {ref} has finished with a value of {comparison.metric}",
+            hint=f"kto-sweep status {ref.id}",
         )
-    bests = [item for item in ranked if item.rank == 1]
-    if len(bests) > 1:
-        (why,) = several_rankings(view.metric, [item.group for item in bests])
-        runs = ", ".join(f"{item.trial.run_id} ({item.group})" for item in bests)
+    if verdict is None:
+        (why,) = several_rankings(comparison.metric, [each.group for each in comparison.verdicts])
+        runs = ", ".join(f"{each.winner.trials[0].run_id} ({each.group})" for each in comparison.verdicts)
         raise UsageError(f"sweep {ref} has no single best trial: {why}", hint=f"name one of its runs: {runs}")
-    best = ranked[0]
-    value = f"{view.metric} {best.value:.4g}"
-    description = f"run {best.trial.run_id} ({best.trial.name}), the best of sweep {ref}: {value}"
-    return SourceConfig(flatten(best.trial.config), description)
+    best = verdict.winner.trials[0]
+    certainty = {
+        Certainty.CLEAR: "a clear winner",
+        Certainty.TIE: f"tied with {counted(len(verdict.tied), 'other configuration')}",
+        Certainty.UNKNOWN: "whether its lead is real is unknown",
+    }[verdict.certainty]
+    description = (
+        f"the best configuration of sweep {ref}, {settings_text(verdict.winner.settings)}: "
+        f"{comparison.metric} {value_text(verdict)}, {certainty}; the rest is that of its run {best.label}"
+    )
+    return SourceConfig(flatten(best.config), description)
 
 
 def interrupted_runs(home: Home) -> list[Path]:

@@ -27,6 +27,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server
 from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.model_card import write_card
+from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import StepTable
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.server_choice import LOCAL_ENTITY
@@ -63,7 +64,7 @@ class RunProgress(ProgressDisplay):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console, (), DEFAULT_METRIC, None)
-        self._table = StepTable()
+        self._table = StepTable(width=console.width if console.is_terminal else None)
         self._total = 0
         self.result: dict[str, Any] = {"state": None, "cause": "", "message": "", "summary": {}}
         """How the run ended, for --json."""
@@ -164,7 +165,10 @@ def train_one(
         with RunProgress(console) as progress:
             executor = Executor(
                 SingleTrialSource(ref, job.run_id, job.trial.to_config()), home, progress, lease,
-                RunOptions(DEFAULT_METRIC, "minimize", target.local, PATIENCE_SECONDS),
+                RunOptions(
+                    DEFAULT_METRIC, "minimize", target.local, PATIENCE_SECONDS,
+                    provenance=Provenance.of_process(),
+                ),
                 connectivity=connectivity, start_worker=partial(WorkerProcess, command=worker),
             )  # fmt: skip
             settings = Settings(count=1, max_openings=1)

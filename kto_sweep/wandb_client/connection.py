@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -121,6 +122,18 @@ def connect(target: Target) -> "wandb.Api":
     if user is None:
         raise ServerError(f"{target} rejects the key", hint=target.key_hint)
     return api
+
+
+def server_time(target: Target) -> float:
+    """The server's clock in Unix seconds; this box's if the server does not say.
+
+    Heartbeats are times of the server, and the clock of a laptop may be minutes off.
+    """
+    try:
+        date = get(target.base_url, timeout=CONNECT_SECONDS).date
+    except NoAnswerError:
+        date = None
+    return time.time() if date is None else date
 
 
 def _is_kto_sweep(answer: Answer) -> bool:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
@@ -35,6 +35,7 @@ __all__ = [
     "register_agent",
     "set_run_state",
     "set_sweep_state",
+    "stop_run",
     "upsert_sweep",
     "wandb_core_exited",
 ]
@@ -261,9 +262,6 @@ def _command(raw: Mapping[str, Any]) -> Command:
     )
 
 
-SweepState = Literal["RUNNING", "PAUSED", "FINISHED", "CANCELED"]
-
-
 def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> bool:
     """Set the state of a sweep's run; returns whether the server supports that, which W&B does not yet.
 
@@ -275,14 +273,38 @@ def set_run_state(api: wandb.Api, ref: SweepRef, run_id: str, state: str) -> boo
         return False
 
 
-def set_sweep_state(api: wandb.Api, ref: SweepRef, state: SweepState) -> None:
+_SWEEP_STATE = """
+mutation SweepState($id: ID, $state: String, $entityName: String, $projectName: String) {
+    upsertSweep(input: {id: $id, state: $state, entityName: $entityName, projectName: $projectName}) {
+        sweep { name }
+    }
+}
+"""
+
+
+def set_sweep_state(api: wandb.Api, ref: SweepRef, state: str) -> None:
     """Move a sweep to RUNNING, PAUSED, FINISHED or CANCELED.
 
-    Raises ServerError if the server rejects the change or the sweep's current state does not allow it.
+    wandb's own function refuses to cancel a finished sweep, whose last trials may still run.
+    Raises ServerError if the server rejects the change.
     """
     try:
-        sweeps_api._set_sweep_state(api, ref.id, state, entity=ref.entity, project=ref.project)
-    except Exception as error:  # wandb raises a bare Exception for a rejected change of state
+        variables = {
+            "id": api.sweep(str(ref))._attrs["id"],  # not its name, which is `id` of the public object
+            "state": state,
+            "entityName": ref.entity,
+            "projectName": ref.project,
+        }
+        api._service_api.execute_graphql(_SWEEP_STATE, variables)
+    except Exception as error:  # wandb has no common error class
         full = "cannot be written" in str(error)  # the embedded server's message
         hint = "free some space on the server's disk, then try again" if full else ""
         raise ServerError(f"{ref}: {str(error).strip()}", hint=hint) from error
+
+
+def stop_run(api: wandb.Api, ref: SweepRef, run_id: str) -> None:
+    """Ask the agent of a run to stop it. Raises ServerError if the server rejects that."""
+    try:
+        api.run(f"{ref.entity}/{ref.project}/{run_id}").stop()
+    except Exception as error:  # wandb has no common error class
+        raise ServerError(f"run {run_id} could not be stopped: {error}") from error

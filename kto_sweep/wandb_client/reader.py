@@ -1,6 +1,5 @@
 """Reads sweeps and their runs as plain data through wandb.Api, from W&B or the embedded server."""
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,12 @@ from kto_sweep.search.options import read_options
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord
+from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord, busy_spans, seconds_of
 from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
-from kto_sweep.wandb_client.connection import Target, error_text, is_not_found
+from kto_sweep.text import is_number
+from kto_sweep.trial import trial_config, with_defaults
+from kto_sweep.wandb_client.connection import Target, error_text, is_not_found, server_time
 
 if TYPE_CHECKING:
     import wandb
@@ -34,6 +35,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
         runs = list(runs)
+        now = server_time(target)  # after the runs: none of their heartbeats is newer
     except Exception as error:  # wandb has no common error class
         if not is_not_found(error):
             raise ServerError(
@@ -48,7 +50,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
     space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
     options = read_options(config, [])
     metric = metric_of(config, options.objectives) or {}
-    pauses = options.asha is not None
+    pauses, target_value = options.asha is not None, metric.get("target")
     return SweepView(
         ref=ref,
         url=ref.url(target.app_url),
@@ -63,41 +65,40 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         objectives=options.objectives,
         pauses_trials=pauses,
         command=read_command(config),
+        config=config,
+        target=float(target_value) if is_number(target_value) else None,
+        stops_trials=pauses or bool(config.get("early_terminate")),
+        updated=_unix_seconds(sweep._attrs.get("updatedAt")),
+        now=now,
     )
 
 
 def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
     summary = dict(run.summary_metrics or {})
     preempted = summary.get("failure/cause") == FailureCause.PREEMPTED
+    created = _unix_seconds(run.created_at)
+    heartbeat = _unix_seconds(getattr(run, "heartbeat_at", None))
     return TrialRecord(
         run_id=run.id,
         name=run.name,
         state=run.state,
-        config={key: value for key, value in run.config.items() if not key.startswith("_")},
+        # With defaults: runs of other versions or programs, and pending ones, may not have them.
+        config=with_defaults(trial_config(run.config)),
         summary=summary,
-        seconds=_seconds(run, summary),
-        created=_created(run),
+        seconds=seconds_of(summary, created, heartbeat),
+        created=created,
+        heartbeat=heartbeat,
         is_prior_run=getattr(run, "sweep_name", None) not in {None, ref.id},
         # A paused trial and a requeued one are both in state preempted; only the latter has a cause.
         paused=pauses and run.state == "preempted" and not preempted,
         device=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
+        busy=busy_spans(summary),
     )
 
 
-def _created(run: Any) -> float | None:
+def _unix_seconds(text: object) -> float | None:
     try:
-        moment = datetime.fromisoformat(run.created_at)
-    except (AttributeError, TypeError, ValueError):
+        moment = datetime.fromisoformat(str(text))
+    except ValueError:
         return None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _seconds(run: Any, summary: Mapping[str, Any]) -> float | None:
-    seconds = summary.get("trial/seconds", summary.get("_runtime"))
-    if isinstance(seconds, int | float):
-        return float(seconds)
-    try:
-        start, end = (datetime.fromisoformat(text) for text in (run.created_at, run.heartbeat_at))
-    except (AttributeError, TypeError, ValueError):
-        return None
-    return max(0.0, (end - start).total_seconds())  # negative if a clock was set back

@@ -43,6 +43,9 @@ class FakeRun(TrialRun):
     def name(self) -> str:
         return self._id
 
+    def loaded(self, provenance: Mapping[str, Any]) -> None:
+        pass
+
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         pass
 
@@ -78,7 +81,7 @@ class FakeRun(TrialRun):
 class FakeWorker(WorkerProcess):
     """A worker that is ready at once and passes its orders to the harness."""
 
-    is_held = False
+    is_held, pid = False, 0
 
     def __init__(self, harness: "AgentHarness", device: Device) -> None:
         self._harness = harness
@@ -151,6 +154,9 @@ class AgentHarness:
 
     def why_lost(self, run_id: str) -> str:
         return ""
+
+    def busy_entries(self, run_id: str) -> Sequence[object]:
+        return ()
 
     # Used by tests.
 

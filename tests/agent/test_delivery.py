@@ -13,7 +13,7 @@ from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, PAUSE_SECONDS, check_delivery
 from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
-from kto_sweep.errors import ServerError
+from kto_sweep.errors import WORK_LEFT, ServerError
 from kto_sweep.home import Home
 from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.search.space import Space
@@ -146,7 +146,7 @@ def test_the_final_read_of_the_sweep_happens_while_connectivity_runs(home, monke
     if answers:
         report.print(call())
     else:
-        with pytest.raises(SystemExit, match="0"):
+        with pytest.raises(SystemExit, match=str(WORK_LEFT)):
             call()
     output = capsys.readouterr()
     assert ("the sweep's status is unknown" in output.err) is not answers

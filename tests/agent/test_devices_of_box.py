@@ -9,7 +9,7 @@ from kto_sweep.agent.devices import CPU, Device, find_devices
 from kto_sweep.errors import UsageError
 
 TWO = "echo '0, GPU-aaa'\necho '1, GPU-bbb'\n"
-BOTH = [Device("gpu 0", "0", "GPU-aaa"), Device("gpu 1", "1", "GPU-bbb")]
+BOTH = [Device("gpu 0", "0", "GPU-aaa", indices=(0,)), Device("gpu 1", "1", "GPU-bbb", indices=(1,))]
 
 
 @pytest.fixture
@@ -35,6 +35,12 @@ def test_gpus_are_limited_by_the_environment(tool, limit, found):
     assert find_devices(environ) == found
     assert find_devices({"CUDA_VISIBLE_DEVICES": "0"}, gpus="1") == BOTH[1:]
     assert find_devices({}, cpu=True) == [CPU]
+
+
+def test_a_gpu_named_by_its_uuid_has_its_index(tool):
+    write(tool, TWO)
+    (device,) = find_devices({}, gpus="GPU-bbb")
+    assert (device.visible, device.indices) == ("GPU-bbb", (1,))
 
 
 @pytest.mark.parametrize("limit", ["MIG-1234", "GPU-a", "0,7"])

@@ -85,8 +85,11 @@ def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
 
 
 def test_devices_are_grouped() -> None:
-    gpus = [Device(f"gpu {at}", str(at)) for at in range(4)]
-    assert grouped(gpus, 2) == [Device("gpus 0,1", "0,1", count=2), Device("gpus 2,3", "2,3", count=2)]
+    gpus = [Device(f"gpu {at}", str(at), indices=(at,)) for at in range(4)]
+    assert grouped(gpus, 2) == [
+        Device("gpus 0,1", "0,1", count=2, indices=(0, 1)),
+        Device("gpus 2,3", "2,3", count=2, indices=(2, 3)),
+    ]
     assert grouped([CPU], 3) == [Device("cpu", "", count=3)]
     with pytest.raises(UsageError, match="--gpus-per-trial 3: cannot divide 4 GPUs by 3") as raised:
         grouped(gpus, 3)

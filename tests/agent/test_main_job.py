@@ -37,7 +37,7 @@ def finished(machine):
 
 def test_create_prints_the_sweep(finished):
     made, _ = finished
-    assert set(made) == {"id", "path", "url", "expected_trials", "reused"}
+    assert set(made) == {"id", "path", "url", "expected_trials", "reused", "next"}
     assert made["path"].split("/")[-1] == made["id"]
     assert made["url"].startswith("http://127.0.0.1:")
     assert made["expected_trials"] == 2
@@ -48,7 +48,7 @@ def test_the_agent_prints_its_progress(finished):
     assert "Talking to the embedded server at http://127.0.0.1:" in said
     assert "trial 1 of 2 on cpu: learning_rate=0.003" in said
     assert "trial 2 of 2 on cpu: learning_rate=0.01" in said
-    assert "2 of 2 finished" in said
+    assert "2 of 2 done" in said
     assert f"Next: kto-sweep compare {made['id']}" in said
     assert said.count("WARNING: step 1: loss < 100: loss is 0.5") == 2
 
@@ -129,11 +129,11 @@ def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finishe
 def test_an_agent_of_a_finished_sweep_has_nothing_to_do(machine, finished):
     made, _ = finished
     done = machine.command("agent", "--json")
-    assert "nothing left to run" in done.stderr
+    assert "Nothing is left to run. The sweep is finished" in done.stderr
     assert json.loads(done.stdout) == {
         "sweep": made["path"],
         "url": made["url"],
-        "state": "FINISHED",
+        "state": "finished",
         "started": 0,
         "finished": 0,
         "stopped": 0,

@@ -101,7 +101,7 @@ def test_a_rate_limited_agent_waits_then_finishes_and_uploads_its_weights(
         proxy.refuse(kind, times, retry_after=3)
     environment = through(machine, proxy) | {"WANDB_LOG_MODEL": "end"}
     said = machine.run("agent", path, "--cpu", "--trials-per-gpu", "1", **environment)
-    assert "1 of 1 finished" in said
+    assert "1 of 1 done" in said
     assert proxy.counts()["CreateArtifact"] == 1
     refused = [kind for _, kind in proxy.refused]
     assert {kind: refused.count(kind) for kind in kinds} == kinds
@@ -128,7 +128,7 @@ def test_an_agent_whose_key_is_revoked_ends_and_its_runs_are_sent_later(
     assert "--relogin, then kto-sweep sync, then kto-sweep agent" in said
     proxy.key_is_good = True
     machine.run("sync", **through(machine, proxy))
-    assert "2 of 2 finished" in machine.run("agent", path, "--cpu", **through(machine, proxy))
+    assert "2 of 2 done" in machine.run("agent", path, "--cpu", **through(machine, proxy))
     lengths = [log.read_text().count("\n") for log in machine.home.runs.glob("*/log.jsonl")]
     assert lengths.count(200) == 2  # each trial of other tests has 3
 

@@ -8,6 +8,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kto_sweep.row_file import LineFile
 from kto_sweep.run_log import HEADER_EVERY, RunLog, StepTable, clock_time, last_step
@@ -32,6 +34,83 @@ def test_the_table():
     assert header.split() == "Step Loss LR Chosen Reject Margin KL Grad GPU GB Tok/s ETA".split()
     assert row.split() == "5/20 0.4987 5.0e-07 +0.012 -0.200 +0.212 0.000 1.50 - 1,235 0:30".split()
     assert len(header) == len(row) <= 110
+
+
+GOLDEN = """
+       Step     Loss       LR   Chosen   Reject   Margin       KL     Grad   GPU GB    Tok/s      ETA
+       1/24   0.4987  5.0e-07   +0.012   -0.200   +0.212    0.000     1.50        -    1,235     0:00
+       2/24 1.0e-300 1.0e-300  +1e-300  +1e-300  +1e-300 1.0e-300 1.0e-300 1.0e-300 1.0e-300     0:00
+       3/24  -1e-300  -1e-300  -1e-300  -1e-300  -1e-300  -1e-300  -1e-300  -1e-300  -1e-300     0:00
+       4/24  4.5e-05  4.5e-05 +4.5e-05 +4.5e-05 +4.5e-05  4.5e-05  4.5e-05  4.5e-05  4.5e-05     0:00
+       5/24 123456.8  1.2e+05  +123457  +123457  +123457 123456.8 123456.8 123456.8  123,457     0:00
+       6/24 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09 -1.0e+09     0:00
+       7/24  2.1e+17  2.1e+17 +2.1e+17 +2.1e+17 +2.1e+17  2.1e+17  2.1e+17  2.1e+17  2.1e+17     0:00
+       8/24  3.4e+38  3.4e+38 +3.4e+38 +3.4e+38 +3.4e+38  3.4e+38  3.4e+38  3.4e+38  3.4e+38     0:00
+       9/24  -2e+308  -2e+308  -2e+308  -2e+308  -2e+308  -2e+308  -2e+308  -2e+308  -2e+308     0:00
+      10/24  1.0e+30  1.0e+30 +1.0e+30 +1.0e+30 +1.0e+30  1.0e+30  1.0e+30  1.0e+30  1.0e+30     0:00
+      11/24      inf      inf     +inf     +inf     +inf      inf      inf      inf      inf     0:00
+      12/24      nan      nan      nan      nan      nan      nan      nan      nan      nan     0:00
+"""
+SIZES = (1e-300, -1e-300, 4.5e-5, 123456.789, -1e9, 2.1e17, 3.4e38, -1.7e308, 10**30, math.inf, math.nan)
+
+
+def table_of(values, total=24, width=None):
+    """The lines of the steps 1, 2, ... that have these values in all columns; at the time of the start."""
+    table = StepTable(clock=lambda: 0.0, width=width)
+    table.plan(total)
+    rows = [TRAIN, *(dict.fromkeys((*TRAIN, "gpu/memory_peak_gb"), value) for value in values)]
+    return [line for step, row in enumerate(rows, 1) for line in table.lines(step, row)]
+
+
+def test_numbers_of_any_size_in_the_table():
+    assert table_of(SIZES) == GOLDEN.strip("\n").splitlines()
+
+
+@pytest.mark.parametrize("width", [None, 120, 80, 60])
+@given(
+    values=st.lists(st.floats() | st.integers(-(10**300), 10**300), max_size=5),
+    total=st.integers(9, 10**12),
+)
+def test_every_number_fits_its_column_and_is_legible(values, total, width):
+    header, first, *rows = table_of(values, total, width)
+    assert {len(first), *map(len, rows)} <= {len(header)}
+    assert width is None or total > 10**6 or len(header) <= width
+    for value, row in zip(values, rows, strict=True):
+        for cell in row.split()[1:-1]:
+            shown = float(cell.replace(",", ""))
+            if math.isfinite(value) and value and abs(value) < 1e308:
+                assert math.copysign(1, shown) == math.copysign(1, value)
+                assert abs(math.log10(abs(shown)) - math.log10(abs(value))) < 0.5
+            else:
+                assert shown == pytest.approx(value, nan_ok=True, rel=1e308)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (110, "Loss LR Chosen Reject Margin KL Grad GPU GB Tok/s"),
+        (100, "Loss LR Chosen Reject Margin KL Grad Tok/s"),
+        (80, "Loss LR Chosen Margin KL Grad"),
+        (60, "Loss LR Margin Grad"),
+        (20, "Loss LR Margin Grad"),
+    ],
+)
+def test_a_narrow_table_leaves_out_columns(width, heads):
+    header, row = table_of([], width=width)
+    assert header.split() == ["Step", *heads.split(), "ETA"]
+    assert len(header) == len(row) <= max(width, 56)
+
+
+def test_a_narrow_evaluation_breaks_between_metrics():
+    table = StepTable(width=60)
+    table.plan(24)
+    names = ("common_loss", "loss", "kl_raw", "desirable_below_ref")
+    lines = table.lines(24, {f"eval/{name}": -1.234e-300 for name in names})
+    assert lines == [
+        "      24/24  eval  common_loss -1.234e-300  loss -1.234e-300",
+        "                   kl_raw -1.234e-300",
+        "                   desirable_below_ref -1.234e-300",
+    ]
 
 
 def test_the_header_is_repeated():
@@ -133,3 +212,9 @@ def test_lines_from_several_threads_are_written_whole_and_once(tmp_path):
 
 def test_times():
     assert [clock_time(seconds) for seconds in (0, 75, 4000)] == ["0:00", "1:15", "1:06:40"]
+    assert [clock_time(seconds) for seconds in (359999, 360000, 8e7, 1e300)] == [
+        "99:59:59",
+        "4 days",
+        "926 days",
+        "> 2 years",
+    ]

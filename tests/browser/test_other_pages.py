@@ -1,15 +1,18 @@
 """The list of sweeps, a run, runs side by side; the login and what it allows."""
 
+import json
 import re
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
-from seeds import FAILED, HOSTILE_RUN, SeededServer, row
+from seeds import FAILED, HOSTILE, HOSTILE_RUN, SeededServer, row
 from strict_browser import StrictBrowser
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import ensure_server, stop_server
+
+GROUPS = ["Hyper-parameters", "Model", "Data", "Code", "Environment", "Command"]
 
 
 def test_list_shows_each_sweep_in_a_row(page: Page, seeded: SeededServer) -> None:
@@ -35,6 +38,30 @@ def test_a_failed_run_shows_its_cause(page: Page, seeded: SeededServer) -> None:
     expect(page.locator('.curve[data-metric="rewards/margins"] .trace')).to_have_count(2)
     expect(page.locator('#system .curve[data-metric="system.gpu.0.gpu"] .trace')).to_have_count(2)
     expect(page.locator("#files .empty")).to_be_visible()
+
+
+def test_a_run_shows_what_it_was_trained_with_in_groups(page: Page, seeded: SeededServer) -> None:
+    record = {
+        "command": ["kto-sweep", "train", "--local-file", "my rows.jsonl"],
+        "environment": {"gpu": "NVIDIA H200", "torch": "2.13.0"},
+        "model": {"name": HOSTILE, "parameters": 494032768},
+        "code": {"commit": "c0ffee", "dirty": False},
+        "data": {"train": {"rows": 324}},
+    }
+    config = {"beta": {"value": 0.25}, "_device": {"value": "gpu 0"}, "record": {"value": record}}
+    seeded.upsert("recorded", "run1", host="box", jobProgram="x", config=json.dumps(config))
+    page.goto("/local/recorded/runs/run1")
+    expect(page.locator("#config td")).to_have_text("0.25")
+    titles = page.locator("main h2")
+    expect(titles.filter(has_text="Model")).to_be_visible()
+    shown = [title for title in titles.all_inner_texts() if title in GROUPS]
+    assert shown == GROUPS
+    table = page.get_by_role("region", name="Model", exact=True)
+    expect(table).to_contain_text(HOSTILE)
+    expect(page.get_by_role("region", name="Data", exact=True)).to_contain_text("train.rows")
+    expect(page.get_by_role("region", name="Command", exact=True)).to_contain_text("'my rows.jsonl'")
+    page.get_by_label("Filter Environment").fill("torch")
+    expect(page.get_by_role("region", name="Environment", exact=True).locator("tr")).to_have_count(1)
 
 
 def test_comparison_starts_with_differing_values(page: Page, seeded: SeededServer) -> None:

@@ -23,6 +23,7 @@ def rows(page: Page) -> Locator:
 
 
 def test_shows_everything_without_a_click(page: Page, seeded: SeededServer) -> None:
+    seeded.stream("kto", seeded.grid.runs[21])  # the heartbeat of the running run
     page.goto(seeded.grid.path)
     expect(page.get_by_role("heading", name="lr-batch-beta")).to_be_visible()
     expect(page.locator(".state-bar")).to_contain_text("20 of 24 finished · 1 running · 1 failed")
@@ -32,7 +33,7 @@ def test_shows_everything_without_a_click(page: Page, seeded: SeededServer) -> N
         expect(panel(page, metric).locator(".scatterlayer .trace")).to_have_count(22)
         expect(panel(page, metric).locator(".summary")).to_contain_text(f"22 runs, up to step {STEPS - 1}")
     expect(page.locator("#grid .summary")).to_have_text(
-        "24 cells: ● 20 done, ▶ 1 running, ✕ 1 failed (out of memory 1), · 2 missing."
+        "24 cells: ● 20 finished, ▶ 1 running, ✕ 1 failed (out of memory 1), · 2 not started."
     )
     expect(page.locator("#parallel .run-line")).to_have_count(22)
     expect(page.locator("#scatter .scatterlayer .point")).to_have_count(21)
@@ -200,7 +201,7 @@ def test_a_sweep_without_runs_shows_the_agent_command(page: Page, seeded: Seeded
     page.goto(f"/local/empty/sweeps/{name}")
     expect(page.locator("#curves .empty")).to_contain_text(f"kto-sweep agent local/empty/{name}")
     expect(page.locator("#agents .empty")).to_contain_text("No agents yet")
-    expect(page.locator("#grid .summary")).to_have_text("2 cells: · 2 missing.")
+    expect(page.locator("#grid .summary")).to_have_text("2 cells: · 2 not started.")
 
 
 def test_a_running_run_is_updated_without_a_reload(page: Page, seeded: SeededServer) -> None:

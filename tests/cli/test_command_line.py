@@ -12,7 +12,7 @@ from click.shell_completion import ShellComplete
 from machine import Machine
 
 from kto_sweep.cli import COMMANDS, cli, run
-from kto_sweep.cli.output import number
+from kto_sweep.text import number
 
 ROOT = Path(__file__).parents[2]
 

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from kto_sweep.compare.ranking import csv_rows, metric_columns, rank, searched_parameters
+from kto_sweep.compare.as_data import csv_rows
+from kto_sweep.compare.comparison import compare
+from kto_sweep.compare.ranking import rank, searched_parameters
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
@@ -28,18 +30,19 @@ def view(*trials, parameters=None):
 
 @pytest.mark.parametrize(("goal", "order"), [("minimize", "bac"), ("maximize", "cab")])
 def test_the_best_is_first(goal, order):
-    ranked = rank([trial("a", 0.3), trial("b", 0.1), trial("c", 0.5)], LOSS, goal)
+    trials = (trial(name, loss, config={"beta": loss}) for name, loss in (("a", 0.3), ("b", 0.1), ("c", 0.5)))
+    ranked = rank(view(*trials), LOSS, goal).trials
     assert "".join(item.trial.run_id for item in ranked) == order
     assert [item.rank for item in ranked] == [1, 2, 3]
 
 
 def test_trials_without_a_finite_value_come_last_and_have_no_rank():
     broken = [trial("nan", math.nan), trial("inf", math.inf), trial("none"), trial("text", "0.1")]
-    ranked = rank([*broken, trial("good", 0.4)], LOSS, "minimize")
+    ranked = rank(view(*broken, trial("good", 0.4)), LOSS, "minimize").trials
     assert [(item.rank, item.trial.run_id) for item in ranked] == [
         (1, "good"),
-        (None, "nan"),
         (None, "inf"),
+        (None, "nan"),
         (None, "none"),
         (None, "text"),
     ]
@@ -60,14 +63,14 @@ def test_only_searched_parameters_are_compared():
 
 
 def test_a_metric_that_no_trial_has_is_not_shown():
-    assert metric_columns(view(trial("a", 0.1, kl=0.0)), LOSS) == [LOSS, "kl"]
+    assert compare(view(trial("a", 0.1, kl=0.0))).metrics == (LOSS, "kl")
 
 
 def test_csv_has_a_row_for_each_trial_and_names_the_failure():
-    failed = trial("b", state="failed", config={"beta": 0.2}, **{"failure/cause": "diverged"})
-    rows = csv_rows(rank([failed, trial("a", 0.1, config={"beta": 0.1})], LOSS, "minimize"), ["beta"], [LOSS])
+    failed = trial("b", state="failed", config={"beta": 0.2}, **{"failure/cause": "diverged", "_step": 3})
+    rows = csv_rows(compare(view(failed, trial("a", 0.1, config={"beta": 0.1}))), ("beta",))
     assert rows == [
-        ["rank", "run_id", "name", "state", "failure", "minutes", "beta", LOSS],
-        [1, "a", "a", "finished", "", 1.0, 0.1, 0.1],
-        [None, "b", "b", "failed", "diverged", 1.0, 0.2, None],
+        ["rank", "run_id", "name", "state", "failure", "progress", "minutes", "beta", LOSS],
+        [1, "a", "a", "finished", "", "", 1.0, 0.1, 0.1],
+        [None, "b", "b", "failed", "diverged", "step 3", 1.0, 0.2, None],
     ]

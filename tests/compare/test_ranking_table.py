@@ -30,7 +30,7 @@ def columns(width):
     )
     comparison = compare(view)
     curves = {"a": {"rewards/margins": {"step": [0, 1], "time": [0, 1], "value": [0.0, 1.0]}}}
-    return fit_columns(comparison, comparison.ranked, comparison.parameters, curves, width)
+    return fit_columns(comparison, comparison.trials, comparison.parameters, curves, width)
 
 
 def test_a_wide_terminal_shows_all_columns():

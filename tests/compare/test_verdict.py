@@ -1,17 +1,21 @@
 """The sentences of a verdict, and the statistics behind them."""
 
+import random
+
 import pytest
 
 from kto_sweep.cli.ranking_table import BLOCKS, sparkline
+from kto_sweep.compare.as_data import as_data
 from kto_sweep.compare.comparison import compare, pareto_front
+from kto_sweep.compare.confidence import seed_noise, seeds_to_settle
 from kto_sweep.compare.ranking import rank
-from kto_sweep.compare.seed_groups import group_by_seed, seed_noise
 from kto_sweep.errors import UsageError
 from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.text import number
 
 LOSS = "eval/common_loss"
 RATES = [1e-6, 1e-5, 1e-4]
@@ -26,21 +30,30 @@ def trial(run_id, loss=None, rate=1e-5, seed=1, state="finished", cause=None, se
     return TrialRecord(run_id, run_id, state, {"learning_rate": rate, "seed": seed}, values, seconds)
 
 
-def verdict(*trials, parameters=None, metric=None):
+def sweep(*trials, parameters=None, state="FINISHED", **facts):
     given = parameters or {"learning_rate": {"values": RATES}, "seed": {"values": [1, 2, 3]}}
-    view = SweepView(
+    return SweepView(
         SweepRef("me", "kto", "s"),
         "",
         "s",
-        "FINISHED",
+        state,
         "grid",
         LOSS,
         "minimize",
         parse_space(given)[0],
         9,
         trials,
+        **facts,
     )
-    return compare(view, metric).verdict
+
+
+def said(*trials, metric=None, **sweep_facts):
+    """The verdict's sentences by heading."""
+    return dict(compare(sweep(*trials, **sweep_facts), metric).sentences)
+
+
+def ranking(trials, metric=LOSS, goal="minimize"):
+    return rank(sweep(*trials), metric, goal)
 
 
 def seeds(rate, *losses):
@@ -48,10 +61,41 @@ def seeds(rate, *losses):
 
 
 def test_with_one_run_of_each_configuration_the_confidence_is_unknown():
-    result = verdict(trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4))
-    assert "Run b (learning_rate 1e-05)" in result.best[0]
-    assert result.confidence[0] == "Unknown: each configuration ran once, so a lead of 0.1 may be seed noise."
-    assert "Run the top 3 with 2 more seeds: seed: {values: [1, 2, 3]}" in result.next_steps
+    trials = trial("a", 0.3, 1e-6), trial("b", 0.1, 1e-5), trial("c", 0.2, 1e-4)
+    result = said(*trials)
+    assert result["Best"] == (
+        "learning_rate 1e-05 has the best eval/common_loss: 0.1; lower is better (run b).",
+    )
+    assert result["Confidence"] == (
+        "Unknown: each configuration ran once, so a lead of 0.1 may be seed noise.",
+    )
+    assert result["Next"] == (
+        "Measure seed noise: train the best 3 with 3 seeds each (about 0.15 GPU-hours): "
+        "kto-sweep replicate s --top 3 --seeds 3",
+    )
+    comparison = compare(sweep(*trials))
+    assert comparison.verdict.certainty == "unknown"
+    assert comparison.verdict.interval is None
+    assert comparison.next_steps[0].gpu_hours == pytest.approx(9 * 60 / 3600)
+
+
+def test_the_spread_of_earlier_sweeps_decides_where_each_configuration_ran_once():
+    def ran(run_id, loss, rate):
+        spread = {"seed_spread/deviation": 0.01, "seed_spread/degrees_of_freedom": 8}
+        return trial(run_id, loss, rate, **spread)
+
+    trials = ran("a", 0.1, 1e-6), ran("b", 0.2, 1e-5)
+    assert said(*trials)["Confidence"][0].startswith(
+        "Clear: the lead over the next configuration, 0.1, is more than seed noise: another seed changes a "
+        "trial by 0.01 (standard deviation in earlier sweeps of this model, data and budget, 8 degrees of "
+        "freedom)"
+    )
+    low, high = compare(sweep(*trials)).verdict.interval
+    assert (low, high) == pytest.approx((0.1 - 2.306 * 0.01, 0.1 + 2.306 * 0.01), abs=1e-4)
+    # The spread is that of the sweep's own metric.
+    assert said(*trials, metric="loss", parameters=None) == said(*trials, metric="loss")
+    own = [trial("a", 0.1, 1e-6, mine=1.0), ran("b", 0.2, 1e-5)]
+    assert compare(sweep(*own), "mine").verdict.noise is None
 
 
 def test_trials_of_changed_files_are_ranked_with_a_warning():
@@ -64,12 +108,12 @@ def test_trials_of_changed_files_are_ranked_with_a_warning():
 
     alike = [ran(run_id, "r1") for run_id in "abc"]
     others = [ran("e", "r3", max_length=64), ran("f", "r1", "bfloat16:n"), trial("g", 0.1)]
-    assert verdict(*alike, *others).warnings == ()
-    (warning,) = verdict(*alike, ran("d", "r2"), *others).warnings
+    assert "Warning" not in said(*alike, *others)
+    (warning,) = said(*alike, ran("d", "r2"), *others)["Warning"]
     assert warning.startswith(
         "the rows of d.jsonl changed during this sweep: d used different ones than a, b, c"
     )
-    (warning,) = verdict(*alike, ran("d", "r1", "float32:n")).warnings
+    (warning,) = said(*alike, ran("d", "r1", "float32:n"))["Warning"]
     assert warning.startswith("the weights of tiny changed")
 
 
@@ -92,24 +136,25 @@ def test_trials_judged_on_other_rows_are_never_ranked_against_each_other():
         judged("b2", 0.4, "h2", dataset="b.jsonl"),
         judged("b3", 0.5, None, dataset="b.jsonl", learning_rate=1e-4),
     )
-    ranked = rank(trials, LOSS, "minimize")
-    assert [(item.rank, item.trial.run_id, item.group) for item in ranked] == [
+    view = sweep(*trials, parameters=DATASETS)
+    assert [(item.rank, item.trial.run_id, item.group) for item in rank(view, LOSS, "minimize").trials] == [
         (1, "a2", "dataset a.jsonl"),
         (2, "a1", "dataset a.jsonl"),
         (1, "b1", "dataset b.jsonl"),
         (2, "b2", "dataset b.jsonl"),
-        (3, "b3", "dataset b.jsonl"),
+        (None, "b3", "dataset b.jsonl"),
     ]
-    result = verdict(*trials, parameters=DATASETS)
-    assert [text.partition(":")[0] for text in result.best] == [
+    result = said(*trials, parameters=DATASETS)
+    assert [text.partition(":")[0] for text in result["Best"]] == [
         "Judged on dataset a.jsonl",
         "Judged on dataset b.jsonl",
     ]
-    assert "Run a2 (dataset a.jsonl, learning_rate 1e-05) has the best" in result.best[0]
-    assert "Run b1 (dataset b.jsonl, learning_rate 1e-06) has the best" in result.best[1]
-    assert "so a lead of 0.1 may be" in result.confidence[0]
-    assert "so a lead of 0.3 may be" in result.confidence[1]
-    (warning,) = result.warnings
+    assert "dataset a.jsonl, learning_rate 1e-05 has the best" in result["Best"][0]
+    assert "dataset b.jsonl, learning_rate 1e-06 has the best" in result["Best"][1]
+    assert "so a lead of 0.1 may be" in result["Confidence"][0]
+    assert "so a lead of 0.3 may be" in result["Confidence"][1]
+    assert compare(view).verdict is None
+    (warning,) = result["Warning"]
     assert warning == (
         "eval/common_loss does not compare trials that were judged on different held-out rows. These trials "
         "were judged on 2 sets of rows (dataset a.jsonl; dataset b.jsonl), so each set has its own ranking. "
@@ -119,7 +164,7 @@ def test_trials_judged_on_other_rows_are_never_ranked_against_each_other():
 
 def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group():
     trials = [
-        judged(f"a{at}", at * 0.1, "h1", learning_rate=RATES[at % 3], beta=at * 0.1) for at in range(1, 9)
+        judged(f"a{at}", at * 0.1, "h1", learning_rate=RATES[at // 4], beta=at * 0.1) for at in range(1, 9)
     ]
     trials += [judged("b1", 0.01, "h2", dataset="b.jsonl")]
     view = SweepView(
@@ -128,8 +173,7 @@ def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group()
     )  # fmt: skip
     comparison = compare(view)
     assert [row.name for row in comparison.importance.rows] == ["learning_rate"]
-    assert comparison.importance.note.startswith("Of the runs judged on dataset a.jsonl: From 8 runs")
-    assert [item.trial.run_id for item in comparison.best] == ["a1", "b1"]
+    assert comparison.importance.note.startswith("Of the trials judged on dataset a.jsonl: From 8 runs")
     assert {front.key: front.run_ids for front in comparison.fronts}["pareto_time"] == {"a1", "b1"}
 
 
@@ -143,8 +187,9 @@ def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group()
     ],
 )
 def test_trials_judged_on_the_same_rows_have_one_ranking(one, other):
-    ranked = rank([judged("x", 0.2, "h", **one), judged("y", 0.1, "h", **other)], LOSS, "minimize")
-    assert [(item.rank, item.trial.run_id, item.group) for item in ranked] == [(1, "y", ""), (2, "x", "")]
+    view = sweep(judged("x", 0.2, "h", **one), judged("y", 0.1, "h", **other), parameters={})
+    ranked = rank(view, LOSS, "minimize").trials
+    assert [(item.trial.run_id, item.group) for item in ranked] == [("y", ""), ("x", "")]
 
 
 @pytest.mark.parametrize(
@@ -162,89 +207,149 @@ def test_trials_judged_on_the_same_rows_have_one_ranking(one, other):
 def test_groups_are_named_by_what_sets_their_rows_apart(settings, names):
     trials = [judged(f"t{at}", 0.1, f"h{at}", **config) for at, config in enumerate(settings)]
     for metric in (LOSS, "objective/best"):
-        assert [item.group for item in rank(trials, metric, "minimize")] == names
-    assert [item.group for item in rank(trials, "rewards/margins", "maximize")] == ["", ""]
+        assert [item.group for item in ranking(trials, metric).trials] == names
+    assert [item.group for item in ranking(trials, "rewards/margins", "maximize").trials] == ["", ""]
 
 
 def test_running_trials_belong_to_the_rows_that_their_settings_name():
     """Before any has ended, the settings alone decide."""
     running = [judged("a", 0.3, None), judged("b", 0.1, None, dataset="b.jsonl")]
-    assert [item.group for item in rank(running, LOSS, "minimize")] == ["dataset a.jsonl", "dataset b.jsonl"]
-    assert [item.group for item in rank(running[:1] * 2, LOSS, "minimize")] == ["", ""]
+    assert [item.group for item in ranking(running).trials] == ["dataset a.jsonl", "dataset b.jsonl"]
+    assert [item.group for item in ranking(running[:1] * 2).trials] == ["", ""]
 
 
 def test_runs_without_the_fingerprint_of_held_out_rows_are_told_apart_by_that_of_all_rows():
     def ran(run_id, data):
         return TrialRecord(run_id, run_id, "finished", {}, {LOSS: 0.1, "trial/data": data}, 60.0)
 
-    assert {item.group for item in rank([ran("a", "r1"), ran("b", "r1")], LOSS, "minimize")} == {""}
-    assert len({item.group for item in rank([ran("a", "r1"), ran("b", "r2")], LOSS, "minimize")}) == 2
+    assert {item.group for item in ranking([ran("a", "r1"), ran("b", "r1")]).trials} == {""}
+    assert len({item.group for item in ranking([ran("a", "r1"), ran("b", "r2")]).trials}) == 2
 
 
 def test_an_agent_warns_once_about_a_changed_file():
-    said = []
+    warnings = []
     config = {"dataset": "d.jsonl", "model_size": "tiny"}
-    drift = InputDrift([TrainedRun.of("a", config, {"trial/data": "r1"})], said.append)
+    drift = InputDrift([TrainedRun.of("a", config, {"trial/data": "r1"})], warnings.append)
     for run_id, rows in (("b", "r1"), ("c", "r2"), ("d", "r2"), ("e", "r1")):
         drift.check(TrainedRun.of(run_id, config, {"trial/data": rows}))
-    assert len(said) == 1
+    (warning,) = warnings
     assert (
         "the rows of d.jsonl changed during this sweep. Run c used different ones than earlier trials"
-        in said[0]
+        in warning
     )
 
 
 def test_a_name_cannot_send_escape_sequences_to_the_terminal():
     named = TrialRecord("a", "\x1b[2Jgone", "finished", {"learning_rate": 1e-5}, {LOSS: 0.1}, 60.0)
-    assert verdict(named).best[0].startswith('Run a "[2Jgone" (learning_rate 1e-05)')
+    assert said(named)["Best"][0].endswith("(run [2Jgone (a)).")
 
 
-def test_a_lead_far_above_the_spread_between_seeds_is_fairly_sure():
-    result = verdict(*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
-    assert "best mean eval/common_loss: 0.11 ± 0.0058 over 3 runs" in result.best[0]
-    assert result.confidence[0] == (
-        "Fairly sure: the lead (0.2) is unlikely to be seed noise (standard deviation 0.01, 4 degrees of "
-        "freedom)."
+def test_a_lead_far_above_the_spread_between_seeds_is_clear():
+    trials = (*seeds(1e-5, 0.10, 0.11, 0.12), *seeds(1e-6, 0.30, 0.31, 0.32))
+    result = said(*trials)
+    assert "best mean eval/common_loss: 0.11 [0.09397, 0.126] over 3 seeds" in result["Best"][0]
+    assert result["Confidence"] == (
+        "Clear: the lead over the next configuration, 0.2, is more than seed noise: another seed changes a "
+        "trial by 0.01 (standard deviation in this sweep, 4 degrees of freedom).",
     )
-    assert not any("seeds" in text for text in result.next_steps)
+    comparison = compare(sweep(*trials))
+    assert comparison.verdict.certainty == "clear"
+    assert comparison.verdict.winner.settings == {"learning_rate": 1e-5}
+    assert result["Next"] == ("Train with these settings: kto-sweep train --from s --whole-data",)
 
 
 def test_a_lead_within_the_spread_between_seeds_is_a_tie():
-    result = verdict(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.15, 0.35), *seeds(1e-4, 5.0, 5.2))
-    assert result.confidence[0] == (
-        "A tie of 2: the lead (0.05) is within seed noise (standard deviation 0.14, 3 degrees of freedom)."
+    result = said(*seeds(1e-5, 0.10, 0.14), *seeds(1e-6, 0.15, 0.19), *seeds(1e-4, 5.0, 5.04))
+    assert result["Confidence"] == (
+        "A tie of 2: the lead, 0.05, may be seed noise: another seed changes a trial by 0.02828 (standard "
+        "deviation in this sweep, 3 degrees of freedom). Tied with it: learning_rate 1e-06.",
     )
-    assert "Run the top 2 with more seeds, or choose the cheapest of them." in result.next_steps
+    assert result["Next"][0].startswith(
+        "Settle the tie: train the best 2 with 8 seeds each (about 0.27 GPU-hours"
+    )
 
 
-def test_a_failed_or_running_best_trial_gets_a_warning():
-    broken = verdict(trial("a", 0.1, state="failed", cause="out of memory"), trial("b", 0.2, 1e-4))
-    assert broken.best[0].endswith("It failed (out of memory), so it is not fully trained.")
-    assert verdict(trial("a", 0.1, state="running")).best[0].endswith("It is still training.")
+def test_a_tie_that_many_seeds_would_not_settle_advises_the_cheapest():
+    result = said(*seeds(1e-5, 0.10, 0.30), *seeds(1e-6, 0.11, 0.31))
+    assert result["Next"][0].startswith("Choose the cheapest of the 2 tied configurations; about ")
+
+
+def test_equal_means_are_a_tie_that_no_number_of_seeds_settles():
+    comparison = compare(sweep(*seeds(1e-5, 0.1, 0.2), *seeds(1e-6, 0.2, 0.1)))
+    assert comparison.verdict.certainty == "tie"
+    assert str(comparison.next_steps[0]) == "Choose the cheapest of the 2 tied configurations."
+    assert seeds_to_settle(0.0, comparison.verdict.noise) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "summary", "standing"),
+    [
+        ("failed", {"failure/cause": "diverged"}, "failed"),
+        ("crashed", {}, "failed"),
+        ("finished", {"trial/health": "unstable"}, "failed"),
+        ("running", {"_step": 58, "trial/steps": 200}, "unfinished"),
+        ("preempted", {}, "unfinished"),
+        ("killed", {"_step": 10}, "stopped early"),
+        ("finished", {LOSS: float("inf")}, "no value"),
+    ],
+)
+def test_only_finished_trials_rank_wherever_their_metric_stands(state, summary, standing):
+    other = TrialRecord("x", "x", state, {"learning_rate": 1e-4}, {LOSS: 0.001} | summary, 60.0)
+    comparison = compare(sweep(trial("a", 0.3), other))
+    assert [(item.trial.run_id, item.rank, item.standing) for item in comparison.trials] == [
+        ("a", 1, "ranked"),
+        ("x", None, standing),
+    ]
+    assert comparison.verdict.winner.settings == {"learning_rate": 1e-5}
+
+
+def test_unfinished_trials_say_how_far_they_are_and_what_they_reached():
+    summary = {LOSS: 0.2, "_step": 58, "trial/steps": 200}
+    running = TrialRecord("x", "x", "running", {"learning_rate": 1e-4}, summary, 60.0)
+    assert said(trial("a", 0.3), running)["Unfinished"] == (
+        "1 trial unfinished, the best at eval/common_loss 0.2 at step 58 of 200 (run x). "
+        "Unfinished trials do not rank.",
+    )
+    assert said(running)["Best"] == ("No trial has finished with a value of eval/common_loss yet.",)
 
 
 def test_the_best_mean_wins_and_not_the_luckiest_run():
-    result = verdict(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60))
-    assert result.best[0].startswith("learning_rate 1e-05 has the best mean")
+    comparison = compare(sweep(*seeds(1e-5, 0.20, 0.21), *seeds(1e-6, 0.05, 0.60)))
+    assert comparison.verdict.winner.settings == {"learning_rate": 1e-5}
+    assert [(item.rank, item.value) for item in comparison.trials] == [
+        (1, 0.20), (1, 0.21), (2, 0.05), (2, 0.60)
+    ]  # fmt: skip
+
+
+def test_the_order_of_runs_changes_nothing():
+    trials = [
+        *seeds(1e-5, 0.2, 0.2, 0.2),
+        *seeds(1e-6, 0.2, 0.2, 0.2),
+        trial("f", 0.1, 1e-4, state="failed", cause="diverged"),
+        trial("g", 0.3, 1e-4, seed=2),
+        trial("h", 0.3, 1e-4, seed=3),
+    ]
+    one = compare(sweep(*trials))
+    for seed in range(5):
+        random.Random(seed).shuffle(trials)
+        other = compare(sweep(*trials))
+        assert as_data(other) == as_data(one)
 
 
 def test_noise_is_pooled_over_configurations():
     """Variances 2 (one degree of freedom) and 1 (two): (2 + 2 * 1) / 3."""
-    ranked = rank(
-        [*seeds(1e-5, 1.0, 3.0), *seeds(1e-6, 4.0, 5.0, 6.0), trial("x", 9.0, 1e-4)], LOSS, "minimize"
-    )
-    noise = seed_noise(group_by_seed(ranked, "minimize"))
+    trials = [*seeds(1e-5, 1.0, 3.0), *seeds(1e-6, 4.0, 5.0, 6.0), trial("x", 9.0, 1e-4)]
+    noise = seed_noise(ranking(trials).configurations)
     assert noise.degrees_of_freedom == 3
     assert noise.deviation == pytest.approx((4 / 3) ** 0.5)
 
 
-@pytest.mark.parametrize(("rate", "side"), [(1e-4, "highest"), (1e-6, "lowest"), (1e-5, None)])
+@pytest.mark.parametrize(("rate", "side"), [(1e-4, "high"), (1e-6, "low"), (1e-5, None)])
 def test_a_best_value_at_the_end_of_its_range_suggests_widening(rate, side):
-    result = verdict(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
-    widen = [text for text in result.next_steps if text.startswith("Widen")]
-    assert widen == (
-        [f"Widen learning_rate: the best value ({rate:.4g}) is the {side} tried."] if side else []
-    )
+    result = said(*(trial(str(each), 0.1 if each == rate else 0.5, each) for each in RATES))
+    widen = [text for text in result["Next"] if text.startswith("Widen")]
+    where = f"the best value ({number(rate)}) is at the {side} end of its range"
+    assert widen == ([f"Widen learning_rate: {where}: kto-sweep widen s learning_rate"] if side else [])
 
 
 def test_a_continuous_range_has_ends_too():
@@ -252,50 +357,46 @@ def test_a_continuous_range_has_ends_too():
         "learning_rate": {"distribution": "log_uniform_values", "min": 1e-6, "max": 1e-4},
         "seed": {"value": 1},
     }
-    result = verdict(trial("a", 0.1, 0.98e-4), trial("b", 0.5, 1e-5), parameters=parameters)
-    assert any(text.startswith("Widen learning_rate") for text in result.next_steps)
+    result = said(trial("a", 0.1, 0.98e-4), trial("b", 0.5, 1e-5), parameters=parameters)
+    assert any(text.startswith("Widen learning_rate") for text in result["Next"])
 
 
 def test_failures_are_listed_by_cause_with_what_they_share():
-    result = verdict(
+    result = said(
         trial("a", 0.1, 1e-5),
         trial("b", rate=1e-4, state="failed", cause="diverged"),
         trial("c", rate=1e-4, seed=2, state="failed", cause="diverged"),
         trial("d", rate=1e-6, state="crashed", cause="worker crash"),
-        trial("e", 0.4, 1e-6, state="killed"),
+        trial("e", 0.4, 1e-6, seed=2, state="killed"),
     )
-    assert result.failures == (
-        "2 trials failed: diverged (all with learning_rate 0.0001; no trial with it finished).",
-        "1 trial failed: worker crash (learning_rate 1e-06).",
+    assert result["Failures"] == (
+        "2 trials failed: diverged (all with learning_rate 1e-04; no trial with it finished).",
+        "1 trial failed: worker crash (d: learning_rate 1e-06).",
     )
-    assert any("kto-sweep resume s --failed" in text for text in result.next_steps)
+    assert "Retry 1 trial that failed for external reasons: kto-sweep resume s" in result["Next"]
 
 
 def test_a_sweep_without_runs_says_what_to_type():
-    result = verdict()
-    assert result.best[0] == "No trial yet."
-    assert result.next_steps == ("No trial yet. To train here: kto-sweep agent s",)
+    result = said(state="PENDING")
+    assert result["Best"] == ("No trial yet.",)
+    assert result["Next"] == ("No trial yet. To train here: kto-sweep agent s",)
 
 
 def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():
     with pytest.raises(UsageError, match="--metric margins: no trial has logged it") as error:
-        verdict(trial("a", 0.1, mine=1.0), metric="margins")
+        said(trial("a", 0.1, mine=1.0), metric="margins")
     assert error.value.hint == "eval/margins"
-    assert verdict(trial("a", 0.1, mine=1.0), metric="mine").best[0].startswith("Run a")
+    assert "the best mine: 1" in said(trial("a", 0.1, mine=1.0), metric="mine")["Best"][0]
 
 
 def test_ranking_by_margins_gets_a_caution():
-    result = verdict(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
-    assert any(text.startswith("Rank by a metric other than rewards/margins") for text in result.next_steps)
+    result = said(trial("a", 0.1, **{"rewards/margins": 3.0}), metric="rewards/margins")
+    assert any(text.startswith("Rank by a metric other than rewards/margins") for text in result["Next"])
 
 
 def test_the_front_has_the_runs_that_no_other_dominates():
-    ranked = rank(
-        [trial("best", 0.1), trial("cheap", 0.3), trial("beaten", 0.2), trial("failed", 0.4, state="failed")],
-        LOSS,
-        "minimize",
-    )
-    costs = {"best": 10.0, "beaten": 10.0, "cheap": 5.0, "failed": 1.0}
+    ranked = ranking([trial("best", 0.1), trial("cheap", 0.3), trial("beaten", 0.2)]).trials
+    costs = {"best": 10.0, "beaten": 10.0, "cheap": 5.0}
     losses = {item.trial.run_id: [item.value, costs[item.trial.run_id]] for item in ranked}
     assert pareto_front(ranked, losses) == {"best", "cheap"}
 
@@ -316,11 +417,11 @@ def test_the_front_of_several_objectives_is_marked_and_listed():
     )  # fmt: skip
     comparison = compare(view)
     assert {front.marker: front.run_ids for front in comparison.fronts}["p"] == {"a", "b"}
-    assert comparison.verdict.trade_off == (
-        "2 trials are on the Pareto front of eval/common_loss and eval/auc: a (0.1, 0.7), b (0.2, 0.9)."
+    assert dict(comparison.sentences)["Trade-off"] == (
+        "2 trials are on the Pareto front of eval/common_loss and eval/auc: a: 0.1, 0.7; b: 0.2, 0.9.",
     )
     assert comparison.metrics[:2] == (LOSS, auc)
-    assert verdict(*trials).trade_off == ""
+    assert "Trade-off" not in said(*trials)
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest():

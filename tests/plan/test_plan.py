@@ -9,9 +9,11 @@ import pytest
 from kto_sweep.cli import run
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.plan.cells import grid_cells
 from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
 from kto_sweep.plan.planner import Planner
+from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep_file.sweep_config import load_sweep_config
 
 HERE = Path(__file__).parent
@@ -204,3 +206,25 @@ def test_create_skips_the_plan_when_data_or_model_are_elsewhere(
         check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
     )
     assert message in said[-1]
+
+
+def test_mappings_that_cost_the_same_are_one_cell_with_the_names_in_them() -> None:
+    space, problems = parse_space(
+        {
+            "configuration": {
+                "values": [
+                    {"batch_size": 4, "beta": 0.1},
+                    {"batch_size": 4, "beta": 0.3},
+                    {"batch_size": 8, "beta": 0.1},
+                ]
+            },
+            "seed": {"values": [1, 2]},
+            "model_size": {"value": "tiny"},
+            "dataset": {"value": "rows.jsonl"},
+        }
+    )
+    assert space is not None, problems
+    assert [(cell.varied, cell.count) for cell in grid_cells(space)] == [
+        ({"configuration.batch_size": 4}, 4),
+        ({"configuration.batch_size": 8}, 2),
+    ]

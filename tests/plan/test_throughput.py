@@ -15,6 +15,7 @@ from kto_sweep.plan.gpus import GPUS, present_gpu
 from kto_sweep.plan.memory import AdapterShape, StepLoad
 from kto_sweep.plan.timing import DATA_SHEET, MEASURED, TimingModel, estimate_trial_time
 from kto_sweep.plan.workload import WorkloadCache
+from kto_sweep.provenance import Provenance
 from kto_sweep.throughput import FILE, Rate, read_rates, write_rates
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.trial.request import Report
@@ -103,6 +104,9 @@ class Silent(Report):
     """A report that ignores everything."""
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def loaded(self, provenance: Provenance) -> None:
         pass
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

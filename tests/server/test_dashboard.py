@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from typing import Any
 
 import httpx
@@ -21,6 +22,9 @@ from kto_sweep.server.columns import ColumnCache, downsample, round_significant
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.store import projects, runs, sweeps
+from kto_sweep.server.store.sweeps import Sweep
+from kto_sweep.server.sweep_view import sweep_view
+from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
 
@@ -95,13 +99,17 @@ def test_columns_are_reset_when_a_run_is_restarted(harness: ServerHarness) -> No
     assert curve(harness, cache, "r", "loss")["value"] == [5.0, 6.0, 7.0]
 
 
+def status_of(harness: ServerHarness, sweep: Sweep) -> SweepStatus:
+    return read_sweep_status(sweep_view(harness.server.database.reader(), harness.server, sweep))
+
+
 def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag: str | None = None) -> Any:
     connection = harness.server.database.reader()
     project = projects.find(connection, None, None)
     assert project
     sweep = sweeps.find(connection, project.id, name)
     assert sweep
-    facts = dashboard_data.sweep_facts(connection, harness.server, sweep)
+    facts = dashboard_data.sweep_facts(connection, harness.server, sweep, status_of(harness, sweep))
     return changes.since(connection, sweep.id, facts, tag)
 
 
@@ -158,7 +166,7 @@ def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, runt
         harness.clock.time += 10
         harness.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
     reader = harness.server.database.reader()
-    (line,) = dashboard_data.sweep_list(reader, None)["sweeps"]
+    (line,) = dashboard_data.sweep_list(reader, None, partial(status_of, harness))["sweeps"]
     assert line["seconds"] == 20
     assert [run["seconds"] for run in changed_since(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
 
@@ -283,8 +291,8 @@ def test_a_change_needs_cookie_csrf_token_and_own_origin(machine: Machine) -> No
         answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": "pause"}, headers=encoded)
         assert answer.status_code == 403
         assert "kto-sweep serve --login" in answer.json()["errors"][0]["message"]
-    for headers in (accepted, accepted | {"origin": url}):
-        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": "pause"}, headers=headers)
+    for action, headers in (("stop", accepted), ("resume", accepted | {"origin": url})):
+        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": action}, headers=headers)
         assert answer.status_code == 200
 
 

@@ -13,6 +13,8 @@ from server_harness import ServerHarness
 from kto_sweep.server import dashboard_cells, dashboard_data
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.sweep_rules import read_rules
+from kto_sweep.server.sweep_view import sweep_view
+from kto_sweep.sweep.sweep_state import read_sweep_status
 
 GRID: dict[str, Any] = {
     "method": "grid",
@@ -58,7 +60,7 @@ def shown(harness: ServerHarness, name: str) -> tuple[list[str], Counter[str]]:
     sweep = sweeps.find(connection, owner.id, name)
     assert sweep
     rows = [dashboard_data.run_row(run)["state"] for run in runs.of_sweep(connection, sweep.id)]
-    cells = dashboard_cells.cells(connection, owner, sweep, read_rules(sweep.config))
+    cells = dashboard_cells.cells(read_sweep_status(sweep_view(connection, harness.server, sweep)))
     assert cells
     return rows, Counter(cell["state"] for cell in cells)
 
@@ -75,7 +77,7 @@ def test_poor_runs_pause_and_the_best_is_promoted_before_a_new_one_starts(harnes
         train(harness, one, name, float(rate))
         if len(order) == 2:
             assert harness.run(name, "state sweepName") == {"state": "preempted", "sweepName": sweep}
-            assert shown(harness, sweep) == (["paused", "paused"], {"paused": 2, "missing": 4})
+            assert shown(harness, sweep) == (["paused", "paused"], {"paused": 2, "not started": 4})
     # Of 5, 3 and 4 the 3 is promoted; 1 is among the best at once, 2 only after 6 arrives. Then the grid is
     # exhausted, and the better of the two promoted runs trains to its end.
     assert order == [

@@ -4,8 +4,9 @@ import pytest
 
 from kto_sweep.errors import FailureCause
 from kto_sweep.search.space_parser import parse_space
-from kto_sweep.sweep.grid_status import CellState, read_grid_status
+from kto_sweep.sweep.grid_status import count_missing, read_grid_status
 from kto_sweep.sweep.ref import SweepRef
+from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.sweep_file.sweep_config import expected_trials
 
@@ -17,7 +18,7 @@ PARAMETERS = {
 
 
 def trial(run_id, learning_rate, r, state="finished", cause=None):
-    summary = {} if cause is None else {"failure/cause": cause}
+    summary = {"_step": 9} if cause is None else {"_step": 9, "failure/cause": cause}
     config = {"learning_rate": learning_rate, "lora": {"r": r}, "beta": 0.1, "added_by_the_script": 1}
     return TrialRecord(run_id, run_id, state, config, summary, 60.0)
 
@@ -38,10 +39,10 @@ def test_every_cell_of_a_grid_is_listed_once_in_its_order():
         view(trial("a", 1e-5, 8), trial("b", 1e-6, 16, "running"), trial("c", 1e-5, 16, "failed"))
     )
     assert states(status) == [
-        (1e-6, 8, CellState.MISSING),
-        (1e-6, 16, CellState.RUNNING),
-        (1e-5, 8, CellState.DONE),
-        (1e-5, 16, CellState.FAILED),
+        (1e-6, 8, TrialState.NOT_STARTED),
+        (1e-6, 16, TrialState.RUNNING),
+        (1e-5, 8, TrialState.FINISHED),
+        (1e-5, 16, TrialState.FAILED),
     ]
     assert status.lists_every_cell
     assert status.outside_grid == ()
@@ -90,33 +91,38 @@ def test_only_failures_that_the_trial_did_not_cause_can_be_retried(state, cause,
     assert cell.is_retryable is retryable
 
 
-def test_a_waiting_trial_of_an_ended_sweep_is_missing():
-    waiting = trial("a", 1e-6, 8, "preempted")
-    assert read_grid_status(view(waiting)).cells[0].state is CellState.RUNNING
-    assert read_grid_status(view(waiting, state="FINISHED")).cells[0].state is CellState.MISSING
-
-
 def test_a_stopped_trial_is_done():
     status = read_grid_status(view(trial("a", 1e-6, 8, "killed"), trial("b", 1e-6, 16)))
-    assert len(status.in_state(CellState.DONE)) == 2
-    assert [cell.trial.run_id for cell in status.stopped] == ["a"]
+    assert [cell.trial.run_id for cell in status.done] == ["a", "b"]
+    assert [cell.trial.run_id for cell in status.in_state(TrialState.STOPPED)] == ["a"]
+
+
+def test_a_canceled_trial_is_not_done_and_resume_retries_it():
+    status = read_grid_status(view(trial("a", 1e-6, 8, "killed"), trial("b", 1e-6, 16), state="CANCELED"))
+    assert [cell.trial.run_id for cell in status.done] == ["b"]
+    assert status.retried_by_resume() == ("a",)
+
+
+def test_a_waiting_trial_is_not_missing():
+    sweep = view(trial("a", 1e-6, 8, "preempted"), state="FINISHED")
+    assert count_missing(sweep, read_grid_status(sweep)) == 3
 
 
 def test_cells_that_a_cap_leaves_out_are_not_missing():
     status = read_grid_status(view(trial("a", 1e-5, 16, "failed"), cap=2))
-    assert states(status) == [(1e-6, 8, CellState.MISSING), (1e-5, 16, CellState.FAILED)]
+    assert states(status) == [(1e-6, 8, TrialState.NOT_STARTED), (1e-5, 16, TrialState.FAILED)]
 
 
 def test_a_run_outside_of_the_grid_is_listed_separately():
     status = read_grid_status(view(trial("a", 3e-4, 8)))
     assert [run.run_id for run in status.outside_grid] == ["a"]
-    assert {cell.state for cell in status.cells} == {CellState.MISSING}
+    assert {cell.state for cell in status.cells} == {TrialState.NOT_STARTED}
 
 
 def test_a_sweep_without_cells_has_its_runs():
     status = read_grid_status(view(trial("a", 3e-4, 8), trial("b", 2e-4, 8, "crashed"), method="random"))
     assert [(cell.trial.run_id, cell.state) for cell in status.cells] == [
-        ("a", CellState.DONE),
-        ("b", CellState.FAILED),
+        ("a", TrialState.FINISHED),
+        ("b", TrialState.FAILED),
     ]
     assert not status.lists_every_cell

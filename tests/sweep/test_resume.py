@@ -31,14 +31,16 @@ def test_a_finished_grid_runs_missing_cells_and_retries_interrupted_ones(machine
     status = machine.json("status")
     assert counts(status) == ("FINISHED", 1, 2, 1, 1)
     assert [(cell["parameters"]["batch_size"], cell["state"], cell["cause"]) for cell in status["cells"]] == [
-        (1, "done", ""),
+        (1, "finished", ""),
         (1, "failed", "diverged"),
         (2, "failed", "worker crash"),
-        (2, "missing", ""),
+        (2, "not started", ""),
     ]
+    assert (status["shown_state"], status["ended_by"]["kind"]) == ("stopped", "stop")
     output = machine.run("status")
-    assert f"run {cut_off}: worker crash (can be retried)   as told" in output
-    assert "missing  batch_size=2  learning_rate=0.002" in output
+    assert "failed: 1 worker crash (can be retried)   as told" in output
+    assert f"    batch_size=2  learning_rate=0.001   run {cut_off}\n" in output
+    assert "not started batch_size=2  learning_rate=0.002" in output
     assert f"Next: kto-sweep resume {sweep}" in output
 
     resumed = machine.json("resume")
@@ -74,5 +76,5 @@ def test_a_server_that_cannot_retry_runs_gets_another_command(
     home, target = Home(machine.folder), Target("https://w", "https://w", local=False)
     save_sweep_record(home, ref, local=False, base_url="https://w", file="lr.yaml")
     resumed = resume.resume_sweep(home, None, target, ref, failed=False, stopped=False)
-    assert (resumed.state, resumed.retried, resumed.refused) == ("FINISHED", (), ("b",))
+    assert (resumed.after.view.state, resumed.retried, resumed.refused) == ("FINISHED", (), ("b",))
     assert "kto-sweep create lr.yaml --reuse me/kto/s" in resumed.advice[1]

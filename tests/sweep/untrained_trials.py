@@ -25,21 +25,23 @@ while len(did) < most:
     if not commands or commands[0].kind == "exit":
         break
     config, run_id = commands[0].config, commands[0].run_id
-    objective, rate = ObjectiveTracker("eval/common_loss", "minimize"), config["learning_rate"]
+    objective = ObjectiveTracker("eval/common_loss", "minimize")
+    settings = {**config, **config.get("configuration", {})}
+    rate, batch = settings["learning_rate"], settings["batch_size"]
     folder = home.runs / run_id
     run = TrialRun.open(ref, run_id, config, folder, objective=objective, local=True, on_stop=lambda: None,
                         on_alert=print, home=home_id(home), agent="", device="cpu", patience=5.0)
     for step in range(1, 4):
         run.metrics(step, {"loss": rate * step, "eval/common_loss": rate / step})
     exec(between)
-    outcome = outcomes.get(f"{rate:g} {config['batch_size']}", "finished")
+    outcome = outcomes.get(f"{rate:g} {batch}", "finished")
     if outcome == "finished":
         run.succeed({"trial/seconds": 1.0})
     elif outcome == "requeued":
         run.preempt()
     else:
         run.fail(outcome, "as told")
-    did.append([run_id, rate, config["batch_size"]])
+    did.append([run_id, rate, batch])
 print("RESULT " + json.dumps(did))
 """
 SWEEP = """

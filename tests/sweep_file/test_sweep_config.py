@@ -153,6 +153,16 @@ def test_expected_trials(tmp_path: Path, text: str, expected: int | None) -> Non
     assert load(tmp_path, HEAD.replace("method: grid\n", text) + body).expected_trials == expected
 
 
+@pytest.mark.parametrize("group", ["record", "_mine"])
+def test_a_group_that_trials_ignore_is_an_error(tmp_path: Path, group: str) -> None:
+    text = HEAD + f"  {group}: {{parameters: {{beta: {{value: 0.5}}}}}}\n"
+    (problem,) = problems_of(tmp_path, text)
+    assert f"a group named {group}" in problem
+    assert "rename the group" in problem
+    inner = HEAD + "  lora: {parameters: {record: {parameters: {lora_r: {value: 4}}}}}\n"
+    assert Trial.from_config(load(tmp_path, inner).space.config({})).lora_r == 4
+
+
 def test_groups_and_tied_values(tmp_path: Path) -> None:
     sweep = load(
         tmp_path,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kto_sweep.errors import TrialConfigError
 from kto_sweep.metrics import DEFAULT_METRIC, METRICS, goal_of
 from kto_sweep.models.presets import PRESETS
-from kto_sweep.trial import PARAMETERS, Trial, check_value
+from kto_sweep.trial import PARAMETERS, Trial, check_value, trial_config, with_defaults
 
 NEEDED = {"dataset": "data.jsonl", "model_size": "tiny"}
 
@@ -31,6 +31,39 @@ def test_defaults_are_those_of_the_kto_literature() -> None:
     assert (made.learning_rate, made.beta, made.lora_r, made.effective_lora_alpha) == (5e-6, 0.1, 16, 32.0)
     assert made.weights(10, 90) == (1.0, 1.0)
     assert made.loss_type == "kto"
+
+
+def test_a_run_s_record_and_hidden_keys_are_not_the_trial_s() -> None:
+    config = {
+        **NEEDED,
+        "lora": {"r": 4},
+        "_device": "gpu 0",
+        "record": {"data": {"beta": 3}, "model": {"x": 1}},
+    }
+    assert trial_config(config) == {**NEEDED, "lora": {"r": 4}}
+    assert Trial.from_config(config) == trial(lora_r=4)
+
+
+def test_defaults_are_added_under_names_that_a_configuration_lacks() -> None:
+    config = {**NEEDED, "learning_rate": "5e-7", "lora": {"r": 4}, "optimizer": {"weight_decay": 0.1}}
+    full = with_defaults(config)
+    assert full | config == full | {"optimizer": {"weight_decay": 0.1}}
+    assert full["optimizer"] == {"weight_decay": 0.1, "optimizer": "adamw"}
+    assert (full["beta"], full["seed"], full["batch_size"]) == (0.1, 42, 8)
+    assert not {"lora_r", "weight_decay", "eval_steps", "model"} & full.keys()
+    assert Trial.from_config(full) == Trial.from_config(config)
+    assert with_defaults(full) == full
+    assert config["optimizer"] == {"weight_decay": 0.1}
+
+
+def test_a_configuration_that_cannot_be_trained_gets_no_defaults() -> None:
+    assert with_defaults({"lr": 0.1}) == {"lr": 0.1}
+
+
+@given(st.sets(st.sampled_from(sorted(PARAMETERS.keys() - {"model", "dataset", "model_size"}))))
+def test_any_configuration_means_the_same_with_defaults(names: set[str]) -> None:
+    config = {**NEEDED, **{name: PARAMETERS[name].default for name in names}}
+    assert Trial.from_config(with_defaults(config)) == Trial.from_config(config)
 
 
 def test_every_default_passes_its_own_rule() -> None:

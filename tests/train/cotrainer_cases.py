@@ -12,6 +12,7 @@ from packed_cases import tiny_model, token_rows
 
 from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.base_model import LoadedBase
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -49,11 +50,15 @@ class Recorder:
     def __init__(self) -> None:
         self.planned: list[tuple[int, int]] = []
         self.rows: dict[int, Mapping[str, float]] = {}
+        self.provenance = Provenance()
         self.notes: list[str] = []
         self.alerts: list[RunAlert] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
         pass
+
+    def loaded(self, provenance: Provenance) -> None:
+        self.provenance = provenance
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         self.planned.append((total_steps, done_steps))

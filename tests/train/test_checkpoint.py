@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from cotrainer_cases import Recorder, TrainerHarness, make_base, make_data, make_trial, train_alone
+from safetensors.torch import load_file
 
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.train.packed.pack import PairedRows
@@ -387,13 +388,13 @@ def test_the_lineage_records_the_origin_of_the_adapters(tmp_path: Path) -> None:
     assert lineage["model"]["name"] == "tiny"
     assert len(lineage["model"]["fingerprint"]) == len(lineage["data"]["fingerprint"]) == 64
     assert lineage["model"]["parameters"] == make_base().model.num_parameters()
+    tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors").values()
+    assert lineage["model"]["trainable_parameters"] == sum(tensor.numel() for tensor in tensors)
     assert Trial.from_config(lineage["trial"]) == make_trial()
     assert lineage["data"]["path"] == "data.jsonl"
     assert lineage["data"]["train"]["rows"] == 14
     assert lineage["data"]["train"]["desirable"] + lineage["data"]["train"]["undesirable"] == 14
-    # The package's version may lack the "+cu130" of torch's own.
-    assert torch.__version__.startswith(lineage["software"]["torch"])
-    assert lineage["hardware"]["device"].startswith("CPU")
+    assert lineage["environment"]["threads"] == torch.get_num_threads()
     assert lineage["result"]["end"] == "finished"
     summary = harness.result("run").summary
     assert lineage["result"]["summary"]["eval/common_loss"] == summary["eval/common_loss"]

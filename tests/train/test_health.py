@@ -11,9 +11,11 @@ import torch
 from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.context import WorkerContext
-from kto_sweep.train.trial.health import STUCK, WINDOW, Health, HealthContext, HealthIssue, trend
+from kto_sweep.train.trial.health import UNUSABLE, Health, HealthIssue
 from kto_sweep.train.trial.metrics_log import MetricsLog
+from kto_sweep.train.trial.row_history import RECENT, WINDOW, HealthContext, trend
 from kto_sweep.train.worker.loop import train_trial
 from kto_sweep.trial import Trial
 
@@ -23,20 +25,25 @@ STEPS = 200
 Series = Callable[[int], float]
 
 
+HEALTHY: dict[str, Series] = {
+    "chosen": lambda step: 0.1 * step,
+    "rejected": lambda step: -0.2 * step,
+    "kl": lambda step: -0.05 * step,
+    "loss": lambda step: 0.5 - 0.002 * step,
+    "grad": lambda step: 1.0,
+}
+
+
 def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series) -> dict[str, list[int]]:
-    """Steps at which each issue is reported, by title. All but `series` is healthy; rewards in nats."""
+    """Steps at which each issue is reported, by title, up to one that ends the trial.
+
+    All but `series` is healthy; rewards in nats.
+    """
     rng = np.random.default_rng(seed)
     health = Health(HealthContext(beta, 0.5, warmup=10, steps=STEPS))
-    healthy: dict[str, Series] = {
-        "chosen": lambda step: 0.1 * step,
-        "rejected": lambda step: -0.2 * step,
-        "kl": lambda step: -0.05 * step,
-        "loss": lambda step: 0.5 - 0.002 * step,
-        "grad": lambda step: 1.0,
-    }
     reported: dict[str, list[int]] = {}
     for step in range(1, STEPS + 1):
-        now = {name: value(step) for name, value in (healthy | series).items()}
+        now = {name: value(step) for name, value in (HEALTHY | series).items()}
         for name in ("chosen", "rejected", "kl"):
             now[name] += noise * rng.normal() * min(1, step / 20)
         row = {
@@ -48,8 +55,11 @@ def judge(beta: float = 0.1, noise: float = 1.0, seed: int = 0, **series: Series
         }
         if "eval" in now:
             row["eval/common_loss"] = now["eval"]
-        for issue in health.check(step, row):
+        issues = health.check(step, row)
+        for issue in issues:
             reported.setdefault(issue.title, []).append(step)
+        if any(issue.fatal for issue in issues):
+            break
     return reported
 
 
@@ -95,12 +105,25 @@ def test_a_loss_that_is_not_finite_ends_the_trial_at_once(bad: float) -> None:
     assert judge(loss=lambda step: bad if step == 7 else 0.5)["loss not finite"] == [7]
 
 
-def test_one_bad_gradient_is_reported_and_many_end_the_trial() -> None:
-    reported = judge(grad=lambda step: math.nan if step == 30 else 1.0)
-    assert reported == {"gradient not finite": [30]}
-    reported = judge(grad=lambda step: math.inf if step >= 30 else 1.0)
-    assert reported["gradient not finite"] == [30]
-    assert reported["no usable gradient"] == [30 + STUCK - 1]
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["grad", "chosen", "rejected", "kl"])
+def test_values_that_are_not_finite_are_reported_and_several_end_the_trial(name: str, bad: float) -> None:
+    healthy = HEALTHY[name]
+    assert judge(**{name: lambda step: bad if step == 30 else healthy(step)}) == {"step not finite": [30]}
+    reported = judge(**{name: lambda step: bad if step >= 30 else healthy(step)})
+    assert reported == {"step not finite": [30], "not finite": [30 + UNUSABLE - 1]}
+
+
+def test_every_other_gradient_that_is_not_finite_ends_the_trial_and_one_in_a_few_does_not() -> None:
+    every_other: Series = lambda step: math.inf if step % 2 else 1.0  # noqa: E731
+    assert judge(grad=every_other)["not finite"] == [2 * UNUSABLE - 1]
+    seldom = judge(grad=lambda step: math.inf if step % 4 == 0 else 1.0)
+    assert seldom == {"step not finite": [4]}
+    assert RECENT // 4 < UNUSABLE
+
+
+def test_an_evaluation_that_is_not_finite_is_reported() -> None:
+    assert judge(eval=lambda step: math.nan if step < 50 else 0.4) == {"evaluation not finite": [1]}
 
 
 def test_rewards_that_stay_at_0_are_reported() -> None:
@@ -182,6 +205,9 @@ class Notes:
         self.steps: list[int] = []
 
     def preparing(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def loaded(self, provenance: Provenance) -> None:
         pass
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:

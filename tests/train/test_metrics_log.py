@@ -20,7 +20,7 @@ def write_rows(path: Path, steps: int) -> None:
     log, _ = metrics_log(path)
     log.resume(9, 0, None)
     for step in range(1, steps + 1):
-        log.log(step, {"loss": 0.1 * step, "kl_raw": -1.0 / step, "rewards/chosen": float("inf")})
+        log.log(step, {"loss": 0.1 * step, "kl_raw": -1.0 / step, "logps/chosen": float("inf")})
     log.syncing()()
     log.close()
 
@@ -34,7 +34,7 @@ def test_resume_keeps_the_rows_before_its_step_and_drops_the_later_ones(tmp_path
     assert not log.has(6)
     log.resume(9, 3, None)
     assert report.rows == {}
-    assert log.summary == {"loss": 0.1 * 3, "kl_raw": -1.0 / 3, "rewards/chosen": float("inf")}
+    assert log.summary == {"loss": 0.1 * 3, "kl_raw": -1.0 / 3, "logps/chosen": float("inf")}
     log.log(4, {"loss": 7.0})
     log.close()
     assert [json.loads(line).get("loss") for line in path.read_text().splitlines()][2:] == [0.1 * 3, 7.0]

@@ -30,11 +30,14 @@ def sync_with_wandb(machine: Machine, folder: Path) -> None:
 
 
 def on_server(machine: Machine, run_id: str) -> tuple[str, list[dict[str, object]]]:
-    """A run's state and history."""
-    return machine.api(
-        "(lambda r: [r.state, list(r.scan_history())])"
+    """A run's state and history; it also has its hyper-parameters and record."""
+    state, history, config = machine.api(
+        "(lambda r: [r.state, list(r.scan_history()), r.config])"
         f"(wandb.Api(overrides={{'entity': 'local'}}).run('local/kto-sweep/{run_id}'))"
     )
+    assert config["beta"] == 0.1
+    assert config["record"]["model"] == {"name": "tiny", "trainable_parameters": 3}
+    return state, history
 
 
 def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:

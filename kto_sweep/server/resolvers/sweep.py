@@ -10,11 +10,9 @@ from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Agent, Sweep
 from kto_sweep.server.sweep_rules import read_rules
 from kto_sweep.server.wire import timestamp
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS
 
 fields = Fields()
-
-AGENT_OFFLINE_SECONDS = 90.0
-"""Seconds without a heartbeat after which an agent is shown as offline."""
 
 
 @fields.of("Sweep", "id")
@@ -111,7 +109,7 @@ def _agent_id(agent: Agent, context: Context) -> str:
 @fields.of("Agent", "state")
 def _agent_state(agent: Agent, context: Context) -> str:
     idle = context.server.clock.seconds_since(agent.heartbeat_at)
-    return "running" if idle < AGENT_OFFLINE_SECONDS else "gone"
+    return "running" if idle < HEARTBEAT_SECONDS else "gone"
 
 
 @fields.of("Agent", "totalRuns")

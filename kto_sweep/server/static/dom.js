@@ -88,3 +88,17 @@ export function debounce(work, milliseconds = 80) {
     timer = setTimeout(() => work(...values), milliseconds);
   };
 }
+
+/** Calls `work` at once, but not within `milliseconds` of the last call: then once, as soon as they have passed. */
+export function throttle(work, milliseconds) {
+  let timer = 0;
+  let last = -Infinity;
+  return () => {
+    clearTimeout(timer);
+    const wait = Math.max(0, last + milliseconds - Date.now());
+    timer = setTimeout(() => {
+      last = Date.now();
+      work();
+    }, wait);
+  };
+}

@@ -1,5 +1,7 @@
 // Filter of the runs table: words, and comparisons such as state=failed or learning_rate<1e-4.
 
+import { stateText } from "./run_values.js";
+
 const COMPARISON = /^(.+?)(<=|>=|!=|=|<|>)(.+)$/;
 
 /**
@@ -28,7 +30,10 @@ function words(run) {
   const parts = [
     run.name,
     run.title,
-    run.state,
+    stateText(run),
+    run.standing,
+    run.failure,
+    run.message,
     run.notes,
     run.host,
     ...run.tags,

@@ -1,19 +1,32 @@
 // Formats values for display.
 
-/** A number with four digits, such as 2.3e-06; text unchanged; an empty string for null. */
+const DIGITS = 4;
+const [SMALL, LARGE] = [1e-3, 1e6]; // other numbers between them are written without a power of ten
+const WRITTEN_OUT = 1e10; // smaller whole numbers, such as a seed, are written out
+
+/**
+ * A value for people, the same text as `kto_sweep.text.number`: whole numbers written out, others in four digits, small
+ * and large ones as 2.3e-06; text unchanged; `-` for null.
+ */
 export function show(value) {
-  if (value === null || value === undefined) return "";
-  if (typeof value === "boolean") return value ? "true" : "false";
+  if (value === null || value === undefined) return "-";
+  if (Array.isArray(value)) return `[${value.map(show).join(", ")}]`;
   if (typeof value !== "number") return String(value);
-  if (!Number.isFinite(value)) return String(value);
-  if (Number.isInteger(value) && Math.abs(value) < 1e7) return String(value);
-  const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e7)
-    return value
-      .toExponential(3)
-      .replace(/\.?0+e/, "e")
-      .replace(/e([+-])(\d)$/, "e$10$2");
-  return String(Number(value.toPrecision(4)));
+  if (!Number.isFinite(value)) return String(value).toLowerCase().replace("inity", "");
+  if (Number.isInteger(value) && Math.abs(value) < WRITTEN_OUT) return String(value);
+  const rounded = Number(value.toPrecision(DIGITS)); // infinite for the largest numbers
+  const size = Math.abs(rounded);
+  if (size >= SMALL && size < LARGE) return String(rounded);
+  return value
+    .toExponential(DIGITS - 1)
+    .replace(/\.?0+e/, "e")
+    .replace(/e([+-])(\d)$/, "e$10$2");
+}
+
+/** Values by name in a sentence: `learning_rate 1e-05, beta 0.1`, as `settings_text` of the comparison. */
+export function settings(values) {
+  const parts = Object.entries(values).map(([name, value]) => `${name} ${show(value)}`);
+  return parts.join(", ") || "its configuration";
 }
 
 /** Seconds as 45 s, 12.3 min, 4.5 h, 3.1 d. */

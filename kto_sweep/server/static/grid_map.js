@@ -1,11 +1,23 @@
-// Map of a grid's cells by state: done, running, paused, failed with its cause, missing.
+// Map of a grid's cells by state; a failed one with its cause.
 
 import { h, put } from "./dom.js";
 import { show } from "./format.js";
 
 /** @typedef {{values: Record<string, any>, state: string, cause: string | null, run: string | null, value: number | null}} Cell */
 
-const SIGNS = { done: "●", running: "▶", paused: "‖", failed: "✕", missing: "·" };
+const SIGNS = {
+  finished: "●",
+  "stopped early": "●",
+  running: "▶",
+  queued: "○",
+  interrupted: "◌",
+  paused: "‖",
+  failed: "✕",
+  canceled: "■",
+  "not started": "·",
+};
+/** Classes of style.css. */
+const KINDS = { finished: "done", "stopped early": "done", "not started": "missing" };
 
 export class GridMap {
   /** @param {(run: string) => string} link */
@@ -56,12 +68,12 @@ export class GridMap {
       cell.state === "failed" && cell.cause ? cell.cause : null,
       cell.value === null ? null : show(cell.value),
     ];
-    const label = words.filter(Boolean).join(" ") || (cell.state === "done" ? "done" : cell.state);
+    const label = words.filter(Boolean).join(" ") || cell.state;
     const content = [
       h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[cell.state]),
       h("span", {}, label),
     ];
-    const colour = cell.state === "done" && cell.run ? colours.get(cell.run) : null;
+    const colour = KINDS[cell.state] === "done" && cell.run ? colours.get(cell.run) : null;
     const title = `${cell.state}: ${Object.entries(cell.values)
       .map(([name, value]) => `${name} ${show(value)}`)
       .join(", ")}`;
@@ -70,7 +82,7 @@ export class GridMap {
       : content;
     return h(
       "td",
-      { class: `cell ${cell.state}`, title, style: colour ? { "--swatch": colour } : {} },
+      { class: `cell ${KINDS[cell.state] ?? cell.state}`, title, style: colour ? { "--swatch": colour } : {} },
       inner,
     );
   }

@@ -1,4 +1,4 @@
-// Parameter importance for the metric: random forest importance, and linear correlation.
+// Parameter importance for the metric: share, and rank correlation.
 
 import { empty, h, put } from "./dom.js";
 import { show } from "./format.js";

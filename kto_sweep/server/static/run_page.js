@@ -43,7 +43,9 @@ function build() {
     alerts: h("div"),
     curves: h("div", { class: "grid" }),
     system: h("div", { class: "grid" }),
-    config: new ValueTable("Configuration"),
+    config: new ValueTable("Hyper-parameters"),
+    record: new Map(),
+    recordGroups: h("div", { class: "pair" }),
     summary: new ValueTable("Summary"),
     console: new ConsoleLog(),
     files: h("div"),
@@ -59,9 +61,10 @@ function build() {
     h(
       "div",
       { class: "pair" },
-      section("Configuration", { id: "config", tools: page.config.filter }, page.config.element),
+      section("Hyper-parameters", { id: "config", tools: page.config.filter }, page.config.element),
       section("Summary", { id: "summary", tools: page.summary.filter }, page.summary.element),
     ),
+    page.recordGroups,
     section("Console", { id: "console", tools: page.console.filter }, page.console.text),
     section("System", { id: "system" }, page.system),
     section("Files", { id: "files" }, page.files),
@@ -124,7 +127,23 @@ function drawFacts() {
   page.notes.update(run);
   page.config.update(run.config);
   page.summary.update(run.summary);
+  drawRecord();
   drawFiles();
+}
+
+/** What the run was trained with: one table per group, created once and reused. */
+function drawRecord() {
+  const { record } = facts.run;
+  for (const [title, values] of Object.entries(record)) {
+    if (!page.record.has(title)) {
+      const table = new ValueTable(title);
+      page.record.set(title, { table, element: section(title, { tools: table.filter }, table.element) });
+    }
+    page.record.get(title).table.update(values);
+  }
+  const elements = Object.keys(record).map((title) => page.record.get(title).element);
+  const { children } = page.recordGroups;
+  if (elements.some((element, i) => children[i] !== element)) put(page.recordGroups, elements);
 }
 
 function drawFiles() {

@@ -1,8 +1,13 @@
 // A sweep's progress: a bar of its runs by state, and the same as text.
 
 import { h } from "./dom.js";
+import { stateClass } from "./run_values.js";
 
-const ORDER = ["finished", "running", "pending", "preempting", "preempted", "paused", "failed", "crashed", "killed"];
+const ORDER = [
+  ...["finished", "running", "queued", "interrupted", "paused", "stopped early", "failed", "canceled", "not started"],
+  // W&B's words, for runs outside of sweeps.
+  ...["pending", "preempting", "preempted", "crashed", "killed"],
+];
 
 /**
  * @param {Record<string, number>} counts runs by state
@@ -20,7 +25,7 @@ export function stateBar(counts, expected) {
       "div",
       { class: "bar", role: "img", "aria-label": `${words}${expected ? ` of ${expected} expected` : ""}` },
       parts.map((state) =>
-        h("span", { class: `part ${state}`, style: { width: `${(100 * counts[state]) / width}%` } }),
+        h("span", { class: `part ${stateClass(state)}`, style: { width: `${(100 * counts[state]) / width}%` } }),
       ),
     ),
     h(

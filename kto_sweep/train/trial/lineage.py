@@ -1,69 +1,39 @@
 """Where a trial's weights come from: one JSON file beside them, written at the start and at the end.
 
-It has the model and its weights' hash, all parameters, the data's counts and content hash, package versions,
-hardware and results.
+It has all parameters, the trial's provenance, and the results.
 """
 
 import json
-import os
-import platform
-from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from transformers.pytorch_utils import Conv1D
 
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.table import RowTable
-from kto_sweep.train.base_model import LoadedBase
-from kto_sweep.train.device import describe_device
+from kto_sweep.errors import UsageError
+from kto_sweep.provenance import DataInfo, ModelInfo, Provenance, RowCounts
+from kto_sweep.train.base_model import LoadedBase, class_name
 from kto_sweep.train.failures import classify
+from kto_sweep.train.lora_targets import find_targets, is_linear, text_decoder
 from kto_sweep.train.trial.request import TrainResult
 from kto_sweep.trial import Trial
-
-_PACKAGES = (
-    *("kto-sweep", "torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "safetensors"),
-    *("tokenizers", "numpy"),
-)
 
 
 class Lineage:
     """One trial's lineage file."""
 
-    def __init__(
-        self, path: Path, trial: Trial, base: LoadedBase, data: TrainingData, fingerprints: Mapping[str, str]
-    ) -> None:
-        """`fingerprints`: content hashes of the `model` and the `rows`."""
+    def __init__(self, path: Path, trial: Trial, provenance: Provenance) -> None:
         self._path = path
         self._about: dict[str, Any] = {
-            "format": "kto-sweep lineage 1",
+            "format": "kto-sweep lineage 2",
             "started": _now(),
             "working_directory": str(Path.cwd()),  # relative paths in `trial` start here
-            "model": {
-                "name": base.name,
-                # Of the weights in memory: a folder or hub id can change what it holds.
-                "fingerprint": fingerprints.get("model"),
-                "quantization": base.quantization,
-                "dtype": str(base.dtype).removeprefix("torch."),
-                "parameters": base.model.num_parameters(),
-            },
             # Enough to load the trial again: chat, merge and `train --from` read it.
             "trial": trial.to_config(),
-            "data": {
-                "path": data.path,
-                "fingerprint": fingerprints.get("rows"),
-                "train": _counts(data.train),
-                "held_out": _counts(data.eval),
-            },
-            "software": _software(),
-            "hardware": {
-                "device": describe_device(),
-                "cpus": os.cpu_count(),
-                "machine": platform.machine(),
-                "cuda": torch.version.cuda,
-            },
+            **provenance.to_json(),
         }
 
     def write(self, outcome: TrainResult | Exception | None = None) -> None:
@@ -87,24 +57,52 @@ def earlier_fingerprints(path: Path) -> dict[str, str]:
     return {name: value for name, value in fingerprints.items() if isinstance(value, str)}
 
 
-def _counts(table: RowTable) -> dict[str, int]:
+def model_info(base: LoadedBase, trial: Trial, fingerprint: str) -> ModelInfo:
+    """The base model in a trial's provenance."""
+    config: Any = base.model.config
+    text: Any = config.get_text_config()
+    return ModelInfo(
+        name=base.name,
+        type=str(config.model_type),
+        architecture=class_name(base.model),
+        parameters=base.model.num_parameters(),
+        trainable_parameters=_trainable_parameters(base.model, trial),
+        layers=getattr(text, "num_hidden_layers", None),
+        hidden_size=getattr(text, "hidden_size", None),
+        quantization=base.quantization,
+        dtype=str(base.dtype).removeprefix("torch."),
+        fingerprint=fingerprint,
+    )
+
+
+def _trainable_parameters(model: Any, trial: Trial) -> int | None:
+    if trial.full_finetune:
+        trained = (text_decoder(model), model.get_output_embeddings())
+        # By identity: the output layer may be the input embeddings.
+        return sum({id(weight): weight.numel() for part in trained for weight in part.parameters()}.values())
+    with suppress(UsageError, AttributeError):  # the training itself reports a name that no layer has
+        layers = find_targets(model, trial.lora_targets, accepts=is_linear).values()
+        # A is (rank, in) and B is (out, rank).
+        return sum(trial.lora_r * sum(_features(layer)) for layer in layers)
+    return None
+
+
+def _features(layer: Any) -> tuple[int, int]:
+    """Input and output features; quantised weights have another shape."""
+    if isinstance(layer, Conv1D):
+        features_in, features_out = layer.weight.shape
+        return features_in, features_out
+    return layer.in_features, layer.out_features
+
+
+def data_info(data: TrainingData, fingerprint: str) -> DataInfo:
+    """The rows in a trial's provenance."""
+    return DataInfo(data.path, fingerprint, train=_counts(data.train), held_out=_counts(data.eval))
+
+
+def _counts(table: RowTable) -> RowCounts:
     desirable, undesirable = table.counts
-    return {
-        "rows": len(table),
-        "desirable": desirable,
-        "undesirable": undesirable,
-        "tokens": table.tokens,
-    }
-
-
-def _software() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # bitsandbytes, for one, is optional
-    return versions
+    return RowCounts(len(table), desirable, undesirable, table.tokens)
 
 
 def _result(outcome: TrainResult | Exception) -> dict[str, Any]:

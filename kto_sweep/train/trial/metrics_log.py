@@ -10,9 +10,11 @@ from pathlib import Path
 from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.row_file import RowFile
+from kto_sweep.sweep.view import UNSTABLE
 from kto_sweep.train.packed.optim import warmup_steps
-from kto_sweep.train.trial.health import Health, HealthContext
+from kto_sweep.train.trial.health import Health
 from kto_sweep.train.trial.request import Report
+from kto_sweep.train.trial.row_history import HealthContext
 from kto_sweep.trial import Trial
 
 
@@ -26,6 +28,7 @@ class MetricsLog:
         self._trial = trial
         self._counts = counts
         self._health: Health | None = None
+        self._last_step = 0
         self._reported = 0
         """The last step whose row the report's reader has."""
         self.summary: dict[str, float | int | str] = {}
@@ -49,7 +52,8 @@ class MetricsLog:
         weights = trial.weights(desirable, undesirable)
         mean_weight = (weights[0] * desirable + weights[1] * undesirable) / (desirable + undesirable)
         # Untrained, every example's loss is half its weight.
-        return HealthContext(trial.beta, mean_weight / 2, warmup_steps(total, trial.warmup_ratio), total)
+        warmup = warmup_steps(total, trial.warmup_ratio)
+        return HealthContext(trial.beta, mean_weight / 2, warmup, total, trial.max_grad_norm)
 
     def has(self, steps: int) -> bool:
         """Whether the file has the rows of the first `steps` steps."""
@@ -68,16 +72,26 @@ class MetricsLog:
         if self._health is None:
             raise ValueError("call resume first")
         self.summary |= values
+        self._last_step = step
         # Rows from the file too: trends need a whole window of them.
         issues = self._health.check(step, values)
-        if step <= self._reported:
-            return  # the reader has the row, and its warnings
-        self._report.metrics(step, values)
+        if step > self._reported:  # else the reader has the row, and its warnings
+            self._report.metrics(step, values)
+            for issue in issues:
+                level = AlertLevel.ERROR if issue.fatal else AlertLevel.WARN
+                self._report.alert(RunAlert(level, issue.title, issue.text, step))
+        # A reported row fails the trial too: its process may have died between the row and the failure.
         for issue in issues:
-            level = AlertLevel.ERROR if issue.fatal else AlertLevel.WARN
-            self._report.alert(RunAlert(level, issue.title, issue.text, step))
             if issue.fatal:
                 raise TrialFailure(FailureCause.DIVERGED, f"step {step}: {issue.text}")
+
+    def conclude(self) -> dict[str, str]:
+        """What to add to the summary of a trial that has taken its last step; warns if it is unstable."""
+        message = self._health.judge() if self._health is not None else ""
+        if not message:
+            return {}
+        self._report.alert(RunAlert(AlertLevel.WARN, UNSTABLE, message, self._last_step))
+        return {"trial/health": UNSTABLE, "trial/health_message": message}
 
     def syncing(self) -> Callable[[], None]:
         """A function for any thread that puts the present rows on the disk; it raises OSError."""

@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from kto_sweep.alerts import RunAlert
+from kto_sweep.provenance import Provenance
 from kto_sweep.trial import Trial
 
 
@@ -15,6 +16,9 @@ class Report(Protocol):
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Progress of work before the first step: `reference log-probs`, 64, 300; `total` 0: unknown."""
+
+    def loaded(self, provenance: Provenance) -> None:
+        """Model and data are loaded; may be called again with the same."""
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Number of optimizer steps, and of those done before; called once."""
@@ -57,6 +61,8 @@ class TrialRequest:
     should_stop: Callable[[], bool] = lambda: False
     logged: int | None = None
     """The last step whose row the report's reader has; None: as many as the checkpoint has steps."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """Command, code and environment of the process that started the trial."""
 
     def load_progress(self, what: str, done: int, total: int) -> None:
         """Report the loading of the base model. Raises as reference_progress does."""

@@ -22,6 +22,7 @@ from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.fingerprints import DATA, EVAL_DATA, MODEL
 from kto_sweep.parameter_types import describe_sources
 from kto_sweep.train.base_model import LoadedBase
+from kto_sweep.train.device import device_facts
 from kto_sweep.train.packed.engine import LogRatios
 from kto_sweep.train.packed.lora import AdapterSpec
 from kto_sweep.train.packed.slot import ReferenceRows, SlotState
@@ -36,10 +37,11 @@ from kto_sweep.train.trial.checkpoint import (
     save_checkpoint,
 )
 from kto_sweep.train.trial.evaluate import evaluate
-from kto_sweep.train.trial.lineage import Lineage, earlier_fingerprints
+from kto_sweep.train.trial.lineage import Lineage, data_info, earlier_fingerprints, model_info
 from kto_sweep.train.trial.metrics_log import MetricsLog
 from kto_sweep.train.trial.pending_writes import PendingWrites
 from kto_sweep.train.trial.request import TrainResult, TrialRequest
+from kto_sweep.train.trl.ranks import Ranks
 from kto_sweep.trial import Trial
 
 DIGITS = 16
@@ -150,13 +152,13 @@ class TrialTraining:
         self._writes = PendingWrites(inline=inline)
         self._checkpoint_write: Future[None] | None = None
         """The last checkpoint, possibly still being written."""
-        self._lineage = Lineage(
-            request.folder / "lineage.json",
-            self.trial,
-            inputs.base,
-            inputs.data,
-            {"model": inputs.model_hash, "rows": inputs.rows_hash},
+        provenance = request.provenance.with_inputs(
+            model_info(inputs.base, self.trial, inputs.model_hash),
+            data_info(inputs.data, inputs.rows_hash),
+            device_facts(Ranks.current().size),
         )
+        self._lineage = Lineage(request.folder / "lineage.json", self.trial, provenance)
+        self.report.loaded(provenance)
         self._restore()
 
     def _restore(self) -> None:
@@ -329,7 +331,10 @@ class TrialTraining:
     def _result(self, examples: int, *, stopped: bool) -> TrainResult:
         # Later keys win: rows have no such names, and the hashes must be those of this process.
         taken = {"trial/seconds": self._seconds_taken, "trial/examples": examples}
-        return TrainResult({**self._metrics.summary, **taken, **self._inputs.summary}, self.steps, stopped)
+        # Not of a stopped trial: what it still does may change the judgement.
+        health = {} if stopped else self._metrics.conclude()
+        summary = {**self._metrics.summary, **taken, **self._inputs.summary, **health}
+        return TrainResult(summary, self.steps, stopped)
 
     def _with_lineage(self, result: TrainResult) -> TrainResult:
         self._lineage.write(result)

@@ -65,7 +65,9 @@ def train_in_ranks(request: TrialRequest, home: Home, devices: int) -> TrainResu
     check_devices(request.trial, devices)
     request.report.note(f"trained on {devices} devices with TRL's trainer, which trains one trial at a time")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    task = RankTask(request.trial, request.folder, request.logged, home.root, devices, store.port)
+    task = RankTask(
+        request.trial, request.folder, request.logged, home.root, devices, store.port, request.provenance
+    )
     with _started(task) as ranks:
         stop_sent = False
         while any(rank.process.is_alive() or not rank.closed for rank in ranks):

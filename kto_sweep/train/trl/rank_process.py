@@ -20,6 +20,7 @@ from pathlib import Path
 from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
 from kto_sweep.protocol import Failed
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.trial.request import TrainResult
 from kto_sweep.train.worker.channel import failure
 from kto_sweep.trial import Trial
@@ -36,6 +37,8 @@ class RankTask:
     size: int
     port: int
     """Of the store that they connect to, on this machine."""
+    provenance: Provenance
+    """See TrialRequest."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,10 @@ class PipeReport:
     def preparing(self, what: str, done: int, total: int) -> None:
         """Send it."""
         self._connection.send(("preparing", (what, done, total)))
+
+    def loaded(self, provenance: Provenance) -> None:
+        """Send it."""
+        self._connection.send(("loaded", (provenance,)))
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Send it."""
@@ -137,7 +144,7 @@ def _train(rank: int, task: RankTask, connection: Connection) -> TrainResult:
         stopped = stopped or (ranks.is_first and connection.poll() and connection.recv() == "stop")
         return stopped
 
-    request = TrialRequest("", task.trial, task.folder, report, should_stop, task.logged)
+    request = TrialRequest("", task.trial, task.folder, report, should_stop, task.logged, task.provenance)
     return train_with_trl(WorkerContext(home, device), request)
 
 

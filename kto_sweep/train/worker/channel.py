@@ -17,6 +17,7 @@ from kto_sweep.protocol import (
     Alert,
     Done,
     Failed,
+    Loaded,
     Message,
     Metrics,
     Note,
@@ -27,6 +28,7 @@ from kto_sweep.protocol import (
     decode,
     encode,
 )
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.failures import classify
 from kto_sweep.train.trial.request import TrialRequest
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
@@ -73,11 +75,16 @@ class Channel:
         except Exception as error:
             self.send(failure(run_id, error))
             return
-        report = ChannelReport(self, run_id)
-        folder = Path(start.out_dir)
-        self._queue.put(
-            TrialRequest(run_id, trial, folder, report, lambda: self.should_stop(run_id), start.logged_steps)
+        request = TrialRequest(
+            run_id,
+            trial,
+            Path(start.out_dir),
+            ChannelReport(self, run_id),
+            lambda: self.should_stop(run_id),
+            start.logged_steps,
+            Provenance.from_json(start.provenance),
         )
+        self._queue.put(request)
 
     def _lock_folder(self, start: StartTrial) -> None:
         """Lock the trial's folder while this process may write to it, with or without its supervisor."""
@@ -138,6 +145,10 @@ class ChannelReport:
     def preparing(self, what: str, done: int, total: int) -> None:
         """Send the progress of the preparation."""
         self._channel.send(Preparing(self._run_id, what, done, total))
+
+    def loaded(self, provenance: Provenance) -> None:
+        """Send what the trial is trained with."""
+        self._channel.send(Loaded(self._run_id, provenance.to_json()))
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
         """Send the number of optimizer steps, and of those done before."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kto_sweep.home import Home
 from kto_sweep.protocol import Done, SetConcurrency
+from kto_sweep.provenance import Provenance
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import is_broken, is_out_of_memory, out_of_memory
 from kto_sweep.train.packed.compatibility import NotPackableError
@@ -125,14 +126,21 @@ class WorkerLoop:
 
 
 def train_trial(
-    context: WorkerContext, trial: Trial, folder: Path, report: Report, should_stop: Callable[[], bool]
+    context: WorkerContext,
+    trial: Trial,
+    folder: Path,
+    report: Report,
+    should_stop: Callable[[], bool],
+    provenance: Provenance | None = None,
 ) -> TrainResult:
     """Train one trial in this process, from its first step or its checkpoint to its end.
 
-    Its adapters (or the model, after full fine-tuning) are then in `folder`.
+    Its adapters (or the model, after full fine-tuning) are then in `folder`. `provenance`: what is known
+    before the model is loaded.
     Raises UsageError and DataError for an impossible trial or data, TrialFailure when training fails.
     """
-    request = TrialRequest("", trial, folder, report, should_stop)
+    known = provenance or Provenance()
+    request = TrialRequest("", trial, folder, report, should_stop, provenance=known)
     if trial.full_finetune:
         return _train_with_trl(context, request)
     queue = AdmissionQueue()

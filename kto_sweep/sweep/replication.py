@@ -1,0 +1,131 @@
+"""A grid that trains the best configurations of a sweep again, with seeds that it has not used. Pure.
+
+The configurations are the values of one parameter, so that the grid has exactly these and not the product of
+their values:
+
+    configuration: {values: [{learning_rate: 1.0e-05, beta: 0.1}, {learning_rate: 5.0e-06, beta: 0.3}]}
+    seed: {values: [43, 44]}
+
+Only new seeds: the run that made a configuration one of the best was partly lucky, and would improve
+its mean.
+"""
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from kto_sweep.alerts import without_alert_rules
+from kto_sweep.compare.ranking import Configuration
+from kto_sweep.errors import UsageError
+from kto_sweep.search.options import BLOCK
+from kto_sweep.search.replicates import FIRST_SEED
+from kto_sweep.search.space import SEED, Parameter
+from kto_sweep.sweep.follow_up import FollowUp, as_sweep_file, label, new_name, price, require_best
+from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.text import counted
+from kto_sweep.trial import leaves, lookup, parameter_name
+
+CONFIGURATION = "configuration"
+"""The parameter whose values are the configurations."""
+SEEDS = 2**32
+"""Number of valid seeds, from 0 on."""
+
+
+def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> FollowUp:
+    """A grid of these configurations, best first, each with `seeds` new seeds.
+
+    It has no early termination and no target: each trial trains to its end.
+    Raises UsageError without a configuration, or if the sweep's command fixes the seed inside another word.
+    """
+    require_best(view, best)
+    old = view.config
+    chosen = [p for p in view.space.parameters if p.varies or p.path == (CONFIGURATION,)]
+    replaced = {p.path for p in view.space.parameters if p in chosen or _is_seed(p)}
+    config = {key: value for key, value in old.items() if key not in ("run_cap", "early_terminate", BLOCK)}
+    config |= {
+        "name": new_name(view.name, "replicates"),
+        "method": "grid",
+        "parameters": {
+            CONFIGURATION: {"values": [_settings(chosen, each.trials[0].config) for each in best]},
+            SEED: {"values": _unused_seeds(view.trials, seeds)},
+            **_without(without_alert_rules(old["parameters"]), replaced),
+        },
+    }
+    left_out = [key for key in ("early_terminate",) if old.get(key)]
+    block, metric = old.get(BLOCK) or {}, old.get("metric")
+    left_out += [key for key in ("asha",) if block.get(key)]
+    if block.get("objectives"):
+        config[BLOCK] = {"objectives": block["objectives"]}
+    if isinstance(metric, Mapping):
+        config["metric"] = {key: metric[key] for key in ("name", "goal") if key in metric}
+        left_out += ["metric.target"] if metric.get("target") is not None else []
+    if "command" in old:
+        config["command"] = _without_seed(view)
+    count = "The best configuration" if len(best) == 1 else f"The {len(best)} best configurations"
+    each = "" if len(best) == 1 else ", each"
+    return FollowUp(
+        config=as_sweep_file(view, config),
+        summary=f"{count} of sweep {label(view)}{each} with {counted(seeds, 'new seed')}",
+        price=price(view, [(each.trials, seeds) for each in best]),
+        notes=(f"{', '.join(left_out)} left out: replicates train to their end",) if left_out else (),
+    )
+
+
+def _is_seed(parameter: Parameter) -> bool:
+    return parameter_name(parameter.path) == SEED
+
+
+def _settings(chosen: Sequence[Parameter], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these parameters, nested, without the seed."""
+    settings: dict[str, Any] = {}
+    for parameter in chosen:
+        value = lookup(config, parameter.name)
+        if parameter.path == (CONFIGURATION,) and isinstance(value, Mapping):
+            settings |= value  # the sweep is one of replicates itself
+        elif not _is_seed(parameter):
+            *groups, leaf = parameter.path
+            branch = settings
+            for group in groups:
+                branch = branch.setdefault(group, {})
+            branch[leaf] = value
+    return settings
+
+
+def _unused_seeds(trials: Collection[TrialRecord], count: int) -> list[int]:
+    """The first seeds, from the lowest used one on, that no trial has used."""
+    used: set[object] = set()
+    for trial in trials:
+        seeds = [value for path, value in leaves(trial.config) if parameter_name(path) == SEED]
+        used.update(seeds or [FIRST_SEED])
+    low = min((seed for seed in used if isinstance(seed, int)), default=FIRST_SEED)
+    unused = (seed for seed in itertools.chain(range(low, SEEDS), range(low)) if seed not in used)
+    return list(itertools.islice(unused, count))
+
+
+def _without(section: Mapping[str, Any], paths: Collection[tuple[str, ...]]) -> dict[str, Any]:
+    """A `parameters` section without these parameters and without groups that become empty."""
+    kept: dict[str, Any] = {}
+    for name, body in section.items():
+        inner = {path[1:] for path in paths if path[0] == name}
+        if isinstance(body, Mapping) and isinstance(body.get("parameters"), Mapping):
+            if rest := _without(body["parameters"], inner):
+                kept[name] = {**body, "parameters": rest}
+        elif () not in inner:
+            kept[name] = body
+    return kept
+
+
+def _without_seed(view: SweepView) -> list[Any]:
+    """The words of the sweep's command without a flag for the seed. Raises UsageError."""
+    words = list(view.config["command"])
+    for flag in reversed(view.command.fixed_flags()):
+        if flag.name != SEED:
+            continue
+        word = str(words[flag.position])
+        if not word.lstrip("-+").startswith(flag.key):
+            raise UsageError(
+                f"the command of {view.ref} fixes the seed: {word}",
+                hint="create the sweep without it, with seed: {value: ...} in its parameters",
+            )
+        del words[flag.position : flag.position + (1 if "=" in word else 2)]
+    return words

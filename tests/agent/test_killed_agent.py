@@ -1,0 +1,49 @@
+"""An agent that is killed: its trial is interrupted, and the time that it took stays counted."""
+
+import json
+import signal
+from typing import Any
+
+from agent_harness import wait
+from machine import Machine
+
+from kto_sweep.sweep.view import BUSY
+
+SWEEP = """
+method: grid
+parameters:
+  max_steps: {values: [400]}
+  model_size: {value: tiny}
+  dataset: {value: examples/support_replies.jsonl}
+  eval_steps: {value: 20}
+"""
+SPANS = f'[run.summary_metrics.get("{BUSY}") or [] for run in api.sweep("PATH").runs]'
+
+
+def test_time_on_a_device_never_shrinks(fake_machine: Machine) -> None:
+    """The first attempt is killed, which its server learns from nobody; the second one ends in time."""
+    sweep = fake_machine.create_sweep(SWEEP)
+
+    def spans() -> list[list[Any]]:
+        return fake_machine.api(SPANS.replace("PATH", sweep["path"]))
+
+    def took() -> bool:
+        return any(run and run[0][2] > run[0][1] for run in spans())
+
+    agent = fake_machine.start("agent")
+    wait(took, 120)
+    agent.send_signal(signal.SIGKILL)
+    agent.communicate(timeout=60)
+    before = fake_machine.json("status", sweep["id"])["time"]
+    assert before["unit"] == "CPU-hours"
+    assert before["spent"] > 0
+    [[first]] = spans()
+
+    fake_machine.run("agent", sweep["id"])
+    after = fake_machine.json("status", sweep["id"])
+    [[again, second]] = spans()
+    assert again[:2] == first[:2]
+    assert again[2] >= first[2]
+    assert second[2] > second[1] >= again[2]
+    assert after["time"]["spent"] >= before["spent"] + (second[2] - second[1]) / 3600
+    assert (after["shown_state"], after["finished"]) == ("finished", 1), json.dumps(after)
