@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
@@ -60,7 +61,7 @@ class Recorder:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         pass
 
 

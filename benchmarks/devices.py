@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from common import ARCHITECTURES, describe_machine, matmul_ceiling, print_table, random_model, scratch_folder
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
 from kto_sweep.provenance import Provenance
 from kto_sweep.train.context import WorkerContext
@@ -60,8 +61,8 @@ class Recorder:
     def note(self, text: str) -> None:
         print(text, file=sys.stderr)
 
-    def alert(self, title: str, text: str) -> None:
-        print(title, text, file=sys.stderr)
+    def alert(self, alert: RunAlert) -> None:
+        print(alert, file=sys.stderr)
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from common import ARCHITECTURES
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
@@ -48,7 +49,7 @@ class Quiet:
     def note(self, text: str) -> None:
         """Nothing."""
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         """Nothing."""
 
 

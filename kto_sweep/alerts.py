@@ -38,7 +38,7 @@ class AlertLevel(StrEnum):
     INFO = "INFO"
     WARN = "WARN"
     ERROR = "ERROR"
-    """The trial has failed."""
+    """The trial has failed, or its training broke."""
 
     @property
     def label(self) -> str:

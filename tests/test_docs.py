@@ -86,16 +86,16 @@ def test_the_sweep_file_of_the_readme_is_valid_for_rows_as_it_shows_them(tmp_pat
 
 def test_the_sweep_files_of_their_guide_are_valid(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "sweep-files.md").read_text(encoding="utf-8")
-    first, second = (text for kind, text in code_blocks(page) if kind == "yaml")
+    texts = [text for kind, text in code_blocks(page) if kind == "yaml"]
     monkeypatch.chdir(tmp_path)
     sweeps = []
-    for text in (first, second):
+    for text in texts:
         Path("sweep.yaml").write_text(text, encoding="utf-8")
         checked = validate(Path("sweep.yaml"))
         assert checked.errors == ()
         sweeps.append(checked.checked())
     assert sweeps[0].config["parameters"]["lora_r"] == {"value": 8}
-    assert [sweep.expected_trials for sweep in sweeps] == [6, 2]
+    assert [sweep.expected_trials for sweep in sweeps] == [6, 4, 2]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -2,7 +2,7 @@
 
 import click
 
-from kto_sweep.cli.output import console, json_option, print_json
+from kto_sweep.cli.output import console, json_option, print_json, say
 
 
 @click.command()
@@ -36,7 +36,15 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
     home = Home.from_environment()
     folder = require_run(home, run)
     restore_working_directory(folder)
-    answers = compare_answers(home, folder, prompts, count=count, max_tokens=max_tokens, best=best)
+    answers = compare_answers(
+        home,
+        folder,
+        prompts,
+        count=count,
+        max_tokens=max_tokens,
+        best=best,
+        say=lambda line: say(line, as_json=True),  # the answers alone are the output
+    )
     if as_json:
         print_json({"run": folder.name, "answers": [asdict(answer) for answer in answers]})
         return

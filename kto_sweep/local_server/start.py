@@ -18,6 +18,8 @@ from kto_sweep.local_server.process import read_address, server_pid
 
 START_TIMEOUT = 60.0
 """Seconds to wait for a new server; it checks the database first, which takes time when that is large."""
+SLOW_START = 3.0
+"""Seconds after which a line on the terminal says what is being waited for."""
 STOP_TIMEOUT = 20.0
 """Seconds to wait for the server to exit."""
 MIN_FREE_BYTES = 1 << 20
@@ -63,16 +65,23 @@ def ensure_server(home: Home) -> LocalServer:
 
     Raises ServerError with the last lines of the server's log when it does not start.
     """
-    deadline = time.monotonic() + START_TIMEOUT
+    begin = time.monotonic()
     child: int | None = None
+    is_said = False
     while (server := running_server(home)) is None:
         if child is None and server_pid(home) is None:
             child = _start(home)
         elif child is not None and _has_ended(child) and server_pid(home) is None:
             raise _start_error(home, "it exited at once")
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        if waited > START_TIMEOUT:
             raise _start_error(home, f"no answer within {START_TIMEOUT:.0f} s")
+        if waited > SLOW_START and not is_said and sys.stderr.isatty():
+            print("Starting the embedded server, which first checks its database", file=sys.stderr)
+            is_said = True
         time.sleep(0.05)
+    if is_said:
+        print(f"The embedded server started in {time.monotonic() - begin:.0f} s", file=sys.stderr)
     if child is not None and server_pid(home) != child and not _has_ended(child):
         os.kill(
             child, signal.SIGTERM

@@ -1,7 +1,7 @@
 """Answers of a base model and its tuned version to the same prompts."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.models.model_checks import held_max_length
+from kto_sweep.text import counted
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import pick_device
@@ -32,9 +33,18 @@ class Answers:
 
 
 def compare_answers(
-    home: Home, run: Path, prompts: Sequence[str], *, count: int, max_tokens: int, best: bool = False
+    home: Home,
+    run: Path,
+    prompts: Sequence[str],
+    *,
+    count: int,
+    max_tokens: int,
+    best: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[Answers]:
     """Greedy answers to `prompts`, or without any to `count` held-out prompts of the run.
+
+    `say` gets a line before each part that takes long.
 
     Raises UsageError for a run without trained weights, and as loading its model and data does.
     """
@@ -47,8 +57,10 @@ def compare_answers(
         raise UsageError(f"run {run.name} has no trained weights", hint=where_else(run))
     trial = Trial.from_config(about["trial"])
     context = WorkerContext(home)
+    say(f"Loading {trial.base_model}")
     base = context.base(trial)
     prompt_ids = _typed(prompts, base, trial) if prompts else _held_out(context, trial, count)
+    say(f"Generating {counted(len(prompt_ids), 'answer')} with the base model, and with the tuned one")
     model: Any = base.model
     if not whole.is_dir():
         model = tuned(base, adapters)

@@ -49,6 +49,7 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
     about = json.loads(lineage.read_text(encoding="utf-8"))["model"]
     if about["quantization"] != "none":
         say(f"Trained on {about['quantization']} weights; merged into the unquantised ones")
+    say(f"Loading {about['name']}")
     base = load_base(
         about["name"],
         quantization="none",
@@ -56,6 +57,7 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
         home=home,
         dtype=getattr(torch, about["dtype"]),
     )
+    say("Merging the adapters, and writing the model")
     merged: Any = tuned(base, adapters).merge_and_unload()
     with replaced(folder) as new:
         merged.save_pretrained(str(new), safe_serialization=True)

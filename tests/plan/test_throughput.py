@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kto_sweep.alerts import RunAlert
 from kto_sweep.home import Home
 from kto_sweep.models.architecture import BY_MODEL
 from kto_sweep.plan.gpus import GPUS, present_gpu
@@ -117,5 +118,5 @@ class Silent(Report):
     def note(self, text: str) -> None:
         pass
 
-    def alert(self, title: str, text: str) -> None:
+    def alert(self, alert: RunAlert) -> None:
         pass
