@@ -294,7 +294,8 @@ def _as_fields(view: SweepView, stats: AgentStats) -> dict[str, object]:
 
 def _counts(stats: AgentStats, view: SweepView) -> str:
     counts = [f"{stats.finished} finished"]
-    stopped = counted(stats.stopped, "pause") if view.pauses_trials else f"{stats.stopped} stopped early"
+    how = "canceled" if view.state == "CANCELED" else "stopped early"
+    stopped = counted(stats.stopped, "pause") if view.pauses_trials else f"{stats.stopped} {how}"
     counts += [stopped] if stats.stopped else []
     counts += [f"{stats.failed} failed"] if stats.failed else []
     return f"Trials of this agent: {', '.join(counts)}"

@@ -38,6 +38,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.sweep.gpu_hours import gpu_time
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.sweep.sweep_state import read_sweep_status
+    from kto_sweep.sweep.view import OVER
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.reader import read_sweep
 
@@ -55,7 +56,8 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
         say(f"  Ended: {status.end.text}")
     _say_counts(status)
     if time.spent:
-        remaining = "" if time.remaining is None else f", about {hours(time.remaining / 3600)} remaining"
+        expects = bool(time.remaining) and view.state not in OVER
+        remaining = f", about {hours((time.remaining or 0.0) / 3600)} remaining" if expects else ""
         say(f"  {time.unit}: {hours(time.spent / 3600)} spent{remaining}")
     for difference in differences(view.trained()):
         say(f"  Warning: {difference}")
@@ -161,10 +163,11 @@ def _say_counts(status: "SweepStatus") -> None:
 
 
 def _say_failures(status: "SweepStatus") -> None:
-    """Each cause once, with the message of its first trial, then its trials."""
+    """Each cause once, with the first line of its first trial's message, then its trials."""
     for cause, cells in _failures(status).items():
         retry = " (can be retried)" if cells[0].is_retryable else ""
-        say(f"  failed: {len(cells)} {cause}{retry}   {_message(cells[0])}".rstrip())
+        first_line = _message(cells[0]).partition("\n")[0]
+        say(f"  failed: {len(cells)} {cause}{retry}   {first_line}".rstrip())
         for cell in cells[:MAX_LISTED]:
             say(f"    {_values(status, cell)}   run {cell.trial.run_id if cell.trial else ''}")
         if len(cells) > MAX_LISTED:

@@ -4,13 +4,16 @@ import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kto_sweep.compare.comparison import CURVES, Comparison, Curves
 from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.compare.sentences import settings_text
 from kto_sweep.text import counted
 from kto_sweep.trial import lookup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_CURVES = 60
 MAX_RANKED = 20
@@ -19,6 +22,13 @@ MAX_LABEL = 46
 
 def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:
     """Write the picture as PNG. Raises OSError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a name may contain characters that the font lacks
+        draw_picture(comparison, curves).savefig(path, format="png")
+
+
+def draw_picture(comparison: Comparison, curves: Curves) -> "Figure":
+    """The picture: curves of four metrics, and the ranked trials."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -36,9 +46,7 @@ def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:
     figure.suptitle(
         _plain(f"{comparison.view.name}: {counted(len(comparison.trials), 'trial')} ({comparison.view.ref})")
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a name may contain characters that the font lacks
-        figure.savefig(path, format="png")
+    return figure
 
 
 def _curves(

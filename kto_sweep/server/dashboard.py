@@ -143,13 +143,15 @@ class _Dashboard:
 
     def all_sweeps(self, request: Request) -> Row:
         """All sweeps."""
-        return dashboard_data.sweep_list(self._server.database.reader(), None, self._status)
+        return dashboard_data.sweep_list(
+            self._server.database.reader(), None, self._status, self._comparisons.overview
+        )
 
     def project(self, request: Request) -> Row:
         """A project's sweeps and its runs without a sweep."""
         connection = self._server.database.reader()
         project = dashboard_data.find_project(connection, request.path_params)
-        return dashboard_data.sweep_list(connection, project, self._status)
+        return dashboard_data.sweep_list(connection, project, self._status, self._comparisons.overview)
 
     def _status(self, sweep: Sweep) -> SweepStatus:
         return self._statuses.of(self._server.database.reader(), self._server, sweep)
@@ -158,7 +160,9 @@ class _Dashboard:
         """A sweep and its runs that changed since the tag `since`."""
         connection = self._server.database.reader()
         _, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        facts = dashboard_data.sweep_facts(connection, self._server, sweep, self._status(sweep))
+        status = self._status(sweep)
+        overview = self._comparisons.overview(status)
+        facts = dashboard_data.sweep_facts(connection, self._server, sweep, status, overview)
 
         def placed() -> Mapping[str, Row]:
             return places(sweep_view(connection, self._server, sweep))
@@ -190,8 +194,8 @@ class _Dashboard:
     def run(self, request: Request) -> Row | None:
         """A run without its curves and console."""
         connection = self._server.database.reader()
-        project, run = dashboard_data.find_run(connection, request.path_params)
-        facts = dashboard_run.facts(connection, self._columns, project, run)
+        _, run = dashboard_data.find_run(connection, request.path_params)
+        facts = dashboard_run.facts(connection, self._server, self._columns, run)
         return None if facts["tag"] == request.query_params.get("since") else facts
 
     def console(self, request: Request) -> Row:

@@ -25,8 +25,8 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.sweep_state import SweepStatus
-from kto_sweep.sweep.trial_state import TrialState
-from kto_sweep.sweep.view import HEARTBEAT_SECONDS
+from kto_sweep.sweep.trial_state import TrialState, count_states
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS, TrialRecord
 from kto_sweep.text import is_number
 from kto_sweep.trial import trial_config
 
@@ -69,12 +69,18 @@ def find_run(connection: sqlite3.Connection, names: Mapping[str, str]) -> tuple[
 
 
 def sweep_list(
-    connection: sqlite3.Connection, owner: Project | None, status_of: Callable[[Sweep], SweepStatus]
+    connection: sqlite3.Connection,
+    owner: Project | None,
+    status_of: Callable[[Sweep], SweepStatus],
+    overview_of: Callable[[SweepStatus], Row],
 ) -> Row:
     """The sweeps of all projects, or of one project with its runs without a sweep."""
-    listed = sweeps.page(connection, owner.id if owner else None, MAX_LISTED)
+    listed = [
+        (sweep, status_of(sweep))
+        for sweep in sweeps.page(connection, owner.id if owner else None, MAX_LISTED)
+    ]
     answer: Row = {
-        "sweeps": [_sweep_row(connection, sweep, status_of(sweep)) for sweep in listed],
+        "sweeps": [_sweep_row(connection, sweep, status, overview_of(status)) for sweep, status in listed],
         "projects": [
             {"entity": project.entity, "name": project.name}
             for project in projects.page(connection, None, MAX_LISTED, 0)
@@ -87,28 +93,15 @@ def sweep_list(
     return answer
 
 
-def _sweep_row(connection: sqlite3.Connection, sweep: Sweep, status: SweepStatus) -> Row:
-    owner, rules = projects.get(connection, sweep.project_id), read_rules(sweep.config)
-    counts: dict[str, int] = {}
-    seconds = 0.0
-    condition = runs.in_sweep(sweep.id)
-    for state, count, busy in connection.execute(
-        "SELECT CASE WHEN paused AND state = 'preempted' THEN 'paused' ELSE state END AS shown, COUNT(*),"
-        " SUM(CASE WHEN json_extract(COALESCE(strict_summary, summary), '$._runtime') BETWEEN 0 AND ?"
-        " THEN json_extract(COALESCE(strict_summary, summary), '$._runtime')"
-        " ELSE heartbeat_at - created_at END) FROM run"
-        f" WHERE {condition.sql} GROUP BY shown",
-        (MAX_RUN_SECONDS, *condition.parameters),
-    ):
-        counts[state] = count
-        seconds += busy
+def _sweep_row(connection: sqlite3.Connection, sweep: Sweep, status: SweepStatus, overview: Row) -> Row:
+    owner = projects.get(connection, sweep.project_id)
     return {
         "entity": owner.entity,
         "project": owner.name,
-        **_sweep_fields(sweep, rules),
+        **_sweep_fields(sweep, read_rules(sweep.config)),
         "shown_state": status.state,
-        "counts": counts,
-        "seconds": seconds,
+        "counts": count_states(status.view),
+        **overview,
     }
 
 
@@ -137,13 +130,14 @@ def _sweep_fields(sweep: Sweep, rules: SweepRules) -> Row:
 
 
 def sweep_facts(
-    connection: sqlite3.Connection, server: ServerState, sweep: Sweep, status: SweepStatus
+    connection: sqlite3.Connection, server: ServerState, sweep: Sweep, status: SweepStatus, overview: Row
 ) -> Row:
     """A sweep without its runs."""
     rules = read_rules(sweep.config)
     return {
         **_sweep_fields(sweep, rules),
         **status.facts(),
+        **overview,
         "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
         "description": sweep.description,
         "yaml": sweep.config,
@@ -175,6 +169,7 @@ def _is_log(distribution: object) -> bool:
 def run_row(run: Run) -> Row:
     """A run as a table row: numbers and short strings under dotted names."""
     summary = lines.as_row(run.summary) or {}
+    trial = TrialRecord(run.name, run.display_name, run.state.value, {}, summary, None)
     shown = flat({key: value for key, value in summary.items() if not key.startswith("_") and key != SUMMARY})
     if run.objective is not None and run.objective_value is not None:
         # define_metric can make the metric an object in the summary.
@@ -191,6 +186,8 @@ def run_row(run: Run) -> Row:
         "notes": run.notes or "",
         "host": run.host or "",
         "exitcode": run.exitcode,
+        "failure": trial.failure,
+        "message": trial.failure_message,
         "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
         "alerts": alerts_for_summary(alerts_of(summary)),

@@ -20,12 +20,12 @@ def observations(
     """Observations of all the sweep's runs including prior runs, oldest first.
 
     A finished run's value is the best of its history and summary. A run that failed, or has no value, gets
-    the value of the sweep's `metric.impute`. The configuration is the one that the search chose, or the run's
-    own if no search chose it. `others` (further objectives) are read from the summary; a run that did not
-    finish gets the worst of all runs, because its cost so far is not comparable.
+    the value of the sweep's `metric.impute`. The configuration is the one that the search chose; for a prior
+    run, or if no search chose it, the run's own. `others` (further objectives) are read from the summary; a
+    run that did not finish gets the worst of all runs, because its cost so far is not comparable.
     """
     sweep_runs = [
-        *map(_without_history_metric, runs.prior_runs(connection, sweep_id)),
+        *map(_as_prior_run, runs.prior_runs(connection, sweep_id)),
         *runs.of_sweep(connection, sweep_id),
     ]
     worst = _worst_of_all([run for run in sweep_runs if run.state in ENDED], metric)
@@ -64,9 +64,12 @@ def _with_costs(
     return observations_with_costs
 
 
-def _without_history_metric(run: Run) -> Run:
-    """The run without the metric values from its history, which are those of another sweep's metric."""
-    return replace(run, metric_low=None, metric_high=None, metric_last=None)
+def _as_prior_run(run: Run) -> Run:
+    """The run without the metric values from its history, which are those of another sweep's metric.
+
+    And without what that sweep's search chose: its own configuration also has the defaults.
+    """
+    return replace(run, suggested=None, metric_low=None, metric_high=None, metric_last=None)
 
 
 def _observation(run: Run, metric: SweepMetric, worst: float | None) -> Observation:

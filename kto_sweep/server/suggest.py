@@ -97,8 +97,10 @@ def _next_cell(
         tried.add(key)
         if run.suggested is not None:  # a run without `suggested` may still change its configuration
             new_keys[run.id] = key
+    # Their own configurations have the defaults, which the sweeps that chose them may not name.
     tried.update(
-        grid.cell_key(space, run_writes.chosen_config(run)) for run in runs.prior_runs(connection, sweep.id)
+        grid.cell_key(space, run_writes.plain_config(run.config))
+        for run in runs.prior_runs(connection, sweep.id)
     )
     cell = grid.next_cell(space, tried, sweep.grid_cursor)
     if cell is None:

@@ -21,7 +21,7 @@ from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 from kto_sweep.sweep.view import BUSY, DEVICE, OWNER, SweepView, TrialRecord, busy_spans, seconds_of
-from kto_sweep.trial import trial_config, with_defaults
+from kto_sweep.trial import trial_config
 
 SUMMARY_KEYS = (
     *("_step", "_runtime", BUSY, "trial/seconds", "trial/steps", "trial/health", "trial/health_message"),
@@ -101,10 +101,10 @@ def _record(row: sqlite3.Row, rules: SweepRules) -> TrialRecord:
 
 @lru_cache(maxsize=CACHED_CONFIGS)
 def _config(text: str) -> tuple[Mapping[str, Any], str]:
-    """A run's configuration with its defaults, and its home and device."""
+    """A run's configuration, and its home and device."""
     config = run_writes.plain_config(text)
     device = f"{config[OWNER]} {config[DEVICE]}" if {OWNER, DEVICE} <= config.keys() else ""
-    return with_defaults(trial_config(config)), device
+    return trial_config(config), device
 
 
 class StatusCache:

@@ -9,6 +9,7 @@ from kto_sweep.sweep.grid_status import count_missing
 from kto_sweep.sweep.ref import SweepRef, load_sweep_record
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 from kto_sweep.sweep.trial_state import TrialState
+from kto_sweep.sweep.view import OVER
 from kto_sweep.wandb_client.connection import Target
 from kto_sweep.wandb_client.reader import read_sweep
 
@@ -37,8 +38,9 @@ class ResumedSweep:
 
     def summary(self) -> str:
         """One line for people."""
-        if self.after.view.state != "RUNNING":
-            return f"{self.before.state}; nothing is left to run"
+        if self.before is self.after:
+            open_already = self.before.view.state not in OVER and self.before.left != 0
+            return f"{self.before.state}; nothing {'to resume' if open_already else 'is left to run'}"
         waiting = len(self.before.grid.in_state(TrialState.INTERRUPTED, TrialState.QUEUED))
         counts = {"not started": self.missing, "to continue": waiting, "to retry": len(self.retried)}
         parts = [f"{count} {what}" for what, count in counts.items() if count]
@@ -71,7 +73,8 @@ def resume_sweep(
         else ()
     )
     asked = [cell for cell in before.grid.in_state(TrialState.INTERRUPTED) if cell.is_retryable]
-    if not retried and before.left is not None and before.left <= len(asked):
+    nothing_left = before.left is not None and before.left <= len(asked)
+    if not retried and (nothing_left or before.view.state in {"PENDING", "RUNNING"}):
         return ResumedSweep(before, before, retried, refused, advice)
     try:
         set_sweep_state(api, ref, "RUNNING")

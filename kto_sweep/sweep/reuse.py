@@ -78,7 +78,12 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     for trial in earlier.trials:
         if trial.state == "finished":
             finished.setdefault(value_key(dict(trial.config)), trial)
-    matches = (finished.get(value_key(with_defaults(cell))) for _, cell in grid.cells(space))
+    # A run has all defaults, unless another program or an earlier version trained it. These are not added to
+    # it here, because the server compares what its configuration has with the cell's parameters.
+    matches = (
+        finished.get(value_key(with_defaults(cell))) or finished.get(value_key(cell))
+        for _, cell in grid.cells(space)
+    )
     return [trial for trial in matches if trial is not None]
 
 

@@ -158,6 +158,8 @@ class SweepStatus:
                 command = "resume"
             case ShownState.PENDING | ShownState.INTERRUPTED:
                 command = "agent"
+            case ShownState.RUNNING if not self.grid.in_state(TrialState.RUNNING, TrialState.QUEUED):
+                command = "agent"  # perhaps one is between two trials; perhaps it has just ended
             case ShownState.STOPPED if interrupted:
                 command = "agent" if all(_continues_in(home, cell) for cell in interrupted) else "resume"
             case _:

@@ -62,7 +62,7 @@ class TrialRecord:
     state: str
     """W&B's run state: pending, running, finished, failed, crashed, killed, preempting, preempted."""
     config: Mapping[str, Any]
-    """All its parameters, defaults included, in the sweep file's groups."""
+    """Its parameters, in the sweep file's groups; with all defaults once its run was started."""
     summary: Mapping[str, Any]
     seconds: float | None
     """From the run's start to its last heartbeat."""

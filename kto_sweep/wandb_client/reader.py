@@ -17,7 +17,7 @@ from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord, busy_spa
 from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.text import is_number
-from kto_sweep.trial import trial_config, with_defaults
+from kto_sweep.trial import trial_config
 from kto_sweep.wandb_client.connection import Target, error_text, is_not_found, server_time
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
         run_id=run.id,
         name=run.name,
         state=run.state,
-        # With defaults: runs of other versions or programs, and pending ones, may not have them.
-        config=with_defaults(trial_config(run.config)),
+        config=trial_config(run.config),
         summary=summary,
         seconds=seconds_of(summary, created, heartbeat),
         created=created,

@@ -55,6 +55,18 @@ def test_a_sweep_that_is_not_a_grid_cannot_reuse():
         find_reusable(CONFIG | {"method": "random"}, earlier())
 
 
+def test_a_default_that_the_new_sweep_names_is_the_same_cell(machine: Machine) -> None:
+    first = machine.create_sweep(SWEEP)["id"]
+    old = run_trials(machine, first)
+    (machine.folder / "named.yaml").write_text(
+        f"{SWEEP}  beta: {{value: 0.1}}\n  lora_r: {{values: [16, 8]}}\n"
+    )
+    made = machine.json("create", "named.yaml", "--reuse", first)
+    assert (set(made["reused"]), made["expected_trials"]) == ({run_id for run_id, _, _ in old}, 8)
+    assert len(run_trials(machine, made["id"])) == 4
+    assert machine.json("status", made["id"])["finished"] == 8
+
+
 def test_reused_cells_are_not_trained_again_and_are_compared(machine: Machine) -> None:
     first = machine.create_sweep(SWEEP)["id"]
     old = run_trials(machine, first)

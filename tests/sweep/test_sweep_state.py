@@ -44,8 +44,8 @@ ALL = "pause resume stop cancel"
 CASES = [
     (view(state="PENDING"), "pending", None, "agent", "pause resume"),
     (view(trial(1), TRAINS), "running", None, "compare", "resume"),
-    (view(trial(1, age=3)), "running", None, "compare", "resume"),  # between two trials
-    (view(updated=NOW - 3), "running", None, "compare", "resume"),  # before the first trial
+    (view(trial(1, age=3)), "running", None, "agent", "resume"),  # between two trials, or ended
+    (view(updated=NOW - 3), "running", None, "agent", "resume"),  # before the first trial
     (view(updated=NOW - 60), "interrupted", None, "agent", "resume"),
     (view(trial(1, age=3), REQUEUED), "interrupted", None, "agent", "resume"),
     (view(trial(1), SILENT), "interrupted", None, "agent", "resume"),

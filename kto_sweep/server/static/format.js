@@ -29,13 +29,19 @@ export function settings(values) {
   return parts.join(", ") || "its configuration";
 }
 
-/** Seconds as 45 s, 12.3 min, 4.5 h, 3.1 d. */
+/** Seconds as 45 s, 12 min, 4.5 h, 3.1 days, as `kto_sweep.text.duration`. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";
   if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${(seconds / 60).toFixed(1)} min`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 172800) return `${(seconds / 3600).toFixed(1)} h`;
-  return `${(seconds / 86400).toFixed(1)} d`;
+  return `${(seconds / 86400).toFixed(1)} days`;
+}
+
+/** Seconds in hours with two digits: 0.0021, 3.5, 120, as `kto_sweep.text.hours`. */
+export function hours(seconds) {
+  const value = seconds / 3600;
+  return value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
 }
 
 /** Seconds since the epoch as local date and time. */

@@ -1,33 +1,47 @@
-// The head of the sweep page: settings, progress, best run so far.
+// The head of the sweep page and of a report: settings, best configuration, progress.
 
 import { h, put } from "./dom.js";
-import { duration, moment } from "./format.js";
+import { hours } from "./format.js";
+import { stateClass } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
+
+const OVER = ["finished", "canceled"];
+
+/** Whether the sweep hands out no more trials; some may still run. */
+export function isOver(sweep) {
+  return OVER.includes(sweep.state);
+}
 
 /**
  * @param {HTMLElement} frame
  * @param {object} sweep its facts from the server
- * @param {object[]} runs
- * @param {Array<Node | string> | null} best the best value and a link to its run
+ * @param {string[]} best the winning configuration of each ranking
+ * @param {HTMLElement[]} more facts at the end
  */
-export function drawFacts(frame, sweep, runs, best) {
-  const counts = {};
-  let busy = 0;
-  for (const run of runs) {
-    counts[run.state] = (counts[run.state] ?? 0) + 1;
-    busy += run.seconds ?? 0;
-  }
+export function drawFacts(frame, sweep, best, more) {
   const facts = [
-    fact("state", h("span", { class: `state ${sweep.state}` }, sweep.state)),
+    fact("state", h("span", { class: `state ${stateClass(sweep.shown_state)}` }, sweep.shown_state)),
+    sweep.ended_by ? fact("ended", sweep.ended_by.text) : null,
     fact("method", sweep.method),
     sweep.metric ? fact(sweep.metric.goal, sweep.metric.name) : null,
-    best ? fact("best", ...best) : null,
-    fact("compute", duration(busy)),
-    fact("created", moment(sweep.created)),
+    fact(
+      "best",
+      best.length ? best.map((text) => h("div", {}, text)) : "-",
+    ),
+    sweep.time.spent ? fact(sweep.time.unit, timeText(sweep)) : null,
+    ...more,
   ];
-  put(frame, h("div", { class: "facts" }, facts), stateBar(counts, sweep.expected));
+  put(frame, h("div", { class: "facts" }, facts), stateBar(sweep.cell_counts, sweep.expected));
 }
 
-function fact(name, ...value) {
+/** The time of all devices, as `kto-sweep status` says it. */
+function timeText(sweep) {
+  const { spent, remaining } = sweep.time;
+  const more = remaining && !isOver(sweep) ? `, about ${hours(remaining)} remaining` : "";
+  return `${hours(spent)} spent${more}`;
+}
+
+/** A name and a value at the head of a page. */
+export function fact(name, ...value) {
   return h("div", { class: "fact" }, h("span", { class: "quiet" }, name), h("b", {}, ...value));
 }

@@ -126,16 +126,6 @@ def best_metric(connection: sqlite3.Connection, sweep_id: int, *, maximize: bool
     return None if row[0] is None else float(row[0])
 
 
-def best_objective(
-    connection: sqlite3.Connection, sweep_id: int, name: str, *, maximize: bool
-) -> float | None:
-    """The best value of the metric `name` in the summaries of the sweep's runs."""
-    best = "MAX" if maximize else "MIN"
-    query = f"SELECT {best}(objective_value) FROM run WHERE sweep_id = ? AND objective = ?"
-    row = connection.execute(query, (sweep_id, name)).fetchone()
-    return None if row[0] is None else float(row[0])
-
-
 def insert_agent(connection: sqlite3.Connection, *, sweep_id: int, name: str, host: str, now: float) -> Agent:
     """Creates an agent."""
     cursor = connection.execute(
