@@ -121,7 +121,7 @@ class ProgressDisplay:
         shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
         results = "  ".join(f"{name} {number(values[name])}" for name in shown if name in values)
         health = f", {values['trial/health']}" if "trial/health" in values else ""
-        self.say(f"  {self._forget(run_id)} {how}{health}   {results}")
+        self.say(f"  {self._forget(run_id)} {how}{health}   {results}".rstrip())
         if health:
             self.say(f"    {values['trial/health_message']}")
 
