@@ -30,6 +30,7 @@ from kto_sweep.sweep.follow_up import (
     trials_to_train,
 )
 from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.sweep_file.command import read_flags
 from kto_sweep.text import counted
 from kto_sweep.trial import leaves, lookup, parameter_name
 
@@ -135,7 +136,8 @@ def _without(section: Mapping[str, Any], paths: Collection[tuple[str, ...]]) -> 
 def _without_seed(view: SweepView) -> list[Any]:
     """The words of the sweep's command without a flag for the seed. Raises UsageError."""
     words = list(view.config["command"])
-    for flag in reversed(view.command.fixed_flags()):
+    # Also one that reads the environment: it would give every replicate the same seed.
+    for flag in reversed(read_flags(view.command.arguments, view.command.start)):
         if flag.name != SEED:
             continue
         word = str(words[flag.position])

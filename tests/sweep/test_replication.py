@@ -124,7 +124,7 @@ def test_alerts_and_objectives_stay_and_what_ends_trials_early_does_not():
     assert len(cells(view)) == 2
 
 
-@pytest.mark.parametrize("flag", [["--seed=7"], ["--seed", "7"]])
+@pytest.mark.parametrize("flag", [["--seed=7"], ["--seed", "7"], ["--seed=${envvar:SEED_OF_BOX}"]])
 def test_a_seed_that_the_command_fixes_gives_way(flag):
     command = ["${env}", "${interpreter}", "${program}", "--beta=0.5", *flag, "${args}"]
     view = sweep_view(
