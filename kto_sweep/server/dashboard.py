@@ -194,8 +194,8 @@ class _Dashboard:
     def run(self, request: Request) -> Row | None:
         """A run without its curves and console."""
         connection = self._server.database.reader()
-        project, run = dashboard_data.find_run(connection, request.path_params)
-        facts = dashboard_run.facts(connection, self._columns, project, run)
+        _, run = dashboard_data.find_run(connection, request.path_params)
+        facts = dashboard_run.facts(connection, self._server, self._columns, run)
         return None if facts["tag"] == request.query_params.get("since") else facts
 
     def console(self, request: Request) -> Row:

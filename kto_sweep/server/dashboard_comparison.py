@@ -8,7 +8,7 @@ from typing import Any
 from kto_sweep.compare.as_data import importance_data, trial_data, verdict_data
 from kto_sweep.compare.comparison import compare, sweep_importance
 from kto_sweep.compare.importance import ImportanceTable
-from kto_sweep.compare.ranking import Standing, rank, searched_parameters
+from kto_sweep.compare.ranking import RankedTrial, Standing, rank, searched_parameters
 from kto_sweep.sweep.gpu_hours import gpu_time
 from kto_sweep.sweep.sweep_state import SweepStatus
 from kto_sweep.sweep.view import SweepView
@@ -23,7 +23,12 @@ MAX_LISTED = 500
 def places(view: SweepView) -> dict[str, Row]:
     """For each run its place in the sweep, in the order in which all faces list the runs."""
     ranking = rank(view, view.metric, view.goal)
-    return {item.trial.run_id: trial_data(item) for item in ranking.trials}
+    return {item.trial.run_id: _place(item) for item in ranking.trials}
+
+
+def _place(item: RankedTrial) -> Row:
+    """The run's place without its names: in the dashboard's rows, `name` is the id, `title` the name."""
+    return {key: value for key, value in trial_data(item).items() if key not in {"name", "run_id"}}
 
 
 class ComparisonCache:

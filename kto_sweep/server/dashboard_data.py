@@ -26,7 +26,7 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.sweep_state import SweepStatus
 from kto_sweep.sweep.trial_state import TrialState, count_states
-from kto_sweep.sweep.view import HEARTBEAT_SECONDS
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS, TrialRecord
 from kto_sweep.text import is_number
 from kto_sweep.trial import trial_config
 
@@ -169,6 +169,7 @@ def _is_log(distribution: object) -> bool:
 def run_row(run: Run) -> Row:
     """A run as a table row: numbers and short strings under dotted names."""
     summary = lines.as_row(run.summary) or {}
+    trial = TrialRecord(run.name, run.display_name, run.state.value, {}, summary, None)
     shown = flat({key: value for key, value in summary.items() if not key.startswith("_") and key != SUMMARY})
     if run.objective is not None and run.objective_value is not None:
         # define_metric can make the metric an object in the summary.
@@ -185,6 +186,8 @@ def run_row(run: Run) -> Row:
         "notes": run.notes or "",
         "host": run.host or "",
         "exitcode": run.exitcode,
+        "failure": trial.failure,
+        "message": trial.failure_message,
         "config": flat(trial_config(run_writes.plain_config(run.config))),
         "summary": shown,
         "alerts": alerts_for_summary(alerts_of(summary)),

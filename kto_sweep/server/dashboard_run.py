@@ -10,14 +10,16 @@ from typing import Any
 
 from kto_sweep.alerts import SUMMARY
 from kto_sweep.provenance import Provenance
-from kto_sweep.server import dashboard_data
 from kto_sweep.server.columns import ColumnCache
+from kto_sweep.server.dashboard_comparison import places
 from kto_sweep.server.dashboard_data import Row, flat, run_row
 from kto_sweep.server.run_writes import plain_config, run_record
+from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files, lines, runs, sweeps
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
+from kto_sweep.server.sweep_view import sweep_view
 from kto_sweep.trial import trial_config
 
 LAST_LINES = 500
@@ -31,13 +33,15 @@ MAX_VALUE = 20_000
 """Maximum characters of a configuration or summary value on the run page."""
 
 
-def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project, run: Run) -> Row:
-    """A run without its curves and console; `tag` changes with any of it."""
+def facts(connection: sqlite3.Connection, server: ServerState, columns: ColumnCache, run: Run) -> Row:
+    """A run without its curves and console, with its place in its sweep; `tag` changes with any of it."""
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
+    view = sweep_view(connection, server, sweep) if sweep else None
     summary = lines.as_row(run.summary) or {}
     page: Row = {
         "run": {
             **run_row(run),
+            **(places(view)[run.name] if view else {}),
             "config": flat(trial_config(plain_config(run.config)), longest=MAX_VALUE),
             "record": {title: flat(values, longest=MAX_VALUE) for title, values in _record(run)},
             "summary": flat(
@@ -53,7 +57,7 @@ def facts(connection: sqlite3.Connection, columns: ColumnCache, project: Project
             "job_type": run.job_type,
             "commit": run.commit_hash,
         },
-        "sweep": {"name": sweep.name, "title": dashboard_data.title(sweep)} if sweep else None,
+        "sweep": {"name": view.ref.id, "title": view.name, "metric": view.metric} if view else None,
         "lines": lines.count(connection, run.id, Stream.HISTORY),
         "keys": columns.keys(connection, run.id, run.created_at),
         "alerts": [

@@ -36,10 +36,9 @@ export class Controls {
     this.offer(SWEEP.filter((control) => control.states.includes(state)));
   }
 
-  /** The controls of a run in this state. */
-  run(state, stopping) {
-    const alive = ["running", "pending", "preempting", "preempted"].includes(state) && !stopping;
-    this.offer(alive ? [{ action: "stop", help: "stop this run; the sweep continues", confirm: true }] : []);
+  /** The controls of a run. */
+  run(ended, stopping) {
+    this.offer(!ended && !stopping ? [{ action: "stop", help: "stop this run; the sweep continues", confirm: true }] : []);
   }
 
   offer(actions) {

@@ -10,11 +10,11 @@ import { TICKS, draw, drawNothing, escapeMarkup } from "./plot.js";
  * @typedef {{smoothing: number, axis: "step" | "time", logX: boolean, logY: boolean}} View
  */
 
-const FEWEST_SMOOTHED = 20; // points; shorter curves, such as a few evaluations, are not smoothed
+const EVALUATIONS = "eval/"; // measured on all held-out rows: their values are exact, and are not smoothed
 const FEW_LINES = 2; // up to this many lines, the raw values are drawn behind the smoothed ones
 
 /** Default view of curves. */
-export const VIEW = { smoothing: 0.6, axis: "step", logX: false, logY: false };
+export const VIEW = { smoothing: 0, axis: "step", logX: false, logY: false };
 
 /**
  * Smoothed values: an exponential moving average with debiasing, as in W&B and TensorBoard.
@@ -36,14 +36,13 @@ export function smooth(values, amount) {
 /**
  * Text summary of the chart, for screen readers.
  * @param {string} title @param {Line[]} lines @param {"step" | "time"} axis
+ * @param {string} reason what to say if no line has a point
  */
-export function describe(title, lines, axis) {
+export function describe(title, lines, axis, reason) {
   const ends = lines
     .filter((line) => line.curve.value.length)
     .map(({ title, curve }) => ({ title: isolated(title), value: curve.value.at(-1), at: curve[axis].at(-1) }));
-  if (!ends.length) {
-    return `${title}: no run has logged it yet${title.startsWith("gpu/") ? "; not available on CPU" : ""}.`;
-  }
+  if (!ends.length) return `${title}: ${reason}.`;
   ends.sort((a, b) => a.value - b.value);
   const [low, high] = [ends[0], ends.at(-1)];
   const last = Math.max(...ends.map((end) => end.at));
@@ -71,17 +70,20 @@ export class CurvePanel {
     );
   }
 
-  /** @param {Line[]} lines the first is drawn on top @param {View} view */
-  async draw(lines, view) {
-    const words = describe(this.title, lines, view.axis);
+  /**
+   * @param {Line[]} lines the first is drawn on top @param {View} view
+   * @param {string} [reason] what to say if there is nothing to draw
+   */
+  async draw(lines, view, reason = "not logged yet") {
+    const words = describe(this.title, lines, view.axis, reason);
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
     if (!lines.some((line) => line.curve.value.length)) {
-      drawNothing(this.chart, "no data yet");
+      drawNothing(this.chart, "no data");
       return;
     }
     const traces = [...lines].reverse().map((line) => this.trace(line, view));
-    if (lines.length <= FEW_LINES && view.smoothing) {
+    if (lines.length <= FEW_LINES && this.smoothing(view)) {
       traces.unshift(
         ...lines.map((line) => ({
           ...this.trace(line, { ...view, smoothing: 0 }),
@@ -100,13 +102,17 @@ export class CurvePanel {
     });
   }
 
+  smoothing(view) {
+    return this.title.startsWith(EVALUATIONS) ? 0 : view.smoothing;
+  }
+
   trace(line, view) {
     const { value } = line.curve;
     return {
       type: "scatter",
       mode: value.length > 1 ? "lines" : "markers",
       x: line.curve[view.axis],
-      y: value.length < FEWEST_SMOOTHED ? value : smooth(value, view.smoothing),
+      y: smooth(value, this.smoothing(view)),
       line: { color: line.colour, width: line.width ?? 1.4 },
       marker: { color: line.colour, size: 6 },
       meta: escapeMarkup(line.title),

@@ -29,13 +29,13 @@ export function settings(values) {
   return parts.join(", ") || "its configuration";
 }
 
-/** Seconds as 45 s, 12.3 min, 4.5 h, 3.1 d. */
+/** Seconds as 45 s, 12 min, 4.5 h, 3.1 days, as `kto_sweep.text.duration`. */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";
   if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5400) return `${(seconds / 60).toFixed(1)} min`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 172800) return `${(seconds / 3600).toFixed(1)} h`;
-  return `${(seconds / 86400).toFixed(1)} d`;
+  return `${(seconds / 86400).toFixed(1)} days`;
 }
 
 /** Seconds since the epoch as local date and time. */

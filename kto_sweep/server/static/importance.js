@@ -1,9 +1,8 @@
-// Parameter importance for the metric: share, and rank correlation.
+// Parameter importance for the metric: share, rank correlation, and the best of the tried values.
 
 import { empty, h, put } from "./dom.js";
-import { show } from "./format.js";
 
-/** @typedef {{name: string, importance: number, correlation: number | null}} Importance */
+/** @typedef {{name: string, importance: number, correlation: number | null, best_region: string}} Importance */
 
 export class ImportancePanel {
   constructor() {
@@ -17,7 +16,7 @@ export class ImportancePanel {
       return;
     }
     const largest = Math.max(...rows.map((row) => row.importance), 1e-9);
-    const heads = ["parameter", "importance", "correlation"].map((text) => h("th", { scope: "col" }, text));
+    const heads = ["parameter", "importance", "correlation", "best at"].map((text) => h("th", { scope: "col" }, text));
     put(
       this.element,
       h(
@@ -60,12 +59,18 @@ function line(row, largest) {
     "tr",
     {},
     h("th", { scope: "row" }, row.name),
-    h("td", {}, bar, h("span", { class: "number" }, show(Number(row.importance.toFixed(3))))),
+    h("td", {}, bar, h("span", { class: "number" }, `${Math.round(100 * row.importance)}%`)),
     h(
       "td",
       {},
       signed,
-      h("span", { class: "number" }, known ? show(Number(row.correlation.toFixed(2))) : ""),
+      h("span", { class: "number" }, known ? signedText(row.correlation) : ""),
     ),
+    h("td", {}, row.best_region),
   );
+}
+
+/** `+0.12`, `-0.50` */
+function signedText(value) {
+  return `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
 }

@@ -3,7 +3,7 @@
 import { poll, path, read, segments } from "./api.js";
 import { add, code, empty, h, put, section } from "./dom.js";
 import { duration, moment, show } from "./format.js";
-import { stateMark } from "./run_values.js";
+import { stateClass, stateMark } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
 
 const [entity, project] = segments();
@@ -13,12 +13,11 @@ document.title = `${title} · kto-sweep`;
 if (project) put(document.getElementById("trail"), ` / ${title}`);
 let before = "";
 
-const NUMBERS = ["best", "compute", "time"];
+const NUMBERS = ["best", "time", "time of all trials"];
 const CREATE =
   "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or try: `kto-sweep demo`";
 
 function sweepRow(sweep) {
-  const best = sweep.best === null ? "" : show(sweep.best);
   return h(
     "tr",
     {},
@@ -31,13 +30,13 @@ function sweepRow(sweep) {
     project
       ? null
       : h("td", {}, h("a", { href: path(sweep.entity, sweep.project) }, `${sweep.entity}/${sweep.project}`)),
-    h("td", {}, h("span", { class: `state ${sweep.state}` }, sweep.state)),
+    h("td", {}, h("span", { class: `state ${stateClass(sweep.state)}` }, sweep.state)),
     h("td", {}, sweep.method),
     h("td", { class: "wide" }, stateBar(sweep.counts, sweep.expected)),
     h(
       "td",
       { class: "number" },
-      best ? h("b", {}, best) : "",
+      h("b", {}, show(sweep.best)),
       sweep.metric ? h("div", { class: "quiet" }, sweep.metric.name) : null,
     ),
     h("td", { class: "number" }, duration(sweep.seconds)),
@@ -81,7 +80,7 @@ poll(async () => {
     "method",
     "runs",
     "best",
-    "compute",
+    "time of all trials",
     "created",
   ];
   put(main, h("h1", {}, title));

@@ -7,7 +7,8 @@ import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { code, empty, h, put, section } from "./dom.js";
 import { bytes, duration, moment, show } from "./format.js";
 import { NotesEditor } from "./notes.js";
-import { stateMark } from "./run_values.js";
+import { hasEnded, stateMark } from "./run_values.js";
+import { fact } from "./sweep_head.js";
 import { colour, onTheme } from "./theme.js";
 import { ValueTable } from "./values.js";
 
@@ -20,9 +21,9 @@ const FIRST = [
   "rewards/chosen",
   "rewards/rejected",
 ];
+const STOPPED = "killed"; // the failure of a run that was stopped, which is none
 const MAX_PANELS = 48;
 const POINTS = 1000;
-const ENDED = ["finished", "failed", "crashed", "killed"];
 
 const [entity, project, , name] = segments();
 const target = [entity, project, "runs", name];
@@ -86,26 +87,24 @@ function build() {
 
 function drawFacts() {
   const { run } = facts;
-  const fact = (label, ...value) =>
-    h("div", { class: "fact" }, h("span", { class: "quiet" }, label), h("b", {}, ...value));
-  const cause = run.summary["failure/cause"];
   put(
     page.head,
     fact("state", stateMark(run)),
-    cause ? fact("cause", show(cause)) : null,
+    run.rank ? fact("rank", `${run.rank === 1 ? "★ " : ""}${run.rank}${run.judged_on ? ` on ${run.judged_on}` : ""}`) : null,
+    typeof run.value === "number" ? fact(facts.sweep.metric, show(run.value)) : null,
     run.exitcode === null ? null : fact("exit code", run.exitcode),
     fact("time", duration(run.seconds)),
     fact("started", moment(run.created)),
     run.host ? fact("host", run.host) : null,
     run.group ? fact("group", run.group) : null,
   );
-  const failed = ["failed", "crashed"].includes(run.state) && !facts.alerts.length;
-  const why = failed
+  const told = facts.alerts.some((alert) => alert.text === run.message);
+  const why = run.failure && run.failure !== STOPPED && !told
     ? h(
         "p",
         { class: "warning" },
         code(
-          `The run ${run.state}${cause ? `: ${cause}` : ""}. See the console below; \`kto-sweep status\` lists what can be retried.`,
+          `${run.message || `The run ended: ${run.failure}`}. See the console below; \`kto-sweep status\` lists what can be retried.`,
         ),
       )
     : null;
@@ -123,7 +122,7 @@ function drawFacts() {
     why,
     alerts.length ? section("Warnings", { id: "alerts", className: "bare" }, alerts) : null,
   );
-  page.controls.run(run.state, run.stopping);
+  page.controls.run(hasEnded(run), run.stopping);
   page.notes.update(run);
   page.config.update(run.config);
   page.summary.update(run.summary);
@@ -198,7 +197,7 @@ async function drawCurves() {
 }
 
 async function loadCurves() {
-  if (facts.lines === drawnLines && ENDED.includes(facts.run.state)) return;
+  if (facts.lines === drawnLines && hasEnded(facts.run)) return;
   const keys = ordered(facts.keys);
   const query = [["run", name], ["points", POINTS], ...keys.map((key) => ["key", key])];
   curves = (await read([entity, project, "curves"], query)).curves[name] ?? {};
@@ -218,5 +217,5 @@ const refresh = poll(async () => {
     await read([...target, "console"], page.console.next === null ? [] : [["from", page.console.next]]),
   );
   if (answer) await loadCurves();
-  return !ENDED.includes(facts.run.state);
+  return !hasEnded(facts.run);
 });

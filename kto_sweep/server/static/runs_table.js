@@ -1,16 +1,17 @@
-// The table of runs: sort, filter, choose columns, hide runs, select some to compare, save as CSV.
+// The table of runs in the order of the comparison: sort, filter, choose columns, hide runs, select some, save as CSV.
 
 import { csv, save } from "./csv.js";
 import { add, empty, h, keepingFocus, put, debounce } from "./dom.js";
 import { matcher } from "./filter.js";
 import { compare, count, duration, moment, show } from "./format.js";
-import { bests, judgedOn, rank } from "./rankings.js";
 import { FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
 const MAX_COMPARED = 10;
 const JUDGED_ON = "judged on";
 const EXTRA = ["rewards/margins", "kl", "gpu/memory_peak_gb"];
+const CSV_FIELDS = ["rank", "judged_on", "run_id", "name", "state", "failure", "progress", "minutes"];
+const IN_CSV_FIELDS = ["rank", JUDGED_ON, "id", "run", "state", "failure", "progress", "time"];
 
 export class RunsTable {
   /**
@@ -21,6 +22,7 @@ export class RunsTable {
    * @param {(names: string[]) => string} options.compareLink
    * @param {string} options.command starts an agent
    * @param {() => void} options.changed called when the set of visible runs changes
+   * @param {() => void} options.selected called when the set of selected runs changes
    */
   constructor(options) {
     this.options = options;
@@ -31,11 +33,9 @@ export class RunsTable {
     this.brushed = null; // names selected by another chart's brush, or null
     this.all = false;
     const metric = options.metric?.name;
-    this.columns = ["run", "state", ...(metric ? [metric] : []), ...options.parameters];
+    this.columns = ["rank", "run", "state", ...(metric ? [metric] : []), ...options.parameters];
     this.columns.push(...EXTRA.filter((name) => name !== metric), "time", "tags");
-    this.sort = metric
-      ? { name: metric, descending: options.metric.goal === "maximize" }
-      : { name: "created", descending: true };
+    this.sort = { name: "rank", descending: false };
     this.build();
   }
 
@@ -84,12 +84,24 @@ export class RunsTable {
     this.showCompare();
   }
 
-  /** @param {object[]} runs @param {Map<string, string>} colours */
+  /** @param {object[]} runs in the order of the comparison @param {Map<string, string>} colours */
   update(runs, colours) {
     this.runs = runs;
+    this.places = new Map(runs.map((run, place) => [run.name, place]));
     this.colours = colours;
-    if (runs.some(judgedOn) && !this.columns.includes(JUDGED_ON)) this.columns.splice(2, 0, JUDGED_ON);
+    if (runs.some((run) => run.judged_on) && !this.columns.includes(JUDGED_ON)) this.columns.splice(1, 0, JUDGED_ON);
     this.render();
+  }
+
+  /** A run's value by column name; the metric is the value by which the run ranks. */
+  value(run, name) {
+    return name === this.options.metric?.name ? (run.value ?? valueOf(run, name)) : valueOf(run, name);
+  }
+
+  /** What a column sorts by; ranks by the order of the comparison, in which those of each set of rows stand together. */
+  sortValue(run, name) {
+    if (name === "rank") return run.rank === null ? null : this.places.get(run.name);
+    return this.value(run, name);
   }
 
   refilter() {
@@ -103,18 +115,13 @@ export class RunsTable {
     this.refilter();
   }
 
-  /** The runs that pass filter and brush, in the table's order. */
+  /** The runs that pass filter and brush, in the table's order; equal ones in the order of the comparison. */
   matching() {
-    const fits = matcher(this.filter.value, valueOf);
+    const fits = matcher(this.filter.value, (run, name) => this.value(run, name));
     const { name, descending } = this.sort;
-    const apart = name === this.options.metric?.name; // the metric does not compare across rankings
     return this.runs
       .filter((run) => fits(run) && (this.brushed === null || this.brushed.has(run.name)))
-      .sort(
-        (a, b) =>
-          (apart && compare(judgedOn(a), judgedOn(b), false)) ||
-          compare(valueOf(a, name), valueOf(b, name), descending),
-      );
+      .sort((a, b) => compare(this.sortValue(a, name), this.sortValue(b, name), descending));
   }
 
   /** Those of them that are not hidden. */
@@ -134,10 +141,9 @@ export class RunsTable {
       this.columns.map((name) => this.heading(name)),
     );
     const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
-    const best = this.bestNames();
     put(
       this.body,
-      shown.map((run) => this.row(run, best.has(run.name))),
+      shown.map((run) => this.row(run)),
     );
     put(
       this.status,
@@ -159,15 +165,6 @@ export class RunsTable {
       };
       add(this.more, h("button", { type: "button", onclick: all }, `show all ${rows.length}`));
     }
-  }
-
-  /** The best run of each ranking. */
-  bestNames() {
-    const { metric } = this.options;
-    if (!metric) return new Set();
-    const value = (run) => (typeof valueOf(run, metric.name) === "number" ? valueOf(run, metric.name) : null);
-    const ranked = rank(this.runs, value, metric.goal === "maximize");
-    return new Set(bests(ranked, value).map((run) => run.name));
   }
 
   heading(name) {
@@ -193,10 +190,11 @@ export class RunsTable {
   }
 
   isNumber(name) {
-    return name === "time" || this.runs.some((run) => typeof valueOf(run, name) === "number");
+    return name === "time" || this.runs.some((run) => typeof this.value(run, name) === "number");
   }
 
-  row(run, best) {
+  row(run) {
+    const best = run.rank === 1;
     const hidden = this.hidden.has(run.name);
     const toggle = () => {
       if (!this.hidden.delete(run.name)) this.hidden.add(run.name);
@@ -221,6 +219,7 @@ export class RunsTable {
         if (event.target.checked) this.selected.add(run.name);
         else this.selected.delete(run.name);
         this.showCompare();
+        this.options.selected();
       },
     });
     const cells = this.columns.map((name) => this.cell(run, name, best));
@@ -237,7 +236,7 @@ export class RunsTable {
       return h(
         "th",
         { scope: "row" },
-        best ? h("span", { class: "star", title: "best run" }, "★ ") : null,
+        best ? h("span", { class: "star", title: "of the best configuration" }, "★ ") : null,
         h("a", { href: this.options.link(run) }, run.title),
       );
     }
@@ -250,7 +249,7 @@ export class RunsTable {
         {},
         run.tags.map((tag) => h("span", { class: "tag" }, tag)),
       );
-    const value = valueOf(run, name);
+    const value = this.value(run, name);
     return h(
       "td",
       {
@@ -294,9 +293,19 @@ export class RunsTable {
     else this.compareLink.removeAttribute("href");
   }
 
+  /** The matching runs with the first columns of `kto-sweep compare --csv`, then the others of this table. */
   save() {
-    const names = ["id", ...this.columns];
-    const rows = this.matching().map((run) => names.map((name) => valueOf(run, name)));
-    save("runs.csv", csv(names, rows));
+    const fields = CSV_FIELDS.filter((name) => name !== "judged_on" || this.runs.some((run) => run.judged_on));
+    const others = this.columns.filter((name) => !IN_CSV_FIELDS.includes(name));
+    const rows = this.matching().map((run) => [
+      ...fields.map((name) => csvField(run, name)),
+      ...others.map((name) => this.value(run, name)),
+    ]);
+    save("runs.csv", csv([...fields, ...others], rows));
   }
+}
+
+function csvField(run, name) {
+  const fields = { run_id: run.name, name: run.title, minutes: run.seconds && Number((run.seconds / 60).toFixed(2)) };
+  return name in fields ? fields[name] : run[name];
 }

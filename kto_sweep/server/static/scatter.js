@@ -1,16 +1,17 @@
-// The metric of each run by start time, with the best value so far.
+// The metric of each run by its creation, with the best ranked value so far.
 
 import { h, put } from "./dom.js";
 import { isolated, count, show } from "./format.js";
 import { TICKS, draw, drawNothing, escapeMarkup } from "./plot.js";
-import { judgedOn } from "./rankings.js";
+import { byCreation } from "./run_values.js";
 import { colour } from "./theme.js";
 
 const FEW_POINTS = 200;
 
 /**
- * `judged_on`: the rows that the value was measured on, if others were measured on other rows.
- * @typedef {{name: string, title: string, colour: string, created: number, value: number, judged_on?: string}} Point
+ * A run with a value: `rank` is null if it does not rank; `judged_on` names the held-out rows, if others had other ones.
+ * @typedef {{name: string, title: string, colour: string, created: number, value: number, rank: number | null,
+ *   judged_on: string}} Point
  */
 
 export class ScatterPanel {
@@ -20,15 +21,18 @@ export class ScatterPanel {
     this.element = h("div", {}, this.chart, this.summary);
   }
 
-  /** @param {Point[]} points @param {{name: string, goal: string}} metric */
-  async draw(points, metric) {
-    const ordered = [...points].sort((a, b) => a.created - b.created);
+  /**
+   * @param {Point[]} points @param {{name: string, goal: string}} metric
+   * @param {string} reason what to say if there is no point
+   */
+  async draw(points, metric, reason) {
+    const ordered = [...points].sort(byCreation);
     const better = metric.goal === "maximize" ? Math.max : Math.min;
-    const words = describe(ordered, metric, better);
+    const words = describe(ordered, metric, reason);
     put(this.summary, words);
     this.chart.setAttribute("aria-label", words);
     if (!ordered.length) {
-      drawNothing(this.chart, "no data yet");
+      drawNothing(this.chart, "no data");
       return;
     }
     const dense = ordered.length > FEW_POINTS; // edges would hide the colours
@@ -56,11 +60,10 @@ export class ScatterPanel {
   }
 }
 
-/** The points of each ranking, by the rows that they were measured on. */
+/** The ranked points of each ranking, by the rows that they were measured on. */
 function rankings(points) {
-  const groups = new Map();
-  for (const point of points) groups.set(judgedOn(point), [...(groups.get(judgedOn(point)) ?? []), point]);
-  return [...groups];
+  const ranked = points.filter((point) => point.rank !== null);
+  return [...Map.groupBy(ranked, (point) => point.judged_on)];
 }
 
 function bestSoFar(points, better) {
@@ -75,12 +78,17 @@ function bestSoFar(points, better) {
   };
 }
 
-function describe(points, metric, better) {
-  if (!points.length) return `No run has logged ${metric.name} yet.`;
-  const bests = rankings(points).map(([rows, members]) => {
-    const value = members.map((point) => point.value).reduce((a, b) => better(a, b));
-    const place = points.findIndex((point) => judgedOn(point) === rows && point.value === value);
-    return `best ${rows ? `on ${isolated(rows)} ` : ""}${show(value)} by ${isolated(points[place].title)}, number ${place + 1} of ${count(points.length, "run")} by time`;
+function describe(points, metric, reason) {
+  if (!points.length) return `${metric.name}: ${reason}.`;
+  const winners = rankings(points).flatMap(([rows, members]) => {
+    const winning = members.filter((point) => point.rank === 1);
+    if (!winning.length) return []; // filtered out
+    const runs = winning.map(
+      (point) => `${isolated(point.title)} (${show(point.value)}, number ${points.indexOf(point) + 1})`,
+    );
+    return [`best configuration ${rows ? `on ${isolated(rows)} ` : ""}by ${runs.join(", ")}`];
   });
-  return `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better: ${bests.join("; ")}.`;
+  const total = `of ${count(points.length, "run")} by time of creation`;
+  const better = `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better`;
+  return winners.length ? `${better}: ${winners.join("; ")} ${total}.` : `${better}: ${count(points.length, "run")}.`;
 }

@@ -5,18 +5,19 @@ import { poll, path, read, report, segments } from "./api.js";
 import { Controls } from "./controls.js";
 import { CurveStore } from "./curve_store.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
-import { add, yieldToBrowser, empty, h, keepingFocus, put, section } from "./dom.js";
-import { show } from "./format.js";
+import { add, yieldToBrowser, empty, h, keepingFocus, put, section, throttle } from "./dom.js";
+import { drawnNotice, drawnRuns, whyEmpty } from "./drawn_runs.js";
+import { moment } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
 import { ParallelPlot } from "./parallel.js";
 import { plotly } from "./plot.js";
-import { bests, rank as rankRuns } from "./rankings.js";
-import { valueOf } from "./run_values.js";
+import { chartedParameters, parallelRows } from "./parallel_rows.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
-import { drawFacts } from "./sweep_head.js";
+import { drawFacts, fact } from "./sweep_head.js";
 import { onTheme, runColours } from "./theme.js";
+import { VerdictPanel, winners } from "./verdict.js";
 
 const CURVES = [
   ["rewards/margins", "nats"],
@@ -24,10 +25,9 @@ const CURVES = [
   ["kl", "nats"],
   ["gpu/memory_peak_gb", "GiB"],
 ];
-const MAX_DRAWN = 60;
 const FIRST_DRAWN = 12;
+const COMPARISON_INTERVAL = 5000; // milliseconds; the comparison of 1,000 runs takes the server a second
 const OVER = ["finished", "canceled"];
-const ENDED = ["finished", "failed", "crashed", "killed"];
 
 const [entity, project, , sweepName] = segments();
 const COMMAND = `kto-sweep agent ${entity}/${project}/${sweepName}`;
@@ -40,20 +40,8 @@ const curves = new CurveStore(
 let facts = null;
 let tag = null;
 let page = null;
-let order = []; // the runs by rank
-let endedAtImportance = -1; // ended runs at the last request of the importance
-
-function metricOf(run) {
-  const value = facts.metric ? valueOf(run, facts.metric.name) : null;
-  return typeof value === "number" ? value : null;
-}
-
-/** Sorts the runs by the metric, best first; those without a value last; those judged on other rows apart. */
-function rank() {
-  const { groups, of } = facts.rankings ?? { groups: [], of: {} };
-  for (const run of runs.values()) run.judged_on = groups[of[run.name]];
-  order = rankRuns([...runs.values()], metricOf, facts.metric?.goal === "maximize");
-}
+let order = []; // the runs in the order of the comparison
+let comparison = null; // the verdict and the importance
 
 /** The searched parameters; if the server does not know them, those that differ between runs. */
 function parameters() {
@@ -64,7 +52,8 @@ function parameters() {
       values.set(name, (values.get(name) ?? new Set()).add(String(value)));
     }
   }
-  return [...values].filter(([, seen]) => seen.size > 1).map(([name]) => ({ name, log: false }));
+  const differing = [...values].filter(([, seen]) => seen.size > 1).map(([name]) => name);
+  return differing.sort().map((name) => ({ name, log: false }));
 }
 
 function build() {
@@ -77,6 +66,7 @@ function build() {
       `${path(entity, project, "compare")}?${new URLSearchParams({ runs: names.join(",") })}`,
     command: COMMAND,
     changed: () => drawCharts(),
+    selected: () => drawLater(),
   });
   const view = { ...VIEW };
   const parallel = new ParallelPlot((names) => table.brush(names));
@@ -87,6 +77,7 @@ function build() {
     panels: CURVES.map(([title, unit]) => new CurvePanel(title, unit)),
     controls: new Controls([entity, project, "sweeps", sweepName], () => refresh()),
     head: h("div"),
+    verdict: new VerdictPanel(),
     notice: h("p", { class: "quiet" }),
     scatter: new ScatterPanel(),
     importance: new ImportancePanel(),
@@ -120,6 +111,7 @@ function build() {
     h("div", { class: "title" }, h("h1", {}, facts.title), page.controls.element),
     page.head,
     page.problems,
+    section("Verdict", { id: "verdict" }, page.verdict.element),
     page.charts,
     section("Runs", { id: "runs", tools: table.tools }, table.element),
     page.mapSection,
@@ -140,42 +132,40 @@ function build() {
 }
 
 function drawHead() {
-  const best = bests(order, metricOf).map((run) => [
-    `★ ${show(metricOf(run))} `,
-    h("a", { href: path(entity, project, "runs", run.name) }, run.title),
-    run.judged_on ? ` on ${run.judged_on} ` : "",
-  ]);
-  drawFacts(page.head, facts, order, best.length ? best.flat() : null);
+  const created = fact("created", moment(facts.created));
+  drawFacts(page.head, facts, order, comparison ? winners(comparison.verdict) : [], [created]);
   put(
     page.problems,
-    facts.rankings ? h("p", { class: "warning" }, facts.rankings.why) : null,
     facts.problems.map((text) => h("p", { class: "warning" }, `Problem in the sweep file: ${text}`)),
   );
   page.controls.sweep(facts.state);
 }
 
 function drawAll() {
-  rank();
-  const valued = new Set(order.filter((run) => metricOf(run) !== null).map((run) => run.name));
-  page.colours = runColours(
-    order.map((run) => run.name),
-    valued,
-  );
+  page.colours = runColours(order);
   keepingFocus(page.head, drawHead);
   page.table.update(order, page.colours);
-  const link = (name) => h("a", { href: path(entity, project, "runs", name) }, runs.get(name)?.title ?? name);
-  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, COMMAND, link));
+  const link = (run) => h("a", { href: path(entity, project, "runs", run.name) }, run.title);
+  const runOf = (name) => runs.get(name);
+  const over = OVER.includes(facts.state);
+  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, over, COMMAND, runOf, link));
   page.yaml.textContent = facts.yaml;
   drawCharts();
 }
 
-/** Requested again only when another run has ended, because it takes the server a second. */
-async function drawImportance() {
-  const ended = [...runs.values()].filter((run) => ENDED.includes(run.state)).length;
-  if (!facts.metric || ended === endedAtImportance) return;
-  endedAtImportance = ended;
-  const { rows, note } = await read([entity, project, "sweeps", sweepName, "importance"]);
-  page.importance.draw(rows, note);
+const refreshComparison = throttle(async () => {
+  try {
+    comparison = await read([entity, project, "sweeps", sweepName, "comparison"]);
+    drawComparison();
+  } catch (problem) {
+    report(problem);
+  }
+}, COMPARISON_INTERVAL);
+
+function drawComparison() {
+  drawHead();
+  page.verdict.draw(comparison.verdict);
+  page.importance.draw(comparison.importance.parameters, comparison.importance.note);
 }
 
 /** The map of a grid; hidden for other methods. */
@@ -189,7 +179,7 @@ async function drawMap() {
 
 /** Draws everything that depends on the visible runs. */
 function drawCharts() {
-  page.parallelSection.hidden = !parameters().length || !runs.size;
+  page.parallelSection.hidden = !chartedParameters(parameters()).length || !runs.size;
   page.scatterSection.hidden = !facts.metric;
   page.importanceSection.hidden = !facts.metric;
   drawLater();
@@ -197,18 +187,7 @@ function drawCharts() {
 
 function drawParallel() {
   if (page.parallelSection.hidden) return;
-  const searched = parameters();
-  const all = facts.metric ? [...searched, { name: facts.metric.name, log: false }] : searched;
-  const rows = order.map((run) => ({
-    name: run.name,
-    title: run.title,
-    colour: page.colours.get(run.name),
-    values: [
-      ...searched.map((parameter) => run.config[parameter.name] ?? null),
-      ...(facts.metric ? [metricOf(run)] : []),
-    ],
-  }));
-  page.parallel.update(all, rows);
+  page.parallel.update(...parallelRows(parameters(), facts.metric, order, page.colours));
 }
 
 let drawing = false;
@@ -229,7 +208,6 @@ async function drawLater() {
       drawParallel();
       await drawScatter();
       await drawMap();
-      await drawImportance();
     } catch (problem) {
       report(problem);
     }
@@ -240,19 +218,13 @@ async function drawLater() {
 function shown() {
   const visible = new Set(page.table.visible().map((run) => run.name));
   const all = order.filter((run) => visible.has(run.name));
-  return { all, drawn: all.slice(0, MAX_DRAWN) };
+  return { all, drawn: drawnRuns(all, page.table.selected) };
 }
 
 async function drawCurves() {
   const { all, drawn } = shown();
-  const more = all.length > drawn.length;
-  put(
-    page.notice,
-    more
-      ? `The best ${MAX_DRAWN} of ${all.length} runs; filter or hide runs in the table to see others.`
-      : "",
-  );
-  page.notice.hidden = !more;
+  page.notice.textContent = drawnNotice(drawn, all);
+  page.notice.hidden = drawn.length === all.length;
   if (!runs.size) {
     const text = `No run has logged anything yet. On each GPU machine, run: \`${COMMAND}\``;
     put(page.curveGrid, empty(text));
@@ -267,13 +239,13 @@ async function drawCurves() {
     // Draw the best runs first while the others load.
     const best = drawn.slice(0, FIRST_DRAWN);
     await Promise.all([curves.load(best, drawn.length), plotly()]);
-    await drawPanels(best);
+    await drawPanels(best, all);
   }
   await Promise.all([curves.load(drawn, drawn.length), plotly()]);
-  await drawPanels(drawn);
+  await drawPanels(drawn, all);
 }
 
-async function drawPanels(drawn) {
+async function drawPanels(drawn, visible) {
   for (const panel of page.panels) {
     const lines = drawn
       .filter((run) => curves.of(run, panel.title))
@@ -284,24 +256,18 @@ async function drawPanels(drawn) {
         width: i === 0 ? 2.6 : 1.4,
         curve: curves.of(run, panel.title),
       }));
-    await panel.draw(lines, page.view);
+    await panel.draw(lines, page.view, whyEmpty(panel.title, order, visible, drawn));
     await yieldToBrowser();
   }
 }
 
 async function drawScatter() {
   if (!facts.metric) return;
-  const points = shown()
-    .all.filter((run) => metricOf(run) !== null)
-    .map((run) => ({
-      name: run.name,
-      title: run.title,
-      judged_on: run.judged_on,
-      created: run.created,
-      colour: page.colours.get(run.name),
-      value: metricOf(run),
-    }));
-  await page.scatter.draw(points, facts.metric);
+  const { all } = shown();
+  const points = all
+    .filter((run) => run.value !== null)
+    .map((run) => ({ ...run, colour: page.colours.get(run.name) }));
+  await page.scatter.draw(points, facts.metric, whyEmpty(facts.metric.name, order, all, all));
 }
 
 const refresh = poll(async () => {
@@ -311,8 +277,10 @@ const refresh = poll(async () => {
     facts = answer.sweep;
     if (answer.complete) runs.clear();
     for (const run of answer.runs) runs.set(run.name, run);
+    order = answer.order.map((name) => runs.get(name));
     if (!page) build();
     drawAll();
+    refreshComparison();
   }
   return !OVER.includes(facts.state) || [...runs.values()].some((run) => run.state === "running");
 });

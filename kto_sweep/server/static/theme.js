@@ -16,22 +16,21 @@ const CATEGORIES = 8; // --c1 to --c8
 const RANKS = 5; // --r1 (best) to --r5 (worst)
 
 /**
- * A colour for each run: distinct for up to eight runs, else shaded from best to worst.
- * @param {string[]} ranked names, the best first
- * @param {Set<string>} valued those with a value of the metric
+ * A colour for each run: distinct for up to eight runs, else shaded from best to worst, grey for those without a rank.
+ * @param {Array<{name: string, rank: number | null}>} runs best first
  * @returns {Map<string, string>}
  */
-export function runColours(ranked, valued) {
-  const few = ranked.length <= CATEGORIES;
+export function runColours(runs) {
+  const few = runs.length <= CATEGORIES;
   const stops = Array.from({ length: few ? CATEGORIES : RANKS }, (_, i) =>
     colour(`${few ? "c" : "r"}${i + 1}`),
   );
-  const last = Math.max(1, [...ranked].filter((name) => valued.has(name)).length - 1);
+  const last = Math.max(1, runs.filter((run) => run.rank !== null).length - 1);
   const waiting = colour("waiting");
   return new Map(
-    ranked.map((name, index) => {
+    runs.map(({ name, rank }, index) => {
       if (few) return [name, stops[index]];
-      return [name, valued.has(name) ? between(stops, index / last) : waiting];
+      return [name, rank === null ? waiting : between(stops, index / last)];
     }),
   );
 }
