@@ -143,6 +143,36 @@ class SeededServer:
         return SeededSweep(sweep, names, "", f"/local/many/sweeps/{sweep}")
 
     @cached_property
+    def noisy(self) -> SeededSweep:
+        """Two learning rates with three seeds each, and trials that do not rank.
+
+        lr 1e-5 has the best mean, lr 1e-6 the best single run. `blown-up` diverged with the lowest loss,
+        `shaky` finished although its training broke, `halfway` is at step 58 of 200, `cut` was stopped.
+        """
+        parameters = {"learning_rate": {"values": [1e-6, 1e-5, 1e-4]}, "seed": {"values": [1, 2, 3]}}
+        sweep = self.register("noise", name="noisy", parameters=parameters)
+        broken = {"trial/health": "unstable", "trial/health_message": "9 of the last 11 gradients were inf"}
+        diverged = {"failure/cause": "diverged", "failure/message": "the loss is nan since step 31"}
+        trials: list[tuple[str, str, float, int, float, dict[str, Any]]] = [
+            ("low-1", "finished", 1e-6, 1, 0.39, {}),
+            ("low-2", "finished", 1e-6, 2, 0.45, {}),
+            ("low-3", "finished", 1e-6, 3, 0.45, {}),
+            ("good-1", "finished", 1e-5, 1, 0.401, {}),
+            ("good-2", "finished", 1e-5, 2, 0.400, {}),
+            ("good-3", "finished", 1e-5, 3, 0.402, {}),
+            ("blown-up", "failed", 1e-4, 1, 0.1, diverged),
+            ("shaky", "finished", 1e-4, 2, 0.2, broken),
+            ("halfway", "running", 1e-4, 3, 0.3, {}),
+            ("cut", "killed", 1e-4, 3, 0.35, {"_step": 20}),
+        ]
+        for name, state, rate, seed, loss, more in trials:
+            config = {"learning_rate": {"value": rate}, "seed": {"value": seed}}
+            summary = {"eval/common_loss": loss, "_step": 58, "trial/steps": 200, **more}
+            values = {"host": "box", "sweep": sweep, "displayName": name, "config": json.dumps(config)}
+            self.upsert("noise", f"id-{name}", **values, state=state, summaryMetrics=json.dumps(summary))
+        return SeededSweep(sweep, [name for name, *_ in trials], "", f"/local/noise/sweeps/{sweep}")
+
+    @cached_property
     def two_datasets(self) -> SeededSweep:
         """Four finished runs: two judged on the rows of a.jsonl, two on those of b.jsonl."""
         parameters = {"dataset": {"values": ["a.jsonl", "b.jsonl"]}, "beta": {"values": [0.1, 0.2]}}

@@ -30,13 +30,13 @@ def test_list_shows_each_sweep_in_a_row(page: Page, seeded: SeededServer) -> Non
 
 def test_a_failed_run_shows_its_cause(page: Page, seeded: SeededServer) -> None:
     page.goto(f"/local/kto/runs/{seeded.grid.runs[FAILED]}")
-    expect(page.locator(".facts")).to_contain_text("out of memory")
+    expect(page.locator(".facts")).to_contain_text("failed (out of memory)")
     expect(page.locator("#alerts")).to_contain_text("KL runs away kl_raw 12 > 10")
     expect(page.locator("#console .error")).to_have_text("no memory\n")
     expect(page.locator("#config")).to_contain_text("lora_r")
     expect(page.locator("#summary")).to_contain_text("failure/cause")
-    expect(page.locator('.curve[data-metric="rewards/margins"] .trace')).to_have_count(2)
-    expect(page.locator('#system .curve[data-metric="system.gpu.0.gpu"] .trace')).to_have_count(2)
+    expect(page.locator('.curve[data-metric="rewards/margins"] .trace')).to_have_count(1)
+    expect(page.locator('#system .curve[data-metric="system.gpu.0.gpu"] .trace')).to_have_count(1)
     expect(page.locator("#files .empty")).to_be_visible()
 
 

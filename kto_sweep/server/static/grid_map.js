@@ -2,6 +2,7 @@
 
 import { h, put } from "./dom.js";
 import { show } from "./format.js";
+import { causeText } from "./run_values.js";
 
 /** @typedef {{values: Record<string, any>, state: string, cause: string | null, run: string | null, value: number | null}} Cell */
 
@@ -64,10 +65,7 @@ export class GridMap {
 
   cell(cell, colours) {
     if (!cell) return h("td");
-    const words = [
-      cell.state === "failed" && cell.cause ? cell.cause : null,
-      cell.value === null ? null : show(cell.value),
-    ];
+    const words = [causeText(cell.cause), cell.value === null ? null : show(cell.value)];
     const label = words.filter(Boolean).join(" ") || cell.state;
     const content = [
       h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[cell.state]),

@@ -37,15 +37,19 @@ export function hasEnded(run) {
 /** The state with its cause, or with how far the run is: `failed (diverged)`, `running (step 58 of 200)`. */
 export function stateText(run) {
   const state = run.stopping ? "stopping" : run.state;
-  const cause = WITHOUT_CAUSE.includes(run.failure) ? "" : run.failure;
-  const detail = cause || run.progress;
+  const detail = causeText(run.failure) || run.progress;
   return detail ? `${state} (${detail})` : state;
 }
 
-/** A run's state with a symbol, so that it does not depend on colour alone. */
+/** The cause of a failure; empty if it only repeats the state. */
+export function causeText(failure) {
+  return WITHOUT_CAUSE.includes(failure) ? "" : failure;
+}
+
+/** A run's state with a symbol, so that it does not depend on colour alone; a finished run may be broken. */
 export function stateMark(run) {
-  const state = run.stopping ? "stopping" : run.state;
-  return h("span", { class: `state ${stateClass(state)}`, title: run.message || null }, stateText(run));
+  const kind = run.standing === "failed" ? "failed" : stateClass(run.stopping ? "stopping" : run.state);
+  return h("span", { class: `state ${kind}`, title: run.message || null }, stateText(run));
 }
 
 /** The class of a state in the style sheet. */

@@ -135,15 +135,17 @@ export class RunsTable {
 
   fill() {
     const rows = this.matching();
+    const columns = this.shownColumns();
+    this.numbers = new Set(columns.filter((name) => this.isNumber(name)));
     put(
       this.head,
       h("th", { class: "pick" }, h("span", { class: "hidden-text" }, "shown and selected")),
-      this.columns.map((name) => this.heading(name)),
+      columns.map((name) => this.heading(name)),
     );
     const shown = this.all ? rows : rows.slice(0, FIRST_ROWS);
     put(
       this.body,
-      shown.map((run) => this.row(run)),
+      shown.map((run) => this.row(run, columns)),
     );
     put(
       this.status,
@@ -178,7 +180,7 @@ export class RunsTable {
       "th",
       {
         scope: "col",
-        class: this.isNumber(name) ? "number" : null,
+        class: this.numbers.has(name) ? "number" : null,
         "aria-sort": active ? (this.sort.descending ? "descending" : "ascending") : null,
       },
       h(
@@ -189,11 +191,18 @@ export class RunsTable {
     );
   }
 
+  /** The columns without those that are shown by default and that no run has a value for. */
+  shownColumns() {
+    return this.columns.filter(
+      (name) => !EXTRA.includes(name) || this.runs.some((run) => this.value(run, name) !== null),
+    );
+  }
+
   isNumber(name) {
     return name === "time" || this.runs.some((run) => typeof this.value(run, name) === "number");
   }
 
-  row(run) {
+  row(run, columns) {
     const best = run.rank === 1;
     const hidden = this.hidden.has(run.name);
     const toggle = () => {
@@ -222,7 +231,7 @@ export class RunsTable {
         this.options.selected();
       },
     });
-    const cells = this.columns.map((name) => this.cell(run, name, best));
+    const cells = columns.map((name) => this.cell(run, name, best));
     return h(
       "tr",
       { class: best ? "best" : null, "data-run": run.name },
@@ -253,7 +262,7 @@ export class RunsTable {
     return h(
       "td",
       {
-        class: typeof value === "number" ? "number" : "text",
+        class: this.numbers.has(name) ? "number" : "text",
         title: typeof value === "string" && value.length > 30 ? value : null,
       },
       show(value),
@@ -296,7 +305,7 @@ export class RunsTable {
   /** The matching runs with the first columns of `kto-sweep compare --csv`, then the others of this table. */
   save() {
     const fields = CSV_FIELDS.filter((name) => name !== "judged_on" || this.runs.some((run) => run.judged_on));
-    const others = this.columns.filter((name) => !IN_CSV_FIELDS.includes(name));
+    const others = this.shownColumns().filter((name) => !IN_CSV_FIELDS.includes(name));
     const rows = this.matching().map((run) => [
       ...fields.map((name) => csvField(run, name)),
       ...others.map((name) => this.value(run, name)),

@@ -23,12 +23,10 @@ export function drawFacts(frame, sweep, runs, best, more) {
     fact("state", h("span", { class: `state ${stateClass(sweep.state)}` }, sweep.state)),
     fact("method", sweep.method),
     sweep.metric ? fact(sweep.metric.goal, sweep.metric.name) : null,
-    best.length
-      ? fact(
-          "best",
-          best.map((text) => h("div", {}, text)),
-        )
-      : null,
+    fact(
+      "best",
+      best.length ? best.map((text) => h("div", {}, text)) : "-",
+    ),
     fact("time of all trials", duration(busy)),
     ...more,
   ];

@@ -23,7 +23,7 @@ export class VerdictPanel {
     this.drawn = now;
     // A shorter verdict keeps the height of the last one, so that the charts below stay where they are.
     this.element.style.minHeight = `${this.element.clientHeight}px`;
-    const parts = verdict.sentences.map(({ heading, sentences }) => [
+    const parts = verdict.sentences.flatMap(({ heading, sentences }) => [
       h("dt", {}, heading),
       sentences.map((text) => h("dd", {}, text)),
     ]);
