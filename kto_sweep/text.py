@@ -75,12 +75,6 @@ def show_number(x: float) -> str:
     return f"{mantissa}.0e{power}" if exponent and "." not in mantissa else text
 
 
-def _scientific(value: float) -> str:
-    mantissa, exponent = f"{Decimal(value):.3e}".split("e")  # Decimal: an int may be too large for a float
-    sign, power = exponent[0], exponent[1:]
-    return f"{mantissa.rstrip('0').rstrip('.')}e{sign}{power:0>2}"
-
-
 def fitted(value: float, form: str, width: int) -> str:
     """The number by `form`, a format specification, or by another if that is too wide or shows only zeros.
 

@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import asdict
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,9 @@ from kto_sweep.compare.ranking import RankedTrial
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.server.dashboard_data import flat
+from kto_sweep.sweep.gpu_hours import gpu_time
+from kto_sweep.sweep.sweep_state import read_sweep_status
+from kto_sweep.sweep.trial_state import TrialState
 
 CHARTS = Path(__file__).parents[1] / "server" / "static"
 PAGE = Path(__file__).with_name("report_page.js")
@@ -55,7 +59,7 @@ def _scripts() -> dict[str, str]:
 
 
 def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, Any]:
-    view = comparison.view
+    view, status = comparison.view, read_sweep_status(comparison.view)
     logged = {item.name: isinstance(item.distribution, Continuous) and item.distribution.log
               for item in view.space.searched}  # fmt: skip
     return {
@@ -63,6 +67,9 @@ def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, A
         "sweep": str(view.ref),
         "url": view.url,
         "state": view.state.lower(),
+        **status.facts(),
+        "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
+        "time": asdict(gpu_time(view, status.grid)),
         "method": view.method,
         "expected": view.expected,
         "made": made.timestamp(),

@@ -102,7 +102,7 @@ async function draw() {
 }
 
 build();
-drawFacts(head, data, data.runs, winners(data.verdict), [
+drawFacts(head, data, winners(data.verdict), [
   fact("as of", moment(data.made)),
   fact("sweep", h("a", { href: data.url }, data.sweep)),
 ]);

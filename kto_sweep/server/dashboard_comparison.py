@@ -27,8 +27,8 @@ def places(view: SweepView) -> dict[str, Row]:
 
 
 def _place(item: RankedTrial) -> Row:
-    """The run's place without its names: in the dashboard's rows, `name` is the id, `title` the name."""
-    return {key: value for key, value in trial_data(item).items() if key not in {"name", "run_id"}}
+    """The run's place, without its name: the `name` of the dashboard's rows is the id, `title` the name."""
+    return {key: value for key, value in trial_data(item).items() if key != "name"}
 
 
 class ComparisonCache:

@@ -4,19 +4,10 @@ import { change, mayControl } from "./api.js";
 import { code, h, put } from "./dom.js";
 
 const SWEEP = [
-  { action: "pause", states: ["running", "pending"], help: "start no new trials until resumed" },
-  { action: "resume", states: ["paused", "finished", "canceled"], help: "continue the sweep" },
-  {
-    action: "stop",
-    states: ["running", "pending", "paused"],
-    help: "start no new trials; running ones finish",
-  },
-  {
-    action: "cancel",
-    states: ["running", "pending", "paused"],
-    help: "stop the sweep and its running trials",
-    confirm: true,
-  },
+  { action: "pause", help: "start no new trials until resumed" },
+  { action: "resume", help: "continue the sweep" },
+  { action: "stop", help: "start no new trials; running ones finish" },
+  { action: "cancel", help: "stop the sweep and its running trials", confirm: true },
 ];
 
 /** A row of buttons and a line for errors. */
@@ -31,9 +22,9 @@ export class Controls {
     this.element = h("div", { class: "controls" }, this.buttons, this.error);
   }
 
-  /** The controls of a sweep in this state. */
-  sweep(state) {
-    this.offer(SWEEP.filter((control) => control.states.includes(state)));
+  /** The controls of a sweep; `refusals` has null for each action that it allows. */
+  sweep(refusals) {
+    this.offer(SWEEP.filter(({ action }) => refusals[action] === null));
   }
 
   /** The controls of a run. */

@@ -38,6 +38,12 @@ export function duration(seconds) {
   return `${(seconds / 86400).toFixed(1)} days`;
 }
 
+/** Seconds in hours with two digits: 0.0021, 3.5, 120, as `kto_sweep.text.hours`. */
+export function hours(seconds) {
+  const value = seconds / 3600;
+  return value >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(2)));
+}
+
 /** Seconds since the epoch as local date and time. */
 export function moment(seconds) {
   if (!seconds) return "";

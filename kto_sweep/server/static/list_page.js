@@ -2,7 +2,7 @@
 
 import { poll, path, read, segments } from "./api.js";
 import { add, code, empty, h, put, section } from "./dom.js";
-import { duration, moment, show } from "./format.js";
+import { duration, hours, moment, show } from "./format.js";
 import { stateClass, stateMark } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
 
@@ -13,7 +13,7 @@ document.title = `${title} · kto-sweep`;
 if (project) put(document.getElementById("trail"), ` / ${title}`);
 let before = "";
 
-const NUMBERS = ["best", "time", "time of all trials"];
+const NUMBERS = ["best", "time"];
 const CREATE =
   "No sweeps yet. Register one: `kto-sweep create sweeps/demo.yaml --local`, then `kto-sweep agent`. Or try: `kto-sweep demo`";
 
@@ -30,7 +30,7 @@ function sweepRow(sweep) {
     project
       ? null
       : h("td", {}, h("a", { href: path(sweep.entity, sweep.project) }, `${sweep.entity}/${sweep.project}`)),
-    h("td", {}, h("span", { class: `state ${stateClass(sweep.state)}` }, sweep.state)),
+    h("td", {}, h("span", { class: `state ${stateClass(sweep.shown_state)}` }, sweep.shown_state)),
     h("td", {}, sweep.method),
     h("td", { class: "wide" }, stateBar(sweep.counts, sweep.expected)),
     h(
@@ -39,7 +39,7 @@ function sweepRow(sweep) {
       h("b", {}, show(sweep.best)),
       sweep.metric ? h("div", { class: "quiet" }, sweep.metric.name) : null,
     ),
-    h("td", { class: "number" }, duration(sweep.seconds)),
+    h("td", { class: "number" }, sweep.time.spent ? `${hours(sweep.time.spent)} ${sweep.time.unit}` : "-"),
     h("td", {}, moment(sweep.created)),
   );
 }
@@ -80,7 +80,7 @@ poll(async () => {
     "method",
     "runs",
     "best",
-    "time of all trials",
+    "time",
     "created",
   ];
   put(main, h("h1", {}, title));

@@ -3,14 +3,10 @@
 import { h } from "./dom.js";
 import { stateClass } from "./run_values.js";
 
-const ORDER = [
-  ...["finished", "running", "queued", "interrupted", "paused", "stopped early", "failed", "canceled", "not started"],
-  // W&B's words, for runs outside of sweeps.
-  ...["pending", "preempting", "preempted", "crashed", "killed"],
-];
+const ORDER = ["finished", "stopped early", "running", "queued", "interrupted", "paused", "failed", "canceled", "not started"];
 
 /**
- * @param {Record<string, number>} counts runs by state
+ * @param {Record<string, number>} counts trials by state
  * @param {number | null} expected
  */
 export function stateBar(counts, expected) {

@@ -1,36 +1,44 @@
-// The head of the sweep page: settings, best configuration, progress.
+// The head of the sweep page and of a report: settings, best configuration, progress.
 
 import { h, put } from "./dom.js";
-import { duration } from "./format.js";
+import { hours } from "./format.js";
 import { stateClass } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
+
+const OVER = ["finished", "canceled"];
+
+/** Whether the sweep hands out no more trials; some may still run. */
+export function isOver(sweep) {
+  return OVER.includes(sweep.state);
+}
 
 /**
  * @param {HTMLElement} frame
  * @param {object} sweep its facts from the server
- * @param {object[]} runs
  * @param {string[]} best the winning configuration of each ranking
  * @param {HTMLElement[]} more facts at the end
  */
-export function drawFacts(frame, sweep, runs, best, more) {
-  const counts = {};
-  let busy = 0;
-  for (const run of runs) {
-    counts[run.state] = (counts[run.state] ?? 0) + 1;
-    busy += run.seconds ?? 0;
-  }
+export function drawFacts(frame, sweep, best, more) {
   const facts = [
-    fact("state", h("span", { class: `state ${stateClass(sweep.state)}` }, sweep.state)),
+    fact("state", h("span", { class: `state ${stateClass(sweep.shown_state)}` }, sweep.shown_state)),
+    sweep.ended_by ? fact("ended", sweep.ended_by.text) : null,
     fact("method", sweep.method),
     sweep.metric ? fact(sweep.metric.goal, sweep.metric.name) : null,
     fact(
       "best",
       best.length ? best.map((text) => h("div", {}, text)) : "-",
     ),
-    fact("time of all trials", duration(busy)),
+    sweep.time.spent ? fact(sweep.time.unit, timeText(sweep)) : null,
     ...more,
   ];
-  put(frame, h("div", { class: "facts" }, facts), stateBar(counts, sweep.expected));
+  put(frame, h("div", { class: "facts" }, facts), stateBar(sweep.cell_counts, sweep.expected));
+}
+
+/** The time of all devices, as `kto-sweep status` says it. */
+function timeText(sweep) {
+  const { spent, remaining } = sweep.time;
+  const more = remaining && !isOver(sweep) ? `, about ${hours(remaining)} remaining` : "";
+  return `${hours(spent)} spent${more}`;
 }
 
 /** A name and a value at the head of a page. */

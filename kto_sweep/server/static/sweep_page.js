@@ -15,7 +15,7 @@ import { plotly } from "./plot.js";
 import { chartedParameters, parallelRows } from "./parallel_rows.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
-import { drawFacts, fact } from "./sweep_head.js";
+import { drawFacts, fact, isOver } from "./sweep_head.js";
 import { onTheme, runColours } from "./theme.js";
 import { VerdictPanel, winners } from "./verdict.js";
 
@@ -27,7 +27,6 @@ const CURVES = [
 ];
 const FIRST_DRAWN = 12;
 const COMPARISON_INTERVAL = 5000; // milliseconds; the comparison of 1,000 runs takes the server a second
-const OVER = ["finished", "canceled"];
 
 const [entity, project, , sweepName] = segments();
 const COMMAND = `kto-sweep agent ${entity}/${project}/${sweepName}`;
@@ -133,12 +132,12 @@ function build() {
 
 function drawHead() {
   const created = fact("created", moment(facts.created));
-  drawFacts(page.head, facts, order, comparison ? winners(comparison.verdict) : [], [created]);
+  drawFacts(page.head, facts, comparison ? winners(comparison.verdict) : [], [created]);
   put(
     page.problems,
     facts.problems.map((text) => h("p", { class: "warning" }, `Problem in the sweep file: ${text}`)),
   );
-  page.controls.sweep(facts.state);
+  page.controls.sweep(facts.actions);
 }
 
 function drawAll() {
@@ -147,8 +146,7 @@ function drawAll() {
   page.table.update(order, page.colours);
   const link = (run) => h("a", { href: path(entity, project, "runs", run.name) }, run.title);
   const runOf = (name) => runs.get(name);
-  const over = OVER.includes(facts.state);
-  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, over, COMMAND, runOf, link));
+  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, isOver(facts), COMMAND, runOf, link));
   page.yaml.textContent = facts.yaml;
   drawCharts();
 }
@@ -282,7 +280,7 @@ const refresh = poll(async () => {
     drawAll();
     refreshComparison();
   }
-  return !OVER.includes(facts.state) || [...runs.values()].some((run) => run.state === "running");
+  return !isOver(facts) || [...runs.values()].some((run) => run.state === "running");
 });
 
 add(document.getElementById("live"), "loading");
