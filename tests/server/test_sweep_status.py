@@ -6,6 +6,7 @@ import pytest
 from server_harness import GRID, RANDOM, ServerHarness
 
 from kto_sweep.server import dashboard_actions, dashboard_data
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
@@ -25,7 +26,8 @@ def facts(harness: ServerHarness, name: str) -> dict[str, Any]:
     """The page's facts of a sweep."""
     connection, sweep = harness.server.database.reader(), find(harness, name)
     status = StatusCache().of(connection, harness.server, sweep)
-    return dashboard_data.sweep_facts(connection, harness.server, sweep, status)
+    overview = ComparisonCache().overview(status)
+    return dashboard_data.sweep_facts(connection, harness.server, sweep, status, overview)
 
 
 def take(harness: ServerHarness, name: str, action: str) -> None:
