@@ -24,6 +24,11 @@ class Home:
         return self.root / "server"
 
     @property
+    def database(self) -> Path:
+        """The embedded server's database; it does not exist before the server's first start."""
+        return self.server / "runs.sqlite3"
+
+    @property
     def sweeps(self) -> Path:
         """One small record per sweep created or run from this machine."""
         return self.root / "sweeps"

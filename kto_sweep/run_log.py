@@ -25,7 +25,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("Reject", "rewards/rejected", "+.3f"),
     ("Margin", "rewards/margins", "+.3f"),
     ("KL", "kl", ".3f"),
-    ("Grad", "grad_norm", ".2f"),
+    ("Grad", "grad_norm", ".3g"),
     ("GPU GB", "gpu/memory_peak_gb", ".1f"),
     ("Tok/s", "tokens_per_second", ",.0f"),
 )

@@ -76,23 +76,22 @@ def show_number(x: float) -> str:
 
 
 def fitted(value: float, form: str, width: int) -> str:
-    """The number by `form`, a format specification, or by another if that is too wide or shows only zeros.
+    """The number by `form`, a format specification, or with fewer digits if that is wider than `width`.
 
     Every number fits 8 characters.
 
-    >>> [fitted(value, "+.3f", 8) for value in (0.5, 12345.678, -2.5e17, 4e-5, -1e-300, float("inf"))]
-    ['+0.500', '+12345.7', '-2.5e+17', '+4.0e-05', '-1e-300', '+inf']
-    >>> [fitted(value, ",.0f", 8) for value in (0.0, 1234.5, 1e30)]
-    ['0', '1,234', '1.0e+30']
+    >>> [fitted(value, "+.3f", 8) for value in (0.5, 12345.678, -2.5e17, -1e-300, float("inf"))]
+    ['+0.500', '+12345.7', '-2.5e+17', '-0.000', '+inf']
+    >>> fitted(-1.26e-300, ".1e", 8), fitted(1e30, ",.0f", 8), fitted(float("nan"), "+.3f", 8)
+    ('-1e-300', '1.0e+30', 'nan')
     """
-    if not math.isfinite(value):
-        return str(value) if math.isnan(value) else format(value, form)
+    if math.isnan(value):
+        return "nan"  # it has no sign
     sign = "+" if form.startswith("+") else ""
-    for candidate in (form, *(f"{sign}{fewer}" for fewer in (".2f", ".1f", ".0f", ".1e", ".0e"))):
-        text = format(value, candidate)
-        if len(text) <= width and (value == 0 or float(text.replace(",", "")) != 0):
-            return text
-    raise ValueError(f"{value} does not fit {width} characters")
+    # Of a number below 1, fewer decimals may leave zeros alone.
+    decimals = (f"{sign}.2f", f"{sign}.1f", f"{sign}.0f") if abs(value) >= 1 else ()
+    texts = (format(value, candidate) for candidate in (form, *decimals, f"{sign}.1e"))
+    return next((text for text in texts if len(text) <= width), format(value, f"{sign}.0e"))
 
 
 def yaml_form(text: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kto_sweep.errors import TrialFailure
-from kto_sweep.fingerprints import DATA
+from kto_sweep.fingerprints import DATA, MODEL
 from kto_sweep.locks import RunLock
 from kto_sweep.protocol import (
     MESSAGE_FD,
@@ -89,7 +89,7 @@ class FakeTrial:
         adapter.mkdir(exist_ok=True)
         (adapter / "adapter_model.safetensors").write_text(json.dumps(self.losses))
         values = self.row(len(self.losses)).values if self.losses else {}
-        summary = {**values, "trial/seconds": time.monotonic() - self.began}
+        summary = {**values, "trial/seconds": time.monotonic() - self.began, MODEL: "float32:none"}
         if (rows := Path(self.settings.dataset)).is_file():
             summary[DATA] = hashlib.sha256(rows.read_bytes()).hexdigest()
         return Done(self.run_id, summary, len(self.losses), self.stopped)

@@ -116,14 +116,12 @@ class ProgressDisplay:
         self.say(f"  {self._names[run_id]}: {alert}")
 
     def ended(self, run_id: str, how: str, summary: Mapping[str, Any]) -> None:
-        """Show how a trial ended and its results."""
+        """Show how a trial ended and its results; an alert has said why it is unstable."""
         values = self._latest[run_id] | dict(summary)
         shown = dict.fromkeys((self._metric, "rewards/margins", "trial/seconds"))
         results = "  ".join(f"{name} {number(values[name])}" for name in shown if name in values)
         health = f", {values['trial/health']}" if "trial/health" in values else ""
-        self.say(f"  {self._forget(run_id)} {how}{health}   {results}")
-        if health:
-            self.say(f"    {values['trial/health_message']}")
+        self.say(f"  {self._forget(run_id)} {how}{health}   {results}".rstrip())
 
     def failed(self, run_id: str, cause: str, text: str) -> None:
         """Show that a trial failed and why."""

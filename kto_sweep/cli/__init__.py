@@ -35,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),
     "cache": ("Look", "Show or prune cached reference log-probs"),
-    "sync": ("Serve", "Send runs that their server missed"),
+    "sync": ("Serve", "Send runs that are not on their server"),
     "push": ("Serve", "Copy a sweep to another W&B server"),
     "serve": ("Serve", "Run the embedded server in the foreground"),
 }

@@ -77,7 +77,7 @@ class TrialsPerGpu(click.ParamType[int | None]):
     "alerts",
     multiple=True,
     metavar="RULE",
-    help='Send a W&B alert for each run that meets this rule: "kl_raw > 10". Repeatable.',
+    help='Raise an alert for each run that meets this rule: "kl_raw > 10". Repeatable.',
 )
 @local_option
 @json_option

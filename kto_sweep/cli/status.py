@@ -32,6 +32,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     kto-sweep status
     kto-sweep status ab12cd34 --json
     """
+    from kto_sweep.compare.sentences import alert_sentences
     from kto_sweep.fingerprints import differences
     from kto_sweep.home import Home
     from kto_sweep.run_record import home_id
@@ -59,12 +60,15 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
         expects = bool(time.remaining) and view.state not in OVER
         remaining = f", about {hours((time.remaining or 0.0) / 3600)} remaining" if expects else ""
         say(f"  {time.unit}: {hours(time.spent / 3600)} spent{remaining}")
+    for alert in alert_sentences(view):
+        say(f"  {alert}")
     for difference in differences(view.trained()):
         say(f"  Warning: {difference}")
     say(f"Next: {status.next_command(home)}")
 
 
 def _as_json(status: "SweepStatus", time: "GpuTime", home: str) -> dict[str, Any]:
+    from kto_sweep.compare.sentences import alert_sentences
     from kto_sweep.fingerprints import differences
     from kto_sweep.sweep.grid_status import count_missing
     from kto_sweep.sweep.trial_state import TrialState
@@ -93,11 +97,12 @@ def _as_json(status: "SweepStatus", time: "GpuTime", home: str) -> dict[str, Any
             for cause, cells in _failures(status).items()
         ],
         "cells" if grid.lists_every_cell else "runs": [_cell_as_json(status, cell) for cell in grid.cells],
-        "time": {
-            "unit": time.unit,
+        "gpu_hours": {
             "spent": time.spent / 3600,
-            "remaining": None if time.remaining is None else time.remaining / 3600,
+            "rest": None if time.remaining is None else time.remaining / 3600,
+            "unit": time.unit,
         },
+        "alerts": alert_sentences(view),
         "strays": [trial.run_id for trial in grid.outside_grid],
         "differences": differences(view.trained()),
     }

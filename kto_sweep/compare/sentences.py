@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.compare.confidence import Certainty
 from kto_sweep.compare.eval_groups import several_rankings
 from kto_sweep.compare.importance import ImportanceTable
@@ -47,6 +48,7 @@ def sentences(
         "Unfinished": _unfinished(ranking, metric, goal),
         "Importance": [*(row.sentence for row in importance.rows[:MAX_IMPORTANT]), importance.note],
         "Failures": _failures(view, ranking, metric),
+        "Alerts": alert_sentences(view),
         "Warning": [*several_rankings(metric, groups), *differences(view.trained())],
         "Next": [str(step) for step in steps],
     }
@@ -159,6 +161,34 @@ def _failures(view: SweepView, ranking: Ranking, metric: str) -> Iterator[str]:
     empty = sum(item.standing is Standing.WITHOUT_VALUE for item in ranking.trials)
     if empty:
         yield f"{counted(empty, 'trial')} finished without a finite value of {metric}."
+
+
+def alert_sentences(view: SweepView) -> list[str]:
+    """For each kind of alert, the worst level first: its title, its trials, and the text of the last one."""
+    raised: dict[tuple[AlertLevel, str], dict[str, RunAlert]] = {}
+    labels = {trial.run_id: trial.label for trial in view.trials}
+    for trial in sorted(view.trials, key=lambda trial: trial.run_id):
+        for alert in trial.alerts:
+            raised.setdefault((alert.level, alert.title), {})[trial.run_id] = alert
+    order = list(AlertLevel)
+    texts = []
+    for (level, title), alerts in sorted(
+        raised.items(), key=lambda entry: (-order.index(entry[0][0]), entry[0][1])
+    ):
+        runs = _listed([labels[run_id] for run_id in alerts])
+        last = list(alerts.values())[-1]
+        texts.append(
+            _printable(
+                f"{level.label}: {title} in {counted(len(alerts), 'trial')} ({runs}), the last at step "
+                f"{last.step}: {last.text}"
+            )
+        )
+    return texts
+
+
+def _printable(text: str) -> str:
+    """The text, which may come from another program, without terminal control characters."""
+    return "".join(char for char in text if char.isprintable())
 
 
 def _common_to(view: SweepView, trials: Sequence[TrialRecord]) -> str:

@@ -130,13 +130,26 @@ def _widened_list(parameter: Parameter, distribution: Categorical, end: RangeEnd
 
 
 def _continued(outward: Sequence[int | float], *, whole: bool) -> Iterator[int | float]:
-    """The next NEW_VALUES numbers of a sequence, in its last ratio or step."""
+    """The next NEW_VALUES numbers of a sequence, in its own ratios or in its last step."""
     before, last = outward[-2:]
+    positive = [float(number) for number in outward if number > 0]
     is_geometric = _is_geometric(outward) and before > 0 < last
+    period = _period(positive)
     for count in range(1, NEW_VALUES + 1):
-        number = last * (last / before) ** count if is_geometric else last + (last - before) * count
+        if is_geometric:
+            positive.append(positive[-1] * positive[-period] / positive[-period - 1])
+        number = positive[-1] if is_geometric else last + (last - before) * count
         rounded = float(f"{number:.4g}")
         yield int(rounded) if whole and rounded.is_integer() else rounded
+
+
+def _period(numbers: Sequence[float]) -> int:
+    """After how many numbers the ratios repeat: 2 for 1, 3, 10, which 30 and 100 continue."""
+    for period in range(1, len(numbers)):
+        decades = math.log10(numbers[-1] / numbers[-1 - period])
+        if math.isclose(decades, round(decades), abs_tol=1e-6):
+            return period
+    return min(2, len(numbers) - 1)
 
 
 def _is_geometric(numbers: Sequence[int | float]) -> bool:

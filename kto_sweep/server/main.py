@@ -131,7 +131,7 @@ def _open_server_state(home: Home) -> Iterator[ServerState]:
     """Yields the server's state with the maintenance thread running; closes everything at the end."""
     files = home.server / "files"
     files.mkdir(parents=True, exist_ok=True)
-    path = home.server / "runs.sqlite3"
+    path = home.database
     migrate(path)
     key = ensure_key(home)
     database = Database(path)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
+from kto_sweep.alerts import SUMMARY as ALERTS
 from kto_sweep.compare.comparison import FIXED_COLUMNS
 from kto_sweep.compare.confidence import DEGREES, DEVIATION
 from kto_sweep.fingerprints import DATA, EVAL_DATA, MODEL
@@ -26,6 +27,7 @@ from kto_sweep.trial import trial_config
 SUMMARY_KEYS = (
     *("_step", "_runtime", BUSY, "trial/seconds", "trial/steps", "trial/health", "trial/health_message"),
     *("failure/cause", "failure/message", "objective/best", DATA, EVAL_DATA, MODEL, DEVIATION, DEGREES),
+    ALERTS,
     *FIXED_COLUMNS,
 )
 """Of a run's summary, besides the sweep's metrics, a view has these: parsing all of 1,000 runs takes long."""

@@ -14,11 +14,16 @@ from kto_sweep.alerts import PARAMETER, rules_of, without_alert_rules
 from kto_sweep.compare.ranking import Configuration
 from kto_sweep.errors import UsageError
 from kto_sweep.search.options import BLOCK
-from kto_sweep.sweep.gpu_hours import seconds_per_trial
+from kto_sweep.search.space import Space
+from kto_sweep.search.space_parser import parse_space
+from kto_sweep.sweep.gpu_hours import gpu_time, seconds_per_trial
+from kto_sweep.sweep.grid_status import read_grid_status
+from kto_sweep.sweep.reuse import find_reusable
 from kto_sweep.sweep.server_choice import DEFAULT_PROJECT, LOCAL_ENTITY
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.sweep_file.command import read_command
-from kto_sweep.text import counted, duration
+from kto_sweep.sweep_file.sweep_config import expected_trials
+from kto_sweep.text import counted, hours
 
 MAX_NAME = 60
 """Maximum characters of a file's or sweep's name."""
@@ -42,15 +47,15 @@ class Price:
     trials: int | None
     """None: unlimited."""
     seconds: float | None
-    """On one device; None if no earlier trial has a time."""
-    device: str
-    """GPU or CPU."""
+    """Of devices; None if no earlier trial has a time."""
+    unit: str = "device-hours"
+    """`GPU-hours`, `CPU-hours` or `device-hours`."""
 
     def __str__(self) -> str:
         trials = "unlimited trials" if self.trials is None else counted(self.trials, "trial")
         if self.seconds is None:
             return trials
-        return f"{trials}, about {duration(self.seconds)} on one {self.device}"
+        return f"{trials}, about {hours(self.seconds / 3600)} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -121,15 +126,22 @@ def printable(name: str) -> str:
 
 def price(view: SweepView, counts: Sequence[tuple[Sequence[TrialRecord], int]]) -> Price:
     """The price of `count` more trials like each of these, judging by their times in this sweep."""
-    device = "CPU" if all(trial.device.endswith("cpu") for trial in view.trials if trial.device) else "GPU"
+    unit = gpu_time(view, read_grid_status(view)).unit
     total = sum(count for _, count in counts)
     seconds = 0.0
     for trials, count in counts:
         each = seconds_per_trial(view, trials)
         if each is None:
-            return Price(total, None, device)
+            return Price(total, None, unit)
         seconds += count * each
-    return Price(total, seconds, device)
+    return Price(total, seconds, unit)
+
+
+def trials_to_train(view: SweepView, config: Mapping[str, Any]) -> int:
+    """Number of cells of a grid, by its registered configuration, that the sweep has not finished."""
+    space, _ = parse_space(without_alert_rules(config["parameters"]))
+    expected = expected_trials(config, space or Space(())) or 0
+    return max(0, expected - len(find_reusable(config, view)))
 
 
 def require_best(view: SweepView, best: Sequence[Configuration]) -> None:

@@ -6,8 +6,8 @@ their values:
     configuration: {values: [{learning_rate: 1.0e-05, beta: 0.1}, {learning_rate: 5.0e-06, beta: 0.3}]}
     seed: {values: [43, 44]}
 
-Only new seeds: the run that made a configuration one of the best was partly lucky, and would improve
-its mean.
+A search's own runs do not count: the one that made a configuration one of the best was partly lucky, and
+would improve its mean. Runs of a sweep of replicates do: another one of it adds seeds to theirs.
 """
 
 import itertools
@@ -20,8 +20,17 @@ from kto_sweep.errors import UsageError
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.replicates import FIRST_SEED
 from kto_sweep.search.space import SEED, Parameter
-from kto_sweep.sweep.follow_up import FollowUp, as_sweep_file, label, new_name, price, require_best
+from kto_sweep.sweep.follow_up import (
+    FollowUp,
+    as_sweep_file,
+    label,
+    new_name,
+    price,
+    require_best,
+    trials_to_train,
+)
 from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.sweep_file.command import read_flags
 from kto_sweep.text import counted
 from kto_sweep.trial import leaves, lookup, parameter_name
 
@@ -34,12 +43,15 @@ SEEDS = 2**32
 def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> FollowUp:
     """A grid of these configurations, best first, each with `seeds` new seeds.
 
-    It has no early termination and no target: each trial trains to its end.
+    If the sweep is one of replicates, its finished trials are reused beside the new ones. The grid has no
+    early termination and no target: each trial trains to its end.
     Raises UsageError without a configuration, or if the sweep's command fixes the seed inside another word.
     """
     require_best(view, best)
     old = view.config
     chosen = [p for p in view.space.parameters if p.varies or p.path == (CONFIGURATION,)]
+    is_again = any(p.path == (CONFIGURATION,) for p in chosen)
+    kept = sorted({trial.trained.trial.seed for each in best for trial in each.trials if trial.trained.trial})
     replaced = {p.path for p in view.space.parameters if p in chosen or _is_seed(p)}
     config = {key: value for key, value in old.items() if key not in ("run_cap", "early_terminate", BLOCK)}
     config |= {
@@ -47,7 +59,7 @@ def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> Fol
         "method": "grid",
         "parameters": {
             CONFIGURATION: {"values": [_settings(chosen, each.trials[0].config) for each in best]},
-            SEED: {"values": _unused_seeds(view.trials, seeds)},
+            SEED: {"values": [*(kept if is_again else ()), *_unused_seeds(view.trials, seeds)]},
             **_without(without_alert_rules(old["parameters"]), replaced),
         },
     }
@@ -61,13 +73,19 @@ def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> Fol
         left_out += ["metric.target"] if metric.get("target") is not None else []
     if "command" in old:
         config["command"] = _without_seed(view)
+    if is_again:
+        trials = [trial for each in best for trial in each.trials]
+        cost = price(view, [(trials, trials_to_train(view, config))])
+    else:
+        cost = price(view, [(each.trials, seeds) for each in best])
     count = "The best configuration" if len(best) == 1 else f"The {len(best)} best configurations"
     each = "" if len(best) == 1 else ", each"
     return FollowUp(
         config=as_sweep_file(view, config),
         summary=f"{count} of sweep {label(view)}{each} with {counted(seeds, 'new seed')}",
-        price=price(view, [(each.trials, seeds) for each in best]),
+        price=cost,
         notes=(f"{', '.join(left_out)} left out: replicates train to their end",) if left_out else (),
+        reuse=str(view.ref) if is_again else None,
     )
 
 
@@ -118,7 +136,8 @@ def _without(section: Mapping[str, Any], paths: Collection[tuple[str, ...]]) -> 
 def _without_seed(view: SweepView) -> list[Any]:
     """The words of the sweep's command without a flag for the seed. Raises UsageError."""
     words = list(view.config["command"])
-    for flag in reversed(view.command.fixed_flags()):
+    # Also one that reads the environment: it would give every replicate the same seed.
+    for flag in reversed(read_flags(view.command.arguments, view.command.start)):
         if flag.name != SEED:
             continue
         word = str(words[flag.position])

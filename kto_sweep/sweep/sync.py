@@ -59,6 +59,8 @@ class SyncResult:
 def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
     """The offline runs, and those whose end their server did not confirm; with `run_id`, only that run.
 
+    Without the embedded server's database, such as in a home to which only the runs were moved, these are
+    all runs of that server.
     Raises UsageError if this box has no such run.
     """
     if run_id is not None:
@@ -72,14 +74,17 @@ def find_unsynced(home: Home, run_id: str | None) -> list[UnsyncedRun]:
     return [
         UnsyncedRun(folder.name, folder, record)
         for folder, record in records
-        if record is not None and not record.sent and _needs_sync(record, folder)
+        if record is not None and _needs_sync(home, record, folder)
     ]
 
 
-def _needs_sync(record: RunRecord, folder: Path) -> bool:
+def _needs_sync(home: Home, record: RunRecord, folder: Path) -> bool:
     """Whether to send a run: not if an agent may continue it, or `wandb sync` has sent it."""
     if not record.is_offline:
-        return record.ended
+        has_server = record.sent and (home.database.exists() or not record.local)
+        return record.ended and not has_server
+    if record.sent:
+        return False
     files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
     if all(file.with_name(f"{file.name}.synced").exists() for file in files):
         return False

@@ -10,7 +10,6 @@ from kto_sweep.search.distributions import Continuous
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.range_ends import range_end, widened_entry
 from kto_sweep.search.space import SEED, Parameter, Space, searched_names
-from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.follow_up import (
     FollowUp,
     Price,
@@ -19,10 +18,9 @@ from kto_sweep.sweep.follow_up import (
     new_name,
     price,
     require_best,
+    trials_to_train,
 )
-from kto_sweep.sweep.reuse import find_reusable
 from kto_sweep.sweep.view import SweepView
-from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.text import is_number, nearest, number
 from kto_sweep.trial import PARAMETERS, lookup, parameter_name
 
@@ -133,11 +131,7 @@ def _is_reached(view: SweepView, values: Sequence[float], target: object) -> boo
 
 def _price(view: SweepView, config: Mapping[str, Any]) -> Price:
     """The price of the trials of the new sweep that are not reused."""
-    space, _ = parse_space(config["parameters"])
-    expected = expected_trials(config, space or Space(()))
-    finished = [trial for trial in view.trials if trial.state == "finished"]
-    if expected is None:
-        return Price(None, None, "")
-    if view.method == "grid":
-        expected = max(0, expected - len(find_reusable(config, view)))
-    return price(view, [(finished, expected)])
+    count = trials_to_train(view, config) if view.method == "grid" else config.get("run_cap")
+    if count is None:
+        return Price(None, None)
+    return price(view, [([trial for trial in view.trials if trial.state == "finished"], count)])

@@ -13,7 +13,7 @@ from kto_sweep.sweep_file.setting_checks import check_bands, check_metric, unkno
 from kto_sweep.text import show
 
 KEYS: Mapping[str, str] = {
-    "alerts": 'rules such as `"kl_raw > 10"`: each run that meets one sends a W&B alert',
+    "alerts": 'rules such as `"kl_raw > 10"`: each run that meets one raises an alert',
     "replicates": (
         "number of seeds per configuration: the sweep's seed (default 42) and the following ones. Grids "
         "support it on every server; random and bayes only on the embedded server, which runs all seeds of a "

@@ -27,7 +27,10 @@ REF = SweepRef("local", "kto-sweep", "ab12cd34")
 
 @pytest.fixture
 def home(tmp_path):
-    return Home(tmp_path / "home")
+    home = Home(tmp_path / "home")
+    home.server.mkdir(parents=True)
+    home.database.touch()
+    return home
 
 
 def ended(home: Home, run_id: str, steps: int = 10, agent: str = "me") -> None:
@@ -152,6 +155,6 @@ def test_the_final_read_of_the_sweep_happens_while_connectivity_runs(home, monke
     assert ("the sweep's status is unknown" in output.err) is not answers
     ended = json.loads(output.out)
     assert (ended["sweep"], ended["finished"]) == (str(REF), 1)
-    assert ended["state"] == ("RUNNING" if answers else None)
+    assert ended["state"] == ("interrupted" if answers else None)
     assert "exit_code" in ended
     assert did == ["read", "probing", "read", "probed"]

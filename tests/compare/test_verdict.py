@@ -376,6 +376,23 @@ def test_failures_are_listed_by_cause_with_what_they_share():
     assert "Retry 1 trial that failed for external reasons: kto-sweep resume s" in result["Next"]
 
 
+def test_alerts_are_listed_by_level_and_title_with_their_trials():
+    def alert(level, title, text, step):
+        return {"level": level, "title": title, "text": text, "step": step}
+
+    own = alert("WARN", "kl_raw > 10", "kl_raw is 12.3", 40)
+    bad = alert("ERROR", "loss", "the loss is nan", 7)
+    result = said(
+        trial("a", 0.1, **{"trial/alerts": [own]}),
+        trial("b", 0.2, 1e-6, **{"trial/alerts": [{**own, "step": 80}, {"no": "alert"}]}),
+        trial("c", rate=1e-4, state="failed", cause="diverged", **{"trial/alerts": [bad]}),
+    )
+    assert result["Alerts"] == (
+        "ERROR: loss in 1 trial (c), the last at step 7: the loss is nan",
+        "WARNING: kl_raw > 10 in 2 trials (a, b), the last at step 80: kl_raw is 12.3",
+    )
+
+
 def test_a_sweep_without_runs_says_what_to_type():
     result = said(state="PENDING")
     assert result["Best"] == ("No trial yet.",)

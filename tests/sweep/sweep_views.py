@@ -7,26 +7,27 @@ from kto_sweep.compare.comparison import compare
 from kto_sweep.compare.ranking import Configuration
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
 from kto_sweep.sweep_file.command import read_command
+from kto_sweep.trial import with_defaults
 
 METRIC = {"name": "eval/common_loss", "goal": "minimize"}
 FIXED = {"dataset": {"value": "examples/support_replies.jsonl"}, "model_size": {"value": "tiny"}}
 
 
 def trial(number: int, loss: float | None, state: str = "finished", **config: Any) -> TrialRecord:
-    """A trial of 60 seconds alone on a GPU; `number` makes its id and its time."""
+    """A trial that held a GPU for 60 seconds; trials of one `number` held it at the same time."""
     fixed = {name: entry["value"] for name, entry in FIXED.items()}
-    summary = {} if loss is None else {"eval/common_loss": loss}
     return TrialRecord(
-        f"run{number}",
-        f"run-{number}",
-        state,
-        {**fixed, **config},
-        summary,
-        60.0,
-        100.0 * number,
-        "home gpu 0",
+        run_id=f"run{number}",
+        name=f"run-{number}",
+        state=state,
+        config=with_defaults({**fixed, **config}),
+        summary={} if loss is None else {"eval/common_loss": loss},
+        seconds=60.0,
+        created=100.0 * number,
+        device="home gpu 0",
+        busy=(BusySpan("home gpu 0", 100.0 * number, 100.0 * number + 60),),
     )
 
 

@@ -24,7 +24,6 @@ def cells(view: SweepView, top: int = 9, seeds: int = 2) -> list[Trial]:
     new = replicate(view, ranked(view)[:top], seeds)
     checked = check_sweep_text(new.text(), "file.yaml")
     assert checked.sweep is not None, checked.problems
-    assert checked.sweep.expected_trials == new.price.trials
     return [Trial.from_config(config) for _, config in grid.cells(checked.sweep.space)]
 
 
@@ -60,7 +59,7 @@ def test_seeds_after_the_last_one_start_at_zero():
     assert [t.seed for t in cells(view)] == [0, 1]
 
 
-def test_a_sweep_of_replicates_is_replicated_with_further_seeds():
+def test_another_sweep_of_replicates_adds_seeds_to_those_of_the_first():
     configurations = [{"learning_rate": 1e-5, "beta": 0.1}, {"learning_rate": 2e-5, "beta": 0.3}]
     view = sweep_view(
         {"configuration": {"values": configurations}, "seed": {"values": [43, 44]}},
@@ -73,17 +72,17 @@ def test_a_sweep_of_replicates_is_replicated_with_further_seeds():
     )
     again = replicate(view, ranked(view)[:1], 2)
     assert again.config["parameters"]["configuration"] == {"values": configurations[:1]}
-    assert again.config["name"] == "lr-replicates-2"
+    assert (again.config["name"], again.reuse) == ("lr-replicates-2", "local/kto-sweep/ab12")
+    assert str(again.price) == "2 trials, about 0.033 GPU-hours"
     assert [(t.learning_rate, t.beta, t.seed) for t in cells(view, top=1)] == [
-        (1e-5, 0.1, 45),
-        (1e-5, 0.1, 46),
+        (1e-5, 0.1, seed) for seed in (43, 44, 45, 46)
     ]
     # With one configuration left, it is fixed in that sweep, and still the one to replicate.
     single = sweep_view(
         {"configuration": {"values": configurations[:1]}, "seed": {"values": [45, 46]}},
         trial(1, 0.1, configuration=configurations[0], seed=45),
     )
-    assert [(t.learning_rate, t.seed) for t in cells(single)] == [(1e-5, 46), (1e-5, 47)]
+    assert [(t.learning_rate, t.seed) for t in cells(single)] == [(1e-5, seed) for seed in (45, 46, 47)]
 
 
 def test_groups_keep_their_names_and_lose_what_is_searched():
@@ -125,7 +124,7 @@ def test_alerts_and_objectives_stay_and_what_ends_trials_early_does_not():
     assert len(cells(view)) == 2
 
 
-@pytest.mark.parametrize("flag", [["--seed=7"], ["--seed", "7"]])
+@pytest.mark.parametrize("flag", [["--seed=7"], ["--seed", "7"], ["--seed=${envvar:SEED_OF_BOX}"]])
 def test_a_seed_that_the_command_fixes_gives_way(flag):
     command = ["${env}", "${interpreter}", "${program}", "--beta=0.5", *flag, "${args}"]
     view = sweep_view(
@@ -144,7 +143,7 @@ def test_the_price_is_that_of_trials_like_the_chosen_ones():
     view = sweep_view(
         RATES, *(trial(1, loss, learning_rate=rate) for loss, rate in ((0.1, 1e-5), (0.2, 2e-5)))
     )
-    assert str(replicate(view, ranked(view), 4).price) == "8 trials, about 4 min on one GPU"
+    assert str(replicate(view, ranked(view), 4).price) == "8 trials, about 0.067 GPU-hours"
 
 
 def test_without_a_finished_trial_there_is_nothing_to_replicate():
@@ -186,7 +185,10 @@ def test_replicates_on_the_embedded_server(machine: Machine) -> None:
     assert sorted(len(each["run_ids"]) for each in compared["configurations"]) == [2, 2]
     status = machine.json("status")
     assert (status["id"], status["state"], status["finished"]) == (made["id"], "FINISHED", 4)
-    assert "nothing is left to run" in machine.run("resume", made["id"])
+    again = machine.json("replicate", made["id"], "--top", "1", "--seeds", "1")
+    assert (again["trials_to_train"], len(run_trials(machine, again["id"]))) == (1, 1)
+    [configuration] = machine.json("compare")["configurations"]
+    assert len(configuration["run_ids"]) == 3
 
 
 def test_the_file_is_one_that_wandbs_own_tool_registers(machine: Machine) -> None:

@@ -1,11 +1,13 @@
 """Runs that ended while their server was unreachable are sent later."""
 
+import shutil
+
 import pytest
 from machine import Machine
 from untrained_trials import SWEEP, run_trials
 
 from kto_sweep.errors import ServerError
-from kto_sweep.local_server.start import ensure_server
+from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep import sync
 from kto_sweep.wandb_client.connection import Target
@@ -64,6 +66,17 @@ def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine) -> 
     assert "already synced" in machine.run("sync", requeued)
     assert machine.api(RUNS) == runs
     assert "this box has no run 'nosuch'" in machine.run("sync", "nosuch", code=2)
+
+
+def test_runs_that_were_moved_without_their_server_are_sent_to_the_new_one(machine: Machine) -> None:
+    sweep = machine.create_sweep(SWEEP)["id"]
+    ((run_id, *_), *_) = run_trials(machine, sweep, 1)
+    assert "Nothing to send" in machine.run("sync")
+    stop_server(machine.home)
+    shutil.rmtree(machine.home.server)
+    assert f"run local/kto-sweep/{run_id}: sent" in machine.run("sync")
+    state, *_, steps = machine.api(RUNS.replace("run.sweep.id", "run.id"))[run_id]
+    assert (state, steps) == ("finished", [1, 2, 3])
 
 
 def test_a_server_that_is_still_unreachable_is_reported(machine: Machine) -> None:

@@ -34,7 +34,7 @@ def test_a_grid_grows_at_the_end_of_the_best_value_and_reuses_the_rest(best, val
     checked = check_sweep_text(new.text(), "file.yaml")
     assert checked.sweep is not None, checked.problems
     assert new.config["parameters"]["learning_rate"] == {"values": values}
-    assert (new.reuse, str(new.price)) == ("local/kto-sweep/ab12", "2 trials, about 2 min on one GPU")
+    assert (new.reuse, str(new.price)) == ("local/kto-sweep/ab12", "2 trials, about 0.033 GPU-hours")
     assert (new.config["name"], checked.sweep.expected_trials) == ("ab12-wider", 5)
 
 
@@ -52,7 +52,7 @@ def test_a_bayesian_search_starts_with_the_trials_and_keeps_its_other_keys():
     assert file["parameters"]["learning_rate"] == {**LOG["learning_rate"], "max": 1e-4}
     assert file["kto_sweep"] == {"replicates": 2, "warm_start": ["local/kto-sweep/ab12"]}
     assert (file["run_cap"], file["early_terminate"]["type"], new.reuse) == (12, "hyperband", None)
-    assert str(new.price) == "12 trials, about 12 min on one GPU"
+    assert str(new.price) == "12 trials, about 0.2 GPU-hours"
     assert check_sweep_text(new.text(), "file.yaml").problems == ()
 
 

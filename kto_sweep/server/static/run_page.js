@@ -98,7 +98,7 @@ function drawFacts() {
     run.host ? fact("host", run.host) : null,
     run.group ? fact("group", run.group) : null,
   );
-  const told = facts.alerts.some((alert) => alert.text === run.message);
+  const told = run.message && facts.alerts.some((alert) => alert.text.endsWith(run.message)); // after its step
   const why = run.failure && run.failure !== STOPPED && !told
     ? h(
         "p",
