@@ -243,12 +243,13 @@ def _end(
     """Print the result; returns the exit code."""
     stats = state.stats
     _remove_paused_checkpoints(home, after.view)
-    _print_end(console, home, stats, after)
+    _print_end(console, stats, after)
     if not unsent:
+        _print_next(console, home, after)
         return _exit_code(state, after)
     console.print(f"{counted(len(unsent), 'run')} did not completely reach {target}:")
     _print_unsent(console, home, unsent)
-    console.print("Next: kto-sweep sync, then kto-sweep agent")
+    console.print(f"Next: kto-sweep sync, then kto-sweep agent {after.view.ref.id}")
     return 128 + stats.interrupted if stats.interrupted else 1
 
 
@@ -301,14 +302,17 @@ def _counts(stats: AgentStats, view: SweepView) -> str:
     return f"Trials of this agent: {', '.join(counts)}"
 
 
-def _print_end(console: Console, home: Home, stats: AgentStats, after: SweepStatus) -> None:
+def _print_end(console: Console, stats: AgentStats, after: SweepStatus) -> None:
     view = after.view
     of = f" of {view.expected}" if view.expected is not None else ""
     console.print(f"{_counts(stats, view)}. Sweep: {len(after.grid.done)}{of} done.")
     if after.end is not None:
         nothing = "" if stats.started else "Nothing is left to run. "
         console.print(f"{nothing}The sweep is {after.state}: {after.end.text}", soft_wrap=True)
+
+
+def _print_next(console: Console, home: Home, after: SweepStatus) -> None:
     if after.waits_for_agent:
-        console.print(f"Next: kto-sweep agent {view.ref.id}   (continues where this one ended)")
+        console.print(f"Next: kto-sweep agent {after.view.ref.id}   (continues where this one ended)")
     else:
         console.print(f"Next: {after.next_command(home_id(home))}")

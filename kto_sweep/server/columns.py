@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kto_sweep.server.store import lines
 from kto_sweep.server.store.lines import Stream
+from kto_sweep.sweep.view import MAX_RUN_SECONDS
 from kto_sweep.text import is_number
 
 Numbers = NDArray[np.float64]
@@ -25,8 +26,6 @@ MAX_KEYS = 2000
 """Maximum keys of a run."""
 MAX_DEPTH = 5
 """Maximum nesting of logged objects; deeper values are ignored."""
-MAX_RUN_SECONDS = 1e9
-"""Seconds (32 years); a larger runtime in a log is cut to this."""
 
 
 @dataclass

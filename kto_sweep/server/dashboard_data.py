@@ -14,7 +14,6 @@ from kto_sweep.alerts import SUMMARY, alerts_for_summary, alerts_of
 from kto_sweep.search.distributions import Continuous
 from kto_sweep.search.space import Space, searched_names
 from kto_sweep.server import run_writes
-from kto_sweep.server.columns import MAX_RUN_SECONDS
 from kto_sweep.server.errors import NotFoundError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ACTIVE, ENDED
@@ -26,7 +25,7 @@ from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.sweep_state import SweepStatus
 from kto_sweep.sweep.trial_state import TrialState, count_states
-from kto_sweep.sweep.view import HEARTBEAT_SECONDS, TrialRecord
+from kto_sweep.sweep.view import HEARTBEAT_SECONDS, MAX_RUN_SECONDS, TrialRecord
 from kto_sweep.text import is_number
 from kto_sweep.trial import trial_config
 

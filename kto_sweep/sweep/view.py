@@ -36,6 +36,8 @@ OVER = frozenset({"FINISHED", "CANCELED"})
 
 HEARTBEAT_SECONDS = 90.0
 """A process that has sent no heartbeat for this long counts as dead; wandb sends one every 30 s."""
+MAX_RUN_SECONDS = 1e9
+"""Seconds (32 years); a larger time in a run's log or summary is wrong."""
 ASSIGNED_SECONDS = 30.0
 """An agent starts a run within this time after the server has handed it out."""
 BETWEEN_TRIALS_SECONDS = 10.0
@@ -211,7 +213,7 @@ def seconds_of(summary: Mapping[str, Any], created: float | None, heartbeat: flo
     """Seconds that a run took: what it logged, else from its creation to its last heartbeat."""
     for name in ("trial/seconds", "_runtime"):
         seconds = finite_number(summary, name)
-        if seconds is not None and seconds >= 0:
+        if seconds is not None and 0 <= seconds <= MAX_RUN_SECONDS:
             return seconds
     if created is None or heartbeat is None:
         return None

