@@ -57,7 +57,9 @@ def next_steps(
     if FailureCause.OUT_OF_MEMORY in causes:
         yield NextStep("Check which trials fit before the next sweep", "kto-sweep plan FILE --gpu this")
     largest = max(verdicts, key=lambda verdict: len(verdict.tied) + 1, default=None)
-    if largest is not None and len(verdicts) == 1:
+    # While trials are left, what comes next may change.
+    is_over = stopped or status.state not in _COMPLETE or status.left is None
+    if largest is not None and len(verdicts) == 1 and is_over:
         yield from _settle(view, largest)
         yield from _widen(view, largest.winner, importance)
         if largest.certainty is Certainty.CLEAR:
