@@ -17,6 +17,7 @@ GROUPS = ["Hyper-parameters", "Model", "Data", "Code", "Environment", "Command"]
 
 def test_list_shows_each_sweep_in_a_row(page: Page, seeded: SeededServer) -> None:
     path = seeded.grid.path
+    seeded.stream("kto", seeded.grid.runs[21])  # a heartbeat: it is running
     page.goto("/")
     line = page.locator("tr", has=page.locator(f'a[href="{path}"]'))
     expect(line).to_contain_text("20 of 24 finished · 1 running · 1 failed")
