@@ -195,11 +195,11 @@ def test_the_verdict_follows_the_sweep_and_moves_nothing(page: Page, seeded: See
     page.clock.install(time=0)
     page.clock.pause_at(1)  # from here on, only run_for moves it
     page.goto(f"/local/follow/sweeps/{sweep}")
-    page.clock.run_for(1000)
+    while not held:
+        page.clock.run_for(10)
+    page.clock.run_for(300)  # the page waits no longer for the comparison
     expect(page.locator("#verdict")).to_contain_text("Loading")
     top = height_above_curves(page)
-    while not held:
-        page.clock.run_for(100)
     held[0].continue_()
     expect(page.locator("#verdict")).to_contain_text("beta 0.1 has the best eval/common_loss: 0.4;")
     assert height_above_curves(page) == top
