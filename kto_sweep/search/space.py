@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from kto_sweep.search.distributions import Distribution, Value, value_key
 
+CONFIGURATION = "configuration"
+"""The parameter of `kto-sweep replicate` whose values are whole configurations."""
 SEED = "seed"
 """The parameter in which replicates of a configuration differ."""
 

@@ -19,7 +19,7 @@ from kto_sweep.compare.ranking import Configuration
 from kto_sweep.errors import UsageError
 from kto_sweep.search.options import BLOCK
 from kto_sweep.search.replicates import FIRST_SEED
-from kto_sweep.search.space import SEED, Parameter
+from kto_sweep.search.space import CONFIGURATION, SEED, Parameter
 from kto_sweep.sweep.follow_up import (
     FollowUp,
     as_sweep_file,
@@ -34,8 +34,6 @@ from kto_sweep.sweep_file.command import read_flags
 from kto_sweep.text import counted
 from kto_sweep.trial import leaves, lookup, parameter_name
 
-CONFIGURATION = "configuration"
-"""The parameter whose values are the configurations."""
 SEEDS = 2**32
 """Number of valid seeds, from 0 on."""
 
