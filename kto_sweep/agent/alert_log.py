@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import wandb
@@ -32,12 +31,6 @@ class AlertLog:
     def has_error(self) -> bool:
         """Whether an alert says that the trial has failed."""
         return any(alert.level is AlertLevel.ERROR for alert in self._alerts)
-
-    def send_health(self, summary: Mapping[str, object], step: int) -> None:
-        """Send an alert if the summary of a trial that ended says that its training broke."""
-        if "trial/health" in summary:
-            title, text = str(summary["trial/health"]), str(summary.get("trial/health_message", ""))
-            self.send(RunAlert(AlertLevel.ERROR, title, text, step))
 
     def send(self, alert: RunAlert) -> None:
         """Send an alert to W&B and add it to the run's summary."""

@@ -64,10 +64,6 @@ class WandbAgentReport:
         self._alerts.send(alert)
         self.note(str(alert))
 
-    def ended(self, summary: Mapping[str, float | int | str]) -> None:
-        """Send an alert if the training broke, though it reached its last step."""
-        self._alerts.send_health(summary, self._step)
-
     def failed(self, cause: str, message: str) -> None:
         """Send an alert that the trial failed, unless one has said so."""
         if not self._alerts.has_error:
@@ -110,7 +106,6 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             )
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
-        report.ended(result.summary)
 
 
 def _sweep_arguments(run: wandb.Run) -> list[str]:

@@ -299,7 +299,6 @@ class TrialRun:
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
         """End the run as finished; returns, like the other ends, whether its data is where it belongs."""
         self._run.summary.update(dict(summary))
-        self._alerts.send_health(summary, self.logged_steps)
         if os.environ.get(UPLOAD) == "end":
             self._upload()
         return self._close(exit_code=0)

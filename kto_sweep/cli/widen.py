@@ -9,7 +9,7 @@ from kto_sweep.cli.register_follow_up import follow_up, follow_up_options
 
 @click.command()
 @click.argument("sweep", required=False)
-@click.argument("parameter", required=False)
+@click.argument("parameter", required=False, metavar="PARAMETER")
 @follow_up_options
 def widen(
     sweep: str | None,

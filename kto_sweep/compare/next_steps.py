@@ -12,7 +12,7 @@ from kto_sweep.metrics import METRICS
 from kto_sweep.search.range_ends import range_end
 from kto_sweep.sweep.gpu_hours import gpu_time, seconds_per_trial
 from kto_sweep.sweep.grid_status import read_grid_status
-from kto_sweep.sweep.sweep_state import ShownState, read_sweep_status
+from kto_sweep.sweep.sweep_state import ShownState, SweepStatus, read_sweep_status
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.text import counted, hours, number
 from kto_sweep.trial import lookup
@@ -48,47 +48,56 @@ def next_steps(
     view: SweepView, verdicts: Sequence[Verdict], importance: ImportanceTable, metric: str
 ) -> Iterator[NextStep]:
     """The steps, most urgent first."""
-    yield from _complete(view)
+    status = read_sweep_status(view)
+    stopped = status.state is ShownState.STOPPED
+    yield from _retry(view, status)
+    if not stopped:
+        yield from _complete(view, status)
     causes = {trial.failure for trial in view.trials}
     if FailureCause.OUT_OF_MEMORY in causes:
         yield NextStep("Check which trials fit before the next sweep", "kto-sweep plan FILE --gpu this")
     largest = max(verdicts, key=lambda verdict: len(verdict.tied) + 1, default=None)
-    if largest is not None and len(verdicts) == 1:
+    # While trials are left, what comes next may change.
+    is_over = stopped or status.state not in _COMPLETE or status.left is None
+    if largest is not None and len(verdicts) == 1 and is_over:
         yield from _settle(view, largest)
         yield from _widen(view, largest.winner, importance)
         if largest.certainty is Certainty.CLEAR:
             yield NextStep("Train with these settings", f"kto-sweep train --from {view.ref.id} --whole-data")
+    if stopped:  # on purpose: what it has comes first
+        yield from _complete(view, status)
     caution = METRICS[metric].caution if metric in METRICS else ""
     if caution:
         yield NextStep(f"Rank by a metric other than {metric}: {caution}")
 
 
-def _complete(view: SweepView) -> Iterator[NextStep]:
-    """Steps that train what the sweep still lacks."""
-    status = read_sweep_status(view)
+def _retry(view: SweepView, status: SweepStatus) -> Iterator[NextStep]:
     if status.grid.retryable:
         yield NextStep(
             f"Retry {counted(len(status.grid.retryable), 'trial')} that failed for external reasons",
             f"kto-sweep resume {view.ref.id}",
         )
-    if status.left == 0 or status.state in _ENDED:
+
+
+_COMPLETE = {
+    ShownState.PENDING: ("No agent has started it; to train here", "agent"),
+    ShownState.RUNNING: ("It is still running; to train on this box too", "agent"),
+    ShownState.INTERRUPTED: ("No agent trains what is left; to train here", "agent"),
+    ShownState.PAUSED: ("It is paused; to continue", "resume"),
+    ShownState.STOPPED: ("It was stopped; to train the rest", "resume"),
+}
+"""What to say and type in each state of a sweep that has trials left."""
+
+
+def _complete(view: SweepView, status: SweepStatus) -> Iterator[NextStep]:
+    """The step that trains what the sweep still lacks."""
+    if status.left == 0 or status.state not in _COMPLETE:
         return
-    text = {
-        ShownState.PENDING: "No agent has started it; to train here",
-        ShownState.RUNNING: "It is still running; to train on this box too",
-        ShownState.PAUSED: "It is paused; to continue",
-        ShownState.STOPPED: "It was stopped; to train the rest",
-    }.get(status.state, "No agent trains what is left; to train here")
+    text, command = _COMPLETE[status.state]
     if status.left is not None:
         text = f"{counted(status.left, 'trial')} left. {text}"
     time = gpu_time(view, status.grid)
-    command = (
-        status.next_command() if status.state is not ShownState.RUNNING else f"kto-sweep agent {view.ref.id}"
-    )
-    yield NextStep(text, command, *_price(time.remaining, time.unit))
-
-
-_ENDED = {ShownState.FINISHED, ShownState.STOPPING, ShownState.CANCELING, ShownState.CANCELED}
+    yield NextStep(text, f"kto-sweep {command} {view.ref.id}", *_price(time.remaining, time.unit))
 
 
 def _price(seconds: float | None, unit: str) -> tuple[float | None, str]:

@@ -12,7 +12,8 @@ from kto_sweep.compare.ranking import RankedTrial, Ranking, Standing, is_seed, s
 from kto_sweep.compare.verdict import Verdict
 from kto_sweep.errors import FailureCause
 from kto_sweep.fingerprints import differences
-from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.search.distributions import value_key
+from kto_sweep.sweep.view import UNSTABLE, SweepView, TrialRecord
 from kto_sweep.text import counted, number
 from kto_sweep.trial import lookup
 
@@ -164,11 +165,14 @@ def _failures(view: SweepView, ranking: Ranking, metric: str) -> Iterator[str]:
 
 
 def alert_sentences(view: SweepView) -> list[str]:
-    """For each kind of alert, the worst level first: its title, its trials, and the text of the last one."""
+    """For each kind of alert, the worst level first: its title, its trials, and the text of one of them.
+
+    Trials that failed are left out: their failure says more.
+    """
     raised: dict[tuple[AlertLevel, str], dict[str, RunAlert]] = {}
     labels = {trial.run_id: trial.label for trial in view.trials}
     for trial in sorted(view.trials, key=lambda trial: trial.run_id):
-        for alert in trial.alerts:
+        for alert in () if trial.failure and trial.failure != UNSTABLE else trial.alerts:
             raised.setdefault((alert.level, alert.title), {})[trial.run_id] = alert
     order = list(AlertLevel)
     texts = []
@@ -176,11 +180,15 @@ def alert_sentences(view: SweepView) -> list[str]:
         raised.items(), key=lambda entry: (-order.index(entry[0][0]), entry[0][1])
     ):
         runs = _listed([labels[run_id] for run_id in alerts])
-        last = list(alerts.values())[-1]
+        run_id, alert = next(iter(alerts.items()))
+        example = (
+            f"for example at step {alert.step} of {labels[run_id]}"
+            if len(alerts) > 1
+            else f"at step {alert.step}"
+        )
         texts.append(
             _printable(
-                f"{level.label}: {title} in {counted(len(alerts), 'trial')} ({runs}), the last at step "
-                f"{last.step}: {last.text}"
+                f"{level.label}: {title} in {counted(len(alerts), 'trial')} ({runs}), {example}: {alert.text}"
             )
         )
     return texts
@@ -198,10 +206,11 @@ def _common_to(view: SweepView, trials: Sequence[TrialRecord]) -> str:
         return f"{trials[0].label}: {settings_text({name: lookup(trials[0].config, name) for name in names})}"
     finished = [trial for trial in view.trials if trial.state == "finished" and not trial.failure]
     for name in names:
-        values = [lookup(trial.config, name) for trial in trials]
-        good_values = [lookup(trial.config, name) for trial in finished]
-        if finished and all(value == values[0] for value in values) and values[0] not in good_values:
-            return f"all with {name} {number(values[0])}; no trial with it finished"
+        values = {value_key(value): value for value in (lookup(trial.config, name) for trial in trials)}
+        good_values = {value_key(lookup(trial.config, name)) for trial in finished}
+        if finished and len(values) <= MAX_LISTED and not values.keys() & good_values:
+            shown = " or ".join(number(value) for value in values.values())
+            return f"all with {name} {shown}; no trial with {'it' if len(values) == 1 else 'these'} finished"
     return ""
 
 

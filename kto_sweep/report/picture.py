@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CURVES = 60
 MAX_RANKED = 20
-MAX_LABEL = 46
+MAX_LABEL = 64
 
 
 def save_picture(comparison: Comparison, curves: Curves, path: Path) -> None:

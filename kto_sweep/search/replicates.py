@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kto_sweep.search import grid
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.distributions import value_key
-from kto_sweep.search.space import SEED
+from kto_sweep.search.space import SEED, Space
 
 FIRST_SEED = 42
 """A trial's default seed."""
@@ -33,14 +34,16 @@ def next_replicate(chosen: Iterable[Mapping[str, Any]], seeds: Sequence[int]) ->
     return None
 
 
-def pooled(observations: Iterable[Observation]) -> list[Observation]:
+def pooled(observations: Iterable[Observation], space: Space) -> list[Observation]:
     """One observation per configuration, ignoring the seed, in order of first appearance.
 
-    Its value is the mean of its runs' values; it is pending while it has no value and a run is pending.
+    Only searched parameters count: the configurations of prior runs have others too. The value is the mean of
+    the runs' values; the observation is pending while it has no value and a run is pending.
     """
+    searched = Space(tuple(parameter for parameter in space.searched if parameter.path != (SEED,)))
     groups: dict[object, list[Observation]] = {}
     for observation in observations:
-        groups.setdefault(_key(observation.config), []).append(observation)
+        groups.setdefault(grid.cell_key(searched, observation.config), []).append(observation)
     return [_pool(group) for group in groups.values()]
 
 

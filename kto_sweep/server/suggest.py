@@ -79,7 +79,7 @@ def _next_bayes(
     try:
         seen = observations(connection, sweep.id, metric, options.objectives[1:])
         if options.seeds:
-            seen = replicates.pooled(seen)
+            seen = replicates.pooled(seen, space)
         seed = zlib.crc32(sweep.name.encode())
         return bayes.next_config(space, seen, maximize=metric.maximize, seed=seed)
     except Exception:

@@ -63,14 +63,11 @@ def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> Fol
             **_without(without_alert_rules(old["parameters"]), replaced),
         },
     }
-    left_out = [key for key in ("early_terminate",) if old.get(key)]
-    block, metric = old.get(BLOCK) or {}, old.get("metric")
-    left_out += [key for key in ("asha",) if block.get(key)]
-    if block.get("objectives"):
-        config[BLOCK] = {"objectives": block["objectives"]}
-    if isinstance(metric, Mapping):
-        config["metric"] = {key: metric[key] for key in ("name", "goal") if key in metric}
-        left_out += ["metric.target"] if metric.get("target") is not None else []
+    config["metric"] = {"name": view.metric, "goal": view.goal}
+    if view.objectives:
+        config[BLOCK] = {"objectives": [{"name": each.name, "goal": each.goal} for each in view.objectives]}
+    ends_early = ("early_terminate", f"{BLOCK}.asha", "metric.target")
+    left_out = [name for name in ends_early if lookup(old, name) is not None]
     if "command" in old:
         config["command"] = _without_seed(view)
     if is_again:

@@ -1,6 +1,7 @@
 """An agent with fakes: its server is a function, its workers and W&B runs are objects."""
 
 import io
+import itertools
 import queue
 import secrets
 import threading
@@ -20,7 +21,7 @@ from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.progress import ProgressDisplay
 from kto_sweep.agent.state import AgentState, Assignment, Settings
 from kto_sweep.agent.supervisor import supervise
-from kto_sweep.agent.wandb_run import RunOptions, TrialRun
+from kto_sweep.agent.wandb_run import Monitored, RunOptions, TrialRun
 from kto_sweep.agent.workers import WorkerProcess
 from kto_sweep.alerts import RunAlert
 from kto_sweep.errors import ServerError
@@ -81,13 +82,19 @@ class FakeRun(TrialRun):
 class FakeWorker(WorkerProcess):
     """A worker that is ready at once and passes its orders to the harness."""
 
-    is_held, pid = False, 0
+    is_held = False
+    pids = itertools.count(1000)
 
     def __init__(self, harness: "AgentHarness", device: Device) -> None:
         self._harness = harness
         self._messages_out: queue.SimpleQueue[Message | int] = queue.SimpleQueue()
         self.log = Path("worker.log")
+        self._pid = next(self.pids)
         self.say(Ready(device.name))
+
+    @property
+    def pid(self) -> int:
+        return self._pid
 
     def say(self, message: Message) -> None:
         self._messages_out.put(message)
@@ -132,6 +139,8 @@ class AgentHarness:
     orders: list[Order] = field(default_factory=list)
     ends: list[tuple[str, str]] = field(default_factory=list)
     beats: list[tuple[str, ...]] = field(default_factory=list)
+    monitored: list[Monitored] = field(default_factory=list)
+    """What the system metrics of each opened run are those of."""
     output: io.StringIO = field(default_factory=io.StringIO)
     connectivity: Connectivity = field(default_factory=lambda: Connectivity("http://127.0.0.1:9", None, 3600))
     ref: SweepRef = REF
@@ -184,6 +193,7 @@ class AgentHarness:
 
     def _open_run(self, ref: SweepRef, run_id: str, *args: Any, **options: Any) -> FakeRun:
         self.open_run(run_id)
+        self.monitored.append(options["monitored"])
         return FakeRun(self, run_id)
 
     def happens(self, event: Event) -> None:

@@ -85,6 +85,11 @@ def test_wandb_api_reads_every_trial_and_agrees_on_the_best(machine, finished):
     for run in read["runs"]:
         assert run["state"] == "finished"
         assert run["config"]["batch_size"] == 4
+        lineage = json.loads((machine.home.runs / run["id"] / "lineage.json").read_text())
+        record = run["config"]["record"]
+        assert record.keys() >= {"model", "data", "environment", "command"}
+        assert record == {name: lineage[name] for name in record}
+        assert lineage["trial"].items() <= run["config"].items()
         assert run["steps"] == [1, 2, 3, 4]
         assert {"loss", "rewards/margins", "kl", "eval/common_loss"} <= set(run["summary"])
         assert {"trial/seconds", "trial/data", "trial/eval_data", "trial/model"} <= set(run["summary"])
@@ -186,6 +191,12 @@ parameters:
     # The stock tools register values as YAML reads them: here as text. Trials train with the numbers.
     assert {trial["config"]["learning_rate"] for trial in trials} == {"3e-3", "1e-2"}
     assert {(trial["config"]["beta"], trial["config"]["lora_r"]) for trial in trials} == {(0.5, 4)}
+    for run in read_back(machine, {"path": path})["runs"]:
+        assert (run["config"]["seed"], run["config"]["batch_size"]) == (42, 8)
+        record = run["config"]["record"]
+        assert record["model"]["type"] == "llama"
+        assert record["data"]["train"]["rows"] == 324
+        assert "--beta=0.5" in record["command"]
     lineages = [machine.home.runs / trial["run_id"] / "lineage.json" for trial in trials]
     assert {json.loads(path.read_text())["trial"]["lora_r"] for path in lineages} == {4}
     assert {trial["summary"]["learning_rate"] > 0 for trial in trials} == {True}

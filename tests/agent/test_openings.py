@@ -10,7 +10,7 @@ from agent_harness import CONFIG, REF, AgentHarness, FakeWorker, Grid, later
 from kto_sweep.agent import executor, lease, slots
 from kto_sweep.agent.lease import OrphanedTrial, find_orphaned_trials
 from kto_sweep.agent.state import MAX_OPENINGS, Assignment
-from kto_sweep.agent.wandb_run import GivenBackError
+from kto_sweep.agent.wandb_run import GivenBackError, Monitored
 from kto_sweep.disk import shortage
 from kto_sweep.locks import RunLock
 from kto_sweep.protocol import Done, Order, StartTrial
@@ -42,6 +42,19 @@ def test_a_server_that_rejects_runs_temporarily_loses_no_cell(harness: AgentHarn
     assert stats.finished == 3
     assert "run cell0 was not started: 403 Forbidden; next attempt in 0 s" in harness.said()
     assert ("cell0",) in harness.beats
+
+
+def test_system_metrics_are_those_of_the_worker(harness: AgentHarness) -> None:
+    grid, pids = Grid(2), []
+    finish = finish_at_once(grid)
+
+    def on_order(worker: FakeWorker, order: Order) -> None:
+        pids.append(worker.pid)
+        finish(worker, order)
+
+    harness.beat, harness.on_order = grid.beat, on_order
+    harness.perform()
+    assert harness.monitored == [Monitored(pid, gpus=()) for pid in pids]
 
 
 def test_a_slot_that_cannot_open_runs_closes_with_a_message(harness: AgentHarness) -> None:

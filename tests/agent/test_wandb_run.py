@@ -73,7 +73,7 @@ run.fail("network", "it is down")
 (folder / "checkpoint/last.safetensors").touch()
 again = opened()
 print([entry["title"] for entry in again._run.summary[SUMMARY]])
-again.succeed({"trial/health": "unstable", "trial/health_message": "far away"})
+again.fail("diverged", "far away")
 kept = json.loads((folder / "alerts.json").read_text())[SUMMARY]
 print([(entry["level"], entry["title"], entry["step"]) for entry in kept])
 os._exit(0)
@@ -111,5 +111,5 @@ def test_a_resumed_run_keeps_the_alerts_up_to_its_checkpoint(tmp_path):
         "WARNING: step 1: gradient norm: it is 300",
         "WARNING: step 3: KL large: it is 120",
         "['gradient norm']",  # neither the alert after the checkpoint nor the failure
-        "[('WARN', 'gradient norm', 1), ('ERROR', 'unstable', 2)]",
+        "[('WARN', 'gradient norm', 1), ('ERROR', 'failed: diverged', 2)]",
     ]

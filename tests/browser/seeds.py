@@ -167,7 +167,7 @@ class SeededServer:
         ]
         for name, state, rate, seed, loss, more in trials:
             config = {"learning_rate": {"value": rate}, "seed": {"value": seed}}
-            summary = {"eval/common_loss": loss, "_step": 58, "trial/steps": 200, **more}
+            summary = {"eval/common_loss": loss, "_step": 58, "_runtime": 90, "trial/steps": 200, **more}
             values = {"host": "box", "sweep": sweep, "displayName": name, "config": json.dumps(config)}
             self.upsert("noise", f"id-{name}", **values, state=state, summaryMetrics=json.dumps(summary))
         return SeededSweep(sweep, [name for name, *_ in trials], "", f"/local/noise/sweeps/{sweep}")

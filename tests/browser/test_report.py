@@ -39,7 +39,7 @@ def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(
     for metric in ("rewards/margins", "loss", "kl", "gpu/memory_peak_gb"):
         panel = page.locator(f"[data-metric='{metric}']")
         expect(panel.locator(".js-plotly-plot .scatterlayer .trace")).to_have_count(22)
-    expect(page.locator("#verdict")).to_contain_text("learning_rate matters most")
+    expect(page.locator("#verdict")).to_contain_text("learning_rate: 92% of the importance")
     expect(page.locator("#importance tbody tr")).to_have_count(3)
     expect(page.locator("#scatter .js-plotly-plot")).to_be_visible()
     expect(page.locator("svg.parallel .axis")).to_have_count(4)

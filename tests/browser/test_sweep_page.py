@@ -56,7 +56,7 @@ def test_runs_judged_on_other_rows_have_rankings_of_their_own(page: Page, seeded
     expect(names).to_have_text(["★ a0.2", "a0.1", "★ b0.1", "b0.2"])
     expect(rows(page).first).to_contain_text("dataset a.jsonl")
     expect(page.locator("#scatter .summary")).to_contain_text(
-        "best configuration on \u2068dataset a.jsonl\u2069 by \u2068a0.2\u2069 (0.3, number 2)"
+        "best configuration on \u2068dataset a.jsonl\u2069: \u2068a0.2\u2069 (0.3, number 2)"
     )
     expect(page.locator("#scatter .scatterlayer .trace")).to_have_count(3)
     page.goto("/local/datasets")

@@ -27,7 +27,8 @@ def trial(run_id, loss=None, rate=1e-5, seed=1, state="finished", cause=None, se
         **({"failure/cause": cause} if cause else {}),
         **summary,
     }
-    return TrialRecord(run_id, run_id, state, {"learning_rate": rate, "seed": seed}, values, seconds)
+    config = {"learning_rate": rate, "seed": seed}
+    return TrialRecord(run_id, run_id, state, config, values, seconds, device="home gpu 0")
 
 
 def sweep(*trials, parameters=None, state="FINISHED", **facts):
@@ -72,6 +73,7 @@ def test_with_one_run_of_each_configuration_the_confidence_is_unknown():
     assert result["Next"] == (
         "Measure seed noise: train the best 3 with 3 seeds each (about 0.15 GPU-hours): "
         "kto-sweep replicate s --top 3 --seeds 3",
+        "6 trials left. It was stopped; to train the rest (about 0.1 GPU-hours): kto-sweep resume s",
     )
     comparison = compare(sweep(*trials))
     assert comparison.verdict.certainty == "unknown"
@@ -255,7 +257,7 @@ def test_a_lead_far_above_the_spread_between_seeds_is_clear():
     comparison = compare(sweep(*trials))
     assert comparison.verdict.certainty == "clear"
     assert comparison.verdict.winner.settings == {"learning_rate": 1e-5}
-    assert result["Next"] == ("Train with these settings: kto-sweep train --from s --whole-data",)
+    assert result["Next"][0] == "Train with these settings: kto-sweep train --from s --whole-data"
 
 
 def test_a_lead_within_the_spread_between_seeds_is_a_tie():
@@ -388,15 +390,14 @@ def test_alerts_are_listed_by_level_and_title_with_their_trials():
         trial("c", rate=1e-4, state="failed", cause="diverged", **{"trial/alerts": [bad]}),
     )
     assert result["Alerts"] == (
-        "ERROR: loss in 1 trial (c), the last at step 7: the loss is nan",
-        "WARNING: kl_raw > 10 in 2 trials (a, b), the last at step 80: kl_raw is 12.3",
+        "WARNING: kl_raw > 10 in 2 trials (a, b), for example at step 40 of a: kl_raw is 12.3",
     )
 
 
 def test_a_sweep_without_runs_says_what_to_type():
     result = said(state="PENDING")
     assert result["Best"] == ("No trial yet.",)
-    assert result["Next"] == ("No trial yet. To train here: kto-sweep agent s",)
+    assert result["Next"] == ("9 trials left. No agent has started it; to train here: kto-sweep agent s",)
 
 
 def test_a_metric_that_no_trial_logs_is_rejected_with_the_nearest():

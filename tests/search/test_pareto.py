@@ -55,6 +55,7 @@ def test_seeds_are_pooled_in_each_objective():
             Observation({"x": 1, "seed": 1}, 1.0, costs=(10.0,)),
             Observation({"x": 1, "seed": 2}, 3.0, costs=(30.0,)),
             Observation({"x": 1, "seed": 3}, None, pending=True),
-        ]
+        ],
+        PLANE,
     )
     assert (one.value, one.costs, one.pending) == (2.0, (20.0,), False)

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from kto_sweep.search.bayes import Observation
 from kto_sweep.search.replicates import next_replicate, pooled
+from kto_sweep.search.space_parser import parse_space
 
 SEEDS = (42, 43, 44)
+SPACE, _ = parse_space({"x": {"values": [1, 2, 3]}, "seed": {"values": list(SEEDS)}, "beta": {"value": 0.1}})
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=6))
@@ -39,10 +41,12 @@ def test_the_value_of_a_configuration_is_the_mean_of_its_seeds():
         [
             Observation({"x": 1, "seed": 42}, 1.0),
             Observation({"x": 2, "seed": 42}, None, pending=True),
-            Observation({"x": 1, "seed": 43}, 2.0),
+            # A prior run, whose configuration has more than the search chose.
+            Observation({"x": 1.0, "seed": 43, "beta": 0.1, "_device": "gpu 1"}, 2.0),
             Observation({"x": 1, "seed": 44}, None, pending=True),
             Observation({"x": 3, "seed": 42}, None),
-        ]
+        ],
+        SPACE,
     )
     assert [
         (observation.config["x"], observation.value, observation.pending) for observation in observations

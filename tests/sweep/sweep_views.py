@@ -5,6 +5,7 @@ from typing import Any
 
 from kto_sweep.compare.comparison import compare
 from kto_sweep.compare.ranking import Configuration
+from kto_sweep.search.options import read_options
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
@@ -57,6 +58,7 @@ def sweep_view(
         space=space,
         expected=None,
         trials=trials,
+        objectives=read_options(config, []).objectives,
         command=read_command(config),
         config=config,
     )

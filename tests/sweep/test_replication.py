@@ -104,7 +104,10 @@ def test_groups_keep_their_names_and_lose_what_is_searched():
 
 
 def test_alerts_and_objectives_stay_and_what_ends_trials_early_does_not():
-    objectives = [{"name": "eval/common_loss", "goal": "minimize"}, {"name": "trial/seconds"}]
+    objectives = [
+        {"name": "eval/common_loss", "goal": "minimize"},
+        {"name": "trial/seconds", "goal": "minimize"},
+    ]
     view = sweep_view(
         {**RATES, PARAMETER: {"value": "kl_raw > 10; loss > 2"}},
         trial(1, 0.1, learning_rate=1e-5),

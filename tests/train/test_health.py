@@ -235,7 +235,7 @@ def test_issues_become_alerts_and_reported_ones_are_not_repeated(tmp_path: Path)
     for log in (first, again):
         log.log(2, row)
         log.close()
-    text = "the gradient norm is 1e+06; try a larger warmup_ratio, and max_grad_norm above 0"
+    text = "the gradient norm is 1000000; try a larger warmup_ratio, and max_grad_norm above 0"
     assert reports[0].alerts == [RunAlert(AlertLevel.WARN, "gradient norm", text, 1)]
     assert str(reports[0].alerts[0]) == f"WARNING: step 1: gradient norm: {text}"
     assert (reports[0].steps, reports[1].steps) == ([1, 2], [2])

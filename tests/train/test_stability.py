@@ -11,6 +11,7 @@ from cotrainer_cases import Recorder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kto_sweep.alerts import AlertLevel, RunAlert
 from kto_sweep.errors import FailureCause, TrialFailure
 from kto_sweep.home import Home
 from kto_sweep.train.context import WorkerContext
@@ -209,8 +210,7 @@ def test_a_resumed_trial_is_judged_by_its_earlier_steps_too(tmp_path: Path) -> N
     )
     assert log.conclude() == {"trial/health": "unstable", "trial/health_message": message}
     log.close()
-    assert report.notes == [f"WARNING: unstable: {message}"]
-    assert report.alerts == ["KTO: unstable"]
+    assert report.alerts == [RunAlert(AlertLevel.ERROR, "unstable", message, 12)]
 
 
 def test_a_trial_killed_between_its_last_row_and_its_failure_fails_when_it_resumes(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_short_real_trial_that_breaks_is_unstable_also_when_it_was_stopped_in_
     stopped, report = trained(context, tmp_path, stop_after=8, **broken)
     assert stopped.stopped
     assert "trial/health" not in stopped.summary
-    assert "KTO: unstable" not in report.alerts
+    assert "unstable" not in [alert.title for alert in report.alerts]
     result, report = trained(context, tmp_path, **broken)
     assert min(report.rows) == 9
     assert result.summary["trial/health"] == "unstable"
@@ -262,8 +262,7 @@ def test_a_short_real_trial_that_breaks_is_unstable_also_when_it_was_stopped_in_
     assert "eval/common_loss 0.5" in str(message)
     assert "no better than untrained" in str(message)
     assert "try a lower learning_rate" in str(message)
-    assert report.alerts[-1] == "KTO: unstable"
-    assert report.notes[-1] == f"WARNING: unstable: {message}"
+    assert report.alerts[-1] == RunAlert(AlertLevel.ERROR, "unstable", str(message), 12)
 
 
 def test_learning_rate_1_for_24_steps_fails(context: WorkerContext, tmp_path: Path) -> None:

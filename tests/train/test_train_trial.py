@@ -1,11 +1,13 @@
 """One trial in this process, as wandb's own agents train it: train_trial."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cotrainer_cases import Recorder
+from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 from kto_sweep.errors import DataError, TrialFailure, UsageError
@@ -80,5 +82,8 @@ def test_a_model_that_cannot_be_packed_is_trained_with_trl(
     # Another model, judged on the same rows: the two trials compare.
     assert result.summary["trial/eval_data"] == context.data(make_trial()).eval_fingerprint
     assert any("TRL's trainer trains it instead" in note for note in report.notes)
-    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
-    assert (tmp_path / "out" / "lineage.json").exists()
+    adapters = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors").values()
+    model = json.loads((tmp_path / "out" / "lineage.json").read_text())["model"]
+    assert (model["type"], model["architecture"]) == ("stablelm", "StableLmForCausalLM")
+    assert (model["layers"], model["hidden_size"]) == (1, 32)
+    assert model["trainable_parameters"] == sum(tensor.numel() for tensor in adapters)

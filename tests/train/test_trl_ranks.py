@@ -104,6 +104,7 @@ def test_two_processes_give_the_numbers_of_one_and_both_end_if_one_dies(
     assert "trained on 2 devices" in both.notes[0]
     result, after = train(trial, home, tmp_path / "2", 2, logged=max(both.rows))
     assert after.planned == [(9, max(both.rows))]
+    assert after.provenance.model == alone.provenance.model is not None
     assert any(note.startswith("resuming after step") for note in after.notes)
     both.rows.update(after.rows)
     expect_same(both, alone, 1e-5)

@@ -22,6 +22,7 @@ from kto_sweep.models.tiny import Recipe
 from kto_sweep.protocol import (
     Done,
     Failed,
+    Loaded,
     Message,
     Metrics,
     Note,
@@ -35,6 +36,8 @@ from kto_sweep.train.tiny import MAKING
 
 ROWS = Path(__file__).parents[2] / "examples" / "support_replies.jsonl"
 SECONDS = 120.0
+PROVENANCE = {"code": {"commit": "c0ffee", "dirty": False}, "command": ["kto-sweep", "agent"]}
+"""What the agent knows of its trials."""
 
 
 class Worker:
@@ -65,7 +68,7 @@ class Worker:
             "learning_rate": 3e-3,
         }
         folder = str(self.home.runs / run_id)
-        self.process.send(StartTrial(run_id, values | config, folder, logged))
+        self.process.send(StartTrial(run_id, values | config, folder, logged, PROVENANCE))
 
     def until(self, matches: Callable[[Message], bool]) -> Message:
         """Wait for a message."""
@@ -177,8 +180,18 @@ def test_trials_of_one_worker_train_together_wait_or_fail_separately(
     for name in ("a", "b", "c", "longer"):
         assert (folders[name] / "adapter" / "adapter_model.safetensors").exists()
     assert (folders["full"] / "model" / "model.safetensors").exists()
+    loaded = {
+        message.run_id: message.provenance for message in worker.messages if isinstance(message, Loaded)
+    }
+    assert loaded.keys() == {"a", "b", "c", "longer", "full"}
     for name in ("a", "full"):
-        assert json.loads((folders[name] / "lineage.json").read_text())["result"]["end"] == "finished"
+        lineage = json.loads((folders[name] / "lineage.json").read_text())
+        assert lineage["result"]["end"] == "finished"
+        assert {key: lineage[key] for key in loaded[name]} == loaded[name]
+        assert {key: loaded[name][key] for key in PROVENANCE} == PROVENANCE
+    whole = loaded["full"]["model"]
+    assert whole["trainable_parameters"] == whole["parameters"]
+    assert loaded["c"]["model"]["trainable_parameters"] == 2 * loaded["a"]["model"]["trainable_parameters"]
 
 
 def test_an_error_of_the_models_code_fails_each_trial_once_and_the_worker_goes_on(

@@ -86,9 +86,8 @@ function describe(points, metric, reason) {
     const runs = winning.map(
       (point) => `${isolated(point.title)} (${show(point.value)}, number ${points.indexOf(point) + 1})`,
     );
-    return [`best configuration ${rows ? `on ${isolated(rows)} ` : ""}by ${runs.join(", ")}`];
+    return [`best configuration${rows ? ` on ${isolated(rows)}` : ""}: ${runs.join(", ")}`];
   });
-  const total = `of ${count(points.length, "run")} by time of creation`;
-  const better = `${metric.name}, ${metric.goal === "maximize" ? "higher" : "lower"} is better`;
-  return winners.length ? `${better}: ${winners.join("; ")} ${total}.` : `${better}: ${count(points.length, "run")}.`;
+  const better = `${metric.name} of ${count(points.length, "run")} by time of creation`;
+  return `${[`${better}, ${metric.goal === "maximize" ? "higher" : "lower"} is better`, ...winners].join("; ")}.`;
 }

@@ -27,6 +27,7 @@ const CURVES = [
 ];
 const FIRST_DRAWN = 12;
 const COMPARISON_INTERVAL = 5000; // milliseconds; the comparison of 1,000 runs takes the server a second
+const FIRST_COMPARISON = 250; // milliseconds to wait for it: drawn with the rest, it moves nothing
 
 const [entity, project, , sweepName] = segments();
 const COMMAND = `kto-sweep agent ${entity}/${project}/${sweepName}`;
@@ -41,6 +42,7 @@ let tag = null;
 let page = null;
 let order = []; // the runs in the order of the comparison
 let comparison = null; // the verdict and the importance
+const firstComparison = Promise.withResolvers();
 
 /** The searched parameters; if the server does not know them, those that differ between runs. */
 function parameters() {
@@ -85,6 +87,7 @@ function build() {
     yaml: h("pre", { class: "tall", tabindex: 0 }),
     problems: h("div"),
   };
+  if (comparison) drawComparison(); // before it is on the page, where it takes no more room than it needs
   page.curveGrid = h(
     "div",
     { class: "grid four" },
@@ -151,17 +154,22 @@ function drawAll() {
   drawCharts();
 }
 
-const refreshComparison = throttle(async () => {
+async function loadComparison() {
   try {
     comparison = await read([entity, project, "sweeps", sweepName, "comparison"]);
-    drawComparison();
+    if (page) {
+      keepingFocus(page.head, drawHead);
+      drawComparison();
+    }
   } catch (problem) {
     report(problem);
   }
-}, COMPARISON_INTERVAL);
+  firstComparison.resolve();
+}
+
+const refreshComparison = throttle(loadComparison, COMPARISON_INTERVAL);
 
 function drawComparison() {
-  drawHead();
   page.verdict.draw(comparison.verdict);
   page.importance.draw(comparison.importance.parameters, comparison.importance.note);
 }
@@ -276,9 +284,12 @@ const refresh = poll(async () => {
     if (answer.complete) runs.clear();
     for (const run of answer.runs) runs.set(run.name, run);
     order = answer.order.map((name) => runs.get(name));
-    if (!page) build();
-    drawAll();
     refreshComparison();
+    if (!page) {
+      await Promise.race([firstComparison.promise, new Promise((done) => setTimeout(done, FIRST_COMPARISON))]);
+      build();
+    }
+    drawAll();
   }
   return !isOver(facts) || [...runs.values()].some((run) => run.state === "running");
 });

@@ -12,7 +12,7 @@ import { settings, show } from "./format.js";
 
 export class VerdictPanel {
   constructor() {
-    this.element = h("div", { class: "verdict-frame" }, h("p", { class: "quiet" }, "Loading…"));
+    this.element = h("div", { class: "loading" }, h("p", { class: "quiet" }, "Loading…"));
     this.drawn = "";
   }
 
@@ -21,12 +21,13 @@ export class VerdictPanel {
     const now = JSON.stringify(verdict.sentences);
     if (now === this.drawn) return; // keep a selection of its text
     this.drawn = now;
-    // A shorter verdict keeps the height of the last one, so that the charts below stay where they are.
+    // Keeps the height of what is on the page now, so that a shorter verdict does not move the charts below.
     this.element.style.minHeight = `${this.element.clientHeight}px`;
     const parts = verdict.sentences.flatMap(({ heading, sentences }) => [
       h("dt", {}, heading),
       sentences.map((text) => h("dd", {}, text)),
     ]);
+    this.element.classList.remove("loading");
     put(this.element, h("dl", { class: "verdict" }, parts));
   }
 }

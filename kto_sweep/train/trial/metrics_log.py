@@ -86,11 +86,11 @@ class MetricsLog:
                 raise TrialFailure(FailureCause.DIVERGED, f"step {step}: {issue.text}")
 
     def conclude(self) -> dict[str, str]:
-        """What to add to the summary of a trial that has taken its last step; warns if it is unstable."""
+        """What to add to the summary of a trial that has taken its last step; an alert if it is unstable."""
         message = self._health.judge() if self._health is not None else ""
         if not message:
             return {}
-        self._report.alert(RunAlert(AlertLevel.WARN, UNSTABLE, message, self._last_step))
+        self._report.alert(RunAlert(AlertLevel.ERROR, UNSTABLE, message, self._last_step))
         return {"trial/health": UNSTABLE, "trial/health_message": message}
 
     def syncing(self) -> Callable[[], None]:
