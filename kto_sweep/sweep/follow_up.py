@@ -79,7 +79,9 @@ class FollowUp:
         dumped = yaml.safe_dump(
             ordered, sort_keys=False, default_flow_style=None, width=110, allow_unicode=True
         )
-        return f"# {self.summary}.\n# Costs: {self.price}.\n\n{dumped}"
+        reuse = f" --reuse {self.reuse}" if self.reuse else ""
+        comment = (f"{self.summary}.", f"Costs: {self.price}.", f"Start: kto-sweep create FILE{reuse}")
+        return "".join(f"# {line}\n" for line in comment) + f"\n{dumped}"
 
 
 def as_sweep_file(view: SweepView, config: Mapping[str, Any]) -> dict[str, Any]:

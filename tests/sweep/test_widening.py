@@ -36,6 +36,7 @@ def test_a_grid_grows_at_the_end_of_the_best_value_and_reuses_the_rest(best, val
     assert new.config["parameters"]["learning_rate"] == {"values": values}
     assert (new.reuse, str(new.price)) == ("local/kto-sweep/ab12", "2 trials, about 0.033 GPU-hours")
     assert (new.config["name"], checked.sweep.expected_trials) == ("ab12-wider", 5)
+    assert "# Start: kto-sweep create FILE --reuse local/kto-sweep/ab12\n" in new.text()
 
 
 def test_a_bayesian_search_starts_with_the_trials_and_keeps_its_other_keys():
