@@ -193,6 +193,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
         output, _ = process.communicate(timeout=GIT_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
+        assert process.stdout is not None
+        process.stdout.close()
         with suppress(subprocess.TimeoutExpired):  # it may hang in the kernel on a lost network disk
             process.wait(1)
         return None
