@@ -12,6 +12,7 @@ from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.runs import Run
 from kto_sweep.server.sweep_rules import Impute, SweepMetric
+from kto_sweep.sweep.view import HEALTH, UNSTABLE
 
 
 def observations(
@@ -28,6 +29,7 @@ def observations(
         *map(_as_prior_run, runs.prior_runs(connection, sweep_id)),
         *runs.of_sweep(connection, sweep_id),
     ]
+    sweep_runs = list(map(_failed_if_unstable, sweep_runs))
     worst = _worst_of_all([run for run in sweep_runs if run.state in ENDED], metric)
     seen = [_observation(run, metric, worst) for run in sweep_runs]
     return _with_costs(sweep_runs, seen, others) if others else seen
@@ -70,6 +72,13 @@ def _as_prior_run(run: Run) -> Run:
     And without what that sweep's search chose: its own configuration also has the defaults.
     """
     return replace(run, suggested=None, metric_low=None, metric_high=None, metric_last=None)
+
+
+def _failed_if_unstable(run: Run) -> Run:
+    """A run whose training broke counts as failed, though it took its last step: its value means nothing."""
+    if run.state is RunState.FINISHED and (lines.as_row(run.summary) or {}).get(HEALTH) == UNSTABLE:
+        return replace(run, state=RunState.FAILED)
+    return run
 
 
 def _observation(run: Run, metric: SweepMetric, worst: float | None) -> Observation:

@@ -76,7 +76,7 @@ def find_reusable(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
         )
     finished: dict[object, TrialRecord] = {}
     for trial in earlier.trials:
-        if trial.state == "finished":
+        if trial.state == "finished" and not trial.failure:
             finished.setdefault(value_key(dict(trial.config)), trial)
     # A run has all defaults, unless another program or an earlier version trained it. These are not added to
     # it here, because the server compares what its configuration has with the cell's parameters.
@@ -100,7 +100,7 @@ def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     return [
         trial
         for trial in earlier.trials
-        if trial.state == "finished"
+        if trial.state == "finished" and not trial.failure
         and all(trial.value(metric) is not None for metric in metrics)
         and cube.point(trial.config) is not None
         and _matches_fixed(space, trial.config)

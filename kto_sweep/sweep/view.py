@@ -25,8 +25,8 @@ BUSY = "_busy"
 The device is that of `TrialRecord.device`. The last end moves on with each step that is logged.
 """
 
-UNSTABLE = "unstable"
-"""The `trial/health` of a finished trial whose training broke."""
+HEALTH, UNSTABLE = "trial/health", "unstable"
+"""Key in a run's summary, and its value for a finished trial whose training broke."""
 
 UNFINISHED = frozenset({"running", "pending", "preempting", "preempted"})
 """Run states of a trial that has not ended; the server hands out preempted ones again."""
@@ -96,7 +96,7 @@ class TrialRecord:
         `unstable` for a finished trial whose training broke. A trial retried after a failure may still have
         the cause in its summary.
         """
-        if self.state == "finished" and self.summary.get("trial/health") == UNSTABLE:
+        if self.state == "finished" and self.summary.get(HEALTH) == UNSTABLE:
             return UNSTABLE
         if self.state not in {"failed", "crashed", "killed"}:
             return ""

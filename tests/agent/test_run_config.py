@@ -108,8 +108,7 @@ def attempt(gpu):
     return TrialRun.open(
         SweepRef("local", "attempts", ""), "twice", {"lora": {"r": 4}, "dataset": "d", "model_size": "tiny"},
         folder, objective=ObjectiveTracker("loss", "minimize"), local=True, on_stop=lambda: None,
-        on_alert=lambda alert: None,
-        home="h", agent="a", device=gpu, patience=30.0,
+        on_alert=print, home="h", agent="a", device=gpu, patience=30.0,
         provenance=Provenance(code=CodeInfo(gpu), environment={"python": gpu}),
     )
 
@@ -169,8 +168,7 @@ worker = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, s
 worker.stdout.readline()
 run = TrialRun.open(
     SweepRef("e", "p", ""), "run1", {}, Path(sys.argv[1]) / "run1",
-    objective=ObjectiveTracker("loss", "minimize"), local=False, on_stop=lambda: None,
-    on_alert=lambda alert: None,
+    objective=ObjectiveTracker("loss", "minimize"), local=False, on_stop=lambda: None, on_alert=print,
     home="h", agent="a", device="cpu", patience=5, monitored=Monitored(worker.pid, ()),
 )
 while not (values := run._run._system_metrics.get("proc.memory.rssMB")):

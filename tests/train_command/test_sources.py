@@ -1,5 +1,6 @@
 """Sources of parameters for `kto-sweep train`: a file, a URL, a folder, another server's sweep."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_an_invalid_file_is_rejected_with_a_hint(tmp_path: Path, text: str | Non
 def test_the_url_of_a_page_names_its_sweep_or_run(machine: Machine, sweep: tuple[str, str]) -> None:
     url, best = sweep
     output = machine.run("train", "--from", url, "--beta", "0.2", "--cpu", "--dry-run")
-    assert f"Parameters from run {best} " in output
+    assert "Parameters from the best configuration of sweep" in output
+    assert re.search(rf"; the rest is that of its run .*\b{best}\b", output)
     assert printed_config(output)["beta"] == "0.2"
     server, _, _ = url.partition("/local/")
     output = machine.run(
