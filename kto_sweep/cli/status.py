@@ -74,7 +74,7 @@ def _as_json(status: "SweepStatus", time: "GpuTime", home: str) -> dict[str, Any
     from kto_sweep.sweep.trial_state import TrialState
 
     view, grid = status.view, status.grid
-    counts = {state: len(grid.in_state(state)) for state in TrialState}
+    counts = grid.counts
     return {
         "id": view.ref.id,
         "path": str(view.ref),

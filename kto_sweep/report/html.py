@@ -18,7 +18,6 @@ from kto_sweep.search.distributions import Continuous
 from kto_sweep.server.dashboard_data import flat
 from kto_sweep.sweep.gpu_hours import gpu_time
 from kto_sweep.sweep.sweep_state import read_sweep_status
-from kto_sweep.sweep.trial_state import TrialState
 
 CHARTS = Path(__file__).parents[1] / "server" / "static"
 PAGE = Path(__file__).with_name("report_page.js")
@@ -68,7 +67,7 @@ def _data(comparison: Comparison, curves: Curves, made: datetime) -> dict[str, A
         "url": view.url,
         "state": view.state.lower(),
         **status.facts(),
-        "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
+        "cell_counts": status.grid.counts,
         "time": asdict(gpu_time(view, status.grid)),
         "method": view.method,
         "expected": view.expected,

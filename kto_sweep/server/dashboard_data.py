@@ -24,7 +24,6 @@ from kto_sweep.server.store.runs import Run
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_rules import SweepRules, read_rules
 from kto_sweep.sweep.sweep_state import SweepStatus
-from kto_sweep.sweep.trial_state import TrialState, count_states
 from kto_sweep.sweep.view import HEARTBEAT_SECONDS, MAX_RUN_SECONDS, TrialRecord
 from kto_sweep.text import is_number
 from kto_sweep.trial import trial_config
@@ -99,7 +98,7 @@ def _sweep_row(connection: sqlite3.Connection, sweep: Sweep, status: SweepStatus
         "project": owner.name,
         **_sweep_fields(sweep, read_rules(sweep.config)),
         "shown_state": status.state,
-        "counts": count_states(status.view),
+        "counts": status.grid.counts,
         **overview,
     }
 
@@ -137,7 +136,7 @@ def sweep_facts(
         **_sweep_fields(sweep, rules),
         **status.facts(),
         **overview,
-        "cell_counts": {state: len(status.grid.in_state(state)) for state in TrialState},
+        "cell_counts": status.grid.counts,
         "description": sweep.description,
         "yaml": sweep.config,
         "problems": rules.problems,

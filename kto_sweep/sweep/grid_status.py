@@ -57,6 +57,11 @@ class GridStatus:
         return tuple(cell for cell in self.cells if cell.state in states)
 
     @property
+    def counts(self) -> dict[TrialState, int]:
+        """The number of cells in each state."""
+        return {state: len(self.in_state(state)) for state in TrialState}
+
+    @property
     def done(self) -> tuple[GridCell, ...]:
         """The cells whose trials ended as the sweep intends."""
         return tuple(cell for cell in self.cells if cell.state.is_done)

@@ -5,7 +5,6 @@ for minutes, and one that its agent requeued is `preempted` whether or not anoth
 function of the sweep and its runs, so it is the same for W&B and the embedded server.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -68,11 +67,6 @@ def state_of(view: SweepView, trial: TrialRecord) -> TrialState:
     if trial.state == "crashed" and trial.device and "failure/cause" not in trial.summary:
         return TrialState.CANCELED if view.state == "CANCELED" else TrialState.INTERRUPTED
     return TrialState.FAILED
-
-
-def count_states(view: SweepView) -> Mapping[TrialState, int]:
-    """The number of the sweep's trials in each state."""
-    return Counter(state_of(view, trial) for trial in view.trials if view.is_counted(trial))
 
 
 def _unfinished_state(view: SweepView, trial: TrialRecord) -> TrialState:

@@ -1,5 +1,7 @@
 """The state of each cell of a grid."""
 
+from dataclasses import replace
+
 import pytest
 
 from kto_sweep.errors import FailureCause
@@ -126,3 +128,11 @@ def test_a_sweep_without_cells_has_its_runs():
         ("b", TrialState.FAILED),
     ]
     assert not status.lists_every_cell
+
+
+def test_prior_runs_count_in_a_grid_alone():
+    runs = (replace(trial("a", 1e-6, 8), is_prior_run=True), trial("b", 1e-5, 8, "running"))
+    counted = {TrialState.RUNNING: 1, TrialState.FINISHED: 1, TrialState.NOT_STARTED: 2}
+    for sweep, expected in ((view(*runs), counted), (view(*runs, method="random"), {TrialState.RUNNING: 1})):
+        counts = read_grid_status(sweep).counts
+        assert {state: count for state, count in counts.items() if count} == expected

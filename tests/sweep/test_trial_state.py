@@ -7,7 +7,7 @@ import pytest
 from kto_sweep.errors import FailureCause
 from kto_sweep.search.space import Space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.trial_state import TrialState, count_states, state_of
+from kto_sweep.sweep.trial_state import TrialState, state_of
 from kto_sweep.sweep.view import SweepView, TrialRecord
 
 NOW = 1_000_000.0
@@ -104,12 +104,6 @@ def test_without_early_termination_a_killed_run_of_a_canceled_sweep_was_canceled
 
 def test_a_run_that_was_killed_before_its_first_step_is_not_done():
     assert shown(view(trial("killed", 200, step=None), state="FINISHED")) == [CANCELED]
-
-
-def test_prior_runs_count_as_trials_of_a_grid_alone():
-    prior = replace(trial("finished", 500), is_prior_run=True)
-    assert count_states(view(prior, trial("running", 1))) == {RUNNING: 1}
-    assert count_states(view(prior, trial("running", 1), method="grid")) == {RUNNING: 1, FINISHED: 1}
 
 
 def test_every_state_has_a_meaning():

@@ -4,7 +4,7 @@ import { ApiError, poll, path, read, segments } from "./api.js";
 import { CurvePanel, VIEW, pointsEach, viewTools } from "./curves.js";
 import { empty, h, keepingFocus, put, section } from "./dom.js";
 import { duration } from "./format.js";
-import { stateMark } from "./run_values.js";
+import { rankText, stateMark } from "./run_values.js";
 import { colour, onTheme } from "./theme.js";
 import { SideBySide } from "./values.js";
 
@@ -71,7 +71,7 @@ function drawHead() {
       h("a", { href: path(entity, project, "runs", run.name) }, run.title),
       " ",
       stateMark(run),
-      h("span", { class: "quiet" }, ` ${duration(run.seconds)}`),
+      h("span", { class: "quiet" }, `${run.rank ? ` · rank ${rankText(run)}` : ""} · ${duration(run.seconds)}`),
     ),
   );
   keepingFocus(page.runs, () => put(page.runs, heads));

@@ -7,7 +7,7 @@ import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { code, empty, h, put, section } from "./dom.js";
 import { bytes, duration, moment, show } from "./format.js";
 import { NotesEditor } from "./notes.js";
-import { hasEnded, stateMark } from "./run_values.js";
+import { hasEnded, rankText, stateMark } from "./run_values.js";
 import { fact } from "./sweep_head.js";
 import { colour, onTheme } from "./theme.js";
 import { ValueTable } from "./values.js";
@@ -90,7 +90,7 @@ function drawFacts() {
   put(
     page.head,
     fact("state", stateMark(run)),
-    run.rank ? fact("rank", `${run.rank === 1 ? "★ " : ""}${run.rank}${run.judged_on ? ` on ${run.judged_on}` : ""}`) : null,
+    run.rank ? fact("rank", rankText(run)) : null,
     typeof run.value === "number" ? fact(facts.sweep.metric, show(run.value)) : null,
     run.exitcode === null ? null : fact("exit code", run.exitcode),
     fact("time", duration(run.seconds)),

@@ -52,6 +52,12 @@ export function stateMark(run) {
   return h("span", { class: `state ${kind}`, title: run.message || null }, stateText(run));
 }
 
+/** The rank of the run's configuration: `★ 1`, `2 on dataset a.jsonl`; empty for a run that does not rank. */
+export function rankText(run) {
+  if (!run.rank) return "";
+  return `${run.rank === 1 ? "★ " : ""}${run.rank}${run.judged_on ? ` on ${run.judged_on}` : ""}`;
+}
+
 /** The class of a state in the style sheet. */
 export function stateClass(state) {
   return state.replaceAll(" ", "-");
