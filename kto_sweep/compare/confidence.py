@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from kto_sweep.compare.ranking import Configuration
 
-SIGNIFICANCE = 0.005
+SIGNIFICANCE = 0.0025
 """A lead counts if seed noise alone produces one as large with less than this probability."""
 LEVEL = 0.95
 """Confidence level of intervals."""

@@ -100,7 +100,8 @@ def find_observed(config: Mapping[str, Any], earlier: SweepView) -> list[TrialRe
     return [
         trial
         for trial in earlier.trials
-        if trial.state == "finished" and not trial.failure
+        if trial.state == "finished"
+        and not trial.failure
         and all(trial.value(metric) is not None for metric in metrics)
         and cube.point(trial.config) is not None
         and _matches_fixed(space, trial.config)

@@ -267,7 +267,7 @@ def test_a_lead_within_the_spread_between_seeds_is_a_tie():
         "deviation in this sweep, 3 degrees of freedom). Tied with it: learning_rate 1e-06.",
     )
     assert result["Next"][0].startswith(
-        "Settle the tie: train the best 2 with 8 seeds each (about 0.27 GPU-hours"
+        "Settle the tie: train the best 2 with 9 seeds each (about 0.3 GPU-hours"
     )
 
 

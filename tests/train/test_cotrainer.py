@@ -46,7 +46,9 @@ def test_a_trial_from_rows_to_adapters(tmp_path: Path) -> None:
     assert [step for step, row in report.rows.items() if "eval/loss" in row] == [3, 6, 8]
     names = {name for row in report.rows.values() for name in row}
     assert names == {
-        name for name in METRICS if not name.startswith(("gpu/", "objective/", "failure/", "trial/", "seed_spread/"))
+        name
+        for name in METRICS
+        if not name.startswith(("gpu/", "objective/", "failure/", "trial/", "seed_spread/"))
     }
     assert report.rows[1]["loss"] == pytest.approx(0.5, abs=1e-6)
     assert report.rows[8]["eval/common_loss"] != pytest.approx(0.5, abs=1e-4)
