@@ -54,10 +54,10 @@ class SeededServer:
         made = self.graphql(query, config=yaml.safe_dump(full), project=project)
         return str(made["upsertSweep"]["sweep"]["name"])
 
-    def agent(self, project: str, sweep: str) -> str:
-        query = """mutation($sweep: String!, $project: String!) { createAgent(input: {host: "gpu-box-1",
-            sweep: $sweep, entityName: "local", projectName: $project}) { agent { id } } }"""
-        return str(self.graphql(query, sweep=sweep, project=project)["createAgent"]["agent"]["id"])
+    def agent(self, project: str, sweep: str, host: str = "gpu-box-1 gpu 0") -> str:
+        query = """mutation($sweep: String!, $project: String!, $host: String!) { createAgent(input: {
+            host: $host, sweep: $sweep, entityName: "local", projectName: $project}) { agent { id } } }"""
+        return str(self.graphql(query, sweep=sweep, project=project, host=host)["createAgent"]["agent"]["id"])
 
     def next_trial(self, agent: str) -> tuple[str, dict[str, Any]]:
         """Name and parameters of the agent's next run."""

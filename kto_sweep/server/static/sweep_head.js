@@ -5,7 +5,13 @@ import { hours } from "./format.js";
 import { stateClass } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
 
-const OVER = ["finished", "canceled"];
+const OVER = ["finished", "canceled"]; // W&B's states
+const WITHOUT_AGENT = ["interrupted", "stopped", "finished", "canceled"]; // shown states
+
+/** Whether no agent of the sweep is alive, by the states of its trials. */
+export function isIdle(sweep) {
+  return WITHOUT_AGENT.includes(sweep.shown_state);
+}
 
 /** Whether the sweep hands out no more trials; some may still run. */
 export function isOver(sweep) {

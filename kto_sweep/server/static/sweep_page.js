@@ -15,7 +15,7 @@ import { plotly } from "./plot.js";
 import { chartedParameters, parallelRows } from "./parallel_rows.js";
 import { RunsTable } from "./runs_table.js";
 import { ScatterPanel } from "./scatter.js";
-import { drawFacts, fact, isOver } from "./sweep_head.js";
+import { drawFacts, fact, isIdle, isOver } from "./sweep_head.js";
 import { onTheme, runColours } from "./theme.js";
 import { VerdictPanel, winners } from "./verdict.js";
 
@@ -149,7 +149,7 @@ function drawAll() {
   page.table.update(order, page.colours);
   const link = (run) => h("a", { href: path(entity, project, "runs", run.name) }, run.title);
   const runOf = (name) => runs.get(name);
-  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, isOver(facts), COMMAND, runOf, link));
+  keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, isIdle(facts), COMMAND, runOf, link));
   page.yaml.textContent = facts.yaml;
   drawCharts();
 }
