@@ -126,9 +126,10 @@ def save_screenshot(url: str, path: Path) -> None:
     """Write what a browser shows at `url` once its charts are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1360, "height": 1000})
+        page = browser.new_page(viewport={"width": 1360, "height": 1200})
         page.goto(url)
         page.locator(".curve .scatterlayer .trace").first.wait_for()
+        page.locator("#verdict dl").wait_for()
         page.wait_for_load_state("networkidle")
         page.screenshot(path=path)
         browser.close()

@@ -5,7 +5,7 @@ from typing import Any
 from playwright.sync_api import Page
 from seeds import SeededServer
 
-from kto_sweep.text import duration, number
+from kto_sweep.text import duration, hours, number
 
 TEXTS: list[tuple[Any, str]] = [
     *((None, "-"), (True, "true"), (False, "false"), (0, "0"), (-0.0, "0"), (5, "5"), (5.0, "5")),
@@ -39,5 +39,6 @@ def test_page_and_terminal_print_the_same_number(page: Page, seeded: SeededServe
     assert [number(value) for value in values] == expected
 
 
-def test_page_and_terminal_print_the_same_duration(page: Page, seeded: SeededServer) -> None:
+def test_page_and_terminal_print_the_same_time(page: Page, seeded: SeededServer) -> None:
     assert formatted(page, seeded, "duration", SECONDS) == [duration(seconds) for seconds in SECONDS]
+    assert formatted(page, seeded, "hours", SECONDS) == [hours(seconds / 3600) for seconds in SECONDS]

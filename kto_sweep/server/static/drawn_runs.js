@@ -2,7 +2,7 @@
 
 import { count } from "./format.js";
 
-export const MAX_DRAWN = 60;
+const MAX_DRAWN = 60;
 
 /**
  * At most MAX_DRAWN of the visible runs, in their order; but all running and all selected ones.

@@ -290,7 +290,7 @@ const refresh = poll(async () => {
       build();
     }
     drawAll();
-  }
+  } else if (!comparison) refreshComparison(); // the first request failed
   return !isOver(facts) || [...runs.values()].some((run) => run.state === "running");
 });
 
