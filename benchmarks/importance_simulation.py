@@ -253,8 +253,11 @@ def _optuna(sweep: Sweep, target: FloatArray, evaluator: str) -> FloatArray:
 def _ours(sweep: Sweep) -> tuple[ParameterImportance, ...]:
     """kto-sweep's own answer; empty if it is silent."""
     runs = [
-        ImportanceRun({name: _value(name, u) for name, u in zip(sweep.names, point, strict=True)}, *ended)
-        for point, *ended in zip(
+        ImportanceRun(
+            {name: _value(name, u) for name, u in zip(sweep.names, point, strict=True)},
+            None if diverged else value,
+        )
+        for point, value, diverged in zip(
             sweep.points.tolist(), sweep.values.tolist(), sweep.diverged.tolist(), strict=True
         )
     ]

@@ -67,9 +67,9 @@ def compare(
     if as_csv and as_json:
         raise click.UsageError("--csv and --json cannot be used together")
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
+    api = connect(target)
     if not as_json and not as_csv:
         say(f"Talking to {target}")
-    api = connect(target)
     comparison = compare_trials(read_sweep(api, target, ref), metric)
     if as_json:
         print_json(as_data(comparison, top))

@@ -44,14 +44,12 @@ BACKGROUND = 100
 
 @dataclass(frozen=True)
 class ImportanceRun:
-    """One ended run; runs that failed for other reasons than their settings are left out by the caller."""
+    """One ended run."""
 
     config: Mapping[str, Any]
     """Dotted name to value: searched parameters without the seed."""
     value: float | None
-    """The metric; None without one."""
-    diverged: bool = False
-    """Its own settings broke the training: it counts as tied for the worst, whatever its value."""
+    """The metric; None without one, and for a run that failed: what it logged before means nothing."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +97,12 @@ def parameter_importance(
     """The importance of the named parameters for the metric; does not depend on the order of names or runs.
 
     Numbers count by their order, so that a log scale changes nothing; a parameter with values that are no
-    numbers is a category. Runs without a finite value are left out, unless they diverged.
+    numbers is a category. Runs without a finite value are left out.
     """
-    used = [run for run in runs if run.diverged or is_number(run.value)]
-    diverged = sum(run.diverged for run in used)
+    used = [run for run in runs if is_number(run.value)]
     if len(used) < MIN_RUNS:
-        kinds = "finished or diverged runs" if diverged else "finished runs"
-        return ImportanceTable((), f"Needs {MIN_RUNS} {kinds}; {len(used)} so far.")
-    losses = np.array([_loss(run, maximize) for run in used])
+        return ImportanceTable((), f"Needs {MIN_RUNS} finished runs; {len(used)} so far.")
+    losses = np.array([run.value for run in used], dtype=np.float64) * (-1 if maximize else 1)
     encoded = [_encode(name, [run.config.get(name) for run in used]) for name in sorted(set(names))]
     parameters = [parameter for parameter in encoded if parameter is not None]
     if not parameters or losses.min() == losses.max():
@@ -119,7 +115,7 @@ def parameter_importance(
     columns = np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])
     forest = _fit(table, ranks)
     added = _permutation_importance(forest, table, ranks, columns)
-    origin = _origin(len(runs), len(used), diverged)
+    origin = _origin(len(runs), len(used))
     if forest.oob_score_ <= NOISE_SCORE / len(used) or not added.any():
         nothing = "the parameters predict nothing about the metric: none matters more than seed noise"
         return ImportanceTable((), f"{origin}, {nothing}.")
@@ -140,18 +136,10 @@ def parameter_importance(
     return ImportanceTable(tuple(rows), f"{note}.")
 
 
-def _loss(run: ImportanceRun, maximize: bool) -> float:
-    if run.diverged or run.value is None:
-        return math.inf
-    return -run.value if maximize else run.value
-
-
-def _origin(runs: int, used: int, diverged: int) -> str:
+def _origin(runs: int, used: int) -> str:
     """From which runs the result is."""
     origin = f"From {counted(used, 'run')}"
-    if diverged:
-        origin += f" ({diverged:,} diverged, tied for the worst)"
-    return f"{origin}, without {runs - used:,} that have no value" if runs > used else origin
+    return f"{origin}, without {runs - used:,} that failed or have no value" if runs > used else origin
 
 
 def _encode(name: str, values: Sequence[Any]) -> _Parameter | None:

@@ -68,28 +68,6 @@ def test_one_outlier_changes_little() -> None:
         assert row(after, name).importance == pytest.approx(row(before, name).importance, abs=0.1)
 
 
-@pytest.mark.parametrize("maximize", [False, True])
-def test_a_diverged_run_is_worst_whatever_its_value(maximize: bool) -> None:
-    """A saturated loss may look good, an exploded one like a bug, and NaN like a run without a value."""
-    runs = sweep(40, (lambda config: -bowl(config)) if maximize else bowl)
-    tables = [
-        importance(
-            [
-                replace(run, value=value, diverged=True) if run.config["learning_rate"] > 1e-4 else run
-                for run in runs
-            ],
-            maximize=maximize,
-        )
-        for value in (0.4999, 1e30, -1e30, math.nan, None)
-    ]
-    diverged = sum(run.config["learning_rate"] > 1e-4 for run in runs)
-    assert tables.count(tables[0]) == len(tables)
-    assert f"From 40 runs ({diverged} diverged, tied for the worst); " in tables[0].note
-    rate = row(tables[0], "learning_rate")
-    assert "worse below and above" in rate.sentence
-    assert rate.direction == ""
-
-
 def test_the_order_of_runs_and_parameters_changes_nothing() -> None:
     runs = [*sweep(30), *sweep(30)]  # with ties
     expected = importance(runs)
@@ -187,14 +165,14 @@ def test_few_runs_give_no_importance() -> None:
     runs = sweep(MIN_RUNS, noise=0)
     table = importance([*runs[:-1], replace(runs[-1], value=None)])
     assert table == ImportanceTable((), f"Needs {MIN_RUNS} finished runs; {MIN_RUNS - 1} so far.")
-    table = importance([replace(run, diverged=True) for run in runs[:3]])
-    assert table.note == f"Needs {MIN_RUNS} finished or diverged runs; 3 so far."
 
 
 def test_runs_without_a_value_are_counted_in_the_note() -> None:
     runs = sweep(40)
     table = importance([*runs, replace(runs[0], value=None), replace(runs[1], value=math.inf)])
-    assert table.note.startswith("From 40 runs, without 2 that have no value; a random forest explains ")
+    assert table.note.startswith(
+        "From 40 runs, without 2 that failed or have no value; a random forest explains "
+    )
     assert table.rows == importance(runs).rows
 
 
@@ -208,7 +186,6 @@ def test_the_note_says_when_runs_are_few_for_the_parameters() -> None:
     [
         [ImportanceRun({"learning_rate": 1.0}, float(i)) for i in range(20)],
         [ImportanceRun({"learning_rate": float(i)}, 1.0) for i in range(20)],
-        [ImportanceRun({"learning_rate": float(i)}, None, diverged=True) for i in range(20)],
     ],
 )
 def test_identical_runs_give_no_importance(runs: list[ImportanceRun]) -> None:
