@@ -118,7 +118,9 @@ def _winner(comparison: Comparison) -> SourceConfig:
     certainty = {
         Certainty.CLEAR: "a clear winner",
         Certainty.TIE: f"tied with {counted(len(verdict.tied), 'other configuration')}",
-        Certainty.UNKNOWN: "whether its lead is real is unknown",
+        Certainty.UNKNOWN: "whose lead may be seed noise"
+        if verdict.others
+        else "the only one that has finished",
     }[verdict.certainty]
     description = (
         f"the best configuration of sweep {ref}, {settings_text(verdict.winner.settings)}: "
