@@ -180,7 +180,7 @@ def test_the_seed_is_a_column_and_no_parameter(page: Page, noisy: SeededSweep) -
 
 
 def test_the_verdict_follows_the_sweep_and_moves_nothing(page: Page, seeded: SeededServer) -> None:
-    others = {f"parameter_with_a_long_name_{letter}": {"values": [1, 2]} for letter in "abcde"}
+    others = {f"parameter_with_a_long_name_{letter}": {"values": [1, 2]} for letter in "abc"}
     sweep = seeded.register("follow", parameters={"beta": {"values": [0.1, 0.2, 0.3]}, **others})
 
     def finish(name: str, beta: float, loss: float) -> None:
