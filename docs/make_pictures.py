@@ -1,6 +1,6 @@
 """Writes docs/pictures from a real sweep of the tiny model, a few minutes on a CPU: `make pictures`.
 
-dashboard.png   the page of the sweep on the embedded server, in Chromium
+dashboard.png   the page of the sweep on the embedded server, in Chromium, as far as its runs
 compare.svg     what `kto-sweep compare` prints
 curves.png      what `kto-sweep compare --png` writes
 """
@@ -126,12 +126,15 @@ def save_screenshot(url: str, path: Path) -> None:
     """Write what a browser shows at `url` once its charts are drawn."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1360, "height": 1200})
+        page = browser.new_page(viewport={"width": 1360, "height": 1000})
         page.goto(url)
         page.locator(".curve .scatterlayer .trace").first.wait_for()
         page.locator("#verdict dl").wait_for()
         page.wait_for_load_state("networkidle")
-        page.screenshot(path=path)
+        runs = page.locator("#runs").bounding_box()
+        assert runs is not None
+        clip = {"x": 0, "y": 0, "width": 1360, "height": runs["y"] + runs["height"] + 14}
+        page.screenshot(path=path, full_page=True, clip=clip)
         browser.close()
 
 

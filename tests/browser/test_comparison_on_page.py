@@ -180,10 +180,12 @@ def test_the_seed_is_a_column_and_no_parameter(page: Page, noisy: SeededSweep) -
 
 
 def test_the_verdict_follows_the_sweep_and_moves_nothing(page: Page, seeded: SeededServer) -> None:
-    sweep = seeded.register("follow", parameters={"beta": {"values": [0.1, 0.2, 0.3]}})
+    others = {f"parameter_with_a_long_name_{letter}": {"values": [1, 2]} for letter in "abc"}
+    sweep = seeded.register("follow", parameters={"beta": {"values": [0.1, 0.2, 0.3]}, **others})
 
     def finish(name: str, beta: float, loss: float) -> None:
-        config, metrics = {"beta": {"value": beta}}, {"eval/common_loss": loss}
+        config = {"beta": {"value": beta}, **{other: {"value": 1} for other in others}}
+        metrics = {"eval/common_loss": loss}
         values = {"host": "box", "sweep": sweep, "displayName": name, "state": "finished"}
         seeded.upsert("follow", name, **values, config=json.dumps(config), summaryMetrics=json.dumps(metrics))
 
@@ -201,7 +203,7 @@ def test_the_verdict_follows_the_sweep_and_moves_nothing(page: Page, seeded: See
     expect(page.locator("#verdict")).to_contain_text("Loading")
     top = height_above_curves(page)
     held[0].continue_()
-    expect(page.locator("#verdict")).to_contain_text("beta 0.1 has the best eval/common_loss: 0.4;")
+    expect(page.locator("#verdict")).to_contain_text("has the best eval/common_loss: 0.4;")
     assert height_above_curves(page) == top
 
     finish("second", 0.2, 0.3)
@@ -212,7 +214,7 @@ def test_the_verdict_follows_the_sweep_and_moves_nothing(page: Page, seeded: See
     expect(rows(page)).to_have_count(3)
     assert len(requests) == 1  # two changes within five seconds
     page.clock.run_for(INTERVAL)
-    expect(page.locator("#verdict")).to_contain_text("beta 0.3 has the best eval/common_loss: 0.2;")
+    expect(page.locator("#verdict")).to_contain_text("has the best eval/common_loss: 0.2;")
     expect(page.locator(".fact").filter(has_text="best")).to_contain_text("★ 0.2: beta 0.3")
     assert len(requests) == 2
     assert height_above_curves(page) == top

@@ -39,7 +39,7 @@ def test_shows_everything_without_a_click(page: Page, seeded: SeededServer) -> N
     expect(page.locator("#scatter .scatterlayer .point")).to_have_count(21)
     expect(page.locator("#importance tbody tr")).to_have_count(3)
     expect(page.locator("#importance tbody tr").first).to_contain_text("learning_rate")
-    expect(page.locator("#importance .summary")).to_contain_text("20 runs; a random forest explains")
+    expect(page.locator("#importance .summary")).to_contain_text("From 20 runs")
     expect(page.locator("#agents")).to_contain_text("gpu-box-1")
     expect(page.locator("#yaml pre")).to_contain_text("method: grid")
     assert page.evaluate("document.title") == "lr-batch-beta · kto-sweep"

@@ -30,14 +30,17 @@ export function drawFacts(frame, sweep, best, more) {
     sweep.ended_by ? fact("ended", sweep.ended_by.text) : null,
     fact("method", sweep.method),
     sweep.metric ? fact(sweep.metric.goal, sweep.metric.name) : null,
-    fact(
-      "best",
-      best.length ? best.map((text) => h("div", {}, text)) : "-",
-    ),
     sweep.time.spent ? fact(sweep.time.unit, timeText(sweep)) : null,
     ...more,
   ];
-  put(frame, h("div", { class: "facts" }, facts), stateBar(sweep.cell_counts, sweep.expected));
+  const winners = best.length ? best.map((text) => h("div", {}, text)) : "-";
+  put(
+    frame,
+    h("div", { class: "facts" }, facts),
+    // A row of its own: when it becomes known, it does not push another fact into a new row.
+    h("div", { class: "facts" }, fact("best", winners)),
+    stateBar(sweep.cell_counts, sweep.expected),
+  );
 }
 
 /** The time of all devices, as `kto-sweep status` says it. */
