@@ -101,7 +101,7 @@ def _columns(
         values = tuple(number(lookup(trial.config, name)) for trial in trials)
         columns.append(TableColumn(name, values, right=True, droppable=False))
     for name in comparison.metrics:
-        values = tuple(number(trial.summary.get(name)) for trial in trials)
+        values = tuple(number(_logged(comparison, name, item)) for item in shown)
         heading = SHORT_NAMES.get(name, name)
         columns.append(TableColumn(heading, values, right=True, droppable=name != comparison.metric))
     if margins:
@@ -112,6 +112,13 @@ def _columns(
     minutes = tuple("-" if trial.seconds is None else f"{trial.seconds / 60:.1f}" for trial in trials)
     columns.append(TableColumn("minutes", minutes, right=True))
     return columns
+
+
+def _logged(comparison: Comparison, name: str, item: RankedTrial) -> object:
+    """The metric's value; as logged if it is not finite, such as nan."""
+    if name == comparison.metric and item.value is not None:
+        return item.value  # `define_metric` makes it an object in the summary
+    return item.trial.summary.get(name)
 
 
 def _margins(margins: Curves, trial: TrialRecord) -> str:

@@ -160,7 +160,9 @@ def _failures(view: SweepView, ranking: Ranking, metric: str) -> Iterator[str]:
             by_cause.setdefault(item.trial.failure, []).append(item)
     for cause, items in sorted(by_cause.items(), key=lambda pair: (-len(pair[1]), pair[0])):
         common = _common_to(view, [item.trial for item in items])
-        yield f"{counted(len(items), 'trial')} failed: {cause}{f' ({common})' if common else ''}."
+        # An unstable trial took its last step: "failed" would contradict its state.
+        what = "finished, but unstable" if cause == UNSTABLE else f"failed: {cause}"
+        yield f"{counted(len(items), 'trial')} {what}{f' ({common})' if common else ''}."
     empty = sum(item.standing is Standing.WITHOUT_VALUE for item in ranking.trials)
     if empty:
         yield f"{counted(empty, 'trial')} finished without a finite value of {metric}."
