@@ -40,7 +40,7 @@ class Proxy:
     """Put on every answer."""
     key_is_good: bool = True
     """Otherwise the answer to every request is 401."""
-    reply: Callable[[bytes], bytes | None] = lambda body: None
+    reply: Callable[[str, bytes], bytes | None] = lambda path, body: None
     """Answers a request with 200 instead of the server, unless it returns None."""
     _refusals: list[Refusal] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -95,7 +95,7 @@ def proxy_to(target: str) -> Iterator[Proxy]:
             if refusal:
                 self._answer(429, {"Retry-After": str(refusal.retry_after)}, b"slow down")
                 return
-            instead = proxy.reply(body)
+            instead = proxy.reply(self.path, body)
             if instead is not None:
                 self._answer(200, {"Content-Type": "application/json"}, instead)
                 return

@@ -4,6 +4,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,7 +96,8 @@ def proxy(start: ExitStack) -> Server:
 )
 def test_any_status_is_an_answer(server: Server, path: str, status: int, ok: bool) -> None:
     answer = get(server.url + path, timeout=5, limit=100)
-    assert (answer, answer.ok) == (Answer(status, f"body of {path}".encode()), ok)
+    assert (answer, answer.ok) == (Answer(status, f"body of {path}".encode(), answer.date), ok)
+    assert answer.date == pytest.approx(time.time(), abs=60)
 
 
 def test_a_body_is_read_up_to_the_limit(server: Server) -> None:

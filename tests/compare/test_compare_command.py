@@ -33,7 +33,8 @@ def test_the_table_marks_the_best_draws_margins_and_ends_with_a_verdict(seeded, 
     )
     assert re.search(r"^Confidence +Unknown: each configuration ran once", done.stdout, re.MULTILINE)
     assert re.search(r"^Failures +1 trial failed: out of memory", done.stdout, re.MULTILINE)
-    assert "Widen learning_rate: the best value (1e-04) is at the high end of its range: " in done.stdout
+    assert re.search(r"^Next +3 trials left\. ", done.stdout, re.MULTILINE)
+    assert "Widen" not in done.stdout  # what is left may change the best value
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -88,7 +89,8 @@ def test_view_saves_the_panels_in_order_for_this_sweep_alone(seeded, machine):
 
 def test_view_without_its_package_says_what_to_install(seeded, machine, tmp_path):
     (tmp_path / "wandb_workspaces.py").write_text("raise ImportError('as if it was not there')")
-    done = machine.command("view", sweep_of(seeded), PYTHONPATH=str(tmp_path))
+    with views_proxy(seeded.url) as proxy:
+        done = machine.command("view", sweep_of(seeded), PYTHONPATH=str(tmp_path), WANDB_BASE_URL=proxy.url)
     assert done.returncode == 2
     assert "Hint: pip install 'kto-sweep[wandb-views]'" in done.stderr
 

@@ -19,8 +19,10 @@ class ViewsProxy:
     curves: int = 0
     """Number of requests for curves."""
 
-    def reply(self, body: bytes) -> bytes | None:
-        """Save a view; leave other requests to the server."""
+    def reply(self, path: str, body: bytes) -> bytes | None:
+        """Save a view, and do not say that this is an embedded server; leave the rest to the server."""
+        if path == "/ready":
+            return b"{}"
         request = json.loads(body or b"{}")
         query = request.get("query", "")
         self.curves += "sampledHistory" in query
