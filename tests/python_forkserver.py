@@ -103,6 +103,7 @@ def serve(name: str, listener: socket.socket) -> None:
             break
         connection.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in tests that a shell runs with &
     listener.close()
     length, files, _, _ = socket.recv_fds(connection, HEADER_BYTES, MAX_FILES)
     about = json.loads(connection.makefile("rb").read(int.from_bytes(length, "big")))
