@@ -1,11 +1,12 @@
 """The display of a running agent: a progress bar for each live trial on a terminal, else plain lines."""
 
 import io
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Self, TextIO
+from typing import IO, Any, NoReturn, Self, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -183,3 +184,33 @@ class SafeStdout(io.TextIOBase):
             except (OSError, ValueError):
                 os.dup2(null, stream.fileno())
         os.close(null)
+
+
+class EndReport:
+    """What a command that trains did, as one JSON object on standard output; without --json nothing."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self._as_json = as_json
+        self.fields: dict[str, Any] = {}
+
+    @property
+    def stream(self) -> IO[str]:
+        """The stream for people: standard error if standard output is JSON."""
+        return cast(IO[str], SafeStdout(sys.stderr if self._as_json else sys.stdout))
+
+    def print(self, code: int) -> None:
+        """Print the object, with the exit code of the command."""
+        if self._as_json:
+            stdout = SafeStdout(sys.stdout)
+            stdout.write(json.dumps({**self.fields, "exit_code": code}, indent=2) + "\n")
+            stdout.flush()
+
+    def exit_at_once(self, code: int) -> NoReturn:
+        """Print the object and exit without libraries' exit handlers.
+
+        wandb's would wait for an unreachable server.
+        """
+        self.print(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

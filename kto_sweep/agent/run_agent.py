@@ -12,11 +12,10 @@ from rich.console import Console
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
-from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
 from kto_sweep.agent.preflight import require_command, require_sources
-from kto_sweep.agent.progress import ProgressDisplay
+from kto_sweep.agent.progress import EndReport, ProgressDisplay
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise

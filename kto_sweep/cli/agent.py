@@ -121,7 +121,7 @@ def agent(
             f"--gpus-per-trial {gpus_per_trial} and --trials-per-gpu {trials_per_gpu}: use only one",
             hint="drop --trials-per-gpu: a trial on several GPUs does not share them",
         )
-    from kto_sweep.agent.end_report import EndReport
+    from kto_sweep.agent.progress import EndReport
     from kto_sweep.agent.run_agent import ServiceGoneError, run_agent
     from kto_sweep.agent.time_budget import parse_duration, parse_time
     from kto_sweep.agent.workers import TRAINER

@@ -7,7 +7,9 @@ import click
 from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
 
 if TYPE_CHECKING:
-    from kto_sweep.sweep.sweep_state import SweepStatus
+    import wandb
+
+    from kto_sweep.sweep.sweep_state import Action, SweepStatus
 
 
 def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
@@ -16,7 +18,6 @@ def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
     from kto_sweep.run_record import home_id
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.sweep.sweep_state import Action, read_sweep_status
-    from kto_sweep.sweep.take_action import take_action
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.reader import read_sweep
 
@@ -24,7 +25,7 @@ def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
     target, ref = find_sweep(home, sweep, local=local)
     api = connect(target)
     before = read_sweep_status(read_sweep(api, target, ref))
-    take_action(api, before, action)
+    _take_action(api, before, action)
     after = read_sweep_status(read_sweep(api, target, ref))
     if as_json:
         print_json(
@@ -34,6 +35,31 @@ def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
         return
     say(f"Sweep {ref}: {after.state}{_what_runs_on(after)}")
     say(f"Next: {after.next_command(home_id(home))}")
+
+
+def _take_action(api: "wandb.Api", status: "SweepStatus", action: "Action") -> None:
+    """Take an action on the sweep.
+
+    Raises UsageError if it would change nothing, ServerError if the server rejects it.
+    """
+    from kto_sweep.errors import ServerError, UsageError
+    from kto_sweep.sweep.sweep_state import WIRE_STATES, Action
+    from kto_sweep.sweep.trial_state import state_of
+    from kto_sweep.sweep.view import OVER
+    from kto_sweep.wandb_client.private_api import set_sweep_state, stop_run
+
+    view = status.view
+    if refused := status.refusal(action):
+        raise UsageError(f"{view.ref} is {status.state}: {refused.reason}", hint=refused.hint)
+    try:
+        set_sweep_state(api, view.ref, WIRE_STATES[action])
+    except ServerError:
+        if action is not Action.CANCEL or view.state not in OVER:
+            raise
+        # A server may keep a finished sweep finished: stop its last trials one by one.
+        for trial in view.trials:
+            if not trial.is_prior_run and not state_of(view, trial).has_ended:
+                stop_run(api, view.ref, trial.run_id)
 
 
 def _what_runs_on(status: "SweepStatus") -> str:

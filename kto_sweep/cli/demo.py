@@ -18,7 +18,7 @@ def demo(as_json: bool) -> int:
     \b
     kto-sweep demo
     """
-    from kto_sweep.agent.end_report import EndReport
+    from kto_sweep.agent.progress import EndReport
     from kto_sweep.agent.run_agent import run_agent
     from kto_sweep.cli.compare import show
     from kto_sweep.compare.comparison import compare

@@ -151,7 +151,7 @@ def train(
     from dataclasses import replace
     from functools import partial
 
-    from kto_sweep.agent.end_report import EndReport
+    from kto_sweep.agent.progress import EndReport
     from kto_sweep.data.sources import join_source
     from kto_sweep.errors import UsageError
     from kto_sweep.home import Home

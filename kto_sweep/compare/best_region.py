@@ -58,7 +58,7 @@ def best_region(effect: Effect) -> BestRegion:
     while last < end and effect.good[last + 1]:
         last += 1
     values = [value for step in effect.steps[first : last + 1] for value in step]
-    # Two digits for the ends of a range: the next sweep's range needs no more.
+    # Two digits for the ends of a range are enough to choose the next sweep's range.
     low, high = (number(float(f"{value:.2g}")) for value in (values[0], values[-1]))
     if effect.is_list and len(values) <= MAX_LISTED:
         region, phrase = _either(values), f"best at {_either(values)}"

@@ -11,7 +11,6 @@ from kto_sweep.errors import FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.search.range_ends import range_end
 from kto_sweep.sweep.gpu_hours import gpu_time, seconds_per_trial
-from kto_sweep.sweep.grid_status import read_grid_status
 from kto_sweep.sweep.sweep_state import ShownState, SweepStatus, read_sweep_status
 from kto_sweep.sweep.view import SweepView
 from kto_sweep.text import counted, hours, number
@@ -60,7 +59,7 @@ def next_steps(
     # While trials are left, what comes next may change.
     is_over = stopped or status.state not in _COMPLETE or status.left is None
     if largest is not None and len(verdicts) == 1 and is_over:
-        yield from _settle(view, largest)
+        yield from _settle(view, status, largest)
         yield from _widen(view, largest.winner, importance)
         if largest.certainty is Certainty.CLEAR:
             yield NextStep("Train with these settings", f"kto-sweep train --from {view.ref.id} --whole-data")
@@ -104,7 +103,7 @@ def _price(seconds: float | None, unit: str) -> tuple[float | None, str]:
     return (seconds / 3600 if seconds else None), unit
 
 
-def _settle(view: SweepView, verdict: Verdict) -> Iterator[NextStep]:
+def _settle(view: SweepView, status: SweepStatus, verdict: Verdict) -> Iterator[NextStep]:
     """The cheapest sweep that shows whether the lead is real."""
     if verdict.certainty is Certainty.CLEAR or verdict.lead is None:
         return
@@ -122,9 +121,7 @@ def _settle(view: SweepView, verdict: Verdict) -> Iterator[NextStep]:
     count = min(count, MAX_REPEATED, len(verdict.others) + 1)
     contenders = [verdict.winner, *verdict.others][:count]
     seconds = seconds_per_trial(view, [trial for each in contenders for trial in each.trials])
-    price = _price(
-        None if seconds is None else seconds * seeds * count, gpu_time(view, read_grid_status(view)).unit
-    )
+    price = _price(None if seconds is None else seconds * seeds * count, gpu_time(view, status.grid).unit)
     command = f"kto-sweep replicate {view.ref.id} --top {count} --seeds {seeds}"
     yield NextStep(text.format(count), command, *price)
 

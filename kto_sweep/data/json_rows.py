@@ -31,7 +31,7 @@ class _AbsurdJsonError(ValueError):
 def read_json(lines: Iterator[str], name: str) -> Iterator[RawRow]:
     """Rows of a file's lines; of a line that is not JSON, its DataError.
 
-    Raises DataError for one document that is not JSON: where it goes on is unknown.
+    Raises DataError for one document that is not JSON: where its rows begin is unknown.
     """
     filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
     number, first = next(filled, (0, ""))

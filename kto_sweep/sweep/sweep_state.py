@@ -197,7 +197,7 @@ def _state(view: SweepView, left: int | None, *, reached: bool) -> ShownState:
     elif view.state == "FINISHED" and states & {TrialState.RUNNING, TrialState.QUEUED}:
         state = ShownState.STOPPING
     elif left == 0 or reached:
-        # The server may not know it yet: it learns from an agent that the search has no more trials.
+        # The server may not know it yet: an agent tells it that the search is exhausted.
         state = ShownState.FINISHED
     elif view.state == "FINISHED":
         state = ShownState.STOPPED

@@ -10,10 +10,9 @@ from rich.console import Console
 
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.devices import CPU, Device, find_devices, grouped, lock_devices
-from kto_sweep.agent.end_report import EndReport
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
-from kto_sweep.agent.progress import ProgressDisplay
+from kto_sweep.agent.progress import EndReport, ProgressDisplay
 from kto_sweep.agent.run_agent import PATIENCE_SECONDS
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.agent.supervisor import supervise

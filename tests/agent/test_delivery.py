@@ -11,7 +11,7 @@ from agent_harness import wait
 from kto_sweep.agent import run_agent as module
 from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.delivery import ATTEMPTS, PAUSE_SECONDS, check_delivery
-from kto_sweep.agent.end_report import EndReport
+from kto_sweep.agent.progress import EndReport
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
 from kto_sweep.errors import WORK_LEFT, ServerError
 from kto_sweep.home import Home

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,6 +38,18 @@ class SeededServer:
         self.address = address
         self.url = address.url
         self._client = httpx.Client(base_url=address.url, auth=("api", address.key), timeout=60)
+
+    def environ(self, folder: Path) -> dict[str, str]:
+        """The environment of a command at home in `folder` that uses this server as W&B."""
+        return {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "KTO_SWEEP_HOME": str(folder / "home"),
+            "WANDB_BASE_URL": self.url,
+            "WANDB_API_KEY": self.address.key,
+            "WANDB_ERROR_REPORTING": "false",
+            "OMP_NUM_THREADS": "1",
+        }
 
     def close(self) -> None:
         """Closes the connection."""

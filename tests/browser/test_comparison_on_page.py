@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -46,15 +45,7 @@ def terminal(
 ) -> subprocess.CompletedProcess[str]:
     """What `compare --csv --html r.html` of the noisy sweep prints; `args` is the report's path."""
     folder = tmp_path_factory.mktemp("terminal")
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "KTO_SWEEP_HOME": str(folder / "home"),
-        "WANDB_BASE_URL": seeded.url,
-        "WANDB_API_KEY": seeded.address.key,
-        "WANDB_ERROR_REPORTING": "false",
-        "OMP_NUM_THREADS": "1",
-    }
+    env = seeded.environ(folder)
     sweep = f"local/noise/{seeded.noisy.name}"
     command = ("-m", "kto_sweep", "compare", sweep, "--csv", "--html", "r.html")
     done = python_forkserver.run(command, folder, env)

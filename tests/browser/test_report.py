@@ -1,6 +1,5 @@
 """The report of `compare`, opened as a local file."""
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +15,7 @@ FILES = SimpleNamespace(url="file://")
 @pytest.fixture(scope="module")
 def report(seeded: SeededServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(folder),
-        "KTO_SWEEP_HOME": str(folder / "home"),
-        "WANDB_BASE_URL": seeded.url,
-        "WANDB_API_KEY": seeded.address.key,
-        "WANDB_ERROR_REPORTING": "false",
-        "OMP_NUM_THREADS": "1",
-    }
+    env = seeded.environ(folder)
     command = ("-m", "kto_sweep", "compare", f"local/kto/{seeded.grid.name}", "--html", "r.html")
     done = python_forkserver.run(command, folder, env)
     assert done.returncode == 0, done.stderr

@@ -13,7 +13,7 @@ export function isIdle(sweep) {
   return WITHOUT_AGENT.includes(sweep.shown_state);
 }
 
-/** Whether the sweep hands out no more trials; some may still run. */
+/** Whether the sweep has stopped handing out trials; some may still run. */
 export function isOver(sweep) {
   return OVER.includes(sweep.state);
 }

@@ -87,7 +87,7 @@ function build() {
     yaml: h("pre", { class: "tall", tabindex: 0 }),
     problems: h("div"),
   };
-  if (comparison) drawComparison(); // before it is on the page, where it takes no more room than it needs
+  if (comparison) drawComparison(); // before it is on the page: the charts then keep their place
   page.curveGrid = h(
     "div",
     { class: "grid four" },
