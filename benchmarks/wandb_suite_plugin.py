@@ -19,7 +19,7 @@ PORT, RESULTS, REASONS = (f"KTO_SWEEP_SUITE_{name}" for name in ("PORT", "RESULT
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what cannot judge this server, and marks what uses a server."""
-    rules = [(re.compile(pattern), reason) for pattern, reason in json.loads(os.environ[REASONS])]
+    rules = [(re.compile(pattern), reason) for pattern, reason in json.loads(os.environ[REASONS]).items()]
     for item in items:
         item.user_properties.append(("server", "local_wandb_backend" in getattr(item, "fixturenames", ())))
         for pattern, reason in rules:
@@ -34,8 +34,10 @@ def pytest_collection_finish() -> None:
     address = fixtures.LocalWandbBackendAddress("localhost", *2 * [int(os.environ[PORT])])
     conftest = sys.modules["tests.system_tests.conftest"]
     conftest.connect_to_local_wandb_backend = lambda name: address  # type: ignore[attr-defined]
-    # A fixture of the sweep tests resets this attribute, which later SDKs do not have.
-    vars(importlib.import_module("wandb.cli.cli")).setdefault("_api", None)
+    # Fixtures of the sweep tests reset these, which later SDKs do not have.
+    cli = vars(importlib.import_module("wandb.cli.cli"))
+    cli.setdefault("_api", None)
+    cli.setdefault("_get_cling_api", lambda reset: None)
 
 
 @pytest.hookimpl(wrapper=True)
