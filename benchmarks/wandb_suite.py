@@ -10,9 +10,9 @@
 The tests come from the checkout, the SDK is the installed one. Measured with the main branch of 2026-08-21
 (b6e29505, 0.28.3.dev1), the newest public commit: there is none of wandb 0.31.
 
-Only a test that uses wandb's server fixture can judge a server; the others are counted apart. "Not applicable"
-are tests that wandb itself skips or expects to fail, that need another service or what this server refuses, or
-that ask the SDK for something that the installed one does not have. Exit code 0: the reach was met.
+Only a test that uses wandb's server fixture can judge a server; the others are counted apart. "Not
+applicable" are tests that wandb itself skips or expects to fail, that need another service or what this server
+refuses, or that ask the SDK for something that the installed one does not have. Exit code 0: the reach was met.
 """
 
 import argparse
@@ -56,7 +56,7 @@ SDK_DIFFERS = (
     r"ValueError: (wandb.Video) requires a `format` argument",
     r"ValidationError: 1 validation error for ArtifactMembershipFragment (createdAt) Field required",
 )
-"""Failures of tests that ask the SDK for what the installed one does not have, or answer it for the server."""
+"""Failures of tests that ask the SDK for what the installed one does not have, or imitate an older server."""
 
 
 @dataclass(frozen=True)
