@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -21,7 +21,7 @@ from graphql import (
 )
 
 from kto_sweep.server import refused, run_notices
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.errors import NotFoundError, RefusedError, RequestError
 from kto_sweep.server.query_size import check_size
 from kto_sweep.server.resolvers import project, run, sweep, viewer, writes
 from kto_sweep.server.resolvers.registry import Context, attach
@@ -145,8 +145,16 @@ def _response(result: ExecutionResult) -> Response:
             raise cause
         if isinstance(cause, sqlite3.DatabaseError):
             raise StoreUnavailable(f"the database cannot be read: {cause}")
-    status = 404 if any(isinstance(cause, NotFoundError) for cause in causes) else 200
-    return Response(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
+    return Response(
+        _status(causes), {"data": result.data, "errors": [_shown(error) for error in result.errors]}
+    )
+
+
+def _status(causes: Sequence[BaseException | None]) -> int:
+    for kind, status in ((NotFoundError, 404), (RefusedError, 400)):
+        if any(isinstance(cause, kind) for cause in causes):
+            return status
+    return 200
 
 
 def _shown(error: GraphQLError) -> dict[str, Any]:

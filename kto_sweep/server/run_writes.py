@@ -180,8 +180,16 @@ def set_state(connection: sqlite3.Connection, global_id: str, state: str) -> Non
 
 
 def delete(connection: sqlite3.Connection, server: ServerState, global_id: str) -> None:
-    """Deletes the run, its lines and its files; a grid may run its cell again."""
-    run = by_global_id(connection, global_id)
+    """Deletes the run, its lines and its files; a grid may run its cell again.
+
+    Deleting it again succeeds, as on W&B. Raises RequestError for an id that is not one of a run.
+    """
+    row = from_global("Run", global_id)
+    if row is None:
+        raise RequestError(f"{global_id!r} is not the id of a run")
+    run = runs.get(connection, row)
+    if run is None:
+        return
     for sweep_id in runs.sweeps_of(connection, run):
         sweeps.update(connection, sweep_id, grid_cursor=0, exhausted=False)
     runs.delete(connection, run.id)

@@ -4,6 +4,7 @@ from typing import Any
 
 from kto_sweep.search.options import BLOCK
 from kto_sweep.server.resolvers.registry import Context, Fields
+from kto_sweep.server.store import files
 from kto_sweep.server.store.ids import to_global
 from kto_sweep.server.store.projects import DEFAULT_ENTITY
 
@@ -26,23 +27,56 @@ def local_user() -> dict[str, Any]:
         "deleted_at": None,
         "api_keys": {"edges": []},
         "teams": {"edges": [{"node": named_entity(DEFAULT_ENTITY)}]},
+        "organizations": [],
     }
 
 
 def named_entity(name: str) -> dict[str, Any]:
-    """The entity of that name; every name is valid."""
+    """The entity of that name; every name is valid, and every entity is the single user's."""
     return {
         "id": f"entity-{name}",
         "name": name,
         "is_team": False,
+        "entity_type": "user",
         "xxhash_digests_enabled": False,
         "organization": None,
+        "available": False,
+        "read_only": False,
+        "read_only_admin": False,
+        "private_only": True,
+        "code_saving_enabled": True,
+        "is_paid": False,
+        "default_access": "PRIVATE",
+        "photo_url": None,
     }
 
 
 @fields.of("Query", "viewer")
 def _viewer(source: object, context: Context) -> dict[str, Any]:
     return local_user()
+
+
+@fields.of("Query", "users")
+def _users(source: object, context: Context, query: str | None = None) -> dict[str, Any]:
+    """The single user, if `query` is a part of its name or address."""
+    user = local_user()
+    matches = any((query or "") in user[key] for key in ("username", "email"))
+    return {"edges": [{"node": user}] if matches else []}
+
+
+@fields.of("Entity", "user")
+def _entity_user(entity: dict[str, Any], context: Context) -> dict[str, Any]:
+    return local_user()
+
+
+@fields.of("Entity", "storageBytes")
+def _storage_bytes(entity: dict[str, Any], context: Context) -> int:
+    return files.total_bytes(context.reader, entity["name"])
+
+
+@fields.of("Entity", "members")
+def _members(entity: dict[str, Any], context: Context) -> list[dict[str, Any]]:
+    return [local_user() | {"pending": False, "account_type": "ADMIN", "photo_url": None, "api_key": None}]
 
 
 @fields.of("Query", "entity")
