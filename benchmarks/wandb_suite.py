@@ -11,8 +11,8 @@ The tests come from the checkout, the SDK is the installed one. Measured with th
 (b6e29505, 0.28.3.dev1), the newest public commit: there is none of wandb 0.31.
 
 Only a test that uses wandb's server fixture can judge a server; the others are counted apart. "Not
-applicable" are tests that wandb itself skips or expects to fail, that need another service or what this server
-refuses, or that ask the SDK for something that the installed one does not have. Exit code 0: the reach was met.
+applicable" are tests that wandb itself skips or expects to fail, that need another service or what this
+server refuses, or that ask the SDK for what the installed one does not have. Exit code 0: the reach was met.
 """
 
 import argparse
