@@ -49,6 +49,7 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             Route(stream, api.file_stream, methods=["POST"], middleware=key),
             Route(storage, api.upload, methods=["PUT"]),
             Route(storage, api.download, methods=["GET"]),
+            Route(storage, api.preflight, methods=["OPTIONS"]),
             *dashboard.routes(server, https=https),
         ],
         exception_handlers={
@@ -123,6 +124,15 @@ class _Api:
     async def download(self, request: Request) -> Response:
         """Sends a file."""
         return uploads.download(self._server, await run_in_threadpool(self._file, request))
+
+    async def preflight(self, request: Request) -> Response:
+        """Allows this server's own pages, which browsers do not ask about, and `wandb verify` does."""
+        own = f"{request.url.scheme}://{request.url.netloc}"
+        if request.headers.get("origin") != own:
+            return Response(status_code=403)
+        return Response(
+            headers={"access-control-allow-origin": own, "access-control-allow-methods": "GET, PUT"}
+        )
 
     def _file(self, request: Request) -> File:
         return uploads.authorize(self._server, request.path_params["token"])

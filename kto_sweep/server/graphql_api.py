@@ -87,7 +87,7 @@ def execute(context: Context, payload: object) -> Response:
     try:
         _validate(query)
     except RequestError as problem:
-        run_notices.add(context.server, document, variables, str(problem))
+        run_notices.refused(context.server, document, variables, str(problem))
         return _bad_request(problem)
     result = execute_sync(
         schema(), document, context_value=context, variable_values=variables, operation_name=name
@@ -95,7 +95,7 @@ def execute(context: Context, payload: object) -> Response:
     assert isinstance(result, ExecutionResult)
     response = _response(result)
     if result.errors:
-        run_notices.add(context.server, document, variables, result.errors[0].message)
+        run_notices.refused(context.server, document, variables, result.errors[0].message)
     return response
 
 

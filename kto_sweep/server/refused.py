@@ -65,8 +65,8 @@ ACCOUNTS = Family(
     "users, teams, invitations and further API keys",
     "everyone with its key is its one user",
     frozenset(
-        "createInvite createServiceAccount createTeam createUser deleteApiKey deleteInvite generateApiKey "
-        "privateOnly users".split()
+        "createInvite createServiceAccount createTeam createUser deleteApiKey deleteInvite "
+        "generateApiKey".split()
     ),
 )
 CHARTS = Family(

@@ -1,8 +1,9 @@
-"""A warning on a run's page for each request of its process that was refused.
+"""Warnings on a run's page about what its process sent and the server did not keep.
 
 The SDK's background process has no way to the terminal: it logs the error in debug-internal.log and goes on.
 """
 
+import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,22 +20,25 @@ MAX_REASON = 500
 """Characters of a reason."""
 
 
-def add(server: ServerState, document: DocumentNode, variables: Mapping[str, Any], reason: str) -> None:
-    """Notes on the run that the mutation's variables name, if any, that it was refused, once per reason."""
+def refused(server: ServerState, document: DocumentNode, variables: Mapping[str, Any], reason: str) -> None:
+    """Notes on the run that a mutation's variables name, if any, that the mutation was refused."""
     mutations, path = _mutations(document), _run_path(variables)
     if not mutations or path is None:
         return
-    text = f"{', '.join(mutations)}: {reason[:MAX_REASON]}"
 
-    def write(connection: Any) -> None:
+    def write(connection: sqlite3.Connection) -> None:
         run = runs.find_by_path(connection, *path)
-        if run is None:
-            return
-        told = [alert.text for alert in files.alerts(connection, run.id) if alert.title == TITLE]
-        if text not in told and len(told) < MAX_NOTICES:
-            files.add_alert(connection, run.id, AlertRecord("WARN", TITLE, text, server.now()))
+        if run is not None:
+            note(connection, run.id, f"{', '.join(mutations)}: {reason[:MAX_REASON]}", server.now())
 
     server.database.write(write)
+
+
+def note(connection: sqlite3.Connection, run_id: int, text: str, now: float) -> None:
+    """Shows the text on the run's page, once."""
+    told = [alert.text for alert in files.alerts(connection, run_id) if alert.title == TITLE]
+    if text not in told and len(told) < MAX_NOTICES:
+        files.add_alert(connection, run_id, AlertRecord("WARN", TITLE, text, now))
 
 
 def _mutations(document: DocumentNode) -> list[str]:

@@ -16,7 +16,7 @@ from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
-from kto_sweep.server import run_writes
+from kto_sweep.server import run_notices, run_writes
 from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
@@ -96,13 +96,22 @@ def download(server: ServerState, file: File) -> FileResponse:
 
 
 async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -> None:
-    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError."""
+    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError.
+
+    The SDK tells nobody that a file was too large, so the run's page does.
+    """
     target = path_of(server, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         size, md5 = await _write(part, chunks)
         part.replace(target)
+    except BodyTooLarge:
+        text = f"{file.name}: a file may have at most {MAX_FILE // 2**30} GiB"
+        await run_in_threadpool(
+            server.database.write, lambda c: run_notices.note(c, file.run_id, text, server.now())
+        )
+        raise
     finally:
         part.unlink(missing_ok=True)
     now = server.now()

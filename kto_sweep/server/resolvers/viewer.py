@@ -76,7 +76,7 @@ def _storage_bytes(entity: dict[str, Any], context: Context) -> int:
 
 @fields.of("Entity", "members")
 def _members(entity: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    return [local_user() | {"pending": False, "account_type": "ADMIN", "photo_url": None, "api_key": None}]
+    return [local_user() | {"pending": False, "account_type": "USER", "photo_url": None, "api_key": None}]
 
 
 @fields.of("Query", "entity")
