@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from kto_sweep.errors import ServerError
+from kto_sweep.server.store import artifact_tables
 from kto_sweep.server.store.database import connect
 
 FIRST = """
@@ -156,7 +157,7 @@ ALTER TABLE line ADD COLUMN writer_line INTEGER;
 CREATE UNIQUE INDEX line_of_writer ON line (run_id, stream, writer, writer_line) WHERE writer IS NOT NULL;
 """
 
-STEPS = (FIRST, SECOND, THIRD, WRITERS)
+STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES)
 
 
 def migrate(path: Path) -> None:
