@@ -45,7 +45,7 @@ AUTOMATIONS = Family(
     ),
 )
 REGISTRIES = Family(
-    "registries",
+    "organizations and their registries",
     "log an artifact to a project, and give it aliases there",
     frozenset(
         "advancedRegistryFeatures allowAllArtifactTypesInRegistry createProjectMembers deleteModel "
