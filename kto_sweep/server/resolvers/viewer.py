@@ -18,8 +18,8 @@ FEATURES = (
     "ARTIFACT_V2_DOWNLOAD_HANDLER_SUPPORTS_ARTIFACT_ID",
     "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
     "TOTAL_COUNT_IN_FILE_CONNECTION",
-    # Without these two the SDK advises an upgrade of the server; with them it sends requests about registries,
-    # which are refused in words (see refused.py).
+    # Without these two the SDK advises an upgrade of the server; with them it sends requests about
+    # registries, which are refused in words (see refused.py).
     "ARTIFACT_REGISTRY_SEARCH",
     "INCLUDE_ARTIFACT_TYPES_IN_REGISTRY_CREATION",
     BLOCK,
