@@ -11,16 +11,17 @@ UNSUPPORTED_FOLDERS = (
     "apis/public/jobs.py",
     "apis/public/reports.py",
     "automations/",
-    "sdk/artifacts/",
     "sdk/launch/",
 )
-"""Unsupported areas: launch queues, reports, automations, artifacts."""
+"""Unsupported areas: launch queues, reports, automations."""
 UNSUPPORTED = {
-    # artifacts, from the Go binary
-    "ArtifactFileURLsByManifestEntries", "ArtifactManifest", "ClientIDMapping", "CommitArtifact",
-    "CompleteMultipartUploadArtifact", "CreateArtifact", "CreateArtifactFiles", "CreateArtifactManifest",
-    "FetchArtifactDigestAlgorithm", "LinkArtifact", "UpdateArtifact", "UpdateArtifactManifest", "UseArtifact",
+    # jobs of launch queues
     "ArtifactOfType",
+    # registries: they belong to organizations
+    "CreateRegistryMembers", "DeleteRegistry", "DeleteRegistryMembers", "FetchAdvancedRegistryFeatures",
+    "FetchOrgInfoFromEntity", "FetchOrganization", "FetchRegistries", "FetchRegistry", "RegistryCollections",
+    "RegistryTeamMembers", "RegistryUserMembers", "RegistryVersions", "RenameRegistry",
+    "UpdateTeamRegistryRole", "UpdateUserRegistryRole", "UpsertRegistry",
     # launch queues
     "CreateDefaultResourceConfig", "CreateRunQueue", "UpsertRunQueue",
     # users and teams: there is one user
