@@ -18,7 +18,7 @@ def run_once(server: ServerState) -> None:
     old = [*artifacts.expired(reader, now), *artifacts.abandoned(reader, now - ABANDONED_SECONDS)]
     if old:
         server.database.write(lambda c: _delete_artifacts(c, old, now))
-        _remove_uploads(server)
+    _remove_uploads(server)
     if unused := contents.unused(reader):
         # The records first: a content without a record is removed at the next start if the server dies here.
         deleted = server.database.write(lambda c: contents.delete_unused(c, unused))
@@ -49,7 +49,7 @@ def after_start(server: ServerState) -> None:
 
 
 def _remove_uploads(server: ServerState) -> None:
-    """Removes the files of uploads in parts that have no record: their artifact was deleted."""
+    """Removes the files of uploads in parts that have no record: nobody needs them any longer."""
     # The list of files comes first: an upload that starts now has its record before its file.
     files = [*artifact_storage.uploads_folder(server).glob("*.parts")]
     files += artifact_storage.uploads_folder(server).glob("*.last")

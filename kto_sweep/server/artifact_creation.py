@@ -202,7 +202,7 @@ def commit(connection: sqlite3.Connection, server: ServerState, global_id: str) 
         requested_aliases=[],
     )
     contents.delete_other_manifests(connection, artifact.id, manifest.id)
-    contents.release_claims(connection, artifact.id)
+    contents.release(connection, artifact.id)
     return by_id(connection, artifact.id)
 
 

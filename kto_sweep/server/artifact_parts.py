@@ -98,7 +98,12 @@ def complete(server: ServerState, upload_id: int, digest: str) -> None:
             raise RequestError(f"{len(missing)} parts have not arrived, the first is part {missing[0]}")
         _append_last(server, upload)
         path = parts_path(server, upload.id)
-        artifact_storage.adopt(server, upload.digest, path, _verify(path), upload.id)
+        try:
+            artifact_storage.adopt(server, upload.digest, path, _verify(path), upload.id)
+        except RequestError:
+            # The client starts again with a new upload; cleanup removes the files.
+            server.database.write(lambda c: contents.delete_upload(c, upload.id))
+            raise
         last_path(server, upload.id).unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from kto_sweep.server import (
+    artifact_creation,
     artifact_manifest,
     artifact_parts,
     artifact_storage,
