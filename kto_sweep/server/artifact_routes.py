@@ -10,6 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from kto_sweep.server import (
+    artifact_creation,
     artifact_manifest,
     artifact_parts,
     artifact_storage,
@@ -19,14 +20,14 @@ from kto_sweep.server import (
     uploads,
 )
 from kto_sweep.server.artifact_manifest import MAX_MANIFEST
-from kto_sweep.server.artifact_values import by_global_id
+from kto_sweep.server.artifact_values import by_global_id, by_id
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.responses import error
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_contents as contents
 from kto_sweep.server.store import artifacts
 from kto_sweep.server.store.artifact_contents import Upload
-from kto_sweep.server.store.artifacts import Artifact, ArtifactState
+from kto_sweep.server.store.artifacts import Artifact
 
 DOWNLOAD_HEADERS = {
     "accept-ranges": "bytes",
@@ -105,9 +106,7 @@ class _Api:
 
     def _touch(self, artifact_id: int) -> None:
         """Checks that the artifact still needs files, and has maintenance keep it."""
-        artifact = artifacts.get(self._server.database.reader(), artifact_id)
-        if artifact is None or artifact.state is not ArtifactState.PENDING:
-            raise RequestError("the artifact needs no more files: it is complete or has been deleted")
+        artifact_creation.require_pending(by_id(self._server.database.reader(), artifact_id))
         self._server.database.write(lambda c: artifacts.touch(c, [artifact_id], self._server.now()))
 
     def _upload(self, upload_id: int) -> Upload:
@@ -118,15 +117,11 @@ class _Api:
         return upload
 
     def _fill_manifest(self, manifest_id: int, body: bytes) -> None:
-        record = contents.get_manifest(self._server.database.reader(), manifest_id)
-        if record is None:
-            raise RequestError("there is no such manifest; its artifact may have been deleted")
+        record = artifact_creation.manifest_by_id(self._server.database.reader(), manifest_id)
         self._touch(record.artifact_id)
         artifact_manifest.check_digest(body, record.digest)
         parsed = artifact_manifest.parse(body)
-        self._server.database.write(
-            lambda c: contents.fill_manifest(c, manifest_id, parsed.head, parsed.entries)
-        )
+        self._server.database.write(lambda c: artifact_creation.fill_manifest(c, manifest_id, parsed))
 
     def _manifest(self, manifest_id: int) -> Response:
         record = contents.get_manifest(self._server.database.reader(), manifest_id)
