@@ -232,8 +232,8 @@ def delete(
 ) -> None:
     """Deletes the run, its lines and its files, and if asked the artifacts that it logged first.
 
-    A grid may run its cell again. Deleting it again succeeds, as on W&B. Raises RequestError for an id that is
-    not one of a run.
+    A grid may run its cell again. Deleting the run again succeeds, as on W&B. Raises RequestError for an id
+    that is not one of a run.
     """
     row = from_global("Run", global_id)
     if row is None:
