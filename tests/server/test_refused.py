@@ -5,13 +5,22 @@ import subprocess
 from collections.abc import AsyncIterator
 
 import pytest
-from machine import Machine
+from machine import ROOT, Machine
 from sdk_scripts import run_script
 from server_harness import ServerHarness
 
 from kto_sweep.server import uploads
 from kto_sweep.server.errors import BodyTooLarge
-from kto_sweep.server.refused import ACCOUNTS, AUTOMATIONS, CHARTS, FAMILIES, LAUNCH, REGISTRIES, REPORTS
+from kto_sweep.server.refused import (
+    ACCOUNTS,
+    AUTOMATIONS,
+    CHARTS,
+    FAMILIES,
+    LAUNCH,
+    REGISTRIES,
+    REPORTS,
+    Family,
+)
 from kto_sweep.server.store import files, runs
 
 CALLS = """
@@ -136,3 +145,9 @@ def test_the_run_shows_a_file_that_is_too_large(
     ((severity, title, text),) = run_alerts(harness)
     assert (severity, title) == ("WARN", "Not kept")
     assert text.startswith("model.bin: a file may have at most ")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_docs_name_what_is_not_kept(family: Family) -> None:
+    page = (ROOT / "docs" / "wandb.md").read_text(encoding="utf-8")
+    assert f"| {family.name} | {family.instead} |" in page
