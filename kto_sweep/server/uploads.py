@@ -94,9 +94,10 @@ async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -
         content = await received_file.receive(part, chunks, max_bytes=MAX_FILE)
         part.replace(target)
     except BodyTooLarge:
-        text = f"{file.name}: a file may have at most {MAX_FILE // 2**30} GiB"
+        reason = f"a file may have at most {MAX_FILE // 2**30} GiB"
         await run_in_threadpool(
-            server.database.write, lambda c: run_notices.note(c, file.run_id, text, server.now())
+            server.database.write,
+            lambda c: run_notices.note(c, file.run_id, file.name, reason, server.now()),
         )
         raise
     finally:

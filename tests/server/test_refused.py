@@ -5,11 +5,12 @@ import subprocess
 from collections.abc import AsyncIterator
 
 import pytest
+from artifact_client import ArtifactClient
 from machine import ROOT, Machine
 from sdk_scripts import run_script
 from server_harness import ServerHarness
 
-from kto_sweep.server import uploads
+from kto_sweep.server import received_file, uploads
 from kto_sweep.server.errors import BodyTooLarge
 from kto_sweep.server.refused import (
     ACCOUNTS,
@@ -93,9 +94,9 @@ def test_a_new_sdks_unknown_request_is_named(harness: ServerHarness) -> None:
     )
 
 
-def run_alerts(harness: ServerHarness) -> list[tuple[str, str, str]]:
+def run_alerts(harness: ServerHarness, path: str = "acme/tests/r1") -> list[tuple[str, str, str]]:
     reader = harness.server.database.reader()
-    run = runs.find_by_path(reader, "acme", "tests", "r1")
+    run = runs.find_by_path(reader, *path.split("/"))
     assert run is not None
     return [(alert.severity, alert.title, alert.text) for alert in files.alerts(reader, run.id)]
 
@@ -145,6 +146,28 @@ def test_the_run_shows_a_file_that_is_too_large(
     ((severity, title, text),) = run_alerts(harness)
     assert (severity, title) == ("WARN", "Not kept")
     assert text.startswith("model.bin: a file may have at most ")
+
+
+def test_the_run_shows_an_artifact_that_could_not_be_saved(
+    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`log_artifact` does not wait, so the SDK says nothing."""
+    harness.start_run("r")
+    client = ArtifactClient(harness)
+    files_of = {"a.bin": b"weights"}
+    with client.http:
+        artifact = client.create("big", files_of, runName="r")["id"]
+        url = client.announce(artifact, "a.bin", b"weights")["uploadUrl"]
+        monkeypatch.setattr(received_file, "free_bytes", lambda folder: 200 << 20)
+        for _ in range(2):  # the SDK tries again
+            assert client.put(url, b"weights").status_code == 507
+        commit = (
+            "mutation($input: CommitArtifactInput!) { commitArtifact(input: $input) { artifact { id } } }"
+        )
+        assert "errors" in harness.execute(commit, input={"artifactID": artifact})[1]
+    texts = [text for _, _, text in run_alerts(harness, "local/uncategorized/r")]
+    assert [text.split(": ")[0] for text in texts] == ["artifact big", "commitArtifact"]
+    assert "200 MiB free" in texts[0]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
