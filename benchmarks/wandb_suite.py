@@ -64,7 +64,7 @@ SDK_DIFFERS = (
     r"AttributeError: '\w+Cache' object has no attribute '(\w+)'",
     r"ValidationError: 1 validation error for Settings (\w+) Extra inputs are not permitted",
     r"ValueError: (wandb.Video) requires a `format` argument",
-    r"ValidationError: 1 validation error for ArtifactMembershipFragment (createdAt) Field required .*PLACEHOLDER",
+    r"1 validation error for ArtifactMembershipFragment (createdAt) Field required .*PLACEHOLDER",
 )
 """Failures of tests that ask the SDK for what the installed one does not have, or imitate an older server."""
 
