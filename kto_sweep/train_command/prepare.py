@@ -12,8 +12,8 @@ from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.trial_model import require_trainable
+from kto_sweep.sweep.ref import DEFAULT_PROJECT
 from kto_sweep.sweep.server_choice import (
-    DEFAULT_PROJECT,
     find_remote,
     find_target,
     load_env_file,

@@ -28,8 +28,7 @@ from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.model_card import write_card
 from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import StepTable
-from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.server_choice import LOCAL_ENTITY
+from kto_sweep.sweep.ref import LOCAL_ENTITY, SweepRef
 from kto_sweep.terminal import LineConsole
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target, connect

@@ -34,7 +34,7 @@ def trial(run_id, loss=None, rate=1e-5, seed=1, state="finished", cause=None, se
 def sweep(*trials, parameters=None, state="FINISHED", **facts):
     given = parameters or {"learning_rate": {"values": RATES}, "seed": {"values": [1, 2, 3]}}
     return SweepView(
-        SweepRef("me", "kto", "s"),
+        SweepRef("local", "kto-sweep", "s"),
         "",
         "s",
         state,
@@ -170,7 +170,7 @@ def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group()
     ]
     trials += [judged("b1", 0.01, "h2", dataset="b.jsonl")]
     view = SweepView(
-        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        SweepRef("local", "kto-sweep", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
         parse_space(DATASETS)[0], 9, tuple(trials),
     )  # fmt: skip
     comparison = compare(view)
@@ -429,7 +429,7 @@ def test_the_front_of_several_objectives_is_marked_and_listed():
         trial("e", 0.04),
     )
     view = SweepView(
-        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        SweepRef("local", "kto-sweep", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
         parse_space({"learning_rate": {"values": RATES}})[0], 9, trials,
         objectives=(Objective(LOSS), Objective(auc, maximize=True)),
     )  # fmt: skip
