@@ -169,5 +169,5 @@ def _ending(report: LintReport, data: Sequence[str], model: str | None) -> list[
         step = f"{again} --model NAME   (the model that you will train)"
     else:
         dataset = data[0] if len(data) == 1 else f"[{', '.join(data)}]"
-        step = f"put dataset: {dataset} into a copy of sweeps/lr_grid.yaml, then kto-sweep create that copy"
+        step = f"put dataset: {dataset} into a copy of sweeps/lr_grid.yaml, then kto-sweep create COPY.yaml"
     return [summary, f"Next: {step}"]

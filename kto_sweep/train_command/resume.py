@@ -93,7 +93,7 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
         if run is None:
             raise UsageError(
                 f"{target} has no sweep or run {name}",
-                hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last sweep",
+                hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; for the last sweep: kto-sweep status",
             ) from None
         return SourceConfig(flatten(run[1]), f"run {ref.id} on {target}")
     return _winner(compare(view))

@@ -146,7 +146,7 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
         if status == HTTPStatus.NOT_FOUND:
             raise ServerError(
                 "the sweep was deleted on the server",
-                hint="kto-sweep create FILE creates a new one; trained runs stay in KTO_SWEEP_HOME/runs",
+                hint="to create a new one: kto-sweep create FILE; trained runs stay in KTO_SWEEP_HOME/runs",
             ) from error
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise KeyRejectedError(f"the server rejects the key (HTTP {status})") from error
