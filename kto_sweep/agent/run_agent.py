@@ -14,6 +14,7 @@ from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
+from kto_sweep.agent.model_upload import read_log_model
 from kto_sweep.agent.preflight import require_command, require_sources
 from kto_sweep.agent.progress import EndReport, ProgressDisplay
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
@@ -94,6 +95,7 @@ def run_agent(
     """
     report = report or EndReport()
     console = LineConsole(file=report.stream, highlight=False)
+    log_model = read_log_model()
     gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
     allowances = [Allowance.until(until, time.time)] if until is not None else []
     if gpu_seconds is not None:
@@ -124,7 +126,7 @@ def run_agent(
             executor = Executor(
                 SweepSource(api, view.ref, home, view.command), home, progress, lease,
                 RunOptions(
-                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process()
+                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process(), log_model
                 ),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from seeded_sweeps import LOSS, PROJECT, cases, seed
 
+from kto_sweep.cli.compare import show
 from kto_sweep.compare.comparison import compare
 from kto_sweep.report.picture import MAX_RANKED, draw_picture
 from kto_sweep.sweep.ref import SweepRef
@@ -38,11 +39,10 @@ def test_there_are_twenty_cases():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_all_faces_say_the_same(name, seeded, machine, tmp_path):
+def test_all_faces_say_the_same(name, seeded, machine, tmp_path, capsys):
     sweep_id = seed(seeded, CASES[name])  # seeded here: a run without heartbeats is soon no longer "running"
     sweep = f"local/{PROJECT}/{sweep_id}"
-    as_json = machine.json("compare", sweep)
-    shown = machine.run("compare", sweep, "--html", "r.html")
+    as_json = machine.json("compare", sweep, "--html", "r.html")
     report = report_data((tmp_path / "r.html").read_text(encoding="utf-8"))
     auth = ("api", seeded.address.key)
     path = f"{seeded.url}/-/data/local/{PROJECT}/sweeps/{sweep_id}"
@@ -58,7 +58,11 @@ def test_all_faces_say_the_same(name, seeded, machine, tmp_path):
     # Verdict, next steps, sentences and importance.
     assert report["verdict"] == compared["verdict"] == as_json["verdict"]
     assert report["importance"] == compared["importance"] == as_json["importance"]
-    lines = shown.splitlines()
+    target = Target(seeded.url, seeded.url, local=True, key=seeded.address.key)
+    api = connect(target)
+    comparison = compare(read_sweep(api, target, SweepRef("local", PROJECT, sweep_id)))
+    show(api, comparison)
+    lines = capsys.readouterr().out.splitlines()
     for part in as_json["verdict"]["sentences"]:
         for index, sentence in enumerate(part["sentences"]):
             heading = part["heading"] if index == 0 else ""
@@ -68,8 +72,6 @@ def test_all_faces_say_the_same(name, seeded, machine, tmp_path):
     winners = [trial["name"] for trial in as_json["trials"] if trial["rank"] == 1]
     stars = [line for line in lines if re.match(r"\s*\* 1\s+(?!learning_rate|dataset|beta)\S", line)]
     assert len(stars) >= len(winners)
-    target = Target(seeded.url, seeded.url, local=True, key=seeded.address.key)
-    comparison = compare(read_sweep(connect(target), target, SweepRef("local", PROJECT, sweep_id)))
     ranking = next(
         axes for axes in draw_picture(comparison, {}).axes if axes.get_title().startswith(comparison.metric)
     )
