@@ -22,7 +22,16 @@ from graphql import (
 
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.query_size import check_size
-from kto_sweep.server.resolvers import project, run, sweep, viewer, writes
+from kto_sweep.server.resolvers import (
+    artifact,
+    artifact_collection,
+    artifact_writes,
+    project,
+    run,
+    sweep,
+    viewer,
+    writes,
+)
 from kto_sweep.server.resolvers.registry import Context, attach
 from kto_sweep.server.store.database import StoreUnavailable
 from kto_sweep.server.store.filters import FilterError
@@ -30,8 +39,9 @@ from kto_sweep.server.store.filters import FilterError
 MAX_QUERY = 100_000
 """Maximum characters of a query."""
 MAX_TOKENS = 5_000
+SCHEMAS = ("schema.graphql", "artifacts.graphql")
 SUPPORTED = (
-    "this server supports projects, sweeps, runs and their files, but not artifacts, reports or queues"
+    "this server supports projects, sweeps, runs, files and artifacts, but not registries, reports or queues"
 )
 """First sentence of the error for an unsupported query; the unknown names follow."""
 
@@ -49,9 +59,20 @@ class Response:
 @cache
 def schema() -> GraphQLSchema:
     """The schema with its resolvers."""
-    text = resources.files("kto_sweep.server").joinpath("schema.graphql").read_text(encoding="utf-8")
-    built = build_schema(text)
-    attach(built, viewer.fields, project.fields, run.fields, sweep.fields, writes.fields)
+    folder = resources.files("kto_sweep.server")
+    built = build_schema("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCHEMAS))
+    attach(
+        built,
+        viewer.fields,
+        project.fields,
+        run.fields,
+        sweep.fields,
+        writes.fields,
+        artifact.fields,
+        artifact_collection.fields,
+        artifact_writes.fields,
+    )
+    artifact.set_types(built)
     _read_scalar(built, "JSONString", _json_text)
     _read_scalar(built, "Int64", _whole_number)
     return built

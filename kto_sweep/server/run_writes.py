@@ -10,7 +10,7 @@ from kto_sweep.server import overwritten_runs, sweep_progress
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
-from kto_sweep.server.store import files, projects, runs, sweeps
+from kto_sweep.server.store import artifacts, files, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.runs import Run
 from kto_sweep.trial import RECORD
@@ -179,9 +179,16 @@ def set_state(connection: sqlite3.Connection, global_id: str, state: str) -> Non
         sweep_progress.finish_if_done(connection, run.sweep_id)
 
 
-def delete(connection: sqlite3.Connection, server: ServerState, global_id: str) -> None:
-    """Deletes the run, its lines and its files; a grid may run its cell again."""
+def delete(
+    connection: sqlite3.Connection, server: ServerState, global_id: str, delete_artifacts: bool = False
+) -> None:
+    """Deletes the run, its lines and its files, and if asked the artifacts that it logged first.
+
+    A grid may run its cell again.
+    """
     run = by_global_id(connection, global_id)
+    for artifact_id in artifacts.logged_by_run(connection, run.id) if delete_artifacts else ():
+        artifacts.delete(connection, artifact_id)
     for sweep_id in runs.sweeps_of(connection, run):
         sweeps.update(connection, sweep_id, grid_cursor=0, exhausted=False)
     runs.delete(connection, run.id)

@@ -9,7 +9,14 @@ from kto_sweep.server.store.projects import DEFAULT_ENTITY
 
 fields = Fields()
 
-FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER", BLOCK)
+FEATURES = (
+    "MARK_RUN_FILES_UPLOADED",
+    "SWEEPS_LOCAL_SCHEDULER",
+    "ARTIFACT_V2_DOWNLOAD_HANDLER_SUPPORTS_ARTIFACT_ID",
+    "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
+    "TOTAL_COUNT_IN_FILE_CONNECTION",
+    BLOCK,
+)
 """Optional protocol features that this server supports; the last is specific to kto-sweep."""
 
 

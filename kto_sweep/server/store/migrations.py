@@ -7,6 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from kto_sweep.errors import ServerError
+from kto_sweep.server.store import artifact_tables
 from kto_sweep.server.store.database import connect
 
 FIRST = """
@@ -146,7 +147,7 @@ ALTER TABLE run ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX run_paused ON run (sweep_id) WHERE paused;
 """
 
-STEPS = (FIRST, SECOND, THIRD)
+STEPS = (FIRST, SECOND, THIRD, artifact_tables.TABLES)
 
 
 def migrate(path: Path) -> None:
