@@ -50,8 +50,9 @@ def test_checkpoints_and_final_adapters_are_versions_that_another_box_can_use(ma
     made = machine.create_sweep(SWEEP)
     machine.run("agent", made["id"], "--cpu", WANDB_LOG_MODEL="checkpoint")
     (run,) = machine.home.runs.iterdir()
+    folder = str(machine.folder)
     logged = machine.api(
-        f"[[a.name, a.type, a.metadata, sorted(a.manifest.entries), a.download({str(machine.folder)!r} + '/' + a.name)]"
+        f"[[a.name, a.type, a.metadata, sorted(a.manifest.entries), a.download({folder!r} + '/' + a.name)]"
         f" for a in api.run('{made['path'].rpartition('/')[0]}/{run.name}').logged_artifacts()]"
     )
     adapter, checkpoint = logged[-1], logged[0]
