@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kto_sweep.server import artifact_manifest
+from kto_sweep.server.artifact_manifest import Manifest
 from kto_sweep.server.artifact_values import (
     MAX_NAME,
     Input,
@@ -69,8 +70,8 @@ def _sequence(connection: sqlite3.Connection, fields: Input, now: float) -> Coll
         raise RequestError(f"{name} holds links to artifacts: log the artifact under another name")
     if collection.type != type_name:
         raise RequestError(
-            f"the artifact {name} has the type {collection.type!r}, not {type_name!r}: use that type or another"
-            " name"
+            f"the artifact {name} has the type {collection.type!r}, not {type_name!r}:"
+            " use that type, or another name"
         )
     return collection
 
@@ -127,9 +128,14 @@ def _start(
 def pending(connection: sqlite3.Connection, global_id: str) -> Artifact:
     """The artifact of a global id, which must not be committed. Raises RequestError."""
     artifact = by_global_id(connection, global_id)
+    require_pending(artifact)
+    return artifact
+
+
+def require_pending(artifact: Artifact) -> None:
+    """Raises RequestError for a committed artifact."""
     if artifact.state is not ArtifactState.PENDING:
         raise RequestError("the artifact is complete; its files cannot be changed: log a new version")
-    return artifact
 
 
 def add_manifest(connection: sqlite3.Connection, server: ServerState, fields: Input) -> ManifestRecord:
@@ -144,15 +150,25 @@ def add_manifest(connection: sqlite3.Connection, server: ServerState, fields: In
 
 def announce_manifest(connection: sqlite3.Connection, server: ServerState, fields: Input) -> ManifestRecord:
     """Announces the content of a manifest that was added before. Raises RequestError."""
-    row = from_global("ArtifactManifest", fields["artifact_manifest_id"])
-    manifest = contents.get_manifest(connection, row) if row is not None else None
-    if manifest is None:
-        raise RequestError("there is no such manifest; its artifact may have been deleted")
+    manifest = manifest_by_id(connection, from_global("ArtifactManifest", fields["artifact_manifest_id"]))
     artifacts.touch(connection, [manifest.artifact_id], server.now())
     contents.announce_manifest(connection, manifest.id, fields.get("digest") or "", _base(connection, fields))
-    changed = contents.get_manifest(connection, manifest.id)
-    assert changed is not None
-    return changed
+    return manifest_by_id(connection, manifest.id)
+
+
+def manifest_by_id(connection: sqlite3.Connection, manifest_id: int | None) -> ManifestRecord:
+    """The manifest of a row. Raises RequestError."""
+    manifest = contents.get_manifest(connection, manifest_id) if manifest_id is not None else None
+    if manifest is None:
+        raise RequestError("there is no such manifest; its artifact may have been deleted")
+    return manifest
+
+
+def fill_manifest(connection: sqlite3.Connection, manifest_id: int, manifest: Manifest) -> None:
+    """Stores an uploaded manifest of an uncommitted artifact. Raises RequestError."""
+    record = manifest_by_id(connection, manifest_id)
+    require_pending(by_id(connection, record.artifact_id))
+    contents.fill_manifest(connection, record.id, manifest.head, manifest.entries)
 
 
 def _base(connection: sqlite3.Connection, fields: Input) -> int | None:
@@ -186,7 +202,7 @@ def commit(connection: sqlite3.Connection, server: ServerState, global_id: str) 
         requested_aliases=[],
     )
     contents.delete_other_manifests(connection, artifact.id, manifest.id)
-    contents.release_claims(connection, artifact.id)
+    contents.release(connection, artifact.id)
     return by_id(connection, artifact.id)
 
 

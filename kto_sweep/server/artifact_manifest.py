@@ -78,8 +78,8 @@ def check_path(path: str) -> None:
     parts = path.split("/")
     if not path or len(path) > MAX_PATH or "\0" in path or not {"", ".", ".."}.isdisjoint(parts):
         raise RequestError(
-            f"{path[:80]!r} is not a valid path in an artifact: use a relative path without '..', '.' or empty"
-            f" parts, of at most {MAX_PATH} characters"
+            f"{path[:80]!r} is not a valid path in an artifact: use a relative path of at most {MAX_PATH}"
+            " characters, without '..', '.' and empty parts"
         )
 
 

@@ -1,11 +1,12 @@
 """Uploads in parts, which wandb uses for files of 2 GiB and more.
 
-All parts but the last have one size, so each is written at its place in one sparse file, in whatever order they
-arrive. The last part's place is known once another part has arrived, so it waits in a file of its own.
+All parts but the last have one size, so each is written at its place in one sparse file, in any order. The
+last part's place is known once another part has arrived, so it waits in a file of its own.
 """
 
 import base64
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,7 @@ async def store(
     if is_last:
         path, offset = last_path(server, upload.id), 0
     else:
-        part_size = await run_in_threadpool(
-            server.database.write, lambda c: contents.set_part_size(c, upload.id, size)
-        )
+        part_size = await run_in_threadpool(server.database.write, lambda c: _part_size(c, upload.id, size))
         if size != part_size:
             raise RequestError(
                 f"part {number} has {size} bytes, but the parts before the last have {part_size}"
@@ -64,8 +63,24 @@ async def store(
     content = await received_file.receive(path, chunks, offset=offset, max_bytes=size)
     if content.md5 != upload.part_digests[number - 1] or content.size != size:
         raise RequestError(f"part {number} is not what was announced; it changed on the way")
-    await run_in_threadpool(server.database.write, lambda c: contents.add_part(c, upload.id, number, size))
+    await run_in_threadpool(server.database.write, lambda c: _record(c, upload.id, number, size))
     return content.md5
+
+
+def _part_size(connection: sqlite3.Connection, upload_id: int, size: int) -> int:
+    """The size of the parts, which the first to arrive sets."""
+    _require_upload(connection, upload_id)
+    return contents.set_part_size(connection, upload_id, size)
+
+
+def _record(connection: sqlite3.Connection, upload_id: int, number: int, size: int) -> None:
+    _require_upload(connection, upload_id)
+    contents.add_part(connection, upload_id, number, size)
+
+
+def _require_upload(connection: sqlite3.Connection, upload_id: int) -> None:
+    if contents.get_upload(connection, upload_id) is None:
+        raise RequestError("there is no such upload: it is complete, or its artifact has been deleted")
 
 
 def complete(server: ServerState, upload_id: int, digest: str) -> None:
@@ -83,7 +98,12 @@ def complete(server: ServerState, upload_id: int, digest: str) -> None:
             raise RequestError(f"{len(missing)} parts have not arrived, the first is part {missing[0]}")
         _append_last(server, upload)
         path = parts_path(server, upload.id)
-        artifact_storage.adopt(server, upload.digest, path, _verify(path), upload.id)
+        try:
+            artifact_storage.adopt(server, upload.digest, path, _verify(path), upload.id)
+        except RequestError:
+            # The client starts again with a new upload; cleanup removes the files.
+            server.database.write(lambda c: contents.delete_upload(c, upload.id))
+            raise
         last_path(server, upload.id).unlink(missing_ok=True)
 
 

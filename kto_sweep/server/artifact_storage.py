@@ -15,12 +15,14 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
 from kto_sweep.server import received_file
-from kto_sweep.server.artifact_manifest import hex_digest
+from kto_sweep.server.artifact_manifest import from_hex, hex_digest
 from kto_sweep.server.errors import ContentDamaged, RequestError
 from kto_sweep.server.received_file import BLOCK, CHECKSUM_BYTES, Content
 from kto_sweep.server.server_state import ServerState
@@ -146,12 +148,25 @@ class Reader:
 
     def _message(self) -> str:
         return (
-            f"the stored file {self._path} is missing or damaged; restore it from a backup, or log an artifact"
-            " with this file again"
+            f"the stored file {self._path} is missing or damaged; restore it from a backup,"
+            " or log an artifact with this file again"
         )
 
 
 def remove(server: ServerState, digests: Iterable[str]) -> None:
-    """Removes the contents of these digests that have no record. Call it in the writer thread."""
+    """Removes those of these contents from disk that have no record."""
+
+    # One job for each: between two, uploads go on.
+    def unlink(connection: sqlite3.Connection, digest: str) -> None:
+        if contents.content(connection, digest) is None:
+            path_of(server, digest).unlink(missing_ok=True)
+
     for digest in digests:
-        path_of(server, digest).unlink(missing_ok=True)
+        server.database.write(partial(unlink, digest=digest))
+
+
+def stored(server: ServerState) -> Iterator[str]:
+    """Digests of the contents on disk, recorded or not."""
+    for path in server.artifacts.glob("??/*"):
+        with suppress(RequestError):  # not a file of ours
+            yield from_hex(path.name)

@@ -1,7 +1,9 @@
 """Fields of artifact types, collections, memberships and aliases, and the collections of projects."""
 
+import json
 from typing import Any
 
+from kto_sweep.server.errors import RequestError
 from kto_sweep.server.resolvers.artifact import collection_type, tag_node
 from kto_sweep.server.resolvers.registry import Context, Fields, connection, page_args
 from kto_sweep.server.store import artifact_collections as collections
@@ -168,7 +170,10 @@ def _artifacts(
     filters: str | None = None,
 ) -> Page:
     page = page_args(first, after)
+    _check_filters(filters)
     members = collections.members(context.reader, collection.id)
+    if order:
+        members.sort(key=lambda member: member.version, reverse=_is_descending(order))
     shown = connection(members[page.offset : page.offset + page.first + 1], page)
     for edge in shown["edges"]:
         member = edge["node"]
@@ -177,6 +182,19 @@ def _artifacts(
             "node": artifacts.get(context.reader, member.artifact_id),
         }
     return shown | {"total_count": len(members)}
+
+
+def _check_filters(filters: str | None) -> None:
+    """Raises RequestError for a filter of versions other than wandb's own, which all versions match."""
+    if filters and json.loads(filters) not in (None, {}, {"state": "COMMITTED"}):
+        raise RequestError(f"this server cannot filter versions of an artifact by {filters[:200]}")
+
+
+def _is_descending(order: str) -> bool:
+    """Whether to list the newest version first. Raises RequestError."""
+    if order.lstrip("+-") not in ("created_at", "createdAt", "version_index", "versionIndex"):
+        raise RequestError(f"versions of an artifact can be ordered by createdAt, not by {order[:80]!r}")
+    return order.startswith("-")
 
 
 @fields.of("ArtifactSequence", "artifactMembership")

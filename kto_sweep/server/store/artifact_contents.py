@@ -189,9 +189,10 @@ def claim(connection: sqlite3.Connection, artifact_id: int, digest: str) -> None
     connection.execute("INSERT OR IGNORE INTO artifact_claim VALUES (?, ?)", (artifact_id, digest))
 
 
-def release_claims(connection: sqlite3.Connection, artifact_id: int) -> None:
-    """Ends the claims of an artifact whose manifest is complete."""
+def release(connection: sqlite3.Connection, artifact_id: int) -> None:
+    """Ends the claims and uploads of an artifact that is complete."""
     connection.execute("DELETE FROM artifact_claim WHERE artifact_id = ?", (artifact_id,))
+    connection.execute("DELETE FROM artifact_upload WHERE artifact_id = ?", (artifact_id,))
 
 
 def content(connection: sqlite3.Connection, digest: str) -> StoredContent | None:
