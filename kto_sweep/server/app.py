@@ -31,6 +31,8 @@ MAX_QUERY = 16 * 2**20
 MAX_MESSAGE = 64 * 2**20
 """Maximum bytes of a file_stream request; wandb sends up to about 10 MB."""
 RETRY_SECONDS = "5"
+SHARED, WRITER = "x-wandb-use-async-filestream", "x-wandb-async-client-id"
+"""Headers of a process that writes a run together with others (wandb's mode="shared"), and its random id."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             Route(stream, api.file_stream, methods=["POST"], middleware=key),
             Route(storage, api.upload, methods=["PUT"]),
             Route(storage, api.download, methods=["GET"]),
+            Route(storage, api.preflight, methods=["OPTIONS"]),
             *artifact_routes.routes(server, key),
             *dashboard.routes(server, https=https),
         ],
@@ -101,7 +104,8 @@ class _Api:
     async def graphql(self, request: Request) -> Response:
         """Executes a GraphQL request."""
         payload = request_body.parse_json(await request_body.read(request, MAX_QUERY))
-        context = Context(self._server, f"{request.url.scheme}://{request.url.netloc}")
+        base_url = f"{request.url.scheme}://{request.url.netloc}"
+        context = Context(self._server, base_url, shared=SHARED in request.headers)
         answer = await run_in_threadpool(graphql_api.execute, context, payload)
         return Json(answer.body, answer.status)
 
@@ -109,10 +113,11 @@ class _Api:
         """Stores one file_stream message of a run's process."""
         message = file_stream.parse(await request_body.read(request, MAX_MESSAGE))
         entity, project, run = (request.path_params[name] for name in ("entity", "project", "run"))
+        writer = request.headers.get(WRITER) if SHARED in request.headers else None
 
         def receive() -> dict[str, Any]:
             return self._server.database.write(
-                lambda c: file_stream.receive(c, self._server, entity, project, run, message)
+                lambda c: file_stream.receive(c, self._server, entity, project, run, message, writer)
             )
 
         return Json(await run_in_threadpool(receive))
@@ -126,6 +131,15 @@ class _Api:
     async def download(self, request: Request) -> Response:
         """Sends a file."""
         return uploads.download(self._server, await run_in_threadpool(self._file, request))
+
+    async def preflight(self, request: Request) -> Response:
+        """Allows this server's own pages, which browsers do not ask about, and `wandb verify` does."""
+        own = f"{request.url.scheme}://{request.url.netloc}"
+        if request.headers.get("origin") != own:
+            return Response(status_code=403)
+        return Response(
+            headers={"access-control-allow-origin": own, "access-control-allow-methods": "GET, PUT"}
+        )
 
     def _file(self, request: Request) -> File:
         return uploads.authorize(self._server, request.path_params["token"])

@@ -1,6 +1,7 @@
 """HTTP routes of artifacts' files: uploads and downloads by signed URLs, and downloads with the API key."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -16,12 +17,13 @@ from kto_sweep.server import (
     artifact_storage,
     artifact_urls,
     request_body,
+    run_notices,
     signed_urls,
     uploads,
 )
 from kto_sweep.server.artifact_manifest import MAX_MANIFEST
 from kto_sweep.server.artifact_values import by_global_id, by_id
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server.errors import DiskFull, NotFoundError, RequestError
 from kto_sweep.server.responses import error
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_contents as contents
@@ -64,14 +66,17 @@ class _Api:
         """Stores the content of a file that is uploaded in one request."""
         artifact_id, digest = self._token(request, artifact_urls.UPLOAD)
         await run_in_threadpool(self._touch, artifact_id)
-        await artifact_storage.store(self._server, digest, request.stream(), _length(request))
+        async with self._noted(artifact_id):
+            await artifact_storage.store(self._server, digest, request.stream(), _length(request))
         return Response()
 
     async def upload_part(self, request: Request) -> Response:
         """Stores a part; the ETag is the part's digest, which the client sends back at the end."""
         upload_id, number = self._token(request, artifact_urls.PART)
         upload = await run_in_threadpool(self._upload, upload_id)
-        digest = await artifact_parts.store(self._server, upload, number, request.stream(), _length(request))
+        async with self._noted(upload.artifact_id):
+            length = _length(request)
+            digest = await artifact_parts.store(self._server, upload, number, request.stream(), length)
         return Response(headers={"etag": digest})
 
     async def upload_manifest(self, request: Request) -> Response:
@@ -100,6 +105,15 @@ class _Api:
             return self._file(request, artifact.id, digest)
 
         return await run_in_threadpool(send)
+
+    @asynccontextmanager
+    async def _noted(self, artifact_id: int) -> AsyncIterator[None]:
+        """Notes a refused upload on its run's page: `log_artifact` does not wait, so nobody else says so."""
+        try:
+            yield
+        except (RequestError, DiskFull) as problem:
+            await run_in_threadpool(run_notices.upload_refused, self._server, artifact_id, str(problem))
+            raise
 
     def _token(self, request: Request, use: str) -> Any:
         return signed_urls.verify(self._server, use, request.path_params["token"])

@@ -1,6 +1,5 @@
 """In-memory columns of the numbers that runs have logged, updated incrementally from the database."""
 
-import hashlib
 import sqlite3
 import threading
 from array import array
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kto_sweep.server.store import lines
+from kto_sweep.server.store import lines, runs
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.sweep.view import MAX_RUN_SECONDS
 from kto_sweep.text import is_number
@@ -42,8 +41,8 @@ class StreamColumns:
     """The columns of one stream of one run."""
 
     next_line: int = 0
-    last_digest: bytes = b""
-    """Digest of the last line read; a different digest means that the run was restarted."""
+    rewrites: int = 0
+    """The run's `rewrites` when they were read; a higher number means that lines were replaced."""
     steps: "array[float]" = field(default_factory=lambda: array("d"))
     """Step of each row."""
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
@@ -60,9 +59,7 @@ class StreamColumns:
             row = lines.as_row(line.text)
             if row is not None:
                 self._append_row(row, started_at)
-        if new_lines:
-            self.next_line = new_lines[-1].number + 1
-            self.last_digest = _digest(new_lines[-1].text)
+        self.next_line = max((self.next_line, *(line.number + 1 for line in new_lines)))
 
     def _append_row(self, row: Mapping[str, Any], started_at: float) -> None:
         row_index = len(self.steps)
@@ -116,10 +113,6 @@ def _as_numbers(values: "array[float]") -> Numbers:
     return np.array(values, dtype=np.float64)
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
-
-
 def _number(value: object) -> float | None:
     return float(value) if is_number(value) else None
 
@@ -160,9 +153,10 @@ class ColumnCache:
         """The columns, updated with all lines logged so far."""
         columns = self._columns.pop((run_id, stream), None) or StreamColumns()
         self._total -= columns.size()
-        if columns.next_line and not _is_unchanged(connection, run_id, stream, columns):
-            columns = StreamColumns()
-        columns.append(lines.after(connection, run_id, stream, columns.next_line - 1, -1), started_at)
+        rewrites = runs.rewrites(connection, run_id)
+        if rewrites != columns.rewrites:
+            columns = StreamColumns(rewrites=rewrites)
+        columns.append(_new_lines(connection, run_id, stream, columns.next_line), started_at)
         self._columns[(run_id, stream)] = columns
         self._total += columns.size()
         while self._total > MAX_VALUES and len(self._columns) > 1:
@@ -171,12 +165,13 @@ class ColumnCache:
         return columns
 
 
-def _is_unchanged(
-    connection: sqlite3.Connection, run_id: int, stream: Stream, columns: StreamColumns
-) -> bool:
-    """Whether the last line read is unchanged. Lines hold timestamps, so a restarted run's line differs."""
-    text = lines.at(connection, run_id, stream, columns.next_line - 1)
-    return text is not None and _digest(text) == columns.last_digest
+def _new_lines(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, start: int
+) -> list[lines.StreamLine]:
+    """The lines from number `start` on, rows of the history in the order of their steps."""
+    if stream is Stream.HISTORY and start == 0:
+        return list(lines.history_lines(connection, run_id))
+    return lines.after(connection, run_id, stream, start - 1, -1)
 
 
 def downsample(values: Numbers, points: int) -> NDArray[np.intp]:

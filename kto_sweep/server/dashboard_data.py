@@ -225,7 +225,7 @@ def _cell(value: Any, longest: int) -> str | float | bool | None:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-_SHOWN_FIELDS = [field.name for field in fields(Run) if field.name not in ("restart", "suggested")]
+_SHOWN_FIELDS = [field.name for field in fields(Run) if field.name != "suggested"]
 _RUN_COLUMNS, _NAME = ", ".join(_SHOWN_FIELDS), _SHOWN_FIELDS.index("name")
 
 

@@ -9,6 +9,10 @@ class NotFoundError(RequestError):
     """The project, sweep, run or agent does not exist. Answered with HTTP 404, which makes an agent exit."""
 
 
+class RefusedError(RequestError):
+    """W&B refuses this with HTTP 400 too; clients do not try again."""
+
+
 class BodyTooLarge(Exception):
     """The request body exceeds the limit. Answered with HTTP 413."""
 

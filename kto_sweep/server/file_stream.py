@@ -1,15 +1,16 @@
 """Messages of a run's process: lines of its streams, its summary, and its exit code."""
 
+import json
 import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import overwritten_runs, request_body, run_writes, successive_halving, sweep_progress
+from kto_sweep.server import branching, request_body, run_writes, successive_halving, sweep_progress
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
 from kto_sweep.server.store import lines, runs
-from kto_sweep.server.store.lines import Stream
+from kto_sweep.server.store.lines import Stream, StreamChunk
 from kto_sweep.server.store.runs import Run
 
 _STREAMS = {
@@ -78,42 +79,75 @@ def receive(
     project: str,
     name: str,
     message: Message,
+    writer: str | None = None,
 ) -> dict[str, Any]:
     """Writes the message and returns the response body.
 
-    Idempotent: sending a message twice changes nothing. Raises NotFoundError for an unknown run.
+    `writer`: the process, if several write the run at once (wandb's mode="shared"); its offsets count its own
+    lines. Idempotent: sending a message twice changes nothing. Raises NotFoundError for an unknown run.
     """
     run = runs.find_by_path(connection, entity, project, name)
     if run is None:
         raise NotFoundError(f"there is no run {entity}/{project}/{name}")
-    values: dict[str, Any] = {"heartbeat_at": server.now(), **_summary(message)}
+    values: dict[str, Any] = {"heartbeat_at": server.now()}
     if not message.complete:
         values["state"] = _state_after_heartbeat(run, message)
+    history = [
+        _write_lines(connection, run, chunk, stream, writer)
+        for chunk in message.chunks
+        if (stream := _STREAMS.get(chunk.name)) is not None and chunk.content
+    ]
+    if summary := _summary(message):
+        values["summary"] = _merged_summary(connection, run, summary, writer)
     runs.update(connection, run.id, **values)
-    run = _write_lines(connection, run, message)
     if run.sweep_id is not None:
-        _update_sweep(connection, run, message)
+        _update_sweep(connection, run, [chunk for chunk in history if chunk is not None], summary)
     if message.complete:
         _finish_run(connection, run, message)
     return _response(connection, run)
 
 
-def _write_lines(connection: sqlite3.Connection, run: Run, message: Message) -> Run:
-    """Writes the message's lines; the run with an updated `restart` field."""
-    for chunk in message.chunks:
-        stream = _STREAMS.get(chunk.name)
-        if stream is not None and chunk.content:
-            run = overwritten_runs.before_chunk(connection, run, stream, chunk.offset, chunk.content[0])
-            lines.write(connection, run.id, stream, chunk.offset, chunk.content)
-    return run
+def _write_lines(
+    connection: sqlite3.Connection, run: Run, chunk: Chunk, stream: Stream, writer: str | None
+) -> StreamChunk | None:
+    """Writes the lines of one stream; returns the new rows of the history."""
+    if writer is None:
+        written = StreamChunk(chunk.offset, chunk.content)
+        # First, because a client may send its rows at the numbers of those that they replace.
+        changed = stream is Stream.HISTORY and _replace_steps(connection, run, chunk.content)
+        changed |= lines.write(connection, run.id, stream, chunk.offset, chunk.content)
+    else:
+        written = lines.append(connection, run.id, stream, writer, chunk.offset, chunk.content)
+        changed = False
+    if changed and stream is not Stream.OUTPUT:
+        runs.count_rewrite(connection, run.id)
+    return written if stream is Stream.HISTORY else None
 
 
-def _summary(message: Message) -> dict[str, str]:
-    """The run's new summary: each line is a complete summary, so the last one counts."""
+def _replace_steps(connection: sqlite3.Connection, run: Run, texts: list[str]) -> bool:
+    """Deletes rows of earlier processes that these replace; whether rows of such processes may be left."""
+    if run.overwrite_below:
+        below = lines.replace_steps(connection, run.id, run.overwrite_below, texts)
+        runs.update(connection, run.id, overwrite_below=below)
+    return run.overwrite_below > 0
+
+
+def _summary(message: Message) -> str | None:
+    """The process's new summary: each line is a complete one, so the last one counts."""
     for chunk in message.chunks:
         if chunk.name == _SUMMARY and chunk.content:
-            return {"summary": run_writes.json_object(chunk.content[-1], _SUMMARY)}
-    return {}
+            return run_writes.json_object(chunk.content[-1], _SUMMARY)
+    return None
+
+
+def _merged_summary(connection: sqlite3.Connection, run: Run, summary: str, writer: str | None) -> str:
+    """The process's summary, and what the run has from other writers or from before it branched."""
+    if writer is None and branching.branch_point(run.config) is None:
+        return summary
+    merged = {**json.loads(run.summary), **json.loads(summary)}
+    if writer is not None:  # a writer does not know the run's step
+        merged["_step"] = lines.last_step(connection, run.id)
+    return json.dumps(merged)
 
 
 def _state_after_heartbeat(run: Run, message: Message) -> RunState:
@@ -125,11 +159,12 @@ def _state_after_heartbeat(run: Run, message: Message) -> RunState:
     return run.state
 
 
-def _update_sweep(connection: sqlite3.Connection, run: Run, message: Message) -> None:
-    for chunk in message.chunks:
-        if _STREAMS.get(chunk.name) is Stream.HISTORY:
-            sweep_progress.on_history_rows(connection, run, chunk.offset, chunk.content)
-    if any(chunk.name == _SUMMARY for chunk in message.chunks):
+def _update_sweep(
+    connection: sqlite3.Connection, run: Run, history: list[StreamChunk], summary: str | None
+) -> None:
+    for chunk in history:
+        sweep_progress.on_history_rows(connection, run, chunk.offset, chunk.texts)
+    if summary is not None:
         changed = runs.get(connection, run.id)
         assert changed is not None
         sweep_progress.on_summary(connection, changed)
@@ -144,8 +179,6 @@ def _finish_run(connection: sqlite3.Connection, run: Run, message: Message) -> N
         state = RunState.PREEMPTED
     else:
         state = RunState.FAILED
-    if run.restart:
-        overwritten_runs.finish(connection, run)
     paused = run.paused and state is RunState.PREEMPTED
     runs.update(connection, run.id, state=state, exitcode=message.exitcode, paused=paused)
     if run.sweep_id is not None and (state in ENDED or paused):

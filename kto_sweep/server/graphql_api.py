@@ -2,7 +2,7 @@
 
 import logging
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
@@ -20,7 +20,8 @@ from graphql import (
     validate,
 )
 
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server import refused, run_notices
+from kto_sweep.server.errors import NotFoundError, RefusedError, RequestError
 from kto_sweep.server.query_size import check_size
 from kto_sweep.server.resolvers import (
     artifact,
@@ -40,10 +41,8 @@ MAX_QUERY = 100_000
 """Maximum characters of a query."""
 MAX_TOKENS = 5_000
 SCHEMAS = ("schema.graphql", "artifacts.graphql")
-SUPPORTED = (
-    "this server supports projects, sweeps, runs, files and artifacts, but not registries, reports or queues"
-)
-"""First sentence of the error for an unsupported query; the unknown names follow."""
+NOT_UNDERSTOOD = "this server does not understand the request"
+"""Start of the error for an invalid query of no known family; the unknown names follow."""
 
 _log = logging.getLogger(__name__)
 
@@ -103,14 +102,26 @@ def execute(context: Context, payload: object) -> Response:
     """Response to a GraphQL request. Raises StoreUnavailable, after which the client should retry."""
     try:
         query, variables, name = _parts(payload)
-        document = _parse_and_validate(query)
+        document = _parse(query)
     except (RequestError, GraphQLError) as problem:
-        return Response(400, {"errors": [{"message": str(problem)}]})
+        return _bad_request(problem)
+    try:
+        _validate(query)
+    except RequestError as problem:
+        run_notices.refused(context.server, document, variables, str(problem))
+        return _bad_request(problem)
     result = execute_sync(
         schema(), document, context_value=context, variable_values=variables, operation_name=name
     )
     assert isinstance(result, ExecutionResult)
-    return _response(result)
+    response = _response(result)
+    if result.errors:
+        run_notices.refused(context.server, document, variables, result.errors[0].message)
+    return response
+
+
+def _bad_request(problem: Exception) -> Response:
+    return Response(400, {"errors": [{"message": str(problem)}]})
 
 
 def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
@@ -125,15 +136,25 @@ def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
 
 
 @lru_cache(maxsize=512)
-def _parse_and_validate(query: str) -> DocumentNode:
-    """The parsed query, valid for the schema. Raises RequestError, GraphQLError."""
+def _parse(query: str) -> DocumentNode:
+    """The query's syntax tree. Raises RequestError, GraphQLError."""
     if len(query) > MAX_QUERY:
         raise RequestError(f"the query has more than {MAX_QUERY} characters")
-    document = parse(query, max_tokens=MAX_TOKENS)
+    return parse(query, max_tokens=MAX_TOKENS)
+
+
+@lru_cache(maxsize=512)
+def _validate(query: str) -> None:
+    """Raises RequestError for a query that the schema does not have, or that is too large."""
+    document = _parse(query)
     if errors := validate(schema(), document):
-        raise RequestError("; ".join([SUPPORTED, *(error.message for error in errors[:5])]))
+        family = refused.family_of(document)
+        raise RequestError(
+            family.sentence
+            if family
+            else "; ".join([NOT_UNDERSTOOD, *(error.message for error in errors[:5])])
+        )
     check_size(document)
-    return document
 
 
 def _response(result: ExecutionResult) -> Response:
@@ -145,8 +166,16 @@ def _response(result: ExecutionResult) -> Response:
             raise cause
         if isinstance(cause, sqlite3.DatabaseError):
             raise StoreUnavailable(f"the database cannot be read: {cause}")
-    status = 404 if any(isinstance(cause, NotFoundError) for cause in causes) else 200
-    return Response(status, {"data": result.data, "errors": [_shown(error) for error in result.errors]})
+    return Response(
+        _status(causes), {"data": result.data, "errors": [_shown(error) for error in result.errors]}
+    )
+
+
+def _status(causes: Sequence[BaseException | None]) -> int:
+    for kind, status in ((NotFoundError, 404), (RefusedError, 400)):
+        if any(isinstance(cause, kind) for cause in causes):
+            return status
+    return 200
 
 
 def _shown(error: GraphQLError) -> dict[str, Any]:

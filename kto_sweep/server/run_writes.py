@@ -6,12 +6,13 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import overwritten_runs, sweep_progress
+from kto_sweep.server import branching, sweep_progress
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
-from kto_sweep.server.store import artifacts, files, projects, runs, sweeps
+from kto_sweep.server.store import artifacts, files, lines, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
+from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.runs import Run
 from kto_sweep.trial import RECORD
 
@@ -30,21 +31,24 @@ _TEXT_FIELDS = {
 }
 
 
-def upsert(connection: sqlite3.Connection, server: ServerState, fields: Input) -> tuple[Run, bool]:
+def upsert(
+    connection: sqlite3.Connection, server: ServerState, fields: Input, *, shared: bool = False
+) -> tuple[Run, bool]:
     """Creates or updates a run; returns it and whether it is new.
 
     Clients send three kinds of upsert: the first of a run's process (with host and program), later ones of
     that process (configuration only), and edits through the public API (with the global id only). Only the
-    first starts the run. Raises RequestError.
+    first starts the run. `shared`: several processes write the run at once. Raises RequestError.
     """
     now = server.now()
     run = _find(connection, fields)
     created = run is None
     if run is None:
         run = _create(connection, server, fields, now)
-    elif _is_start(fields):
-        _restart(connection, run, overwrite=not fields.get("id"))
-    values = _changes(fields)
+    is_new = created or (run.host is None and run.state is RunState.PENDING)
+    if _is_start(fields) and not created:
+        _restart(connection, run, resumed=bool(fields.get("id")), shared=shared)
+    values = _changes(run, fields)
     if state := fields.get("state"):
         values["state"] = _state(state)
     if _is_start(fields):
@@ -53,11 +57,23 @@ def upsert(connection: sqlite3.Connection, server: ServerState, fields: Input) -
             values["sweep_id"] = _sweep_id(connection, run.project_id, sweep_name)
     runs.update(connection, run.id, **values)
     changed = _reload(connection, run.id)
+    if is_new and _is_start(fields):
+        changed = _fork(connection, changed)
     if changed.sweep_id is not None and "summary" in values:
         sweep_progress.on_summary(connection, changed)
     if changed.sweep_id is not None and changed.state in ENDED:
         sweep_progress.finish_if_done(connection, changed.sweep_id)
     return changed, created
+
+
+def _fork(connection: sqlite3.Connection, run: Run) -> Run:
+    """The new run, with the history of the run that it branches off, if it does."""
+    point = branching.branch_point(run.config)
+    if point is None or point.run_name == run.name:
+        return run
+    branching.fork(connection, run, point)
+    sweep_progress.recompute_run(connection, _reload(connection, run.id))
+    return _reload(connection, run.id)
 
 
 def _find(connection: sqlite3.Connection, fields: Input) -> Run | None:
@@ -87,30 +103,62 @@ def _is_start(fields: Input) -> bool:
     return bool(fields.get("host") or fields.get("job_program"))
 
 
-def _restart(connection: sqlite3.Connection, run: Run, *, overwrite: bool) -> None:
-    """Marks the run as running; `overwrite` (a start without resume) lets it replace logged data."""
+def _restart(connection: sqlite3.Connection, run: Run, *, resumed: bool, shared: bool) -> None:
+    """Marks the run as running again; a start without resume replaces logged data.
+
+    As on W&B, a new row replaces the row that an earlier process logged at its step, and the rest stays; so
+    `wandb sync` of a run that the server has changes nothing. Only a trial that the server assigned again
+    starts over: no chart mixes two attempts.
+    """
+    if shared and run.state in (RunState.RUNNING, RunState.FINISHED):
+        return  # another process started it, or ended it: a late one must not leave it running for ever
     # Keep a stop request from before the run's first process started, and one by successive halving.
     stop = run.stop_requested and (run.host is None or run.paused)
     runs.update(connection, run.id, state=RunState.RUNNING, exitcode=None, stop_requested=stop)
-    # A pending run may have had a process before: it was requeued or is being retried.
-    if overwrite and (run.state is not RunState.PENDING or run.host is not None):
-        runs.update(connection, run.id, summary="{}")
-        overwritten_runs.mark_restarted(connection, run)
-    elif run.restart:
-        runs.update(connection, run.id, restart={})
+    if resumed or shared:
+        return
+    if run.state is RunState.PENDING and run.host is not None:
+        for stream in Stream:
+            lines.clear(connection, run.id, stream)
+        runs.update(connection, run.id, summary="{}", overwrite_below=0)
+        runs.count_rewrite(connection, run.id)
+        sweep_progress.recompute_run(connection, _reload(connection, run.id))
+    else:
+        # wandb sends its rows after these: it is told their number (historyLineCount).
+        count = lines.count(connection, run.id, Stream.HISTORY)
+        runs.update(connection, run.id, overwrite_below=count)
 
 
-def _changes(fields: Input) -> dict[str, Any]:
+def _changes(run: Run, fields: Input) -> dict[str, Any]:
     """The columns that the client sets."""
     values = {
         column: fields[field] for field, column in _TEXT_FIELDS.items() if fields.get(field) is not None
     }
     if fields.get("tags") is not None:
         values["tags"] = list(dict.fromkeys(fields["tags"]))
-    for field, column in (("config", "config"), ("summary_metrics", "summary")):
-        if fields.get(field) is not None:
-            values[column] = json_object(fields[field], field)
+    if fields.get("summary_metrics") is not None:
+        values["summary"] = json_object(fields["summary_metrics"], "summary_metrics")
+    if fields.get("config") is not None:
+        config = json_object(fields["config"], "config")
+        # A process knows only what it has set itself; the public API sends the edited whole, without a name.
+        values["config"] = _merged_config(run.config, config) if fields.get("name") else config
     return values
+
+
+def _merged_config(old: str, new: str) -> str:
+    """The configuration of all processes of a run: what the newest one sends, and other keys of the others.
+
+    wandb's own facts below `_wandb` hold an entry for each process (`e`), and where the run branched off.
+    """
+    before, after = json.loads(old), json.loads(new)
+    merged = {**before, **after}
+    facts = [_unwrapped(config.get("_wandb")) for config in (before, after)]
+    if all(isinstance(one, dict) for one in facts):
+        merged["_wandb"] = {"value": {**facts[0], **facts[1]}}
+        processes = [one["e"] for one in facts if isinstance(one.get("e"), dict)]
+        if processes:
+            merged["_wandb"]["value"]["e"] = {key: entry for one in processes for key, entry in one.items()}
+    return json.dumps(merged)
 
 
 def json_object(text: str, what: str) -> str:
@@ -184,9 +232,15 @@ def delete(
 ) -> None:
     """Deletes the run, its lines and its files, and if asked the artifacts that it logged first.
 
-    A grid may run its cell again.
+    A grid may run its cell again. Deleting the run again succeeds, as on W&B. Raises RequestError for an id
+    that is not one of a run.
     """
-    run = by_global_id(connection, global_id)
+    row = from_global("Run", global_id)
+    if row is None:
+        raise RequestError(f"{global_id!r} is not the id of a run")
+    run = runs.get(connection, row)
+    if run is None:
+        return
     for artifact_id in artifacts.logged_by_run(connection, run.id) if delete_artifacts else ():
         artifacts.delete(connection, artifact_id)
     for sweep_id in runs.sweeps_of(connection, run):

@@ -14,13 +14,21 @@ from kto_sweep.server.sweep_rules import SweepMetric, SweepRules, read_rules
 
 
 def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts: Sequence[str]) -> None:
-    """Records the sweep's metric from new history lines and applies target and early termination."""
+    """Records the sweep's metric from new history lines and applies target and early termination.
+
+    `run` is the run before these lines were written.
+    """
     sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
     rules = read_rules(sweep.config) if sweep else None
     if sweep is None or rules is None or rules.metric is None:
         return
     values = _metric_values(rules.metric, offset, texts)
-    reached = metrics.replace_from(connection, run.id, offset, values)
+    rewritten = runs.rewrites(connection, run.id) != run.rewrites
+    reached = (
+        _recompute_run(connection, run.id, rules.metric)
+        if rewritten
+        else metrics.replace_from(connection, run.id, offset, values)
+    )
     if any(rules.metric.reached(value.value) for value in values):
         _finish_at_target(connection, sweep.id)
     rule = rules.early_termination
@@ -97,21 +105,24 @@ def finish_if_done(connection: sqlite3.Connection, sweep_id: int) -> None:
     successive_halving.end_paused(connection, sweep_id)
 
 
-def clear_values(connection: sqlite3.Connection, run_id: int) -> None:
-    """Deletes the run's metric values, after its history was cleared."""
-    metrics.replace_from(connection, run_id, 0, [])
-
-
 def recompute(connection: sqlite3.Connection, sweep_id: int) -> None:
     """Rereads the metric from all history of the sweep's runs, after its configuration changed."""
-    sweep = sweeps.get(connection, sweep_id)
-    metric = read_rules(sweep.config).metric if sweep else None
     for run in runs.of_sweep(connection, sweep_id):
-        all_lines = lines.after(connection, run.id, lines.Stream.HISTORY, -1, -1)
-        values = [
-            MetricValue(line.number, value)
-            for line in all_lines
-            if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
-        ]
-        metrics.replace_from(connection, run.id, 0, values)
-        on_summary(connection, run)
+        recompute_run(connection, run)
+
+
+def recompute_run(connection: sqlite3.Connection, run: Run) -> None:
+    """Rereads the metric of its sweep from the run's history and summary, after they were replaced."""
+    sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
+    _recompute_run(connection, run.id, read_rules(sweep.config).metric if sweep else None)
+    on_summary(connection, run)
+
+
+def _recompute_run(connection: sqlite3.Connection, run_id: int, metric: SweepMetric | None) -> int:
+    """Replaces the run's metric values by those of its history; returns how many there are."""
+    values = [
+        MetricValue(line.number, value)
+        for line in lines.history_lines(connection, run_id)
+        if metric and (value := finite_number(lines.as_row(line.text) or {}, metric.name)) is not None
+    ]
+    return metrics.replace_from(connection, run_id, 0, values)

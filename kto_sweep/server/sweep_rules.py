@@ -1,6 +1,6 @@
 """Parses a sweep's YAML: method, space, metric, cap, early termination.
 
-Like W&B, the server registers every sweep that W&B's client sends and returns problems as warnings.
+A configuration that gives no trial is refused, as on W&B (see sweep_refusals.py); the rest is a warning.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from kto_sweep.search import grid
 from kto_sweep.search.hyperband import HyperbandRule, parse_hyperband
 from kto_sweep.search.objectives import metric_of
 from kto_sweep.search.options import Options, read_options
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
+from kto_sweep.server.sweep_refusals import refusal_of_early_termination, refusal_of_space
 from kto_sweep.text import is_number
 
 MAX_CONFIG = 1_000_000
@@ -78,7 +78,9 @@ class SweepRules:
     options: Options
     """Options in the `kto_sweep` key."""
     problems: tuple[str, ...]
-    """Problems in the configuration, for the client to print."""
+    """Problems that the search can live with, for the client to print."""
+    refusal: str | None
+    """Why the server does not register this configuration; None if it does."""
 
     def expected_trials(self) -> int | None:
         """Total number of runs; None for a sweep without an end."""
@@ -117,43 +119,36 @@ def _check_size(config: object) -> None:
 
 def _rules(config: Mapping[str, Any]) -> SweepRules:
     problems: list[str] = []
-    method = str(config.get("method"))
-    if method not in ("grid", "random", "bayes", "custom"):
-        problems.append(f"method: {method!r} is not one of grid, random, bayes")
     queue_only = bool(config.get("scheduler"))
-    space = None if queue_only else _space(config, method, problems)
+    space, refusal = (None, None) if queue_only else _space(config)
     options = read_options(config, problems)
     metric = _metric(metric_of(config, options.objectives), problems)
-    if method == "bayes" and metric is None:
-        problems.append("metric: method bayes needs a metric with a name; using random search")
+    method, early_terminate = str(config.get("method")), config.get("early_terminate")
+    if refusal is None and method == "bayes" and metric is None and not queue_only:
+        refusal = 'Bayesian search requires "metric" section with a name'
+    stop_refusal = refusal_of_early_termination(early_terminate, has_metric=metric is not None)
     name = config.get("name")
     return SweepRules(
         method=method,
         space=space,
         metric=metric,
         run_cap=_run_cap(config.get("run_cap"), problems),
-        early_termination=_early_termination(config.get("early_terminate"), metric, problems),
+        early_termination=parse_hyperband(early_terminate) if early_terminate and not stop_refusal else None,
         program=str(config.get("program") or ""),
         name=name if isinstance(name, str) else None,
         queue_only=queue_only,
         options=options,
         problems=tuple(problems),
+        refusal=refusal or stop_refusal,
     )
 
 
-def _space(config: Mapping[str, Any], method: str, problems: list[str]) -> Space | None:
+def _space(config: Mapping[str, Any]) -> tuple[Space | None, str | None]:
+    """The space to search, or why there is none."""
     parameters = config.get("parameters")
-    if not isinstance(parameters, Mapping) or not parameters:
-        problems.append("parameters: missing")
-        return None
-    space, refused = parse_space(parameters)
-    problems += [problem.one_line for problem in refused]
-    if space is not None and method == "grid" and not grid.can_list(space):
-        infinite = [p.name for p in space.parameters if p.distribution.cell_count() is None]
-        names = ", ".join(infinite) or "so many values"
-        problems.append(f"parameters: a grid cannot enumerate {names}; use values: [...]")
-        return None
-    return space
+    space, problems = parse_space(parameters) if isinstance(parameters, Mapping) else (None, [])
+    refusal = refusal_of_space(config, space, problems)
+    return (None if refusal else space), refusal
 
 
 def _metric(section: object, problems: list[str]) -> SweepMetric | None:
@@ -196,21 +191,3 @@ def _run_cap(value: object, problems: list[str]) -> int | None:
         problems.append(f"run_cap: {value!r} is not a whole number above 0; ignored")
         return None
     return value
-
-
-def _early_termination(
-    section: object, metric: SweepMetric | None, problems: list[str]
-) -> HyperbandRule | None:
-    if not section:
-        return None
-    if not isinstance(section, Mapping):
-        problems.append("early_terminate: needs type and min_iter, or max_iter and s")
-        return None
-    if metric is None:
-        problems.append("early_terminate: needs a metric with a name")
-        return None
-    try:
-        return parse_hyperband(section)
-    except ValueError as problem:
-        problems.append(str(problem))
-        return None

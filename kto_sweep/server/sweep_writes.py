@@ -5,8 +5,8 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import run_writes, sweep_progress
-from kto_sweep.server.errors import RequestError
+from kto_sweep.server import refused, run_writes, sweep_progress
+from kto_sweep.server.errors import RefusedError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ACTIVE, ENDED, OVER, RunState, SweepState
 from kto_sweep.server.store import projects, runs, sweeps
@@ -25,9 +25,7 @@ def upsert(
 ) -> tuple[Sweep, tuple[str, ...]]:
     """Creates or updates a sweep; returns it and its configuration's problems. Raises RequestError."""
     if fields.get("launch_scheduler"):
-        raise RequestError(
-            "this server does not support launch queues: use `wandb sweep`, and `wandb agent` on each machine"
-        )
+        raise RequestError(refused.LAUNCH.sentence)
     rules = _rules(fields.get("config"))
     if rules is not None:
         preload(rules)
@@ -74,12 +72,16 @@ def by_global_id(connection: sqlite3.Connection, global_id: str) -> Sweep:
 
 
 def _rules(config: str | None) -> SweepRules | None:
+    """The rules of a configuration. Raises RefusedError for one that gives no trial."""
     if config is None:
         return None
     try:
-        return read_rules(config)
+        rules = read_rules(config)
     except SweepConfigError as problem:
-        raise RequestError(str(problem)) from problem
+        raise RefusedError(f"Invalid sweep config: {problem}") from problem
+    if rules.refusal:
+        raise RefusedError(f"Invalid sweep config: {rules.refusal}")
+    return rules
 
 
 def _create(connection: sqlite3.Connection, server: ServerState, fields: Mapping[str, Any]) -> Sweep:

@@ -12,8 +12,8 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
-from kto_sweep.server import received_file, run_writes, signed_urls
-from kto_sweep.server.errors import NotFoundError, RequestError
+from kto_sweep.server import received_file, run_notices, run_writes, signed_urls
+from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.store.files import File
@@ -83,13 +83,23 @@ def download(server: ServerState, file: File) -> FileResponse:
 
 
 async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -> None:
-    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError."""
+    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError.
+
+    The SDK tells nobody that a file was too large, so the run's page does.
+    """
     target = path_of(server, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
         content = await received_file.receive(part, chunks, max_bytes=MAX_FILE)
         part.replace(target)
+    except BodyTooLarge:
+        reason = f"a file may have at most {MAX_FILE // 2**30} GiB"
+        await run_in_threadpool(
+            server.database.write,
+            lambda c: run_notices.note(c, file.run_id, file.name, reason, server.now()),
+        )
+        raise
     finally:
         part.unlink(missing_ok=True)
     now = server.now()

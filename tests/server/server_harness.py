@@ -52,9 +52,9 @@ class ServerHarness:
         assert "errors" not in body, body
         return body["data"]
 
-    def execute(self, query: str, **variables: Any) -> tuple[int, dict[str, Any]]:
+    def execute(self, query: str, *, shared: bool = False, **variables: Any) -> tuple[int, dict[str, Any]]:
         payload = {"query": query, "variables": variables, "operationName": ""}
-        response = graphql_api.execute(Context(self.server, "http://test"), payload)
+        response = graphql_api.execute(Context(self.server, "http://test", shared), payload)
         return response.status, response.body
 
     def mutate(self, name: str, kind: str, result: str, /, **values: Any) -> Any:
@@ -89,11 +89,11 @@ class ServerHarness:
             )
         )
 
-    def stream(self, name: str, **message: Any) -> dict[str, Any]:
-        """One file_stream message of a run in local/uncategorized."""
+    def stream(self, name: str, *, writer: str | None = None, **message: Any) -> dict[str, Any]:
+        """One file_stream message of a run in local/uncategorized; `writer`: one of several processes."""
         parsed = file_stream.parse(json.dumps(message).encode())
         return self.server.database.write(
-            lambda c: file_stream.receive(c, self.server, "local", "uncategorized", name, parsed)
+            lambda c: file_stream.receive(c, self.server, "local", "uncategorized", name, parsed, writer)
         )
 
     def log(self, name: str, offset: int, *rows: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from server_harness import ServerHarness
 
 from kto_sweep.server import file_stream
+from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.errors import NotFoundError, RequestError
 
 
@@ -108,43 +109,105 @@ def test_invalid_steps_are_harmless(harness: ServerHarness, step: object) -> Non
     assert [json.loads(text)["x"] for text in harness.run("r", "history")["history"]] == [1]
 
 
-def attempt(harness: ServerHarness, *values: int, at: float) -> None:
-    """Lines of one process, each with a timestamp."""
-    rows = [{"x": value, "_timestamp": at + number} for number, value in enumerate(values)]
-    harness.log("r", 0, *rows)
+def attempt(harness: ServerHarness, *values: int, at: float, offset: int = 0) -> None:
+    """Lines of one process, each with a timestamp; its steps start at 0."""
+    rows = [
+        json.dumps({"x": value, "_step": step, "_timestamp": at + step}) for step, value in enumerate(values)
+    ]
+    harness.stream("r", files={"wandb-history.jsonl": {"offset": offset, "content": rows}})
     harness.stream("r", files={"output.log": {"offset": 0, "content": [f"{at} {value}" for value in values]}})
 
 
-def test_restart_replaces_old_data(harness: ServerHarness) -> None:
-    harness.start_run("r", config='{"a": {"value": 1}}')
+def steps(harness: ServerHarness) -> list[tuple[int, int]]:
+    return [(row["_step"], row["x"]) for row in history(harness, "r")]
+
+
+def test_restart_replaces_old_rows_step_by_step(harness: ServerHarness) -> None:
+    harness.start_run("r", config='{"a": {"value": 1}, "b": {"value": 1}}')
     attempt(harness, 1, 2, 3, at=100.0)
     harness.stream("r", complete=True, exitcode=1)
-    assert harness.start_run("r", config='{"b": {"value": 1}}')["bucket"]["historyLineCount"] == 0
-    attempt(harness, 7, at=200.0)
+    started = harness.start_run("r", config='{"b": {"value": 2}}')
+    assert started["bucket"]["historyLineCount"] == 3
+    assert steps(harness) == [(0, 1), (1, 2), (2, 3)]
+    for _ in range(2):  # a message sent twice changes nothing
+        attempt(harness, 7, at=200.0, offset=3)
+        assert steps(harness) == [(0, 7), (1, 2), (2, 3)]
     harness.stream("r", complete=True)
-    assert [row["x"] for row in history(harness, "r")] == [7]
-    assert harness.run("r", "logLineCount state config") == {
-        "logLineCount": 1,
-        "state": "finished",
-        "config": '{"b": {"value": 1}}',
-    }
+    assert json.loads(harness.run("r", "config")["config"]) == {"a": {"value": 1}, "b": {"value": 2}}
+    assert harness.run("r", "state historyKeys")["historyKeys"]["lastStep"] == 2
 
 
-def test_restart_that_logs_nothing_clears_old_data(harness: ServerHarness) -> None:
+def test_restart_that_goes_further_leaves_nothing_of_the_first_process(harness: ServerHarness) -> None:
     harness.start_run("r")
     attempt(harness, 1, 2, at=100.0)
     harness.start_run("r")
-    harness.stream("r", complete=True)
-    assert history(harness, "r") == []
+    attempt(harness, 7, 8, 9, at=200.0, offset=2)
+    assert steps(harness) == [(0, 7), (1, 8), (2, 9)]
+    harness.start_run("r")
+    attempt(harness, 4, at=300.0, offset=5)
+    assert steps(harness) == [(0, 4), (1, 8), (2, 9)]
 
 
-def test_resent_rows_keep_later_rows_on_the_server(harness: ServerHarness) -> None:
+@pytest.mark.parametrize("offset", [0, 3])
+def test_resent_rows_keep_later_rows_on_the_server(harness: ServerHarness, offset: int) -> None:
     harness.start_run("r")
     attempt(harness, 1, 2, 3, at=100.0)
     harness.start_run("r")
-    attempt(harness, 1, 2, at=100.0)
+    attempt(harness, 1, 2, at=100.0, offset=offset)
     harness.stream("r", complete=True)
-    assert [row["x"] for row in history(harness, "r")] == [1, 2, 3]
+    assert steps(harness) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_retried_trial_starts_over(harness: ServerHarness) -> None:
+    """No row, line or value of the first attempt is left when the second one starts."""
+    config = {"method": "grid", "metric": {"name": "x"}, "parameters": {"lr": {"values": [1, 2]}}}
+    sweep = harness.sweep(config)
+    agent = harness.agent(sweep)
+    (command,) = harness.beat(agent)
+    name = command["run_id"]
+    opaque = harness.start_run(name, sweep=sweep)["bucket"]["id"]
+    assert harness.beat(agent, name) == []
+    harness.log(name, 0, {"x": 1.0}, {"x": 2.0}, {"x": 3.0})
+    harness.stream(name, files={"output.log": {"offset": 0, "content": ["first"]}})
+    harness.stream(name, files={"wandb-summary.json": {"offset": 0, "content": ['{"x": 3.0}']}})
+    harness.stream(name, complete=True, exitcode=1)
+    harness.mutate("updateRunState", "UpdateRunStateInput", "success", id=opaque, state="pending")
+    assert [again["run_id"] for again in harness.beat(agent)] == [name]
+    assert len(history(harness, name)) == 3, "a process that resumes finds its rows"
+    assert harness.start_run(name, sweep=sweep)["bucket"]["historyLineCount"] == 0
+    assert harness.run(name, "summaryMetrics logLineCount") == {"summaryMetrics": "{}", "logLineCount": 0}
+    assert harness.sweep_field(sweep, "bestLoss") is None
+    harness.log(name, 0, {"x": 5.0})
+    assert [row["x"] for row in history(harness, name)] == [5.0]
+    assert harness.sweep_field(sweep, "bestLoss") == 5.0
+
+
+def test_metric_of_replaced_rows_counts_once(harness: ServerHarness) -> None:
+    sweep = harness.sweep({"method": "random", "metric": {"name": "x"}, "parameters": {"lr": {"value": 1}}})
+    harness.start_run("r", sweep=sweep)
+    attempt(harness, 5, 1, 3, at=100.0)
+    harness.start_run("r")
+    attempt(harness, 6, 7, at=200.0, offset=3)
+    with harness.server.database.reader() as connection:
+        rows = connection.execute("SELECT ordinal, value FROM metric_value ORDER BY ordinal").fetchall()
+    assert [tuple(row) for row in rows] == [(1, 6.0), (2, 7.0), (3, 3.0)]
+    assert harness.sweep_field(sweep, "bestLoss") == 3.0
+
+
+def test_curves_of_a_run_whose_rows_were_replaced_are_read_again(harness: ServerHarness) -> None:
+    cache = ColumnCache()
+
+    def curve() -> list[float]:
+        return cache.curves(harness.server.database.reader(), 1, 0.0, ["x"], 100)["x"]["value"]
+
+    harness.start_run("r")
+    attempt(harness, 1, 2, 3, at=100.0)
+    assert curve() == [1, 2, 3]
+    harness.start_run("r")
+    attempt(harness, 7, at=200.0, offset=3)
+    assert curve() == [7, 2, 3]
+    harness.stream("r", files={"wandb-history.jsonl": {"offset": 4, "content": ['{"_step": 1, "x": 8}']}})
+    assert curve() == [7, 8, 3]
 
 
 def test_resumed_run_continues_where_it_was(harness: ServerHarness) -> None:

@@ -172,17 +172,17 @@ def test_the_command_line_restores_a_configuration_without_git(machine: Machine)
     assert restored["lr"] == {"value": 0.25}
 
 
-def test_resume_continues_and_a_restart_overwrites(machine: Machine) -> None:
+def test_resume_continues_and_a_restart_overwrites_step_by_step(machine: Machine) -> None:
     code = """
 def log(resume, count, **config):
     with wandb.init(id="again", resume=resume, config=config) as run:
         for value in range(count):
-            run.log({"x": value})
+            run.log({"x": value * (10 if resume is None else 1)})
 def read():
     run = wandb.Api().run("acme/tests/again")
     return [[row["_step"], row["x"]] for row in run.scan_history()], run.config
 result = []
-for resume, count, config in [("allow", 2, {"a": 1}), ("must", 2, {"b": 2}), (None, 1, {"c": 3})]:
+for resume, count, config in [("allow", 2, {"a": 1}), ("must", 2, {"b": 2}), (None, 2, {"c": 3})]:
     log(resume, count, **config)
     result.append(read())
 for resume, name in [("never", "again"), ("must", "nosuch")]:
@@ -195,7 +195,7 @@ report(result)
     first, resumed, overwritten, never, must = run_script(machine, code)
     assert first == [[[0, 0], [1, 1]], {"a": 1}]
     assert resumed == [[[0, 0], [1, 1], [2, 0], [3, 1]], {"a": 1, "b": 2}]
-    assert overwritten == [[[0, 0]], {"c": 3}]
+    assert overwritten == [[[0, 0], [1, 10], [2, 0], [3, 1]], {"a": 1, "b": 2, "c": 3}]
     assert never == must == "refused"
 
 

@@ -11,6 +11,8 @@ import yaml
 from machine import Machine
 from sdk_scripts import graphql, run_script, script_results, start_script, upsert_sweep
 
+from kto_sweep.server.refused import LAUNCH
+
 GRID: dict[str, Any] = {
     "method": "grid",
     "metric": {"name": "loss", "goal": "minimize"},
@@ -78,17 +80,24 @@ report([sweep.best_run().config, dict(sweep.best_run().summary["acc"])])
     assert run_script(machine, code, sweep) == [{"a": 3}, {"max": 3}]
 
 
-def test_warnings_about_a_bad_config_reach_the_client(machine: Machine) -> None:
+def test_a_config_without_a_trial_is_refused_and_other_problems_are_warnings(machine: Machine) -> None:
     code = """
 import contextlib, io
 shown = io.StringIO()
 with contextlib.redirect_stderr(shown):
-    sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="tests")
-report([sweep, shown.getvalue()])
+    try:
+        wandb.sweep({"method": "grid", "parameters": {"lr": {"min": 0.1, "max": 0.5}}}, project="refused")
+    except wandb.Error as error:
+        report(str(error))
+    values = {"lr": {"values": [1]}}
+    sweep = wandb.sweep({"method": "grid", "parameters": values, "run_cap": 0}, project="refused")
+report(len(wandb.Api().project("refused", "acme").sweeps()))
+report(shown.getvalue())
 """
-    sweep, shown = run_script(machine, code, WANDB_SILENT="false")
-    assert "a grid cannot enumerate lr" in shown
-    assert graphql(machine, STATE, name=sweep)["project"]["sweep"]["state"] == "PENDING"
+    refused, count, shown = script_results(start_script(machine, code, WANDB_SILENT="false"))
+    assert refused.startswith("Invalid sweep config: Parameter lr is a disallowed type with grid search.")
+    assert count == 1
+    assert "run_cap: 0 is not a whole number" in shown
 
 
 def test_a_launch_sweep_is_refused_without_a_launch_agent(machine: Machine) -> None:
@@ -97,7 +106,7 @@ def test_a_launch_sweep_is_refused_without_a_launch_agent(machine: Machine) -> N
     command = ("-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests")
     environ = machine.environment | {"WANDB_SILENT": "false"}
     done = python_forkserver.run(command, machine.folder, environ)
-    assert "does not support launch queues" in done.stdout + done.stderr
+    assert LAUNCH.sentence in done.stdout + done.stderr
     assert "Scheduler added" not in done.stdout + done.stderr
 
 

@@ -27,6 +27,8 @@ class Context:
     server: ServerState
     base_url: str
     """URL by which the client reached the server, without a trailing slash."""
+    shared: bool = False
+    """The client is one of several processes that write a run at once (wandb's mode="shared")."""
 
     @property
     def reader(self) -> sqlite3.Connection:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from posixpath import normpath
 from typing import Any
 
-from kto_sweep.server import history, overwritten_runs, uploads
+from kto_sweep.server import history, uploads
 from kto_sweep.server.resolvers import file as file_nodes
 from kto_sweep.server.resolvers.registry import Context, Fields, PageArgs, connection, page_args
 from kto_sweep.server.resolvers.viewer import local_user
@@ -125,8 +125,8 @@ def _log_line_count(run: Run, context: Context) -> int:
 
 
 def _line_count(run: Run, context: Context, stream: Stream) -> int:
-    """The line at which the run's process continues: 0 after a start without resume."""
-    return 0 if overwritten_runs.is_unseen(run, stream) else lines.count(context.reader, run.id, stream)
+    """The line at which the run's process continues."""
+    return lines.count(context.reader, run.id, stream)
 
 
 @fields.of("Run", "historyTail")

@@ -4,7 +4,7 @@ from typing import Any
 
 from kto_sweep.server.resolvers.registry import Context, Fields, connection, page_args
 from kto_sweep.server.store import projects, runs, sweeps
-from kto_sweep.server.store.filters import Where, compile_order
+from kto_sweep.server.store.filters import NOTHING, Where, compile_filter, compile_order
 from kto_sweep.server.store.ids import from_global, to_global
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.sweeps import Agent, Sweep
@@ -81,10 +81,28 @@ def _runs(
     after: str | None = None,
     order: str | None = None,
 ) -> dict[str, Any]:
+    return _run_page(context, runs.in_sweep(sweep.id), first, after, order)
+
+
+@fields.of("Sweep", "priorRuns")
+def _prior_runs(
+    sweep: Sweep,
+    context: Context,
+    first: int | None = None,
+    after: str | None = None,
+    order: str | None = None,
+) -> dict[str, Any]:
+    # Prior runs of no other sweep became this sweep's own runs: the filter tells them from its trials.
+    where = compile_filter(sweep.prior_runs) if sweep.prior_runs else NOTHING
+    own = runs.in_sweep(sweep.id)
+    return _run_page(context, where.and_also(own.sql, *own.parameters), first, after, order)
+
+
+def _run_page(
+    context: Context, where: Where, first: int | None, after: str | None, order: str | None
+) -> dict[str, Any]:
     page = page_args(first, after, default=200)
-    page_runs = runs.page(
-        context.reader, runs.in_sweep(sweep.id), compile_order(order), page.first + 1, page.offset
-    )
+    page_runs = runs.page(context.reader, where, compile_order(order), page.first + 1, page.offset)
     return connection(page_runs, page)
 
 

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kto_sweep.server import heartbeat, run_writes, sweep_writes, uploads
+from kto_sweep.server import branching, heartbeat, run_writes, sweep_writes, uploads
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.resolvers import file as file_nodes
 from kto_sweep.server.resolvers.registry import Context, Fields, snake_keys
@@ -34,8 +34,16 @@ def _write_now(context: Context, work: Callable[[sqlite3.Connection], T]) -> T:
 @fields.of("Mutation", "upsertBucket")
 def _upsert_bucket(source: object, context: Context, input: Input) -> Payload:
     server = context.server
-    run, inserted = server.database.write(lambda c: run_writes.upsert(c, server, snake_keys(input)))
+    run, inserted = server.database.write(
+        lambda c: run_writes.upsert(c, server, snake_keys(input), shared=context.shared)
+    )
     return {"bucket": run, "inserted": inserted, "update_info": None}
+
+
+@fields.of("Mutation", "rewindRun")
+def _rewind_run(source: object, context: Context, input: Input) -> Payload:
+    run = context.server.database.write(lambda c: branching.rewind(c, snake_keys(input)))
+    return {"rewound_run": run}
 
 
 @fields.of("Mutation", "upsertModel")

@@ -194,12 +194,26 @@ def of_run(connection: sqlite3.Connection, run_id: int, role: Role) -> list[Arti
     return [_record(row) for row in rows]
 
 
-def summaries_of_run(connection: sqlite3.Connection, run_id: int) -> list[ArtifactSummary]:
-    """The committed artifacts that the run logged, then those that it used; oldest first."""
+def count_of_run(connection: sqlite3.Connection, run_id: int) -> int:
+    """How many committed artifacts the run logged and used."""
+    query = (
+        "SELECT COUNT(*) FROM artifact_run JOIN artifact ON artifact.id = artifact_run.artifact_id"
+        " WHERE artifact_run.run_id = ? AND state = 'COMMITTED'"
+    )
+    return int(connection.execute(query, (run_id,)).fetchone()[0])
+
+
+def summaries_of_run(connection: sqlite3.Connection, run_id: int, most: int) -> list[ArtifactSummary]:
+    """The last `most` committed artifacts that the run logged or used, the newest first."""
+    rows = connection.execute(
+        "SELECT artifact_id, role FROM artifact_run JOIN artifact ON artifact.id = artifact_run.artifact_id"
+        " WHERE artifact_run.run_id = ? AND state = 'COMMITTED' ORDER BY artifact_id DESC, role LIMIT ?",
+        (run_id, most),
+    ).fetchall()
     return [
-        _summary(connection, artifact, role)
-        for role in (Role.LOGGED, Role.USED)
-        for artifact in of_run(connection, run_id, role)
+        _summary(connection, artifact, Role(role))
+        for artifact_id, role in rows
+        if (artifact := get(connection, artifact_id)) is not None
     ]
 
 

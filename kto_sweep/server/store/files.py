@@ -68,6 +68,15 @@ def of_run(connection: sqlite3.Connection, run_id: int) -> list[File]:
     return [File(*row) for row in rows]
 
 
+def total_bytes(connection: sqlite3.Connection, entity: str) -> int:
+    """Bytes of all files of the entity's runs."""
+    query = (
+        "SELECT COALESCE(SUM(file.size), 0) FROM project JOIN run ON run.project_id = project.id"
+        " JOIN file ON file.run_id = run.id WHERE project.entity = ?"
+    )
+    return int(connection.execute(query, (entity,)).fetchone()[0])
+
+
 def delete(connection: sqlite3.Connection, file_ids: Sequence[int]) -> None:
     """Deletes the records of these files."""
     connection.executemany("DELETE FROM file WHERE id = ?", [(file_id,) for file_id in file_ids])

@@ -29,10 +29,23 @@ class StreamLine:
     text: str
 
 
+@dataclass(frozen=True)
+class StreamChunk:
+    """Consecutive lines; the first has the number `offset`."""
+
+    offset: int
+    texts: Sequence[str]
+
+
 def write(
     connection: sqlite3.Connection, run_id: int, stream: Stream, offset: int, texts: Sequence[str]
-) -> None:
-    """Writes `texts` from line `offset`, replacing existing lines, so that a repeated request is harmless."""
+) -> bool:
+    """Writes `texts` from line `offset`; returns whether that changed existing lines.
+
+    A repeated request changes nothing.
+    """
+    query = "SELECT number, text FROM line WHERE run_id = ? AND stream = ? AND number >= ? AND number < ?"
+    old = connection.execute(query, (run_id, stream, offset, offset + len(texts))).fetchall()
     connection.executemany(
         "INSERT INTO line (run_id, stream, number, step, text) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT DO UPDATE SET step = excluded.step, text = excluded.text",
@@ -41,6 +54,44 @@ def write(
             for number, text in enumerate(texts, offset)
         ],
     )
+    return any(texts[number - offset] != text for number, text in old)
+
+
+def append(
+    connection: sqlite3.Connection,
+    run_id: int,
+    stream: Stream,
+    writer: str,
+    offset: int,
+    texts: Sequence[str],
+) -> StreamChunk:
+    """Appends the lines of one of several processes that write a run; returns the new lines.
+
+    `offset` counts the lines of this `writer`. A repeated request changes nothing, except that console lines
+    are rewritten in place. History rows get the next steps: the processes do not know each other's.
+    """
+    query = "SELECT writer_line, number FROM line WHERE run_id = ? AND stream = ? AND writer = ?"
+    bounds = (run_id, stream, writer, offset, offset + len(texts))
+    known = dict(connection.execute(f"{query} AND writer_line >= ? AND writer_line < ?", bounds).fetchall())
+    first, step = count(connection, run_id, stream), last_step(connection, run_id) + 1
+    new: list[str] = []
+    for writer_line, text in enumerate(texts, offset):
+        if writer_line not in known:
+            row = as_row(text) if stream is Stream.HISTORY else None
+            new.append(text if row is None else json.dumps({**row, "_step": step + len(new)}))
+            number = first + len(new) - 1
+            own_step = None if row is None else step + len(new) - 1
+            connection.execute(
+                "INSERT INTO line (run_id, stream, number, step, text, writer, writer_line)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (run_id, stream, number, own_step, new[-1], writer, writer_line),
+            )
+        elif stream is Stream.OUTPUT:
+            connection.execute(
+                "UPDATE line SET text = ? WHERE run_id = ? AND stream = ? AND number = ?",
+                (text, run_id, stream, known[writer_line]),
+            )
+    return StreamChunk(first, new)
 
 
 def _step(text: str, number: int) -> int | None:
@@ -109,7 +160,17 @@ def history(
     lowest: int | None = None,
     below: int | None = None,
 ) -> Iterable[str]:
-    """The valid history rows in order, with `lowest` <= step < `below`."""
+    """The valid history rows in the order of their steps, with `lowest` <= step < `below`."""
+    return (line.text for line in history_lines(connection, run_id, lowest, below))
+
+
+def history_lines(
+    connection: sqlite3.Connection,
+    run_id: int,
+    lowest: int | None = None,
+    below: int | None = None,
+) -> Iterable[StreamLine]:
+    """Like `history`, with the lines' numbers."""
     conditions, bounds = "", []
     if lowest is not None:
         conditions += " AND step >= ?"
@@ -118,18 +179,43 @@ def history(
         conditions += " AND step < ?"
         bounds.append(max(-MAX_STEP, min(below, MAX_STEP)))
     rows = connection.execute(
-        "SELECT text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
-        f"{conditions} ORDER BY {'step, ' if bounds else ''}number",
+        "SELECT number, text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
+        f"{conditions} ORDER BY step, number",
         (run_id, *bounds),
     )
-    return (row[0] for row in rows)
+    return (StreamLine(*row) for row in rows)
 
 
-def at(connection: sqlite3.Connection, run_id: int, stream: Stream, number: int) -> str | None:
-    """The text of line `number`."""
-    query = "SELECT text FROM line WHERE run_id = ? AND stream = ? AND number = ?"
-    row = connection.execute(query, (run_id, stream, number)).fetchone()
-    return None if row is None else str(row[0])
+def replace_steps(connection: sqlite3.Connection, run_id: int, below: int, texts: Sequence[str]) -> int:
+    """Deletes the history lines with numbers under `below` that have the steps of these new rows.
+
+    Returns the number under which such lines are left with later steps: `below`, or 0 if none is left.
+    """
+    steps = [step for number, text in enumerate(texts) if (step := _step(text, number)) is not None]
+    old = "run_id = ? AND stream = 'history' AND number < ?"
+    connection.executemany(
+        f"DELETE FROM line WHERE {old} AND step = ?", [(run_id, below, step) for step in steps]
+    )
+    highest = connection.execute(f"SELECT MAX(step) FROM line WHERE {old}", (run_id, below)).fetchone()[0]
+    return 0 if highest is None or (steps and highest < max(steps)) else below
+
+
+def cut(connection: sqlite3.Connection, run_id: int, step: int) -> None:
+    """Deletes the history after `step`."""
+    connection.execute(
+        "DELETE FROM line WHERE run_id = ? AND stream = 'history' AND (step IS NULL OR step > ?)",
+        (run_id, step),
+    )
+
+
+def copy_history(connection: sqlite3.Connection, source_id: int, run_id: int, step: int) -> None:
+    """Copies the source's history up to `step` to a run that has none."""
+    connection.execute(
+        "INSERT INTO line (run_id, stream, number, step, text)"
+        " SELECT ?, stream, ROW_NUMBER() OVER (ORDER BY step, number) - 1, step, text FROM line"
+        " WHERE run_id = ? AND stream = 'history' AND step <= ?",
+        (run_id, source_id, step),
+    )
 
 
 def clear(connection: sqlite3.Connection, run_id: int, stream: Stream) -> None:

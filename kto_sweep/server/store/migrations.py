@@ -147,7 +147,17 @@ ALTER TABLE run ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX run_paused ON run (sweep_id) WHERE paused;
 """
 
-STEPS = (FIRST, SECOND, THIRD, artifact_tables.TABLES)
+WRITERS = """
+ALTER TABLE run DROP COLUMN restart;
+ALTER TABLE run ADD COLUMN overwrite_below INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN rewrites INTEGER NOT NULL DEFAULT 0;
+-- Of a run that several processes write: the process, and the line's number in what that process sends.
+ALTER TABLE line ADD COLUMN writer TEXT;
+ALTER TABLE line ADD COLUMN writer_line INTEGER;
+CREATE UNIQUE INDEX line_of_writer ON line (run_id, stream, writer, writer_line) WHERE writer IS NOT NULL;
+"""
+
+STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES)
 
 
 def migrate(path: Path) -> None:

@@ -53,8 +53,10 @@ class Run:
     repo: str | None
     commit_hash: str | None
     tags: tuple[str, ...]
-    restart: dict[str, str]
-    """For a run started again without resume: status of each stream (see server/overwritten_runs.py)."""
+    overwrite_below: int
+    """History lines with lower numbers are of earlier processes: a new row replaces theirs of its step."""
+    rewrites: int
+    """How often lines of its history or system metrics were replaced or deleted."""
     rung: int
     """The last band at which successive halving judged the run; 0: none."""
     paused: bool
@@ -91,7 +93,6 @@ def _record(row: sqlite3.Row) -> Run:
     values["paused"] = bool(values["paused"])
     values["picked_up"] = bool(values["picked_up"])
     values["tags"] = tuple(json.loads(values["tags"]))
-    values["restart"] = json.loads(values["restart"])
     values["suggested"] = json.loads(values["suggested"]) if values["suggested"] else None
     return Run(**values)
 
@@ -235,6 +236,17 @@ def update(connection: sqlite3.Connection, run_id: int, **values: Any) -> None:
         connection.execute(f"UPDATE run SET {assignments} WHERE id = ?", (*columns.values(), run_id))
 
 
+def rewrites(connection: sqlite3.Connection, run_id: int) -> int:
+    """How often logged lines of the run were replaced or deleted."""
+    row = connection.execute("SELECT rewrites FROM run WHERE id = ?", (run_id,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def count_rewrite(connection: sqlite3.Connection, run_id: int) -> None:
+    """Records that logged lines of the run were replaced or deleted: what was derived from them is stale."""
+    connection.execute("UPDATE run SET rewrites = rewrites + 1 WHERE id = ?", (run_id,))
+
+
 def delete(connection: sqlite3.Connection, run_id: int) -> None:
     """Deletes the run with its lines, files and alerts."""
     connection.execute("DELETE FROM run WHERE id = ?", (run_id,))
@@ -243,7 +255,7 @@ def delete(connection: sqlite3.Connection, run_id: int) -> None:
 def _as_columns(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as columns: JSON-encoded, with strict JSON copies of config and summary."""
     columns = dict(values)
-    for name in ("tags", "suggested", "restart"):
+    for name in ("tags", "suggested"):
         if columns.get(name) is not None:
             columns[name] = json.dumps(columns[name])
     for name in ("config", "summary"):
