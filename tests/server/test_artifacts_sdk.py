@@ -221,7 +221,7 @@ report(result)
     result = run(machine, code)
     assert result["link"] == "portfolio:v0"
     assert result["link_model"].startswith("acme/model-registry/registered:")
-    assert "not registries" in result["registry"]
+    assert "does not keep organizations and their registries" in result["registry"]
     assert result["changed"] == ["new", {"k": 1}, ["best"], ["t1", "t2"]]
     assert result["changed_back"] == [[], ["t2"]]
     assert "has the aliases latest" in result["with_alias"]
