@@ -154,7 +154,10 @@ def test_a_link_has_its_own_versions_and_aliases(client: ArtifactClient) -> None
     [
         ({"artifactPortfolioName": "a"}, "is the name of logged artifacts"),
         ({"artifactPortfolioName": "taken"}, "holds artifacts of type 'data', not 'model'"),
-        ({"artifactPortfolioName": "x", "projectName": "wandb-registry-model"}, "has no registries"),
+        (
+            {"artifactPortfolioName": "x", "projectName": "wandb-registry-model"},
+            "does not keep organizations and their registries",
+        ),
         ({"artifactPortfolioName": ""}, "needs a name"),
         ({"artifactPortfolioName": "x", "artifactID": None, "clientID": "unknown"}, "not complete"),
         ({"artifactPortfolioName": "x", "aliases": aliases("v1")}, "is a version, not an alias"),
@@ -228,7 +231,7 @@ def test_a_pages_view_of_a_runs_artifacts(client: ArtifactClient) -> None:
     reader = client.harness.server.database.reader()
     run = runs.find_by_path(reader, "local", "uncategorized", "r")
     assert run is not None
-    [summary] = artifacts.summaries_of_run(reader, run.id)
+    [summary] = artifacts.summaries_of_run(reader, run.id, 10)
     assert (summary.role, summary.name, summary.type, summary.version) == (Role.LOGGED, "a", "model", 0)
     assert (sorted(summary.aliases), summary.size, summary.file_count) == (["best", "latest"], 7, 2)
     assert summary.id == from_global("Artifact", artifact)
