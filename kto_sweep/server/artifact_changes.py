@@ -17,6 +17,7 @@ from kto_sweep.server.artifact_values import (
     read_ttl,
 )
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.refused import REGISTRIES
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_collections as collections
 from kto_sweep.server.store import artifacts, projects
@@ -105,10 +106,7 @@ def link(connection: sqlite3.Connection, server: ServerState, fields: Input) -> 
     artifact = _linked(connection, fields)
     name, project_name = fields.get("artifact_portfolio_name") or "", fields.get("project_name") or ""
     if project_name.startswith(REGISTRY_PREFIX):
-        raise RequestError(
-            "this server has no registries: link the artifact into a collection of a project, such as"
-            " 'PROJECT/COLLECTION'"
-        )
+        raise RequestError(REGISTRIES.sentence)
     now = server.now()
     source = collections.get(connection, artifact.collection_id)
     assert source is not None

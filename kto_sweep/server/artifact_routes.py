@@ -31,6 +31,8 @@ from kto_sweep.server.store import artifacts
 from kto_sweep.server.store.artifact_contents import Upload
 from kto_sweep.server.store.artifacts import Artifact
 
+TOUCH_SECONDS = 3600.0
+"""Seconds between two records that an artifact is being uploaded: a write for each file would be slow."""
 DOWNLOAD_HEADERS = {
     "accept-ranges": "bytes",
     "x-content-type-options": "nosniff",
@@ -120,8 +122,10 @@ class _Api:
 
     def _touch(self, artifact_id: int) -> None:
         """Checks that the artifact still needs files, and has maintenance keep it."""
-        artifact_creation.require_pending(by_id(self._server.database.reader(), artifact_id))
-        self._server.database.write(lambda c: artifacts.touch(c, [artifact_id], self._server.now()))
+        artifact, now = by_id(self._server.database.reader(), artifact_id), self._server.now()
+        artifact_creation.require_pending(artifact)
+        if now - artifact.updated_at > TOUCH_SECONDS:
+            self._server.database.write(lambda c: artifacts.touch(c, [artifact_id], now))
 
     def _upload(self, upload_id: int) -> Upload:
         upload = contents.get_upload(self._server.database.reader(), upload_id)

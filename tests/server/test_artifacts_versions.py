@@ -154,7 +154,10 @@ def test_a_link_has_its_own_versions_and_aliases(client: ArtifactClient) -> None
     [
         ({"artifactPortfolioName": "a"}, "is the name of logged artifacts"),
         ({"artifactPortfolioName": "taken"}, "holds artifacts of type 'data', not 'model'"),
-        ({"artifactPortfolioName": "x", "projectName": "wandb-registry-model"}, "has no registries"),
+        (
+            {"artifactPortfolioName": "x", "projectName": "wandb-registry-model"},
+            "does not keep organizations and their registries",
+        ),
         ({"artifactPortfolioName": ""}, "needs a name"),
         ({"artifactPortfolioName": "x", "artifactID": None, "clientID": "unknown"}, "not complete"),
         ({"artifactPortfolioName": "x", "aliases": aliases("v1")}, "is a version, not an alias"),
@@ -228,7 +231,7 @@ def test_a_pages_view_of_a_runs_artifacts(client: ArtifactClient) -> None:
     reader = client.harness.server.database.reader()
     run = runs.find_by_path(reader, "local", "uncategorized", "r")
     assert run is not None
-    [summary] = artifacts.summaries_of_run(reader, run.id)
+    [summary] = artifacts.summaries_of_run(reader, run.id, 10)
     assert (summary.role, summary.name, summary.type, summary.version) == (Role.LOGGED, "a", "model", 0)
     assert (sorted(summary.aliases), summary.size, summary.file_count) == (["best", "latest"], 7, 2)
     assert summary.id == from_global("Artifact", artifact)
@@ -254,12 +257,44 @@ def test_pages_of_versions_and_files(client: ArtifactClient) -> None:
         if not page["pageInfo"]["hasNextPage"]:
             break
     assert (names, page["totalCount"]) == (sorted(files), 120)
-    client.log("a", ONE)
+
+
+def test_versions_are_filtered_and_ordered(client: ArtifactClient) -> None:
+    for files, loss in ((ONE, "3"), (TWO, "NaN"), (THREE, "1")):
+        client.log("a", files, metadata=f'{{"loss": {loss}}}', tags=[{"tagName": f"t{loss}"}])
     query = """query($order: String, $filters: JSONString) { project { artifactCollection(name: "a") {
         artifacts(order: $order, filters: $filters) { totalCount edges { version } } } } }"""
-    for order, versions in (("+createdAt", ["v0", "v1"]), ("-createdAt", ["v1", "v0"])):
-        found = client.harness.query(query, order=order)["project"]["artifactCollection"]["artifacts"]
-        assert [edge["version"] for edge in found["edges"]] == versions
-    for values in ({"order": "size"}, {"filters": '{"tag": "x"}'}):
+
+    def versions(**values: str) -> list[str]:
+        found = client.harness.query(query, **values)["project"]["artifactCollection"]["artifacts"]
+        assert found["totalCount"] == len(found["edges"])
+        return [edge["version"] for edge in found["edges"]]
+
+    assert versions(filters='{"state": "COMMITTED"}') == ["v2", "v1", "v0"]
+    assert versions(order="+createdAt") == ["v0", "v1", "v2"]
+    assert versions(filters='{"metadata.loss": {"$lt": 2}}') == ["v2"]
+    assert versions(filters='{"tags": "t3"}') == ["v0"]
+    for values in ({"order": "nosuch"}, {"filters": '{"nosuch": "x"}'}):
         _, body = client.harness.execute(query, **values)
-        assert body["errors"]
+        assert "cannot filter or sort versions of an artifact by 'nosuch'" in body["errors"][0]["message"]
+
+
+def test_collections_are_filtered_and_ordered(client: ArtifactClient) -> None:
+    for name, kind in (("b", "model"), ("a", "model"), ("c", "data")):
+        client.log(name, ONE, artifactTypeName=kind)
+    query = """query($order: String, $filters: JSONString) { project {
+        artifactCollections(order: $order, filters: $filters) { totalCount edges { node { name } } }
+        artifactType(name: "model") { artifactCollections(order: $order, filters: $filters) {
+            totalCount edges { node { name } } } } } }"""
+
+    def names(**values: str) -> tuple[list[str], list[str]]:
+        project = client.harness.query(query, **values)["project"]
+        found = (project["artifactCollections"], project["artifactType"]["artifactCollections"])
+        every, models = ([edge["node"]["name"] for edge in page["edges"]] for page in found)
+        assert [page["totalCount"] for page in found] == [len(every), len(models)]
+        return every, models
+
+    assert names() == (["c", "a", "b"], ["a", "b"])
+    assert names(order="name") == (["a", "b", "c"], ["a", "b"])
+    assert names(filters='{"name": {"$regex": "^[bc]"}}') == (["c", "b"], ["b"])
+    assert names(filters='{"type": "data"}', order="-created_at") == (["c"], [])
