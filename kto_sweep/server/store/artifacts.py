@@ -136,12 +136,6 @@ def find_distributed(
     return _record(row) if row else None
 
 
-def of_collection(connection: sqlite3.Connection, collection_id: int) -> list[Artifact]:
-    """All artifacts of a sequence, committed or not."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ?", (collection_id,))
-    return [_record(row) for row in rows]
-
-
 def insert(connection: sqlite3.Connection, collection_id: int, now: float, **values: Any) -> Artifact:
     """Creates an artifact without a version."""
     values |= {"collection_id": collection_id, "state": ArtifactState.PENDING}
@@ -171,8 +165,6 @@ def _as_columns(values: dict[str, Any]) -> dict[str, Any]:
 
 def delete(connection: sqlite3.Connection, artifact_id: int) -> None:
     """Deletes the artifact in all its collections; maintenance deletes files that no other artifact has."""
-    for member in artifact_collections.memberships(connection, artifact_id):
-        artifact_collections.remove_member(connection, member)
     connection.execute("DELETE FROM artifact WHERE id = ?", (artifact_id,))
 
 
