@@ -69,7 +69,8 @@ class _Api:
         artifact_id, digest = self._token(request, artifact_urls.UPLOAD)
         await run_in_threadpool(self._touch, artifact_id)
         async with self._noted(artifact_id):
-            await artifact_storage.store(self._server, digest, request.stream(), _length(request))
+            size = request_body.announced_size(request)
+            await artifact_storage.store(self._server, digest, request.stream(), size)
         return Response()
 
     async def upload_part(self, request: Request) -> Response:
@@ -77,8 +78,8 @@ class _Api:
         upload_id, number = self._token(request, artifact_urls.PART)
         upload = await run_in_threadpool(self._upload, upload_id)
         async with self._noted(upload.artifact_id):
-            length = _length(request)
-            digest = await artifact_parts.store(self._server, upload, number, request.stream(), length)
+            size = request_body.announced_size(request)
+            digest = await artifact_parts.store(self._server, upload, number, request.stream(), size)
         return Response(headers={"etag": digest})
 
     async def upload_manifest(self, request: Request) -> Response:
@@ -159,14 +160,6 @@ class _Api:
     def _has(self, artifact: Artifact, digest: str) -> bool:
         manifest = artifact.manifest_id
         return manifest is not None and contents.has_digest(self._server.database.reader(), manifest, digest)
-
-
-def _length(request: Request) -> int:
-    """Bytes of the request's body. Raises RequestError."""
-    try:
-        return int(request.headers["content-length"])
-    except (KeyError, ValueError) as problem:
-        raise RequestError("an upload needs a Content-Length") from problem
 
 
 def send(reader: artifact_storage.Reader, name: str, byte_range: str | None) -> Response:
