@@ -133,9 +133,9 @@ def test_the_parts_of_several_processes_are_one_artifact(client: ArtifactClient)
         "digest": digest_of(parts[0] | parts[1]),
         "fileCount": 2,
     }
-    assert client.create("a", {"c": b"3"}, distributedID="d")["id"] != ids[0], (
-        "the next ones are a new version"
-    )
+    following = client.create("a", {"c": b"3"}, distributedID="d")
+    assert following["id"] != ids[0], "the next parts are a new version"
+    assert client.log("a", parts[0] | parts[1]) == ids[0], "one process logs the same content"
 
 
 def test_a_link_has_its_own_versions_and_aliases(client: ArtifactClient) -> None:

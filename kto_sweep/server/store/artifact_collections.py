@@ -199,7 +199,12 @@ def types(connection: sqlite3.Connection, project_id: int) -> list[ArtifactType]
 
 def find_type(connection: sqlite3.Connection, project_id: int, name: str) -> ArtifactType | None:
     """The project's type of that name."""
-    return next((kind for kind in types(connection, project_id) if kind.name == name), None)
+    row = connection.execute(
+        "SELECT id, project_id, type, created_at FROM artifact_collection WHERE project_id = ? AND type = ?"
+        " ORDER BY id LIMIT 1",
+        (project_id, name),
+    ).fetchone()
+    return ArtifactType(*row) if row else None
 
 
 def add_member(connection: sqlite3.Connection, collection_id: int, artifact_id: int, now: float) -> Member:

@@ -117,7 +117,8 @@ def add_client(connection: sqlite3.Connection, artifact_id: int, client_id: str)
 def find_by_digest(connection: sqlite3.Connection, collection_id: int, digest: str) -> Artifact | None:
     """The sequence's artifact with this content: a committed one first, the newest first."""
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ? AND digest = ? AND distributed_id IS NULL"
+        f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ? AND digest = ?"
+        " AND (state = 'COMMITTED' OR distributed_id IS NULL)"
         " ORDER BY state, id DESC",  # COMMITTED comes before PENDING
         (collection_id, digest),
     ).fetchone()
