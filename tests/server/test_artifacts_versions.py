@@ -123,15 +123,16 @@ def test_an_incremental_artifact_adds_to_its_base(client: ArtifactClient) -> Non
 def test_the_parts_of_several_processes_are_one_artifact(client: ArtifactClient) -> None:
     parts = [{"a": b"1"}, {"b": b"2"}]
     ids = []
-    for part in parts:
-        made = client.create("a", part, distributedID="d")["id"]
+    for part, more in zip(parts, ({"description": "text"}, {}), strict=True):
+        made = client.create("a", part, distributedID="d", **more)["id"]
         client.put_files(made, part)
         client.put_manifest(made, part, kind="PATCH")
         ids.append(made)
     assert ids[0] == ids[1]
-    assert client.commit(ids[0], "digest fileCount") == {
+    assert client.commit(ids[0], "digest fileCount description") == {
         "digest": digest_of(parts[0] | parts[1]),
         "fileCount": 2,
+        "description": "text",
     }
     following = client.create("a", {"c": b"3"}, distributedID="d")
     assert following["id"] != ids[0], "the next parts are a new version"
