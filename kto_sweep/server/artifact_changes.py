@@ -148,7 +148,7 @@ def unlink(connection: sqlite3.Connection, fields: Input) -> None:
     member = collections.member_of(connection, portfolio.id, artifact.id)
     if member is None:
         raise RequestError(f"the artifact is not linked into {portfolio.name}")
-    collections.remove_member(connection, member)
+    collections.remove_member(connection, member.id)
 
 
 def update_collection(
@@ -174,8 +174,6 @@ def move_sequence(connection: sqlite3.Connection, server: ServerState, fields: I
 def delete_collection(connection: sqlite3.Connection, kind: str, fields: Input) -> Collection:
     """Deletes a collection; a sequence with its artifacts, wherever they are linked. Raises RequestError."""
     collection = _changed(connection, kind, fields)
-    for artifact in artifacts.of_collection(connection, collection.id):
-        artifacts.delete(connection, artifact.id)
     collections.delete(connection, collection.id)
     return collection
 

@@ -98,7 +98,7 @@ def test_the_number_of_a_deleted_version_is_not_used_again(client: ArtifactClien
     refuse = ("deleteArtifact", "DeleteArtifactInput", "artifact { id }")
     assert "has the aliases latest" in client.refused(*refuse, artifactID=second)
     client.delete(second, deleteAliases=True)
-    assert version(client, "a:latest") == 0
+    assert (version(client, "a:latest"), names_of(client, "a:latest")) == (0, [])
     client.log("a", THREE)
     assert version(client, "a:latest") == 2
 
@@ -123,19 +123,20 @@ def test_an_incremental_artifact_adds_to_its_base(client: ArtifactClient) -> Non
 def test_the_parts_of_several_processes_are_one_artifact(client: ArtifactClient) -> None:
     parts = [{"a": b"1"}, {"b": b"2"}]
     ids = []
-    for part in parts:
-        made = client.create("a", part, distributedID="d")["id"]
+    for part, more in zip(parts, ({"description": "text"}, {}), strict=True):
+        made = client.create("a", part, distributedID="d", **more)["id"]
         client.put_files(made, part)
         client.put_manifest(made, part, kind="PATCH")
         ids.append(made)
     assert ids[0] == ids[1]
-    assert client.commit(ids[0], "digest fileCount") == {
+    assert client.commit(ids[0], "digest fileCount description") == {
         "digest": digest_of(parts[0] | parts[1]),
         "fileCount": 2,
+        "description": "text",
     }
-    assert client.create("a", {"c": b"3"}, distributedID="d")["id"] != ids[0], (
-        "the next ones are a new version"
-    )
+    following = client.create("a", {"c": b"3"}, distributedID="d")
+    assert following["id"] != ids[0], "the next parts are a new version"
+    assert client.log("a", parts[0] | parts[1]) == ids[0], "one process logs the same content"
 
 
 def test_a_link_has_its_own_versions_and_aliases(client: ArtifactClient) -> None:

@@ -210,8 +210,8 @@ def _digest_algorithm(collection: Collection, context: Context) -> str:
 
 @fields.of("ArtifactSequence", "latestArtifact")
 def _latest_artifact(collection: Collection, context: Context) -> Artifact | None:
-    members = collections.members(context.reader, collection.id)
-    return artifacts.get(context.reader, members[0].artifact_id) if members else None
+    member = collections.newest_member(context.reader, collection.id)
+    return artifacts.get(context.reader, member.artifact_id) if member else None
 
 
 @fields.of("ArtifactCollectionMembership", "id")

@@ -199,7 +199,12 @@ def types(connection: sqlite3.Connection, project_id: int) -> list[ArtifactType]
 
 def find_type(connection: sqlite3.Connection, project_id: int, name: str) -> ArtifactType | None:
     """The project's type of that name."""
-    return next((kind for kind in types(connection, project_id) if kind.name == name), None)
+    row = connection.execute(
+        "SELECT id, project_id, type, created_at FROM artifact_collection WHERE project_id = ? AND type = ?"
+        " ORDER BY id LIMIT 1",
+        (project_id, name),
+    ).fetchone()
+    return ArtifactType(*row) if row else None
 
 
 def add_member(connection: sqlite3.Connection, collection_id: int, artifact_id: int, now: float) -> Member:
@@ -232,26 +237,30 @@ def member_of(connection: sqlite3.Connection, collection_id: int, artifact_id: i
 
 
 def find_member(connection: sqlite3.Connection, collection_id: int, alias: str) -> Member | None:
-    """The collection's member with that alias, or version such as `v3`."""
+    """The collection's member with that alias, or version such as `v3`.
+
+    Without the alias `latest`, which may have been deleted, the newest version is the latest.
+    """
     if alias[:1] == "v" and alias[1:].isdecimal() and len(alias) < 18:
         query = "SELECT * FROM artifact_member WHERE collection_id = ? AND version = ?"
         row = connection.execute(query, (collection_id, int(alias[1:]))).fetchone()
-    else:
-        query = (
-            "SELECT artifact_member.* FROM artifact_alias"
-            " JOIN artifact_member ON artifact_member.id = artifact_alias.member_id"
-            " WHERE artifact_alias.collection_id = ? AND artifact_alias.alias = ?"
-        )
-        row = connection.execute(query, (collection_id, alias)).fetchone()
+        return Member(*row) if row else None
+    query = (
+        "SELECT artifact_member.* FROM artifact_alias"
+        " JOIN artifact_member ON artifact_member.id = artifact_alias.member_id"
+        " WHERE artifact_alias.collection_id = ? AND artifact_alias.alias = ?"
+    )
+    row = connection.execute(query, (collection_id, alias)).fetchone()
+    if row is None and alias == LATEST:
+        return newest_member(connection, collection_id)
     return Member(*row) if row else None
 
 
-def members(connection: sqlite3.Connection, collection_id: int) -> list[Member]:
-    """The collection's members, newest version first."""
-    rows = connection.execute(
-        "SELECT * FROM artifact_member WHERE collection_id = ? ORDER BY version DESC", (collection_id,)
-    )
-    return [Member(*row) for row in rows]
+def newest_member(connection: sqlite3.Connection, collection_id: int) -> Member | None:
+    """The collection's newest version."""
+    query = "SELECT * FROM artifact_member WHERE collection_id = ? ORDER BY version DESC LIMIT 1"
+    row = connection.execute(query, (collection_id,)).fetchone()
+    return Member(*row) if row else None
 
 
 def version_page(
@@ -281,12 +290,9 @@ def memberships(connection: sqlite3.Connection, artifact_id: int) -> list[Member
     return [Member(*row) for row in rows]
 
 
-def remove_member(connection: sqlite3.Connection, member: Member) -> None:
-    """Removes the member with its aliases; `latest` passes to the newest remaining version."""
-    was_latest = any(alias.alias == LATEST for alias in aliases_of_member(connection, member.id))
-    connection.execute("DELETE FROM artifact_member WHERE id = ?", (member.id,))
-    if was_latest and (left := members(connection, member.collection_id)):
-        set_aliases(connection, left[0], [LATEST])
+def remove_member(connection: sqlite3.Connection, member_id: int) -> None:
+    """Removes the member with its aliases."""
+    connection.execute("DELETE FROM artifact_member WHERE id = ?", (member_id,))
 
 
 def set_aliases(connection: sqlite3.Connection, member: Member, aliases: Iterable[str]) -> None:
