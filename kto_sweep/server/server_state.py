@@ -76,6 +76,8 @@ class ServerState:
     rng: random.Random
     """Source of new names and of random search."""
     locks: SweepLocks = field(default_factory=SweepLocks)
+    export_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a run's history is exported."""
 
     def now(self) -> float:
         """Seconds since the epoch."""

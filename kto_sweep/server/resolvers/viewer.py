@@ -16,16 +16,17 @@ FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER", BLOCK)
 
 def local_user() -> dict[str, Any]:
     """The user `local`: everyone with the key is this user."""
+    key = {"id": to_global("ApiKey", 1), "name": DEFAULT_ENTITY, "description": None}
     return {
         "id": to_global("User", 1),
         "name": DEFAULT_ENTITY,
         "username": DEFAULT_ENTITY,
         "email": "local@localhost",
-        "admin": True,
+        "admin": False,
         "flags": "{}",
         "entity": DEFAULT_ENTITY,
         "deleted_at": None,
-        "api_keys": {"edges": []},
+        "api_keys": {"edges": [{"node": key}]},
         "teams": {"edges": [{"node": named_entity(DEFAULT_ENTITY)}]},
         "organizations": [],
     }
@@ -76,7 +77,7 @@ def _storage_bytes(entity: dict[str, Any], context: Context) -> int:
 
 @fields.of("Entity", "members")
 def _members(entity: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    return [local_user() | {"pending": False, "account_type": "ADMIN", "photo_url": None, "api_key": None}]
+    return [local_user() | {"pending": False, "account_type": "USER", "photo_url": None, "api_key": None}]
 
 
 @fields.of("Query", "entity")
