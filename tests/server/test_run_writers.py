@@ -240,3 +240,29 @@ report([run.state, run.config, list(run.scan_history())])
     assert [row["_step"] for row in values] == list(range(10))
     for name in ("a", "b"):
         assert [row[name] for row in values if name in row] == list(range(5))
+
+
+def test_a_trial_that_an_agent_retries_has_only_the_rows_of_its_last_attempt(machine: Machine) -> None:
+    code = '''
+counts = iter([5, 2])
+def trial():
+    with wandb.init() as run:
+        for value in range(next(counts)):
+            run.log({"x": value})
+sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"values": [1]}}}, project="retried")
+wandb.agent(sweep, function=trial, project="retried")
+found = wandb.Api().sweep(f"acme/retried/{sweep}")
+first = [row["x"] for row in found.runs[0].scan_history()]
+wandb.Api().run(f"acme/retried/{found.runs[0].id}").update_state("pending")
+resume = """mutation($id: ID!, $state: String!) {
+    upsertSweep(input: {id: $id, state: $state}) { sweep { id } } }"""
+known = {"id": found._attrs["id"], "state": "RUNNING"}
+wandb.Api()._service_api.execute_graphql(resume, variables=known)
+wandb.agent(sweep, function=trial, project="retried")
+again = wandb.Api().sweep(f"acme/retried/{sweep}")
+report([again.state, first, [[row["x"] for row in run.scan_history(use_cache=False)] for run in again.runs]])
+'''
+    state, first, rows = run_script(machine, code)
+    assert state == "FINISHED"
+    assert first == [0, 1, 2, 3, 4]
+    assert rows == [[0, 1]]
