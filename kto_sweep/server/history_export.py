@@ -53,12 +53,12 @@ def _complete(server: ServerState, run: Run) -> list[Part] | None:
 def _extended(server: ServerState, run: Run) -> list[Part] | None:
     """The run's files, with a new one for the rows that they lack; None if it cannot have one."""
     parts, count = _state(server, run)
-    part = Part(run.id, len(parts), parts[-1].end if parts else 0, count, run.rewrites)
+    part = Part(run.id, len(parts), parts[-1].end if parts else 0, count, run.history_rewrites)
     return [*parts, part] if _are_valid(parts, run) and _export(server, run, part) else None
 
 
 def _are_valid(parts: Sequence[Part], run: Run) -> bool:
-    return all((part.run_id, part.rewrites) == (run.id, run.rewrites) for part in parts)
+    return all((part.run_id, part.rewrites) == (run.id, run.history_rewrites) for part in parts)
 
 
 def _state(server: ServerState, run: Run) -> tuple[list[Part], int]:
@@ -86,7 +86,7 @@ def _export(server: ServerState, run: Run, part: Part) -> bool:
 
 
 def _record(connection: sqlite3.Connection, run: Run, part: Part) -> bool:
-    if runs.rewrites(connection, run.id) != part.rewrites:
+    if runs.rewrites(connection, run.id, Stream.HISTORY) != part.rewrites:
         return False  # its rows were replaced meanwhile
     exports.add(connection, run, part)
     return True

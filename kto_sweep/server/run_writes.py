@@ -120,8 +120,8 @@ def _restart(connection: sqlite3.Connection, run: Run, *, resumed: bool, shared:
     if run.state is RunState.PENDING and run.host is not None:
         for stream in Stream:
             lines.clear(connection, run.id, stream)
+            runs.count_rewrite(connection, run.id, stream)
         runs.update(connection, run.id, summary="{}", overwrite_below=0)
-        runs.count_rewrite(connection, run.id)
         sweep_progress.recompute_run(connection, _reload(connection, run.id))
     else:
         # wandb sends its rows after these: it is told their number (historyLineCount).

@@ -17,7 +17,7 @@ class Part:
     start: int
     end: int
     rewrites: int
-    """The run's `rewrites` when it was written."""
+    """The run's `history_rewrites` when it was written."""
 
 
 def of_run(connection: sqlite3.Connection, run: Run) -> list[Part]:

@@ -149,7 +149,8 @@ CREATE INDEX run_paused ON run (sweep_id) WHERE paused;
 WRITERS = """
 ALTER TABLE run DROP COLUMN restart;
 ALTER TABLE run ADD COLUMN overwrite_below INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE run ADD COLUMN rewrites INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN history_rewrites INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN events_rewrites INTEGER NOT NULL DEFAULT 0;
 -- Of a run that several processes write: the process, and the line's number in what that process sends.
 ALTER TABLE line ADD COLUMN writer TEXT;
 ALTER TABLE line ADD COLUMN writer_line INTEGER;
