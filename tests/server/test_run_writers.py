@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from machine import Machine
 from sdk_scripts import run_script, script_results, start_script
-from server_harness import ServerHarness
+from server_harness import GRID, ServerHarness
 
 START = """mutation($name: String!, $config: JSONString) { upsertBucket(input:
     {name: $name, host: "box", config: $config}) { inserted bucket { id state } } }"""
@@ -146,6 +146,17 @@ def test_fork_from_nothing_is_refused_and_makes_no_run(
     assert words in body["errors"][0]["message"]
     found = 'query { project { bucket(name: "child", missingOk: true) { id } } }'
     assert harness.query(found)["project"]["bucket"] is None
+
+
+def test_a_trial_of_a_sweep_can_be_a_fork(harness: ServerHarness) -> None:
+    harness.start_run("p")
+    harness.log("p", 0, {"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0})
+    sweep = harness.sweep(GRID)
+    (command,) = harness.beat(harness.agent(sweep))
+    status, body = fork(harness, command["run_id"], "p", 1.0)
+    assert status == 200, body
+    assert [row["loss"] for row in rows(harness, command["run_id"])] == [3, 2]
+    assert harness.sweep_field(sweep, "bestLoss") == 2
 
 
 REWIND = """mutation($name: String!, $metric: String!, $value: Float!) { rewindRun(input:
