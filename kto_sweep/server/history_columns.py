@@ -6,7 +6,7 @@ lists or objects of wandb's own (images, tables, histograms), becomes text, with
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Flag, auto
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 STEP = "_step"
 MAX_COLUMNS = 10_000
 """A history with more keys is not exported: a file has metadata for each column of each row group."""
-GROUP_CELLS = 200_000
+GROUP_CELLS = 1_000_000
 """Maximum values of a row group, which is in memory while it is written."""
 GROUP_ROWS = 20_000
 GROUP_BYTES = 32 * 2**20
@@ -98,31 +98,34 @@ def write_parquet(path: Path, kinds: Mapping[str, Kind], rows: Iterable[Row]) ->
     fields = [pa.field(STEP, pa.int64())]
     fields += [pa.field(key, types.get(kind, pa.string())) for key, kind in kinds.items()]
     schema = pa.schema(fields)
-    # Dictionaries of numbers that seldom repeat would take most of the time and the memory.
+    # Dictionaries of numbers that seldom repeat take most of the time, and what the file says of each column
+    # of each row group is in memory until its end.
     repeating = [field.name for field in fields if field.type in (pa.string(), pa.bool_())]
-    with pq.ParquetWriter(path, schema, use_dictionary=repeating or False) as writer:
-        for group in _groups(rows, len(fields)):
-            columns = []
-            for field in fields:
-                cells = _cells([row.get(field.name) for row in group], kinds.get(field.name, Kind.INT))
-                columns.append(pa.array(cells, field.type))
-            writer.write_batch(pa.record_batch(columns, schema=schema), row_group_size=len(group))
+    options = {"use_dictionary": repeating or False, "write_statistics": [STEP]}
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        for columns in _groups(rows, (STEP, *kinds)):
+            arrays = [
+                pa.array(_cells(values, kinds.get(field.name, Kind.INT)), field.type)
+                for field, values in zip(fields, columns, strict=True)
+            ]
+            writer.write_batch(pa.record_batch(arrays, schema=schema), row_group_size=len(columns[0]))
 
 
-def _groups(rows: Iterable[Row], width: int) -> Iterator[list[dict[str, Any]]]:
-    """The flat rows in lists that fit into memory."""
-    most = max(1, min(GROUP_ROWS, GROUP_CELLS // width))
-    group: list[dict[str, Any]] = []
+def _groups(rows: Iterable[Row], keys: Sequence[str]) -> Iterator[list[list[Any]]]:
+    """The columns of as many rows as fit into memory at a time."""
+    most = max(1, min(GROUP_ROWS, GROUP_CELLS // len(keys)))
+    columns: list[list[Any]] = [[] for _ in keys]
     size = 0
     for step, row in rows:
         flat = {**flatten(row), STEP: step}
-        group.append(flat)
+        for key, column in zip(keys, columns, strict=True):
+            column.append(flat.get(key))
         size += sum(len(value) for value in flat.values() if isinstance(value, str | list | dict))
-        if len(group) >= most or size > GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+        if len(columns[0]) >= most or size > GROUP_BYTES:
+            yield columns
+            columns, size = [[] for _ in keys], 0
+    if columns[0]:
+        yield columns
 
 
 def _cells(values: list[Any], kind: Kind) -> list[Any]:
