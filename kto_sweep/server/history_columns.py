@@ -17,7 +17,7 @@ MAX_COLUMNS = 10_000
 GROUP_CELLS = 1_000_000
 """Maximum values of a row group, which is in memory while it is written."""
 GROUP_ROWS = 20_000
-GROUP_BYTES = 32 * 2**20
+GROUP_BYTES = 16 * 2**20
 """Maximum characters of the texts in a row group."""
 
 Row = tuple[int, Mapping[str, Any]]
