@@ -9,8 +9,8 @@ VARIABLES: Mapping[str, str] = {
     "WANDB_MODE": "`offline` or `disabled`: nothing leaves the box, and commands use its embedded server; "
     "with `offline`, `train` writes its run for `wandb sync`",
     "WANDB_IDENTITY_TOKEN_FILE": "W&B login with an identity token instead of a key",
-    "WANDB_LOG_MODEL": "`end`: upload each trial's final adapters to W&B as an artifact; "
-    "the embedded server does not store artifacts",
+    "WANDB_LOG_MODEL": "`end`: log each trial's final adapters as an artifact of its run; `checkpoint`: its "
+    "checkpoints too, each as a version; default `false`",
     "WANDB_DISABLE_GIT": "`true`: do not record the git commit",
     "WANDB_SAVE_CODE": "`true`: upload the program and the changes since the git commit to W&B",
     "HF_TOKEN": "Hugging Face token, for gated models and private data",

@@ -132,6 +132,15 @@ def hours(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
+def size_text(size: float) -> str:
+    """A number of bytes, such as 12 KiB."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
 def nearest(word: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
     """The word in `known` most similar to `word`, or None if none is similar (1: equal)."""
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=similarity)

@@ -17,6 +17,7 @@ import pytest
 import python_forkserver
 from fake_worker import SCRIPT
 from forked_python import TORCH, WANDB, forked_python
+from printed_commands import check_output
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
@@ -118,7 +119,10 @@ class Machine:
     def command(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """The result of a kto-sweep command, with any exit code."""
         server = WANDB if COMPUTING.isdisjoint(args) else TORCH
-        return self._fork((*self.cli, *args), env, server)
+        done = self._fork((*self.cli, *args), env, server)
+        if not {"--help", "--version", "--json"} & {*args}:
+            check_output(done.stdout + done.stderr)  # whoever types a printed command must get no usage error
+        return done
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a Python process that must exit with `code`: stdout, and stderr if `code` is not 0."""

@@ -9,13 +9,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
+from printed_commands import check_command
 
-from kto_sweep.cli import COMMANDS, cli
+from kto_sweep.cli import COMMANDS
 from kto_sweep.env_vars import VARIABLES
 from kto_sweep.sweep_file.validate import validate
 
@@ -106,12 +107,8 @@ def test_every_command_is_in_the_reference_and_in_a_guide(name):
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_every_command_line_has_a_command_and_options_that_exist(page):
-    top = click.Context(cli, info_name="kto-sweep")
     for words in command_lines(page.read_text(encoding="utf-8")):
-        command = cli.get_command(top, words[1])
-        assert command is not None, words
-        context = click.Context(command, parent=top, info_name=words[1])
-        command.make_parser(context).parse_args(words[2:])  # raises click.UsageError
+        check_command(words[1:])
 
 
 def test_every_environment_variable_of_kto_sweep_is_documented():
@@ -169,3 +166,17 @@ def test_the_worked_examples_of_docstrings_hold(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
+
+
+def test_every_dependency_is_explained_and_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = {
+        re.split(r"[^\w-]", each)[0]
+        for each in (*project["dependencies"], *extras["gguf"], *extras["wandb-views"])
+    }
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert {name for name in names if f"`{name}`" not in architecture} == set()
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    names |= {re.split(r"[^\w-]", each)[0].lower() for each in extras["dev"]}
+    assert names - {line.partition("==")[0] for line in pins} == set()

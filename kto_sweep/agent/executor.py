@@ -301,6 +301,7 @@ class Executor:
             earlier=self._source.busy_entries(run_id),
             provenance=options.provenance,
             monitored=self._monitored(action.device),
+            log_model=options.log_model,
         )
 
     def _monitored(self, name: str) -> Monitored | None:

@@ -64,7 +64,7 @@ def find_trials_left(
                 release(orphan)
             status = f"was deleted; the files of {_trials(trials)} stay in {home.runs}"
         else:
-            status = f"has {_trials(trials)} unfinished on this box: kto-sweep agent {other.id}"
+            status = f"has {_trials(trials)} unfinished on this box: kto-sweep agent {other.argument}"
         console.print(f"Sweep {other.id} {status}", soft_wrap=True)
     return [
         Assignment.from_config(

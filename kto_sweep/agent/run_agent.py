@@ -14,6 +14,7 @@ from kto_sweep.agent.delivery import ATTEMPTS, check_delivery, record_unsent
 from kto_sweep.agent.devices import Device, find_devices, grouped, lock_devices
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
+from kto_sweep.agent.model_upload import read_log_model
 from kto_sweep.agent.preflight import require_command, require_sources
 from kto_sweep.agent.progress import EndReport, ProgressDisplay
 from kto_sweep.agent.recovery import find_trials_left, restore_damaged
@@ -94,6 +95,7 @@ def run_agent(
     """
     report = report or EndReport()
     console = LineConsole(file=report.stream, highlight=False)
+    log_model = read_log_model()
     gpus_of_box = find_devices(os.environ, gpus=gpus, cpu=cpu)
     allowances = [Allowance.until(until, time.time)] if until is not None else []
     if gpu_seconds is not None:
@@ -124,7 +126,7 @@ def run_agent(
             executor = Executor(
                 SweepSource(api, view.ref, home, view.command), home, progress, lease,
                 RunOptions(
-                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process()
+                    view.metric, view.goal, target.local, patience, alerts, Provenance.of_process(), log_model
                 ),
                 connectivity=connectivity, allowances=allowances,
                 drift=InputDrift(view.trained(), progress.say),
@@ -136,7 +138,9 @@ def run_agent(
         if state.outcome is AgentOutcome.RESTART:
             raise _service_gone(state, view, allowances)
         if state.outcome is AgentOutcome.KILLED:
-            next_line = f"Next: kto-sweep agent {view.ref.id}   (continues from the trials' last checkpoints)"
+            next_line = (
+                f"Next: kto-sweep agent {view.ref.argument}   (continues from the trials' last checkpoints)"
+            )
             console.print(next_line, soft_wrap=True)
             report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
         attempts = 1 if stats.interrupted else ATTEMPTS
@@ -173,7 +177,7 @@ def _open_sweep(
         console.print(f"Warning: {notice}", markup=False, soft_wrap=True)
     require_sources(view.space, record.folder if record else "")
     if view.state == "PAUSED":
-        console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.id}")
+        console.print(f"The sweep is paused. To start its trials: kto-sweep resume {ref.argument}")
     return api, target, view
 
 
@@ -227,7 +231,7 @@ def _end_unknown(
     """End without the sweep's current status, because the server is unreachable; `view` is the last one."""
     text = f"{_counts(stats, view)}. Could not reach {target}; the sweep's status is unknown."
     console.print(text, soft_wrap=True)
-    console.print(f"When the server is back: kto-sweep status {view.ref.id}")
+    console.print(f"When the server is back: kto-sweep status {view.ref.argument}")
     report.exit_at_once(128 + stats.interrupted if stats.interrupted else WORK_LEFT)
 
 
@@ -248,7 +252,7 @@ def _end(
         return _exit_code(state, after)
     console.print(f"{counted(len(unsent), 'run')} did not completely reach {target}:")
     _print_unsent(console, home, unsent)
-    console.print(f"Next: kto-sweep sync, then kto-sweep agent {after.view.ref.id}")
+    console.print(f"Next: kto-sweep sync, then kto-sweep agent {after.view.ref.argument}")
     return 128 + stats.interrupted if stats.interrupted else 1
 
 
@@ -312,6 +316,6 @@ def _print_end(console: Console, stats: AgentStats, after: SweepStatus) -> None:
 
 def _print_next(console: Console, home: Home, after: SweepStatus) -> None:
     if after.waits_for_agent:
-        console.print(f"Next: kto-sweep agent {after.view.ref.id}   (continues where this one ended)")
+        console.print(f"Next: kto-sweep agent {after.view.ref.argument}   (continues where this one ended)")
     else:
         console.print(f"Next: {after.next_command(home_id(home))}")

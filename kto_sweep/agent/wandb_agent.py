@@ -11,6 +11,7 @@ from types import FrameType
 import wandb
 
 from kto_sweep.agent.alert_log import AlertLog
+from kto_sweep.agent.model_upload import ModelUpload, read_log_model
 from kto_sweep.agent.wandb_run import set_record
 from kto_sweep.alerts import AlertLevel, RuleChecker, RunAlert, rules_of
 from kto_sweep.errors import KtoSweepError, UsageError
@@ -33,6 +34,7 @@ class WandbAgentReport:
         self._alerts = AlertLog(run, folder)
         self._step = 0
         self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
+        self._upload = ModelUpload(run, folder, read_log_model(), self.note)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Print the progress of the preparation."""
@@ -52,6 +54,7 @@ class WandbAgentReport:
         self._run.log(dict(values), step=step)
         self._files.metrics(step, values)
         self._step = step
+        self._upload.checkpoint()
         for alert in self._rules.check(step, values):
             self.alert(alert)
 
@@ -63,6 +66,10 @@ class WandbAgentReport:
         """Send a W&B alert, and print it."""
         self._alerts.send(alert)
         self.note(str(alert))
+
+    def finished(self) -> None:
+        """Log the final weights as an artifact if the environment asks for it."""
+        self._upload.final()
 
     def failed(self, cause: str, message: str) -> None:
         """Send an alert that the trial failed, unless one has said so."""
@@ -106,6 +113,7 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             )
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
+        report.finished()
 
 
 def _sweep_arguments(run: wandb.Run) -> list[str]:

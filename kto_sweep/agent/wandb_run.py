@@ -15,6 +15,7 @@ from typing import Any, Literal
 import wandb
 
 from kto_sweep.agent.alert_log import AlertLog
+from kto_sweep.agent.model_upload import CHECKPOINT, LogModel, ModelUpload
 from kto_sweep.alerts import AlertLevel, AlertRule, RuleChecker, RunAlert, rules_of
 from kto_sweep.errors import FailureCause, KtoSweepError
 from kto_sweep.json_file import write_atomic
@@ -29,16 +30,12 @@ from kto_sweep.wandb_client.private_api import is_service_gone
 
 LOCAL_TRANSMIT_SECONDS = 2
 """A run's upload interval to the embedded server; for W&B, wandb's default of 15 s applies."""
-CHECKPOINT = "checkpoint/last.safetensors"
-"""Path of the checkpoint in a run's folder, as long as the trial can resume."""
 BUSY_SECONDS = 5.0
 """Minimum interval between updates of the time that a run has held its device."""
 NO_GPU = -1
 """A GPU index of wandb's system monitor that does not exist; without any index it monitors all GPUs."""
 ENDINGS = ("failure/cause", "failure/message", "trial/health", "trial/health_message")
 """What a run's summary says about how an attempt ended."""
-UPLOAD = "WANDB_LOG_MODEL"
-"""Environment variable, also read by Hugging Face's trainers: `end` uploads a trial's final weights."""
 
 
 class GivenBackError(KtoSweepError):
@@ -83,6 +80,7 @@ class RunOptions:
     alerts: Sequence[AlertRule] = ()
     provenance: Provenance = field(default_factory=Provenance)
     """Of the agent's process."""
+    log_model: LogModel = LogModel.OFF
 
 
 @dataclass(frozen=True)
@@ -112,6 +110,7 @@ class TrialRun:
         keep: int = 0,
         superseded: Sequence[Path] = (),
         earlier: Sequence[object] = (),
+        log_model: LogModel = LogModel.OFF,
     ) -> None:
         """`earlier`: the entries of earlier attempts under BUSY in the run's summary."""
         self._run = run
@@ -132,6 +131,7 @@ class TrialRun:
         """The run already has the metrics up to this step, from an earlier attempt."""
         self.logged_steps = max(self._files.kept, default=0)
         """The last step with metrics in the run and the files; after a power cut, some may be missing."""
+        self._upload = ModelUpload(run, folder, log_model, self.note)
         self._names: set[str] = set()
         """Metrics already logged at that step."""
         self._earlier = earlier
@@ -161,6 +161,7 @@ class TrialRun:
         earlier: Sequence[object] = (),
         provenance: Provenance | None = None,
         monitored: Monitored | None = None,
+        log_model: LogModel = LogModel.OFF,
     ) -> "TrialRun":
         """Start the run of one trial, or resume it if the folder has its checkpoint.
 
@@ -224,7 +225,9 @@ class TrialRun:
                     earlier=earlier,
                 )  # fmt: skip
             keep = checkpoint_step(folder)
-            opened = cls(run, folder, record, claim, objective, rules, on_alert, keep, attempts, earlier)
+            opened = cls(
+                run, folder, record, claim, objective, rules, on_alert, keep, attempts, earlier, log_model
+            )
             opened._log_kept_rows()
             return opened
         except BaseException as error:
@@ -283,6 +286,7 @@ class TrialRun:
             if step > self._sent_steps:
                 self._run.log(fresh, step=step)
             self._files.metrics(step, fresh)
+            self._upload.checkpoint()
             for alert in self._rules.check(step, fresh):
                 self.alert(alert)
 
@@ -299,17 +303,8 @@ class TrialRun:
     def succeed(self, summary: Mapping[str, float | int | str]) -> bool:
         """End the run as finished; returns, like the other ends, whether its data is where it belongs."""
         self._run.summary.update(dict(summary))
-        if os.environ.get(UPLOAD) == "end":
-            self._upload()
+        self._upload.final()
         return self._close(exit_code=0)
-
-    def _upload(self) -> None:
-        """Upload the trained weights in the folder as an artifact of the run."""
-        for name in ("adapter", "model"):
-            if (self._folder / name).is_dir():
-                artifact = wandb.Artifact(f"{name}-{self._run.id}", type="model")
-                artifact.add_dir(str(self._folder / name))
-                self._run.log_artifact(artifact)
 
     def stop(self, summary: Mapping[str, float | int | str], *, for_good: bool = True) -> bool:
         """End the run as killed or paused on request of the server.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kto_sweep.cli.output import console, json_option, print_json
+from kto_sweep.text import size_text
 
 if TYPE_CHECKING:
     from kto_sweep.data.kept_tokens import KeptTokens
@@ -69,12 +70,12 @@ def cache(age: float | None, prune: bool, as_json: bool) -> None:
         return
     for kept_entry in tokens:
         what = "Removed the tokens" if prune else "Tokens"
-        about = f"{kept_entry.rows:,} rows, {_size(kept_entry.size)}"
+        about = f"{kept_entry.rows:,} rows, {size_text(kept_entry.size)}"
         out.print(f"{what} of {kept_entry.data}: {about}", markup=False, soft_wrap=True)
     if chosen:
         _print_table(chosen, f"Reference log-probs in {folder}")
     if prune and chosen:
-        freed = _size(sum(entry.size for entry in chosen if entry.path in removed))
+        freed = size_text(sum(entry.size for entry in chosen if entry.path in removed))
         kept = len(chosen) - len(removed)
         out.print(
             f"Removed {len(removed)}, {freed}." + (f" Kept {kept}, in use by running trials." if kept else "")
@@ -100,7 +101,7 @@ def _print_table(chosen: "list[Entry]", title: str) -> None:
         about = [entry.about.get(name, "-") for name in ("fingerprint", "quantization", "dtype")]
         rows = "-" if entry.rows is None else f"{entry.rows:,}"
         used = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        cells = [model, about[0][:8], *about[1:], rows, _size(entry.size), used]
+        cells = [model, about[0][:8], *about[1:], rows, size_text(entry.size), used]
         table.add_row(*(escape(cell) for cell in cells))
     console().print(table)
 
@@ -123,12 +124,3 @@ def _tokens_as_json(entry: "KeptTokens") -> dict[str, Any]:
         "bytes": entry.size,
         "last_used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
     }
-
-
-def _size(size: float) -> str:
-    """A number of bytes, such as 12 KiB."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
 from kto_sweep.errors import KtoSweepError
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def compare(
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.private_api import read_curves
-    from kto_sweep.wandb_client.reader import read_sweep
 
     if as_csv and as_json:
         raise click.UsageError("--csv and --json cannot be used together")
@@ -70,7 +69,7 @@ def compare(
     api = connect(target)
     if not as_json and not as_csv:
         say(f"Talking to {target}")
-    comparison = compare_trials(read_sweep(api, target, ref), metric)
+    comparison = compare_trials(read_sweep_shown(api, target, ref), metric)
     if as_json:
         print_json(as_data(comparison, top))
     elif as_csv:

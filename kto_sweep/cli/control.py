@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
 
 if TYPE_CHECKING:
     import wandb
@@ -19,14 +19,13 @@ def _take(name: str, sweep: str | None, *, local: bool, as_json: bool) -> None:
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.sweep.sweep_state import Action, read_sweep_status
     from kto_sweep.wandb_client.connection import connect
-    from kto_sweep.wandb_client.reader import read_sweep
 
     home, action = Home.from_environment(), Action(name)
     target, ref = find_sweep(home, sweep, local=local)
     api = connect(target)
-    before = read_sweep_status(read_sweep(api, target, ref))
+    before = read_sweep_status(read_sweep_shown(api, target, ref))
     _take_action(api, before, action)
-    after = read_sweep_status(read_sweep(api, target, ref))
+    after = read_sweep_status(read_sweep_shown(api, target, ref))
     if as_json:
         print_json(
             {"id": ref.id, "path": str(ref), "was": before.view.state, "state": after.view.state}
@@ -75,7 +74,9 @@ def _what_runs_on(status: "SweepStatus") -> str:
     if status.state is ShownState.CANCELING:
         return f"; {trials} being stopped"
     return f"; {trials} will finish" + (
-        f" (to stop them too: kto-sweep cancel {view.ref.id})" if status.state is ShownState.STOPPING else ""
+        f" (to stop them too: kto-sweep cancel {view.ref.argument})"
+        if status.state is ShownState.STOPPING
+        else ""
     )
 
 

@@ -51,7 +51,7 @@ def create(
         force=force,
         say=lambda line: say(line, as_json=as_json),
     )
-    command = f"kto-sweep {'compare' if created.is_finished else 'agent'} {created.ref.id}"
+    command = f"kto-sweep {'compare' if created.is_finished else 'agent'} {created.ref.argument}"
     if as_json:
         print_json(
             {

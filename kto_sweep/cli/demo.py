@@ -35,7 +35,7 @@ def demo(as_json: bool) -> int:
         home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=to_people
     )
     to_people(created.summary())
-    to_people(f"\n$ kto-sweep agent {created.ref.id} --cpu")
+    to_people(f"\n$ kto-sweep agent {created.ref.argument} --cpu")
     ref = str(created.ref)
     code = run_agent(home, ref, count=None, gpus=None, cpu=True, local=True, report=report)
     report.print(code)
@@ -44,7 +44,7 @@ def demo(as_json: bool) -> int:
     target = local_target(home)
     api = connect(target)
     comparison = compare(read_sweep(api, target, created.ref))
-    say(f"\n$ kto-sweep compare {created.ref.id}")
+    say(f"\n$ kto-sweep compare {created.ref.argument}")
     show(api, comparison)
     say(f"All runs: {comparison.view.url}")
     say("Next, your own data: kto-sweep generate grid my.yaml --data rows.jsonl --model-size 1.5b")

@@ -10,6 +10,7 @@ from kto_sweep.data.lint import Balance, LintReport, Split
 from kto_sweep.data.lint_findings import MAX_LABEL_RATIO, LintFinding
 from kto_sweep.data.lint_lengths import Bin, LengthReport
 from kto_sweep.errors import Severity
+from kto_sweep.models.presets import PRESETS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -168,6 +169,6 @@ def _ending(report: LintReport, data: Sequence[str], model: str | None) -> list[
     elif model is None:
         step = f"{again} --model NAME   (the model that you will train)"
     else:
-        dataset = data[0] if len(data) == 1 else f"[{', '.join(data)}]"
-        step = f"put dataset: {dataset} into a copy of sweeps/lr_grid.yaml, then kto-sweep create that copy"
+        flag = "--model-size" if model in PRESETS else "--model"
+        step = f"kto-sweep generate grid sweep.yaml {shlex.join(['--data', ','.join(data), flag, model])}"
     return [summary, f"Next: {step}"]

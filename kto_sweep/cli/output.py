@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
@@ -11,13 +12,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 if TYPE_CHECKING:
+    import wandb
     from rich.console import Console
+
+    from kto_sweep.sweep.ref import SweepRef
+    from kto_sweep.sweep.view import SweepView
+    from kto_sweep.wandb_client.connection import Target
 
 PIPE_WIDTH = 160
 """Characters of a table's width when standard output is not a terminal."""
 
-_SHOWN_FROM = 20_000
-"""Examples from which on their count is shown: about a second of work."""
+_SHOWN_AFTER = 1.0
+"""Seconds of work after which its progress is shown."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 local_option = click.option("--local", is_flag=True, help="Use the embedded server even with a W&B key.")
@@ -47,7 +53,7 @@ def _for_terminal(text: str, stream: TextIO) -> str:
 
 @contextmanager
 def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
-    """A function that shows on a terminal how many of `what` are done; fast work shows nothing."""
+    """A function that shows on a terminal how many of `what` are done; work of a second shows nothing."""
     if not show or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -57,9 +63,10 @@ def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
     columns = (SpinnerColumn(), TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
     task = bar.add_task(what, total=None)
+    start = time.monotonic()
 
     def update(done: int) -> None:
-        if done >= _SHOWN_FROM:
+        if time.monotonic() - start >= _SHOWN_AFTER:
             bar.start()  # does nothing when it has started
         bar.update(task, completed=done)
 
@@ -67,6 +74,17 @@ def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
         yield update
     finally:
         bar.stop()
+
+
+def read_sweep_shown(api: "wandb.Api", target: "Target", ref: "SweepRef") -> "SweepView":
+    """The sweep with its trials, whose count is shown while they are read.
+
+    Raises ServerError if the sweep does not exist or the server does not respond.
+    """
+    from kto_sweep.wandb_client.reader import read_sweep
+
+    with counting("trials read", show=True) as count:
+        return read_sweep(api, target, ref, count)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -53,5 +53,5 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
     say(f"Sweep {pushed.ref}: {sent} sent, {already_there} already there\n  {pushed.url}")
     if pushed.unfinished:
         say(f"Unfinished, not sent: {', '.join(pushed.unfinished)}")
-        say(f"Next: kto-sweep push {ref.id}   (when they have finished)")
+        say(f"Next: kto-sweep push {ref.argument}   (when they have finished)")
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say
+from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say
 from kto_sweep.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,12 +51,11 @@ def follow_up(
     from kto_sweep.sweep.follow_up import file_name
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
-    from kto_sweep.wandb_client.reader import read_sweep
 
     home = Home.from_environment()
     target, ref = find_sweep(home, sweep, local=local)
     say(f"Talking to {target}", as_json=as_json or dry_run)  # the file can be piped
-    view = read_sweep(connect(target), target, ref)
+    view = read_sweep_shown(connect(target), target, ref)
     new = make(view, compare(view).configurations)
     path = file or Path(file_name(str(new.config["name"])))
     again = f"kto-sweep create {path}" + (f" --reuse {new.reuse}" if new.reuse else "")
@@ -98,7 +97,7 @@ def follow_up(
         return
     say(created.summary())
     say(f"Costs: {new.price}, judging by sweep {ref.id}")
-    say(f"Next: kto-sweep agent {created.ref.id}")
+    say(f"Next: kto-sweep agent {created.ref.argument}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
 from kto_sweep.text import hours, number
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.sweep.sweep_state import read_sweep_status
     from kto_sweep.sweep.view import OVER
     from kto_sweep.wandb_client.connection import connect
-    from kto_sweep.wandb_client.reader import read_sweep
 
     here = Home.from_environment()
     target, ref = find_sweep(here, sweep, local=local)
-    status = read_sweep_status(read_sweep(connect(target), target, ref))
+    status = read_sweep_status(read_sweep_shown(connect(target), target, ref))
     view, home = status.view, home_id(here)
     time = gpu_time(view, status.grid)
     if as_json:

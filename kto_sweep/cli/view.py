@@ -2,7 +2,7 @@
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
 
 
 @click.command()
@@ -23,12 +23,11 @@ def view(sweep: str | None, local: bool, as_json: bool) -> None:
     from kto_sweep.report.wandb_views import save_workspace
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
-    from kto_sweep.wandb_client.reader import read_sweep
 
     target, ref = find_sweep(Home.from_environment(), sweep, local=local)
     api = connect(target)
     say(f"Talking to {target}", as_json=as_json)
-    sweep_view = read_sweep(api, target, ref)
+    sweep_view = read_sweep_shown(api, target, ref)
     url = sweep_view.url if target.is_embedded else save_workspace(sweep_view)
     if as_json:
         print_json({"sweep": str(ref), "url": url, "saved": not target.is_embedded})

@@ -62,7 +62,9 @@ def next_steps(
         yield from _settle(view, status, largest)
         yield from _widen(view, largest.winner, importance)
         if largest.certainty is Certainty.CLEAR:
-            yield NextStep("Train with these settings", f"kto-sweep train --from {view.ref.id} --whole-data")
+            yield NextStep(
+                "Train with these settings", f"kto-sweep train --from {view.ref.argument} --whole-data"
+            )
     if stopped:  # on purpose: what it has comes first
         yield from _complete(view, status)
     caution = METRICS[metric].caution if metric in METRICS else ""
@@ -74,7 +76,7 @@ def _retry(view: SweepView, status: SweepStatus) -> Iterator[NextStep]:
     if status.grid.retryable:
         yield NextStep(
             f"Retry {counted(len(status.grid.retryable), 'trial')} that failed for external reasons",
-            f"kto-sweep resume {view.ref.id}",
+            f"kto-sweep resume {view.ref.argument}",
         )
 
 
@@ -96,7 +98,7 @@ def _complete(view: SweepView, status: SweepStatus) -> Iterator[NextStep]:
     if status.left is not None:
         text = f"{counted(status.left, 'trial')} left. {text}"
     time = gpu_time(view, status.grid)
-    yield NextStep(text, f"kto-sweep {command} {view.ref.id}", *_price(time.remaining, time.unit))
+    yield NextStep(text, f"kto-sweep {command} {view.ref.argument}", *_price(time.remaining, time.unit))
 
 
 def _price(seconds: float | None, unit: str) -> tuple[float | None, str]:
@@ -122,7 +124,7 @@ def _settle(view: SweepView, status: SweepStatus, verdict: Verdict) -> Iterator[
     contenders = [verdict.winner, *verdict.others][:count]
     seconds = seconds_per_trial(view, [trial for each in contenders for trial in each.trials])
     price = _price(None if seconds is None else seconds * seeds * count, gpu_time(view, status.grid).unit)
-    command = f"kto-sweep replicate {view.ref.id} --top {count} --seeds {seeds}"
+    command = f"kto-sweep replicate {view.ref.argument} --top {count} --seeds {seeds}"
     yield NextStep(text.format(count), command, *price)
 
 
@@ -136,4 +138,4 @@ def _widen(view: SweepView, winner: Configuration, importance: ImportanceTable) 
             text = (
                 f"Widen {parameter.name}: the best value ({number(value)}) is at the {end} end of its range"
             )
-            yield NextStep(text, f"kto-sweep widen {view.ref.id} {parameter.name}")
+            yield NextStep(text, f"kto-sweep widen {view.ref.argument} {parameter.name}")

@@ -171,13 +171,14 @@ def _failures(view: SweepView, ranking: Ranking, metric: str) -> Iterator[str]:
 def alert_sentences(view: SweepView) -> list[str]:
     """For each kind of alert, the worst level first: its title, its trials, and the text of one of them.
 
-    Trials that failed are left out: their failure says more.
+    Trials that failed are left out: their failure says more. Of an unstable trial only the error is in.
     """
     raised: dict[tuple[AlertLevel, str], dict[str, RunAlert]] = {}
     labels = {trial.run_id: trial.label for trial in view.trials}
     for trial in sorted(view.trials, key=lambda trial: trial.run_id):
-        for alert in () if trial.failure and trial.failure != UNSTABLE else trial.alerts:
-            raised.setdefault((alert.level, alert.title), {})[trial.run_id] = alert
+        for alert in trial.alerts:
+            if not trial.failure or (trial.failure == UNSTABLE and alert.level is AlertLevel.ERROR):
+                raised.setdefault((alert.level, alert.title), {})[trial.run_id] = alert
     order = list(AlertLevel)
     texts = []
     for (level, title), alerts in sorted(

@@ -93,7 +93,7 @@ def adapters_error(model: str, config: Mapping[str, Any]) -> UsageError:
     return UsageError(
         f"{model}: adapters (PEFT), not a model",
         hint=f"model: {base}; to continue from the adapters, merge them into it first: "
-        "PeftModel.merge_and_unload, or kto-sweep merge for a run of kto-sweep",
+        "PeftModel.merge_and_unload, or for a run of this box: kto-sweep merge RUN",
     )
 
 

@@ -49,7 +49,7 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
         available = f"{gpu.name} has {gpu.usable_gib:.1f} for tensors" if gpu else ""
         raise UsageError(
             f"{file}: {cell}{more} needs at least {first.least_gib:.1f} GiB, but {available}",
-            hint=f"{first.remedy}; kto-sweep plan {file} shows all cells, --force registers the sweep anyway",
+            hint=f"{first.remedy}; all cells: kto-sweep plan {file}   (--force registers the sweep anyway)",
         )
     return sweep
 

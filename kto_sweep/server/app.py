@@ -1,7 +1,7 @@
 """The HTTP application: routes, body size limits, and the status code of each error.
 
-wandb retries a 5xx for minutes to days, so only a database that is temporarily not writable returns one
-(503).
+wandb retries a 5xx for minutes to days, so only a database that is temporarily not writable (503) and a disk
+without room for an upload (507) return one.
 """
 
 import logging
@@ -17,9 +17,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kto_sweep.server import dashboard, file_stream, graphql_api, history_export, request_body, uploads
+from kto_sweep.server import (
+    artifact_routes,
+    dashboard,
+    file_stream,
+    graphql_api,
+    history_export,
+    request_body,
+    uploads,
+)
 from kto_sweep.server.auth import LOGIN_COMMAND, ApiKey, ask_for_key
-from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
+from kto_sweep.server.errors import BodyTooLarge, ContentDamaged, DiskFull, NotFoundError, RequestError
 from kto_sweep.server.resolvers.registry import Context
 from kto_sweep.server.responses import Json, error
 from kto_sweep.server.server_state import ServerState
@@ -52,6 +60,8 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             Route(storage, api.upload, methods=["PUT"]),
             Route(storage, api.download, methods=["GET"]),
             Route("/history/{token}/{name}", api.exported_history, methods=["GET"]),
+            Route(storage, api.preflight, methods=["OPTIONS"]),
+            *artifact_routes.routes(server, key),
             *dashboard.routes(server, https=https),
         ],
         exception_handlers={
@@ -61,6 +71,8 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             OverflowError: _with_status(400),
             ClientDisconnect: _with_status(400),
             BodyTooLarge: _with_status(413),
+            ContentDamaged: _with_status(410),
+            DiskFull: _with_status(507),
             StoreUnavailable: _unavailable,
             OSError: _unavailable,
             401: _log_in,
@@ -132,6 +144,15 @@ class _Api:
     async def exported_history(self, request: Request) -> Response:
         """Sends a file of exported history, or a range of it."""
         return history_export.download(self._server, request.path_params["token"])
+
+    async def preflight(self, request: Request) -> Response:
+        """Allows this server's own pages, which browsers do not ask about, and `wandb verify` does."""
+        own = f"{request.url.scheme}://{request.url.netloc}"
+        if request.headers.get("origin") != own:
+            return Response(status_code=403)
+        return Response(
+            headers={"access-control-allow-origin": own, "access-control-allow-methods": "GET, PUT"}
+        )
 
     def _file(self, request: Request) -> File:
         return uploads.authorize(self._server, request.path_params["token"])

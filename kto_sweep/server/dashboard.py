@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from kto_sweep.server import (
     dashboard_actions,
+    dashboard_artifacts,
     dashboard_cells,
     dashboard_data,
     dashboard_run,
@@ -81,6 +82,8 @@ def routes(server: ServerState, *, https: bool) -> list[Route]:
         get("/-/data/{entity}/{project}/runs/{run}/console", api.data(api.console)),
         get("/-/data/{entity}/{project}/runs/{run}/system", api.data(api.system)),
         get("/-/file/{file:int}", api.file),
+        get("/-/data/artifacts/{artifact:int}/files", api.data(api.artifact)),
+        get("/-/artifact/{artifact:int}/{path:path}", api.artifact_file),
         post("/-/do/{entity}/{project}/sweeps/{sweep}", api.change_sweep),
         post("/-/do/{entity}/{project}/runs/{run}", api.change_run),
         get("/", api.page("list", lambda connection, names: None)),
@@ -219,6 +222,21 @@ class _Dashboard:
         if file is None:
             raise NotFoundError("no such file")
         return uploads.download(self._server, file)
+
+    def artifact(self, request: Request) -> Row:
+        """The files of an artifact from number `from`."""
+        first = _parse_int(request.query_params.get("from"), 0, 2**53)
+        connection = self._server.database.reader()
+        return dashboard_artifacts.files_of(connection, request.path_params["artifact"], first)
+
+    @requires(DOWNLOAD)
+    async def artifact_file(self, request: Request) -> Response:
+        """A file of an artifact as an attachment."""
+        number, path = request.path_params["artifact"], request.path_params["path"]
+        byte_range = request.headers.get("range")
+        return await run_in_threadpool(
+            lambda: dashboard_artifacts.download(self._server, number, path, byte_range)
+        )
 
     @requires(CHANGE)
     async def change_sweep(self, request: Request) -> Response:

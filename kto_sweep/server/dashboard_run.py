@@ -10,6 +10,7 @@ from typing import Any
 
 from kto_sweep.alerts import SUMMARY
 from kto_sweep.provenance import Provenance
+from kto_sweep.server import dashboard_artifacts
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_comparison import places
 from kto_sweep.server.dashboard_data import Row, flat, run_row
@@ -72,6 +73,7 @@ def facts(connection: sqlite3.Connection, server: ServerState, columns: ColumnCa
         "files": [
             {"id": file.id, "name": file.name, "size": file.size} for file in files.of_run(connection, run.id)
         ],
+        "artifacts": dashboard_artifacts.of_run(connection, run),
     }
     page["tag"] = hashlib.blake2b(json.dumps(page).encode(), digest_size=12).hexdigest()
     return page

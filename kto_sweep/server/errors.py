@@ -18,3 +18,11 @@ class BodyTooLarge(Exception):
 
     def __str__(self) -> str:
         return "the body is too large"
+
+
+class DiskFull(Exception):
+    """The server's disk has no room for an upload. Answered with HTTP 507, after which wandb retries."""
+
+
+class ContentDamaged(Exception):
+    """A stored file is missing or not what was uploaded. Answered with HTTP 410, without its content."""

@@ -20,9 +20,19 @@ from graphql import (
     validate,
 )
 
+from kto_sweep.server import refused, run_notices
 from kto_sweep.server.errors import NotFoundError, RefusedError, RequestError
 from kto_sweep.server.query_size import check_size
-from kto_sweep.server.resolvers import project, run, sweep, viewer, writes
+from kto_sweep.server.resolvers import (
+    artifact,
+    artifact_collection,
+    artifact_writes,
+    project,
+    run,
+    sweep,
+    viewer,
+    writes,
+)
 from kto_sweep.server.resolvers.registry import Context, attach
 from kto_sweep.server.store.database import StoreUnavailable
 from kto_sweep.server.store.filters import FilterError
@@ -30,10 +40,9 @@ from kto_sweep.server.store.filters import FilterError
 MAX_QUERY = 100_000
 """Maximum characters of a query."""
 MAX_TOKENS = 5_000
-SUPPORTED = (
-    "this server supports projects, sweeps, runs and their files, but not artifacts, reports or queues"
-)
-"""First sentence of the error for an unsupported query; the unknown names follow."""
+SCHEMAS = ("schema.graphql", "artifacts.graphql")
+NOT_UNDERSTOOD = "this server does not understand the request"
+"""Start of the error for an invalid query of no known family; the unknown names follow."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +58,20 @@ class Response:
 @cache
 def schema() -> GraphQLSchema:
     """The schema with its resolvers."""
-    text = resources.files("kto_sweep.server").joinpath("schema.graphql").read_text(encoding="utf-8")
-    built = build_schema(text)
-    attach(built, viewer.fields, project.fields, run.fields, sweep.fields, writes.fields)
+    folder = resources.files("kto_sweep.server")
+    built = build_schema("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in SCHEMAS))
+    attach(
+        built,
+        viewer.fields,
+        project.fields,
+        run.fields,
+        sweep.fields,
+        writes.fields,
+        artifact.fields,
+        artifact_collection.fields,
+        artifact_writes.fields,
+    )
+    artifact.set_types(built)
     _read_scalar(built, "JSONString", _json_text)
     _read_scalar(built, "Int64", _whole_number)
     return built
@@ -82,14 +102,26 @@ def execute(context: Context, payload: object) -> Response:
     """Response to a GraphQL request. Raises StoreUnavailable, after which the client should retry."""
     try:
         query, variables, name = _parts(payload)
-        document = _parse_and_validate(query)
+        document = _parse(query)
     except (RequestError, GraphQLError) as problem:
-        return Response(400, {"errors": [{"message": str(problem)}]})
+        return _bad_request(problem)
+    try:
+        _validate(query)
+    except RequestError as problem:
+        run_notices.refused(context.server, document, variables, str(problem))
+        return _bad_request(problem)
     result = execute_sync(
         schema(), document, context_value=context, variable_values=variables, operation_name=name
     )
     assert isinstance(result, ExecutionResult)
-    return _response(result)
+    response = _response(result)
+    if result.errors:
+        run_notices.refused(context.server, document, variables, result.errors[0].message)
+    return response
+
+
+def _bad_request(problem: Exception) -> Response:
+    return Response(400, {"errors": [{"message": str(problem)}]})
 
 
 def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
@@ -104,15 +136,25 @@ def _parts(payload: object) -> tuple[str, dict[str, Any], str | None]:
 
 
 @lru_cache(maxsize=512)
-def _parse_and_validate(query: str) -> DocumentNode:
-    """The parsed query, valid for the schema. Raises RequestError, GraphQLError."""
+def _parse(query: str) -> DocumentNode:
+    """The query's syntax tree. Raises RequestError, GraphQLError."""
     if len(query) > MAX_QUERY:
         raise RequestError(f"the query has more than {MAX_QUERY} characters")
-    document = parse(query, max_tokens=MAX_TOKENS)
+    return parse(query, max_tokens=MAX_TOKENS)
+
+
+@lru_cache(maxsize=512)
+def _validate(query: str) -> None:
+    """Raises RequestError for a query that the schema does not have, or that is too large."""
+    document = _parse(query)
     if errors := validate(schema(), document):
-        raise RequestError("; ".join([SUPPORTED, *(error.message for error in errors[:5])]))
+        family = refused.family_of(document)
+        raise RequestError(
+            family.sentence
+            if family
+            else "; ".join([NOT_UNDERSTOOD, *(error.message for error in errors[:5])])
+        )
     check_size(document)
-    return document
 
 
 def _response(result: ExecutionResult) -> Response:

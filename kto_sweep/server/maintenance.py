@@ -1,11 +1,11 @@
-"""Periodic maintenance: marks silent runs as crashed, finishes sweeps, detects a suspended machine."""
+"""Periodic maintenance: silent runs, sweeps to finish, artifacts nobody needs, a suspended machine."""
 
 import logging
 import sqlite3
 import threading
 import time
 
-from kto_sweep.server import successive_halving, sweep_progress
+from kto_sweep.server import artifact_cleanup, successive_halving, sweep_progress
 from kto_sweep.server.server_state import CLOCK_JUMP_SECONDS, ServerState
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import runs, sweeps
@@ -16,6 +16,8 @@ RUN_TIMEOUT = 300.0
 for a minute or more after it lost the server."""
 INTERVAL_SECONDS = 15.0
 """Seconds between two rounds."""
+CLEANUP_SECONDS = 300.0
+"""Seconds between two cleanups of artifacts, which look at every file."""
 SUSPENDED_SECONDS = 60.0
 """A round this late means that the machine was suspended and the server could not receive heartbeats."""
 
@@ -23,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class MaintenanceThread:
-    """Runs `run_once` every `INTERVAL_SECONDS` until stopped."""
+    """Runs `run_once` every `INTERVAL_SECONDS`, and the cleanup of artifacts, until stopped."""
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
@@ -40,7 +42,7 @@ class MaintenanceThread:
         self._thread.join()
 
     def _loop(self) -> None:
-        last = time.monotonic()
+        last = cleanup_at = time.monotonic()
         while not self._stopped.wait(INTERVAL_SECONDS):
             now = time.monotonic()
             if now - last > SUSPENDED_SECONDS:
@@ -48,7 +50,10 @@ class MaintenanceThread:
             last = now
             try:
                 self._server.database.write(lambda c: run_once(c, self._server))
-            except StoreUnavailable as problem:
+                if now >= cleanup_at:
+                    cleanup_at = now + CLEANUP_SECONDS
+                    artifact_cleanup.run_once(self._server)
+            except (StoreUnavailable, OSError) as problem:
                 _log.warning("%s", problem)
 
 

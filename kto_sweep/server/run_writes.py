@@ -10,7 +10,7 @@ from kto_sweep.server import branching, sweep_progress
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
-from kto_sweep.server.store import files, lines, projects, runs, sweeps
+from kto_sweep.server.store import artifacts, files, lines, projects, runs, sweeps
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.runs import Run
@@ -228,10 +228,13 @@ def set_state(connection: sqlite3.Connection, global_id: str, state: str) -> Non
         sweep_progress.finish_if_done(connection, run.sweep_id)
 
 
-def delete(connection: sqlite3.Connection, server: ServerState, global_id: str) -> None:
-    """Deletes the run, its lines and its files; a grid may run its cell again.
+def delete(
+    connection: sqlite3.Connection, server: ServerState, global_id: str, delete_artifacts: bool = False
+) -> None:
+    """Deletes the run, its lines and its files, and if asked the artifacts that it logged first.
 
-    Deleting it again succeeds, as on W&B. Raises RequestError for an id that is not one of a run.
+    A grid may run its cell again. Deleting the run again succeeds, as on W&B. Raises RequestError for an id
+    that is not one of a run.
     """
     row = from_global("Run", global_id)
     if row is None:
@@ -239,6 +242,8 @@ def delete(connection: sqlite3.Connection, server: ServerState, global_id: str) 
     run = runs.get(connection, row)
     if run is None:
         return
+    for artifact_id in artifacts.logged_by_run(connection, run.id) if delete_artifacts else ():
+        artifacts.delete(connection, artifact_id)
     for sweep_id in runs.sweeps_of(connection, run):
         sweeps.update(connection, sweep_id, grid_cursor=0, exhausted=False)
     runs.delete(connection, run.id)

@@ -50,17 +50,17 @@ class ServerClock:
         return now - max(past, default=now)
 
 
-class SweepLocks:
-    """One lock per sweep: two searches for one sweep would suggest the same trial."""
+class RowLocks:
+    """One lock per row of a table."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._locks: dict[int, threading.Lock] = {}
 
-    def of(self, sweep_id: int) -> threading.Lock:
-        """The sweep's lock."""
+    def of(self, row: int) -> threading.Lock:
+        """The row's lock."""
         with self._guard:
-            return self._locks.setdefault(sweep_id, threading.Lock())
+            return self._locks.setdefault(row, threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,17 @@ class ServerState:
     clock: ServerClock
     rng: random.Random
     """Source of new names and of random search."""
-    locks: SweepLocks = field(default_factory=SweepLocks)
+    locks: RowLocks = field(default_factory=RowLocks)
+    """Of sweeps: two searches for one sweep would suggest the same trial."""
+    upload_locks: RowLocks = field(default_factory=RowLocks)
+    """Of uploads in parts: one request completes an upload."""
     export_lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while a run's history is exported."""
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder for the contents of artifacts."""
+        return self.files.with_name("artifacts")
 
     def now(self) -> float:
         """Seconds since the epoch."""

@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from kto_sweep.server import run_writes, sweep_progress
+from kto_sweep.server import refused, run_writes, sweep_progress
 from kto_sweep.server.errors import RefusedError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ACTIVE, ENDED, OVER, RunState, SweepState
@@ -25,9 +25,7 @@ def upsert(
 ) -> tuple[Sweep, tuple[str, ...]]:
     """Creates or updates a sweep; returns it and its configuration's problems. Raises RequestError."""
     if fields.get("launch_scheduler"):
-        raise RequestError(
-            "this server does not support launch queues: use `wandb sweep`, and `wandb agent` on each machine"
-        )
+        raise RequestError(refused.LAUNCH.sentence)
     rules = _rules(fields.get("config"))
     if rules is not None:
         preload(rules)

@@ -1,10 +1,7 @@
 """Files of runs: signed URLs, and contents on disk under names that clients cannot choose."""
 
-import base64
 import fnmatch
-import hashlib
 import mimetypes
-import os
 import re
 import secrets
 import sqlite3
@@ -12,11 +9,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
-from kto_sweep.server import run_writes
+from kto_sweep.server import received_file, run_notices, run_writes, signed_urls
 from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
@@ -28,9 +24,8 @@ MAX_FILE = 4 * 2**30
 MAX_FILES = 1000
 """Maximum files announced in one request."""
 MAX_NAME = 1000
-URL_SECONDS = 7 * 86_400
-"""Seconds until the URL of a file expires; wandb asks for one before each upload, and a notebook may hold one
-for days."""
+USE = "file of a run"
+"""Use of the URLs' tokens."""
 
 
 def announce(
@@ -49,26 +44,18 @@ def announce(
 
 def url(server: ServerState, base_url: str, file: File) -> str:
     """Upload and download URL of the file; its token replaces the API key."""
-    # The name is only for readability: the token identifies the file, and clients would normalize dots and
-    # slashes.
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "_", file.name).strip("._") or "file"
-    return f"{base_url}/storage/{_signer(server).dumps(file.id)}/{readable}"
+    return f"{base_url}/storage/{signed_urls.sign(server, USE, file.id)}/{readable(file.name)}"
 
 
-def _signer(server: ServerState) -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(server.key, salt="file of a run")
+def readable(name: str) -> str:
+    """A name as the last part of a URL, which a token identifies: only for readability."""
+    # Clients would normalize dots and slashes.
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "file"
 
 
 def authorize(server: ServerState, token: str) -> File:
     """The file of a URL's token. Raises NotFoundError for a wrong or expired token."""
-    try:
-        file_id, signed_at = _signer(server).loads(token, return_timestamp=True)
-    except BadSignature as problem:
-        raise NotFoundError("no such file") from problem
-    # Not max_age: it also rejects a URL from before the clock was set back, and wandb would lose that file.
-    if server.now() - signed_at.timestamp() > URL_SECONDS:
-        raise NotFoundError("the file's URL has expired")
-    file = files.get(server.database.reader(), file_id)
+    file = files.get(server.database.reader(), signed_urls.verify(server, USE, token))
     if file is None:
         raise NotFoundError("no such file")
     return file
@@ -96,31 +83,29 @@ def download(server: ServerState, file: File) -> FileResponse:
 
 
 async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -> None:
-    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError."""
+    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError.
+
+    The SDK tells nobody that a file was too large, so the run's page does.
+    """
     target = path_of(server, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
-        size, md5 = await _write(part, chunks)
+        content = await received_file.receive(part, chunks, max_bytes=MAX_FILE)
         part.replace(target)
+    except BodyTooLarge:
+        reason = f"a file may have at most {MAX_FILE // 2**30} GiB"
+        await run_in_threadpool(
+            server.database.write,
+            lambda c: run_notices.note(c, file.run_id, file.name, reason, server.now()),
+        )
+        raise
     finally:
         part.unlink(missing_ok=True)
     now = server.now()
-    await run_in_threadpool(server.database.write, lambda c: files.arrived(c, file.id, size, md5, now))
-
-
-async def _write(path: Path, chunks: AsyncIterator[bytes]) -> tuple[int, str]:
-    size, digest = 0, hashlib.md5(usedforsecurity=False)
-    with path.open("wb") as stream:
-        async for chunk in chunks:
-            size += len(chunk)
-            if size > MAX_FILE:
-                raise BodyTooLarge
-            digest.update(chunk)
-            stream.write(chunk)
-        stream.flush()
-        await run_in_threadpool(os.fsync, stream.fileno())
-    return size, base64.b64encode(digest.digest()).decode()
+    await run_in_threadpool(
+        server.database.write, lambda c: files.arrived(c, file.id, content.size, content.md5, now)
+    )
 
 
 def mimetype(name: str) -> str:

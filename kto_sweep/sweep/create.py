@@ -10,9 +10,9 @@ from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.search.grid import in_order
 from kto_sweep.search.space import Space
-from kto_sweep.sweep.ref import SweepRef, save_sweep_record
+from kto_sweep.sweep.ref import DEFAULT_PROJECT, SweepRef, save_sweep_record
 from kto_sweep.sweep.reuse import find_observations, find_prior_runs
-from kto_sweep.sweep.server_choice import DEFAULT_PROJECT, find_target
+from kto_sweep.sweep.server_choice import find_target
 from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.text import counted
 from kto_sweep.wandb_client.connection import connect

@@ -18,8 +18,8 @@ from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.gpu_hours import gpu_time, seconds_per_trial
 from kto_sweep.sweep.grid_status import read_grid_status
+from kto_sweep.sweep.ref import DEFAULT_PROJECT, LOCAL_ENTITY
 from kto_sweep.sweep.reuse import find_reusable
-from kto_sweep.sweep.server_choice import DEFAULT_PROJECT, LOCAL_ENTITY
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
@@ -151,5 +151,5 @@ def require_best(view: SweepView, best: Sequence[Configuration]) -> None:
     if not best:
         raise UsageError(
             f"{view.ref} has no finished trial with a value of {view.metric}",
-            hint=f"kto-sweep agent {view.ref.id}",
+            hint=f"kto-sweep agent {view.ref.argument}",
         )

@@ -16,6 +16,7 @@ import wandb
 
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
+from kto_sweep.sweep.push_files import copy_artifacts, copy_files, row_to_copy
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import UNFINISHED, SweepView
 from kto_sweep.sweep_file.kto_sweep_block import without_block
@@ -81,8 +82,8 @@ def push_sweep(
         else:
             say(f"run {number} of {len(runs)}: {run.id} ({run.state})")
             try:
-                _send(api, copy, run)
-            except (wandb.Error, TimeoutError) as error:
+                _send(api, copy, run, say)
+            except (wandb.Error, OSError) as error:
                 raise ServerError(
                     f"run {run.id} could not be sent to {destination}: {error}",
                     hint="run the same command again; it sends nothing twice",
@@ -173,7 +174,8 @@ def _is_complete(copy: Any, run: Any) -> bool:
     if copy.state != run.state and not same_end:
         return False
     summary, copied = run.summary_metrics or {}, copy.summary_metrics or {}
-    return copied.get("_step") == summary.get("_step") and _public(summary).keys() <= copied.keys()
+    # A run that was resumed without a new row has lost its step.
+    return summary.get("_step") in {None, copied.get("_step")} and _public(summary).keys() <= copied.keys()
 
 
 def _public(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +183,10 @@ def _public(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not name.startswith("_")}
 
 
-def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
+def _send(api: wandb.Api, sweep: SweepRef, run: Any, say: Callable[[str], None]) -> None:
     """Log the run again under its id, from the copy's next step if it was partly sent.
 
-    Raises wandb.Error or TimeoutError if the server cannot be reached.
+    Raises wandb.Error or OSError, such as TimeoutError, if a server cannot be reached.
     """
     settings = wandb.Settings(
         mode="online",
@@ -225,8 +227,10 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any) -> None:
                     for name, value in row.items()
                     if name not in {"_step", "_runtime"} and value is not None
                 }
-                copy.log(values, step=row["_step"], commit=True)
-        copy.summary.update(_public(run.summary_metrics or {}))
+                copy.log(row_to_copy(values), step=row["_step"], commit=True)
+        copy_files(run, copy, Path(folder, "files"))
+        copy_artifacts(api, run, copy, Path(folder, "artifacts"), say)
+        copy.summary.update(row_to_copy(_public(run.summary_metrics or {})))
         if run.state == "killed":
             api.run(f"{sweep.entity}/{sweep.project}/{run.id}").stop()
         copy.finish(exit_code=0 if run.state == "finished" else 1)

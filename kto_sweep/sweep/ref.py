@@ -1,6 +1,7 @@
 """The name of a sweep in every form that users type, and this box's record of each sweep that it used."""
 
 import re
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ from kto_sweep.home import Home
 from kto_sweep.json_file import read_record_file, write_record
 from kto_sweep.wandb_names import ENTITY, PROJECT
 
+DEFAULT_PROJECT = "kto-sweep"
+LOCAL_ENTITY = "local"
+"""The entity of the embedded server."""
 _ID = re.compile(r"[A-Za-z0-9_.\- ]{1,128}")
 
 
@@ -24,6 +28,12 @@ class SweepRef:
 
     def __str__(self) -> str:
         return f"{self.entity}/{self.project}/{self.id}"
+
+    @property
+    def argument(self) -> str:
+        """What to type for it after a command on any box: the id alone in the default project."""
+        is_default = (self.entity, self.project) == (LOCAL_ENTITY, DEFAULT_PROJECT)
+        return shlex.quote(self.id if is_default else str(self))
 
     def url(self, app_url: str) -> str:
         """The sweep's page."""

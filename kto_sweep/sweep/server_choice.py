@@ -6,11 +6,15 @@ from pathlib import Path
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.sweep.ref import SweepRecord, SweepRef, load_sweep_record, parse_ref
+from kto_sweep.sweep.ref import (
+    DEFAULT_PROJECT,
+    LOCAL_ENTITY,
+    SweepRecord,
+    SweepRef,
+    load_sweep_record,
+    parse_ref,
+)
 from kto_sweep.wandb_client.connection import Target, default_entity
-
-DEFAULT_PROJECT = "kto-sweep"
-LOCAL_ENTITY = "local"
 
 
 def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:

@@ -114,9 +114,9 @@ class SweepStatus:
 
     def refusal(self, action: Action) -> Refusal | None:
         """Why an action would change nothing; None if it may be taken."""
-        view, state, compare = self.view, self.state, f"kto-sweep compare {self.view.ref.id}"
+        view, state, compare = self.view, self.state, f"kto-sweep compare {self.view.ref.argument}"
         ended = view.state in OVER or state is ShownState.FINISHED
-        instead = f"kto-sweep cancel {view.ref.id}" if state is ShownState.STOPPING else compare
+        instead = f"kto-sweep cancel {view.ref.argument}" if state is ShownState.STOPPING else compare
         refused = None
         match action:
             case Action.RESUME if self.grid.retryable:
@@ -124,11 +124,11 @@ class SweepStatus:
             case Action.RESUME if state is ShownState.FINISHED and self.left == 0:
                 refused = Refusal("no trial is left", compare)
             case Action.RESUME if not ended and view.state != "PAUSED":
-                refused = Refusal("it is not paused", f"kto-sweep agent {view.ref.id}")
+                refused = Refusal("it is not paused", f"kto-sweep agent {view.ref.argument}")
             case Action.PAUSE | Action.STOP if ended:
                 refused = Refusal("it starts no new trials", instead)
             case Action.PAUSE if view.state == "PENDING":
-                refused = Refusal("no agent has started it", f"kto-sweep cancel {view.ref.id}")
+                refused = Refusal("no agent has started it", f"kto-sweep cancel {view.ref.argument}")
             case Action.CANCEL if ended and not self._waits:
                 refused = Refusal("no trial of it runs or waits", compare)
         return refused
@@ -164,7 +164,7 @@ class SweepStatus:
                 command = "agent" if all(_continues_in(home, cell) for cell in interrupted) else "resume"
             case _:
                 command = "compare"
-        return f"kto-sweep {command} {self.view.ref.id}"
+        return f"kto-sweep {command} {self.view.ref.argument}"
 
     def facts(self, home: str = "") -> dict[str, Any]:
         """Its state, its end, actions and next command as JSON, for scripts and the page."""

@@ -14,8 +14,8 @@ from kto_sweep.home import Home
 from kto_sweep.locks import try_exclusive
 from kto_sweep.run_log import last_step
 from kto_sweep.run_record import RunRecord, home_id, read_record
-from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.server_choice import LOCAL_ENTITY, find_remote, local_target
+from kto_sweep.sweep.ref import LOCAL_ENTITY, SweepRef
+from kto_sweep.sweep.server_choice import find_remote, local_target
 from kto_sweep.sweep.view import OWNER
 from kto_sweep.wandb_client.connection import Target, connect, restored_environment
 from kto_sweep.wandb_client.private_api import read_run

@@ -73,7 +73,9 @@ def _find(view: SweepView, name: str) -> Parameter:
         if len(matches) == 1:
             return matches[0]
     if name.rpartition(".")[2] == SEED:
-        raise UsageError("seeds have no order: nothing to widen", hint=f"kto-sweep replicate {view.ref.id}")
+        raise UsageError(
+            "seeds have no order: nothing to widen", hint=f"kto-sweep replicate {view.ref.argument}"
+        )
     known = searched_names(Space(tuple(searched)))
     what = f"{name} is not searched in sweep {label(view)}"
     raise UsageError(what, hint=nearest(name, known) or (f"one of {', '.join(known)}" if known else ""))
@@ -102,7 +104,7 @@ def _wider_entry(view: SweepView, parameter: Parameter, value: Any) -> dict[str,
     raise UsageError(
         f"the best {name} ({number(value)}) is inside the range {number(low)} to {number(high)}: nothing to "
         "widen",
-        hint=f"kto-sweep compare {view.ref.id}",
+        hint=f"kto-sweep compare {view.ref.argument}",
     )
 
 

@@ -57,7 +57,7 @@ REASONS: Mapping[str, Reason] = {
     ),
     "lora_dropout": Reason(
         "0 unless trials overfit: with dropout a step takes more memory and time.",
-        "kto-sweep plan shows how much",
+        "to see how much: kto-sweep plan FILE",
     ),
     "quantization": Reason(
         "4bit needs a third of the memory for the base model, with little loss of quality.",

@@ -12,8 +12,8 @@ from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.plan.trial_model import require_trainable
+from kto_sweep.sweep.ref import DEFAULT_PROJECT
 from kto_sweep.sweep.server_choice import (
-    DEFAULT_PROJECT,
     find_remote,
     find_target,
     load_env_file,
@@ -195,7 +195,7 @@ def _checked(config: Mapping[str, Any]) -> Trial:
             missing.append(("no data to train on", "--local-file rows.jsonl, or --dataset-name OWNER/NAME"))
         if config.get("model") is None and config.get("model_size") is None:
             missing.append(
-                ("no model to train", "--model-size 7b (kto-sweep models lists them), or --model-name")
+                ("no model to train", "--model-size 7b (to list them: kto-sweep models), or --model-name")
             )
         if not missing or len(error.problems) > len(missing):
             raise

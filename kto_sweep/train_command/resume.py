@@ -93,7 +93,7 @@ def _find_on_server(home: Home, name: str, *, local: bool) -> SourceConfig:
         if run is None:
             raise UsageError(
                 f"{target} has no sweep or run {name}",
-                hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; kto-sweep status shows the last sweep",
+                hint="use a sweep's or run's id, or ENTITY/PROJECT/ID; for the last sweep: kto-sweep status",
             ) from None
         return SourceConfig(flatten(run[1]), f"run {ref.id} on {target}")
     return _winner(compare(view))
@@ -108,7 +108,7 @@ def _winner(comparison: Comparison) -> SourceConfig:
     if not comparison.verdicts:
         raise UsageError(
             f"no trial of sweep {ref} has finished with a value of {comparison.metric}",
-            hint=f"kto-sweep status {ref.id}",
+            hint=f"kto-sweep status {ref.argument}",
         )
     if verdict is None:
         (why,) = several_rankings(comparison.metric, [each.group for each in comparison.verdicts])
@@ -176,7 +176,8 @@ def require_resumable(home: Home, name: str) -> tuple[Path, RunRecord]:
     if record is None:
         raise UsageError(f"{folder} has no readable run.json", hint="choose another run, or auto")
     if record.sweep:
-        raise UsageError(f"{folder.name} is a trial of a sweep", hint=f"kto-sweep agent {record.sweep}")
+        sweep = SweepRef(record.entity, record.project, record.sweep)
+        raise UsageError(f"{folder.name} is a trial of a sweep", hint=f"kto-sweep agent {sweep.argument}")
     if _result(folder).get("end") == "finished":
         raise UsageError(
             f"run {folder.name} is finished",

@@ -12,6 +12,7 @@ from kto_sweep.agent.connectivity import Connectivity
 from kto_sweep.agent.devices import CPU, Device, find_devices, grouped, lock_devices
 from kto_sweep.agent.executor import Executor
 from kto_sweep.agent.lease import AgentLease
+from kto_sweep.agent.model_upload import read_log_model
 from kto_sweep.agent.progress import EndReport, ProgressDisplay
 from kto_sweep.agent.run_agent import PATIENCE_SECONDS
 from kto_sweep.agent.state import AgentOutcome, AgentState, AgentStats, Settings
@@ -28,8 +29,7 @@ from kto_sweep.metrics import DEFAULT_METRIC
 from kto_sweep.model_card import write_card
 from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import StepTable
-from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.server_choice import LOCAL_ENTITY
+from kto_sweep.sweep.ref import LOCAL_ENTITY, SweepRef
 from kto_sweep.terminal import LineConsole
 from kto_sweep.trial import Trial
 from kto_sweep.wandb_client.connection import Target, connect
@@ -146,6 +146,7 @@ def train_one(
     """
     report = report or EndReport()
     console = LineConsole(file=report.stream, highlight=False)
+    log_model = read_log_model()
     devices = choose_devices(gpus=gpus, cpu=cpu)
     device = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
     require_space(home.root)
@@ -166,7 +167,7 @@ def train_one(
                 SingleTrialSource(ref, job.run_id, job.trial.to_config()), home, progress, lease,
                 RunOptions(
                     DEFAULT_METRIC, "minimize", target.local, PATIENCE_SECONDS,
-                    provenance=Provenance.of_process(),
+                    provenance=Provenance.of_process(), log_model=log_model,
                 ),
                 connectivity=connectivity, start_worker=partial(WorkerProcess, command=worker),
             )  # fmt: skip

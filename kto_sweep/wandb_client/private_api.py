@@ -16,6 +16,7 @@ from typing import Any
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
 from wandb.sdk import wandb_setup
+from wandb.sdk.artifacts._internal_artifact import InternalArtifact
 from wandb.sdk.lib import wbauth
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import MailboxClosedError
@@ -31,6 +32,7 @@ __all__ = [
     "heartbeat",
     "is_service_gone",
     "kill_wandb_core",
+    "new_artifact",
     "read_curves",
     "register_agent",
     "set_run_state",
@@ -146,7 +148,7 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
         if status == HTTPStatus.NOT_FOUND:
             raise ServerError(
                 "the sweep was deleted on the server",
-                hint="kto-sweep create FILE creates a new one; trained runs stay in KTO_SWEEP_HOME/runs",
+                hint="to create a new one: kto-sweep create FILE; trained runs stay in KTO_SWEEP_HOME/runs",
             ) from error
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise KeyRejectedError(f"the server rejects the key (HTTP {status})") from error
@@ -308,3 +310,10 @@ def stop_run(api: wandb.Api, ref: SweepRef, run_id: str) -> None:
         api.run(f"{ref.entity}/{ref.project}/{run_id}").stop()
     except Exception as error:  # wandb has no common error class
         raise ServerError(f"run {run_id} could not be stopped: {error}") from error
+
+
+def new_artifact(
+    name: str, kind: str, description: str | None, metadata: Mapping[str, Any] | None
+) -> wandb.Artifact:
+    """An empty artifact of any type: wandb.Artifact refuses the types that the SDK itself logs."""
+    return InternalArtifact(name, kind, description=description, metadata=dict(metadata or {}))

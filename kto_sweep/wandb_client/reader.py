@@ -1,5 +1,6 @@
 """Reads sweeps and their runs as plain data through wandb.Api, from W&B or the embedded server."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     import wandb
 
 
-def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
-    """The sweep with all its trials, in order of creation.
+def read_sweep(
+    api: "wandb.Api", target: Target, ref: SweepRef, progress: Callable[[int], None] = lambda _: None
+) -> SweepView:
+    """The sweep with all its trials, in order of creation; `progress` gets the number of those read.
 
     Raises ServerError if the sweep does not exist or the server does not respond.
     """
@@ -34,7 +37,10 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         sweep = api.sweep(str(ref))
         sweep.load(force=True)
         runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
-        runs = list(runs)
+        trials = []
+        for run in runs:  # wandb.Api reads them in pages
+            trials.append(run)
+            progress(len(trials))
         now = server_time(target)  # after the runs: none of their heartbeats is newer
     except Exception as error:  # wandb has no common error class
         if not is_not_found(error):
@@ -61,7 +67,7 @@ def read_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> SweepView:
         goal=metric.get("goal", "minimize"),
         space=space or Space(()),
         expected=expected_trials(config, space) if space else config.get("run_cap"),
-        trials=tuple(_trial(run, ref, pauses=pauses) for run in runs),
+        trials=tuple(_trial(run, ref, pauses=pauses) for run in trials),
         objectives=options.objectives,
         pauses_trials=pauses,
         command=read_command(config),

@@ -94,7 +94,8 @@ def test_a_token_on_the_command_line_is_not_uploaded(fake_machine):
 ATTEMPTS = """
 import json, os, sys
 import wandb
-from kto_sweep.agent.wandb_run import CHECKPOINT, ObjectiveTracker, TrialRun
+from kto_sweep.agent.model_upload import CHECKPOINT
+from kto_sweep.agent.wandb_run import ObjectiveTracker, TrialRun
 from kto_sweep.home import Home
 from kto_sweep.provenance import CodeInfo, Provenance
 from kto_sweep.sweep.ref import SweepRef

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kto_sweep.agent.state import Settings
 
-SEQUENCES = 1_000
+SEQUENCES = 400
 LENGTHS = (30, 120)
 """Without a smallest one hypothesis's sequences have 5 events on average, fewer than a trial's way has."""
 

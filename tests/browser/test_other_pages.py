@@ -2,9 +2,11 @@
 
 import json
 import re
+from pathlib import Path
 
 import httpx
 import pytest
+import python_forkserver
 from playwright.sync_api import Page, expect
 from seeds import FAILED, HOSTILE, HOSTILE_RUN, SeededServer, row
 from strict_browser import StrictBrowser
@@ -243,3 +245,46 @@ def test_files_need_a_login(owner: Page, seeded: SeededServer) -> None:
         link.click()
     assert started.value.path().read_bytes() == b"bytes"
     assert httpx.get(f"{seeded.url}{link.get_attribute('href')}").status_code == 403
+
+
+LOG_ARTIFACTS = """
+import pathlib
+import wandb
+
+with wandb.init(entity="local", project="kto", id="logs-artifacts") as run:
+    for text in ("first", "second"):
+        artifact = wandb.Artifact("weights", type="model")
+        pathlib.Path("b.txt").write_text(text)
+        artifact.add_file("b.txt", name="a <b>.txt")
+        artifact.add_file("b.txt", name="deep/b.txt")
+        artifact.add_reference("https://example.com/far", name="far", checksum=False)
+        run.log_artifact(artifact, aliases=["best"])
+"""
+
+
+def test_a_runs_artifacts_are_listed_and_downloaded(
+    owner: Page, page: Page, seeded: SeededServer, tmp_path: Path
+) -> None:
+    run = "logs-artifacts"
+    done = python_forkserver.run(("-c", LOG_ARTIFACTS), tmp_path, seeded.environ(tmp_path))
+    assert done.returncode == 0, done.stderr
+    owner.goto(f"/local/kto/runs/{run}")
+    listed = owner.locator("#artifacts details")
+    expect(listed.locator(".name")).to_have_text(["weights:v1", "weights:v0"])
+    expect(listed.nth(0).locator("summary")).to_contain_text("model, logged, 3 files")
+    expect(listed.nth(0).locator(".tag")).to_have_text(["latest", "best"])
+    listed.nth(0).locator("summary").click()
+    files = listed.nth(0).locator("tbody tr")
+    expect(files.locator("th")).to_have_text(
+        ["a <b>.txt", "deep/b.txt", re.compile("^far .https://example.com/far.$")]
+    )
+    expect(listed.nth(0)).to_contain_text("wandb artifact get local/kto/weights:v1")
+    with owner.expect_download() as started:
+        files.nth(0).get_by_role("link").click()
+    assert started.value.path().read_bytes() == b"second"
+    link = files.nth(1).get_by_role("link").get_attribute("href")
+    assert httpx.get(f"{seeded.url}{link}").status_code == 403
+    page.goto(f"/local/kto/runs/{run}")
+    page.locator("#artifacts summary").first.click()
+    expect(page.locator("#artifacts tbody th").first).to_have_text("a <b>.txt")
+    expect(page.locator("#artifacts tbody a")).to_have_count(0)

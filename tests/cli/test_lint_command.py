@@ -81,7 +81,11 @@ def test_tokens_of_a_model_are_counted_and_max_length_is_checked(
     text = capsys.readouterr().out
     assert "Lengths in tokens of tiny, before truncation to max_length 64" in text
     assert "1 row with a completion truncated at the end to max_length 64 (line 28)" in text
-    assert "Next: put dataset: rows.jsonl into a copy of sweeps/lr_grid.yaml" in text
+    generate = "generate grid sweep.yaml --data rows.jsonl --model-size tiny"
+    assert f"Next: kto-sweep {generate}\n" in text
+    assert run(generate.split()) == 0
+    assert "Next: kto-sweep plan sweep.yaml" in capsys.readouterr().out
+    Path("sweep.yaml").unlink()
     assert not (Path.cwd() / ".kto-sweep").exists()
 
     assert run(["lint", rows, "--model", "tiny", "--json"]) == 0

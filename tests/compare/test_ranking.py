@@ -24,7 +24,7 @@ def trial(run_id, loss=None, state="finished", config=None, **summary):
 def view(*trials, parameters=None):
     space = parse_space(parameters)[0] if parameters else Space(())
     return SweepView(
-        SweepRef("me", "kto", "s"), "", "s", "RUNNING", "grid", LOSS, "minimize", space, None, trials
+        SweepRef("local", "kto-sweep", "s"), "", "s", "RUNNING", "grid", LOSS, "minimize", space, None, trials
     )
 
 

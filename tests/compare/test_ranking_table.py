@@ -17,7 +17,7 @@ WIDE, NARROW = 160, 60
 def columns(width):
     logged = {"rewards/margins": math.inf, "kl": 0.1}
     view = SweepView(
-        ref=SweepRef("me", "kto", "s"),
+        ref=SweepRef("local", "kto-sweep", "s"),
         url="",
         name="s",
         state="FINISHED",

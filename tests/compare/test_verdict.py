@@ -4,6 +4,7 @@ import random
 
 import pytest
 
+from kto_sweep.alerts import SUMMARY, AlertLevel, RunAlert, alerts_for_summary
 from kto_sweep.cli.ranking_table import BLOCKS, sparkline
 from kto_sweep.compare.as_data import as_data
 from kto_sweep.compare.comparison import compare, pareto_front
@@ -14,7 +15,7 @@ from kto_sweep.fingerprints import InputDrift, TrainedRun
 from kto_sweep.search.objectives import Objective
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import SweepView, TrialRecord
+from kto_sweep.sweep.view import HEALTH, UNSTABLE, SweepView, TrialRecord
 from kto_sweep.text import number
 
 LOSS = "eval/common_loss"
@@ -34,7 +35,7 @@ def trial(run_id, loss=None, rate=1e-5, seed=1, state="finished", cause=None, se
 def sweep(*trials, parameters=None, state="FINISHED", **facts):
     given = parameters or {"learning_rate": {"values": RATES}, "seed": {"values": [1, 2, 3]}}
     return SweepView(
-        SweepRef("me", "kto", "s"),
+        SweepRef("local", "kto-sweep", "s"),
         "",
         "s",
         state,
@@ -170,7 +171,7 @@ def test_only_the_largest_group_counts_for_importance_and_fronts_are_per_group()
     ]
     trials += [judged("b1", 0.01, "h2", dataset="b.jsonl")]
     view = SweepView(
-        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        SweepRef("local", "kto-sweep", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
         parse_space(DATASETS)[0], 9, tuple(trials),
     )  # fmt: skip
     comparison = compare(view)
@@ -429,7 +430,7 @@ def test_the_front_of_several_objectives_is_marked_and_listed():
         trial("e", 0.04),
     )
     view = SweepView(
-        SweepRef("me", "kto", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
+        SweepRef("local", "kto-sweep", "s"), "", "s", "FINISHED", "grid", LOSS, "minimize",
         parse_space({"learning_rate": {"values": RATES}})[0], 9, trials,
         objectives=(Objective(LOSS), Objective(auc, maximize=True)),
     )  # fmt: skip
@@ -447,3 +448,17 @@ def test_a_sparkline_goes_from_the_lowest_to_the_highest():
     assert sparkline([2.0]) == BLOCKS[0]
     assert sparkline([]) == ""
     assert len(sparkline([float(i) for i in range(1000)])) == 12
+
+
+def test_of_an_unstable_trial_the_alerts_have_the_error_and_no_warnings():
+    def alerted(run_id, **summary):
+        alerts = [
+            RunAlert(AlertLevel.WARN, "kl_raw > 10", "kl_raw is 12", 3),
+            RunAlert(AlertLevel.ERROR, "unstable", "the loss is 40 times its start", 9),
+        ]
+        return trial(run_id, 0.1, **{SUMMARY: alerts_for_summary(alerts)}, **summary)
+
+    broken = alerted("broken", **{HEALTH: UNSTABLE})
+    assert [line.split(":")[0] for line in said(broken)["Alerts"]] == ["ERROR"]
+    assert [line.split(":")[0] for line in said(broken, alerted("whole"))["Alerts"]] == ["ERROR", "WARNING"]
+    assert "Alerts" not in said(alerted("failed", state="failed", cause="diverged"))

@@ -193,6 +193,7 @@ def test_identical_runs_give_no_importance(runs: list[ImportanceRun]) -> None:
     assert table == ImportanceTable((), "All runs have the same parameters or the same value.")
 
 
+@pytest.mark.slow
 def test_pure_noise_is_silent() -> None:
     """At most one sweep of noise in 20 may have importance; without the margin for noise, two of these do."""
     tables = [importance(sweep(20, lambda _: 0.0, noise=1, seed=seed)) for seed in range(20)]

@@ -11,6 +11,8 @@ import yaml
 from machine import Machine
 from sdk_scripts import graphql, run_script, script_results, start_script, upsert_sweep
 
+from kto_sweep.server.refused import LAUNCH
+
 GRID: dict[str, Any] = {
     "method": "grid",
     "metric": {"name": "loss", "goal": "minimize"},
@@ -104,7 +106,7 @@ def test_a_launch_sweep_is_refused_without_a_launch_agent(machine: Machine) -> N
     command = ("-m", "wandb", "launch-sweep", path.name, "-q", "default", "-p", "tests")
     environ = machine.environment | {"WANDB_SILENT": "false"}
     done = python_forkserver.run(command, machine.folder, environ)
-    assert "does not support launch queues" in done.stdout + done.stderr
+    assert LAUNCH.sentence in done.stdout + done.stderr
     assert "Scheduler added" not in done.stdout + done.stderr
 
 

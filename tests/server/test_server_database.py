@@ -125,7 +125,7 @@ def test_older_file_is_copied_before_it_is_changed(path: Path, monkeypatch: pyte
     steps = (*migrations.STEPS, "CREATE TABLE later (id INTEGER)")
     monkeypatch.setattr(migrations, "STEPS", steps)
     migrate(path)
-    for file, tables in ((path, 1), (path.with_name("runs.sqlite3.version-3"), 0)):
+    for file, tables in ((path, 1), (path.with_name("runs.sqlite3.version-4"), 0)):
         connection = sqlite3.connect(file)
         count = connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name = 'later'").fetchone()
         connection.close()

@@ -58,7 +58,7 @@ def test_a_silent_trial_is_interrupted_long_before_it_counts_as_crashed(harness:
     now = facts(harness, sweep)
     assert (trial_states(harness, sweep), now["shown_state"]) == ({run_id: "interrupted"}, "interrupted")
     assert now["state"] == "running"
-    assert now["next"] == f"kto-sweep agent {sweep}"
+    assert now["next"] == f"kto-sweep agent local/uncategorized/{sweep}"
 
 
 def test_cancel_stops_the_last_trials_of_a_stopped_sweep(harness: ServerHarness) -> None:
@@ -88,7 +88,9 @@ def test_resume_trains_what_a_cancel_ended(harness: ServerHarness) -> None:
 
 def test_a_button_is_refused_with_what_to_do_instead(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
-    with pytest.raises(RequestError, match=f"no agent has started it; instead: kto-sweep cancel {sweep}"):
+    with pytest.raises(
+        RequestError, match=f"no agent has started it; instead: kto-sweep cancel local/uncategorized/{sweep}"
+    ):
         take(harness, sweep, "pause")
     take(harness, sweep, "stop")
     assert facts(harness, sweep)["actions"]["cancel"] is not None
@@ -104,7 +106,7 @@ def test_the_run_that_reached_the_target_is_named(harness: ServerHarness) -> Non
     harness.stream(run_id, files={"wandb-summary.json": {"offset": 0, "content": content}})
     harness.stream(run_id, complete=True, exitcode=0)
     now = facts(harness, sweep)
-    assert (now["shown_state"], now["next"]) == ("finished", f"kto-sweep compare {sweep}")
+    assert (now["shown_state"], now["next"]) == ("finished", f"kto-sweep compare local/uncategorized/{sweep}")
     assert now["ended_by"] == {
         "kind": "target",
         "text": f"run {run_id} reached the target: loss 0.4 <= 0.5",

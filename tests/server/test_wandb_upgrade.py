@@ -6,48 +6,28 @@ from wandb.apis.public import files, runs
 from wandb_documents import Document, installed_documents
 
 from kto_sweep.server.graphql_api import schema
+from kto_sweep.server.refused import FAMILIES, family_of
 
-UNSUPPORTED_FOLDERS = (
-    "apis/public/jobs.py",
-    "apis/public/reports.py",
-    "automations/",
-    "sdk/artifacts/",
-    "sdk/launch/",
-)
-"""Unsupported areas: launch queues, reports, automations, artifacts."""
-UNSUPPORTED = {
-    # artifacts, from the Go binary
-    "ArtifactFileURLsByManifestEntries", "ArtifactManifest", "ClientIDMapping", "CommitArtifact",
-    "CompleteMultipartUploadArtifact", "CreateArtifact", "CreateArtifactFiles", "CreateArtifactManifest",
-    "FetchArtifactDigestAlgorithm", "LinkArtifact", "UpdateArtifact", "UpdateArtifactManifest", "UseArtifact",
-    "ArtifactOfType",
-    # launch queues
-    "CreateDefaultResourceConfig", "CreateRunQueue", "UpsertRunQueue",
-    # users and teams: there is one user
-    "CreateInvite", "CreateServiceAccount", "CreateTeam", "CreateUserFromAdmin", "DeleteApiKey",
-    "DeleteInvite", "GenerateApiKey",
-    # custom charts
-    "CreateCustomChart",
-}  # fmt: skip
 DOCUMENTS = installed_documents()
 
 
-def supported(document: Document) -> bool:
-    if document.source.startswith(UNSUPPORTED_FOLDERS):
-        return False
-    return not UNSUPPORTED & set(document.names)
-
-
-SUPPORTED = [document for document in DOCUMENTS if supported(document)]
-
-
-@pytest.mark.parametrize("document", SUPPORTED, ids=lambda document: f"{document.source}:{document.names[0]}")
-def test_document_is_valid_for_our_schema(document: Document) -> None:
+def problems(document: Document) -> list[str]:
+    """What the server's schema lacks for the document."""
     # wandb fills in two kinds of placeholders before it sends a document.
     text = document.text.replace("_PROJECT_QUERY_", "project { id name entity { id name } }")
     if "...RunFilesFragment" in text:
         text += files.FILE_FRAGMENT
-    assert [error.message for error in validate(schema(), parse(text))] == []
+    return [error.message for error in validate(schema(), parse(text))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: f"{document.source}:{document.names[0]}")
+def test_a_document_is_understood_or_refused_as_what_the_server_does_not_keep(document: Document) -> None:
+    assert family_of(document.tree) is not None or problems(document) == []
+
+
+def test_each_family_that_is_refused_is_still_in_wandb() -> None:
+    refused = {family_of(document.tree) for document in DOCUMENTS if problems(document)}
+    assert refused >= set(FAMILIES)
 
 
 @pytest.mark.parametrize("fragment", [runs.RUN_FRAGMENT, runs.LIGHTWEIGHT_RUN_FRAGMENT])
@@ -57,8 +37,9 @@ def test_fragments_that_queries_are_built_from_are_valid(fragment: str) -> None:
     assert [error.message for error in validate(schema(), parse(text))] == []
 
 
-def test_the_documents_of_a_runs_life_were_found() -> None:
-    from_go = {name for document in DOCUMENTS if document.source == "wandb-core" for name in document.names}
+def test_the_documents_of_runs_artifacts_and_sweeps_were_found_and_are_understood() -> None:
+    understood = [document for document in DOCUMENTS if not problems(document)]
+    from_go = {name for document in understood if document.source == "wandb-core" for name in document.names}
     assert {
         "UpsertBucket",
         "CreateRunFiles",
@@ -66,12 +47,25 @@ def test_the_documents_of_a_runs_life_were_found() -> None:
         "Viewer",
         "HistoryPage",
         "StopRun",
+        "RewindRun",
+        "CreateArtifact",
+        "CreateArtifactManifest",
+        "CreateArtifactFiles",
+        "CommitArtifact",
+        "UseArtifact",
+        "LinkArtifact",
     } <= from_go
-    from_python = {name for document in SUPPORTED for name in document.names}
-    assert {"UpsertSweep", "CreateAgent", "Heartbeat", "GetSweep", "GetSweeps", "GetProjects"} <= from_python
-    assert len(SUPPORTED) >= 50
-
-
-def test_the_list_of_what_is_not_supported_has_no_dead_names() -> None:
-    names = {name for document in DOCUMENTS for name in document.names}
-    assert names >= UNSUPPORTED
+    from_python = {name for document in understood for name in document.names} - from_go
+    assert {
+        "UpsertSweep",
+        "CreateAgent",
+        "Heartbeat",
+        "GetSweep",
+        "GetSweeps",
+        "GetProjects",
+        "ArtifactByID",
+        "ArtifactMembershipByName",
+        "ProjectArtifacts",
+        "RunOutputArtifacts",
+    } <= from_python
+    assert len(understood) >= 100

@@ -22,7 +22,7 @@ def trial(batch_size, learning_rate, seconds, *, created=0.0, state="finished", 
 
 def view(*trials):
     space = parse_space(PARAMETERS)[0]
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     return SweepView(ref, "", "s", "RUNNING", "grid", "loss", "minimize", space, 4, trials)
 
 

@@ -28,7 +28,7 @@ def trial(run_id, learning_rate, r, state="finished", cause=None):
 def view(*trials, state="RUNNING", method="grid", cap=None):
     space = parse_space(PARAMETERS)[0]
     expected = expected_trials({"method": method, "run_cap": cap}, space)
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     return SweepView(ref, "", "s", state, method, "loss", "minimize", space, expected, trials)
 
 

@@ -92,3 +92,55 @@ def test_a_push_without_a_key_or_to_its_own_server_is_rejected(machine: Machine)
     save_sweep_record(machine.home, SweepRef("local", "kto", "s"), local=True, base_url=here.url)
     output = machine.run("push", "--to", here.url, code=2, WANDB_API_KEY=here.key)
     assert "is the embedded server, which already has the sweep" in output
+
+
+LOG_FILES = """
+import pathlib, sys
+import wandb
+
+with wandb.init(entity="local", project="kto-sweep", id=sys.argv[1], resume="must") as run:
+    if sys.argv[2] == "logs":
+        for text in ("first", "second"):
+            about = {"description": "ours", "metadata": {"step": len(text)}}
+            artifact = wandb.Artifact("weights", type="model", **about)
+            pathlib.Path("w.bin").write_text(text)
+            artifact.add_file("w.bin", name="deep/w.bin")
+            artifact.add_reference("https://example.com/far", name="far", checksum=False)
+            run.log_artifact(artifact, aliases=["best"], tags=["kept"])
+        run.log({"answers": wandb.Table(columns=["prompt"], data=[["hello"]])}, step=9)
+        pathlib.Path("notes.txt").write_text("mine")
+        run.save("notes.txt", policy="now")
+    else:
+        run.use_artifact("weights:v0")
+"""
+FILES = """[{
+    "logged": sorted([a.name, a.type, a.description, a.metadata, sorted(a.aliases), a.tags, a.digest,
+                sorted(a.manifest.entries)] for a in run.logged_artifacts()),
+    "used": [a.name for a in run.used_artifacts()],
+    "table": run.summary_metrics.get("answers", {}).get("path"),
+    "files": sorted(f.name for f in run.files() if f.name[0] == "m" or f.name == "notes.txt"),
+} for run in api.runs("local/kto-sweep", order="+created_at")]"""
+
+
+def test_artifacts_tables_and_files_are_pushed_once(machine: Machine, other: Machine) -> None:
+    address = ensure_server(other.home)
+    sweep = machine.create_sweep(SWEEP)["id"]
+    run_trials(machine, sweep, 2)
+    first, second = (run["id"] for run in machine.api(RUNS))
+    for run, does in (first, "logs"), (second, "uses"):
+        machine.python("-c", LOG_FILES, run, does, **machine.server_environment())
+    there = {"WANDB_API_KEY": address.key}
+    said = machine.run("push", sweep, "--to", address.url, **there)
+    assert "  artifact weights:v0: 5 bytes" in said
+    assert "  used artifact weights:v0: 5 bytes" in said
+    here, copied = machine.api(FILES), other.api(FILES)
+    names = [f"run-{first}-answers:v0", "weights:v0", "weights:v1"]
+    assert [name for name, *_ in here[0]["logged"]] == names
+    assert here == copied
+    assert here[1]["used"] == ["weights:v0"]
+    assert copied[0]["table"] in copied[0]["files"]
+    assert "notes.txt" in copied[0]["files"]
+    entry = "api.artifact('local/kto-sweep/weights:best').get_entry('deep/w.bin')"
+    assert other.api(f"open({entry}.download({str(other.folder)!r})).read()") == "second"
+    assert machine.json("push", sweep, "--to", address.url, **there)["sent"] == []
+    assert other.api(FILES) == copied

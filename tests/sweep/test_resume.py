@@ -64,7 +64,7 @@ def test_a_server_that_cannot_retry_runs_gets_another_command(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Simulates W&B, which tests cannot reach."""
-    space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("me", "kto", "s")
+    space, ref = parse_space({"lr": {"values": [1, 2]}})[0], SweepRef("local", "kto-sweep", "s")
     assert space is not None
     trials = (
         TrialRecord("a", "a", "finished", {"lr": 1}, {}, None),
@@ -77,4 +77,4 @@ def test_a_server_that_cannot_retry_runs_gets_another_command(
     save_sweep_record(home, ref, local=False, base_url="https://w", file="lr.yaml")
     resumed = resume.resume_sweep(home, None, target, ref, failed=False, stopped=False)
     assert (resumed.after.view.state, resumed.retried, resumed.refused) == ("FINISHED", (), ("b",))
-    assert "kto-sweep create lr.yaml --reuse me/kto/s" in resumed.advice[1]
+    assert "kto-sweep create lr.yaml --reuse local/kto-sweep/s" in resumed.advice[1]

@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def earlier(*trials: TrialRecord) -> SweepView:
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     return SweepView(ref, "", "s", "FINISHED", "random", "loss", "minimize", Space(()), None, trials)
 
 

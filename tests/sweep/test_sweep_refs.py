@@ -1,5 +1,6 @@
 """The forms of a sweep's name, and the record of the last sweep used."""
 
+import shlex
 import time
 
 import pytest
@@ -82,3 +83,18 @@ def test_a_damaged_record_is_skipped(tmp_path):
     (home.sweeps / "bad.json").write_text("{")
     assert load_sweep_record(home).id == "good"
     assert load_sweep_record(home, "bad") is None
+
+
+@pytest.mark.parametrize(
+    ("ref", "argument"),
+    [
+        (SweepRef("local", "kto-sweep", "ab12"), "ab12"),
+        (SweepRef("local", "faces", "ab12"), "local/faces/ab12"),
+        (SweepRef("me", "kto-sweep", "ab12"), "me/kto-sweep/ab12"),
+        (SweepRef("me", "my project", "ab12"), "'me/my project/ab12'"),
+    ],
+)
+def test_a_printed_command_names_the_sweep_so_that_it_works_on_any_box(ref, argument):
+    assert ref.argument == argument
+    entity, project, sweep_id = parse_ref(*shlex.split(argument))
+    assert SweepRef(entity or "local", project or "kto-sweep", sweep_id) == ref

@@ -23,7 +23,7 @@ def trial(number, state="finished", age=300.0, *, loss=None, device=f"{HOME} cpu
 
 
 def view(*trials, state="RUNNING", **more):
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     return replace(
         SweepView(ref, "", "s", state, "grid", "loss", "minimize", SPACE, 3, trials, now=NOW), **more
     )

@@ -42,13 +42,12 @@ def run_that_lost_its_server(machine: Machine, sweep: str) -> str:
     return requeued
 
 
-@pytest.mark.parametrize("kept", [7, -40])
-def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine, kept: int) -> None:
+def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine) -> None:
     """The server has that part already."""
     sweep = machine.create_sweep(SWEEP)["id"]
     run_id = run_that_lost_its_server(machine, sweep)
     first = min((machine.home.runs / run_id / "wandb").glob("run-*/*.wandb"))
-    first.write_bytes(first.read_bytes()[:kept])
+    first.write_bytes(first.read_bytes()[:-40])
     assert machine.json("sync") == {"sent": [f"local/kto-sweep/{run_id}"], "failed": {}, "offline": []}
     assert machine.api(RUNS)[run_id] == ["finished", sweep, 0.001 / 4, None, [1, 2, 3, 4]]
     assert "Nothing to send" in machine.run("sync")

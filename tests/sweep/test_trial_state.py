@@ -24,7 +24,7 @@ def trial(state, age=0.0, *, step=9, cause=None, device="home cpu", run_id="a", 
 
 
 def view(*trials, state="RUNNING", now=NOW, **more):
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     sweep = SweepView(ref, "", "s", state, "random", "loss", "minimize", Space(()), None, trials, now=now)
     return replace(sweep, **more)
 

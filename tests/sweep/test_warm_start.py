@@ -42,7 +42,7 @@ VALUE = {"eval/common_loss": 0.3}
 )
 def test_a_trial_that_the_search_could_have_suggested_is_an_observation(change, summary, state, observed):
     trial = TrialRecord("a", "a", state, {**GOOD, **change}, summary, None)
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     earlier = SweepView(ref, "", "s", "FINISHED", "random", "loss", "minimize", Space(()), None, (trial,))
     assert bool(find_observed(CONFIG, earlier)) == observed
 
@@ -50,7 +50,7 @@ def test_a_trial_that_the_search_could_have_suggested_is_an_observation(change, 
 def test_all_objectives_are_needed():
     objectives = [{"name": "eval/common_loss"}, {"name": "trial/seconds"}]
     config = {**CONFIG, "kto_sweep": {"objectives": objectives}}
-    ref = SweepRef("me", "kto", "s")
+    ref = SweepRef("local", "kto-sweep", "s")
     trials = tuple(
         TrialRecord(name, name, "finished", GOOD, summary, None)
         for name, summary in (("a", VALUE), ("b", {**VALUE, "trial/seconds": 3.0}))

@@ -4,12 +4,14 @@ import json
 import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 from forked_python import forked_python
 from machine import Machine
 from train_runs import FLAGS, SLOW_STEP_9, interrupted, rows, run_folders
 
+from kto_sweep.locks import try_exclusive
 from kto_sweep.run_record import read_record
 
 STEPS = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6")
@@ -100,7 +102,13 @@ def killed_run(machine: Machine) -> Path:
     """The folder of an offline run that was killed after step 7."""
     machine.script_training(SLOW_STEP_9)
     interrupted(machine, *STEPS, after=" 7/12", how=signal.SIGKILL, WANDB_MODE="offline")
-    return run_folders(machine)[0]
+    (cut, *_) = run_folders(machine)
+    for _ in range(300):  # its worker may outlive it for a moment, and holds the run
+        with try_exclusive(cut) as free:
+            if free:
+                return cut
+        time.sleep(0.2)
+    raise AssertionError(f"{cut} stays locked")
 
 
 def test_a_killed_and_resumed_offline_run_is_synced_once(fake_machine: Machine) -> None:

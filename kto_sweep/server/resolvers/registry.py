@@ -73,7 +73,7 @@ def _call(function: Resolver) -> Resolver:
 
 
 def _attribute(name: str) -> Resolver:
-    def resolve(source: Any, info: GraphQLResolveInfo[Context]) -> Any:
+    def resolve(source: Any, info: GraphQLResolveInfo[Context], **arguments: Any) -> Any:
         return source.get(name) if isinstance(source, Mapping) else getattr(source, name)
 
     return resolve
@@ -97,12 +97,12 @@ class PageArgs:
     first: int
 
 
-def page_args(first: int | None, after: str | None, default: int = 50) -> PageArgs:
+def page_args(first: int | None, after: str | None, default: int = 50, maximum: int = MAX_PAGE) -> PageArgs:
     """Parses `first` and the cursor `after`. Raises RequestError for an invalid cursor."""
     if after and (not after.isdecimal() or len(after) > 15):
         raise RequestError(f"{after!r} is not a cursor")
     count = default if first is None else first
-    return PageArgs(int(after) if after else 0, max(0, min(count, MAX_PAGE)))
+    return PageArgs(int(after) if after else 0, max(0, min(count, maximum)))
 
 
 def connection(entries: list[Any], page: PageArgs) -> dict[str, Any]:

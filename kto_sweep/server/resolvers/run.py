@@ -6,6 +6,7 @@ from posixpath import normpath
 from typing import Any
 
 from kto_sweep.server import history, history_export, uploads
+from kto_sweep.server.resolvers import file as file_nodes
 from kto_sweep.server.resolvers.registry import Context, Fields, PageArgs, connection, page_args
 from kto_sweep.server.resolvers.viewer import local_user
 from kto_sweep.server.states import RunState
@@ -239,34 +240,7 @@ def _files(
         ]
     else:
         selected = [file for file in arrived if not pattern or uploads.matches_like(file.name, pattern)]
-    return connection(selected[page.offset : page.offset + page.first + 1], page)
-
-
-@fields.of("File", "id")
-def _file_id(file: File, context: Context) -> str:
-    return to_global("File", file.id)
-
-
-@fields.of("File", "url")
-def _file_url(file: File, context: Context, upload: bool | None = None) -> str:
-    return uploads.url(context.server, context.base_url, file)
-
-
-@fields.of("File", "directUrl", "uploadUrl")
-def _direct_url(file: File, context: Context) -> str:
-    return uploads.url(context.server, context.base_url, file)
-
-
-@fields.of("File", "sizeBytes")
-def _size_bytes(file: File, context: Context) -> int:
-    return file.size or 0
-
-
-@fields.of("File", "mimetype")
-def _mimetype(file: File, context: Context) -> str:
-    return uploads.mimetype(file.name)
-
-
-@fields.of("File", "updatedAt")
-def _updated_at(file: File, context: Context) -> str | None:
-    return timestamp(file.updated_at)
+    shown = selected[page.offset : page.offset + page.first + 1]
+    return connection([file_nodes.of_run(context, file) for file in shown], page) | {
+        "total_count": len(selected)
+    }

@@ -3,6 +3,8 @@
 from typing import Any
 
 from kto_sweep.search.options import BLOCK
+from kto_sweep.server.errors import RefusedError
+from kto_sweep.server.refused import REGISTRIES
 from kto_sweep.server.resolvers.registry import Context, Fields
 from kto_sweep.server.store import files
 from kto_sweep.server.store.ids import to_global
@@ -10,7 +12,18 @@ from kto_sweep.server.store.projects import DEFAULT_ENTITY
 
 fields = Fields()
 
-FEATURES = ("MARK_RUN_FILES_UPLOADED", "SWEEPS_LOCAL_SCHEDULER", BLOCK)
+FEATURES = (
+    "MARK_RUN_FILES_UPLOADED",
+    "SWEEPS_LOCAL_SCHEDULER",
+    "ARTIFACT_V2_DOWNLOAD_HANDLER_SUPPORTS_ARTIFACT_ID",
+    "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
+    "TOTAL_COUNT_IN_FILE_CONNECTION",
+    # Without these two the SDK advises an upgrade of the server; with them it sends requests about
+    # registries, which are refused in words (see refused.py).
+    "ARTIFACT_REGISTRY_SEARCH",
+    "INCLUDE_ARTIFACT_TYPES_IN_REGISTRY_CREATION",
+    BLOCK,
+)
 """Optional protocol features that this server supports; the last is specific to kto-sweep."""
 
 
@@ -28,7 +41,6 @@ def local_user() -> dict[str, Any]:
         "deleted_at": None,
         "api_keys": {"edges": [{"node": key}]},
         "teams": {"edges": [{"node": named_entity(DEFAULT_ENTITY)}]},
-        "organizations": [],
     }
 
 
@@ -68,6 +80,12 @@ def _users(source: object, context: Context, query: str | None = None) -> dict[s
 @fields.of("Entity", "user")
 def _entity_user(entity: dict[str, Any], context: Context) -> dict[str, Any]:
     return local_user()
+
+
+@fields.of("User", "organizations")
+def _organizations(user: dict[str, Any], context: Context) -> None:
+    # Asked for on the way to a registry; for an empty list the SDK would advise to name an organization.
+    raise RefusedError(REGISTRIES.sentence)
 
 
 @fields.of("Entity", "storageBytes")

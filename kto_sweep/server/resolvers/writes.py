@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from kto_sweep.server import branching, heartbeat, run_writes, sweep_writes, uploads
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.resolvers import file as file_nodes
 from kto_sweep.server.resolvers.registry import Context, Fields, snake_keys
 from kto_sweep.server.store import files, projects
 from kto_sweep.server.store.database import StoreUnavailable
@@ -78,7 +79,8 @@ def _agent_heartbeat(source: object, context: Context, input: Input) -> Payload:
 def _create_run_files(source: object, context: Context, input: Input) -> Payload:
     server = context.server
     run, announced = server.database.write(lambda c: uploads.announce(c, server, snake_keys(input)))
-    return {"run_id": to_global("Run", run.id), "upload_headers": [], "files": announced}
+    nodes = [file_nodes.of_run(context, file) for file in announced]
+    return {"run_id": to_global("Run", run.id), "upload_headers": [], "files": nodes}
 
 
 @fields.of("Mutation", "markRunFilesUploaded")
@@ -105,7 +107,8 @@ def _stop_run(source: object, context: Context, input: Input) -> Payload:
 
 @fields.of("Mutation", "deleteRun")
 def _delete_run(source: object, context: Context, input: Input) -> Payload:
-    _write_now(context, lambda c: run_writes.delete(c, context.server, input["id"]))
+    delete_artifacts = bool(input.get("deleteArtifacts"))
+    _write_now(context, lambda c: run_writes.delete(c, context.server, input["id"], delete_artifacts))
     return DONE
 
 

@@ -1,6 +1,7 @@
 // The page of one run.
 
 import { poll, mayControl, path, read, segments } from "./api.js";
+import { ArtifactList } from "./artifacts.js";
 import { ConsoleLog } from "./console_log.js";
 import { Controls } from "./controls.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
@@ -50,6 +51,7 @@ function build() {
     summary: new ValueTable("Summary"),
     console: new ConsoleLog(),
     files: h("div"),
+    artifacts: new ArtifactList(`${entity}/${project}`),
   };
   page.notes = new NotesEditor(page.controls);
   put(
@@ -69,6 +71,7 @@ function build() {
     section("Console", { id: "console", tools: page.console.filter }, page.console.text),
     section("System", { id: "system" }, page.system),
     section("Files", { id: "files" }, page.files),
+    section("Artifacts", { id: "artifacts" }, page.artifacts.element),
   );
   document.title = `${facts.run.title} · kto-sweep`;
   const sweep = facts.sweep
@@ -128,6 +131,7 @@ function drawFacts() {
   page.summary.update(run.summary);
   drawRecord();
   drawFiles();
+  page.artifacts.update(facts.artifacts);
 }
 
 /** What the run was trained with: one table per group, created once and reused. */
