@@ -45,7 +45,8 @@ def upsert(
     created = run is None
     if run is None:
         run = _create(connection, server, fields, now)
-    is_new = created or (run.host is None and run.state is RunState.PENDING)
+    # A trial exists before its first process starts it.
+    is_new = created or (_is_start(fields) and run.host is None and run.state is RunState.PENDING)
     if _is_start(fields) and not created:
         _restart(connection, run, resumed=bool(fields.get("id")), shared=shared)
     values = _changes(run, fields)
@@ -57,7 +58,7 @@ def upsert(
             values["sweep_id"] = _sweep_id(connection, run.project_id, sweep_name)
     runs.update(connection, run.id, **values)
     changed = _reload(connection, run.id)
-    if is_new and _is_start(fields):
+    if is_new:
         changed = _fork(connection, changed)
     if changed.sweep_id is not None and "summary" in values:
         sweep_progress.on_summary(connection, changed)
@@ -120,8 +121,8 @@ def _restart(connection: sqlite3.Connection, run: Run, *, resumed: bool, shared:
     if run.state is RunState.PENDING and run.host is not None:
         for stream in Stream:
             lines.clear(connection, run.id, stream)
+            runs.count_rewrite(connection, run.id, stream)
         runs.update(connection, run.id, summary="{}", overwrite_below=0)
-        runs.count_rewrite(connection, run.id)
         sweep_progress.recompute_run(connection, _reload(connection, run.id))
     else:
         # wandb sends its rows after these: it is told their number (historyLineCount).
