@@ -134,7 +134,8 @@ class _Api:
     async def upload(self, request: Request) -> Response:
         """Stores an uploaded file; the signed token in the URL replaces the API key."""
         file = await run_in_threadpool(self._file, request)
-        await uploads.store(self._server, file, request.stream())
+        size = request_body.announced_size(request)
+        await uploads.store(self._server, file, request.stream(), size)
         return Response()
 
     async def download(self, request: Request) -> Response:

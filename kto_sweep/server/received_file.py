@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from kto_sweep.disk import MIN_FREE_BYTES, free_bytes
 from kto_sweep.server.errors import BodyTooLarge, DiskFull
 
-BLOCK = 2**20
+BLOCK = 2**18
 """Bytes that are written, hashed and later verified together."""
 CHECKSUM_BYTES = 16
 

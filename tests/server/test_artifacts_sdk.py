@@ -229,7 +229,7 @@ report(result)
     assert result["linked"] == [True, "linked:v0", ["portfolio:v0"]]
     assert result["link_aliases"] == [["extra", "latest", "prod"], ["latest"]]
     assert result["unlinked"] == [False, True]
-    assert result["collection"] == ["text", ["ct"], ["latest"]]
+    assert result["collection"] == ["text", ["ct"], []]
     assert result["moved"] == ["renamed"]
     assert "has an artifact collection linked already" in result["taken"]
     assert result["deleted"] is False

@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
-from kto_sweep.server.store import patterns
-from kto_sweep.server.store.filters import FilterError, Order, Where
+from kto_sweep.server.store.filters import Order, Where, select
 from kto_sweep.server.store.ids import friendly_name
 from kto_sweep.server.store.lines import Stream
 
@@ -175,7 +174,7 @@ def page(
     direction = order.direction if order else "ASC"
     ordering = f"{order.sql} {direction} NULLS LAST, " if order and order.sql != "run.id" else ""
     # Select ids first: sorting whole rows would move their long texts through the sorter.
-    ids = _selected(
+    ids = select(
         connection,
         f"SELECT run.id FROM run WHERE {where.sql} ORDER BY {ordering}run.id {direction} LIMIT ? OFFSET ?",
         (*where.parameters, *(order.parameters if order else ()), first, offset),
@@ -186,17 +185,7 @@ def page(
 def count(connection: sqlite3.Connection, where: Where) -> int:
     """How many runs match. Raises FilterError when the condition takes too long."""
     query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
-    return int(_selected(connection, query, where.parameters)[0][0])
-
-
-def _selected(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
-    """Rows of a query that contains a client's filter."""
-    try:
-        return connection.execute(query, parameters).fetchall()
-    except sqlite3.OperationalError as problem:
-        if patterns.timed_out(problem):
-            raise FilterError("the filter's $regex takes too long") from problem
-        raise
+    return int(select(connection, query, where.parameters)[0][0])
 
 
 def count_of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[RunState] = ()) -> int:
