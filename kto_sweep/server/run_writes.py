@@ -217,9 +217,14 @@ def request_stop(connection: sqlite3.Connection, global_id: str) -> None:
 
 
 def set_state(connection: sqlite3.Connection, global_id: str, state: str) -> None:
-    """Sets a run's state manually; an ended run that is set to pending is assigned again."""
+    """Sets a run's state manually; an ended run that is set to pending is assigned again.
+
+    Raises RequestError for an ended run that is set to failed, as on W&B.
+    """
     run = by_global_id(connection, global_id)
     values: dict[str, Any] = {"state": _state(state), "paused": False}
+    if run.state in ENDED and values["state"] is RunState.FAILED:
+        raise RequestError(f"invalid state transition: the run is already {run.state}")
     if run.state in ENDED and values["state"] is RunState.PENDING:
         values |= {"agent_id": None, "picked_up": False, "stop_requested": False, "exitcode": None}
         values["handed_out"] = min(run.handed_out, 1)
