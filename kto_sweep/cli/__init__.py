@@ -87,7 +87,8 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kto-sweep")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
 
     \b
@@ -96,6 +97,12 @@ def cli(debug: bool) -> None:
     kto-sweep agent                         train its trials, on each box
     kto-sweep compare                       see which trial won
     """
+    from kto_sweep import env_vars
+    from kto_sweep.home import Home
+
+    for notice in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
+        click.echo(f"Note: {notice}", err=True)  # never to stdout, which may be JSON or CSV
+    Home.from_environment().keep_private()
 
 
 def main() -> None:
