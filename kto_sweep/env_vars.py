@@ -110,7 +110,7 @@ def load_env_file(environ: MutableMapping[str, str] = os.environ, file: Path = P
     ignored = sorted(values.keys() - accepted)
     environ.update({name: values[name] for name in taken})
     texts = [f"{file} sets {', '.join(taken)}"] if taken else []
-    texts += [f"ignored in {file}: {', '.join(map(_printable, ignored))}"] if ignored else []
+    texts += [f"ignored in {file}: {', '.join(ignored)}"] if ignored else []
     if texts:
         yield "; ".join(texts)
 
@@ -129,8 +129,4 @@ def _remove_ignored(environ: MutableMapping[str, str], keep: Collection[str]) ->
     for name in ignored:
         del environ[name]
     if ignored:
-        yield f"Ignored variables of the shell: {', '.join(map(_printable, ignored))}"
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else ascii(name)
+        yield f"Ignored variables of the shell: {', '.join(ignored)}"

@@ -22,7 +22,7 @@ from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import RunLog
 from kto_sweep.sweep.ref import parse_ref
 from kto_sweep.sweep_file.command import is_flag, read_command, with_flags
-from kto_sweep.text import progress_text
+from kto_sweep.text import printable, progress_text
 from kto_sweep.trial import Trial, with_defaults
 
 ASSIGNED = frozenset({wandb.env.SWEEP_ID, wandb.env.RUN_ID, wandb.env.SWEEP_PARAM_PATH})
@@ -37,12 +37,12 @@ class WandbAgentReport:
         self._rules = RuleChecker(rules_of(dict(run.config)))
         self._alerts = AlertLog(run, folder)
         self._step = 0
-        self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
+        self._files = RunLog(folder, echo=_print)
         self._upload = ModelUpload(run, folder, read_log_model(), self.note)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Print the progress of the preparation."""
-        print(progress_text(what, done, total), flush=True)
+        _print(progress_text(what, done, total))
 
     def loaded(self, provenance: Provenance) -> None:
         """Put it into the run's configuration."""
@@ -81,6 +81,10 @@ class WandbAgentReport:
             self._alerts.send(RunAlert(AlertLevel.ERROR, f"failed: {cause}", message, self._step))
 
 
+def _print(text: str) -> None:
+    print(printable(text), flush=True)
+
+
 def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
     """Train the trial that wandb's agent assigned, in its run.
 
@@ -112,9 +116,7 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             run.summary.update({"failure/cause": str(failed.cause), "failure/message": failed.message})
             if report is not None:
                 report.failed(failed.cause, failed.message)
-            print(
-                f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}"
-            )
+            _print(f"Error: {failed.message}" + (f"\nHint: {failed.hint}" if failed.hint else ""))
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
         report.finished()
@@ -155,7 +157,8 @@ def main() -> None:
     is_trial = os.environ.keys() >= ASSIGNED
     try:
         notices = load_env_file() if is_trial else prepare(keep=(PROJECT, ENTITY))
-        print(*(f"Note: {notice}\n" for notice in notices), sep="", end="", file=sys.stderr)
+        for notice in notices:
+            print(printable(f"Note: {notice}"), file=sys.stderr)
     except UsageError as error:
         _exit(error)
     if arguments and not is_trial and not is_flag(arguments[0]):

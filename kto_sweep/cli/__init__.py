@@ -98,10 +98,11 @@ def cli(context: click.Context, debug: bool) -> None:
     kto-sweep compare                       see which trial won
     """
     from kto_sweep import env_vars
+    from kto_sweep.cli.output import notice
     from kto_sweep.home import Home
 
-    for notice in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
-        click.echo(f"Note: {notice}", err=True)  # never to stdout, which may be JSON or CSV
+    for text in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
+        notice(text)
     Home.from_environment().keep_private()
 
 
