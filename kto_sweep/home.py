@@ -7,6 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kto_sweep.errors import UsageError
+
+MAX_PATH = 1000
+"""Characters of a home's path: those of its files must stay below the system's 4,096."""
+
 
 @dataclass(frozen=True)
 class Home:
@@ -16,8 +21,12 @@ class Home:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Home":
-        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`."""
+        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`. Raises UsageError if its path is too long."""
         path = environ.get("KTO_SWEEP_HOME", "")
+        if len(path) > MAX_PATH:
+            raise UsageError(
+                f"KTO_SWEEP_HOME has {len(path):,} characters", hint=f"use a path of at most {MAX_PATH:,}"
+            )
         return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
 
     def keep_private(self) -> None:
