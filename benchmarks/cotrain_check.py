@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,20 +104,20 @@ def make_data(longest: int) -> TrainingData:
 
 
 def trials() -> dict[str, Trial]:
-    settings = {
+    settings: dict[str, dict[str, Any]] = {
         "a": {"batch_size": 8, "lora_r": 16, "seed": 1},
         "b": {"batch_size": 4, "lora_r": 8, "seed": 2, "beta": 0.3, "loss_type": "apo_zero_unpaired"},
         "c": {"batch_size": 16, "lora_r": 64, "seed": 3, "lora_targets": ("q_proj", "v_proj")},
         "d": {"batch_size": 8, "lora_r": 16, "seed": 4, "lora_dropout": 0.1, "optimizer": "adamw_8bit"},
     }
-    common = {
+    common: dict[str, Any] = {
         "model": "random",
         "dataset": "none",
         "learning_rate": 3e-4,
         "max_steps": STEPS,
         "eval_steps": 4,
     }
-    return {name: Trial(**common | own, max_length=2048) for name, own in settings.items()}  # type: ignore[arg-type]
+    return {name: Trial(**common | own, max_length=2048) for name, own in settings.items()}
 
 
 class Bench:

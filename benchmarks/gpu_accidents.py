@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
@@ -35,7 +36,7 @@ from machine import KTO_SWEEP
 from sweep_harness import Losses, SweepHarness
 
 STEPS = 300
-AXES = {"learning_rate": [0.0001, 0.0003], "seed": [1, 2]}
+AXES: dict[str, list[Any]] = {"learning_rate": [0.0001, 0.0003], "seed": [1, 2]}
 ASSERTING = """
 import os, sys, threading, time
 

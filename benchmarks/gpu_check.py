@@ -171,15 +171,16 @@ def check_adapters(device: torch.device) -> None:
             torch.manual_seed(0)
             x = torch.randn(300, features, device=device).bfloat16().to(dtype).requires_grad_()
             a, b = (torch.randn(slots, rank, features, device=device).bfloat16().to(dtype) for _ in range(2))
-            grads = [torch.zeros(slots, rank, features, device=device) for _ in range(2)]
-            site = AdaptedLayer("site", a, b, *grads, torch.zeros(features, dtype=torch.int32, device=device))
+            a_grad, b_grad = (torch.zeros(slots, rank, features, device=device) for _ in range(2))
+            noise = torch.zeros(features, dtype=torch.int32, device=device)
+            site = AdaptedLayer("site", a, b, a_grad, b_grad, noise)
             last = {slot: end for slot, _, end in spans}
             slot_ends = np.maximum.accumulate([last.get(slot, 0) for slot in range(slots)])
             route = TokenRouting(spans, torch.tensor(slot_ends, dtype=torch.int32, device=device))
             out = adapter_product(x, torch.zeros(1, device=device, requires_grad=True), site, route)
             torch.manual_seed(1)
             (x_grad,) = torch.autograd.grad((out * torch.randn(300, features, device=device)).sum(), x)
-            outs.append([out, x_grad, *grads])
+            outs.append([out, x_grad, a_grad, b_grad])
         where = ",".join(str(slot) for slot, _, _ in spans)
         names = ("forward", "x grad", "A grad", "B grad")
         errors = [
@@ -225,7 +226,8 @@ def naive(
     """One row at a time: PEFT's adapters, eager attention, TRL's formula."""
     base, tensors = model(kind, dtype, device), adapters_of(kind, spec)
     targets = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
-    config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, task_type="CAUSAL_LM")
+    alpha: Any = spec.alpha  # PEFT takes a float too
+    config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         policy: Any = get_peft_model(model(kind, dtype, device), config, autocast_adapter_dtype=False)

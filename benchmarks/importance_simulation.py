@@ -227,7 +227,7 @@ def _optuna(sweep: Sweep, target: FloatArray, evaluator: str) -> FloatArray:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {
+    distributions: dict[str, Any] = {
         name: optuna.distributions.CategoricalDistribution([0.0, 1.0])
         if name == "loss_type"
         else optuna.distributions.FloatDistribution(0, max(1.0, float(column.max())))

@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Case:
     batch: int
     rank: int = 16
     recompute: bool = False
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     dropout: float = 0.0
 
     def trial(self, seed: int) -> Trial:
@@ -101,7 +101,7 @@ def random_model(case: Case) -> Any:
 def pack_weights(model: Any) -> None:
     """Linear layers in NF4 with quantised constants, the output layer aside."""
     import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     head = model.get_output_embeddings()
     for parent in list(model.modules()):
@@ -112,9 +112,10 @@ def pack_weights(model: Any) -> None:
                     compute_dtype=torch.bfloat16, compress_statistics=True, quant_type="nf4",
                 )  # fmt: skip
                 packed.bias = layer.bias
-                packed.weight = Params4bit(
+                weight: Any = Params4bit(
                     layer.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
-                ).to("cuda")
+                )
+                packed.weight = weight.to("cuda")
                 setattr(parent, name, packed)
 
 
@@ -156,7 +157,7 @@ def measure(case: Case, rows_file: Path) -> dict[str, Any]:
     }
 
 
-def predict(case: Case, rows: list[Any]) -> dict[str, float]:
+def predict(case: Case, rows: Sequence[Any]) -> dict[str, float]:
     """The same by the formulas."""
     from kto_sweep.data.split import all_batches
 
@@ -175,7 +176,7 @@ def predict(case: Case, rows: list[Any]) -> dict[str, float]:
     }
 
 
-def load_of(slots: list[list[Any]]) -> StepLoad:
+def load_of(slots: Sequence[Sequence[Any]]) -> StepLoad:
     """Of one forward with these rows in each slot; what prompts of a slot begin with is fed once."""
     import torch
 
@@ -197,7 +198,7 @@ def run(case: Case, rows_file: Path) -> dict[str, Any] | str:
     return found
 
 
-def table(cases: list[Case], rows: list[Any], rows_file: Path, jobs: int, minutes: float) -> Iterator[str]:
+def table(cases: list[Case], rows: Sequence[Any], rows_file: Path, jobs: int, minutes: float) -> Iterator[str]:
     """Markdown, a line as soon as it is measured; no configuration is begun after so many minutes."""
     names = ("weights", "adapters", "step", "scoring")
     yield "| size | weights | trials | batch | also | " + " | ".join(names) + " | s per step |"
@@ -210,7 +211,7 @@ def table(cases: list[Case], rows: list[Any], rows_file: Path, jobs: int, minute
 
     with ThreadPoolExecutor(jobs) as pool:
         for case, found in zip(cases, pool.map(late, cases), strict=True):
-            also = {"r": case.rank} if case.rank != 16 else {}
+            also: dict[str, Any] = {"r": case.rank} if case.rank != 16 else {}
             also |= {name: getattr(case, name) for name in ("recompute", "dropout") if getattr(case, name)}
             also |= {"optimizer": case.optimizer} if case.optimizer != "adamw" else {}
             words = ", ".join(f"{name} {value}" for name, value in also.items())
@@ -251,8 +252,8 @@ def main() -> None:
     from kto_sweep.models.tokenizer import load_tokenizer
     from kto_sweep.train.packed.pack import PairedRows
 
-    table = load_tokens(options.data, load_tokenizer(options.tokenizer)).table.cut(MAX_LENGTH)
-    rows = PairedRows(table, partners(table, 0), MAX_LENGTH)
+    data = load_tokens(options.data, load_tokenizer(options.tokenizer)).table.cut(MAX_LENGTH)
+    rows = PairedRows(data, partners(data, 0), MAX_LENGTH)
     with tempfile.TemporaryDirectory() as folder:
         rows_file = Path(folder) / "rows.pickle"
         rows_file.write_bytes(pickle.dumps(rows))

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from kto_sweep.search import bayes
@@ -108,8 +109,7 @@ def _chance(surface: Surface, trials: list[Observation], seed: int) -> Config:
 def _wandb(surface: Surface, trials: list[Observation], seed: int) -> Config:
     import numpy as np
 
-    import sweeps
-
+    sweeps: Any = import_module("sweeps")  # W&B's engine, not the folder of this project
     np.random.seed(1000 * seed + len(trials))  # its engine draws from the global generators
     random.seed(1000 * seed + len(trials))
     runs = [
@@ -156,12 +156,12 @@ def run_sweep(case: Case) -> tuple[list[float], float]:
     while len(found) < MARKS[-1]:
         while len(under_way) < case.agents:
             begun = time.perf_counter()
-            config = ask(surface, trials, case.seed)
+            config = dict(ask(surface, trials, case.seed))
             seconds += time.perf_counter() - begun
             under_way.append(len(trials))
             trials.append(Observation(config, None, pending=True))
         number = under_way.pop(rng.randrange(len(under_way)))
-        value = surface.value(trials[number].config)
+        value = surface.value(dict(trials[number].config))
         trials[number] = Observation(trials[number].config, value + rng.gauss(0, surface.noise))
         found.append(value)
     return [min(found[:mark]) for mark in MARKS], seconds / len(trials)
@@ -169,10 +169,9 @@ def run_sweep(case: Case) -> tuple[list[float], float]:
 
 def _wandb_is_there() -> bool:
     try:
-        from sweeps import next_run
+        return callable(getattr(import_module("sweeps"), "next_run", None))
     except ImportError:
         return False
-    return callable(next_run)
 
 
 def _rows(pool: ProcessPoolExecutor, engines: list[str], seeds: int, end: float) -> Iterator[str]:

@@ -20,6 +20,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -203,10 +204,10 @@ def one_by_one(subject: Subject, counts: Sequence[int]) -> list[Result]:
     baselines = {}
     if not subject.options.without_trl:
         for name, tuning in chosen_baselines(subject.options).items():
-            baselines[name] = attempt(subject, name, lambda tuning=tuning: subject.time_trl(tuning))
+            baselines[name] = attempt(subject, name, partial(subject.time_trl, tuning))
     table = list(baselines.values())
     for slots in counts:
-        row = attempt(subject, packed_name(slots), lambda slots=slots: time_packed(subject, slots))
+        row = attempt(subject, packed_name(slots), partial(time_packed, subject, slots))
         for name, baseline in baselines.items():
             row[f"x {name}"] = round(baseline["step_s"] / row["step_s"], 2)
         table.append(row)
@@ -219,14 +220,8 @@ def in_turns(subject: Subject, counts: Sequence[int]) -> list[Result]:
     for slots in counts:
         for name, tuning in chosen_baselines(subject.options).items():
             packed = Packed(subject, slots)
-            baseline = attempt(
-                subject,
-                name,
-                lambda tuning=tuning, packed=packed: subject.time_trl(tuning, packed.step),
-            )
-            row = attempt(
-                subject, packed_name(slots), lambda packed=packed: packed.result(subject.options.warmup)
-            )
+            baseline = attempt(subject, name, partial(subject.time_trl, tuning, packed.step))
+            row = attempt(subject, packed_name(slots), partial(packed.result, subject.options.warmup))
             row[f"x {name}"] = round(baseline["step_s"] / row["step_s"], 2)
             row[f"x {name}, cpu_s"] = round(baseline["cpu_s"] / row["cpu_s"], 2)
             table += [baseline, row]

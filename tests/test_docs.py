@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,3 +166,17 @@ def test_the_worked_examples_of_docstrings_hold(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted
     assert not result.failed
+
+
+def test_every_dependency_is_explained_and_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    names = {
+        re.split(r"[^\w-]", each)[0]
+        for each in (*project["dependencies"], *extras["gguf"], *extras["wandb-views"])
+    }
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert {name for name in names if f"`{name}`" not in architecture} == set()
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    names |= {re.split(r"[^\w-]", each)[0].lower() for each in extras["dev"]}
+    assert names - {line.partition("==")[0] for line in pins} == set()

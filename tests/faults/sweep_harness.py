@@ -63,7 +63,7 @@ def grid(axes: Mapping[str, list[Any]], **fixed: Any) -> str:
 
 
 TWO_BY_TWO = {"learning_rate": [0.001, 0.003], "seed": [1, 2]}
-THREE_BY_THREE = {"learning_rate": [0.001, 0.002, 0.003], "seed": [1, 2, 3]}
+THREE_BY_THREE: dict[str, list[Any]] = {"learning_rate": [0.001, 0.002, 0.003], "seed": [1, 2, 3]}
 
 
 @dataclass

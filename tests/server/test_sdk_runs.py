@@ -172,35 +172,6 @@ def test_the_command_line_restores_a_configuration_without_git(machine: Machine)
     assert restored["lr"] == {"value": 0.25}
 
 
-def test_artifacts_are_refused_with_a_reason_and_do_not_break_the_run(machine: Machine) -> None:
-    code = """
-result = []
-def refused(call):
-    try:
-        call()
-    except Exception as error:
-        result.append(str(error))
-with wandb.init(id="keeper") as run:
-    with open("weights.txt", "w") as file:
-        file.write("weights")
-    artifact = wandb.Artifact("weights", type="model")
-    artifact.add_file("weights.txt")
-    run.log_artifact(artifact)
-    refused(lambda: artifact.wait(timeout=30))
-    refused(lambda: run.use_artifact("weights:latest"))
-    refused(lambda: run.link_artifact(artifact, "acme/tests/collection"))
-    run.log_code(".", include_fn=lambda path: path.endswith("weights.txt"))
-    run.log({"table": wandb.Table(columns=["a"], data=[[1]]), "loss": 0.5})
-run = wandb.Api().run("acme/tests/keeper")
-refused(lambda: list(run.logged_artifacts()))
-report([result, run.state, run.summary["loss"]])
-"""
-    result, state, loss = run_script(machine, code)
-    assert len(result) == 4
-    assert all("not artifacts" in message for message in result), result
-    assert (state, loss) == ("finished", 0.5)
-
-
 def test_resume_continues_and_a_restart_overwrites_step_by_step(machine: Machine) -> None:
     code = """
 def log(resume, count, **config):
