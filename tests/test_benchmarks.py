@@ -19,7 +19,7 @@ RUNS = {
     "gpu_check": "--device cpu --models qwen2",
     "importance_simulation": "--sweeps 1 --minutes 0.05",
     "large_data": "--rows 2000",
-    "load": "--runs 2 --seconds 2 --finished 50 --repeats 1",
+    "load": "--runs 2 --seconds 5 --finished 50 --repeats 1",
     "makespan": f"--data {ROWS} --model MODEL --learning-rates 1e-3 --batch-sizes 4 --trial-steps 2 {SMALL}",
     "search": "--seeds 1 --minutes 0.05",
     "step": f"--data {ROWS} --model MODEL --steps 2 {SMALL}",
