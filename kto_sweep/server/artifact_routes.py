@@ -49,7 +49,7 @@ def routes(server: ServerState, key: Sequence[Middleware]) -> list[Route]:
         Route("/artifacts/upload/{token}/{name:path}", api.upload, methods=["PUT"]),
         Route("/artifacts/part/{token}", api.upload_part, methods=["PUT"]),
         Route("/artifacts/manifest-upload/{token}", api.upload_manifest, methods=["PUT"]),
-        Route("/artifacts/manifest/{token}", api.manifest, methods=["GET"]),
+        Route("/artifacts/manifest/{token}/{name}", api.manifest, methods=["GET"]),
         Route("/artifacts/file/{token}/{name:path}", api.file, methods=["GET"]),
         Route(
             "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{birth}/{digest}/{name:path}",
