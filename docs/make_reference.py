@@ -10,7 +10,7 @@ from kto_sweep.cli import COMMANDS, cli
 from kto_sweep.data import labels
 from kto_sweep.data.row_forms import ROW_FORMS
 from kto_sweep.data.sources import SOURCE_FORMS
-from kto_sweep.env_vars import VARIABLES
+from kto_sweep.env_vars import OTHER_WANDB, VARIABLES
 from kto_sweep.errors import EXIT_CODES, FailureCause
 from kto_sweep.metrics import METRICS
 from kto_sweep.models.presets import PRESETS
@@ -109,9 +109,16 @@ def _page() -> Iterator[str]:
     yield from _table(("code", "meaning"), ((str(code), meaning) for code, meaning in EXIT_CODES.items()))
     yield from _section(
         "Environment variables",
-        "`WANDB_...` and `HF_...` variables are also read from a `.env` file in the working directory.",
+        "The `WANDB_...`, `HF_...` and `KTO_SWEEP_...` variables of this table are also read from a `.env` "
+        "file in the working directory, without `${...}`; the shell's come first. A key of the shell is not "
+        "used for a `WANDB_BASE_URL` of that file. Commands say which variables they took and which they ignored.",
     )
     yield from _table(("variable", "meaning"), ((f"`{name}`", text) for name, text in VARIABLES.items()))
+    yield ""
+    yield "These variables of W&B keep their effect, too; any other `WANDB_...` is ignored with a notice, as"
+    yield "it could name another run, sweep, folder or service than the sweep's."
+    yield ""
+    yield ", ".join(f"`{name}`" for name in sorted(OTHER_WANDB))
 
 
 def _commands() -> Iterator[str]:

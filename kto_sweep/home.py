@@ -1,9 +1,16 @@
 """The folder of kto-sweep's files on a machine: `KTO_SWEEP_HOME`, by default `~/.kto-sweep`."""
 
 import os
+import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from kto_sweep.errors import UsageError
+
+MAX_PATH = 1000
+"""Characters of a home's path: those of its files must stay below the system's 4,096."""
 
 
 @dataclass(frozen=True)
@@ -14,9 +21,30 @@ class Home:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Home":
-        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`."""
+        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`. Raises UsageError if its path is too long."""
         path = environ.get("KTO_SWEEP_HOME", "")
+        if len(path) > MAX_PATH:
+            raise UsageError(
+                f"KTO_SWEEP_HOME has {len(path):,} characters", hint=f"use a path of at most {MAX_PATH:,}"
+            )
         return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
+
+    def keep_private(self) -> None:
+        """Make all files that this process and its children create readable by the user alone.
+
+        An existing home is closed to others at its top; files in it may be older than this rule.
+        """
+        os.umask(0o077)
+        with suppress(OSError):  # no home yet, or that of another user, whose files this one cannot open
+            found = self.root.stat()
+            if found.st_uid == os.geteuid() and found.st_mode & 0o077 and self._is_own(found.st_mode):
+                self.root.chmod(0o700)
+
+    def _is_own(self, mode: int) -> bool:
+        """Whether the folder is a home alone: KTO_SWEEP_HOME may be /tmp, or the user's home folder."""
+        names = {entry.name for entry in self.root.iterdir()}
+        own = {"server", "sweeps", "runs", "models", "cache", "agents", "workers"}
+        return not mode & stat.S_ISVTX and (not names or bool(own & names)) and self.root != Path.home()
 
     @property
     def server(self) -> Path:

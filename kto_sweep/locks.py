@@ -8,6 +8,7 @@ try_lock uses filelock. The other two use the system's calls: filelock's shared 
 each.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -20,12 +21,30 @@ BUSY_SECONDS = 0.2
 """Seconds that try_lock waits, as `holder` locks files for microseconds."""
 
 
+def private_folder(path: Path) -> Path:
+    """The folder, created if necessary, which belongs to this user and to which nobody else can write.
+
+    Raises OSError if it is a link, or another user's: its files could be links to files of this user.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the folder belongs to another user", str(path))
+        if found.st_mode & 0o077:
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
+    return path
+
+
 @contextmanager
 def try_lock(path: Path, seconds: float = BUSY_SECONDS) -> Iterator[bool]:
     """Lock a file until the end of the block, with this process's id in it; whether that succeeded.
 
     Waits up to `seconds`; -1: until the file is free. The file is created if necessary, and never removed.
-    Raises OSError without support for locks.
+    Raises OSError without support for locks, and if the file is a link: it is never followed.
     """
     from filelock import FileLock, Timeout
 
@@ -59,7 +78,7 @@ def holder(path: Path) -> int | None:
     without support for locks.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return None
     try:
@@ -128,7 +147,7 @@ class NamedLocks:
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
 
     def close(self) -> None:
         """Release all locks."""

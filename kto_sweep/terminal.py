@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from kto_sweep.text import printable
+
 MAX_INDENT = 12
 """Spaces at the start of a continued line."""
 _COMMAND = re.compile(r"(?:^|[\s`(])(?:kto-sweep|wandb|pip|hf|make|iconv|jq|kill) [a-z-]")
@@ -35,7 +37,14 @@ def _wrapped(line: str, width: int) -> str:
 
 
 class LineConsole(Console):
-    """A console that prints text as whole lines to a file or pipe, and wraps it at spaces on a terminal."""
+    """A console that prints text as whole lines to a file or pipe, and wraps it at spaces on a terminal.
+
+    Control characters become visible: rich itself removes only some of them.
+    """
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text of a line, of a cell of a table or of a progress bar."""
+        return super().render_str(printable(text), **options)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does, text that is not in a table as above."""

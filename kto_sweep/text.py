@@ -13,6 +13,8 @@ WRITTEN_OUT = 10**10
 SMALL, LARGE = Decimal("0.001"), 10**6
 """Other numbers between them are written without a power of ten."""
 _FOUR_DIGITS = Context(prec=4, rounding=ROUND_HALF_UP)  # JavaScript rounds halves up
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters except tab and newline, and those that reverse the direction of a text."""
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 
 
@@ -35,6 +37,15 @@ def is_number(value: object) -> TypeGuard[int | float]:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes: names and logs must not control a terminal.
+
+    >>> printable("a name\\x1b[2J")
+    'a name\\\\x1b[2J'
+    """
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def show(value: object) -> str:

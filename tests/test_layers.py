@@ -19,6 +19,7 @@ LAYERS = (
         "env_vars",
         "backoff",
         "locks",
+        "streams",
         "provenance",
     ),
     ("wandb_names", "models", "disk", "row_file", "shipped_files", "model_card"),

@@ -1,17 +1,16 @@
 """The devices of this box, found without loading torch, and locks that reserve each GPU for one agent."""
 
-import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
 from kto_sweep.errors import UsageError
-from kto_sweep.locks import holder, try_lock
+from kto_sweep.home import Home
+from kto_sweep.locks import holder, private_folder, try_lock
 
 ANSWER_SECONDS = 30.0
 """Timeout of nvidia-smi."""
@@ -128,24 +127,23 @@ def _no_answer(output: str) -> UsageError:
 
 
 @contextmanager
-def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
+def lock_devices(devices: Sequence[Device], home: Home) -> Iterator[None]:
     """Lock the GPUs among `devices` until the end of the block, across all homes of a user.
 
-    The locks disappear with the process. Raises UsageError when another agent uses one of the GPUs, or a GPU
-    cannot be locked.
+    The locks disappear with the process. Those of other users are not seen: a folder that all users can
+    write to would let any of them block the GPUs of the others.
+    Raises UsageError when another agent uses one of the GPUs, or a GPU cannot be locked.
     """
-    folder = Path(tempfile.gettempdir()) / f"kto-sweep-{os.getuid()}"
     with ExitStack() as stack:
         for device in devices:
             if device.uuid:
-                path = folder / f"{device.uuid}.lock"
                 try:
-                    folder.mkdir(mode=0o700, exist_ok=True)
+                    path = _lock_folder(home) / f"{device.uuid}.lock"
                     free = stack.enter_context(try_lock(path))
                 except OSError as error:
                     raise UsageError(
                         f"could not lock GPU {device.uuid}: {error}",
-                        hint="set TMPDIR to a writable folder, or add --share-gpus",
+                        hint="make that folder yours and writable, or add --share-gpus",
                     ) from error
                 if not free:
                     raise UsageError(
@@ -153,3 +151,11 @@ def lock_devices(devices: Sequence[Device]) -> Iterator[None]:
                         hint="wait until it ends, choose other GPUs with --gpus, or add --share-gpus",
                     )
         yield
+
+
+def _lock_folder(home: Home) -> Path:
+    """The folder of this user's locks. Raises OSError if there is none."""
+    # Not XDG_RUNTIME_DIR: a cron or Slurm job has none, and would not see the locks of a login shell.
+    with suppress(OSError, RuntimeError):  # a container may have a home folder that is read-only, or none
+        return private_folder(Path.home() / ".kto-sweep" / "locks")
+    return private_folder(home.root / "locks")

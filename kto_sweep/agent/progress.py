@@ -1,12 +1,11 @@
 """The display of a running agent: a progress bar for each live trial on a terminal, else plain lines."""
 
-import io
 import json
 import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import IO, Any, NoReturn, Self, TextIO, cast
+from typing import IO, Any, NoReturn, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -141,51 +140,6 @@ def _status(values: Mapping[str, float]) -> list[str]:
     return [f"{label} {number(values[name])}" for name, label in shown if name in values]
 
 
-class SafeStdout(io.TextIOBase):
-    """Writes to `stream`; after an error, discards all output: a closed terminal must not stop training."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        """The encoding of the stream."""
-        return self._stream.encoding
-
-    def write(self, text: str) -> int:
-        """Write the text if the stream still accepts output."""
-        try:
-            return self._stream.write(text)
-        except (OSError, ValueError):
-            self._discard()
-            return len(text)
-
-    def flush(self) -> None:
-        """Flush the stream if it still accepts output."""
-        try:
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._discard()
-
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return not self._stream.closed and self._stream.isatty()
-
-    def fileno(self) -> int:
-        """The file descriptor of the stream."""
-        return self._stream.fileno()
-
-    def _discard(self) -> None:
-        """Redirect buffered output to /dev/null, so that flushing it at exit does not fail."""
-        null = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                os.dup2(null, stream.fileno())
-        os.close(null)
-
-
 class EndReport:
     """What a command that trains did, as one JSON object on standard output; without --json nothing."""
 
@@ -196,14 +150,12 @@ class EndReport:
     @property
     def stream(self) -> IO[str]:
         """The stream for people: standard error if standard output is JSON."""
-        return cast(IO[str], SafeStdout(sys.stderr if self._as_json else sys.stdout))
+        return sys.stderr if self._as_json else sys.stdout
 
     def print(self, code: int) -> None:
         """Print the object, with the exit code of the command."""
         if self._as_json:
-            stdout = SafeStdout(sys.stdout)
-            stdout.write(json.dumps({**self.fields, "exit_code": code}, indent=2) + "\n")
-            stdout.flush()
+            print(json.dumps({**self.fields, "exit_code": code}, indent=2), flush=True)
 
     def exit_at_once(self, code: int) -> NoReturn:
         """Print the object and exit without libraries' exit handlers.

@@ -102,7 +102,7 @@ def run_agent(
         allowances.append(Allowance.of_gpus(len(gpus_of_box), gpu_seconds, time.monotonic))
     devices = gpus_of_box if gpus_per_trial == 1 else grouped(gpus_of_box, gpus_per_trial)
     require_space(home.root)
-    with lock_devices([] if share_gpus else gpus_of_box):
+    with lock_devices([] if share_gpus else gpus_of_box, home):
         api, target, view = _open_sweep(console, home, sweep, local=local)
         restore_damaged(console, target, home, view)
         orphans = find_trials_left(console, api, target, home, view.ref)

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import wandb
 
@@ -14,15 +15,18 @@ from kto_sweep.agent.alert_log import AlertLog
 from kto_sweep.agent.model_upload import ModelUpload, read_log_model
 from kto_sweep.agent.wandb_run import set_record
 from kto_sweep.alerts import AlertLevel, RuleChecker, RunAlert, rules_of
+from kto_sweep.env_vars import ENTITY, PROJECT, load_env_file, prepare
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
 from kto_sweep.provenance import Provenance
 from kto_sweep.run_log import RunLog
 from kto_sweep.sweep.ref import parse_ref
-from kto_sweep.sweep.server_choice import load_env_file
 from kto_sweep.sweep_file.command import is_flag, read_command, with_flags
-from kto_sweep.text import progress_text
+from kto_sweep.text import printable, progress_text
 from kto_sweep.trial import Trial, with_defaults
+
+ASSIGNED = frozenset({wandb.env.SWEEP_ID, wandb.env.RUN_ID, wandb.env.SWEEP_PARAM_PATH})
+"""Variables in which `wandb agent` names the trial of a process."""
 
 
 class WandbAgentReport:
@@ -33,12 +37,12 @@ class WandbAgentReport:
         self._rules = RuleChecker(rules_of(dict(run.config)))
         self._alerts = AlertLog(run, folder)
         self._step = 0
-        self._files = RunLog(folder, echo=lambda line: print(line, flush=True))
+        self._files = RunLog(folder, echo=_print)
         self._upload = ModelUpload(run, folder, read_log_model(), self.note)
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Print the progress of the preparation."""
-        print(progress_text(what, done, total), flush=True)
+        _print(progress_text(what, done, total))
 
     def loaded(self, provenance: Provenance) -> None:
         """Put it into the run's configuration."""
@@ -77,6 +81,10 @@ class WandbAgentReport:
             self._alerts.send(RunAlert(AlertLevel.ERROR, f"failed: {cause}", message, self._step))
 
 
+def _print(text: str) -> None:
+    print(printable(text), flush=True)
+
+
 def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
     """Train the trial that wandb's agent assigned, in its run.
 
@@ -108,9 +116,7 @@ def train_one(read_arguments: Callable[[wandb.Run], Sequence[str]]) -> None:
             run.summary.update({"failure/cause": str(failed.cause), "failure/message": failed.message})
             if report is not None:
                 report.failed(failed.cause, failed.message)
-            print(
-                f"Error: {failed.message}\nHint: {failed.hint}" if failed.hint else f"Error: {failed.message}"
-            )
+            _print(f"Error: {failed.message}" + (f"\nHint: {failed.hint}" if failed.hint else ""))
             raise SystemExit(1) from error
         run.summary.update(dict(result.summary))
         report.finished()
@@ -129,8 +135,12 @@ def _sweep_name(arguments: Sequence[str]) -> str:
             raise UsageError(f"{arguments[1]}: unexpected after the name of a sweep", hint="agent.py SWEEP")
         return "/".join(filter(None, parse_ref(arguments[0])))
     except UsageError as error:
-        print(f"Error: {error.message}\nHint: {error.hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _exit(error)
+
+
+def _exit(error: UsageError) -> NoReturn:
+    print(f"Error: {error.message}\nHint: {error.hint}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -140,11 +150,18 @@ def _end(number: int, frame: FrameType | None) -> None:
 def main() -> None:
     """Run one trial; or, with a sweep's name as the only argument, its trials one after another.
 
-    `wandb agent` sets wandb's variable for the sweep's id, and gives the trial's parameters as arguments.
+    `wandb agent` names the trial in ASSIGNED, and gives its parameters as arguments.
     """
-    load_env_file(Path.cwd())
+    Home.from_environment().keep_private()
     arguments = sys.argv[1:]
-    if arguments and wandb.env.SWEEP_ID not in os.environ and not is_flag(arguments[0]):
+    is_trial = os.environ.keys() >= ASSIGNED
+    try:
+        notices = load_env_file() if is_trial else prepare(keep=(PROJECT, ENTITY))
+        for notice in notices:
+            print(printable(f"Note: {notice}"), file=sys.stderr)
+    except UsageError as error:
+        _exit(error)
+    if arguments and not is_trial and not is_flag(arguments[0]):
         wandb.agent(_sweep_name(arguments), function=lambda: train_one(_sweep_arguments))
         return
     signal.signal(signal.SIGTERM, _end)

@@ -2,7 +2,6 @@
 
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import click
 
 from kto_sweep import __version__
-from kto_sweep.errors import KtoSweepError
+from kto_sweep.errors import KtoSweepError, UsageError
 
 # name -> (group, summary). The summaries are here so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -41,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+TRAINING = frozenset({"agent", "train", "demo"})
 _DISK_ERRORS = {
     errno.ENOTDIR,
     errno.EROFS,
@@ -49,6 +49,8 @@ _DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EIO,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
 
 
@@ -87,7 +89,8 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kto-sweep")
 @click.option("--debug", is_flag=True, help="Show the Python traceback of an error.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Hyper-parameter sweeps for KTO fine-tuning, native to W&B sweeps.
 
     \b
@@ -96,6 +99,19 @@ def cli(debug: bool) -> None:
     kto-sweep agent                         train its trials, on each box
     kto-sweep compare                       see which trial won
     """
+    from pathlib import Path
+
+    from kto_sweep import env_vars
+    from kto_sweep.cli.output import notice
+    from kto_sweep.home import Home
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder was deleted", hint="cd to another folder") from error
+    for text in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
+        notice(text)
+    Home.from_environment().keep_private()
 
 
 def main() -> None:
@@ -109,8 +125,23 @@ def run(args: list[str], *, worker: Sequence[str] | None = None) -> int:
     `worker`: the command of worker processes; None: the one that trains with torch.
     """
     from kto_sweep.cli.output import print_error
+    from kto_sweep.streams import safe_streams
 
     as_json = "--json" in args
+    with safe_streams() as stdout:
+        code = _run(args, worker, as_json)
+        stdout.flush()
+        # What a command that trains prints is its progress, unless it is the one object.
+        is_progress = not as_json and not TRAINING.isdisjoint(args)
+        if stdout.failure is None or is_progress:
+            return code
+        print_error(f"standard output: {stdout.failure.strerror}; the rest was done", "", as_json)
+        return code or 1
+
+
+def _run(args: list[str], worker: Sequence[str] | None, as_json: bool) -> int:
+    from kto_sweep.cli.output import print_error
+
     debug = "--debug" in args
     try:
         code: Any = cli.main(args, prog_name="kto-sweep", standalone_mode=False, obj=worker)
@@ -122,9 +153,6 @@ def run(args: list[str], *, worker: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         print_error("interrupted", "", as_json)
         return 130
-    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KtoSweepError as error:
         if debug:
             raise

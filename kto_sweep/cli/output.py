@@ -43,7 +43,10 @@ def say(text: str, *, as_json: bool = False) -> None:
 
 
 def _for_terminal(text: str, stream: TextIO) -> str:
-    """The text, wrapped at spaces if the stream is a terminal."""
+    """The text without control characters, wrapped at spaces if the stream is a terminal."""
+    from kto_sweep.text import printable
+
+    text = printable(text)
     if not stream.isatty():
         return text
     from kto_sweep.terminal import wrap_words
@@ -85,6 +88,11 @@ def read_sweep_shown(api: "wandb.Api", target: "Target", ref: "SweepRef") -> "Sw
 
     with counting("trials read", show=True) as count:
         return read_sweep(api, target, ref, count)
+
+
+def notice(text: str) -> None:
+    """Print a note to standard error, as standard output may be JSON or CSV."""
+    click.echo(_for_terminal(f"Note: {text}", sys.stderr), err=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

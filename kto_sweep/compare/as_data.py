@@ -8,6 +8,7 @@ from kto_sweep.compare.confidence import Certainty
 from kto_sweep.compare.ranking import Configuration, RankedTrial
 from kto_sweep.compare.sentences import settings_text
 from kto_sweep.compare.verdict import Verdict
+from kto_sweep.text import printable
 from kto_sweep.trial import lookup
 
 Data = dict[str, Any]
@@ -113,6 +114,7 @@ def trial_data(item: RankedTrial) -> Data:
 def csv_rows(comparison: Comparison, parameters: tuple[str, ...], top: int | None = None) -> list[list[Any]]:
     """Header and one row for each trial: rank, run, state, failure, progress, minutes, parameters, metrics.
 
+    Texts are safe to open in a spreadsheet and to print.
     If trials were judged on different rows, also `judged_on`, the rows on which the trial has its rank.
     """
     shown = comparison.trials[:top]
@@ -127,4 +129,12 @@ def csv_rows(comparison: Comparison, parameters: tuple[str, ...], top: int | Non
             + [lookup(trial.config, name) for name in parameters]
             + [trial.summary.get(name) for name in comparison.metrics]
         )
-    return rows
+    return [[_csv_cell(value) for value in row] for row in rows]
+
+
+def _csv_cell(value: Any) -> Any:
+    """The value; a text that a spreadsheet would evaluate as a formula gets a leading apostrophe."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = str(value)
+    return printable(f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)

@@ -40,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.certificate
         else None
     )
+    home = Home(options.home.expanduser().resolve())
+    home.keep_private()
     try:
         run(
-            Home(options.home.expanduser().resolve()),
+            home,
             ListenOptions(options.host, options.port, options.expose, tls),
         )
     except KtoSweepError as problem:

@@ -1,16 +1,18 @@
 """Checks a sweep file and registers it on a server."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.disk import require_space
+from kto_sweep.env_vars import ENTITY, PROJECT
 from kto_sweep.home import Home
 from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.search.grid import in_order
 from kto_sweep.search.space import Space
-from kto_sweep.sweep.ref import DEFAULT_PROJECT, SweepRef, save_sweep_record
+from kto_sweep.sweep.ref import DEFAULT_PROJECT, LOCAL_ENTITY, SweepRef, save_sweep_record
 from kto_sweep.sweep.reuse import find_observations, find_prior_runs
 from kto_sweep.sweep.server_choice import find_target
 from kto_sweep.sweep_file.kto_sweep_block import without_block
@@ -69,6 +71,8 @@ def create_sweep(
 
     require_name("project", project, "--project")
     require_name("entity", entity, "--entity")
+    require_name("project", os.environ.get(PROJECT) or None, PROJECT)
+    require_name("entity", os.environ.get(ENTITY) or None, ENTITY)
     sweep = check_before_create(file, home, force=force, say=say)
     target = find_target(home, local=local)
     if target.local:
@@ -77,8 +81,9 @@ def create_sweep(
     say(f"Talking to {target}")
     if not target.is_embedded and sweep.method == "grid" and (note := grid_order_note(sweep.space)):
         say(f"Note: {note}")
-    project = project or sweep.config.get("project") or DEFAULT_PROJECT
-    entity = entity or sweep.config.get("entity")
+    project = project or sweep.config.get("project") or os.environ.get(PROJECT) or DEFAULT_PROJECT
+    default_entity = LOCAL_ENTITY if target.is_embedded else os.environ.get(ENTITY)
+    entity = entity or sweep.config.get("entity") or default_entity
     config, notes = (sweep.config, ()) if target.is_embedded else without_block(sweep.config)
     for note in notes:
         say(f"Note: {note}")

@@ -1,8 +1,6 @@
 """Chooses the server of a command: W&B if there is a key, else this box's embedded server."""
 
 import os
-from collections.abc import MutableMapping
-from pathlib import Path
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
@@ -15,15 +13,6 @@ from kto_sweep.sweep.ref import (
     parse_ref,
 )
 from kto_sweep.wandb_client.connection import Target, default_entity
-
-
-def load_env_file(directory: Path, environ: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables in a `.env` file in `directory` that are not set in the environment."""
-    from dotenv import dotenv_values
-
-    for name, value in dotenv_values(directory / ".env").items():
-        if value is not None:
-            environ.setdefault(name, value)
 
 
 def local_target(home: Home) -> Target:
@@ -44,7 +33,6 @@ def find_target(home: Home, *, local: bool) -> Target:
         return local_target(home)
     from kto_sweep.wandb_client.private_api import find_login
 
-    load_env_file(Path.cwd())
     login = find_login()
     if login.mode in {"offline", "disabled"}:
         return local_target(home)
@@ -66,7 +54,6 @@ def find_remote(url: str | None) -> Target:
     """
     from kto_sweep.wandb_client.private_api import find_login
 
-    load_env_file(Path.cwd())
     if url is not None:
         if not url.startswith(("https://", "http://")):
             raise UsageError(f"{url!r} is not the URL of a server", hint="https://wandb.example.com")

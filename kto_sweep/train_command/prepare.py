@@ -16,7 +16,6 @@ from kto_sweep.sweep.ref import DEFAULT_PROJECT
 from kto_sweep.sweep.server_choice import (
     find_remote,
     find_target,
-    load_env_file,
     local_target,
 )
 from kto_sweep.train_command.options import (
@@ -116,7 +115,6 @@ def prepare(
 
     Raises UsageError and DataError for a run that cannot be trained, ServerError for an unreachable server.
     """
-    load_env_file(Path.cwd())
     if options.resume is not None:
         resumed = _resumed(home, options, options.resume, say)
         if resumed is not None:
@@ -133,6 +131,8 @@ def prepare(
     for problem in require_trainable(trial):
         say(problem.labelled)
     target, offline = _server(home, options.wandb)
+    if target.local and not options.entity:
+        entity = None  # the variable names a team of W&B
     job = Job(
         secrets.token_hex(4),
         trial,

@@ -150,7 +150,7 @@ def train_one(
     devices = choose_devices(gpus=gpus, cpu=cpu)
     device = grouped(devices, gpus)[0] if gpus > 1 else devices[0]
     require_space(home.root)
-    with lock_devices(devices):
+    with lock_devices(devices, home):
         if job.name:
             os.environ["WANDB_NAME"] = job.name
         api = open_server(target, offline=offline)

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import json
 import os
+import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,7 +29,7 @@ from kto_sweep.agent.lease import (
 )
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
-from kto_sweep.locks import RunLock
+from kto_sweep.locks import RunLock, holder, private_folder
 from kto_sweep.run_record import RunRecord, home_id, read_record
 from kto_sweep.sweep.ref import SweepRef
 
@@ -225,43 +227,58 @@ def test_a_damaged_home_id_is_recovered_from_the_runs(home, damage):
         RunRecord(REF.entity, REF.project, REF.id, True, "", home=home_id(home)).write(folder)
 
 
-def test_a_gpu_in_use_is_rejected_whatever_the_home(monkeypatch, tmp_path):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    gpu = Device("gpu 0", "0", "GPU-aaaa")
-    with lock_devices([gpu, CPU]), lock_devices([CPU]):
-        with (
-            pytest.raises(UsageError, match=f"gpu 0 is in use.*process {os.getpid()}") as error,
-            lock_devices([gpu]),
-        ):
-            pass
-        assert "--share-gpus" in error.value.hint
-    with lock_devices([gpu]):
+GPU = Device("gpu 0", "0", "GPU-aaaa")
+
+
+def assert_gpu_is_refused(home, message):
+    with pytest.raises(UsageError, match=message) as error, lock_devices([GPU], home):
         pass
+    assert "--share-gpus" in error.value.hint
 
 
-def test_a_box_without_a_folder_for_locks_says_what_to_set(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
-    with (
-        pytest.raises(UsageError, match="could not lock") as error,
-        lock_devices([Device("gpu 0", "0", "GPU-a")]),
-    ):
+@pytest.mark.parametrize("user_home", ["user", "missing"])
+def test_a_gpu_in_use_is_rejected_by_a_lock_that_only_its_user_can_write(
+    home, monkeypatch, tmp_path, user_home
+):
+    """The lock is in the user's home folder, so it counts for all of his KTO_SWEEP_HOMEs."""
+    user = tmp_path / user_home
+    monkeypatch.setenv("HOME", str(user))
+    other = Home(tmp_path / "other")
+    if user_home == "missing":
+        user.touch()  # no folder can be made there, as in a container
+        other = home
+    with lock_devices([GPU, CPU], home), lock_devices([CPU], home):
+        assert_gpu_is_refused(other, f"gpu 0 is in use.*process {os.getpid()}")
+    with lock_devices([GPU], other):
         pass
-    assert "TMPDIR" in error.value.hint
+    folder = (home.root if user_home == "missing" else user / ".kto-sweep") / "locks"
+    folder.chmod(0o777)
+    with lock_devices([GPU], home):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_unwritable_output_stops_nothing():
-    code = (
-        "import sys;from kto_sweep.agent.progress import SafeStdout;out=SafeStdout(sys.stdout);"
-        "sys.stdin.readline();[print('x'*1000,file=out,flush=True) for _ in range(200)];"
-        "print('survived',file=sys.stderr)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.close()
-    process.stdout = None  # communicate would read it
-    _, said = process.communicate(b"\n")
-    assert (process.returncode, said.strip()) == (0, b"survived")
+def test_links_in_place_of_a_lock_or_its_folder_are_not_followed(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    victim = tmp_path / "file"
+    victim.write_text("precious")
+    with lock_devices([GPU], home):
+        (lock,) = (tmp_path / "user" / ".kto-sweep" / "locks").iterdir()
+    lock.unlink()
+    lock.symlink_to(victim)
+    assert_gpu_is_refused(home, "could not lock")
+    with pytest.raises(OSError, match="symbolic link"):
+        holder(lock)
+    for root in (tmp_path / "user" / ".kto-sweep", home.root):
+        shutil.rmtree(root / "locks", ignore_errors=True)
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "locks").symlink_to(tmp_path)
+    assert_gpu_is_refused(home, "could not lock")
+    assert victim.read_text() == "precious"
+    assert [path.name for path in tmp_path.glob("*.lock")] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a folder of another user")
+def test_a_lock_folder_of_another_user_is_refused(tmp_path):
+    os.chown(tmp_path, 65534, 65534)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        private_folder(tmp_path)

@@ -11,7 +11,7 @@ from server_harness import ServerHarness
 
 from kto_sweep.server import artifact_cleanup, received_file
 from kto_sweep.server.errors import ContentDamaged
-from kto_sweep.server.received_file import BLOCK
+from kto_sweep.server.received_file import BLOCK, SMALL_UPLOAD
 from kto_sweep.server.signed_urls import URL_SECONDS
 from kto_sweep.server.store import artifact_contents
 
@@ -202,14 +202,16 @@ def test_a_damaged_file_is_not_served_and_the_next_upload_replaces_it(
 def test_an_upload_that_does_not_fit_on_the_disk_is_refused(
     client: ArtifactClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = client.create("a", FILES)["id"]
-    url = client.announce(artifact, "a.bin", b"weights")["uploadUrl"]
+    large = bytes(SMALL_UPLOAD + 1)
+    artifact = client.create("a", {"large": large})["id"]
+    url = client.announce(artifact, "large", large)["uploadUrl"]
     monkeypatch.setattr(received_file, "free_bytes", lambda folder: 200 << 20)
-    response = client.put(url, b"weights")
+    response = client.put(url, large)
     assert response.status_code == 507
     assert "200 MiB free" in response.text
+    assert client.put_files(artifact, FILES) == ["a.bin", "sub/b.bin"], "small files are not refused"
     monkeypatch.undo()
-    assert client.put(url, b"weights").status_code == 200
+    assert client.put(url, large).status_code == 200
 
 
 PARTS = [b"a" * 2000, b"b" * 2000, b"c" * 2000, b"d" * 7]

@@ -149,7 +149,7 @@ def test_the_run_shows_a_file_that_was_not_kept(
         yield b"123456789"
 
     with pytest.raises(error):
-        asyncio.run(uploads.store(harness.server, file, chunks(), 9))
+        asyncio.run(uploads.store(harness.server, file, chunks(), 2 << 20))
     ((severity, title, text),) = run_alerts(harness)
     assert (severity, title) == ("WARN", "Not kept")
     assert text.startswith(f"model.bin: {reason}")
@@ -165,6 +165,7 @@ def test_the_run_shows_an_artifact_that_could_not_be_saved(
     with client.http:
         artifact = client.create("big", files_of, runName="r")["id"]
         url = client.announce(artifact, "a.bin", b"weights")["uploadUrl"]
+        monkeypatch.setattr(received_file, "SMALL_UPLOAD", 0)
         monkeypatch.setattr(received_file, "free_bytes", lambda folder: 200 << 20)
         for _ in range(2):  # the SDK tries again
             assert client.put(url, b"weights").status_code == 507

@@ -34,6 +34,8 @@ def run(channel: Channel, queue: AdmissionQueue, home: Home) -> None:
 
 def main() -> None:
     """Run a worker on the file descriptors that the supervisor passed."""
+    home = Home.from_environment()
+    home.keep_private()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A signal to the whole machine or terminal reaches the supervisor too, and it decides.
         signal.signal(number, signal.SIG_IGN)
@@ -43,7 +45,7 @@ def main() -> None:
     # Before torch is imported: the locks on trials' folders must not come seconds after their orders.
     channel.listen()
     try:
-        run(channel, queue, Home.from_environment())
+        run(channel, queue, home)
     except Exception as error:
         failed = classify(error)
         hint = f"\n  Hint: {failed.hint}" if failed.hint else ""
