@@ -111,8 +111,7 @@ def _page() -> Iterator[str]:
         "Environment variables",
         "The `WANDB_...`, `HF_...` and `KTO_SWEEP_...` variables of this table are also read from a `.env` "
         "file in the working directory, without `${...}`; the shell's come first. A key of the shell is not "
-        "used for a `WANDB_BASE_URL` of that file. Commands say which variables they took and which they "
-        "ignored.",
+        "used for a `WANDB_BASE_URL` of that file. Commands say which variables they took and ignored.",
     )
     yield from _table(("variable", "meaning"), ((f"`{name}`", text) for name, text in VARIABLES.items()))
     yield ""

@@ -85,7 +85,7 @@ def prepare(
     """Load a `.env` file, then remove wandb's variables that would change a trial; yields notices.
 
     `keep`: those of NEW_NAMES that the command reads.
-    Raises UsageError for WANDB_DISABLED.
+    Raises UsageError for WANDB_DISABLED, and for a timeout that wandb cannot read.
     """
     yield from load_env_file(environ, env_file)
     yield from _remove_ignored(environ, keep)
@@ -122,6 +122,8 @@ def _remove_ignored(environ: MutableMapping[str, str], keep: Collection[str]) ->
             "WANDB_DISABLED is set, which W&B does not read",
             hint="unset WANDB_DISABLED; to upload nothing: export WANDB_MODE=disabled",
         )
+    if not environ.get("WANDB_HTTP_TIMEOUT", "0").isdecimal():  # importing wandb's API would fail
+        raise UsageError("WANDB_HTTP_TIMEOUT: not a whole number of seconds", hint="unset WANDB_HTTP_TIMEOUT")
     for name in {PROJECT, ENTITY, NAME}.difference(keep):
         environ.pop(name, None)
     known = {*VARIABLES, *OTHER_WANDB}

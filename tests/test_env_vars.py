@@ -12,6 +12,7 @@ from machine import Machine
 
 from kto_sweep.env_vars import NEW_NAMES, OTHER_WANDB, VARIABLES, load_env_file, prepare
 from kto_sweep.errors import UsageError
+from kto_sweep.wandb_client.private_api import read_settings
 
 KEPT = {*VARIABLES, *OTHER_WANDB}
 SPECIAL = {"WANDB_SERVICE_TRANSPORT", "WANDB_CONFIG", "WANDB_ARTIFACTS", "WANDB__PROXIES"}
@@ -55,6 +56,20 @@ def test_a_variable_that_only_seems_to_disable_wandb_is_refused(tmp_path: Path) 
         list(prepare({"WANDB_DISABLED": "true"}, tmp_path / ".env"))
     assert "unset WANDB_DISABLED" in error.value.hint
     assert list(prepare({"WANDB_DISABLED": "false"}, tmp_path / ".env"))
+
+
+@pytest.mark.parametrize("name", ["WANDB_INIT_TIMEOUT", "WANDB_X_STATS_SAMPLING_INTERVAL", "WANDB_SAVE_CODE"])
+def test_an_invalid_variable_is_named_without_its_value(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "0.01s")
+    with pytest.raises(UsageError, match=f"wandb rejects {name}: ") as error:
+        read_settings()
+    assert error.value.hint == f"unset {name}"
+    assert "0.01s" not in error.value.message
+
+
+def test_a_timeout_at_which_wandb_cannot_be_imported_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="WANDB_HTTP_TIMEOUT"):
+        list(prepare({"WANDB_HTTP_TIMEOUT": "0.5"}, tmp_path / ".env"))
 
 
 def test_an_env_file_gives_documented_variables_alone(tmp_path: Path) -> None:
@@ -117,6 +132,9 @@ def test_runs_of_a_foreign_shell_are_those_of_the_sweep_and_private(fake_machine
     done = machine.command("agent", "--json", WANDB_PROJECT="foreign")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("WANDB_SWEEP_ID") == 1
+
+    proxy = {"WANDB_HTTP_PROXY": "http://127.0.0.1:9"}  # where nothing answers
+    assert machine.json("status", "--local", **proxy)["id"] == sweep
 
     options = ("--local-file", "rows.jsonl", "--model-size", "tiny", "--max-steps", "2", "--cpu")
     own = {"WANDB_MODE": "offline", "WANDB_PROJECT": "alone", "WANDB_NAME": "own", "WANDB_ENTITY": ""}

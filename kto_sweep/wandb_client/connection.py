@@ -22,6 +22,8 @@ MAX_READY = 10_000
 """Bytes of the answer to /ready."""
 SERVICE = "kto-sweep"
 """What an embedded server calls itself there."""
+PROXIES = ("WANDB_HTTP_PROXY", "WANDB_HTTPS_PROXY", "WANDB_X_PROXIES", "WANDB__PROXIES")
+"""Proxies for W&B, which do not reach the embedded server on the loopback address."""
 ANSWER_SECONDS = 120
 """Timeout of a request. A 429 may require a minute's wait, which wandb's client respects only within this
 timeout; with a shorter one it would retry too early."""
@@ -69,7 +71,8 @@ class Target:
         environ["WANDB_MODE"] = "online"  # overrides `wandb offline` in this folder
         if self.local:
             environ["WANDB_API_KEY"] = self.key
-            environ.pop("WANDB_IDENTITY_TOKEN_FILE", None)
+            for name in ("WANDB_IDENTITY_TOKEN_FILE", *PROXIES):
+                environ.pop(name, None)
             environ.setdefault("WANDB_ERROR_REPORTING", "false")  # local runs must not be reported to W&B
 
 
@@ -92,9 +95,12 @@ def connect(target: Target) -> "wandb.Api":
 
     wandb itself would retry silently for minutes.
 
-    Raises ServerError if the server does not respond or rejects the key.
+    Raises ServerError if the server does not respond or rejects the key, UsageError for an invalid variable.
     """
+    from kto_sweep.wandb_client.private_api import read_settings
+
     target.export()
+    read_settings()  # wandb.Api reports an invalid variable as if the key were wrong
     try:
         # Any HTTP status is a response; only an embedded server says what it is.
         answer = get(f"{target.base_url}/ready", timeout=CONNECT_SECONDS, limit=MAX_READY)

@@ -15,6 +15,7 @@ from typing import Any
 
 import wandb
 from wandb.apis.public import sweeps as sweeps_api
+from wandb.errors import UsageError as WandbUsageError
 from wandb.sdk import wandb_setup
 from wandb.sdk.artifacts._internal_artifact import InternalArtifact
 from wandb.sdk.lib import wbauth
@@ -34,6 +35,7 @@ __all__ = [
     "kill_wandb_core",
     "new_artifact",
     "read_curves",
+    "read_settings",
     "register_agent",
     "set_run_state",
     "set_sweep_state",
@@ -60,16 +62,7 @@ def find_login() -> Login:
 
     Raises UsageError for an invalid WANDB_ variable.
     """
-    settings = wandb.Settings(silent=True)
-    with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the name of each settings file it reads
-        settings.update_from_system_settings()
-    try:
-        settings.update_from_env_vars(dict(os.environ))
-    except ValueError as error:
-        raise UsageError(
-            f"wandb rejects a WANDB_ environment variable: {_first_reason(error)}",
-            hint="fix or unset it; WANDB_MODE is online, offline or disabled",
-        ) from error
+    settings = read_settings()
     has_key = bool(
         settings.api_key
         or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
@@ -79,10 +72,27 @@ def find_login() -> Login:
     return Login(settings.base_url, settings.app_url, has_key, mode)
 
 
-def _first_reason(error: ValueError) -> str:
-    """The first problem in pydantic's message."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return ": ".join(lines[1:3]) or str(error)
+def read_settings() -> wandb.Settings:
+    """wandb's settings, from its files and the environment.
+
+    Raises UsageError for a variable that wandb rejects.
+    """
+    settings = wandb.Settings(silent=True)
+    with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the name of each settings file it reads
+        settings.update_from_system_settings()
+    for name, value in os.environ.items():
+        try:
+            settings.update_from_env_vars({name: value})
+        except (ValueError, WandbUsageError) as error:
+            hint = "WANDB_MODE is online, offline or disabled" if name == "WANDB_MODE" else f"unset {name}"
+            raise UsageError(f"wandb rejects {name}: {_first_reason(error)}", hint=hint) from error
+    return settings
+
+
+def _first_reason(error: Exception) -> str:
+    """The first problem in pydantic's message, without the value, which may be a key."""
+    lines = [line.strip().partition(" [type=")[0] for line in str(error).splitlines()]
+    return lines[2] if len(lines) > 2 else lines[0]
 
 
 def upsert_sweep(
