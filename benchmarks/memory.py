@@ -198,7 +198,9 @@ def run(case: Case, rows_file: Path) -> dict[str, Any] | str:
     return found
 
 
-def table(cases: list[Case], rows: Sequence[Any], rows_file: Path, jobs: int, minutes: float) -> Iterator[str]:
+def table(
+    cases: list[Case], rows: Sequence[Any], rows_file: Path, jobs: int, minutes: float
+) -> Iterator[str]:
     """Markdown, a line as soon as it is measured; no configuration is begun after so many minutes."""
     names = ("weights", "adapters", "step", "scoring")
     yield "| size | weights | trials | batch | also | " + " | ".join(names) + " | s per step |"

@@ -65,7 +65,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         line = report.wasxfail if expected else str(report.longrepr[2])  # type: ignore[index]
     else:
         outcome = report.outcome
-        line = dict(report.user_properties).get("line") or str(report.longrepr or "")[-300:]
+        line = str(dict(report.user_properties).get("line", ""))
     entry = {
         "test": report.nodeid,
         "outcome": outcome,

@@ -9,9 +9,7 @@ the server's own key, and calls its one user by that name.
 
 import base64
 import json
-import random
 import sys
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,15 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.keys import ensure_key
 from kto_sweep.server import listen
 from kto_sweep.server.app import build_app
 from kto_sweep.server.listen import ListenOptions
-from kto_sweep.server.maintenance import MaintenanceThread
+from kto_sweep.server.main import open_server_state
 from kto_sweep.server.resolvers import viewer
-from kto_sweep.server.server_state import ServerClock, ServerState
-from kto_sweep.server.store.database import Database
-from kto_sweep.server.store.migrations import migrate
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Any, Any], Awaitable[None]]
@@ -95,20 +89,15 @@ _local_user = viewer.local_user
 
 def main() -> None:
     home = Home(Path(sys.argv[1]))
-    files = home.server / "files"
-    files.mkdir(parents=True)
-    migrate(home.database)
-    server = ServerState(
-        Database(home.database), files, ensure_key(home), ServerClock(time.time), random.Random()
-    )
+    home.server.mkdir(parents=True)
     viewer.local_user = _named_after_the_test
-    MaintenanceThread(server).start()
-    app = Users(build_app(server, {"service": "kto-sweep"}, https=False), server.key)
-    with listen.bind(home, ListenOptions()) as bound:
+    with open_server_state(home) as server, listen.bind(home, ListenOptions(port=0)) as bound:
+        app = Users(build_app(server, {"service": "kto-sweep"}, https=False), server.key)
         print(json.dumps({"port": bound.getsockname()[1]}), flush=True)
-        uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75)
-        ).run(sockets=[bound])
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75
+        )
+        uvicorn.Server(config).run(sockets=[bound])
 
 
 if __name__ == "__main__":

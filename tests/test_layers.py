@@ -61,7 +61,7 @@ OUT_OF_REACH = {
 """What a package must not reach through anybody, not even when a function is called."""
 BOTH_SIDES = {"kto_sweep.agent.wandb_agent"}
 """Under wandb's own agents one process both logs and trains."""
-WANDB = ("kto_sweep.wandb_client", "kto_sweep.agent", "kto_sweep.sweep.push")
+WANDB = ("kto_sweep.wandb_client", "kto_sweep.agent", "kto_sweep.sweep.push", "kto_sweep.sweep.push_files")
 """Parts that may import wandb."""
 
 Graph = dict[str, set[str]]

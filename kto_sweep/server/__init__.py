@@ -6,6 +6,7 @@
                    |-- graphql_api + resolvers/   reads and writes by GraphQL
                    |-- file_stream                history, events, summary, console lines of a run
                    |-- uploads                    run files, through signed URLs
+                   |-- artifact_routes            artifacts' files, through signed URLs
                    `-- dashboard                  pages, their data (columns), login, controls
                           |
     heartbeat -> sweep_machine (what the agent does next) -> kto_sweep.search (the next trial)

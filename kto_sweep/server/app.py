@@ -17,7 +17,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kto_sweep.server import artifact_routes, dashboard, file_stream, graphql_api, request_body, uploads
+from kto_sweep.server import (
+    artifact_routes,
+    dashboard,
+    file_stream,
+    graphql_api,
+    history_export,
+    request_body,
+    uploads,
+)
 from kto_sweep.server.auth import LOGIN_COMMAND, ApiKey, ask_for_key
 from kto_sweep.server.errors import BodyTooLarge, ContentDamaged, DiskFull, NotFoundError, RequestError
 from kto_sweep.server.resolvers.registry import Context
@@ -51,6 +59,7 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             Route(stream, api.file_stream, methods=["POST"], middleware=key),
             Route(storage, api.upload, methods=["PUT"]),
             Route(storage, api.download, methods=["GET"]),
+            Route("/history/{token}/{name}", api.exported_history, methods=["GET"]),
             Route(storage, api.preflight, methods=["OPTIONS"]),
             *artifact_routes.routes(server, key),
             *dashboard.routes(server, https=https),
@@ -125,12 +134,17 @@ class _Api:
     async def upload(self, request: Request) -> Response:
         """Stores an uploaded file; the signed token in the URL replaces the API key."""
         file = await run_in_threadpool(self._file, request)
-        await uploads.store(self._server, file, request.stream())
+        size = request_body.announced_size(request)
+        await uploads.store(self._server, file, request.stream(), size)
         return Response()
 
     async def download(self, request: Request) -> Response:
         """Sends a file."""
         return uploads.download(self._server, await run_in_threadpool(self._file, request))
+
+    async def exported_history(self, request: Request) -> Response:
+        """Sends a file of exported history, or a range of it."""
+        return history_export.download(self._server, request.path_params["token"])
 
     async def preflight(self, request: Request) -> Response:
         """Allows this server's own pages, which browsers do not ask about, and `wandb verify` does."""

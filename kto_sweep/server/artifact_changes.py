@@ -17,6 +17,7 @@ from kto_sweep.server.artifact_values import (
     read_ttl,
 )
 from kto_sweep.server.errors import RequestError
+from kto_sweep.server.refused import REGISTRIES
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_collections as collections
 from kto_sweep.server.store import artifacts, projects
@@ -105,10 +106,7 @@ def link(connection: sqlite3.Connection, server: ServerState, fields: Input) -> 
     artifact = _linked(connection, fields)
     name, project_name = fields.get("artifact_portfolio_name") or "", fields.get("project_name") or ""
     if project_name.startswith(REGISTRY_PREFIX):
-        raise RequestError(
-            "this server has no registries: link the artifact into a collection of a project, such as"
-            " 'PROJECT/COLLECTION'"
-        )
+        raise RequestError(REGISTRIES.sentence)
     now = server.now()
     source = collections.get(connection, artifact.collection_id)
     assert source is not None
@@ -150,7 +148,7 @@ def unlink(connection: sqlite3.Connection, fields: Input) -> None:
     member = collections.member_of(connection, portfolio.id, artifact.id)
     if member is None:
         raise RequestError(f"the artifact is not linked into {portfolio.name}")
-    collections.remove_member(connection, member)
+    collections.remove_member(connection, member.id)
 
 
 def update_collection(
@@ -176,8 +174,6 @@ def move_sequence(connection: sqlite3.Connection, server: ServerState, fields: I
 def delete_collection(connection: sqlite3.Connection, kind: str, fields: Input) -> Collection:
     """Deletes a collection; a sequence with its artifacts, wherever they are linked. Raises RequestError."""
     collection = _changed(connection, kind, fields)
-    for artifact in artifacts.of_collection(connection, collection.id):
-        artifacts.delete(connection, artifact.id)
     collections.delete(connection, collection.id)
     return collection
 

@@ -42,10 +42,12 @@ def after_start(server: ServerState) -> None:
         part.unlink()
     _remove_uploads(server)
     reader = server.database.reader()
-    orphans = [
-        digest for digest in artifact_storage.stored(server) if contents.content(reader, digest) is None
-    ]
-    artifact_storage.remove(server, orphans)
+    # An upload in parts that was renamed but not recorded can still be completed.
+    kept = set(contents.uploads(reader).values())
+    stored = artifact_storage.stored(server)
+    artifact_storage.remove(
+        server, [digest for digest in stored if digest not in kept and not contents.content(reader, digest)]
+    )
 
 
 def _remove_uploads(server: ServerState) -> None:
@@ -53,7 +55,7 @@ def _remove_uploads(server: ServerState) -> None:
     # The list of files comes first: an upload that starts now has its record before its file.
     files = [*artifact_storage.uploads_folder(server).glob("*.parts")]
     files += artifact_storage.uploads_folder(server).glob("*.last")
-    known = set(contents.uploads(server.database.reader()))
+    known = contents.uploads(server.database.reader())
     for path in files:
         if int(path.stem) not in known:
             path.unlink(missing_ok=True)

@@ -106,7 +106,7 @@ def _start(
     fields: Input,
     now: float,
 ) -> Artifact:
-    """A new or continued artifact with the client's values."""
+    """A new artifact with the client's values, or a continued one, which keeps those that are not given."""
     values: dict[str, Any] = {
         "digest": fields["digest"],
         "run_id": run.id if run else None,
@@ -121,7 +121,8 @@ def _start(
     } | read_ttl(fields)
     if artifact is None:
         return artifacts.insert(connection, collection.id, now, **values)
-    artifacts.update(connection, artifact.id, now, **values)
+    given = {name: value for name, value in values.items() if value not in (None, [])}
+    artifacts.update(connection, artifact.id, now, **given)
     return by_id(connection, artifact.id)
 
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +76,7 @@ def _entry(path: str, values: dict[str, Any]) -> Entry:
 
 def check_path(path: str) -> None:
     """Raises RequestError for a path that would leave the folder into which a client downloads."""
-    parts = path.split("/")
+    parts = re.split(r"[/\\]", path)  # on Windows both separate
     if not path or len(path) > MAX_PATH or "\0" in path or not {"", ".", ".."}.isdisjoint(parts):
         raise RequestError(
             f"{path[:80]!r} is not a valid path in an artifact: use a relative path of at most {MAX_PATH}"

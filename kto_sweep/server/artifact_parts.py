@@ -13,12 +13,14 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
+from kto_sweep.errors import is_disk_full
 from kto_sweep.server import artifact_storage, received_file
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.received_file import BLOCK, Content, Hasher
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_contents as contents
 from kto_sweep.server.store.artifact_contents import Upload
+from kto_sweep.server.store.database import StoreUnavailable
 
 MAX_PARTS = 10_000
 
@@ -84,34 +86,41 @@ def _require_upload(connection: sqlite3.Connection, upload_id: int) -> None:
 
 
 def complete(server: ServerState, upload_id: int, digest: str) -> None:
-    """Makes the parts one content; does nothing if that was done before. Raises RequestError, OSError."""
+    """Makes the parts one content, unless it is there already. Raises RequestError, StoreUnavailable."""
     # A large file takes longer to verify than wandb waits for the answer: it asks again meanwhile, and that
     # request waits here for the first one.
     with server.upload_locks.of(upload_id):
+        if contents.has_content(server.database.reader(), digest):
+            return
         upload = contents.get_upload(server.database.reader(), upload_id)
         if upload is None:
-            if contents.has_content(server.database.reader(), digest):
-                return
             raise RequestError("there is no such upload; log the artifact again")
         arrived = contents.parts(server.database.reader(), upload.id)
         if missing := [number for number in range(1, len(upload.part_digests) + 1) if number not in arrived]:
             raise RequestError(f"{len(missing)} parts have not arrived, the first is part {missing[0]}")
-        _append_last(server, upload)
         path = parts_path(server, upload.id)
+        if not path.exists():
+            # The server died, or could not write, between the rename and its record.
+            path = artifact_storage.path_of(server, upload.digest)
         try:
+            _append_last(server, upload, path)
             artifact_storage.adopt(server, upload.digest, path, _verify(path), upload.id)
         except RequestError:
             # The client starts again with a new upload; cleanup removes the files.
             server.database.write(lambda c: contents.delete_upload(c, upload.id))
             raise
+        except OSError as problem:
+            if is_disk_full(problem):
+                raise StoreUnavailable(f"the file cannot be written: {problem}") from problem
+            raise
         last_path(server, upload.id).unlink(missing_ok=True)
 
 
-def _append_last(server: ServerState, upload: Upload) -> None:
+def _append_last(server: ServerState, upload: Upload, path: Path) -> None:
     """Copies the last part to its place; repeating it after a crash changes nothing."""
     assert upload.part_size is not None
     position = upload.part_size * (len(upload.part_digests) - 1)
-    with last_path(server, upload.id).open("rb") as last, parts_path(server, upload.id).open("r+b") as file:
+    with last_path(server, upload.id).open("rb") as last, path.open("r+b") as file:
         file.seek(position)
         while block := last.read(BLOCK):
             file.write(block)

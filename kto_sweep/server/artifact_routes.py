@@ -23,7 +23,7 @@ from kto_sweep.server import (
 )
 from kto_sweep.server.artifact_manifest import MAX_MANIFEST
 from kto_sweep.server.artifact_values import by_global_id, by_id
-from kto_sweep.server.errors import DiskFull, NotFoundError, RequestError
+from kto_sweep.server.errors import BodyTooLarge, DiskFull, NotFoundError, RequestError
 from kto_sweep.server.responses import error
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import artifact_contents as contents
@@ -31,6 +31,8 @@ from kto_sweep.server.store import artifacts
 from kto_sweep.server.store.artifact_contents import Upload
 from kto_sweep.server.store.artifacts import Artifact
 
+TOUCH_SECONDS = 3600.0
+"""Seconds between two records that an artifact is being uploaded: a write for each file would be slow."""
 DOWNLOAD_HEADERS = {
     "accept-ranges": "bytes",
     "x-content-type-options": "nosniff",
@@ -47,7 +49,7 @@ def routes(server: ServerState, key: Sequence[Middleware]) -> list[Route]:
         Route("/artifacts/upload/{token}/{name:path}", api.upload, methods=["PUT"]),
         Route("/artifacts/part/{token}", api.upload_part, methods=["PUT"]),
         Route("/artifacts/manifest-upload/{token}", api.upload_manifest, methods=["PUT"]),
-        Route("/artifacts/manifest/{token}", api.manifest, methods=["GET"]),
+        Route("/artifacts/manifest/{token}/{name}", api.manifest, methods=["GET"]),
         Route("/artifacts/file/{token}/{name:path}", api.file, methods=["GET"]),
         Route(
             "/artifactsV2/{region}/{entity}/{project}/{collection}/{artifact}/{birth}/{digest}/{name:path}",
@@ -67,7 +69,8 @@ class _Api:
         artifact_id, digest = self._token(request, artifact_urls.UPLOAD)
         await run_in_threadpool(self._touch, artifact_id)
         async with self._noted(artifact_id):
-            await artifact_storage.store(self._server, digest, request.stream(), _length(request))
+            size = request_body.announced_size(request)
+            await artifact_storage.store(self._server, digest, request.stream(), size)
         return Response()
 
     async def upload_part(self, request: Request) -> Response:
@@ -75,15 +78,17 @@ class _Api:
         upload_id, number = self._token(request, artifact_urls.PART)
         upload = await run_in_threadpool(self._upload, upload_id)
         async with self._noted(upload.artifact_id):
-            length = _length(request)
-            digest = await artifact_parts.store(self._server, upload, number, request.stream(), length)
+            size = request_body.announced_size(request)
+            digest = await artifact_parts.store(self._server, upload, number, request.stream(), size)
         return Response(headers={"etag": digest})
 
     async def upload_manifest(self, request: Request) -> Response:
         """Stores a manifest."""
         manifest_id = self._token(request, artifact_urls.MANIFEST_UPLOAD)
-        body = await request_body.read(request, MAX_MANIFEST)
-        await run_in_threadpool(self._fill_manifest, manifest_id, body)
+        artifact_id = await run_in_threadpool(self._artifact_of_manifest, manifest_id)
+        async with self._noted(artifact_id):
+            body = await request_body.read(request, MAX_MANIFEST)
+            await run_in_threadpool(self._fill_manifest, manifest_id, body)
         return Response()
 
     async def manifest(self, request: Request) -> Response:
@@ -111,7 +116,7 @@ class _Api:
         """Notes a refused upload on its run's page: `log_artifact` does not wait, so nobody else says so."""
         try:
             yield
-        except (RequestError, DiskFull) as problem:
+        except (BodyTooLarge, DiskFull, RequestError) as problem:
             await run_in_threadpool(run_notices.upload_refused, self._server, artifact_id, str(problem))
             raise
 
@@ -120,8 +125,10 @@ class _Api:
 
     def _touch(self, artifact_id: int) -> None:
         """Checks that the artifact still needs files, and has maintenance keep it."""
-        artifact_creation.require_pending(by_id(self._server.database.reader(), artifact_id))
-        self._server.database.write(lambda c: artifacts.touch(c, [artifact_id], self._server.now()))
+        artifact, now = by_id(self._server.database.reader(), artifact_id), self._server.now()
+        artifact_creation.require_pending(artifact)
+        if now - artifact.updated_at > TOUCH_SECONDS:
+            self._server.database.write(lambda c: artifacts.touch(c, [artifact_id], now))
 
     def _upload(self, upload_id: int) -> Upload:
         upload = contents.get_upload(self._server.database.reader(), upload_id)
@@ -130,9 +137,13 @@ class _Api:
         self._touch(upload.artifact_id)
         return upload
 
-    def _fill_manifest(self, manifest_id: int, body: bytes) -> None:
+    def _artifact_of_manifest(self, manifest_id: int) -> int:
         record = artifact_creation.manifest_by_id(self._server.database.reader(), manifest_id)
         self._touch(record.artifact_id)
+        return record.artifact_id
+
+    def _fill_manifest(self, manifest_id: int, body: bytes) -> None:
+        record = artifact_creation.manifest_by_id(self._server.database.reader(), manifest_id)
         artifact_manifest.check_digest(body, record.digest)
         parsed = artifact_manifest.parse(body)
         self._server.database.write(lambda c: artifact_creation.fill_manifest(c, manifest_id, parsed))
@@ -155,14 +166,6 @@ class _Api:
     def _has(self, artifact: Artifact, digest: str) -> bool:
         manifest = artifact.manifest_id
         return manifest is not None and contents.has_digest(self._server.database.reader(), manifest, digest)
-
-
-def _length(request: Request) -> int:
-    """Bytes of the request's body. Raises RequestError."""
-    try:
-        return int(request.headers["content-length"])
-    except (KeyError, ValueError) as problem:
-        raise RequestError("an upload needs a Content-Length") from problem
 
 
 def send(reader: artifact_storage.Reader, name: str, byte_range: str | None) -> Response:

@@ -156,7 +156,7 @@ class Reader:
 def remove(server: ServerState, digests: Iterable[str]) -> None:
     """Removes those of these contents from disk that have no record."""
 
-    # One job for each: between two, uploads go on.
+    # One job for each: between two, uploads continue.
     def unlink(connection: sqlite3.Connection, digest: str) -> None:
         if contents.content(connection, digest) is None:
             path_of(server, digest).unlink(missing_ok=True)

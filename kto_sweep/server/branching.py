@@ -84,7 +84,8 @@ def rewind(connection: sqlite3.Connection, fields: Mapping[str, Any]) -> Run:
     lines.cut(connection, run.id, step)
     lines.clear(connection, run.id, Stream.EVENTS)
     lines.clear(connection, run.id, Stream.OUTPUT)
-    runs.count_rewrite(connection, run.id)
+    for stream in Stream:
+        runs.count_rewrite(connection, run.id, stream)
     runs.update(connection, run.id, summary=_summary_of_history(connection, run.id), overwrite_below=0)
     changed = runs.get(connection, run.id)
     assert changed is not None

@@ -42,7 +42,7 @@ class StreamColumns:
 
     next_line: int = 0
     rewrites: int = 0
-    """The run's `rewrites` when they were read; a higher number means that lines were replaced."""
+    """How often lines were replaced when they were read; a higher number makes them stale."""
     steps: "array[float]" = field(default_factory=lambda: array("d"))
     """Step of each row."""
     seconds: "array[float]" = field(default_factory=lambda: array("d"))
@@ -153,7 +153,7 @@ class ColumnCache:
         """The columns, updated with all lines logged so far."""
         columns = self._columns.pop((run_id, stream), None) or StreamColumns()
         self._total -= columns.size()
-        rewrites = runs.rewrites(connection, run_id)
+        rewrites = runs.rewrites(connection, run_id, stream)
         if rewrites != columns.rewrites:
             columns = StreamColumns(rewrites=rewrites)
         columns.append(_new_lines(connection, run_id, stream, columns.next_line), started_at)

@@ -119,8 +119,8 @@ def _write_lines(
     else:
         written = lines.append(connection, run.id, stream, writer, chunk.offset, chunk.content)
         changed = False
-    if changed and stream is not Stream.OUTPUT:
-        runs.count_rewrite(connection, run.id)
+    if changed:
+        runs.count_rewrite(connection, run.id, stream)
     return written if stream is Stream.HISTORY else None
 
 

@@ -86,7 +86,7 @@ def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lam
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _shut_down)
-            with listen.bind(home, options) as bound, _open_server_state(home) as server:
+            with listen.bind(home, options) as bound, open_server_state(home) as server:
                 _serve(home, bound, server, options.tls, started)
         except _Shutdown:
             pass
@@ -129,7 +129,7 @@ def _shut_down(number: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
-def _open_server_state(home: Home) -> Iterator[ServerState]:
+def open_server_state(home: Home) -> Iterator[ServerState]:
     """Yields the server's state with the maintenance thread running; closes everything at the end."""
     files = home.server / "files"
     files.mkdir(parents=True, exist_ok=True)

@@ -46,7 +46,7 @@ AUTOMATIONS = Family(
 )
 REGISTRIES = Family(
     "organizations and their registries",
-    "log an artifact to a project, and give it aliases there",
+    "link an artifact to a collection of a project: `run.link_artifact(artifact, 'PROJECT/COLLECTION')`",
     frozenset(
         "advancedRegistryFeatures allowAllArtifactTypesInRegistry createProjectMembers deleteModel "
         "deleteProjectMembers orgEntity renameProject role teamMembers updateProjectMember "

@@ -23,6 +23,11 @@ async def read(request: Request, max_bytes: int) -> bytes:
     return _gunzip(body, max_bytes) if request.headers.get("content-encoding") == "gzip" else body
 
 
+def announced_size(request: Request) -> int:
+    """Bytes that the request says it has; 0 if it does not say."""
+    return int(request.headers.get("content-length", 0))
+
+
 def _gunzip(body: bytes, max_bytes: int) -> bytes:
     decompressor = zlib.decompressobj(wbits=31)
     try:

@@ -1,6 +1,7 @@
 """Warnings on a run's page about what its process sent and the server did not keep.
 
-The SDK's background process has no way to the terminal: it logs the error in debug-internal.log and goes on.
+The SDK's background process has no way to the terminal: it logs the error in debug-internal.log and
+continues.
 """
 
 import sqlite3

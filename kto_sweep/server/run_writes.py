@@ -45,7 +45,8 @@ def upsert(
     created = run is None
     if run is None:
         run = _create(connection, server, fields, now)
-    is_new = created or (run.host is None and run.state is RunState.PENDING)
+    # A trial exists before its first process starts it.
+    is_new = created or (_is_start(fields) and run.host is None and run.state is RunState.PENDING)
     if _is_start(fields) and not created:
         _restart(connection, run, resumed=bool(fields.get("id")), shared=shared)
     values = _changes(run, fields)
@@ -57,7 +58,7 @@ def upsert(
             values["sweep_id"] = _sweep_id(connection, run.project_id, sweep_name)
     runs.update(connection, run.id, **values)
     changed = _reload(connection, run.id)
-    if is_new and _is_start(fields):
+    if is_new:
         changed = _fork(connection, changed)
     if changed.sweep_id is not None and "summary" in values:
         sweep_progress.on_summary(connection, changed)
@@ -120,8 +121,8 @@ def _restart(connection: sqlite3.Connection, run: Run, *, resumed: bool, shared:
     if run.state is RunState.PENDING and run.host is not None:
         for stream in Stream:
             lines.clear(connection, run.id, stream)
+            runs.count_rewrite(connection, run.id, stream)
         runs.update(connection, run.id, summary="{}", overwrite_below=0)
-        runs.count_rewrite(connection, run.id)
         sweep_progress.recompute_run(connection, _reload(connection, run.id))
     else:
         # wandb sends its rows after these: it is told their number (historyLineCount).
@@ -216,9 +217,14 @@ def request_stop(connection: sqlite3.Connection, global_id: str) -> None:
 
 
 def set_state(connection: sqlite3.Connection, global_id: str, state: str) -> None:
-    """Sets a run's state manually; an ended run that is set to pending is assigned again."""
+    """Sets a run's state manually; an ended run that is set to pending is assigned again.
+
+    Raises RequestError for an ended run that is set to failed, as on W&B.
+    """
     run = by_global_id(connection, global_id)
     values: dict[str, Any] = {"state": _state(state), "paused": False}
+    if run.state in ENDED and values["state"] is RunState.FAILED:
+        raise RequestError(f"invalid state transition: the run is already {run.state}")
     if run.state in ENDED and values["state"] is RunState.PENDING:
         values |= {"agent_id": None, "picked_up": False, "stop_requested": False, "exitcode": None}
         values["handed_out"] = min(run.handed_out, 1)

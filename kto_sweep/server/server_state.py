@@ -79,6 +79,8 @@ class ServerState:
     """Of sweeps: two searches for one sweep would suggest the same trial."""
     upload_locks: RowLocks = field(default_factory=RowLocks)
     """Of uploads in parts: one request completes an upload."""
+    export_lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a run's history is exported."""
 
     @property
     def artifacts(self) -> Path:

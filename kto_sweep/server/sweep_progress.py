@@ -23,7 +23,7 @@ def on_history_rows(connection: sqlite3.Connection, run: Run, offset: int, texts
     if sweep is None or rules is None or rules.metric is None:
         return
     values = _metric_values(rules.metric, offset, texts)
-    rewritten = runs.rewrites(connection, run.id) != run.rewrites
+    rewritten = runs.rewrites(connection, run.id, lines.Stream.HISTORY) != run.history_rewrites
     reached = (
         _recompute_run(connection, run.id, rules.metric)
         if rewritten

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from kto_sweep.server import received_file, run_notices, run_writes, signed_urls
-from kto_sweep.server.errors import BodyTooLarge, NotFoundError, RequestError
+from kto_sweep.server.errors import BodyTooLarge, DiskFull, NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files
 from kto_sweep.server.store.files import File
@@ -82,19 +82,22 @@ def download(server: ServerState, file: File) -> FileResponse:
     )
 
 
-async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes]) -> None:
-    """Writes an upload to disk and marks its record as complete. Raises BodyTooLarge, OSError.
+async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes], size: int) -> None:
+    """Writes an upload of `size` bytes to disk and marks its record as complete.
 
-    The SDK tells nobody that a file was too large, so the run's page does.
+    The SDK tells nobody that a file was too large or did not fit, so the run's page does.
+    Raises BodyTooLarge, DiskFull, OSError.
     """
     target = path_of(server, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
     try:
+        received_file.require_space(server.files, size)
         content = await received_file.receive(part, chunks, max_bytes=MAX_FILE)
         part.replace(target)
-    except BodyTooLarge:
-        reason = f"a file may have at most {MAX_FILE // 2**30} GiB"
+    except (BodyTooLarge, DiskFull) as problem:
+        too_large = f"a file may have at most {MAX_FILE // 2**30} GiB"
+        reason = str(problem) if isinstance(problem, DiskFull) else too_large
         await run_in_threadpool(
             server.database.write,
             lambda c: run_notices.note(c, file.run_id, file.name, reason, server.now()),

@@ -3,6 +3,7 @@
 The wandb SDK writes the runs. It sets a run's creation time and `_runtime` itself, so these are not copied.
 """
 
+import contextlib
 import json
 import os
 import tempfile
@@ -218,10 +219,14 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any, say: Callable[[str], None])
             dir=folder,
             settings=settings,
         )
-        for row in run.scan_history():
+        for row in run.scan_history(use_cache=False):
             if row["_step"] >= copy.starting_step:
                 # Commit at once: a pending row would later overwrite the summary.
-                values = {name: value for name, value in row.items() if name not in {"_step", "_runtime"}}
+                values = {
+                    name: _as_logged(value)
+                    for name, value in row.items()
+                    if name not in {"_step", "_runtime"} and value is not None
+                }
                 copy.log(row_to_copy(values), step=row["_step"], commit=True)
         copy_files(run, copy, Path(folder, "files"))
         copy_artifacts(api, run, copy, Path(folder, "artifacts"), say)
@@ -232,6 +237,17 @@ def _send(api: wandb.Api, sweep: SweepRef, run: Any, say: Callable[[str], None])
     if run.state == "crashed":
         # W&B infers a crash only from missing heartbeats, so it shows this run as failed.
         set_run_state(api, sweep, run.id, "crashed")
+
+
+def _as_logged(value: Any) -> Any:
+    """A value of a row from an exported history, where wandb's objects, such as images, are JSON.
+
+    Such a row also has None for each metric that it lacks.
+    """
+    if isinstance(value, str) and value.startswith("{") and '"_type"' in value:
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _end_sweep(

@@ -53,6 +53,7 @@ def test_time_on_a_device_never_shrinks(fake_machine: Machine) -> None:
     assert (after["shown_state"], after["finished"]) == ("finished", 1), json.dumps(after)
 
 
+@pytest.mark.slow
 def test_a_trial_that_starts_over_on_another_box_keeps_its_earlier_time(
     fake_machine: Machine, tmp_path: Path
 ) -> None:

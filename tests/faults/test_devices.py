@@ -115,6 +115,7 @@ def test_a_gpu_that_has_nothing_left_to_do_takes_the_trials_of_one_that_breaks(t
         harness.close()
 
 
+@pytest.mark.slow
 def test_the_last_gpu_is_given_up_when_it_says_twice_that_it_is_broken(tmp_path):
     harness = gpu_harness(tmp_path, 1)
     try:

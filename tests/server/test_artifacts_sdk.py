@@ -5,6 +5,8 @@ from typing import Any
 from machine import Machine
 from sdk_scripts import run_script
 
+from kto_sweep.server.refused import REGISTRIES
+
 HELPERS = """
 import datetime, pathlib
 import numpy
@@ -221,7 +223,7 @@ report(result)
     result = run(machine, code)
     assert result["link"] == "portfolio:v0"
     assert result["link_model"].startswith("acme/model-registry/registered:")
-    assert "does not keep organizations and their registries" in result["registry"]
+    assert REGISTRIES.sentence in result["registry"]
     assert result["changed"] == ["new", {"k": 1}, ["best"], ["t1", "t2"]]
     assert result["changed_back"] == [[], ["t2"]]
     assert "has the aliases latest" in result["with_alias"]
@@ -229,7 +231,7 @@ report(result)
     assert result["linked"] == [True, "linked:v0", ["portfolio:v0"]]
     assert result["link_aliases"] == [["extra", "latest", "prod"], ["latest"]]
     assert result["unlinked"] == [False, True]
-    assert result["collection"] == ["text", ["ct"], ["latest"]]
+    assert result["collection"] == ["text", ["ct"], []]
     assert result["moved"] == ["renamed"]
     assert "has an artifact collection linked already" in result["taken"]
     assert result["deleted"] is False

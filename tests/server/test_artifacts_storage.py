@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from artifact_client import ArtifactClient, digest_of, manifest_of, md5
@@ -10,8 +11,9 @@ from server_harness import ServerHarness
 
 from kto_sweep.server import artifact_cleanup, received_file
 from kto_sweep.server.errors import ContentDamaged
-from kto_sweep.server.received_file import BLOCK
+from kto_sweep.server.received_file import BLOCK, SMALL_UPLOAD
 from kto_sweep.server.signed_urls import URL_SECONDS
+from kto_sweep.server.store import artifact_contents
 
 FILES = {"a.bin": b"weights", "sub/b.bin": b"config", "copy.bin": b"weights"}
 LARGE = bytes(range(256)) * (BLOCK // 100)
@@ -106,7 +108,7 @@ def test_an_artifact_with_a_missing_file_or_manifest_is_not_committed(client: Ar
 
 
 @pytest.mark.parametrize(
-    "path", ["../a", "/etc/passwd", "a/../../b", "a//b", "./a", "", "a/", "x" * 2000, "a\0"]
+    "path", ["../a", "/etc/passwd", "a/../../b", r"a\..\..\b", "a//b", "./a", "", "a/", "x" * 2000, "a\0"]
 )
 def test_paths_that_leave_the_folder_of_a_download_are_refused(client: ArtifactClient, path: str) -> None:
     artifact = client.create("a", FILES)["id"]
@@ -141,7 +143,7 @@ def test_a_url_permits_one_use_of_one_file_for_a_week(client: ArtifactClient) ->
     artifact = client.log("a", FILES)
     pending = client.create("b", {"x": b"new"})["id"]
     download, upload = client.urls(artifact)["a.bin"], client.announce(pending, "x", b"new")["uploadUrl"]
-    token = download.split("/")[-2]
+    token = download.partition("/file/")[2].partition("/")[0]
     for path in (f"upload/{token}/x", f"manifest/{token}", f"file/{token[:-2]}xx/x", "file/x/x"):
         assert client.http.get(f"/artifacts/{path}").status_code in (404, 405)
         assert client.http.put(f"/artifacts/{path}", content=b"weights").status_code in (404, 405)
@@ -200,14 +202,16 @@ def test_a_damaged_file_is_not_served_and_the_next_upload_replaces_it(
 def test_an_upload_that_does_not_fit_on_the_disk_is_refused(
     client: ArtifactClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = client.create("a", FILES)["id"]
-    url = client.announce(artifact, "a.bin", b"weights")["uploadUrl"]
+    large = bytes(SMALL_UPLOAD + 1)
+    artifact = client.create("a", {"large": large})["id"]
+    url = client.announce(artifact, "large", large)["uploadUrl"]
     monkeypatch.setattr(received_file, "free_bytes", lambda folder: 200 << 20)
-    response = client.put(url, b"weights")
+    response = client.put(url, large)
     assert response.status_code == 507
     assert "200 MiB free" in response.text
+    assert client.put_files(artifact, FILES) == ["a.bin", "sub/b.bin"], "small files are not refused"
     monkeypatch.undo()
-    assert client.put(url, b"weights").status_code == 200
+    assert client.put(url, large).status_code == 200
 
 
 PARTS = [b"a" * 2000, b"b" * 2000, b"c" * 2000, b"d" * 7]
@@ -292,6 +296,28 @@ def test_what_a_server_that_died_left_is_removed_at_the_next_start(client: Artif
     assert not orphan.exists()
     assert client.uploads == [f"{upload['uploadID']}.last", f"{upload['uploadID']}.parts"]
     assert client.http.get(client.urls(artifact)["a.bin"]).content == b"weights"
+
+
+@pytest.mark.parametrize("moment", ["add_content", "replace"])
+def test_an_upload_in_parts_is_completed_after_the_server_died_in_it(
+    client: ArtifactClient, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    files = {"large": b"".join(PARTS)}
+    artifact = client.create("a", files)["id"]
+    upload = client.put_parts(artifact, "large", PARTS, [0, 1, 2, 3])
+
+    def die(*args: object) -> None:
+        raise OSError("the server dies here")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((artifact_contents, moment) if moment == "add_content" else (Path, moment)), die)
+        query = "completeMultipartUploadArtifact", "CompleteMultipartUploadArtifactInput", "digest"
+        assert "dies here" in client.refused(*query, **upload)
+    artifact_cleanup.after_start(client.harness.server)
+    client.complete(upload)
+    client.put_manifest(artifact, files)
+    client.commit(artifact)
+    assert client.http.get(client.urls(artifact)["large"]).content == files["large"]
 
 
 def test_an_artifact_expires_unless_it_is_linked(client: ArtifactClient) -> None:

@@ -11,7 +11,7 @@ from sdk_scripts import run_script
 from server_harness import ServerHarness
 
 from kto_sweep.server import received_file, uploads
-from kto_sweep.server.errors import BodyTooLarge
+from kto_sweep.server.errors import BodyTooLarge, DiskFull
 from kto_sweep.server.refused import (
     ACCOUNTS,
     AUTOMATIONS,
@@ -131,21 +131,28 @@ def test_the_run_that_asked_shows_a_request_that_failed(harness: ServerHarness) 
 
 
 @pytest.mark.usefixtures("run_named_r1")
-def test_the_run_shows_a_file_that_is_too_large(
-    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(BodyTooLarge, "a file may have at most "), (DiskFull, "the server's disk has 5")],
+)
+def test_the_run_shows_a_file_that_was_not_kept(
+    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch, error: type[Exception], reason: str
 ) -> None:
-    monkeypatch.setattr(uploads, "MAX_FILE", 8)
+    if error is BodyTooLarge:
+        monkeypatch.setattr(uploads, "MAX_FILE", 8)
+    else:
+        monkeypatch.setattr(received_file, "free_bytes", lambda folder: 5 << 20)
     asked = {"entity_name": "acme", "project_name": "tests", "run_name": "r1", "files": ["model.bin"]}
     _, (file,) = harness.server.database.write(lambda c: uploads.announce(c, harness.server, asked))
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"123456789"
 
-    with pytest.raises(BodyTooLarge):
-        asyncio.run(uploads.store(harness.server, file, chunks()))
+    with pytest.raises(error):
+        asyncio.run(uploads.store(harness.server, file, chunks(), 2 << 20))
     ((severity, title, text),) = run_alerts(harness)
     assert (severity, title) == ("WARN", "Not kept")
-    assert text.startswith("model.bin: a file may have at most ")
+    assert text.startswith(f"model.bin: {reason}")
 
 
 def test_the_run_shows_an_artifact_that_could_not_be_saved(
@@ -158,6 +165,7 @@ def test_the_run_shows_an_artifact_that_could_not_be_saved(
     with client.http:
         artifact = client.create("big", files_of, runName="r")["id"]
         url = client.announce(artifact, "a.bin", b"weights")["uploadUrl"]
+        monkeypatch.setattr(received_file, "SMALL_UPLOAD", 0)
         monkeypatch.setattr(received_file, "free_bytes", lambda folder: 200 << 20)
         for _ in range(2):  # the SDK tries again
             assert client.put(url, b"weights").status_code == 507

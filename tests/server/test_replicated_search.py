@@ -56,6 +56,7 @@ def test_each_configuration_is_trained_with_all_seeds_before_the_next(
     assert harness.sweep_field(sweep) == "FINISHED"
 
 
+@pytest.mark.slow
 def test_three_agents_and_a_server_that_is_killed_train_each_seed_once(machine: Machine) -> None:
     sweep = upsert_sweep(machine, SEARCH)
     agent = """

@@ -158,6 +158,15 @@ def test_resent_rows_keep_later_rows_on_the_server(harness: ServerHarness, offse
     assert steps(harness) == [(0, 1), (1, 2), (2, 3)]
 
 
+def test_an_ended_run_cannot_be_set_to_failed(harness: ServerHarness) -> None:
+    opaque = harness.start_run("r")["bucket"]["id"]
+    query = """mutation($id: ID!) { updateRunState(input: {id: $id, state: "failed"}) { success } }"""
+    assert harness.query(query, id=opaque)["updateRunState"]["success"]
+    (error,) = harness.execute(query, id=opaque)[1]["errors"]
+    assert error["message"] == "invalid state transition: the run is already failed"
+    assert harness.run("r", "state") == {"state": "failed"}
+
+
 def test_retried_trial_starts_over(harness: ServerHarness) -> None:
     """No row, line or value of the first attempt is left when the second one starts."""
     config = {"method": "grid", "metric": {"name": "x"}, "parameters": {"lr": {"values": [1, 2]}}}

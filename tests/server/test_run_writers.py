@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from machine import Machine
 from sdk_scripts import run_script, script_results, start_script
-from server_harness import ServerHarness
+from server_harness import GRID, ServerHarness
 
 START = """mutation($name: String!, $config: JSONString) { upsertBucket(input:
     {name: $name, host: "box", config: $config}) { inserted bucket { id state } } }"""
@@ -148,6 +148,17 @@ def test_fork_from_nothing_is_refused_and_makes_no_run(
     assert harness.query(found)["project"]["bucket"] is None
 
 
+def test_a_trial_of_a_sweep_can_be_a_fork(harness: ServerHarness) -> None:
+    harness.start_run("p")
+    harness.log("p", 0, {"loss": 3.0}, {"loss": 2.0}, {"loss": 1.0})
+    sweep = harness.sweep(GRID)
+    (command,) = harness.beat(harness.agent(sweep))
+    status, body = fork(harness, command["run_id"], "p", 1.0)
+    assert status == 200, body
+    assert [row["loss"] for row in rows(harness, command["run_id"])] == [3, 2]
+    assert harness.sweep_field(sweep, "bestLoss") == 2
+
+
 REWIND = """mutation($name: String!, $metric: String!, $value: Float!) { rewindRun(input:
     {runName: $name, metricName: $metric, metricValue: $value}) { rewoundRun { name historyLineCount } } }"""
 
@@ -240,3 +251,29 @@ report([run.state, run.config, list(run.scan_history())])
     assert [row["_step"] for row in values] == list(range(10))
     for name in ("a", "b"):
         assert [row[name] for row in values if name in row] == list(range(5))
+
+
+def test_a_trial_that_an_agent_retries_has_only_the_rows_of_its_last_attempt(machine: Machine) -> None:
+    code = '''
+counts = iter([5, 2])
+def trial():
+    with wandb.init() as run:
+        for value in range(next(counts)):
+            run.log({"x": value})
+sweep = wandb.sweep({"method": "grid", "parameters": {"lr": {"values": [1]}}}, project="retried")
+wandb.agent(sweep, function=trial, project="retried")
+found = wandb.Api().sweep(f"acme/retried/{sweep}")
+first = [row["x"] for row in found.runs[0].scan_history()]
+wandb.Api().run(f"acme/retried/{found.runs[0].id}").update_state("pending")
+resume = """mutation($id: ID!, $state: String!) {
+    upsertSweep(input: {id: $id, state: $state}) { sweep { id } } }"""
+known = {"id": found._attrs["id"], "state": "RUNNING"}
+wandb.Api()._service_api.execute_graphql(resume, variables=known)
+wandb.agent(sweep, function=trial, project="retried")
+again = wandb.Api().sweep(f"acme/retried/{sweep}")
+report([again.state, first, [[row["x"] for row in run.scan_history(use_cache=False)] for run in again.runs]])
+'''
+    state, first, rows = run_script(machine, code)
+    assert state == "FINISHED"
+    assert first == [0, 1, 2, 3, 4]
+    assert rows == [[0, 1]]

@@ -119,6 +119,7 @@ again.upload_file("late.txt")
 result["late"] = again.file("late.txt").size
 again.file("late.txt").delete()
 result["after"] = [file.name for file in again.files() if file.name == "late.txt"]
+again.update_state("pending")
 again.update_state("failed")
 result["state_by_hand"] = wandb.Api().run(f"acme/many/{again.id}").state
 again.delete()

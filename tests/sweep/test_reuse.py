@@ -55,6 +55,7 @@ def test_a_sweep_that_is_not_a_grid_cannot_reuse():
         find_reusable(CONFIG | {"method": "random"}, earlier())
 
 
+@pytest.mark.slow
 def test_a_default_that_the_new_sweep_names_is_the_same_cell(machine: Machine) -> None:
     first = machine.create_sweep(SWEEP)["id"]
     old = run_trials(machine, first)

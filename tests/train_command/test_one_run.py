@@ -79,6 +79,7 @@ def test_chat_answers_a_typed_prompt_twice(machine, trained):
     assert answers["tuned"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_logs_the_same_rows(machine):
     (machine.folder / "own.jsonl").write_text(EXAMPLE.read_text())
     steps = ("--max-steps", "12", "--batch-size", "4", "--eval-steps", "6", "--local-file", "own.jsonl")

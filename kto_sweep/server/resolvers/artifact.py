@@ -208,6 +208,8 @@ def _file_page(
     artifact: Artifact, context: Context, names: list[str] | None, after: str | None, first: int | None
 ) -> dict[str, Any]:
     page = page_args(first, after, maximum=MAX_FILES)
+    if len(names or ()) > MAX_FILES:
+        raise RequestError(f"a request may name at most {MAX_FILES} files")
     found, total = [], 0
     if artifact.manifest_id is not None:
         reader, manifest = context.reader, artifact.manifest_id

@@ -1,15 +1,22 @@
 """Fields of artifact types, collections, memberships and aliases, and the collections of projects."""
 
-import json
 from typing import Any
 
-from kto_sweep.server.errors import RequestError
 from kto_sweep.server.resolvers.artifact import collection_type, tag_node
-from kto_sweep.server.resolvers.registry import Context, Fields, connection, page_args
+from kto_sweep.server.resolvers.registry import Context, Fields, PageArgs, connection, page_args
 from kto_sweep.server.store import artifact_collections as collections
 from kto_sweep.server.store import artifacts, projects
-from kto_sweep.server.store.artifact_collections import LATEST, Alias, ArtifactType, Collection, Member
+from kto_sweep.server.store.artifact_collections import (
+    COLUMNS,
+    LATEST,
+    VERSION_COLUMNS,
+    Alias,
+    ArtifactType,
+    Collection,
+    Member,
+)
 from kto_sweep.server.store.artifacts import Artifact
+from kto_sweep.server.store.filters import Where, compile_filter, compile_order
 from kto_sweep.server.store.ids import from_global, to_global
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.wire import timestamp
@@ -67,12 +74,14 @@ def _collections(
     filters: str | None = None,
     order: str | None = None,
 ) -> Page:
-    return _collection_page(collections.of_project(context.reader, project.id), after, first)
+    where = compile_filter(filters, COLUMNS).and_also("project_id = ?", project.id)
+    return _collection_page(context, where, order, page_args(first, after))
 
 
-def _collection_page(found: list[Collection], after: str | None, first: int | None) -> Page:
-    page = page_args(first, after)
-    return connection(found[page.offset : page.offset + page.first + 1], page) | {"total_count": len(found)}
+def _collection_page(context: Context, where: Where, order: str | None, page: PageArgs) -> Page:
+    ordering = compile_order(order, COLUMNS)
+    found = collections.page(context.reader, where, ordering, page.first + 1, page.offset)
+    return connection(found, page) | {"total_count": collections.count(context.reader, where)}
 
 
 @fields.of("ArtifactType", "id")
@@ -104,7 +113,10 @@ def _collections_of_type(
     filters: str | None = None,
     order: str | None = None,
 ) -> Page:
-    return _collection_page(collections.of_project(context.reader, kind.project_id, kind.name), after, first)
+    where = compile_filter(filters, COLUMNS).and_also(
+        "project_id = ? AND type = ?", kind.project_id, kind.name
+    )
+    return _collection_page(context, where, order, page_args(first, after))
 
 
 @fields.of("ArtifactSequence", "id")
@@ -170,31 +182,19 @@ def _artifacts(
     filters: str | None = None,
 ) -> Page:
     page = page_args(first, after)
-    _check_filters(filters)
-    members = collections.members(context.reader, collection.id)
-    if order:
-        members.sort(key=lambda member: member.version, reverse=_is_descending(order))
-    shown = connection(members[page.offset : page.offset + page.first + 1], page)
+    where = compile_filter(filters, VERSION_COLUMNS).and_also(
+        "artifact_member.collection_id = ?", collection.id
+    )
+    ordering = compile_order(order, VERSION_COLUMNS)
+    members = collections.version_page(context.reader, where, ordering, page.first + 1, page.offset)
+    shown = connection(members, page)
     for edge in shown["edges"]:
         member = edge["node"]
         edge |= {
             "version": f"v{member.version}",
             "node": artifacts.get(context.reader, member.artifact_id),
         }
-    return shown | {"total_count": len(members)}
-
-
-def _check_filters(filters: str | None) -> None:
-    """Raises RequestError for a filter of versions other than wandb's own, which all versions match."""
-    if filters and json.loads(filters) not in (None, {}, {"state": "COMMITTED"}):
-        raise RequestError(f"this server cannot filter versions of an artifact by {filters[:200]}")
-
-
-def _is_descending(order: str) -> bool:
-    """Whether to list the newest version first. Raises RequestError."""
-    if order.lstrip("+-") not in ("created_at", "createdAt", "version_index", "versionIndex"):
-        raise RequestError(f"versions of an artifact can be ordered by createdAt, not by {order[:80]!r}")
-    return order.startswith("-")
+    return shown | {"total_count": collections.version_count(context.reader, where)}
 
 
 @fields.of("ArtifactSequence", "artifactMembership")
@@ -210,8 +210,8 @@ def _digest_algorithm(collection: Collection, context: Context) -> str:
 
 @fields.of("ArtifactSequence", "latestArtifact")
 def _latest_artifact(collection: Collection, context: Context) -> Artifact | None:
-    members = collections.members(context.reader, collection.id)
-    return artifacts.get(context.reader, members[0].artifact_id) if members else None
+    member = collections.newest_member(context.reader, collection.id)
+    return artifacts.get(context.reader, member.artifact_id) if member else None
 
 
 @fields.of("ArtifactCollectionMembership", "id")

@@ -73,7 +73,7 @@ def of_artifact(context: Context, artifact: Artifact, entry: Entry) -> FileNode:
         mimetype=uploads.mimetype(entry.path),
         updated_at=timestamp(artifact.updated_at),
         md5=entry.digest,
-        storage_path=None if entry.ref else entry.digest,
+        storage_path=None if entry.ref else f"{artifact_urls.STORAGE}/{entry.digest}",
         artifact=artifact,
     )
 
@@ -82,7 +82,7 @@ def of_manifest(context: Context, manifest: ManifestRecord) -> FileNode:
     """The file of a manifest, to upload and to download."""
     return FileNode(
         id=to_global("ArtifactManifestFile", manifest.id),
-        name="wandb_manifest.json",
+        name=artifact_urls.MANIFEST_NAME,
         url=artifact_urls.manifest(context.server, context.base_url, manifest.id),
         upload_url=artifact_urls.manifest_upload(context.server, context.base_url, manifest.id),
         mimetype="application/json",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from posixpath import normpath
 from typing import Any
 
-from kto_sweep.server import history, uploads
+from kto_sweep.server import history, history_export, uploads
 from kto_sweep.server.resolvers import file as file_nodes
 from kto_sweep.server.resolvers.registry import Context, Fields, PageArgs, connection, page_args
 from kto_sweep.server.resolvers.viewer import local_user
@@ -172,7 +172,11 @@ def _sampled_history(run: Run, context: Context, specs: list[str]) -> list[list[
 
 @fields.of("Run", "parquetHistory")
 def _parquet_history(run: Run, context: Context, live_keys: list[str]) -> dict[str, Any]:
-    return {"parquet_urls": [], "live_data": history.live_rows(context.reader, run.id, live_keys)}
+    parts = history_export.exported(context.server, run)
+    if parts is None:
+        return {"parquet_urls": [], "live_data": history.live_rows(context.reader, run.id, live_keys)}
+    urls = [history_export.url(context.server, context.base_url, run, part) for part in parts]
+    return {"parquet_urls": urls, "live_data": []}
 
 
 @fields.of("Run", "logLines")

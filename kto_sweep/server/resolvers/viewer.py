@@ -14,7 +14,10 @@ fields = Fields()
 
 FEATURES = (
     "MARK_RUN_FILES_UPLOADED",
+    "UPDATE_RUN_STATE",
+    "FILESTREAM_GZIP",
     "SWEEPS_LOCAL_SCHEDULER",
+    "ARTIFACT_COLLECTIONS_FILTERING_SORTING",
     "ARTIFACT_V2_DOWNLOAD_HANDLER_SUPPORTS_ARTIFACT_ID",
     "ARTIFACT_MEMBERSHIP_IN_LINK_ARTIFACT_RESPONSE",
     "TOTAL_COUNT_IN_FILE_CONNECTION",
@@ -29,16 +32,17 @@ FEATURES = (
 
 def local_user() -> dict[str, Any]:
     """The user `local`: everyone with the key is this user."""
+    key = {"id": to_global("ApiKey", 1), "name": DEFAULT_ENTITY, "description": None}
     return {
         "id": to_global("User", 1),
         "name": DEFAULT_ENTITY,
         "username": DEFAULT_ENTITY,
         "email": "local@localhost",
-        "admin": True,
+        "admin": False,
         "flags": "{}",
         "entity": DEFAULT_ENTITY,
         "deleted_at": None,
-        "api_keys": {"edges": []},
+        "api_keys": {"edges": [{"node": key}]},
         "teams": {"edges": [{"node": named_entity(DEFAULT_ENTITY)}]},
     }
 

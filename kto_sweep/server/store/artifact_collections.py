@@ -9,6 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kto_sweep.server.store.filters import Columns, Order, Where, select
+
+_VERSIONS = "artifact_member JOIN artifact ON artifact.id = artifact_member.artifact_id"
 LATEST = "latest"
 """Alias of the newest version of every collection."""
 
@@ -34,6 +37,42 @@ class Collection:
     next_version: int
     created_at: float
     updated_at: float
+
+
+COLUMNS = Columns(
+    "artifact collections",
+    "artifact_collection.id",
+    {name: f"artifact_collection.{name}" for name in ("name", "type", "description", "kind")},
+    {
+        "created_at": "artifact_collection.created_at",
+        "createdAt": "artifact_collection.created_at",
+        "updated_at": "artifact_collection.updated_at",
+        "updatedAt": "artifact_collection.updated_at",
+    },
+    "artifact_collection.tags",
+    "name, type, tags or created_at",
+)
+VERSION_COLUMNS = Columns(
+    "versions of an artifact",
+    "artifact_member.version",
+    {
+        "version": "'v' || artifact_member.version",
+        "version_index": "artifact_member.version",
+        "versionIndex": "artifact_member.version",
+        **{name: f"artifact.{name}" for name in ("state", "digest", "description", "size")},
+    },
+    {
+        "created_at": "artifact.created_at",
+        "createdAt": "artifact.created_at",
+        "updated_at": "artifact.updated_at",
+        "updatedAt": "artifact.updated_at",
+    },
+    "artifact.tags",
+    "state, version, digest, tags, metadata.NAME or created_at",
+    # SQLite's functions need strict JSON, but a client's metadata may hold NaN.
+    documents={"metadata": "CASE WHEN json_valid(artifact.metadata) THEN artifact.metadata END"},
+)
+"""What filters and orders of collections, and of the versions in one, may name."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +131,23 @@ def find(
     return _collection(row) if row else None
 
 
-def of_project(
-    connection: sqlite3.Connection, project_id: int, type_name: str | None = None
+def page(
+    connection: sqlite3.Connection, where: Where, order: Order | None, first: int, offset: int
 ) -> list[Collection]:
-    """The project's collections, newest first; only those of a type if one is given."""
-    rows = connection.execute(
-        "SELECT * FROM artifact_collection WHERE project_id = ?1 AND (?2 IS NULL OR type = ?2)"
-        " ORDER BY id DESC",
-        (project_id, type_name),
+    """Up to `first` matching collections from `offset` on, the newest first without an order."""
+    ordering = f"{order.sql} {order.direction}" if order else "id DESC"
+    rows = select(
+        connection,
+        f"SELECT * FROM artifact_collection WHERE {where.sql} ORDER BY {ordering} LIMIT ? OFFSET ?",
+        (*where.parameters, *(order.parameters if order else ()), first, offset),
     )
     return [_collection(row) for row in rows]
+
+
+def count(connection: sqlite3.Connection, where: Where) -> int:
+    """How many collections match."""
+    query = f"SELECT COUNT(*) FROM artifact_collection WHERE {where.sql}"
+    return int(select(connection, query, where.parameters)[0][0])
 
 
 def ensure(
@@ -153,7 +199,12 @@ def types(connection: sqlite3.Connection, project_id: int) -> list[ArtifactType]
 
 def find_type(connection: sqlite3.Connection, project_id: int, name: str) -> ArtifactType | None:
     """The project's type of that name."""
-    return next((kind for kind in types(connection, project_id) if kind.name == name), None)
+    row = connection.execute(
+        "SELECT id, project_id, type, created_at FROM artifact_collection WHERE project_id = ? AND type = ?"
+        " ORDER BY id LIMIT 1",
+        (project_id, name),
+    ).fetchone()
+    return ArtifactType(*row) if row else None
 
 
 def add_member(connection: sqlite3.Connection, collection_id: int, artifact_id: int, now: float) -> Member:
@@ -186,26 +237,49 @@ def member_of(connection: sqlite3.Connection, collection_id: int, artifact_id: i
 
 
 def find_member(connection: sqlite3.Connection, collection_id: int, alias: str) -> Member | None:
-    """The collection's member with that alias, or version such as `v3`."""
+    """The collection's member with that alias, or version such as `v3`.
+
+    Without the alias `latest`, which may have been deleted, the newest version is the latest.
+    """
     if alias[:1] == "v" and alias[1:].isdecimal() and len(alias) < 18:
         query = "SELECT * FROM artifact_member WHERE collection_id = ? AND version = ?"
         row = connection.execute(query, (collection_id, int(alias[1:]))).fetchone()
-    else:
-        query = (
-            "SELECT artifact_member.* FROM artifact_alias"
-            " JOIN artifact_member ON artifact_member.id = artifact_alias.member_id"
-            " WHERE artifact_alias.collection_id = ? AND artifact_alias.alias = ?"
-        )
-        row = connection.execute(query, (collection_id, alias)).fetchone()
+        return Member(*row) if row else None
+    query = (
+        "SELECT artifact_member.* FROM artifact_alias"
+        " JOIN artifact_member ON artifact_member.id = artifact_alias.member_id"
+        " WHERE artifact_alias.collection_id = ? AND artifact_alias.alias = ?"
+    )
+    row = connection.execute(query, (collection_id, alias)).fetchone()
+    if row is None and alias == LATEST:
+        return newest_member(connection, collection_id)
     return Member(*row) if row else None
 
 
-def members(connection: sqlite3.Connection, collection_id: int) -> list[Member]:
-    """The collection's members, newest version first."""
-    rows = connection.execute(
-        "SELECT * FROM artifact_member WHERE collection_id = ? ORDER BY version DESC", (collection_id,)
+def newest_member(connection: sqlite3.Connection, collection_id: int) -> Member | None:
+    """The collection's newest version."""
+    query = "SELECT * FROM artifact_member WHERE collection_id = ? ORDER BY version DESC LIMIT 1"
+    row = connection.execute(query, (collection_id,)).fetchone()
+    return Member(*row) if row else None
+
+
+def version_page(
+    connection: sqlite3.Connection, where: Where, order: Order | None, first: int, offset: int
+) -> list[Member]:
+    """Up to `first` matching members from `offset` on, the newest first without an order."""
+    ordering = f"{order.sql} {order.direction}" if order else "artifact_member.version DESC"
+    rows = select(
+        connection,
+        f"SELECT artifact_member.* FROM {_VERSIONS} WHERE {where.sql} ORDER BY {ordering} LIMIT ? OFFSET ?",
+        (*where.parameters, *(order.parameters if order else ()), first, offset),
     )
     return [Member(*row) for row in rows]
+
+
+def version_count(connection: sqlite3.Connection, where: Where) -> int:
+    """How many members match."""
+    query = f"SELECT COUNT(*) FROM {_VERSIONS} WHERE {where.sql}"
+    return int(select(connection, query, where.parameters)[0][0])
 
 
 def memberships(connection: sqlite3.Connection, artifact_id: int) -> list[Member]:
@@ -216,12 +290,9 @@ def memberships(connection: sqlite3.Connection, artifact_id: int) -> list[Member
     return [Member(*row) for row in rows]
 
 
-def remove_member(connection: sqlite3.Connection, member: Member) -> None:
-    """Removes the member with its aliases; `latest` passes to the newest remaining version."""
-    was_latest = any(alias.alias == LATEST for alias in aliases_of_member(connection, member.id))
-    connection.execute("DELETE FROM artifact_member WHERE id = ?", (member.id,))
-    if was_latest and (left := members(connection, member.collection_id)):
-        set_aliases(connection, left[0], [LATEST])
+def remove_member(connection: sqlite3.Connection, member_id: int) -> None:
+    """Removes the member with its aliases."""
+    connection.execute("DELETE FROM artifact_member WHERE id = ?", (member_id,))
 
 
 def set_aliases(connection: sqlite3.Connection, member: Member, aliases: Iterable[str]) -> None:

@@ -266,9 +266,9 @@ def get_upload(connection: sqlite3.Connection, upload_id: int) -> Upload | None:
     return Upload(row[0], row[1], row[2], tuple(json.loads(row[3])), row[4]) if row else None
 
 
-def uploads(connection: sqlite3.Connection) -> list[int]:
-    """All uploads in parts."""
-    return [row[0] for row in connection.execute("SELECT id FROM artifact_upload")]
+def uploads(connection: sqlite3.Connection) -> dict[int, str]:
+    """The digests of all uploads in parts, by row."""
+    return dict(connection.execute("SELECT id, digest FROM artifact_upload").fetchall())
 
 
 def set_part_size(connection: sqlite3.Connection, upload_id: int, size: int) -> int:

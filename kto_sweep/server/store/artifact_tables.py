@@ -19,6 +19,7 @@ CREATE TABLE artifact_collection (
     updated_at REAL NOT NULL,
     UNIQUE (project_id, name)
 );
+CREATE INDEX artifact_collection_of_type ON artifact_collection (project_id, type);
 CREATE TABLE artifact (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     collection_id INTEGER NOT NULL REFERENCES artifact_collection (id) ON DELETE CASCADE,

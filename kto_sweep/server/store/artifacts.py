@@ -117,7 +117,8 @@ def add_client(connection: sqlite3.Connection, artifact_id: int, client_id: str)
 def find_by_digest(connection: sqlite3.Connection, collection_id: int, digest: str) -> Artifact | None:
     """The sequence's artifact with this content: a committed one first, the newest first."""
     row = connection.execute(
-        f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ? AND digest = ? AND distributed_id IS NULL"
+        f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ? AND digest = ?"
+        " AND (state = 'COMMITTED' OR distributed_id IS NULL)"
         " ORDER BY state, id DESC",  # COMMITTED comes before PENDING
         (collection_id, digest),
     ).fetchone()
@@ -134,12 +135,6 @@ def find_distributed(
         (collection_id, distributed_id),
     ).fetchone()
     return _record(row) if row else None
-
-
-def of_collection(connection: sqlite3.Connection, collection_id: int) -> list[Artifact]:
-    """All artifacts of a sequence, committed or not."""
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM artifact WHERE collection_id = ?", (collection_id,))
-    return [_record(row) for row in rows]
 
 
 def insert(connection: sqlite3.Connection, collection_id: int, now: float, **values: Any) -> Artifact:
@@ -171,8 +166,6 @@ def _as_columns(values: dict[str, Any]) -> dict[str, Any]:
 
 def delete(connection: sqlite3.Connection, artifact_id: int) -> None:
     """Deletes the artifact in all its collections; maintenance deletes files that no other artifact has."""
-    for member in artifact_collections.memberships(connection, artifact_id):
-        artifact_collections.remove_member(connection, member)
     connection.execute("DELETE FROM artifact WHERE id = ?", (artifact_id,))
 
 

@@ -1,4 +1,4 @@
-"""Compiles run filters and orders of the W&B API (MongoDB syntax) to SQL over the run table.
+"""Compiles filters and orders of the W&B API (MongoDB syntax) to SQL: of runs, and of what has other columns.
 
 Every name and value becomes a bound parameter; client input never becomes SQL text.
 """
@@ -6,15 +6,36 @@ Every name and value becomes a bound parameter; client input never becomes SQL t
 import datetime as dt
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from kto_sweep.server.store.patterns import check_pattern, deadline
+from kto_sweep.server.store.patterns import check_pattern, deadline, timed_out
 
 MAX_DEPTH = 12
 MAX_CONDITIONS = 500
 MAX_LIST = 10_000
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What filters and orders of one kind of record may name, as SQL by key."""
+
+    kind: str
+    """What the records are, for errors."""
+    creation: str
+    """SQL that ascends with the time of creation, and is indexed."""
+    plain: Mapping[str, str]
+    times: Mapping[str, str]
+    tags: str
+    """SQL of the tags, a JSON list."""
+    examples: str
+    """Keys that an error suggests."""
+    durations: Mapping[str, str] = field(default_factory=dict)
+    documents: Mapping[str, str] = field(default_factory=dict)
+    """Strict JSON objects; a key names a value in one by a path."""
+
 
 _PLAIN = {
     "name": "run.name",
@@ -49,6 +70,16 @@ _DOCUMENTS = {
     "summary": "COALESCE(run.strict_summary, run.summary)",
     "summaryMetrics": "COALESCE(run.strict_summary, run.summary)",
 }
+RUNS = Columns(
+    "runs",
+    "run.id",
+    _PLAIN,
+    _TIMES,
+    "run.tags",
+    "config.NAME, summary_metrics.NAME, state or name",
+    _DURATIONS,
+    _DOCUMENTS,
+)
 _COMPARISONS = {"$eq": "IS", "$ne": "IS NOT", "$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 
@@ -58,7 +89,7 @@ class FilterError(ValueError):
 
 @dataclass(frozen=True)
 class Where:
-    """A condition on the run table."""
+    """A condition on a table."""
 
     sql: str
     parameters: tuple[Any, ...] = ()
@@ -70,7 +101,7 @@ class Where:
 
 @dataclass(frozen=True)
 class Order:
-    """A sort order of runs."""
+    """A sort order."""
 
     sql: str
     direction: str
@@ -82,8 +113,8 @@ EVERYTHING = Where("1")
 NOTHING = Where("0")
 
 
-def compile_filter(text: str | None) -> Where:
-    """Compiles a JSON filter; an empty one matches every run.
+def compile_filter(text: str | None, columns: Columns = RUNS) -> Where:
+    """Compiles a JSON filter; an empty one matches every record.
 
     Raises FilterError.
     """
@@ -95,10 +126,20 @@ def compile_filter(text: str | None) -> Where:
         raise FilterError(f"the filter is not JSON: {problem}") from problem
     if not tree:
         return EVERYTHING
-    return _Compiler().condition(tree, 0)
+    return _Compiler(columns).condition(tree, 0)
 
 
-def compile_order(text: str | None) -> Order | None:
+def select(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
+    """Rows of a query that contains a client's filter. Raises FilterError when it takes too long."""
+    try:
+        return connection.execute(query, parameters).fetchall()
+    except sqlite3.OperationalError as problem:
+        if timed_out(problem):
+            raise FilterError("the filter's $regex takes too long") from problem
+        raise
+
+
+def compile_order(text: str | None, columns: Columns = RUNS) -> Order | None:
     """Compiles an order such as `+created_at` or `-summary_metrics.loss`; None means oldest first.
 
     Raises FilterError.
@@ -108,13 +149,13 @@ def compile_order(text: str | None) -> Order | None:
     direction = "DESC" if text.startswith("-") else "ASC"
     key = text.lstrip("+-")
     if key in ("created_at", "createdAt"):
-        return Order("run.id", direction)  # ids ascend with creation time and are indexed
-    sql, parameters, _ = _column(key)
+        return Order(columns.creation, direction)
+    sql, parameters, _ = _column(columns, key)
     document, _, rest = key.partition(".")
-    if document in _DOCUMENTS:
+    if document in columns.documents:
         # Only numbers are sorted: a run that logged an object or nothing comes last.
         number = f"CASE WHEN typeof({sql}) IN ('integer', 'real') THEN {sql} END"
-        if document == "config":
+        if document == "config" or columns is not RUNS:
             return Order(number, direction, parameters * 2)
         # The metric of the run's sweep has its own column, which is faster than parsing the summary.
         ranked = f"CASE WHEN run.objective = ? THEN run.objective_value ELSE {number} END"
@@ -122,22 +163,20 @@ def compile_order(text: str | None) -> Order | None:
     return Order(sql, direction, parameters)
 
 
-def _column(key: str) -> tuple[str, tuple[Any, ...], bool]:
+def _column(columns: Columns, key: str) -> tuple[str, tuple[Any, ...], bool]:
     """SQL for one key, its parameters, and whether it holds a time."""
-    if key in _PLAIN:
-        return _PLAIN[key], (), False
-    if key in _TIMES:
-        return _TIMES[key], (), True
-    if key in _DURATIONS:
-        return _DURATIONS[key], (), False
+    if key in columns.plain:
+        return columns.plain[key], (), False
+    if key in columns.times:
+        return columns.times[key], (), True
+    if key in columns.durations:
+        return columns.durations[key], (), False
     document, _, rest = key.partition(".")
-    if document in _DOCUMENTS and rest:
+    if document in columns.documents and rest:
         paths = _config_paths(rest) if document == "config" else _summary_paths(rest)
-        extracts = ", ".join(f"json_extract({_DOCUMENTS[document]}, ?)" for _ in paths)
+        extracts = ", ".join(f"json_extract({columns.documents[document]}, ?)" for _ in paths)
         return (f"COALESCE({extracts}, NULL)"), tuple(paths), False
-    raise FilterError(
-        f"cannot filter or sort runs by {key!r}; try config.NAME, summary_metrics.NAME, state or name"
-    )
+    raise FilterError(f"cannot filter or sort {columns.kind} by {key!r}; try {columns.examples}")
 
 
 def _config_paths(name: str) -> list[str]:
@@ -162,7 +201,8 @@ def _path(*keys: str) -> str:
 class _Compiler:
     """Compiles a filter tree and limits its number of conditions."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
         self._conditions = 0
 
     def condition(self, tree: Any, depth: int) -> Where:
@@ -186,12 +226,12 @@ class _Compiler:
         if key == "$not":
             return _not(self.condition(value, depth + 1))
         if key == "tags":
-            return _tags(value)
-        return _compare_all(key, value)
+            return _tags(self._columns, value)
+        return _compare_all(self._columns, key, value)
 
 
 def _not(inner: Where) -> Where:
-    """Negation; a run without the value matches."""
+    """Negation; a record without the value matches."""
     return Where(f"NOT COALESCE(({inner.sql}), 0)", inner.parameters)
 
 
@@ -204,22 +244,23 @@ def _join(parts: list[Where], word: str, empty: str) -> Where:
     )
 
 
-def _compare_all(key: str, value: Any) -> Where:
+def _compare_all(columns: Columns, key: str, value: Any) -> Where:
     """The condition of `key: value` or `key: {$gt: …, $lt: …}`."""
     if isinstance(value, Mapping) and any(str(name).startswith("$") for name in value):
-        return _join([_compare(key, operator, operand) for operator, operand in value.items()], "AND", "1")
-    return _compare(key, "$eq", value)
+        parts = [_compare(columns, key, operator, operand) for operator, operand in value.items()]
+        return _join(parts, "AND", "1")
+    return _compare(columns, key, "$eq", value)
 
 
-def _compare(key: str, operator: str, operand: Any) -> Where:
+def _compare(columns: Columns, key: str, operator: str, operand: Any) -> Where:
     """The condition of one operator on one key."""
     if operator == "$not" and isinstance(operand, Mapping):
-        return _not(_compare_all(key, operand))
-    if key == "sweep" and operator == "$eq" and isinstance(operand, str):
+        return _not(_compare_all(columns, key, operand))
+    if columns is RUNS and key == "sweep" and operator == "$eq" and isinstance(operand, str):
         own = "run.sweep_id IN (SELECT sweep.id FROM sweep WHERE sweep.name = ?)"
         prior = "SELECT run_id FROM prior_run JOIN sweep ON sweep.id = sweep_id WHERE sweep.name = ?"
         return Where(f"({own} OR run.id IN ({prior}))", (operand, operand))
-    sql, parameters, is_time = _column(key)
+    sql, parameters, is_time = _column(columns, key)
     if operator in ("$in", "$nin"):
         return _membership(sql, parameters, operand, is_time, inside=operator == "$in")
     if operator == "$exists":
@@ -258,15 +299,15 @@ def _membership(sql: str, parameters: tuple[Any, ...], operand: Any, is_time: bo
     return Where(condition if inside else f"NOT {condition}", (*parameters, values))
 
 
-def _tags(value: Any) -> Where:
-    """Runs with the tag; `$in`: with any of the tags, `$all`: with all of them."""
+def _tags(columns: Columns, value: Any) -> Where:
+    """Records with the tag; `$in`: with any of the tags, `$all`: with all of them."""
     operator, operand = (
         next(iter(value.items()), ("$in", [])) if isinstance(value, Mapping) else ("$in", [value])
     )
     if not isinstance(operand, list):
         operand = [operand]
     matches = (
-        "SELECT COUNT(DISTINCT value) FROM json_each(run.tags)"
+        f"SELECT COUNT(DISTINCT value) FROM json_each({columns.tags})"
         " WHERE value IN (SELECT value FROM json_each(?))"
     )
     tags = _json(operand[:MAX_LIST])

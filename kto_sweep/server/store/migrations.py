@@ -150,11 +150,23 @@ CREATE INDEX run_paused ON run (sweep_id) WHERE paused;
 WRITERS = """
 ALTER TABLE run DROP COLUMN restart;
 ALTER TABLE run ADD COLUMN overwrite_below INTEGER NOT NULL DEFAULT 0;
-ALTER TABLE run ADD COLUMN rewrites INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN history_rewrites INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE run ADD COLUMN events_rewrites INTEGER NOT NULL DEFAULT 0;
 -- Of a run that several processes write: the process, and the line's number in what that process sends.
 ALTER TABLE line ADD COLUMN writer TEXT;
 ALTER TABLE line ADD COLUMN writer_line INTEGER;
 CREATE UNIQUE INDEX line_of_writer ON line (run_id, stream, writer, writer_line) WHERE writer IS NOT NULL;
+-- By name and not by run: clients cache the files by name, also when the run is deleted.
+CREATE TABLE history_export (
+    project_id INTEGER NOT NULL REFERENCES project (id) ON DELETE CASCADE,
+    run_name TEXT NOT NULL,
+    run_id INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    start_line INTEGER NOT NULL,
+    end_line INTEGER NOT NULL,
+    rewrites INTEGER NOT NULL,
+    PRIMARY KEY (project_id, run_name, number)
+) WITHOUT ROWID;
 """
 
 STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES)

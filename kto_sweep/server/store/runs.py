@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
-from kto_sweep.server.store import patterns
-from kto_sweep.server.store.filters import FilterError, Order, Where
+from kto_sweep.server.store.filters import Order, Where, select
 from kto_sweep.server.store.ids import friendly_name
+from kto_sweep.server.store.lines import Stream
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,10 @@ class Run:
     tags: tuple[str, ...]
     overwrite_below: int
     """History lines with lower numbers are of earlier processes: a new row replaces theirs of its step."""
-    rewrites: int
-    """How often lines of its history or system metrics were replaced or deleted."""
+    history_rewrites: int
+    """How often lines of its history were replaced or deleted."""
+    events_rewrites: int
+    """The same for its system metrics."""
     rung: int
     """The last band at which successive halving judged the run; 0: none."""
     paused: bool
@@ -172,7 +174,7 @@ def page(
     direction = order.direction if order else "ASC"
     ordering = f"{order.sql} {direction} NULLS LAST, " if order and order.sql != "run.id" else ""
     # Select ids first: sorting whole rows would move their long texts through the sorter.
-    ids = _selected(
+    ids = select(
         connection,
         f"SELECT run.id FROM run WHERE {where.sql} ORDER BY {ordering}run.id {direction} LIMIT ? OFFSET ?",
         (*where.parameters, *(order.parameters if order else ()), first, offset),
@@ -183,17 +185,7 @@ def page(
 def count(connection: sqlite3.Connection, where: Where) -> int:
     """How many runs match. Raises FilterError when the condition takes too long."""
     query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
-    return int(_selected(connection, query, where.parameters)[0][0])
-
-
-def _selected(connection: sqlite3.Connection, query: str, parameters: Sequence[Any]) -> list[sqlite3.Row]:
-    """Rows of a query that contains a client's filter."""
-    try:
-        return connection.execute(query, parameters).fetchall()
-    except sqlite3.OperationalError as problem:
-        if patterns.timed_out(problem):
-            raise FilterError("the filter's $regex takes too long") from problem
-        raise
+    return int(select(connection, query, where.parameters)[0][0])
 
 
 def count_of_sweep(connection: sqlite3.Connection, sweep_id: int, states: Sequence[RunState] = ()) -> int:
@@ -236,15 +228,19 @@ def update(connection: sqlite3.Connection, run_id: int, **values: Any) -> None:
         connection.execute(f"UPDATE run SET {assignments} WHERE id = ?", (*columns.values(), run_id))
 
 
-def rewrites(connection: sqlite3.Connection, run_id: int) -> int:
-    """How often logged lines of the run were replaced or deleted."""
-    row = connection.execute("SELECT rewrites FROM run WHERE id = ?", (run_id,)).fetchone()
+def rewrites(connection: sqlite3.Connection, run_id: int, stream: Stream) -> int:
+    """How often lines of this stream of the run were replaced or deleted; 0 for console lines."""
+    if stream is Stream.OUTPUT:
+        return 0
+    row = connection.execute(f"SELECT {stream}_rewrites FROM run WHERE id = ?", (run_id,)).fetchone()
     return int(row[0]) if row else 0
 
 
-def count_rewrite(connection: sqlite3.Connection, run_id: int) -> None:
-    """Records that logged lines of the run were replaced or deleted: what was derived from them is stale."""
-    connection.execute("UPDATE run SET rewrites = rewrites + 1 WHERE id = ?", (run_id,))
+def count_rewrite(connection: sqlite3.Connection, run_id: int, stream: Stream) -> None:
+    """Records that lines of this stream were replaced or deleted: what was derived from them is stale."""
+    if stream is not Stream.OUTPUT:
+        column = f"{stream}_rewrites"
+        connection.execute(f"UPDATE run SET {column} = {column} + 1 WHERE id = ?", (run_id,))
 
 
 def delete(connection: sqlite3.Connection, run_id: int) -> None:
