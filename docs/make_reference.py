@@ -110,8 +110,9 @@ def _page() -> Iterator[str]:
     yield from _section(
         "Environment variables",
         "The `WANDB_...`, `HF_...` and `KTO_SWEEP_...` variables of this table are also read from a `.env` "
-        "file in the working directory, without `${...}`; the shell's come first. A key of the shell is not "
-        "used for a `WANDB_BASE_URL` of that file. Commands say which variables they took and ignored.",
+        "file in the working directory, without `${...}`; the shell's come first. Not read from there: "
+        "`WANDB_IDENTITY_TOKEN_FILE` and, if the shell has a key, `WANDB_BASE_URL`. Commands say which "
+        "variables they took and which they ignored.",
     )
     yield from _table(("variable", "meaning"), ((f"`{name}`", text) for name, text in VARIABLES.items()))
     yield ""

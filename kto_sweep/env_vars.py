@@ -40,10 +40,9 @@ VARIABLES: Mapping[str, str] = {
 """Every variable that users may set, with its effect."""
 
 _WANDB = "WANDB_"
-OTHER_WANDB = frozenset(
+CONNECTION = frozenset(
     _WANDB + name
     for name in (
-        # login and connection
         "APP_URL CREDENTIALS_FILE HTTP_PROXY HTTPS_PROXY INSECURE_DISABLE_SSL HTTP_TIMEOUT INIT_TIMEOUT "
         "FILE_PUSHER_TIMEOUT AZURE_ACCOUNT_URL_TO_ACCESS_KEY ARTIFACT_FETCH_FILE_URL_BATCH_SIZE _PROXIES "
         "X_EXTRA_HTTP_HEADERS X_PROXIES X_SERVICE_WAIT X_FILE_STREAM_MAX_BYTES X_FILE_STREAM_MAX_LINE_BYTES "
@@ -52,6 +51,12 @@ OTHER_WANDB = frozenset(
         "X_FILE_TRANSFER_RETRY_MAX X_FILE_TRANSFER_RETRY_WAIT_MIN_SECONDS "
         "X_FILE_TRANSFER_RETRY_WAIT_MAX_SECONDS X_FILE_TRANSFER_TIMEOUT_SECONDS X_GRAPHQL_RETRY_MAX "
         "X_GRAPHQL_RETRY_WAIT_MIN_SECONDS X_GRAPHQL_RETRY_WAIT_MAX_SECONDS X_GRAPHQL_TIMEOUT_SECONDS "
+    ).split()
+)
+"""Variables of wandb for login and connection, besides the documented ones."""
+OTHER_WANDB = CONNECTION | frozenset(
+    _WANDB + name
+    for name in (
         # wandb's own caches and settings
         "CACHE_DIR DATA_DIR CONFIG_DIR ARTIFACT_DIR "
         # labels of a run
@@ -71,9 +76,11 @@ OTHER_WANDB = frozenset(
 )
 """Further variables of wandb that keep their effect; all others are removed."""
 
-_ENV_FILE = frozenset(name for name in VARIABLES if name.startswith((_WANDB, "HF_", "KTO_SWEEP_")))
-"""What a `.env` file may set: nothing that makes a process load code or changes its connections."""
-_KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+"""Keys that wandb sends to any server; those in netrc are for one server each."""
+_ENV_FILE = {name for name in VARIABLES if name.startswith((_WANDB, "HF_", "KTO_SWEEP_"))} - {KEYS[1]}
+"""What a `.env` file may set: nothing that makes a process load code, changes its connections, or names a
+file whose content is sent."""
 
 
 def prepare(
@@ -104,7 +111,7 @@ def load_env_file(environ: MutableMapping[str, str] = os.environ, file: Path = P
         yield f"{file} ignored: {error}"
         return
     accepted = set(_ENV_FILE & values.keys())
-    if any(name in environ for name in _KEYS) and not any(name in accepted for name in _KEYS):
+    if not environ.keys().isdisjoint(KEYS):
         accepted.discard("WANDB_BASE_URL")  # the shell's key must not be sent to a server that a file names
     taken = sorted(name for name in accepted if name not in environ)
     ignored = sorted(values.keys() - accepted)

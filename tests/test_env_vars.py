@@ -10,7 +10,7 @@ import wandb
 from foreign_variables import IGNORED, SHELL
 from machine import Machine
 
-from kto_sweep.env_vars import NEW_NAMES, OTHER_WANDB, VARIABLES, load_env_file, prepare
+from kto_sweep.env_vars import KEYS, NEW_NAMES, OTHER_WANDB, VARIABLES, load_env_file, prepare
 from kto_sweep.errors import UsageError
 from kto_sweep.wandb_client.private_api import read_settings
 
@@ -67,6 +67,37 @@ def test_an_invalid_variable_is_named_without_its_value(monkeypatch: pytest.Monk
     assert "0.01s" not in error.value.message
 
 
+@pytest.mark.parametrize(
+    ("line", "key", "refused"),
+    [
+        ("base_url = http://10.0.0.1", "WANDB_API_KEY", True),
+        ("base_url = http://10.0.0.1", "NO_KEY", False),  # keys of netrc are for one server each
+        ("https_proxy = http://10.0.0.1", "NO_KEY", True),
+        ("insecure_disable_ssl = true", "NO_KEY", True),
+        ("x_executable = ./program", "NO_KEY", True),
+        ("sweep_id = foreign", "NO_KEY", True),
+        ("identity_token_file = /secret", "NO_KEY", True),
+        ("mode = offline", "WANDB_API_KEY", False),
+        ("project = kto\nentity = me", "WANDB_API_KEY", False),
+    ],
+)
+def test_settings_of_the_folder_send_no_key_and_no_run_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, key: str, refused: bool
+) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text(f"[default]\n{line}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in (*KEYS, "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(key, "k" * 40)
+    if not refused:
+        read_settings()
+        return
+    with pytest.raises(UsageError, match=f"wandb/settings sets {line.partition(' ')[0]}") as error:
+        read_settings()
+    assert "remove that line" in error.value.hint
+
+
 def test_a_timeout_at_which_wandb_cannot_be_imported_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="WANDB_HTTP_TIMEOUT"):
         list(prepare({"WANDB_HTTP_TIMEOUT": "0.5"}, tmp_path / ".env"))
@@ -90,10 +121,10 @@ def test_an_env_file_gives_documented_variables_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
 def test_the_key_of_the_shell_is_not_for_a_server_that_an_env_file_names(tmp_path: Path, key: str) -> None:
     file = tmp_path / ".env"
-    file.write_text("WANDB_BASE_URL=http://evil\n")
+    file.write_text("WANDB_BASE_URL=http://evil\nWANDB_API_KEY=theirs\nWANDB_IDENTITY_TOKEN_FILE=/secret\n")
     environ = {key: "mine"}
     (notice,) = load_env_file(environ, file)
-    assert environ == {key: "mine"}
+    assert environ == {"WANDB_API_KEY": "theirs", key: "mine"}
     assert "ignored in" in notice
 
 
@@ -129,12 +160,10 @@ def test_runs_of_a_foreign_shell_are_those_of_the_sweep_and_private(fake_machine
     machine = replace(fake_machine, environ={**SHELL, **names, **labels}, cli=cli)
     assert machine.create_sweep(SWEEP, WANDB_PROJECT="new")["path"].startswith("local/new/")
     sweep = machine.create_sweep(SWEEP)["id"]
-    done = machine.command("agent", "--json", WANDB_PROJECT="foreign")
+    proxy = {"WANDB_HTTP_PROXY": "http://127.0.0.1:9"}  # where nothing answers
+    done = machine.command("agent", "--json", WANDB_PROJECT="foreign", **proxy)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("WANDB_SWEEP_ID") == 1
-
-    proxy = {"WANDB_HTTP_PROXY": "http://127.0.0.1:9"}  # where nothing answers
-    assert machine.json("status", "--local", **proxy)["id"] == sweep
 
     options = ("--local-file", "rows.jsonl", "--model-size", "tiny", "--max-steps", "2", "--cpu")
     own = {"WANDB_MODE": "offline", "WANDB_PROJECT": "alone", "WANDB_NAME": "own", "WANDB_ENTITY": ""}

@@ -22,6 +22,7 @@ from wandb.sdk.lib import wbauth
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 from wandb.sdk.mailbox import MailboxClosedError
 
+from kto_sweep.env_vars import CONNECTION, KEYS, OTHER_WANDB, VARIABLES
 from kto_sweep.errors import ServerError, UsageError
 from kto_sweep.sweep.ref import SweepRef
 
@@ -75,11 +76,13 @@ def find_login() -> Login:
 def read_settings() -> wandb.Settings:
     """wandb's settings, from its files and the environment.
 
-    Raises UsageError for a variable that wandb rejects.
+    Raises UsageError for a variable that wandb rejects, and for a settings file of the current folder that
+    changes the connection or a trial's run.
     """
     settings = wandb.Settings(silent=True)
     with contextlib.redirect_stderr(io.StringIO()):  # wandb prints the name of each settings file it reads
         settings.update_from_system_settings()
+        _check_folder_settings(settings)
     for name, value in os.environ.items():
         try:
             settings.update_from_env_vars({name: value})
@@ -87,6 +90,21 @@ def read_settings() -> wandb.Settings:
             hint = "WANDB_MODE is online, offline or disabled" if name == "WANDB_MODE" else f"unset {name}"
             raise UsageError(f"wandb rejects {name}: {_first_reason(error)}", hint=hint) from error
     return settings
+
+
+def _check_folder_settings(settings: wandb.Settings) -> None:
+    """Raise UsageError if wandb/settings of the current folder has more than `wandb init` and such write."""
+    allowed = {*VARIABLES, *OTHER_WANDB} - CONNECTION - {"WANDB_IDENTITY_TOKEN_FILE"}
+    # Keys of netrc are for one server each; a key of the shell would be sent to any.
+    if "WANDB_BASE_URL" not in os.environ and not os.environ.keys().isdisjoint(KEYS):
+        allowed.remove("WANDB_BASE_URL")
+    for name, value in settings.read_system_settings()._local_settings.items():
+        if name in wandb.Settings.model_fields and f"WANDB_{name.upper()}" not in allowed:
+            use = f"export WANDB_BASE_URL={value}, or " if name == "base_url" else ""
+            raise UsageError(
+                f"{settings.settings_workspace} sets {name}, which could send a key or a run elsewhere",
+                hint=f"{use}remove that line of the file",
+            )
 
 
 def _first_reason(error: Exception) -> str:
