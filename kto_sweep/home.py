@@ -2,8 +2,8 @@
 
 import os
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,23 @@ from kto_sweep.errors import UsageError
 
 MAX_PATH = 1000
 """Characters of a home's path: those of its files must stay below the system's 4,096."""
+
+
+USERS_UMASK = "KTO_SWEEP_UMASK"
+"""Environment variable with the user's own umask, in octal, for workers."""
+
+
+@contextmanager
+def users_umask() -> Iterator[None]:
+    """The user's own umask while the block writes outside the home.
+
+    That is the hub's cache, which others may share, and a file that a command was asked for.
+    """
+    ours = os.umask(int(os.environ.get(USERS_UMASK, "77"), 8))
+    try:
+        yield
+    finally:
+        os.umask(ours)
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,7 @@ class Home:
 
         An existing home is closed to others at its top; files in it may be older than this rule.
         """
-        os.umask(0o077)
+        os.environ.setdefault(USERS_UMASK, f"{os.umask(0o077):o}")  # first: a worker inherits ours
         with suppress(OSError):  # no home yet, or that of another user, whose files this one cannot open
             found = self.root.stat()
             if found.st_uid == os.geteuid() and found.st_mode & 0o077 and self._is_own(found.st_mode):

@@ -29,7 +29,7 @@ WITH_EXAMPLES = sorted(
     if ">>> " in path.read_text(encoding="utf-8")
 )
 """Modules with doctests. To collect those of all modules, each test process would import every one."""
-INNER = {"KTO_SWEEP_DEVICES", "KTO_SWEEP_MESSAGE_FD"}
+INNER = {"KTO_SWEEP_DEVICES", "KTO_SWEEP_MESSAGE_FD", "KTO_SWEEP_UMASK"}
 """Set by an agent for its workers."""
 
 

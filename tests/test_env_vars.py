@@ -176,6 +176,10 @@ def test_runs_of_a_foreign_shell_are_those_of_the_sweep_and_private(fake_machine
     assert single[:4] == ["alone", None, "finished", "own"]
     assert [run[4:] for run in (*trials, single)] == [[["mine"], "mine", "mine"]] * 3
 
+    machine.run("compare", sweep, "--html", "report.html")
+    assert (
+        stat.S_IMODE((machine.folder / "report.html").stat().st_mode) == 0o666
+    )  # asked for, and not of the home
     assert not (machine.folder / "foreign").exists()
     paths = [machine.home.root, *machine.home.root.rglob("*")]
     assert len(paths) > 50

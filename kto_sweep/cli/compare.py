@@ -99,6 +99,7 @@ def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, 
 def _write(
     comparison: "Comparison", curves: Any, html: Path | None, png: Path | None, *, quiet: bool
 ) -> None:
+    from kto_sweep.home import users_umask
     from kto_sweep.report.html import render_html
     from kto_sweep.report.picture import save_picture
 
@@ -106,10 +107,11 @@ def _write(
         if path is None:
             continue
         try:
-            if path is html:
-                path.write_text(render_html(comparison, curves, datetime.now()), encoding="utf-8")
-            else:
-                save_picture(comparison, curves, path)
+            with users_umask():
+                if path is html:
+                    path.write_text(render_html(comparison, curves, datetime.now()), encoding="utf-8")
+                else:
+                    save_picture(comparison, curves, path)
         except OSError as error:
             raise KtoSweepError(f"could not write {path}: {error.strerror or error}") from error
         say(f"Wrote {path}", as_json=quiet)

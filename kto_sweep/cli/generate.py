@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kto_sweep.cli.output import json_option, print_json, say
+from kto_sweep.home import users_umask
 from kto_sweep.sweep_file.generate_reasons import PRESET_NAMES
 from kto_sweep.trial import PARAMETERS
 
@@ -74,7 +75,7 @@ def generate(method: str, out: Path, preset: str | None, as_json: bool, **flags:
     if checked.sweep is None:
         raise SweepFileError("these flags", checked.located(checked.problems))
     try:
-        with out.open("x", encoding="utf-8") as file:
+        with users_umask(), out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise UsageError(f"could not write {out}: {error.strerror}", hint="choose another folder") from error

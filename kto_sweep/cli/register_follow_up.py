@@ -8,6 +8,7 @@ import click
 
 from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say
 from kto_sweep.errors import UsageError
+from kto_sweep.home import users_umask
 
 if TYPE_CHECKING:
     from kto_sweep.compare.ranking import Configuration
@@ -102,7 +103,7 @@ def follow_up(
 
 def _write(path: Path, text: str) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with users_umask(), path.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise UsageError(

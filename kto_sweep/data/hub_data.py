@@ -12,6 +12,7 @@ from kto_sweep.data.raw_rows import RawRow
 from kto_sweep.data.readers import format_suffix, read_file
 from kto_sweep.data.table_rows import BATCH_ROWS, batch_rows
 from kto_sweep.errors import DataError
+from kto_sweep.home import users_umask
 from kto_sweep.text import nearest
 
 HUB_FORMS = "OWNER/NAME, OWNER/NAME:CONFIG, OWNER/NAME:CONFIG:SPLIT, OWNER/NAME::SPLIT or OWNER/NAME:FILE"
@@ -115,7 +116,8 @@ class HubData:
 
     def _from_hub(self, get: Callable[[], Any], hint: Callable[[Exception], str]) -> Any:
         try:
-            return get()
+            with users_umask():
+                return get()
         except Exception as error:  # the hub client raises a dozen unrelated types
             reason = str(error).strip().splitlines()
             raise DataError(

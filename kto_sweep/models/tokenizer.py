@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kto_sweep.errors import UsageError
+from kto_sweep.home import users_umask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,9 +29,10 @@ def load_tokenizer(name: str, *, download: bool = True) -> "PreTrainedTokenizerB
 
     arguments = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, trust_remote_code=False, local_files_only=not download, **arguments
-        )
+        with users_umask():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, trust_remote_code=False, local_files_only=not download, **arguments
+            )
     except Exception as error:  # a broken file can raise any exception
         reason = str(error).strip().partition("\n")[0] or repr(error)
         raise UsageError(

@@ -6,6 +6,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kto_sweep.errors import UsageError
+from kto_sweep.home import users_umask
 from kto_sweep.models.hub import bytes_to_download
 from kto_sweep.models.presets import names_a_path
 
@@ -32,7 +33,8 @@ def reported_loading(name: str, progress: LoadProgress) -> Iterator[None]:
     if megabytes:
         threading.Thread(target=_watch, args=(name, what, total, progress, over), daemon=True).start()
     try:
-        yield
+        with users_umask():
+            yield
     finally:
         over.set()
     progress(what, total, total)

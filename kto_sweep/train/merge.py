@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from kto_sweep.errors import UsageError
-from kto_sweep.home import Home
+from kto_sweep.home import Home, users_umask
 from kto_sweep.model_card import write_card
 from kto_sweep.models.model_config import copy_processor
 from kto_sweep.train.base_model import LoadedBase, load_base
@@ -59,7 +60,7 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
     )
     say("Merging the adapters, and writing the model")
     merged: Any = tuned(base, adapters).merge_and_unload()
-    with replaced(folder) as new:
+    with users_umask() if output else nullcontext(), replaced(folder) as new:
         merged.save_pretrained(str(new), safe_serialization=True)
         base.tokenizer.save_pretrained(str(new))
         copy_processor(base.name, new)
