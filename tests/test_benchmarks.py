@@ -12,6 +12,7 @@ FOLDER = ROOT / "benchmarks"
 ROWS = str(ROOT / "examples" / "support_replies.jsonl")
 SMALL = "--max-length 128 --warmup 1"
 RUNS = {
+    "artifact": "--gigabytes 0.01",
     "chaos": "--faults 1 --steps 40 --seed 1",
     "cotrain_check": "--device cpu --quantization none",
     "dashboard": "--loads 1",

@@ -177,9 +177,8 @@ def test_runs_of_a_foreign_shell_are_those_of_the_sweep_and_private(fake_machine
     assert [run[4:] for run in (*trials, single)] == [[["mine"], "mine", "mine"]] * 3
 
     machine.run("compare", sweep, "--html", "report.html")
-    assert (
-        stat.S_IMODE((machine.folder / "report.html").stat().st_mode) == 0o666
-    )  # asked for, and not of the home
+    report = machine.folder / "report.html"  # asked for, and not in the home
+    assert stat.S_IMODE(report.stat().st_mode) == 0o666
     assert not (machine.folder / "foreign").exists()
     paths = [machine.home.root, *machine.home.root.rglob("*")]
     assert len(paths) > 50
