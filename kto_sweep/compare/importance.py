@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from kto_sweep.compare.best_region import BestRegion, Effect, best_region
 from kto_sweep.search.distributions import value_key
+from kto_sweep.search.space import own_name
 from kto_sweep.text import counted, is_number, number_from_text
 
 if TYPE_CHECKING:
@@ -234,5 +235,5 @@ def _correlation(table: FloatArray, ranks: FloatArray, maximize: bool) -> float 
 def _row(name: str, share: float, effect: Effect, correlation: float | None) -> ParameterImportance:
     is_clear = share >= MIN_SHARE and np.ptp(effect.ranks) > 0
     best = best_region(effect) if is_clear else BestRegion("", "", "no clear effect")
-    sentence = f"{name}: {share:.0%} of the importance; {best.phrase}."
+    sentence = f"{own_name(name)}: {share:.0%} of the importance; {best.phrase}."
     return ParameterImportance(name, share, correlation, best.direction, best.region, sentence)

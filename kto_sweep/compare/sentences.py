@@ -13,7 +13,7 @@ from kto_sweep.compare.verdict import Verdict
 from kto_sweep.errors import FailureCause
 from kto_sweep.fingerprints import differences
 from kto_sweep.search.distributions import value_key
-from kto_sweep.search.space import CONFIGURATION
+from kto_sweep.search.space import own_name
 from kto_sweep.sweep.view import UNSTABLE, SweepView, TrialRecord
 from kto_sweep.text import counted, number
 from kto_sweep.trial import lookup
@@ -59,8 +59,10 @@ def sentences(
 
 def settings_text(settings: Mapping[str, Any]) -> str:
     """`learning_rate 1e-05, beta 0.1`; without the group of a sweep that `replicate` wrote."""
-    named = ((name.removeprefix(f"{CONFIGURATION}."), value) for name, value in settings.items())
-    return ", ".join(f"{name} {number(value)}" for name, value in named) or "its configuration"
+    return (
+        ", ".join(f"{own_name(name)} {number(value)}" for name, value in settings.items())
+        or "its configuration"
+    )
 
 
 def value_text(verdict: Verdict) -> str:

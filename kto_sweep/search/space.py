@@ -13,6 +13,11 @@ SEED = "seed"
 """The parameter in which replicates of a configuration differ."""
 
 
+def own_name(name: str) -> str:
+    """A parameter's name in a sentence: without the group of a sweep that `replicate` wrote."""
+    return name.removeprefix(f"{CONFIGURATION}.")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One parameter of a space."""
