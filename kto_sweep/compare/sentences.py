@@ -112,7 +112,7 @@ def _confidence(verdict: Verdict) -> str:
         return (
             f"Clear: the lead over the next configuration, {number(lead)}, is more than seed noise: {basis}."
         )
-    others = _listed([settings_text(each.settings) for each in verdict.tied])
+    others = _listed([settings_text(each.settings) for each in verdict.tied], "; ")
     return (
         f"A tie of {len(verdict.tied) + 1}: the lead, {number(lead)}, may be seed noise: {basis}. "
         f"Tied with it: {others}."
@@ -217,7 +217,9 @@ def _common_to(view: SweepView, trials: Sequence[TrialRecord]) -> str:
         good_values = {value_key(lookup(trial.config, name)) for trial in finished}
         if finished and len(values) <= MAX_LISTED and not values.keys() & good_values:
             shown = " or ".join(number(value) for value in values.values())
-            return f"all with {name} {shown}; no trial with {'it' if len(values) == 1 else 'these'} finished"
+            return (
+                f"all with {name} {shown}; no trial with {'it' if len(values) == 1 else 'these'} ended well"
+            )
     return ""
 
 

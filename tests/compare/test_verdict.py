@@ -373,7 +373,7 @@ def test_failures_are_listed_by_cause_with_what_they_share():
         trial("e", 0.4, 1e-6, seed=2, state="killed"),
     )
     assert result["Failures"] == (
-        "2 trials failed: diverged (all with learning_rate 1e-04; no trial with it finished).",
+        "2 trials failed: diverged (all with learning_rate 1e-04; no trial with it ended well).",
         "1 trial failed: worker crash (d: learning_rate 1e-06).",
     )
     assert "Retry 1 trial that failed for external reasons: kto-sweep resume s" in result["Next"]
