@@ -22,7 +22,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
 from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address, write_address
 from kto_sweep.local_server.start import LocalServer
-from kto_sweep.server import artifact_cleanup, listen
+from kto_sweep.server import artifact_cleanup, listen, uploads
 from kto_sweep.server.app import build_app
 from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
 from kto_sweep.server.maintenance import MaintenanceThread
@@ -138,6 +138,7 @@ def open_server_state(home: Home) -> Iterator[ServerState]:
     key = ensure_key(home)
     database = Database(path)
     server = ServerState(database, files, key, ServerClock(time.time), random.Random())
+    uploads.after_start(server)
     artifact_cleanup.after_start(server)
     maintenance = MaintenanceThread(server)
     maintenance.start()
