@@ -12,8 +12,9 @@ import pytest
 from machine import Machine
 from sdk_scripts import graphql
 
+from kto_sweep.errors import ServerError
 from kto_sweep.local_server.process import server_pid
-from kto_sweep.local_server.start import ensure_server
+from kto_sweep.local_server.start import ensure_server, running_server
 
 
 @pytest.fixture
@@ -53,3 +54,24 @@ def test_upload_of_a_killed_server_is_removed_at_the_next_start(own_machine: Mac
     assert [*folder.glob("*/*.part")]
     ensure_server(machine.home)
     assert [*folder.glob("*/*")] == []
+
+
+def test_no_second_server_on_a_database_whose_lock_was_removed(own_machine: Machine) -> None:
+    machine = own_machine
+    first, pid = machine.address, server_pid(machine.home)
+    for name in ("lock", "address.json"):
+        (machine.home.server / name).unlink()
+    with pytest.raises(ServerError, match=r"a running server uses .*runs\.sqlite3"):
+        ensure_server(machine.home)
+    while running_server(machine.home) is None:
+        time.sleep(0.05)
+    assert ensure_server(machine.home) == first
+    assert server_pid(machine.home) == pid
+
+
+def test_a_server_whose_database_is_removed_stops(own_machine: Machine) -> None:
+    machine = own_machine
+    pid = server_pid(machine.home) if machine.address else None
+    assert pid is not None
+    machine.home.database.unlink()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
