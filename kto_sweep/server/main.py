@@ -25,6 +25,7 @@ from kto_sweep.local_server.process import ServerAddress, hold_lock, read_addres
 from kto_sweep.local_server.start import LocalServer
 from kto_sweep.server import artifact_cleanup, listen, uploads
 from kto_sweep.server.app import build_app
+from kto_sweep.server.connections import BACKLOG, HEADERS_SECONDS, limited_protocol, raise_file_limit
 from kto_sweep.server.database_lock import DatabaseLock
 from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
 from kto_sweep.server.maintenance import MaintenanceThread
@@ -180,7 +181,9 @@ def _serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,
+        http=limited_protocol(raise_file_limit()),
+        backlog=BACKLOG,
+        timeout_keep_alive=HEADERS_SECONDS,
         timeout_graceful_shutdown=5,
         lifespan="off",
         ssl_certfile=tls.certificate if tls else None,

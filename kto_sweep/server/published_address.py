@@ -13,7 +13,9 @@ from kto_sweep.local_server.process import (
     server_pid,
     write_address,
 )
+from kto_sweep.local_server.start import log_path
 from kto_sweep.server.database_lock import DatabaseLock
+from kto_sweep.server.server_log import limit_log
 
 RESTORE_SECONDS = 5
 """Seconds between two looks at the files."""
@@ -36,7 +38,10 @@ class PublishedAddress:
         write_address(self.home, self.address)
 
     def restore(self) -> bool:
-        """Writes again what was removed; False if the database was: the server would serve a lost file."""
+        """Writes again what was removed, and limits the log.
+
+        False if the database itself was removed: the server would serve a lost file.
+        """
         if not self.database.is_at_its_path():
             _log.error("%s was removed or replaced: the server stops", self.home.database)
             return False
@@ -44,6 +49,7 @@ class PublishedAddress:
             is_locked = server_pid(self.home) == os.getpid() or self.locks.enter_context(hold_lock(self.home))
             if is_locked and read_address(self.home) != self.address:
                 self.write()
+            limit_log(log_path(self.home))
         except OSError as problem:  # a full disk
-            _log.warning("the server's address cannot be written: %s", problem)
+            _log.warning("the server's address or log cannot be written: %s", problem)
         return True
