@@ -17,7 +17,7 @@ from kto_sweep.local_server.start import log_path
 from kto_sweep.server.database_lock import DatabaseLock
 from kto_sweep.server.server_log import limit_log
 
-RESTORE_SECONDS = 5
+RESTORE_SECONDS = 2
 """Seconds between two looks at the files."""
 
 _log = logging.getLogger(__name__)
