@@ -38,13 +38,19 @@ class Home:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Home":
-        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`. Raises UsageError if its path is too long."""
+        """The home in KTO_SWEEP_HOME, or `~/.kto-sweep`. Raises UsageError if its path cannot be one."""
         path = environ.get("KTO_SWEEP_HOME", "")
         if len(path) > MAX_PATH:
             raise UsageError(
                 f"KTO_SWEEP_HOME has {len(path):,} characters", hint=f"use a path of at most {MAX_PATH:,}"
             )
-        return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
+        try:
+            return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
+        except RuntimeError as error:  # ~USER without such a user
+            raise UsageError(
+                f"KTO_SWEEP_HOME={path}: no such user" if path else "your home folder is unknown",
+                hint="export KTO_SWEEP_HOME=/a/folder",
+            ) from error
 
     def keep_private(self) -> None:
         """Make all files that this process and its children create readable by the user alone.

@@ -1,11 +1,16 @@
 """The types of a trial's parameters, and the definition of one parameter."""
 
 import math
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from kto_sweep.errors import Problem
 from kto_sweep.text import listed, nearest, number_from_text, show
+
+MAX_NAME_BYTES = 255
+"""Of one part of a path; Linux refuses longer ones."""
 
 
 class ParameterType(Protocol):
@@ -118,6 +123,24 @@ class Text:
     def suggest(self, value: object) -> str:
         """The value in quotes."""
         return "" if isinstance(value, str) else f'"{show(value)}"'
+
+
+@dataclass(frozen=True)
+class ModelName(Text):
+    """A hub id or a path, which need not exist on this machine, but could."""
+
+    description: str = f"a hub id or a path, with names of up to {MAX_NAME_BYTES} bytes and existing ~users"
+
+    def convert(self, value: object) -> str:
+        """The name. Raises ValueError."""
+        name = super().convert(value)
+        try:
+            path = Path(name).expanduser()
+        except RuntimeError as error:  # ~USER without such a user
+            raise ValueError from error
+        if "\0" in name or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
+            raise ValueError
+        return name
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from kto_sweep.models.presets import PRESETS, Quantization
 from kto_sweep.parameter_types import (
     Choice,
     Flag,
+    ModelName,
     ParameterDefinition,
     ParameterType,
     Real,
     Sources,
     Targets,
-    Text,
     WholeNumber,
 )
 from kto_sweep.text import nearest
@@ -44,7 +44,7 @@ def _parameter(
 class Trial:
     """One set of hyper-parameters."""
 
-    model: str | None = _parameter(Text(), "Base model (hub id, local folder or .gguf file)", None)
+    model: str | None = _parameter(ModelName(), "Base model (hub id, local folder or .gguf file)", None)
     model_size: str | None = _parameter(
         Choice(tuple(PRESETS)), "Base model by size, in place of model", None, noun="a model size"
     )

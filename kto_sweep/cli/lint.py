@@ -86,9 +86,11 @@ def _report(
     from kto_sweep.data.lint import lint as check
     from kto_sweep.data.load import load_characters, load_tokens
     from kto_sweep.data.shown_rows import RowInspector
+    from kto_sweep.errors import UsageError
     from kto_sweep.home import Home
     from kto_sweep.models.model_checks import check_model, held_max_length, stop_tokens
     from kto_sweep.models.tokenizer import load_tokenizer
+    from kto_sweep.trial import check_value
 
     source = data if len(data) > 1 else data[0]
     other = (held_out if len(held_out) > 1 else held_out[0]) if held_out else None
@@ -97,6 +99,8 @@ def _report(
             characters = load_characters(source, progress=count, keep_broken=True)
             held = None if other is None else load_characters(other, progress=count)
         return check(characters, max_length=None, eval_fraction=eval_fraction, held_out=held)
+    if (problem := check_value("model", model)[1]) is not None:
+        raise UsageError(f"--model: {problem.what}", hint="check the path")
     tokenizer = load_tokenizer(model)
     cache = Home.from_environment().cache
     with _reading(source, other), counting("tokenised examples", show=progress) as count:

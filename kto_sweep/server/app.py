@@ -75,6 +75,7 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             DiskFull: _with_status(507),
             StoreUnavailable: _unavailable,
             OSError: _unavailable,
+            MemoryError: _unavailable,
             401: _log_in,
             403: _log_in,
         },
@@ -90,7 +91,7 @@ def _with_status(status: int) -> ErrorHandler:
 
 async def _unavailable(request: Request, problem: Exception) -> Response:
     _log.error("%s %s: %s", request.method, request.url.path, problem)
-    return error(503, str(problem), {"retry-after": RETRY_SECONDS})
+    return error(503, str(problem) or "out of memory", {"retry-after": RETRY_SECONDS})
 
 
 async def _log_in(request: Request, problem: Exception) -> Response:
@@ -108,7 +109,7 @@ class _Api:
 
     async def ready(self, request: Request) -> Response:
         """Identifies the server without a key, so that a client can check which server owns the port."""
-        return Json(self._identity)
+        return Json(self._identity, 200 if self._server.database.has_writer else 503)
 
     async def graphql(self, request: Request) -> Response:
         """Executes a GraphQL request."""

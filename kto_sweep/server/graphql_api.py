@@ -164,8 +164,8 @@ def _response(result: ExecutionResult) -> Response:
     for cause in causes:
         if isinstance(cause, StoreUnavailable):
             raise cause
-        if isinstance(cause, sqlite3.DatabaseError):
-            raise StoreUnavailable(f"the database cannot be read: {cause}")
+        if isinstance(cause, sqlite3.DatabaseError | MemoryError):
+            raise StoreUnavailable(f"the database cannot be read: {str(cause) or 'out of memory'}")
     return Response(
         _status(causes), {"data": result.data, "errors": [_shown(error) for error in result.errors]}
     )

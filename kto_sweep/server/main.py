@@ -1,6 +1,7 @@
 """The server process: takes the lock, port, key and database, then runs uvicorn until a signal."""
 
 import argparse
+import asyncio
 import logging
 import os
 import random
@@ -9,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -20,12 +21,15 @@ from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, ServerError
 from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
-from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address, write_address
+from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address
 from kto_sweep.local_server.start import LocalServer
-from kto_sweep.server import artifact_cleanup, listen
+from kto_sweep.server import artifact_cleanup, listen, uploads
 from kto_sweep.server.app import build_app
+from kto_sweep.server.connections import BACKLOG, HEADERS_SECONDS, limited_protocol, raise_file_limit
+from kto_sweep.server.database_lock import DatabaseLock
 from kto_sweep.server.listen import FIRST_PORT, ListenOptions, Tls
 from kto_sweep.server.maintenance import MaintenanceThread
+from kto_sweep.server.published_address import RESTORE_SECONDS, PublishedAddress
 from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.store.database import Database
 from kto_sweep.server.store.migrations import migrate
@@ -76,8 +80,8 @@ def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lam
     home already has a server, the port is in use, or the database is damaged.
     """
     listen.check(options)
-    with hold_lock(home) as acquired:
-        if not acquired:
+    with ExitStack() as held:
+        if not held.enter_context(hold_lock(home)):
             address = read_address(home)
             raise ServerError(
                 f"the server of {home.root} is already running{f' at {address.url}' if address else ''}",
@@ -86,8 +90,16 @@ def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lam
         try:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _shut_down)
-            with listen.bind(home, options) as bound, open_server_state(home) as server:
-                _serve(home, bound, server, options.tls, started)
+            with (
+                closing(DatabaseLock(home.database)) as lock,
+                listen.bind(home, options) as bound,
+                open_server_state(home) as server,
+            ):
+                address = ServerAddress(
+                    listen.url(bound, options.tls), bound.getsockname()[1], os.getpid(), __version__
+                )
+                published = PublishedAddress(home, address, lock, held)
+                _serve(published, bound, server, options.tls, started)
         except _Shutdown:
             pass
 
@@ -138,6 +150,7 @@ def open_server_state(home: Home) -> Iterator[ServerState]:
     key = ensure_key(home)
     database = Database(path)
     server = ServerState(database, files, key, ServerClock(time.time), random.Random())
+    uploads.after_start(server)
     artifact_cleanup.after_start(server)
     maintenance = MaintenanceThread(server)
     maintenance.start()
@@ -149,10 +162,18 @@ def open_server_state(home: Home) -> Iterator[ServerState]:
 
 
 def _serve(
-    home: Home, bound: socket.socket, server: ServerState, tls: Tls | None, started: Callable[[str], None]
+    published: PublishedAddress,
+    bound: socket.socket,
+    server: ServerState,
+    tls: Tls | None,
+    started: Callable[[str], None],
 ) -> None:
-    """Publishes the address and serves requests until a signal."""
-    url = listen.url(bound, tls)
+    """Publishes the address and serves requests until a signal, or until the database is taken away."""
+
+    async def keep_published() -> None:
+        if not await asyncio.to_thread(published.restore):
+            process.should_exit = True
+
     identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(
         build_app(server, identity, https=tls is not None),
@@ -160,12 +181,17 @@ def _serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=75,
+        http=limited_protocol(raise_file_limit()),
+        backlog=BACKLOG,
+        timeout_keep_alive=HEADERS_SECONDS,
         timeout_graceful_shutdown=5,
         lifespan="off",
         ssl_certfile=tls.certificate if tls else None,
         ssl_keyfile=tls.key if tls else None,
+        callback_notify=keep_published,
+        timeout_notify=RESTORE_SECONDS,
     )
-    write_address(home, ServerAddress(url, bound.getsockname()[1], os.getpid(), __version__))
-    started(url)
-    uvicorn.Server(config).run(sockets=[bound])
+    process = uvicorn.Server(config)
+    published.write()
+    started(published.address.url)
+    process.run(sockets=[bound])

@@ -111,6 +111,15 @@ async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes], s
     )
 
 
+def after_start(server: ServerState) -> None:
+    """Removes what a server that died has left of its uploads, and of the exports beside them.
+
+    Call it before the server accepts requests: it does not spare uploads under way. Raises OSError.
+    """
+    for part in server.files.glob("*/*.part"):
+        part.unlink()
+
+
 def mimetype(name: str) -> str:
     """MIME type by the name's extension."""
     return mimetypes.guess_type(name)[0] or "application/octet-stream"

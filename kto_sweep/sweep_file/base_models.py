@@ -24,6 +24,8 @@ def find_model_problems(values: Mapping[str, Sequence[GivenValue]]) -> Iterator[
     """The problems of each model, each at the place of the value that it is about."""
     said: set[Problem] = set()
     for given in (*values.get("model", ()), *values.get("model_size", ())):
+        if check_value(given.path[-1], given.value)[1] is not None:
+            continue  # said where values are checked
         for settings in product(*(_valid(values, name, given) for name in _DEFAULTS)):
             places = {name: place for name, (place, _) in zip(_DEFAULTS, settings, strict=True)}
             chosen = {name: value for name, (_, value) in zip(_DEFAULTS, settings, strict=True)}

@@ -10,6 +10,12 @@ from kto_sweep.errors import Problem
 
 Path = tuple[str, ...]
 
+MAX_DEPTH = 100
+"""Lists and blocks within each other; Python's own limit is near 1,000 frames and not of the file."""
+MAX_VALUES = 100_000
+"""Values of a file with its aliases written out: aliases of aliases multiply."""
+TOO_DEEP = f"lists or blocks nested more than {MAX_DEPTH} deep"
+
 
 @dataclass(frozen=True)
 class YamlSource:
@@ -34,6 +40,25 @@ class _Loader(yaml.SafeLoader):
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node. Raises ComposerError where the text is nested too deep."""
+        if self._depth > MAX_DEPTH:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, TOO_DEEP, mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. Raises ConstructorError, with its place, for thousands of digits."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:
+            reason = str(error).partition(";")[0]
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark) from error
 
 
 def read_yaml(text: str) -> tuple[YamlSource | None, list[Problem]]:
@@ -44,19 +69,20 @@ def read_yaml(text: str) -> tuple[YamlSource | None, list[Problem]]:
         node = loader.get_single_node()
         if node is None:
             return YamlSource(None, {(): 1}), []
+        _measure(node, {})
         lines: dict[Path, int] = {(): node.start_mark.line + 1}
-        problems = list(_walk(node, (), lines, ()))
+        problems = list(_walk(node, (), lines))
         if problems:
             return None, problems
         shared = _shared_keys(node)  # first: the constructor replaces merge keys by what they merge
         return YamlSource(loader.construct_document(node), lines, shared), []
     except yaml.MarkedYAMLError as error:
         return None, [_syntax(error)]
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # characters that YAML forbids; numbers beyond Python's limits
-        return None, [Problem((), f"not YAML: {str(error).splitlines()[0]}", line=1)]
+    except yaml.reader.ReaderError as error:  # characters that YAML forbids
+        line = text.count("\n", 0, error.position) + 1
+        return None, [Problem((), f"not YAML: {str(error).splitlines()[0]}", line=line)]
+    except _Refused as refused:
+        return None, [refused.problem]
     finally:
         if loader is not None:
             loader.dispose()
@@ -85,29 +111,56 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
                 yield from _nodes(child, seen)
 
 
-def _walk(
-    node: yaml.Node, path: Path, lines: dict[Path, int], parents: tuple[yaml.Node, ...]
-) -> Iterator[Problem]:
-    """Fills `lines` below a node; yields a problem for each duplicate key and each recursive block."""
-    if node in parents:
-        yield Problem(path, "this block contains itself", line=node.start_mark.line + 1)
-    elif isinstance(node, yaml.SequenceNode):
+class _Refused(Exception):
+    """YAML that is valid, but that no sweep file can mean."""
+
+    def __init__(self, node: yaml.Node, what: str, hint: str = "") -> None:
+        self.problem = Problem((), what, hint=hint, line=node.start_mark.line + 1)
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
+    """How many values a node is with its aliases written out, and how deep they are nested.
+
+    Looks at each node once. Raises _Refused for too many or too deep, and for a block that contains itself.
+    """
+    if id(node) not in known:
+        known[id(node)] = None  # until it is measured, an alias of it is inside it
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        sizes = [_measure(child, known) for child in children]
+        values, depth = 1 + sum(size[0] for size in sizes), max((1 + size[1] for size in sizes), default=0)
+        if values > MAX_VALUES:
+            what = f"more than {MAX_VALUES:,} values, with aliases (*name) written out"
+            raise _Refused(node, what, "use fewer aliases of aliases")
+        if depth > MAX_DEPTH:
+            raise _Refused(node, f"{TOO_DEEP}, with aliases (*name) written out")
+        known[id(node)] = values, depth
+    size = known[id(node)]
+    if size is None:
+        raise _Refused(node, "this block contains itself")
+    return size
+
+
+def _walk(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Iterator[Problem]:
+    """Fills `lines` below a node; yields a problem for each duplicate key."""
+    if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             here = (*path, str(i))
             lines[here] = item.start_mark.line + 1
-            yield from _walk(item, here, lines, (*parents, node))
+            yield from _walk(item, here, lines)
     elif isinstance(node, yaml.MappingNode):
-        yield from _walk_mapping(node, path, lines, (*parents, node))
+        yield from _walk_mapping(node, path, lines)
 
 
-def _walk_mapping(
-    node: yaml.MappingNode, path: Path, lines: dict[Path, int], parents: tuple[yaml.Node, ...]
-) -> Iterator[Problem]:
+def _walk_mapping(node: yaml.MappingNode, path: Path, lines: dict[Path, int]) -> Iterator[Problem]:
     first_seen: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
         if key.tag == "tag:yaml.org,2002:merge":
-            yield from _walk(value, path, lines, parents)
+            yield from _walk(value, path, lines)
             continue
         name = str(key.value)
         here = (*path, name)
@@ -116,7 +169,7 @@ def _walk_mapping(
             yield Problem(here, what, "YAML silently keeps only the last one.", "remove one", line=line)
         first_seen.setdefault(name, line)
         lines[here] = line if _is_below_its_key(value) else value.start_mark.line + 1
-        yield from _walk(value, here, lines, parents)
+        yield from _walk(value, here, lines)
 
 
 def _is_below_its_key(value: yaml.Node) -> bool:

@@ -8,6 +8,15 @@ from server_harness import ServerHarness
 
 from kto_sweep.server.store.filters import FilterError, compile_filter, compile_order
 
+UUID = "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+TOO_LARGE = [
+    "(?:[a-z]{2000}y){3000}",
+    "a{1000000}",
+    "(?x)(?:(?:ab){400}) {,400}",
+    r"(?:a\){50}{50}){50}",
+    "(?:" * 18 + "a" + "){2}" * 18,
+]
+"""Patterns that would take seconds and gigabytes to compile, or may."""
 COUNT = "query($f: JSONString) { project { runCount(filters: $f) } }"
 NAMES = """query($f: JSONString, $o: String, $first: Int, $after: String) { project {
     runs(filters: $f, order: $o, first: $first, after: $after) {
@@ -148,6 +157,7 @@ def test_pages_join_up(runs: ServerHarness) -> None:
         '{"name": {"$in": "r1"}}',
         '{"name": {"$regex": "("}}',
         json.dumps({"name": {"$regex": "a" * 201}}),
+        *(json.dumps({"name": {"$regex": pattern}}) for pattern in TOO_LARGE),
         '{"created_at": {"$gt": "yesterday"}}',
         '{"config.lr": {"$in": [NaN]}}',
         '{"$and": ' * 20 + "1" + "}" * 20,
@@ -161,6 +171,14 @@ def test_invalid_filter_is_an_error_with_a_reason(harness: ServerHarness, text: 
     status, body = harness.execute(COUNT, f=text)
     assert status == 200
     assert body["errors"][0]["message"]
+
+
+def test_size_of_a_pattern_is_limited_before_it_is_compiled(harness: ServerHarness) -> None:
+    harness.start_run("0b0e3a5e-1c1d-4a52-9b6e-8f00c0ffee00")
+    assert harness.query(COUNT, f=json.dumps({"name": {"$regex": UUID}}))
+    for pattern in TOO_LARGE:
+        _, body = harness.execute(COUNT, f=json.dumps({"name": {"$regex": pattern}}))
+        assert "more than 100,000 characters" in body["errors"][0]["message"]
 
 
 def test_catastrophic_pattern_times_out(harness: ServerHarness) -> None:

@@ -106,6 +106,57 @@ def test_full_disk_is_reported_and_nothing_is_half_written(path: Path) -> None:
     database.close()
 
 
+class FailingConnection(sqlite3.Connection):
+    """Fails once at the statement `fails_at`, as SQLite does without memory."""
+
+    fails_at: str | None = None
+
+    def execute(self, sql: str, *parameters: object) -> sqlite3.Cursor:
+        if sql == type(self).fails_at:
+            type(self).fails_at = None
+            raise MemoryError
+        return super().execute(sql, *parameters)
+
+
+@pytest.mark.parametrize("statement", ["BEGIN IMMEDIATE", "SAVEPOINT job", "RELEASE job", "COMMIT"])
+def test_write_without_memory_is_answered_and_the_next_one_is_stored(
+    path: Path, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    migrate(path)
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        database_module.sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=FailingConnection)
+    )
+    database = Database(path)
+    assert database.write(add("a")) == "a"
+    FailingConnection.fails_at = statement
+    with pytest.raises(StoreUnavailable, match="cannot be written: MemoryError"):
+        database.write(add("lost"))
+    assert database.write(add("b")) == "b"
+    database.close()
+    assert project_names(path) == ["a", "b"]
+
+
+def test_file_that_was_readonly_at_the_first_write_is_written_when_it_can(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite opens a file that it may not write read-only, and never asks again."""
+    migrate(path)
+    with monkeypatch.context() as readonly:
+        connect = sqlite3.connect
+        readonly.setattr(
+            database_module.sqlite3,
+            "connect",
+            lambda path, **k: connect(f"file:{path}?mode=ro", uri=True, **k),
+        )
+        database = Database(path)
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            database.write(add("lost"))
+    assert database.write(add("a")) == "a"
+    database.close()
+    assert project_names(path) == ["a"]
+
+
 def test_reader_cannot_write(path: Path) -> None:
     migrate(path)
     database = Database(path)

@@ -129,6 +129,9 @@ def test_whole_floats_are_whole_numbers_and_ints_are_floats() -> None:
         ("dataset", {"path": "rows.jsonl"}),
         ("eval_dataset", False),
         ("model_size", "7B"),
+        ("model", "~no-such-user/model"),
+        ("model", "a" * 256),
+        ("model", "./\0"),
     ],
 )
 def test_a_value_that_does_not_fit_is_rejected(name: str, value: object) -> None:

@@ -4,6 +4,11 @@ import pytest
 
 from kto_sweep.sweep_file.yaml_source import YamlSource, read_yaml
 
+ALIAS_CHAIN = "k0: &k0 [x]\n" + "".join(f"k{n}: &k{n} [*k{n - 1}]\n" for n in range(1, 300))
+ALIAS_BOMB = "k0: &k0 [x]\n" + "".join(
+    f"k{n}: &k{n} [{', '.join([f'*k{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+MERGE_BOMB = ALIAS_BOMB.replace("[x]", "{x: 1}").replace("[", "{<<: [").replace("]", "]}")
 TEXT = """\
 # comment
 top: 1
@@ -75,7 +80,13 @@ def test_data_are_those_of_pyyaml_but_for_dates() -> None:
         ("a: !!python/object:os.system 1\n", 1, "could not determine a constructor", ""),
         ("? [1, 2]\n: 3\n", 1, "not YAML", ""),
         ("a: \x07\n", 1, "not YAML", ""),
-        (f"a: {'9' * 5000}\n", 1, "not YAML", ""),
+        ("a: 1\nb: \x07\n", 2, "not YAML", ""),
+        (f"a: 1\nb: {'9' * 5000}\n", 2, "5000 digits", ""),
+        (f"a: 1\nb: {'[' * 5000}\n", 2, "more than 100 deep", ""),
+        (f"a: 1\nb: {'[{c: ' * 300}x{'}]' * 300}\n", 2, "more than 100 deep", ""),
+        (ALIAS_CHAIN, 101, "more than 100 deep, with aliases", ""),
+        (ALIAS_BOMB, 6, "more than 100,000 values", "aliases"),
+        (MERGE_BOMB, 6, "more than 100,000 values", "aliases"),
     ],
 )
 def test_unreadable_yaml_is_one_problem(text: str, line: int, what: str, hint: str) -> None:

@@ -8,7 +8,8 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +37,10 @@ class _Job:
     done: "Future[Any]" = field(default_factory=Future)
 
 
+_Outcome = tuple[_Job, Any, BaseException | None]
+"""A write, its result, and its exception."""
+
+
 class Database:
     """The open database. Close it to flush and release the file."""
 
@@ -56,7 +61,16 @@ class Database:
         """
         job = _Job(work)
         self._jobs.put(job)
+        while not job.done.done() and self.has_writer:
+            wait([job.done], BUSY_SECONDS)
+        if not job.done.done():
+            raise StoreUnavailable("the database cannot be written: restart the server")
         return job.done.result()  # type: ignore[no-any-return]
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether the thread that answers writes is alive; without it only a restart helps."""
+        return self._writer.is_alive()
 
     def reader(self) -> sqlite3.Connection:
         """This thread's read-only connection; sees every committed change."""
@@ -79,13 +93,28 @@ class Database:
             self._readers.clear()
 
     def _write_until_closed(self) -> None:
-        connection = connect(self._path)
+        connection: sqlite3.Connection | None = None
         closing = False
         while not closing:
             batch, closing = self._next_batch()
-            if batch:
-                _commit_together(connection, batch)
-        connection.close()
+            if not batch:
+                continue
+            try:
+                connection = connection or connect(self._path)
+                outcomes = _commit_together(connection, batch)
+            except BaseException as problem:  # also MemoryError: a thread that ends answers no write
+                # SQLite remembers that it opened the file read-only; closing also rolls back.
+                _close(connection)
+                connection = None
+                # kto-sweep's client recognizes a full disk by "cannot be written".
+                reason = f"the database cannot be written: {str(problem) or type(problem).__name__}"
+                outcomes = [(job, None, StoreUnavailable(reason)) for job in batch]
+            for job, result, error in outcomes:
+                if error is None:
+                    job.done.set_result(result)
+                else:
+                    job.done.set_exception(error)
+        _close(connection)
 
     def _next_batch(self) -> tuple[list[_Job], bool]:
         """All queued writes (blocks until there is one), and whether the queue was closed."""
@@ -113,39 +142,29 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> None:
-    """Runs each job in a savepoint of one transaction, commits, then resolves the jobs' futures."""
-    outcomes: list[tuple[_Job, Any, BaseException | None]] = []
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-        for job in batch:
-            outcomes.append((job, *_run_in_savepoint(connection, job.work)))
-        connection.execute("COMMIT")
-    except sqlite3.Error as problem:
-        _roll_back(connection)
-        # kto-sweep's client recognizes a full disk by "cannot be written".
-        for job in batch:
-            job.done.set_exception(StoreUnavailable(f"the database cannot be written: {problem}"))
-        return
-    for job, result, error in outcomes:
-        if error is None:
-            job.done.set_result(result)
-        else:
-            job.done.set_exception(error)
+def _commit_together(connection: sqlite3.Connection, batch: list[_Job]) -> list[_Outcome]:
+    """Runs each job in a savepoint of one transaction and commits; the outcome of each job.
+
+    Raises whatever SQLite raises, MemoryError included: nothing is committed then.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    outcomes = [(job, *_run_in_savepoint(connection, job.work)) for job in batch]
+    connection.execute("COMMIT")
+    return outcomes
 
 
 def _run_in_savepoint(connection: sqlite3.Connection, work: Work) -> tuple[Any, BaseException | None]:
     """The result of `work`, or its exception after a rollback of its changes.
 
-    Raises sqlite3.OperationalError and sqlite3.DatabaseError (full disk, damage), which abort the whole
-    batch.
+    Raises sqlite3.OperationalError, sqlite3.DatabaseError (full disk, damage) and MemoryError, which abort
+    the whole batch.
     """
     connection.execute("SAVEPOINT job")
     try:
         result = work(connection)
     except sqlite3.IntegrityError as error:
         outcome: tuple[Any, BaseException | None] = (None, error)
-    except sqlite3.Error:
+    except (sqlite3.Error, MemoryError):  # Python's name for SQLite's "out of memory"
         raise
     except Exception as error:
         outcome = (None, error)
@@ -157,7 +176,7 @@ def _run_in_savepoint(connection: sqlite3.Connection, work: Work) -> tuple[Any, 
     return outcome
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
-    # SQLite rolls back by itself after some errors, such as a full disk.
-    if connection.in_transaction:
-        connection.execute("ROLLBACK")
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        with suppress(sqlite3.Error, MemoryError):  # a broken disk; the descriptors are released anyway
+            connection.close()

@@ -1,0 +1,55 @@
+"""The files by which commands find the running server, written again when somebody removes them."""
+
+import logging
+import os
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kto_sweep.home import Home
+from kto_sweep.local_server.process import (
+    ServerAddress,
+    hold_lock,
+    read_address,
+    server_pid,
+    write_address,
+)
+from kto_sweep.local_server.start import log_path
+from kto_sweep.server.database_lock import DatabaseLock
+from kto_sweep.server.server_log import limit_log
+
+RESTORE_SECONDS = 2
+"""Seconds between two looks at the files."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PublishedAddress:
+    """The address of a running server, in its home."""
+
+    home: Home
+    address: ServerAddress
+    database: DatabaseLock
+    locks: ExitStack
+    """Closed when the server ends."""
+
+    def write(self) -> None:
+        """Writes the address for commands. Raises OSError."""
+        write_address(self.home, self.address)
+
+    def restore(self) -> bool:
+        """Writes again what was removed, and limits the log.
+
+        False if the database itself was removed: the server would serve a lost file.
+        """
+        if not self.database.is_at_its_path():
+            _log.error("%s was removed or replaced: the server stops", self.home.database)
+            return False
+        try:
+            is_locked = server_pid(self.home) == os.getpid() or self.locks.enter_context(hold_lock(self.home))
+            if is_locked and read_address(self.home) != self.address:
+                self.write()
+            limit_log(log_path(self.home))
+        except OSError as problem:  # a full disk
+            _log.warning("the server's address or log cannot be written: %s", problem)
+        return True
