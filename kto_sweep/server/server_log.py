@@ -11,7 +11,7 @@ MAX_LOG = 8 << 20
 def limit_log(path: Path) -> None:
     """Moves a log that has grown too large to `<path>.1`, of which the end is kept.
 
-    Only if this process logs to that file: its stderr is then in append mode, and goes on at the start.
+    Only if this process logs to that file: its stderr is then in append mode, and continues at the start.
     Raises OSError.
     """
     descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else -1
