@@ -1,5 +1,6 @@
 """Logs a trial's weights as W&B artifacts if WANDB_LOG_MODEL asks for it, as Hugging Face's trainers do."""
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -60,7 +61,7 @@ class ModelUpload:
         if self._what is not LogModel.CHECKPOINT or self._written() == self._logged or self._weights():
             return  # once there are final weights, the checkpoint has none
         self._logged = self._written()
-        self._log(f"checkpoint-{self._run.id}", [CHECKPOINT, _ROWS], step=last_step(self._folder))
+        self._log(f"checkpoint-{self._run.id}", [CHECKPOINT, _ROWS], step=self._checkpoint_step())
 
     def final(self) -> None:
         """Log the final weights in the run's folder."""
@@ -80,6 +81,16 @@ class ModelUpload:
             self._failing = True
         else:
             self._failing = False
+
+    def _checkpoint_step(self) -> int:
+        """The step of the checkpoint: the log may be further."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._folder / CHECKPOINT, framework="np") as file:
+                return int(json.loads(file.metadata()["about"])["step"])
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # of TRL's trainer, or damaged
+            return last_step(self._folder)
 
     def _weights(self) -> list[Path]:
         return [self._folder / name for name in ("adapter", "model") if (self._folder / name).is_dir()]

@@ -1,8 +1,10 @@
 """Weights as artifacts of their runs, as WANDB_LOG_MODEL asks for."""
 
+import json
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from kto_sweep.agent.model_upload import LogModel, read_log_model
 
@@ -62,7 +64,8 @@ def test_checkpoints_and_final_adapters_are_versions_that_another_box_can_use(ma
     assert "adapter_model.safetensors" in adapter[3]
     assert checkpoint[:2] == [f"checkpoint-{run.name}:v0", "model"]
     assert checkpoint[3] == ["last.safetensors", "rows.jsonl"]
+    with safe_open(Path(checkpoint[4], "last.safetensors"), framework="np") as file:
+        assert checkpoint[2] == {"step": json.loads(file.metadata()["about"])["step"]}
     assert checkpoint[2]["step"] in (1, 2, 3)
-    # On another box the trial continues from it.
     rows = Path(checkpoint[4], "rows.jsonl").read_text().splitlines()
-    assert len(rows) >= checkpoint[2]["step"]
+    assert len(rows) >= checkpoint[2]["step"]  # a trial on another box can continue from it
