@@ -12,10 +12,9 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from itsdangerous import BadSignature, URLSafeTimedSerializer
 from starlette.responses import FileResponse
 
-from kto_sweep.server import history_columns
+from kto_sweep.server import history_columns, signed_urls
 from kto_sweep.server.errors import NotFoundError
 from kto_sweep.server.history_columns import Row, TooManyColumns
 from kto_sweep.server.server_state import ServerState
@@ -28,7 +27,8 @@ from kto_sweep.server.store.runs import Run
 EXPORT_SECONDS = 4.0
 """Seconds after its last message until a run's history is exported; its last rows may come late. On W&B it
 takes minutes."""
-URL_SECONDS = 86_400.0
+DOWNLOAD = "download of a run's exported history"
+"""Use of a signed URL."""
 
 _log = logging.getLogger(__name__)
 
@@ -105,22 +105,13 @@ def path_of(server: ServerState, part: Part) -> Path:
 def url(server: ServerState, base_url: str, run: Run, part: Part) -> str:
     """URL of the file; its token replaces the API key, which wandb does not send."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", run.name).strip("._") or "run"
-    token = _signer(server).dumps([part.run_id, part.number])
+    token = signed_urls.sign(server, DOWNLOAD, [part.run_id, part.number])
     return f"{base_url}/history/{token}/{readable}.parquet"
 
 
-def _signer(server: ServerState) -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(server.key, salt="exported history of a run")
-
-
 def download(server: ServerState, token: str) -> FileResponse:
-    """Sends the file of a URL's token, or a range of it. Raises NotFoundError for a wrong or old token."""
-    try:
-        (run_id, number), signed_at = _signer(server).loads(token, return_timestamp=True)
-    except BadSignature as problem:
-        raise NotFoundError("no such file") from problem
-    if server.now() - signed_at.timestamp() > URL_SECONDS:
-        raise NotFoundError("the file's URL has expired")
+    """Sends the file of a URL's token, or a range of it. Raises as signed_urls.verify, NotFoundError."""
+    run_id, number = signed_urls.verify(server, DOWNLOAD, token)
     path = path_of(server, Part(run_id, number, 0, 0, 0))
     if not path.is_file():
         raise NotFoundError("no such file")

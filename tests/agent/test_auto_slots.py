@@ -1,5 +1,6 @@
 """An agent that chooses the number of concurrent trials automatically."""
 
+import pytest
 from machine import Machine
 
 LONG_AND_SHORT = """
@@ -15,6 +16,7 @@ parameters:
 """
 
 
+@pytest.mark.slow
 def test_it_starts_with_one_trial_and_adds_slots_as_it_measures(machine: Machine) -> None:
     machine.create_sweep(LONG_AND_SHORT)
     said = machine.run("agent")

@@ -64,6 +64,7 @@ def agent(machine: Machine, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_trial_on_two_devices_survives_its_worker_and_leaves_nothing_behind(
     machine: Machine, agent: subprocess.Popen[str]
 ) -> None:

@@ -23,6 +23,7 @@ parameters:
 SPANS = f'[run.summary_metrics.get("{BUSY}") or [] for run in api.sweep("PATH").runs]'
 
 
+@pytest.mark.slow
 def test_time_on_a_device_never_shrinks(fake_machine: Machine) -> None:
     """The first attempt is killed, which its server learns from nobody; the second one ends in time."""
     sweep = fake_machine.create_sweep(SWEEP)

@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import pytest
 from machine import Machine
 
 from kto_sweep.compare.confidence import DEGREES, DEVIATION
@@ -26,6 +27,7 @@ def train(machine: Machine, betas: str, seeds: str) -> list[dict[str, object]]:
     return [trial["summary"] for trial in machine.json("compare", name)["trials"]]
 
 
+@pytest.mark.slow
 def test_a_sweep_gets_the_spread_between_seeds_of_earlier_ones(fake_machine: Machine) -> None:
     machine = fake_machine
     rows = [{"prompt": f"question {n}", "completion": f"answer {n}", "label": n % 2 == 0} for n in range(200)]

@@ -29,11 +29,16 @@ def test_a_full_disk_is_an_error_for_users_and_a_retry_for_runs(harness: ServerH
     harness.sweep(GRID)
     database = harness.server.database
     pages = database.write(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
-    database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+    def fill() -> None:  # of a connection, and the writer has a new one after each failure
+        database.write(lambda c: c.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+
+    fill()
     long = {"description": "x" * 100_000}
     query = "mutation M($input: UpsertSweepInput!) { upsertSweep(input: $input) { sweep { id } } }"
     status, body = harness.execute(query, input={"config": json.dumps(GRID), **long})
     assert (status, "disk is full; nothing was changed" in body["errors"][0]["message"]) == (200, True)
+    fill()
     with pytest.raises(StoreUnavailable, match="full"):
         harness.start_run("new", config=json.dumps(long))
 

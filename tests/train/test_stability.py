@@ -246,7 +246,7 @@ def trained(
     return train_trial(context, trial, folder, report, should_stop), report
 
 
-@pytest.mark.parametrize("full_finetune", [False, True])
+@pytest.mark.parametrize("full_finetune", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_short_real_trial_that_breaks_is_unstable_also_when_it_was_stopped_in_between(
     context: WorkerContext, tmp_path: Path, full_finetune: bool
 ) -> None:
@@ -272,7 +272,7 @@ def test_learning_rate_1_for_24_steps_fails(context: WorkerContext, tmp_path: Pa
     assert "try a lower learning_rate" in caught.value.message
 
 
-@pytest.mark.parametrize("full_finetune", [False, True])
+@pytest.mark.parametrize("full_finetune", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_short_real_trial_that_learns_is_stable(
     context: WorkerContext, tmp_path: Path, full_finetune: bool
 ) -> None:

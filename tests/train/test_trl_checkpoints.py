@@ -34,7 +34,7 @@ def data() -> TrainingData:
     return make_data()
 
 
-@pytest.mark.parametrize("full_finetune", [False, True])
+@pytest.mark.parametrize("full_finetune", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_stopped_trial_continues_as_if_it_had_not_stopped(
     data: TrainingData, tmp_path: Path, full_finetune: bool
 ) -> None:
