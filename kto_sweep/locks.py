@@ -22,7 +22,7 @@ BUSY_SECONDS = 0.2
 
 
 def private_folder(path: Path) -> Path:
-    """The folder, created if necessary, which belongs to this user and to which nobody else can write.
+    """The folder, created if necessary, which belongs to this user and to which no other user can write.
 
     Raises OSError if it is a link, or another user's: its files could be links to files of this user.
     """

@@ -121,7 +121,7 @@ class Machine:
         server = WANDB if COMPUTING.isdisjoint(args) else TORCH
         done = self._fork((*self.cli, *args), env, server)
         if not {"--help", "--version", "--json"} & {*args}:
-            check_output(done.stdout + done.stderr)  # whoever types a printed command must get no usage error
+            check_output(done.stdout + done.stderr)  # a printed command must run as it stands
         return done
 
     def python(self, *args: str, code: int = 0, **env: str) -> str:

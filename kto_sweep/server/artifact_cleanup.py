@@ -13,7 +13,7 @@ ABANDONED_SECONDS = URL_SECONDS
 
 
 def run_once(server: ServerState) -> None:
-    """Deletes what nobody needs. Raises StoreUnavailable, OSError."""
+    """Deletes unused artifacts and files. Raises StoreUnavailable, OSError."""
     now, reader = server.now(), server.database.reader()
     old = [*artifacts.expired(reader, now), *artifacts.abandoned(reader, now - ABANDONED_SECONDS)]
     if old:
@@ -26,7 +26,7 @@ def run_once(server: ServerState) -> None:
 
 
 def _delete_artifacts(connection: sqlite3.Connection, old: list[int], now: float) -> None:
-    """Deletes those of the artifacts that nobody has changed in the meantime."""
+    """Deletes those of the artifacts that have not changed in the meantime."""
     still = {*artifacts.expired(connection, now), *artifacts.abandoned(connection, now - ABANDONED_SECONDS)}
     for artifact_id in still.intersection(old):
         artifacts.delete(connection, artifact_id)
@@ -51,7 +51,7 @@ def after_start(server: ServerState) -> None:
 
 
 def _remove_uploads(server: ServerState) -> None:
-    """Removes the files of uploads in parts that have no record: nobody needs them any longer."""
+    """Removes the files of uploads in parts that have no record."""
     # The list of files comes first: an upload that starts now has its record before its file.
     files = [*artifact_storage.uploads_folder(server).glob("*.parts")]
     files += artifact_storage.uploads_folder(server).glob("*.last")

@@ -69,7 +69,7 @@ def _entry(path: str, values: dict[str, Any]) -> Entry:
         hex_digest(digest)
     elif not isinstance(ref, str):
         raise RequestError(f"the reference of the entry {path!r} is not a text")
-    # `local_path` is a file of the machine that logged the artifact: nobody else can use it.
+    # `local_path` is a file of the machine that logged the artifact: of no use elsewhere.
     other = {key: value for key, value in values.items() if key not in _OWN_KEYS}
     return Entry(path, digest, size, ref, json.dumps(other))
 

@@ -113,7 +113,7 @@ class _Api:
 
     @asynccontextmanager
     async def _noted(self, artifact_id: int) -> AsyncIterator[None]:
-        """Notes a refused upload on its run's page: `log_artifact` does not wait, so nobody else says so."""
+        """Notes a refused upload on its run's page: `log_artifact` does not wait for it."""
         try:
             yield
         except (BodyTooLarge, DiskFull, RequestError) as problem:

@@ -1,4 +1,4 @@
-"""Periodic maintenance: silent runs, sweeps to finish, artifacts nobody needs, a suspended machine."""
+"""Periodic maintenance: silent runs, sweeps to finish, unused artifacts, a suspended machine."""
 
 import logging
 import sqlite3

@@ -1,9 +1,11 @@
-"""The files by which commands find the running server, written again when somebody removes them."""
+"""The files of a running server that commands read: its address, written again when removed, and its log."""
 
 import logging
 import os
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.process import (
@@ -15,8 +17,9 @@ from kto_sweep.local_server.process import (
 )
 from kto_sweep.local_server.start import log_path
 from kto_sweep.server.database_lock import DatabaseLock
-from kto_sweep.server.server_log import limit_log
 
+MAX_LOG = 8 << 20
+"""Bytes of server.log, and of server.log.1 with what was logged before."""
 RESTORE_SECONDS = 2
 """Seconds between two looks at the files."""
 
@@ -53,3 +56,20 @@ class PublishedAddress:
         except OSError as problem:  # a full disk
             _log.warning("the server's address or log cannot be written: %s", problem)
         return True
+
+
+def limit_log(path: Path) -> None:
+    """Moves a log that has grown too large to `<path>.1`, of which the end is kept.
+
+    Only if this process logs to that file: its stderr is then in append mode, and continues at the start.
+    Raises OSError.
+    """
+    descriptor = sys.__stderr__.fileno() if sys.__stderr__ is not None else -1
+    if descriptor < 0 or not path.exists() or not os.path.samestat(os.fstat(descriptor), path.stat()):
+        return
+    size = path.stat().st_size
+    if size > MAX_LOG:
+        with path.open("rb") as log:
+            log.seek(size - MAX_LOG)
+            path.with_name(f"{path.name}.1").write_bytes(log.read(MAX_LOG))
+        os.truncate(path, 0)

@@ -85,7 +85,7 @@ def download(server: ServerState, file: File) -> FileResponse:
 async def store(server: ServerState, file: File, chunks: AsyncIterator[bytes], size: int) -> None:
     """Writes an upload of `size` bytes to disk and marks its record as complete.
 
-    The SDK tells nobody that a file was too large or did not fit, so the run's page does.
+    The SDK does not say that a file was too large or did not fit, so the run's page does.
     Raises BodyTooLarge, DiskFull, OSError.
     """
     target = path_of(server, file)

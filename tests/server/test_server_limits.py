@@ -19,7 +19,7 @@ from sdk_scripts import graphql
 from kto_sweep.errors import ServerError
 from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server, running_server
-from kto_sweep.server.server_log import MAX_LOG
+from kto_sweep.server.published_address import MAX_LOG
 
 
 @pytest.fixture

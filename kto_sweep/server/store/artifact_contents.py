@@ -1,4 +1,4 @@
-"""Records of manifests and of file contents: what is on disk, what is being uploaded, what nobody needs."""
+"""Records of manifests and of file contents: what is on disk, what is being uploaded, what is unused."""
 
 import json
 import sqlite3
