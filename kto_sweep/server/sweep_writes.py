@@ -45,6 +45,8 @@ def upsert(
         values |= {"config": fields["config"], "grid_cursor": 0, "exhausted": False}
     if fields.get("state"):
         values |= _new_state(fields["state"])
+        if values["state"] is SweepState.RUNNING and not sweeps.agents(connection, sweep.id):
+            values["state"] = SweepState.PENDING  # resumed before any agent started it: nothing runs
     sweeps.update(connection, sweep.id, updated_at=now, **values)
     if fields.get("id") and rules is not None:
         runs.clear_cell_keys(connection, sweep.id)
