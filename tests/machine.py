@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import python_forkserver
 from fake_worker import SCRIPT
@@ -63,6 +64,12 @@ class Machine:
     def address(self) -> LocalServer:
         """URL of the embedded server. The first access starts it; a server that died is not restarted."""
         return ensure_server(self.home)
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """An HTTP client of the embedded server that sends its key."""
+        auth = ("api", self.address.key)
+        return httpx.Client(base_url=self.address.url, auth=auth, trust_env=False, timeout=60)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -156,6 +163,9 @@ print("RESULT " + json.dumps({expression}))
         return json.loads(output.rpartition("RESULT ")[2])
 
     def close(self) -> None:
+        if "http" in vars(self):  # open: a test has used it
+            self.http.close()
+            del self.http
         stop_server(self.home)
 
     def _fork(

@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("Look", "Rank the trials of a sweep"),
     "replicate": ("Next", "Repeat the best configurations, new seeds"),
     "widen": ("Next", "Search beyond the end of a range"),
-    "view": ("Look", "Save a W&B workspace for a sweep"),
+    "view": ("Look", "Print a link to the page of a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),
     "cache": ("Look", "Show or prune cached reference log-probs"),
