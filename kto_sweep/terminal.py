@@ -28,10 +28,16 @@ def wrap_words(text: str, width: int) -> str:
 def _wrapped(line: str, width: int) -> str:
     if len(line) <= width or _COMMAND.search(line):
         return line
-    indent = min(len(line) - len(line.lstrip()) + 2, MAX_INDENT)
+    text = line.lstrip()
+    start = line[: len(line) - len(text)]
     return "\n".join(
         textwrap.wrap(
-            line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=" " * min(len(start) + 2, MAX_INDENT),
+            break_long_words=False,
+            break_on_hyphens=False,
         )
     )
 

@@ -3,11 +3,12 @@
 import fcntl
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import httpx
 import pytest
 import python_forkserver
 from fake_worker import SCRIPT
-from forked_python import TORCH, WANDB, forked_python
+from forked_python import TORCH, WANDB, forked_python, request
 from printed_commands import check_output
 
 from kto_sweep.home import Home
@@ -138,6 +139,23 @@ class Machine:
     def run(self, *args: str, code: int = 0, **env: str) -> str:
         """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
         return _output(self.command(*args, **env), code)
+
+    def on_terminal(self, *args: str, **env: str) -> str:
+        """What a kto-sweep command that must succeed prints on a terminal."""
+        ours, theirs = pty.openpty()
+        files = dict.fromkeys((0, 1, 2), theirs)
+        environ = self.environment | {"TERM": "xterm", "NO_COLOR": "1"} | env
+        folder = str(self.directory or self.folder)
+        output = b""
+        with request(WANDB, (*self.cli, *args), folder, environ, files) as connection:
+            os.close(theirs)
+            with suppress(OSError):  # when the process has ended
+                while part := os.read(ours, 1 << 16):
+                    output += part
+            status = int(connection.makefile("rb").read())
+        os.close(ours)
+        assert status == 0, output
+        return output.decode()
 
     def json(self, *args: str, **env: str) -> dict[str, Any]:
         """The object that a kto-sweep command prints with --json."""

@@ -168,7 +168,7 @@ def how_to_log_in(request: Request) -> tuple[str, str]:
     what = (
         "This link was used before or has expired. For a new one"
         if login_tokens.PARAMETER in request.query_params
-        else "Log in to see this page. For a link that opens it"
+        else "Log in to see this page. For a link that logs this browser in"
     )
     return f"{what}, run on the server's machine, as its user:", command
 

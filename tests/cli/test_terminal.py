@@ -20,7 +20,7 @@ SENTENCE = "Warning: a sentence of many words that does not fit into a narrow te
     ("text", "wrapped"),
     [
         (SENTENCE, "Warning: a sentence of many words\n  that does not fit into a narrow\n  terminal"),
-        ("  two words\n" + "x" * 50, "  two words\n" + "x" * 50),
+        ("  two words\n  " + "x" * 50, "  two words\n  " + "x" * 50),
         (
             "    four spaces, then a sentence that is long",
             "    four spaces, then a sentence\n      that is long",
