@@ -11,7 +11,7 @@ from kto_sweep.text import printable
 
 MAX_INDENT = 12
 """Spaces at the start of a continued line."""
-_COMMAND = re.compile(r"(?:^|[\s`(])(?:kto-sweep|wandb|pip|hf|make|iconv|jq|kill) [a-z-]")
+_COMMAND = re.compile(r"(?:^|[\s`(])(?:(?:kto-sweep|wandb|pip|hf|make|iconv|jq|kill) [a-z-]|export [A-Z])")
 """A line with a command stays whole: a newline in it would be copied too."""
 
 

@@ -2,12 +2,17 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 from fake_worker import CLI
 from machine import ROOT, Machine
+
+from kto_sweep.cli import main
+from kto_sweep.local_server.login_tokens import login_link
 
 SWEEP = """
 method: grid
@@ -31,16 +36,17 @@ def test_commands_print_new_links_on_a_terminal_alone(tmp_path: Path) -> None:
     machine, there = Machine(tmp_path / "here", cli=CLI), Machine(tmp_path / "there", cli=CLI)
     for each in (machine, there):
         each.folder.mkdir()
-        (each.folder / "my.yaml").write_text(SWEEP)
-    remote = machine.server_environment()
+    (machine.folder / "my.yaml").write_text(SWEEP)
     try:
         links = []
-        for command in (("create", "my.yaml"), ("agent", "--cpu"), ("compare",), ("view",)):
+        for command in (("create", "my.yaml"), ("agent", "--cpu"), ("view",)):
             [link] = pages(machine.on_terminal(*command), machine.address.url)
             links.append(link)
         # A command on another box has the server's key, so it makes links, too.
-        links += pages(there.on_terminal("create", "my.yaml", **remote), machine.address.url)
-        assert len(links) == len(set(links)) == 5
+        sweep = urlsplit(links[0]).path.replace("/sweeps/", "/").strip("/")
+        remote = machine.server_environment()
+        links += pages(there.on_terminal("view", sweep, **remote), machine.address.url)
+        assert len(links) == len(set(links)) == 4
         for link in links:
             assert httpx.get(link).headers["location"] == urlsplit(link).path
             assert httpx.get(link).status_code == 401
@@ -65,6 +71,14 @@ def test_no_address_is_printed_in_another_way() -> None:
             if isinstance(value, ast.Attribute) and value.attr in {"url", "run_url"}:
                 plain.append(f"{path.name}:{node.lineno}")
     assert plain == []
+
+
+def test_a_pasted_link_loses_its_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = "http://127.0.0.1:8642/local/kto-sweep/sweeps/ab12"
+    monkeypatch.setattr("sys.argv", ["kto-sweep", "view", login_link(page, "key"), "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert sys.argv[1:] == ["view", page, "--help"]
 
 
 def test_serve_refuses_open_for_a_running_server(tmp_path: Path) -> None:
