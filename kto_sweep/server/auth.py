@@ -37,6 +37,8 @@ from kto_sweep.sweep.ref import SweepRef, parse_ref
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-original-host"})
 """Headers of a request that came through a proxy, besides X-Forwarded-*."""
+SPECULATIVE = frozenset({"sec-purpose", "purpose", "x-purpose", "x-moz"})
+"""Headers with which browsers say that nobody has clicked: they prefetch, prerender or draw a preview."""
 CSRF_HEADER = "x-kto-sweep-csrf"
 LOGIN_COMMAND = "kto-sweep serve --login"
 """Prints a login link to the list of sweeps."""
@@ -132,9 +134,7 @@ async def log_in(request: Request, server: ServerState) -> bool:
     A GET uses the link, because it is what a click on it sends. A preview asks with HEAD, and a browser that
     loads a page in advance says so; neither uses it.
     """
-    is_click = request.method == "GET" and "prefetch" not in (
-        request.headers.get("sec-purpose", "") + request.headers.get("purpose", "")
-    )
+    is_click = request.method == "GET" and SPECULATIVE.isdisjoint(request.headers)
     now = server.now()
     token = login_tokens.verify(server.key, request.query_params[login_tokens.PARAMETER], now)
     if token is None or not is_click:
