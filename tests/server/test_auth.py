@@ -1,8 +1,8 @@
 """Who may read pages and control sweeps: login links, sessions, the key, and `serve --open`."""
 
-import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -189,18 +189,21 @@ def test_an_open_server_lifts_the_login_for_its_own_machine_alone(harness: Serve
 
 
 @pytest.fixture
-def opened(machine: Machine) -> Iterator[str]:
-    """The URL of a machine's server that runs with --open."""
-    machine.close()
+def open_machine(tmp_path: Path) -> Iterator[Machine]:
+    """A machine whose server runs with --open."""
+    machine = Machine(tmp_path)
     with machine.start("serve", "--open") as process:
         assert process.stdout is not None
         said = "".join(process.stdout.readline() for _ in range(3))
-        yield re.findall(r"Its page: (http://[\d.:]+)/\n", said)[0]
-        process.terminate()
+        assert f"Its page: {machine.address.url}/\n" in said
+        assert "without a login (--open)" in said
+        yield machine
+        machine.close()
 
 
-def test_serve_open_is_for_one_start(machine: Machine, opened: str) -> None:
+def test_serve_open_is_for_one_start(open_machine: Machine) -> None:
     """A page of an open server controls sweeps; HTTP/1.0 is what a proxy such as nginx speaks."""
+    machine, opened = open_machine, open_machine.address.url
     name = upsert_sweep(machine, GRID)
     csrf = {"x-kto-sweep-csrf": httpx.get(f"{opened}/-/data/sweeps").json()["csrf"]}
     action = f"{opened}/-/do/acme/tests/sweeps/{name}"
