@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("Look", "Rank the trials of a sweep"),
     "replicate": ("Next", "Repeat the best configurations, new seeds"),
     "widen": ("Next", "Search beyond the end of a range"),
-    "view": ("Look", "Save a W&B workspace for a sweep"),
+    "view": ("Look", "Print a link to the page of a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),
     "cache": ("Look", "Show or prune cached reference log-probs"),
@@ -40,6 +41,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+_LOGIN_TOKEN = re.compile(r"\?login=[\w-]{16}\.[\w-]+\.[\w-]{27}$")
 TRAINING = frozenset({"agent", "train", "demo"})
 _DISK_ERRORS = {
     errno.ENOTDIR,
@@ -116,6 +118,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; report each error as one message and an exit code."""
+    # A pasted page address logs a browser in, and runs record the command that made them.
+    sys.argv[1:] = [_LOGIN_TOKEN.sub("", word) for word in sys.argv[1:]]
     sys.exit(run(sys.argv[1:]))
 
 

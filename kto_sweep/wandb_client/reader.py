@@ -43,15 +43,7 @@ def read_sweep(
             progress(len(trials))
         now = server_time(target)  # after the runs: none of their heartbeats is newer
     except Exception as error:  # wandb has no common error class
-        if not is_not_found(error):
-            raise ServerError(
-                f"could not read the sweep {ref} from {target}: {error_text(error)}",
-                hint=f"try again later, or with another key: {target.key_hint}",
-            ) from error
-        raise ServerError(
-            f"{target} has no sweep {ref}",
-            hint="kto-sweep status   (without a name: the last sweep used on this box)",
-        ) from error
+        raise _explained(error, target, ref) from error
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
     space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
     options = read_options(config, [])
@@ -76,6 +68,26 @@ def read_sweep(
         stops_trials=pauses or bool(config.get("early_terminate")),
         updated=_unix_seconds(sweep._attrs.get("updatedAt")),
         now=now,
+    )
+
+
+def require_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> None:
+    """Raises ServerError if the sweep does not exist or the server does not respond."""
+    try:
+        api.sweep(str(ref)).load(force=True)
+    except Exception as error:  # wandb has no common error class
+        raise _explained(error, target, ref) from error
+
+
+def _explained(error: Exception, target: Target, ref: SweepRef) -> ServerError:
+    if is_not_found(error):
+        return ServerError(
+            f"{target} has no sweep {ref}",
+            hint="kto-sweep status   (without a name: the last sweep used on this box)",
+        )
+    return ServerError(
+        f"could not read the sweep {ref} from {target}: {error_text(error)}",
+        hint=f"try again later, or with another key: {target.key_hint}",
     )
 
 

@@ -61,7 +61,7 @@ def test_all_faces_say_the_same(name, seeded, machine, tmp_path, capsys):
     target = Target(seeded.url, seeded.url, local=True, key=seeded.address.key)
     api = connect(target)
     comparison = compare(read_sweep(api, target, SweepRef("local", PROJECT, sweep_id)))
-    show(api, comparison)
+    show(api, target, comparison)
     lines = capsys.readouterr().out.splitlines()
     for part in as_json["verdict"]["sentences"]:
         for index, sentence in enumerate(part["sentences"]):

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from kto_sweep.errors import ServerError
-from kto_sweep.server.store import artifact_tables
+from kto_sweep.server.store import artifact_tables, login_links
 from kto_sweep.server.store.database import connect
 
 FIRST = """
@@ -169,7 +169,7 @@ CREATE TABLE history_export (
 ) WITHOUT ROWID;
 """
 
-STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES)
+STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES, login_links.TABLES)
 
 
 def migrate(path: Path) -> None:
