@@ -15,8 +15,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from common import describe_machine, matmul_ceiling, print_table, write_json
+from numpy.typing import NDArray
 
 from kto_sweep.data.dataset import TrainingData, prepare_data
 from kto_sweep.data.load import load_tokens

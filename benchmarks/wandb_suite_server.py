@@ -92,7 +92,9 @@ def main() -> None:
     home.server.mkdir(parents=True)
     viewer.local_user = _named_after_the_test
     with open_server_state(home) as server, listen.bind(home, ListenOptions(port=0)) as bound:
-        app = Users(build_app(server, {"service": "kto-sweep"}, https=False), server.key)
+        app = Users(
+            build_app(server, {"service": "kto-sweep"}, https=False, open_on_loopback=False), server.key
+        )
         print(json.dumps({"port": bound.getsockname()[1]}), flush=True)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=75

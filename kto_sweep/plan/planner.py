@@ -29,6 +29,7 @@ from kto_sweep.plan.timing import (
     adapter_shape,
     estimate_trial_time,
 )
+from kto_sweep.plan.together import MAX_TOGETHER, count_together
 from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.plan.workload import Workload, WorkloadCache
 from kto_sweep.sweep_file.sweep_config import SweepConfig, band_settings
@@ -36,8 +37,6 @@ from kto_sweep.text import counted, duration
 from kto_sweep.throughput import Rate, read_rates
 from kto_sweep.trial import Trial
 
-MAX_TOGETHER = 16
-"""Maximum number of trials trained together; measurements show no gain beyond it."""
 LOG_BYTES_PER_STEP = 2500
 LOG_BYTES = 2**20
 """Per trial, in addition to its steps: console, configuration, W&B's own files."""
@@ -211,7 +210,7 @@ class Planner:
         if self._gpu is not None:
             fits, comfortable = least <= self._gpu.usable_gib, whole <= self._gpu.usable_gib
             if trainer == "packed":
-                together = self._concurrency_of(trial, model, peak_load)
+                together = count_together(trial, model, workload, inputs.timing, self._gpu.usable_gib)
             together = max(together, int(fits))  # a trial that fits only when split can still run
             if fits and not comfortable:
                 largest = self._largest_batch(trial, model, workload)
@@ -276,18 +275,6 @@ class Planner:
         rows = workload.train.load(slice(None))
         tokens = rows.tokens + rows.mismatched
         return scoring_peak(model, trial.effective_quantization, adapter_shape(trial, 1), tokens).gib
-
-    def _concurrency_of(self, trial: Trial, model: Architecture, load: StepLoad) -> int:
-        """The number of trials like this one that fit comfortably together."""
-        assert self._gpu is not None
-        count = 0
-        while count < MAX_TOGETHER:
-            shape = adapter_shape(trial, count + 1)
-            all_loads = StepLoad(*(n * shape.slots for n in (load.tokens, load.targets, load.mismatched)))
-            if peak_memory(model, trial.effective_quantization, shape, all_loads).gib > self._gpu.usable_gib:
-                break
-            count += 1
-        return count
 
     def _largest_batch(self, trial: Trial, model: Architecture, workload: Workload) -> int | None:
         assert self._gpu is not None

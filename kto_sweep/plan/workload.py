@@ -110,7 +110,7 @@ class WorkloadCache:
                 max_length=max_length,
                 held_out=None if held_out is None else self._data_set(held_out, name, tokenizer),
             )
-            self._workloads[key] = _workload_of(data, exact=tokenizer is not None)
+            self._workloads[key] = workload_of(data, exact=tokenizer is not None)
         return self._workloads[key]
 
     def _data_set(
@@ -146,7 +146,8 @@ def _tokens(characters: Numbers) -> Numbers:
     return np.maximum(1, np.rint(characters / CHARACTERS_PER_TOKEN)).astype(np.int64)
 
 
-def _workload_of(data: TrainingData, *, exact: bool) -> Workload:
+def workload_of(data: TrainingData, *, exact: bool) -> Workload:
+    """The workload of rows as they are trained on; `exact`: their lengths are tokens of the model."""
     return Workload(
         train=_row_lengths(data.train, data.train_partners, data.max_length),
         held_out=_row_lengths(data.eval, data.eval_partners, data.max_length),

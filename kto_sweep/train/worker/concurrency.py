@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kto_sweep.models.architecture import Recompute
+from kto_sweep.plan.together import MIN_GAIN
 from kto_sweep.train.device import Memory
 
 MAX_TRIALS = 64
@@ -17,13 +18,6 @@ SETTLING = 3
 """Steps after a trial joins or leaves that are not measured: kernels are chosen, memory is rearranged."""
 WINDOW = 12
 """Steps in a measurement."""
-MIN_GAIN = 0.05
-"""What doubling the number of trials must gain, as a share of the throughput.
-
-A step costs a fixed part (kernel launches, the host) and a part in proportion to its tokens. By that model,
-where doubling gains 5 %, less than 10 % is left to gain in all, and each trial takes nearly twice as long:
-its evaluations, on which early stopping and the search wait, come that much later.
-"""
 MEMORY_SHARE = 0.9
 """Share of the memory that is planned for: the rest is for fragmentation and for longer batches."""
 OUTLIER = 3.0
@@ -80,6 +74,11 @@ class ConcurrencyTuner:
         self._since = 0
         """Steps since a trial joined or left."""
         self._window = _Window()
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether any number of trials was measured."""
+        return bool(self._rates)
 
     def add_step(self, active: int, tokens: int, seconds: float, memory: Callable[[], Memory]) -> None:
         """Measure a step of `active` trials. `seconds`: without evaluations, checkpoints and waiting."""

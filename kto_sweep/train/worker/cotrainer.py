@@ -6,15 +6,20 @@ An error in one trial ends that trial only. What happens when memory runs out: s
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kto_sweep.data.dataset import TrainingData
-from kto_sweep.models.architecture import Recompute
-from kto_sweep.throughput import Throughput
+from kto_sweep.models.architecture import Architecture, Recompute
+from kto_sweep.plan.gpus import Gpu, present_gpu
+from kto_sweep.plan.timing import TimingModel
+from kto_sweep.plan.together import count_together
+from kto_sweep.plan.workload import workload_of
+from kto_sweep.throughput import Rate, Throughput, read_rates
 from kto_sweep.train.base_model import LoadedBase, check_token_ids
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import DeviceTime, gpu_memory, is_broken, out_of_memory, read_memory, this_gpu
@@ -28,7 +33,7 @@ from kto_sweep.train.trial.request import StopRequestedError, TrainResult, Trial
 from kto_sweep.train.trial.training import SharedInputs, TrialTraining, sharing_key
 from kto_sweep.train.worker.active_trials import ActiveTrials, TrialOutcome
 from kto_sweep.train.worker.admission_queue import AdmissionQueue, PendingTrial
-from kto_sweep.train.worker.concurrency import Concurrency, ConcurrencyTuner
+from kto_sweep.train.worker.concurrency import MEMORY_SHARE, Concurrency, ConcurrencyTuner
 from kto_sweep.train.worker.memory import MemoryManager
 from kto_sweep.trial import Trial
 
@@ -328,15 +333,53 @@ def create_cotrainer(
     request: TrialRequest,
     queue: AdmissionQueue,
     tuner: ConcurrencyTuner | None = None,
+    announce: Callable[[Concurrency], None] = lambda _: None,
 ) -> CoTrainer:
-    """A co-trainer with the model and data of a trial. Raises as CoTrainer and WorkerContext do."""
+    """A co-trainer with the model and data of a trial. Raises as CoTrainer and WorkerContext do.
+
+    `announce` gets the number of trials to start with before the reference pass, so that they come meanwhile.
+    """
     trial = request.trial
     base = context.base(trial, request.load_progress)
     data = context.data(trial, request.tokenise_progress)
     check_token_ids(base, data)
     gpu = this_gpu() if context.device.type == "cuda" else None
-    throughput = Throughput.of(
-        context.home.root, gpu[0] if gpu else "cpu", base.model.config.to_dict(), base.quantization
+    config = base.model.config.to_dict()
+    root, device = context.home.root, gpu[0] if gpu else "cpu"
+    if tuner is not None and not tuner.has_measured:
+        known = present_gpu(*gpu) if gpu else None
+        planned = plan_concurrency(trial, config, data, known, device, read_rates(root), context.device)
+        if planned > tuner.concurrency.slots:
+            tuner.concurrency = Concurrency(planned, f"starting with {planned} trials at once, as planned")
+            announce(tuner.concurrency)
+    throughput = Throughput.of(root, device, config, base.quantization)
+    return CoTrainer(
+        base, data, trial, queue, cache=context.home.cache / "reference", tuner=tuner, throughput=throughput
     )
-    cache = context.home.cache / "reference"
-    return CoTrainer(base, data, trial, queue, cache=cache, tuner=tuner, throughput=throughput)
+
+
+def plan_concurrency(
+    trial: Trial,
+    config: Mapping[str, Any],
+    data: TrainingData,
+    gpu: Gpu | None,
+    name: str,
+    rates: Sequence[Rate],
+    device: torch.device,
+) -> int:
+    """The number of trials like this one to start with: 1 if nothing is known of their speed.
+
+    `config`: the model's. `gpu`: None on a CPU, whose speed is known from measured `rates` alone. `name`: the
+    device's, as in the rates.
+    """
+    try:
+        model = Architecture.from_config(config)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return 1
+    timing = TimingModel.of(model, trial.effective_quantization, gpu, name, rates)
+    if not timing.known:
+        return 1
+    usable = MEMORY_SHARE * read_memory(device).limit
+    if device.type == "cpu":
+        usable /= 2  # numbers of 32 bits, where the plan counts 16
+    return max(1, count_together(trial, model, workload_of(data, exact=True), timing, usable))

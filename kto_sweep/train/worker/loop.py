@@ -59,9 +59,12 @@ class WorkerLoop:
     def _step(self, cotrainer: CoTrainer) -> None:
         for outcome in cotrainer.step():
             self._send_outcome(outcome.run_id, outcome.result)
-        if cotrainer.concurrency != self._concurrency:
-            self._concurrency = cotrainer.concurrency
-            self._channel.send(SetConcurrency(self._concurrency.slots, self._concurrency.reason))
+        self._announce(cotrainer.concurrency)
+
+    def _announce(self, concurrency: Concurrency) -> None:
+        if concurrency != self._concurrency:
+            self._concurrency = concurrency
+            self._channel.send(SetConcurrency(concurrency.slots, concurrency.reason))
 
     def _switch_to(self, request: TrialRequest) -> None:
         """Train a trial that needs another model, other data, or the device for itself."""
@@ -77,7 +80,7 @@ class WorkerLoop:
         tuner = self._tuners.setdefault(sharing_key(trial), ConcurrencyTuner(self._concurrency.slots))
         try:
             self._load(request)
-            self._cotrainer = create_cotrainer(self._context, request, self._queue, tuner)
+            self._cotrainer = create_cotrainer(self._context, request, self._queue, tuner, self._announce)
         except StopRequestedError:
             self._send_outcome(request.run_id, TrainResult({}, 0, stopped=True))
         except NotPackableError as reason:
