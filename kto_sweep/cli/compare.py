@@ -59,6 +59,7 @@ def compare(
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.compare.comparison import compare as compare_trials
     from kto_sweep.home import Home
+    from kto_sweep.metrics import METRICS
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.private_api import read_curves
@@ -69,7 +70,10 @@ def compare(
     api = connect(target)
     if not as_json and not as_csv:
         say(f"Talking to {target}")
-    comparison = compare_trials(read_sweep_shown(api, target, ref), metric)
+    # JSON and reports have whole summaries, and a metric of another program is one of those that it logged.
+    is_whole = as_json or html is not None or (metric is not None and metric not in METRICS)
+    view = read_sweep_shown(api, target, ref, None if is_whole else [metric] if metric else ())
+    comparison = compare_trials(view, metric)
     if as_json:
         print_json(as_data(comparison, top))
     elif as_csv:

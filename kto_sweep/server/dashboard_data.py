@@ -186,7 +186,7 @@ def run_row(run: Run) -> Row:
         "exitcode": run.exitcode,
         "failure": trial.failure,
         "message": trial.failure_message,
-        "config": flat(trial_config(run_writes.plain_config(run.config))),
+        "config": flat(trial_config(run_writes.config_of(run.config))),
         "summary": shown,
         "alerts": alerts_for_summary(alerts_of(summary)),
     }

@@ -14,7 +14,7 @@ from kto_sweep.server import dashboard_artifacts
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_comparison import places
 from kto_sweep.server.dashboard_data import Row, flat, run_row
-from kto_sweep.server.run_writes import plain_config, run_record
+from kto_sweep.server.run_writes import config_of, run_record
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.store import files, lines, runs, sweeps
 from kto_sweep.server.store.lines import Stream
@@ -43,7 +43,7 @@ def facts(connection: sqlite3.Connection, server: ServerState, columns: ColumnCa
         "run": {
             **run_row(run),
             **(places(view)[run.name] if view else {}),
-            "config": flat(trial_config(plain_config(run.config)), longest=MAX_VALUE),
+            "config": flat(trial_config(config_of(run.config)), longest=MAX_VALUE),
             "record": {title: flat(values, longest=MAX_VALUE) for title, values in _record(run)},
             "summary": flat(
                 {

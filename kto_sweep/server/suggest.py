@@ -93,13 +93,13 @@ def _next_cell(
     tried = set(sweeps.cell_keys(connection, sweep.id))
     new_keys = {}
     for run in runs.without_cell_key(connection, sweep.id):
-        key = grid.cell_key(space, run.suggested or run_writes.plain_config(run.config))
+        key = grid.cell_key(space, run.suggested or run_writes.config_of(run.config))
         tried.add(key)
         if run.suggested is not None:  # a run without `suggested` may still change its configuration
             new_keys[run.id] = key
     # Their own configurations have the defaults, which the sweeps that chose them may not name.
     tried.update(
-        grid.cell_key(space, run_writes.plain_config(run.config))
+        grid.cell_key(space, run_writes.config_of(run.config))
         for run in runs.prior_runs(connection, sweep.id)
     )
     cell = grid.next_cell(space, tried, sweep.grid_cursor)

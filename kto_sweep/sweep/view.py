@@ -44,7 +44,7 @@ BETWEEN_TRIALS_SECONDS = 10.0
 """An agent asks for its next trial within this time after one has ended."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BusySpan:
     """A time in which a trial held a device."""
 
@@ -55,7 +55,7 @@ class BusySpan:
     end: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a sweep may have tens of thousands
 class TrialRecord:
     """One trial of a sweep, read from its run."""
 
@@ -125,7 +125,7 @@ class TrialRecord:
         name = self.printable_name
         return name if name == self.run_id else f"{name} ({self.run_id})"
 
-    @cached_property
+    @property
     def trained(self) -> TrainedRun:
         """The trial with what it was trained on."""
         return TrainedRun.of(self.run_id, self.config, self.summary)

@@ -182,6 +182,19 @@ def page(
     return [run for row in ids if (run := get(connection, row[0])) is not None]
 
 
+def last_change(connection: sqlite3.Connection, sweep_id: int) -> tuple[int, int]:
+    """The highest change number of the sweep's own and prior runs (0 without one), and how many there are."""
+    prior = (
+        "SELECT run.change FROM prior_run JOIN run ON run.id = run_id"
+        " WHERE prior_run.sweep_id = ?1 AND run.sweep_id IS NOT ?1"
+    )
+    query = f"SELECT change FROM run WHERE sweep_id = ?1 UNION ALL {prior}"
+    latest, number = connection.execute(
+        f"SELECT COALESCE(MAX(change), 0), COUNT(*) FROM ({query})", (sweep_id,)
+    ).fetchone()
+    return int(latest), int(number)
+
+
 def count(connection: sqlite3.Connection, where: Where) -> int:
     """How many runs match. Raises FilterError when the condition takes too long."""
     query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
@@ -207,8 +220,10 @@ def insert(
     **values: Any,
 ) -> Run:
     """Creates a run, with a random display name unless `values` has one."""
-    total = connection.execute("SELECT COUNT(*) FROM run WHERE project_id = ?", (project_id,)).fetchone()[0]
-    values.setdefault("display_name", friendly_name(total + 1, rng))
+    if "display_name" not in values:
+        query = "SELECT COUNT(*) FROM run WHERE project_id = ?"
+        total = connection.execute(query, (project_id,)).fetchone()[0]
+        values["display_name"] = friendly_name(total + 1, rng)
     values |= {"project_id": project_id, "name": name, "state": state, "created_at": now, "heartbeat_at": now}
     columns = _as_columns(values)
     cursor = connection.execute(
