@@ -1,7 +1,7 @@
 """Read-only mappings that share their keys: the configurations and summaries of tens of thousands of runs."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +18,9 @@ class CompactMapping(Mapping[str, Any]):
 
     __slots__ = ("_places", "_values")
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self._places = _places(tuple(values))
-        self._values = tuple(map(_shared, values.values()))
+    def __init__(self, keys: Sequence[str], values: Iterable[Any]) -> None:
+        self._places = _places(tuple(keys))
+        self._values = tuple([_shared(value) for value in values])
 
     def __getitem__(self, key: str) -> Any:
         return self._values[self._places[key]]
@@ -41,14 +41,14 @@ class CompactMapping(Mapping[str, Any]):
 
     def items(self) -> Any:
         """Pairs, without a look-up of each."""
-        return dict(zip(self._places, self._values, strict=True)).items()
+        return list(zip(self._places, self._values, strict=True))
 
     def values(self) -> Any:
         """The values, in the order of the keys."""
-        return dict(zip(self._places, self._values, strict=True)).values()
+        return self._values
 
     def __repr__(self) -> str:
-        return repr(dict(self.items()))
+        return repr(dict(self))
 
 
 @lru_cache(maxsize=4096)

@@ -283,17 +283,29 @@ def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path
             yield here, value
 
 
-def settings_key(config: Mapping[str, object], names: Collection[str]) -> object:
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None), list, tuple})
+
+
+def settings_key(config: Mapping[str, object], names: frozenset[str]) -> object:
     """A hashable key: equal for configurations that name the same parameters, and give these equal values.
 
     In a large sweep few keys differ, so what depends only on these parameters can be computed once per key.
     """
+    if _PLAIN_TYPES.issuperset(map(type, config.values())):
+        keys = tuple(config)
+        return keys, tuple([repr(config[key]) for key in _keys_of(keys, names)])
     paths, values = [], []
     for path, value in leaves(config):
         paths.append(path)
         if parameter_name(path) in names:
             values.append(repr(value))
     return tuple(paths), tuple(values)
+
+
+@lru_cache(maxsize=4096)
+def _keys_of(keys: tuple[str, ...], names: frozenset[str]) -> tuple[str, ...]:
+    """Of the keys of a configuration without groups those of the parameters in `names`."""
+    return tuple(key for key in keys if is_setting(key) and parameter_name((key,)) in names)
 
 
 @lru_cache(maxsize=4096)
@@ -352,6 +364,8 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
     """The value of a nested parameter such as `lora.r`; None if it is not set."""
+    if "." not in dotted:
+        return config.get(dotted)
     value: Any = config
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:

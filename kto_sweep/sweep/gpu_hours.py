@@ -15,7 +15,7 @@ from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
 from kto_sweep.trial import PARAMETERS, lookup, settings_key, with_defaults
 
-_COST_PARAMETERS = PARAMETERS.keys() - COST_NEUTRAL_PARAMETERS
+_COST_PARAMETERS = frozenset(PARAMETERS) - COST_NEUTRAL_PARAMETERS
 
 
 @dataclass(frozen=True)

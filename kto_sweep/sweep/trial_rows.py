@@ -15,7 +15,7 @@ from kto_sweep.compare.comparison import FIXED_COLUMNS
 from kto_sweep.compare.confidence import DEGREES, DEVIATION
 from kto_sweep.fingerprints import DATA, EVAL_DATA, MODEL
 from kto_sweep.sweep.view import BUSY, DEVICE, OWNER, TrialRecord, busy_spans, seconds_of
-from kto_sweep.trial import plain_config, trial_config
+from kto_sweep.trial import is_setting, unwrapped
 
 SUMMARY_KEYS = (
     *("_step", "_runtime", BUSY, "trial/seconds", "trial/steps", "trial/health", "trial/health_message"),
@@ -53,7 +53,8 @@ def summary_keys(metrics: Iterable[str]) -> tuple[str, ...]:
 
 def trial_record(row: TrialRow, keys: Sequence[str] | None, metric: str | None) -> TrialRecord:
     """The trial of a row; `keys`: those that were requested, None for whole summaries."""
-    plain = plain_config(row.config)
+    names = _setting_names(tuple(row.config))
+    home, device = (unwrapped(row.config.get(name)) for name in (OWNER, DEVICE))
     if isinstance(row.summary, Mapping):
         summary = {key: row.summary[key] for key in keys or row.summary if key in row.summary}
     else:
@@ -65,11 +66,11 @@ def trial_record(row: TrialRow, keys: Sequence[str] | None, metric: str | None) 
         run_id=row.run_id,
         name=row.name,
         state=row.state,
-        config=CompactMapping(trial_config(plain)),
-        summary=CompactMapping(summary),
+        config=CompactMapping(names, [unwrapped(row.config[name]) for name in names]),
+        summary=CompactMapping(tuple(summary), summary.values()),
         seconds=seconds_of(summary, row.created, row.heartbeat),
         created=row.created,
-        device=_device(plain[OWNER], plain[DEVICE]) if {OWNER, DEVICE} <= plain.keys() else "",
+        device="" if home is None or device is None else _device(str(home), str(device)),
         is_prior_run=bool(row.is_prior_run),
         paused=bool(row.is_paused) and row.state == "preempted",
         heartbeat=row.heartbeat,
@@ -78,7 +79,13 @@ def trial_record(row: TrialRow, keys: Sequence[str] | None, metric: str | None) 
 
 
 @lru_cache(maxsize=4096)
-def _device(home: object, device: object) -> str:
+def _setting_names(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the keys of a configuration those of a trial's settings."""
+    return tuple(filter(is_setting, keys))
+
+
+@lru_cache(maxsize=4096)
+def _device(home: str, device: str) -> str:
     """The same text for all runs of a device."""
     return f"{home} {device}"
 

@@ -1,5 +1,6 @@
 """A sweep and its trials as plain data, from W&B, the embedded server, or a test."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -226,5 +227,5 @@ def busy_spans(summary: Mapping[str, Any]) -> tuple[BusySpan, ...]:
     for entry in summary.get(BUSY) or ():
         match entry:
             case [str(device), start, end] if is_number(start) and is_number(end) and start <= end:
-                spans.append(BusySpan(device, float(start), float(end)))
+                spans.append(BusySpan(sys.intern(device), float(start), float(end)))
     return tuple(spans)

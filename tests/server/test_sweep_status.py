@@ -126,9 +126,11 @@ def test_a_cached_status_follows_runs_and_heartbeats(harness: ServerHarness) -> 
     harness.clock.time += 91
     assert state() == "interrupted"
     harness.stream(run_id)
-    assert state() == "interrupted"  # for up to MAX_AGE seconds
-    harness.clock.time += 6
     assert state() == "running"
+    before = cache.of(connection, harness.server, find(harness, sweep))
+    assert cache.of(connection, harness.server, find(harness, sweep)) is before  # nothing changed
+    harness.clock.time += 6
+    assert cache.of(connection, harness.server, find(harness, sweep)) is not before  # a heartbeat may be old
     harness.stream(run_id, preempting=True)
     harness.stream(run_id, complete=True, exitcode=1)
     assert runs.of_sweep(connection, find(harness, sweep).id)[0].state == "preempted"
