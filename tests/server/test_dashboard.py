@@ -19,7 +19,7 @@ from kto_sweep.local_server import login_tokens
 from kto_sweep.server import dashboard_actions, dashboard_data, uploads
 from kto_sweep.server.auth import LoginLinks
 from kto_sweep.server.columns import ColumnCache, downsample, round_significant
-from kto_sweep.server.dashboard_comparison import ComparisonCache, places
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.store import projects, runs, sweeps
@@ -113,7 +113,7 @@ def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag
     status = status_of(harness, sweep)
     overview = ComparisonCache().overview(status)
     facts = dashboard_data.sweep_facts(connection, harness.server, sweep, status, overview)
-    return changes.since(connection, sweep.id, facts, lambda: places(status.view), tag)
+    return changes.since(connection, sweep, facts, ComparisonCache().places(status), tag)
 
 
 def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:

@@ -6,11 +6,12 @@ import pytest
 from server_harness import GRID, RANDOM, ServerHarness
 
 from kto_sweep.server import dashboard_actions, dashboard_data
-from kto_sweep.server.dashboard_comparison import ComparisonCache, places
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_view import StatusCache, sweep_view
+from kto_sweep.sweep.sweep_state import read_sweep_status
 
 
 def find(harness: ServerHarness, name: str) -> Sweep:
@@ -33,7 +34,8 @@ def facts(harness: ServerHarness, name: str) -> dict[str, Any]:
 def trial_states(harness: ServerHarness, name: str) -> dict[str, str]:
     """The state of each run on the page."""
     view = sweep_view(harness.server.database.reader(), harness.server, find(harness, name))
-    return {run_id: place["state"] for run_id, place in places(view).items()}
+    places = ComparisonCache().places(read_sweep_status(view))
+    return {run_id: place["state"] for run_id, place in places.items()}
 
 
 def take(harness: ServerHarness, name: str, action: str) -> None:

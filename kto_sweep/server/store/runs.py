@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
-from kto_sweep.server.store.filters import Order, Where, select
+from kto_sweep.server.store.filters import Order, Where, compile_order, select
 from kto_sweep.server.store.ids import friendly_name
 from kto_sweep.server.store.lines import Stream
 
@@ -193,6 +193,28 @@ def last_change(connection: sqlite3.Connection, sweep_id: int) -> tuple[int, int
         f"SELECT COALESCE(MAX(change), 0), COUNT(*) FROM ({query})", (sweep_id,)
     ).fetchone()
     return int(latest), int(number)
+
+
+def changes(connection: sqlite3.Connection, project_id: int, names: Sequence[str]) -> dict[str, int]:
+    """The number of the last change of each of these runs."""
+    query = "SELECT run.name, change FROM json_each(?) JOIN run ON run.project_id = ? AND run.name = json_each.value"
+    return dict(tuple(row) for row in connection.execute(query, (json.dumps(names), project_id)))
+
+
+def values(connection: sqlite3.Connection, sweep_id: int, column: str | None, name: str) -> dict[str, Any]:
+    """By run of a sweep: a column of the table, which is no client's text; else `name` in the summary."""
+    where = in_sweep(sweep_id)
+    if column is not None:
+        rows = connection.execute(f"SELECT name, {column} FROM run WHERE {where.sql}", where.parameters)
+        return {run: json.loads(value) if column == "tags" else value for run, value in rows}
+    order = compile_order(f"summary_metrics.{name}")
+    assert order is not None
+    return dict(
+        tuple(row)
+        for row in connection.execute(
+            f"SELECT name, {order.sql} FROM run WHERE {where.sql}", (*order.parameters, *where.parameters)
+        )
+    )
 
 
 def count(connection: sqlite3.Connection, where: Where) -> int:
