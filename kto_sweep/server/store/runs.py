@@ -197,8 +197,8 @@ def last_change(connection: sqlite3.Connection, sweep_id: int) -> tuple[int, int
 
 def changes(connection: sqlite3.Connection, project_id: int, names: Sequence[str]) -> dict[str, int]:
     """The number of the last change of each of these runs."""
-    query = "SELECT run.name, change FROM json_each(?) JOIN run ON run.project_id = ? AND run.name = json_each.value"
-    return dict(tuple(row) for row in connection.execute(query, (json.dumps(names), project_id)))
+    query = "SELECT name, change FROM run WHERE project_id = ? AND name IN (SELECT value FROM json_each(?))"
+    return dict(tuple(row) for row in connection.execute(query, (project_id, json.dumps(names))))
 
 
 def values(connection: sqlite3.Connection, sweep_id: int, column: str | None, name: str) -> dict[str, Any]:
