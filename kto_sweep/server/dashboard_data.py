@@ -249,7 +249,7 @@ class ChangeTracker:
         """The changed ones of the first runs, and the `order` of these; None when nothing changed.
 
         `places` has the place of each run in the sweep, in their order. Of more than MAX_ROWS runs the first
-        are sent, and the others that run; `total` is the number of all.
+        are sent, then others that run; `total` is the number of all, `first` that of the first ones.
         """
         names = list(places)
         shown = (
@@ -281,6 +281,7 @@ class ChangeTracker:
             "complete": before is None,
             "sweep": facts,
             "total": len(names),
+            "first": len(names[:MAX_ROWS]),
             "order": list(fingerprints),
             "runs": placed_rows(connection, sweep, changed, places),
         }
