@@ -34,7 +34,7 @@ from kto_sweep.local_server.process import server_pid
 from kto_sweep.local_server.start import ensure_server, stop_server
 from kto_sweep.search import grid
 from kto_sweep.search.space import Space
-from kto_sweep.server import run_writes, sweep_writes
+from kto_sweep.server import history_blocks, run_writes, sweep_writes
 from kto_sweep.server.server_state import ServerClock, ServerState
 from kto_sweep.server.states import RunState, SweepState
 from kto_sweep.server.store import lines, runs, sweeps
@@ -62,7 +62,7 @@ ROW = {
 
 
 def many_runs(count: int) -> dict[str, Any]:
-    """A grid of about `count` cells: `per_side` values of two parameters, and four of a third."""
+    """A grid of about `count` cells."""
     side = max(2, math.isqrt(max(1, count // 4)))
     parameters: dict[str, Any] = {
         "dataset": {"value": "rows.jsonl"},
@@ -133,7 +133,8 @@ def _add_finished(
 ) -> None:
     now = server.now()
     for number, config in enumerate(configs):
-        loss = 0.3 + 0.1 * server.rng.random() + config.get("beta", 0.1) / 10
+        rate = math.log10(config.get("learning_rate", 1e-5) / 4e-6)
+        loss = 0.3 + 0.01 * server.rng.random() + config.get("beta", 0.1) / 10 + rate**2 / 20
         summary = _summary(loss, server.rng, now, rows)
         run = runs.insert(
             connection,
@@ -160,6 +161,7 @@ def _add_finished(
 def _add_rows(sweep: Sweep, first: int, count: int, connection: Any) -> None:
     run = runs.of_sweep(connection, sweep.id)[0]
     lines.write(connection, run.id, Stream.HISTORY, first, _rows(first, count, random.Random(first)))
+    history_blocks.update(connection, run, limit=count)
 
 
 def _rows(first: int, count: int, rng: random.Random) -> list[str]:
@@ -353,7 +355,7 @@ def measure_grid(bench: Bench, folder: Path, cells: int) -> None:
     file = folder / "grid.yaml"
     file.write_text(yaml.safe_dump({**ROW, "name": "large grid", "parameters": parameters}))
     message = '{"prompt": "Where is parcel %d?", "completion": "It arrives soon.", "label": %s}\n'
-    text = "".join(message % (number, str(number % 2 == 0).lower()) for number in range(64))
+    text = "".join(message % (number, str(number % 2 == 0).lower()) for number in range(400))
     (folder / "rows.jsonl").write_text(text)
     bench.command("grid: validate", "validate", "grid.yaml", folder=folder)
     bench.command("grid: plan", "plan", "grid.yaml", folder=folder)

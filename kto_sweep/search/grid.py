@@ -6,7 +6,7 @@ One exception: SLOWEST_PARAMETERS vary slowest, because trials must share them t
 import json
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +36,7 @@ def can_list(space: Space) -> bool:
 
 
 def next_cell(
-    space: Space, tried_keys: Collection[str], start: int = 0
+    space: Space, tried_keys: Container[str], start: int = 0
 ) -> tuple[int, dict[str, Value], str] | None:
     """The first cell from number `start` whose key is not in `tried_keys`: number, configuration, key."""
     axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}

@@ -25,6 +25,7 @@ from kto_sweep.server import (
     dashboard_data,
     dashboard_run,
     dashboard_runs,
+    history_blocks,
     request_body,
     uploads,
 )
@@ -101,7 +102,7 @@ class _Dashboard:
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
-        self._columns = ColumnCache()
+        self._columns = ColumnCache(history_blocks.long_columns)
         self._changes = ChangeTracker()
         self._comparisons = ComparisonCache()
         self._statuses = StatusCache()

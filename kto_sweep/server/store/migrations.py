@@ -182,6 +182,13 @@ CREATE INDEX run_change_of_sweep ON run (sweep_id, change);
 CREATE TRIGGER run_inserted AFTER INSERT ON run BEGIN
     UPDATE run SET change = (SELECT MAX(change) + 1 FROM run) WHERE id = NEW.id;
 END;
+CREATE TABLE history_extract (
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    rewrites INTEGER NOT NULL,
+    extract TEXT NOT NULL,
+    PRIMARY KEY (run_id, number)
+) WITHOUT ROWID;
 CREATE TRIGGER run_changed AFTER UPDATE OF {SHOWN_COLUMNS} ON run BEGIN
     UPDATE run SET change = (SELECT MAX(change) + 1 FROM run) WHERE id = NEW.id;
 END;
