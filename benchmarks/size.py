@@ -13,6 +13,7 @@ within 5 s and 200 MB, compare within 15 s, the page's first data below 1 MB, th
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import random
 import subprocess
@@ -186,7 +187,15 @@ def _rows(first: int, count: int, rng: random.Random) -> list[str]:
 def _summary(loss: float, rng: random.Random, now: float, steps: int) -> dict[str, Any]:
     """What a trial of kto-sweep's agent leaves in its run's summary."""
     start = now - 3600 * rng.random()
-    names = ("loss", "kl", "kl_raw", "grad_norm", "rewards/margins", "rewards/chosen", "rewards/rejected")
+    names: tuple[str, ...] = (
+        "loss",
+        "kl",
+        "kl_raw",
+        "grad_norm",
+        "rewards/margins",
+        "rewards/chosen",
+        "rewards/rejected",
+    )
     names += ("eval/auc", "eval/loss", "eval/kl", "eval/kl_raw", "eval/margins", "eval/dprime")
     names += ("logps/chosen", "logps/rejected", "tokens_per_second", "learning_rate", "epoch")
     return {
@@ -363,6 +372,11 @@ def measure_grid(bench: Bench, folder: Path, cells: int) -> None:
     bench.command("grid: status", "status", "--local", folder=folder)
 
 
+def _write_sweeps(home: Home, marker: Path, count: int, rows: int) -> None:
+    names = {"runs": fill_runs(home, count), "rows": fill_rows(home, rows)}
+    marker.write_text(json.dumps(names))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -378,8 +392,14 @@ def main() -> None:
         marker = home.root / "size.json"
         if not marker.exists():
             start = time.perf_counter()
-            names = {"runs": fill_runs(home, options.runs), "rows": fill_rows(home, options.rows)}
-            marker.write_text(json.dumps(names))
+            # Another process: the peak memory of a command counts from that of the process that starts it.
+            writer = multiprocessing.Process(
+                target=_write_sweeps, args=(home, marker, options.runs, options.rows)
+            )
+            writer.start()
+            writer.join()
+            if writer.exitcode != 0:
+                raise RuntimeError("the sweeps could not be written")
             print(f"written in {time.perf_counter() - start:.0f} s", flush=True)
         names = json.loads(marker.read_text())
         url = ensure_server(home).url
