@@ -418,7 +418,12 @@ def test_only_the_api_asks_for_a_password(machine: Machine) -> None:
     other = {"host": "gpu-box.example"}
     for path in ("/", "/-/data/sweeps"):
         assert "www-authenticate" not in httpx.get(machine.address.url + path, headers=other).headers
-    assert httpx.post(f"{machine.address.url}/graphql").headers["www-authenticate"].startswith("Basic ")
+    for answer in (
+        httpx.post(f"{machine.address.url}/graphql"),
+        httpx.get(f"{machine.address.url}/-/trials/a/b/c"),
+    ):
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
