@@ -21,7 +21,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from kto_sweep.home import Home
-from kto_sweep.local_server.start import ensure_server, stop_server
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 from kto_sweep.server.states import RunState
 from kto_sweep.server.store import lines, projects, runs, sweeps
 from kto_sweep.server.store.database import Database
@@ -116,9 +116,9 @@ def measure(count: int, points: int, loads: int, chromium: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Home(Path(folder) / "home")
         path = fill(home, count, points)
-        url = ensure_server(home).url + path
+        server = ensure_server(home)
         try:
-            told = [_load(url, chromium) for _ in range(loads + 1)]
+            told = [_load(server, path, chromium) for _ in range(loads + 1)]
         finally:
             stop_server(home)
     print(f"{count} runs x {points} points")
@@ -127,11 +127,12 @@ def measure(count: int, points: int, loads: int, chromium: str) -> None:
         print(f"  {name:12} {median:6.0f} ms   first load {told[0][name]:6.0f} ms")
 
 
-def _load(url: str, chromium: str) -> dict[str, float]:
+def _load(server: LocalServer, path: str, chromium: str) -> dict[str, float]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1360, "height": 900})
-        page.goto(url, wait_until="commit")
+        page.request.get(server.login_link())  # which leaves the browser's cache of files empty
+        page.goto(server.url + path, wait_until="commit")
         seen: dict[str, float] = page.evaluate(WATCH)
         browser.close()
     return seen

@@ -24,6 +24,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from kto_sweep.data.rows import TokenRow
 from kto_sweep.data.table import RowTable
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.packed import attention, kernels
 from kto_sweep.train.packed import lora_product as lora_op
 from kto_sweep.train.packed.attention import Packing, PrefixStore, packed_attention
@@ -268,7 +269,7 @@ def both(policy: Any, row: PairedRow, *, mismatched: bool = True) -> list[Tensor
 
 def packed(
     kind: str, specs: Sequence[AdapterSpec], data: PairedRows, dtype: torch.dtype, device: torch.device,
-    limit: MicrobatchLimit, recompute: bool,
+    limit: MicrobatchLimit, recompute: Recompute,
 ) -> list[Numbers]:  # fmt: skip
     """The same, every slot on the same rows in one step."""
     decoder = packed_decoder(model(kind, dtype, device))
@@ -315,7 +316,9 @@ def check_4bit(device: torch.device) -> None:
             weight = torch.randn(shape, device=device, dtype=dtype)
             packed, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
             expected = dequantize_4bit(packed, state)
-            error = relative(kernels.unpack_4bit(packed, state), expected)
+            unpacked = torch.empty_like(weight)
+            kernels.unpack_4bit(packed, state, unpacked)
+            error = relative(unpacked, expected)
             allowed = 1e-6 if dtype == torch.float32 else 1e-3
             report(f"4-bit weights {shape} {dtype}", ("unpacked", error, allowed))
 
@@ -323,10 +326,10 @@ def check_4bit(device: torch.device) -> None:
 def check_models(device: torch.device, kinds: Sequence[str]) -> None:
     data = rows()
     ways = {
-        "at once": (MicrobatchLimit(), False),
-        "recomputed": (MicrobatchLimit(), True),
-        "5 rows at a time": (MicrobatchLimit(examples=5), False),
-        "1 row at a time, recomputed": (MicrobatchLimit(examples=1), True),
+        "at once": (MicrobatchLimit(), Recompute.NOTHING),
+        "MLPs recomputed": (MicrobatchLimit(), Recompute.MLP),
+        "5 rows at a time": (MicrobatchLimit(examples=5), Recompute.NOTHING),
+        "1 row at a time, recomputed": (MicrobatchLimit(examples=1), Recompute.LAYER),
     }
     for kind in kinds:
         truths = [naive(kind, spec, data, torch.float32, device) for spec in SPECS]

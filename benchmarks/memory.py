@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kto_sweep.models.architecture import Architecture
+from kto_sweep.models.architecture import Architecture, Recompute
+from kto_sweep.models.presets import IN_FP8
 from kto_sweep.plan.memory import GIB, StepLoad, peak_memory, scoring_peak
 from kto_sweep.plan.timing import adapter_shape
 from kto_sweep.trial import Trial
@@ -41,7 +42,7 @@ class Case:
     together: int
     batch: int
     rank: int = 16
-    recompute: bool = False
+    recompute: Recompute = Recompute.NOTHING
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     dropout: float = 0.0
 
@@ -56,10 +57,15 @@ CASES = (
     Case("7b", "none", 1, 8),
     Case("7b", "none", 2, 8),
     Case("7b", "none", 4, 4),
-    Case("7b", "none", 1, 16, recompute=True),
+    Case("7b", "none", 1, 16, recompute=Recompute.LAYER),
+    Case("7b", "none", 2, 16, recompute=Recompute.MLP),
     Case("7b", "4bit", 1, 8),
     Case("7b", "4bit", 4, 8),
-    Case("7b", "4bit", 2, 16, recompute=True),
+    Case("7b", "4bit", 2, 16, recompute=Recompute.LAYER),
+    Case("7b", "4bit", 2, 8, recompute=Recompute.MLP),
+    Case("7b", "fp8", 1, 8),
+    Case("7b", "fp8", 3, 8),
+    Case("7b", "4bit-fp8", 4, 8, recompute=Recompute.MLP),
     Case("1.5b", "none", 1, 4),
     Case("1.5b", "none", 4, 8),
     Case("1.5b", "none", 8, 16),
@@ -85,6 +91,8 @@ def random_model(case: Case) -> Any:
     from common import ARCHITECTURES
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
+    from kto_sweep.train.packed.fp8 import multiply_in_fp8
+
     config = Qwen2Config(
         **ARCHITECTURES[case.size], vocab_size=VOCABULARY, max_position_embeddings=32768, dtype=torch.bfloat16
     )
@@ -93,8 +101,10 @@ def random_model(case: Case) -> Any:
     with torch.device("cuda"):
         model = Qwen2ForCausalLM(config)
     torch.set_default_dtype(torch.float32)
-    if case.quantization == "4bit":
+    if case.quantization.startswith("4bit"):
         pack_weights(model)
+    if case.quantization in IN_FP8:
+        multiply_in_fp8(model, torch.device("cuda"))
     return model.requires_grad_(False).eval()
 
 
@@ -129,7 +139,7 @@ def measure(case: Case, rows_file: Path) -> dict[str, Any]:
 
     rows = pickle.loads(rows_file.read_bytes())
     decoder = packed_decoder(random_model(case))
-    decoder.set_recompute(case.recompute)
+    decoder.set_recompute(Recompute(case.recompute))
     torch.cuda.empty_cache()
     weights = torch.cuda.memory_allocated()
     train, held_out = (
@@ -214,7 +224,8 @@ def table(
     with ThreadPoolExecutor(jobs) as pool:
         for case, found in zip(cases, pool.map(late, cases), strict=True):
             also: dict[str, Any] = {"r": case.rank} if case.rank != 16 else {}
-            also |= {name: getattr(case, name) for name in ("recompute", "dropout") if getattr(case, name)}
+            also |= {"dropout": case.dropout} if case.dropout else {}
+            also |= {"recompute": case.recompute.name.lower()} if case.recompute else {}
             also |= {"optimizer": case.optimizer} if case.optimizer != "adamw" else {}
             words = ", ".join(f"{name} {value}" for name, value in also.items())
             begin = f"| {case.size} | {case.quantization} | {case.together} | {case.batch} | {words} |"

@@ -32,7 +32,7 @@ import yaml
 
 from kto_sweep.home import Home
 from kto_sweep.local_server.process import server_pid
-from kto_sweep.local_server.start import ensure_server, stop_server
+from kto_sweep.local_server.start import LocalServer, ensure_server, stop_server
 from kto_sweep.search import grid
 from kto_sweep.search.space import Space
 from kto_sweep.server import history_blocks, run_writes, sweep_writes
@@ -254,8 +254,10 @@ class Measure:
 class Bench:
     """Runs commands against a home's server, and notes what they cost."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, server: LocalServer) -> None:
         self._home = home
+        self._browser = httpx.Client(timeout=600, trust_env=False, follow_redirects=True)
+        self._browser.get(server.login_link()).raise_for_status()
         self.table: list[Measure] = []
 
     def command(self, what: str, *arguments: str, folder: Path | None = None) -> str:
@@ -285,7 +287,7 @@ class Bench:
         """The JSON at a URL of the server."""
         with self._server_cpu() as spent:
             start = time.perf_counter()
-            answer = httpx.get(url, timeout=600, trust_env=False).raise_for_status()
+            answer = self._browser.get(url).raise_for_status()
             wall = time.perf_counter() - start
         self._note(Measure(what, wall, spent(), None, self._server_peak(), _size(len(answer.content))))
         return answer.json()
@@ -402,9 +404,10 @@ def main() -> None:
                 raise RuntimeError("the sweeps could not be written")
             print(f"written in {time.perf_counter() - start:.0f} s", flush=True)
         names = json.loads(marker.read_text())
-        url = ensure_server(home).url
+        server = ensure_server(home)
+        url = server.url
         try:
-            bench = Bench(home)
+            bench = Bench(home, server)
             print(f"\n{options.runs:,} runs, {options.rows:,} rows, {options.cells:,} cells\n\n{HEAD}")
             measure_runs(bench, url, names["runs"])
             trials = json.loads(

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ from datasets import Dataset
 from trl_trial import StepTimes, make_trainer
 
 from kto_sweep.home import Home
+from kto_sweep.models.architecture import Recompute
+from kto_sweep.models.presets import Quantization
 from kto_sweep.train.base_model import LoadedBase, load_base
 from kto_sweep.train.device import pick_device
 from kto_sweep.train.packed.compatibility import packed_decoder
@@ -113,7 +115,7 @@ class Packed:
         options = subject.options
         self._slots = slots
         decoder = packed_decoder(subject.load().model)
-        decoder.set_recompute(options.recompute)
+        decoder.set_recompute(Recompute[options.recompute.upper()])
         rows = subject.rows.train
         data = ReferenceRows(rows, np.zeros((len(rows), 2)))
         self.engine = Engine(decoder, data, ReferenceRows(rows[:0], np.zeros((0, 2))), slots=slots)
@@ -267,11 +269,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=35, help="of TRL's trainer")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--quantization", choices=["none", "4bit"], default="none")
+    parser.add_argument("--quantization", choices=get_args(Quantization), default="none")
     parser.add_argument("--memory-gib", type=float, help="use only so much of the GPU's memory")
     parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--without-tuned", action="store_true", help="TRL with its defaults only")
-    parser.add_argument("--recompute", action="store_true")
+    parser.add_argument("--recompute", choices=[level.name.lower() for level in Recompute], default="nothing")
     parser.add_argument("--profile", action="store_true", help="of ours: the kernels that take longest")
     parser.add_argument("--scratch", type=Path, help="kept, with its models, for the next call")
     parser.add_argument("--out", type=Path)

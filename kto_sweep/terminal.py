@@ -11,7 +11,7 @@ from kto_sweep.text import printable
 
 MAX_INDENT = 12
 """Spaces at the start of a continued line."""
-_COMMAND = re.compile(r"(?:^|[\s`(])(?:kto-sweep|wandb|pip|hf|make|iconv|jq|kill) [a-z-]")
+_COMMAND = re.compile(r"(?:^|[\s`(])(?:(?:kto-sweep|wandb|pip|hf|make|iconv|jq|kill) [a-z-]|export [A-Z])")
 """A line with a command stays whole: a newline in it would be copied too."""
 
 
@@ -28,10 +28,16 @@ def wrap_words(text: str, width: int) -> str:
 def _wrapped(line: str, width: int) -> str:
     if len(line) <= width or _COMMAND.search(line):
         return line
-    indent = min(len(line) - len(line.lstrip()) + 2, MAX_INDENT)
+    text = line.lstrip()
+    start = line[: len(line) - len(text)]
     return "\n".join(
         textwrap.wrap(
-            line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+            text,
+            width,
+            initial_indent=start,
+            subsequent_indent=" " * min(len(start) + 2, MAX_INDENT),
+            break_long_words=False,
+            break_on_hyphens=False,
         )
     )
 

@@ -99,8 +99,10 @@ class Trial:
     lora_targets: str | tuple[str, ...] = _parameter(
         Targets(), "Layers with adapters", "all-linear", noun="a set of LoRA targets"
     )
-    quantization: Literal["none", "4bit", "8bit"] | None = _parameter(
-        Choice(("none", "4bit", "8bit")), "Precision of the base weights (null: the preset's)", None
+    quantization: Literal["none", "4bit", "8bit", "fp8", "4bit-fp8"] | None = _parameter(
+        Choice(("none", "4bit", "8bit", "fp8", "4bit-fp8")),
+        "Precision of the base weights, and with fp8 of their products (null: the preset's)",
+        None,
     )
     eval_fraction: float = _parameter(Real(0, 1), "Share of the prompts held out for evaluation", 0.1)
     eval_steps: int | None = _parameter(
@@ -353,7 +355,7 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
         problems.append(
             Problem(("rho",), f"set together with {' and '.join(weights)}", why, "remove rho or the weights")
         )
-    quantised = [value for value in possible.get("quantization", ()) if value in ("4bit", "8bit")]
+    quantised = [value for value in possible.get("quantization", ()) if value not in (None, "none")]
     if True in possible.get("full_finetune", ()) and quantised:
         why = "Quantised weights cannot be trained."
         problems.append(

@@ -3,20 +3,22 @@
 import fcntl
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import python_forkserver
 from fake_worker import SCRIPT
-from forked_python import TORCH, WANDB, forked_python
+from forked_python import TORCH, WANDB, forked_python, request
 from printed_commands import check_output
 
 from kto_sweep.home import Home
@@ -63,6 +65,12 @@ class Machine:
     def address(self) -> LocalServer:
         """URL of the embedded server. The first access starts it; a server that died is not restarted."""
         return ensure_server(self.home)
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        """An HTTP client of the embedded server that sends its key."""
+        auth = ("api", self.address.key)
+        return httpx.Client(base_url=self.address.url, auth=auth, trust_env=False, timeout=60)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -132,6 +140,23 @@ class Machine:
         """Output of a kto-sweep command that must exit with `code`: stdout, and stderr if `code` is not 0."""
         return _output(self.command(*args, **env), code)
 
+    def on_terminal(self, *args: str, **env: str) -> str:
+        """What a kto-sweep command that must succeed prints on a terminal."""
+        ours, theirs = pty.openpty()
+        files = dict.fromkeys((0, 1, 2), theirs)
+        environ = self.environment | {"TERM": "xterm", "NO_COLOR": "1"} | env
+        folder = str(self.directory or self.folder)
+        output = b""
+        with request(WANDB, (*self.cli, *args), folder, environ, files) as connection:
+            os.close(theirs)
+            with suppress(OSError):  # when the process has ended
+                while part := os.read(ours, 1 << 16):
+                    output += part
+            status = int(connection.makefile("rb").read())
+        os.close(ours)
+        assert status == 0, output
+        return output.decode()
+
     def json(self, *args: str, **env: str) -> dict[str, Any]:
         """The object that a kto-sweep command prints with --json."""
         answer = json.loads(self.run(*args, "--json", **env))
@@ -156,6 +181,9 @@ print("RESULT " + json.dumps({expression}))
         return json.loads(output.rpartition("RESULT ")[2])
 
     def close(self) -> None:
+        if "http" in vars(self):  # open: a test has used it
+            self.http.close()
+            del self.http
         stop_server(self.home)
 
     def _fork(

@@ -170,7 +170,8 @@ def _open_sweep(
     view = read_sweep(api, target, ref)
     save_sweep_record(home, ref, local=target.local, base_url=target.base_url)
     shown_state = read_sweep_status(view).state
-    console.print(f"Sweep {ref} ({view.method}, {shown_state}): {view.url}", soft_wrap=True)
+    link = target.page_link(view.url, console.file)
+    console.print(f"Sweep {ref} ({view.method}, {shown_state}): {link}", soft_wrap=True)
     record = load_sweep_record(home, ref.id)
     require_command(view.command)
     for notice in command_notices(view.command):

@@ -3,6 +3,7 @@
 import errno
 import gc
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("Look", "Rank the trials of a sweep"),
     "replicate": ("Next", "Repeat the best configurations, new seeds"),
     "widen": ("Next", "Search beyond the end of a range"),
-    "view": ("Look", "Save a W&B workspace for a sweep"),
+    "view": ("Look", "Print a link to the page of a sweep"),
     "chat": ("Look", "Show base and tuned answers side by side"),
     "status": ("Look", "Show the progress of a sweep"),
     "cache": ("Look", "Show or prune cached reference log-probs"),
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+_LOGIN_TOKEN = re.compile(r"\?login=[\w-]{16}\.[\w-]+\.[\w-]{27}$")
 TRAINING = frozenset({"agent", "train", "demo"})
 _DISK_ERRORS = {
     errno.ENOTDIR,
@@ -123,6 +125,8 @@ def main() -> None:
     # By default Python looks for garbage among all objects again and again while those of a large sweep are
     # made, of which none is garbage: a quarter of the time.
     gc.set_threshold(GARBAGE_COLLECTION_OBJECTS, 50, 50)
+    # A pasted page address logs a browser in, and runs record the command that made them.
+    sys.argv[1:] = [_LOGIN_TOKEN.sub("", word) for word in sys.argv[1:]]
     sys.exit(run(sys.argv[1:]))
 
 

@@ -8,13 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
+from kto_sweep.cli.output import (
+    json_option,
+    local_option,
+    page_link,
+    print_json,
+    read_sweep_shown,
+    say,
+    sweep_argument,
+)
 from kto_sweep.errors import KtoSweepError
 
 if TYPE_CHECKING:
     import wandb
 
     from kto_sweep.compare.comparison import Comparison
+    from kto_sweep.wandb_client.connection import Target
 
 CURVE_POINTS = 400
 """Points of each curve in a report or picture."""
@@ -87,14 +96,21 @@ def compare(
         parameters = comparison.differing() if diff else comparison.parameters
         csv.writer(sys.stdout).writerows(csv_rows(comparison, parameters, top))
     else:
-        show(api, comparison, top=top, diff=diff)
+        show(api, target, comparison, top=top, diff=diff)
     if html or png:
         best = [item.trial.run_id for item in comparison.trials][:MAX_CURVES]
         curves = read_curves(api, ref, best, CURVES, CURVE_POINTS)
         _write(comparison, curves, html, png, quiet=as_json or as_csv)
 
 
-def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, diff: bool = False) -> None:
+def show(
+    api: "wandb.Api",
+    target: "Target",
+    comparison: "Comparison",
+    *,
+    top: int | None = None,
+    diff: bool = False,
+) -> None:
     """Print the comparison for people, with sparklines of the margins read from the server."""
     from kto_sweep.cli.compare_text import print_comparison
     from kto_sweep.compare.comparison import CURVES
@@ -104,7 +120,8 @@ def show(api: "wandb.Api", comparison: "Comparison", *, top: int | None = None, 
     run_ids = [item.trial.run_id for item in shown][:MAX_CURVES]
     margins = read_curves(api, comparison.view.ref, run_ids, CURVES[:1], SPARKLINE_POINTS)
     parameters = comparison.differing() if diff else comparison.parameters
-    print_comparison(comparison, shown, parameters, margins)
+    link = page_link(target, comparison.view.url)
+    print_comparison(comparison, shown, parameters, margins, link)
 
 
 def _write(

@@ -23,9 +23,13 @@ MAX_CONFIGURATIONS = 20
 
 
 def print_comparison(
-    comparison: Comparison, shown: Sequence[RankedTrial], parameters: Sequence[str], margins: Curves
+    comparison: Comparison,
+    shown: Sequence[RankedTrial],
+    parameters: Sequence[str],
+    margins: Curves,
+    link: str,
 ) -> None:
-    """Print all parts of a comparison; `margins` has the curves for the sparklines."""
+    """Print all parts of a comparison; `margins` has the curves for the sparklines, `link` opens its page."""
     out = console()
     has_blocks = out.encoding.lower().startswith("utf")  # other encodings lack the block characters
     curves = {run_id: curve for run_id, curve in margins.items() if curve and has_blocks}
@@ -41,7 +45,7 @@ def print_comparison(
     if len(shown) < len(trials):
         command = f"kto-sweep compare {ref.argument} --top {len(trials)}"
         out.print(f"{len(trials) - len(shown):,} more: {command}   (or --csv)", soft_wrap=True)
-    _print_legend(out, comparison, with_fronts="Pareto" not in left_out)
+    _print_legend(out, comparison, link, with_fronts="Pareto" not in left_out)
     if any(len(each.trials) > 1 for each in comparison.configurations):
         out.print(_configuration_table(comparison))
     if comparison.importance.rows:
@@ -51,9 +55,9 @@ def print_comparison(
             out.print(f"{heading if index == 0 else '':<14} {escape(sentence)}", soft_wrap=True)
 
 
-def _print_legend(out: "Console", comparison: Comparison, *, with_fronts: bool) -> None:
+def _print_legend(out: "Console", comparison: Comparison, link: str, *, with_fronts: bool) -> None:
     mark = "* best configuration   " if comparison.configurations else ""
-    out.print(escape(f"{mark}{comparison.view.url}"), soft_wrap=True)
+    out.print(escape(f"{mark}{link}"), soft_wrap=True)
     fronts = [f"{front.marker}: {front.meaning}" for front in comparison.fronts if front.run_ids]
     if fronts and with_fronts:
         out.print("; ".join(fronts), soft_wrap=True)

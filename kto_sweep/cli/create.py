@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, say
+from kto_sweep.cli.output import json_option, local_option, page_link, print_json, say
 
 
 @click.command()
@@ -64,7 +64,5 @@ def create(
             }
         )
         return
-    say(created.summary())
-    if created.login_url:
-        say(f"  to pause or stop it in a browser, open (once, within an hour): {created.login_url}")
+    say(created.summary(page_link(created.target, created.url)))
     say(f"Next: {command}")

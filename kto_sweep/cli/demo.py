@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from kto_sweep.cli.output import json_option, say
+from kto_sweep.cli.output import json_option, page_link, say
 
 
 @click.command()
@@ -34,7 +34,7 @@ def demo(as_json: bool) -> int:
     created = create_sweep(
         home, Path("sweeps/demo.yaml"), project=None, entity=None, local=True, say=to_people
     )
-    to_people(created.summary())
+    to_people(created.summary(page_link(created.target, created.url, as_json=as_json)))
     to_people(f"\n$ kto-sweep agent {created.ref.argument} --cpu")
     ref = str(created.ref)
     code = run_agent(home, ref, count=None, gpus=None, cpu=True, local=True, report=report)
@@ -45,7 +45,7 @@ def demo(as_json: bool) -> int:
     api = connect(target)
     comparison = compare(read_sweep(api, target, created.ref))
     say(f"\n$ kto-sweep compare {created.ref.argument}")
-    show(api, comparison)
-    say(f"All runs: {comparison.view.url}")
+    show(api, target, comparison)
+    say(f"All runs: {page_link(target, comparison.view.url)}")
     say("Next, your own data: kto-sweep generate grid my.yaml --data rows.jsonl --model-size 1.5b")
     return 0

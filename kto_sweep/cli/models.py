@@ -27,7 +27,7 @@ def models(gpu: str | None, as_json: bool) -> None:
     kto-sweep models
     kto-sweep models --gpu 24GB --json
     """
-    from kto_sweep.models.architecture import find_architecture
+    from kto_sweep.models.architecture import Recompute, find_architecture
     from kto_sweep.models.presets import PRESETS
     from kto_sweep.plan.memory import AdapterShape, StepLoad, peak_memory
 
@@ -40,7 +40,7 @@ def models(gpu: str | None, as_json: bool) -> None:
         one = StepLoad(length, length // 2, length // 2)
         whole = StepLoad(*(ROWS * n for n in (one.tokens, one.targets, one.mismatched)))
         needed = peak_memory(sizes, preset.quantization, shape, whole).gib
-        minimum = peak_memory(sizes, preset.quantization, shape, one, recompute=True).gib
+        minimum = peak_memory(sizes, preset.quantization, shape, one, recompute=Recompute.LAYER).gib
         fits = None
         if chosen is not None:
             fits = "yes" if needed <= chosen.usable_gib else "split" if minimum <= chosen.usable_gib else "no"

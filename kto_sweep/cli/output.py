@@ -92,6 +92,11 @@ def read_sweep_shown(
         return read_sweep(api, target, ref, count, metrics)
 
 
+def page_link(target: "Target", url: str, *, as_json: bool = False) -> str:
+    """A page's address for `say`: each that is printed goes through here, and may log the browser in."""
+    return target.page_link(url, sys.stderr if as_json else sys.stdout)
+
+
 def notice(text: str) -> None:
     """Print a note to standard error, as standard output may be JSON or CSV."""
     click.echo(_for_terminal(f"Note: {text}", sys.stderr), err=True)

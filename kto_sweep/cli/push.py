@@ -2,7 +2,7 @@
 
 import click
 
-from kto_sweep.cli.output import json_option, print_json, say, sweep_argument
+from kto_sweep.cli.output import json_option, page_link, print_json, say, sweep_argument
 
 
 @click.command()
@@ -50,7 +50,8 @@ def push(sweep: str | None, url: str | None, project: str | None, entity: str | 
         )
         return 0
     sent, already_there = counted(len(pushed.sent), "run"), len(pushed.already_there)
-    say(f"Sweep {pushed.ref}: {sent} sent, {already_there} already there\n  {pushed.url}")
+    link = page_link(destination, pushed.url)
+    say(f"Sweep {pushed.ref}: {sent} sent, {already_there} already there\n  {link}")
     if pushed.unfinished:
         say(f"Unfinished, not sent: {', '.join(pushed.unfinished)}")
         say(f"Next: kto-sweep push {ref.argument}   (when they have finished)")

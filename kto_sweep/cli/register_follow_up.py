@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say
+from kto_sweep.cli.output import (
+    json_option,
+    local_option,
+    page_link,
+    print_json,
+    read_sweep_shown,
+    say,
+)
 from kto_sweep.errors import UsageError
 from kto_sweep.home import users_umask
 
@@ -96,7 +103,7 @@ def follow_up(
     if as_json:
         print_json({**result, "id": created.ref.id, "path": str(created.ref), "url": created.url})
         return
-    say(created.summary())
+    say(created.summary(page_link(created.target, created.url)))
     say(f"Costs: {new.price}, judging by sweep {ref.id}")
     say(f"Next: kto-sweep agent {created.ref.argument}")
 

@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
+from kto_sweep.cli.output import (
+    json_option,
+    local_option,
+    page_link,
+    print_json,
+    read_sweep_shown,
+    say,
+    sweep_argument,
+)
 from kto_sweep.text import hours, number
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
         print_json(_as_json(status, time, home))
         return
     say(f"Talking to {target}")
-    say(f"Sweep {ref}: {status.state}   {view.url}")
+    say(f"Sweep {ref}: {status.state}   {page_link(target, view.url)}")
     if status.end is not None:
         say(f"  Ended: {status.end.text}")
     _say_counts(status)

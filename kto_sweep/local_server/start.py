@@ -40,8 +40,8 @@ class LocalServer:
     """File that holds the key."""
 
     def login_link(self, path: str = "/") -> str:
-        """A single-use link, valid for one hour, that lets a browser control sweeps and opens `path`."""
-        return login_link(self.url, self.key, path)
+        """A link to the page at `path` that works once and logs the browser in."""
+        return login_link(f"{self.url}{path}", self.key)
 
 
 def running_server(home: Home) -> LocalServer | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Any
 
 from kto_sweep.models.model_config import find_config, text_part
@@ -12,6 +13,16 @@ FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 TIED_BY_DEFAULT = ("gemma", "cohere")
 """`model_type`s that tie output layer and embedding unless config.json says otherwise."""
+
+
+class Recompute(IntEnum):
+    """What the backward computes again instead of keeping it; each saves more memory and takes more time."""
+
+    NOTHING = 0
+    MLP = 1
+    """Gate and up, the widest tensors of a layer: two products of seven."""
+    LAYER = 2
+    """All of a layer: only its input is kept."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,8 @@ class Architecture:
     """The output layer is the embedding."""
     fused: bool = True
     """train/packed/fused.py rewrites its layers."""
+    head_norms: bool = False
+    """q and k have norms of each head before their rotary positions."""
     plain_head: bool = True
     """Whether logits are neither capped nor scaled."""
     experts: int = 1
@@ -115,6 +128,7 @@ class Architecture:
             vocabulary=int(sizes["vocab_size"]),
             tied=bool(sizes.get("tie_word_embeddings", family.startswith(TIED_BY_DEFAULT))),
             fused=family in FUSED_FAMILIES and silu and experts == 1,
+            head_norms=family == "qwen3",
             plain_head=not scaled,
             experts=int(experts),
             active_experts=int(sizes.get("num_experts_per_tok") or 1) if experts > 1 else 1,

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Quantization = Literal["none", "4bit", "8bit"]
+Quantization = Literal["none", "4bit", "8bit", "fp8", "4bit-fp8"]
+"""Precision of the base weights."""
+IN_FP8 = frozenset({"fp8", "4bit-fp8"})
+"""Those whose products are in FP8."""
 
 
 @dataclass(frozen=True)

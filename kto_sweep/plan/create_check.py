@@ -7,7 +7,7 @@ from kto_sweep.data.sources import find_local
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
 from kto_sweep.parameter_types import source_names
-from kto_sweep.plan.gpus import find_gpu
+from kto_sweep.plan.gpus import NoFp8Error, find_gpu
 from kto_sweep.plan.planner import planner_for
 from kto_sweep.sweep_file.sweep_config import SweepConfig
 from kto_sweep.sweep_file.validate import validate
@@ -38,6 +38,10 @@ def check_before_create(file: Path, home: Home, *, force: bool, say: Callable[[s
     gpu = find_gpu()
     try:
         plan = planner_for(gpu, home, this_box=True, exact=False).plan(sweep)
+    except NoFp8Error:
+        if not force:
+            raise
+        return sweep
     except UsageError as error:  # such as a model folder that exists only on the GPU machine
         say(f"Plan: skipped: {error.message}")
         return sweep

@@ -3,9 +3,10 @@
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kto_sweep.errors import UsageError
+from kto_sweep.models.presets import IN_FP8
 from kto_sweep.text import nearest
 
 CONTEXT_GIB = 0.8
@@ -25,6 +26,8 @@ class Gpu:
     """Dense 16-bit matrix products with float32 accumulation, from its data sheet; None: unknown."""
     gb_per_s: float | None = None
     """Memory bandwidth from its data sheet."""
+    has_fp8: bool | None = None
+    """Whether it multiplies in FP8 (Ada, Hopper and later); None: unknown."""
 
     @property
     def usable_gib(self) -> float:
@@ -36,20 +39,20 @@ class Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu("b200", 178.4, 2250, 8000),
-        Gpu("h200", 139.8, 989, 4800),
-        Gpu("h100", 79.1, 989, 3350),
-        Gpu("a100-80gb", 79.1, 312, 2039),
-        Gpu("a100-40gb", 39.4, 312, 1555),
-        Gpu("l40s", 44.5, 362, 864),
-        Gpu("rtx6000ada", 47.4, 364, 960),
-        Gpu("a6000", 47.5, 155, 768),
-        Gpu("a40", 44.4, 150, 696),
-        Gpu("rtx5090", 31.4, 210, 1792),
-        Gpu("rtx4090", 23.5, 165, 1008),
-        Gpu("rtx3090", 23.6, 71, 936),
-        Gpu("a10", 22.0, 125, 600),
-        Gpu("l4", 22.0, 121, 300),
+        Gpu("b200", 178.4, 2250, 8000, has_fp8=True),
+        Gpu("h200", 139.8, 989, 4800, has_fp8=True),
+        Gpu("h100", 79.1, 989, 3350, has_fp8=True),
+        Gpu("a100-80gb", 79.1, 312, 2039, has_fp8=False),
+        Gpu("a100-40gb", 39.4, 312, 1555, has_fp8=False),
+        Gpu("l40s", 44.5, 362, 864, has_fp8=True),
+        Gpu("rtx6000ada", 47.4, 364, 960, has_fp8=True),
+        Gpu("a6000", 47.5, 155, 768, has_fp8=False),
+        Gpu("a40", 44.4, 150, 696, has_fp8=False),
+        Gpu("rtx5090", 31.4, 210, 1792, has_fp8=True),
+        Gpu("rtx4090", 23.5, 165, 1008, has_fp8=True),
+        Gpu("rtx3090", 23.6, 71, 936, has_fp8=False),
+        Gpu("a10", 22.0, 125, 600, has_fp8=False),
+        Gpu("l4", 22.0, 121, 300, has_fp8=True),
     )
 }
 
@@ -76,7 +79,7 @@ def present_gpu(name: str, gib: float) -> Gpu:
         if plain in words or plain.removesuffix("80gb").removesuffix("40gb") in words:
             same_size = abs(listed.gib - gib) < 0.15 * listed.gib
             if same_size or not plain.startswith("a100"):
-                return Gpu(name, gib, listed.tflops, listed.gb_per_s)
+                return replace(listed, name=name, gib=gib)
     return Gpu(name, gib)
 
 
@@ -95,3 +98,17 @@ def find_gpu() -> Gpu | None:
         return None
     name, mib, _ = min(rows, key=lambda row: int(row[1]))
     return present_gpu(name, int(mib) / 1024)
+
+
+class NoFp8Error(UsageError):
+    """A GPU that cannot multiply in FP8."""
+
+
+def require_fp8(gpu: Gpu | None, quantization: str) -> None:
+    """Raises NoFp8Error for a quantization in FP8 on a GPU without it."""
+    if quantization in IN_FP8 and gpu is not None and gpu.has_fp8 is False:
+        instead = "none, or 4bit" if quantization == "fp8" else "4bit"
+        raise NoFp8Error(
+            f"quantization {quantization}: {gpu.name} has no FP8 (Ada, Hopper and later GPUs have)",
+            hint=f"quantization: {instead}",
+        )

@@ -13,7 +13,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from kto_sweep.models.architecture import Architecture
+from kto_sweep.models.architecture import Architecture, Recompute
+from kto_sweep.models.presets import IN_FP8
 
 GIB = 2**30
 TOKEN_MULTIPLE = 128
@@ -29,7 +30,8 @@ SCORING_TOKENS = 32768
 ALLOCATOR_OVERHEAD = 1.02
 """Saved tensors take more than their bytes, because the allocator does not split off less than a MiB."""
 
-BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": 0.5 + 1 / 64 + 4 / (64 * 256)}
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+BYTES_PER_WEIGHT = {"none": 2.0, "8bit": 1.0, "4bit": _NF4, "fp8": 1.0, "4bit-fp8": _NF4}
 """4bit is NF4 with an 8-bit constant per 64 weights, and a float32 one per 256 of those constants
 (QLoRA, arXiv 2305.14314, section 3)."""
 
@@ -103,20 +105,29 @@ def adapter_file_bytes(model: Architecture, rank: int, targets: str | Collection
     return 4 * model.layers * rank * sum(n_in + n_out for n_in, n_out in sizes)
 
 
-def activation_bytes_per_token(model: Architecture, quantization: str, shape: AdapterShape) -> int:
-    """Bytes that autograd saves per token in one layer, for the backward."""
+def activation_bytes_per_token(
+    model: Architecture,
+    quantization: str,
+    shape: AdapterShape,
+    recompute: Recompute = Recompute.NOTHING,
+) -> int:
+    """Bytes that are kept per token in one layer, for the backward."""
     h, i = model.hidden, model.intermediate * model.active_experts
+    fused = _uses_fused_layers(model, quantization, shape)
+    if fused and recompute is Recompute.LAYER:
+        return 2 * h  # the layer's input
     adapted = _adapted(model, shape.targets)
-    recomputes_mlp = _uses_fused_layers(model, quantization) and not shape.dropout
-    norms = 2 * h if model.fused else 4 * h  # the residual stream; unfused norms keep it in float32
-    inputs = 2 * h  # outputs of the norms, for the gradients of the adapters' A
+    residuals = 2 * h if model.fused else 4 * h  # before both norms; unfused ones keep them in float32
     attention = 2 * model.queries + 2 * model.keys  # q, k, v and the output
-    if recomputes_mlp and {"gate_proj", "up_proj", "down_proj"} <= adapted:
-        mlp = 2 * i  # gate and up; the rest is recomputed
+    if fused:
+        heads = model.queries + model.keys if model.head_norms else 0  # q and k before their norms
+        inputs, mlp = heads, 0 if recompute is Recompute.MLP else 2 * i  # gate and up
     else:
+        inputs = 2 * h  # outputs of the norms, for the gradients of the adapters' A
         mlp = 3 * i + (i if "down_proj" in adapted else 0)
     low = math.ceil(shape.rank / 8) * 8 * len(adapted)
-    return 2 * (norms + inputs + attention + mlp + low) + 4 * model.heads + 8
+    saved = 2 * (residuals + inputs + attention + mlp + low) + 4 * model.heads + 8
+    return saved if fused or recompute is not Recompute.LAYER else 2 * h
 
 
 def peak_memory(
@@ -125,20 +136,24 @@ def peak_memory(
     shape: AdapterShape,
     load: StepLoad,
     *,
-    recompute: bool = False,
+    recompute: Recompute = Recompute.NOTHING,
 ) -> MemoryEstimate:
-    """Peak memory of an optimizer step whose forward holds all of `load`.
-
-    `recompute`: each layer saves only its input and runs again in the backward (gradient checkpointing).
-    """
+    """Peak memory of an optimizer step whose forward holds all of `load`."""
     h, i = model.hidden, model.intermediate * model.active_experts
     tokens = math.ceil(load.tokens / TOKEN_MULTIPLE) * TOKEN_MULTIPLE
     mismatched = math.ceil(load.mismatched / TOKEN_MULTIPLE) * TOKEN_MULTIPLE
-    one_layer = activation_bytes_per_token(model, quantization, shape) * tokens * ALLOCATOR_OVERHEAD
-    activations = model.layers * (2 * h * tokens if recompute else one_layer)
-    shared = 4 * model.keys * model.layers * tokens if recompute else 0  # for the mismatched pass
+    fused = _uses_fused_layers(model, quantization, shape)
+    kept, everything = (
+        activation_bytes_per_token(model, quantization, shape, level) * tokens * ALLOCATOR_OVERHEAD
+        for level in (recompute, Recompute.NOTHING)
+    )
+    activations = model.layers * kept
+    # For the mismatched pass; other levels keep the keys and values anyway.
+    shared = 4 * model.keys * model.layers * tokens if recompute is Recompute.LAYER else 0
     parameters = adapter_parameters(model, shape.rank, shape.targets) * shape.slots
-    dequantized = 2 * max(a * b for a, b in model.linear.values()) if quantization != "none" else 0
+    # 16 bit; or in FP8 the weights, unpacked if they are in 4 bit, and a transposed copy in the backward.
+    dequantized = 2 * _largest_product(model, fused) if quantization != "none" else 0
+    in_fp8 = 2 * i * tokens if quantization in IN_FP8 else 0  # the gradients of gate and up
     phases = {
         "output layer": shared + _logits_bytes(model, load.targets) + 2 * h * (tokens + 2 * load.targets),
         "mismatched": shared
@@ -147,7 +162,9 @@ def peak_memory(
             _mlp_forward_bytes(model, mismatched) + dequantized,
             _logits_bytes(model, mismatched) + 4 * h * mismatched,
         ),
-        "backward": 2 * (4 * i + 4 * h) * tokens + dequantized + (one_layer if recompute else 0),
+        # What the largest layer's backward allocates, with what it computes again. The fused one writes the
+        # gradients of gate and up to their place.
+        "backward": 2 * ((i if fused else 4 * i) + 4 * h) * tokens + dequantized + in_fp8 + everything - kept,
         "update": (24 if shape.eight_bit else 8) * parameters - activations,
     }
     return MemoryEstimate(
@@ -185,9 +202,16 @@ def _mlp_forward_bytes(model: Architecture, tokens: int) -> float:
     return 2 * (3 * model.intermediate * model.active_experts + 4 * model.hidden) * tokens
 
 
-def _uses_fused_layers(model: Architecture, quantization: str) -> bool:
-    """Whether train/packed/fused.py rewrites the layers; it does not for 8 bit, which quantises inputs."""
-    return model.fused and quantization != "8bit"
+def _uses_fused_layers(model: Architecture, quantization: str, shape: AdapterShape) -> bool:
+    """Whether train/packed/fused.py computes the layers: not those in 8 bit, and not with dropout."""
+    return model.fused and quantization != "8bit" and not shape.dropout
+
+
+def _largest_product(model: Architecture, fused: bool) -> int:
+    """Weights of the largest product; fused layers multiply those with one input together."""
+    sizes = [features_in * features_out for features_in, features_out in model.linear.values()]
+    gated = [model.linear[name] for name in ("gate_proj", "up_proj") if name in model.linear]
+    return max(*sizes, sum(a * b for a, b in gated)) if fused else max(sizes)
 
 
 def _adapted(model: Architecture, targets: str | Collection[str]) -> set[str]:

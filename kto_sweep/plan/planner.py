@@ -12,9 +12,9 @@ from itertools import islice
 
 from kto_sweep.errors import Problem, Severity, TrialConfigError
 from kto_sweep.home import Home
-from kto_sweep.models.architecture import Architecture, find_architecture
+from kto_sweep.models.architecture import Architecture, Recompute, find_architecture
 from kto_sweep.plan.cells import SAMPLE_TRIALS, PlanCell, corner_cells, grid_cells, is_grid, sample_trials
-from kto_sweep.plan.gpus import Gpu
+from kto_sweep.plan.gpus import Gpu, require_fp8
 from kto_sweep.plan.memory import (
     GIB,
     AdapterShape,
@@ -168,6 +168,8 @@ class Planner:
         """
         listed = is_grid(sweep.space, sweep.method)
         cells = grid_cells(sweep.space) if listed else corner_cells(sweep.space)
+        for cell in cells:
+            require_fp8(self._gpu, cell.trial.effective_quantization)
         estimates = tuple(self.estimate_cell(cell) for cell in cells)
         total = sweep.expected_trials
         if listed:
@@ -273,7 +275,7 @@ class Planner:
             longest = workload.longest_row
             return _full_finetune_gib(trial, model, load), _full_finetune_gib(trial, model, longest)
         whole = peak_memory(model, quantization, alone, load)
-        least = peak_memory(model, quantization, alone, workload.longest_row, recompute=True)
+        least = peak_memory(model, quantization, alone, workload.longest_row, recompute=Recompute.LAYER)
         return whole.gib, least.gib
 
     def _scoring_gib(self, trial: Trial, model: Architecture, workload: Workload) -> float:
@@ -434,7 +436,7 @@ def _evaluation_seconds(trial: Trial, workload: Workload, timing: TimingModel) -
 def _full_finetune_gib(trial: Trial, model: Architecture, load: StepLoad) -> float:
     """A rough estimate: float32 weights, gradients and moments, plus a recomputed step in 16 bit."""
     states = 10 if trial.optimizer == "adamw_8bit" else 16
-    step = peak_memory(model, "none", AdapterShape(0, 8), load, recompute=True)
+    step = peak_memory(model, "none", AdapterShape(0, 8), load, recompute=Recompute.LAYER)
     return (states * model.weights + 2 * (step.activations + step.working)) / GIB
 
 

@@ -48,8 +48,13 @@ _log = logging.getLogger(__name__)
 ErrorHandler = Callable[[Request, Exception], Awaitable[Response]]
 
 
-def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) -> Starlette:
-    """The Starlette application; `identity` is the body of /ready, `https`: clients connect by it."""
+def build_app(
+    server: ServerState, identity: Mapping[str, str], *, https: bool, open_on_loopback: bool
+) -> Starlette:
+    """The Starlette application; `identity` is the body of /ready, `https`: clients connect by it.
+
+    `open_on_loopback`: browsers of this machine need no login.
+    """
     api = _Api(server, identity)
     key = [Middleware(AuthenticationMiddleware, backend=ApiKey(server.key), on_error=ask_for_key)]
     stream, storage = "/files/{entity}/{project}/{run}/file_stream", "/storage/{token}/{name:path}"
@@ -64,7 +69,7 @@ def build_app(server: ServerState, identity: Mapping[str, str], *, https: bool) 
             Route(storage, api.preflight, methods=["OPTIONS"]),
             sweep_trials.route(server, key),
             *artifact_routes.routes(server, key),
-            *dashboard.routes(server, https=https),
+            *dashboard.routes(server, https=https, open_on_loopback=open_on_loopback),
         ],
         exception_handlers={
             NotFoundError: _with_status(404),
@@ -99,7 +104,7 @@ async def _unavailable(request: Request, problem: Exception) -> Response:
 async def _log_in(request: Request, problem: Exception) -> Response:
     """Response to a page's script that lacks the login for what it asks."""
     assert isinstance(problem, HTTPException)
-    return error(problem.status_code, f"log in first; run: {LOGIN_COMMAND}")
+    return error(problem.status_code, f"log in first: reload the page, or run: {LOGIN_COMMAND}")
 
 
 class _Api:

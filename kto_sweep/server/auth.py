@@ -1,15 +1,15 @@
-"""What a client may do: all with the API key; in a browser, read on this machine and control after a login.
+"""What a client may do: all with the API key; a browser reads pages and controls sweeps after a login.
 
-A browser on the server's machine can read without logging in. Controlling sweeps, downloading files, and
-reading from another machine need a cookie, which a single-use login link sets. The API key never appears in a
-URL.
+A command with the key prints a login link, which is a page's address with a token that works once; it sets a
+cookie. A server that is open on loopback (`serve --open`) also lets in browsers of its own machine without a
+login. The API key never appears in a URL.
 """
 
 import base64
 import hmac
 import ipaddress
 import secrets
-import threading
+from urllib.parse import quote, urlencode
 
 from starlette.authentication import (
     AuthCredentials,
@@ -19,45 +19,56 @@ from starlette.authentication import (
     SimpleUser,
     UnauthenticatedUser,
 )
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.authentication import AuthenticationMiddleware
 from starlette.middleware.sessions import SessionMiddleware
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
+from kto_sweep.errors import UsageError
 from kto_sweep.local_server import login_tokens
 from kto_sweep.local_server.keys import home_id
-from kto_sweep.server.responses import error, html
+from kto_sweep.server.responses import error
 from kto_sweep.server.server_state import ServerState
+from kto_sweep.server.store import login_links
+from kto_sweep.sweep.ref import SweepRef, parse_ref
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-original-host"})
+"""Headers of a request that came through a proxy, besides X-Forwarded-*."""
+SPECULATIVE = frozenset({"sec-purpose", "purpose", "x-purpose", "x-moz"})
+"""Headers with which browsers say that nobody has clicked: they prefetch, prerender or draw a preview."""
 CSRF_HEADER = "x-kto-sweep-csrf"
 LOGIN_COMMAND = "kto-sweep serve --login"
-"""Prints a new login link."""
-LOGIN_POLICY = "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"
+"""Prints a login link to the list of sweeps."""
 SESSION_SECONDS = 30 * 86_400
 """Seconds until a login expires."""
 
-READ, DOWNLOAD, CHANGE = "read", "download", "change"
-"""What a browser may do: see pages and their data, download files, control sweeps."""
+READ, CHANGE = "read", "change"
+"""What a browser may do: see pages, their data and files; control sweeps."""
 
 
 class ApiKey(AuthenticationBackend):
     """Basic authentication as wandb sends it: the user `api` with the API key as password."""
 
     def __init__(self, key: str) -> None:
-        self._expected = f"api:{key}".encode()
+        self._key = key
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, SimpleUser]:
         """The user `api`. Raises AuthenticationError."""
-        scheme, _, encoded = conn.headers.get("authorization", "").partition(" ")
-        try:
-            sent = base64.b64decode(encoded) if scheme.lower() == "basic" else b""
-        except ValueError:
-            sent = b""
-        if not hmac.compare_digest(sent, self._expected):
+        if not _has_key(conn, self._key):
             raise AuthenticationError("invalid API key")
         return AuthCredentials(), SimpleUser("api")
+
+
+def _has_key(connection: HTTPConnection, key: str) -> bool:
+    scheme, _, encoded = connection.headers.get("authorization", "").partition(" ")
+    try:
+        sent = base64.b64decode(encoded) if scheme.lower() == "basic" else b""
+    except ValueError:
+        sent = b""
+    return hmac.compare_digest(sent, f"api:{key}".encode())
 
 
 def ask_for_key(connection: HTTPConnection, problem: Exception) -> Response:
@@ -65,19 +76,36 @@ def ask_for_key(connection: HTTPConnection, problem: Exception) -> Response:
     return error(401, str(problem), {"www-authenticate": 'Basic realm="kto-sweep"'})
 
 
+class Visitor(SimpleUser):
+    """Who may read pages; `csrf` is the token that a change needs, None for a client with the key."""
+
+    def __init__(self, name: str, csrf: str | None) -> None:
+        super().__init__(name)
+        self.csrf = csrf
+
+
 class BrowserLogin(AuthenticationBackend):
-    """What a browser's session or address allows."""
+    """What a browser's session allows, or, on an open server, its address; the key allows to read."""
+
+    def __init__(self, key: str, *, open_on_loopback: bool) -> None:
+        self._key = key
+        self._open_csrf = secrets.token_hex(16) if open_on_loopback else None
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, BaseUser]:
-        """The scopes of a logged-in browser, else those of its address."""
+        """The scopes of a browser."""
+        # Not CHANGE: a browser that has once asked for the key sends it with requests of other sites, too.
+        if _has_key(conn, self._key):
+            return AuthCredentials([READ]), Visitor("api", None)
         csrf = conn.session.get("csrf")
+        if csrf is None and self._open_csrf is not None and _is_on_this_machine(conn):
+            csrf = self._open_csrf
         if csrf is None:
-            return AuthCredentials([READ] if _is_local(conn) else []), UnauthenticatedUser()
+            return AuthCredentials(), UnauthenticatedUser()
         change = [CHANGE] if _is_from_own_page(conn, csrf) else []
-        return AuthCredentials([READ, DOWNLOAD, *change]), SimpleUser("owner")
+        return AuthCredentials([READ, *change]), Visitor("owner", csrf)
 
 
-def browser_access(server: ServerState, *, https: bool) -> list[Middleware]:
+def browser_access(server: ServerState, *, https: bool, open_on_loopback: bool) -> list[Middleware]:
     """The middleware of a browser's routes: a signed session cookie, and what it allows.
 
     The cookie survives a restart of the server, because its key does.
@@ -89,52 +117,60 @@ def browser_access(server: ServerState, *, https: bool) -> list[Middleware]:
             # Browsers share cookies between ports, so servers on one machine need different cookie names.
             session_cookie=f"kto_sweep_{home_id(server.key)}",
             max_age=SESSION_SECONDS,
-            same_site="strict",
+            # Not strict: a link to a page in a chat or in a terminal that is a web page would ask for a login
+            # again. No GET changes anything, and a change needs the CSRF token.
+            same_site="lax",
             https_only=https,
         ),
-        Middleware(AuthenticationMiddleware, backend=BrowserLogin()),
+        Middleware(
+            AuthenticationMiddleware, backend=BrowserLogin(server.key, open_on_loopback=open_on_loopback)
+        ),
     ]
 
 
-class LoginLinks:
-    """Redeems login links, each once."""
+async def log_in(request: Request, server: ServerState) -> bool:
+    """Whether the request's login link is valid and was not used before; starts the browser's session.
 
-    def __init__(self, server: ServerState) -> None:
-        self._server = server
-        self._started_at = int(server.now())
-        """Tokens know whole seconds."""
-        self._used_nonces: dict[str, float] = {}
-        self._lock = threading.Lock()
+    A GET uses the link, because it is what a click on it sends. A preview asks with HEAD, and a browser that
+    loads a page in advance says so; neither uses it.
+    """
+    is_click = request.method == "GET" and SPECULATIVE.isdisjoint(request.headers)
+    now = server.now()
+    token = login_tokens.verify(server.key, request.query_params[login_tokens.PARAMETER], now)
+    if token is None or not is_click:
+        return False
+    nonce, expires = token.nonce, token.expires
+    if not await run_in_threadpool(server.database.write, lambda c: login_links.use(c, nonce, expires, now)):
+        return False
+    request.session.setdefault("csrf", secrets.token_hex(16))  # other tabs keep the token that they have
+    return True
 
-    def redeem(self, text: str) -> bool:
-        """Whether the link's token is valid and was not used before."""
-        token = login_tokens.verify(self._server.key, text)
-        # Used links are remembered in memory only, so links issued before this server started are rejected.
-        if token is None or token.issued_at < self._started_at:
-            return False
-        now = self._server.now()
-        with self._lock:
-            self._used_nonces = {
-                nonce: issued_at
-                for nonce, issued_at in self._used_nonces.items()
-                if now - issued_at <= login_tokens.LIFETIME
-            }
-            if token.nonce in self._used_nonces:
-                return False
-            self._used_nonces[token.nonce] = token.issued_at
-        return True
 
-    async def respond(self, request: Request) -> Response:
-        """Response to a login link: starts a session and opens the page, or says how to get a new link."""
-        if not self.redeem(request.path_params["token"]):
-            return html("login.html", LOGIN_POLICY, 403, target=None, login_command=LOGIN_COMMAND)
-        request.session["csrf"] = secrets.token_hex(16)
-        target = request.query_params.get("to", "/")
-        if not target.startswith("/") or target.startswith("//") or "\\" in target:
-            target = "/"
-        # Not a redirect: when the link is clicked on another site, a SameSite=Strict cookie is not sent with
-        # it.
-        return html("login.html", LOGIN_POLICY, target=target)
+def without_token(request: Request) -> Response:
+    """Redirect to the address of a login link without its token, which stays out of history and Referer."""
+    query = [item for item in request.query_params.multi_items() if item[0] != login_tokens.PARAMETER]
+    # The path of a page begins with one slash; quoted, a backslash after it cannot lead to another host.
+    address = quote(request.scope["path"]) + (f"?{urlencode(query)}" if query else "")
+    headers = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
+    return RedirectResponse(address, 303, headers)
+
+
+def how_to_log_in(request: Request) -> tuple[str, str]:
+    """A sentence for a browser without a login, and the command that prints a link to the page."""
+    names = request.path_params
+    command = LOGIN_COMMAND
+    if "sweep" in names:
+        try:  # the address may be anybody's: only a name that is one becomes part of a command
+            parse_ref("/".join(names[part] for part in ("entity", "project", "sweep")))
+            command = f"kto-sweep view {SweepRef(names['entity'], names['project'], names['sweep']).argument}"
+        except UsageError:
+            pass
+    what = (
+        "This link was used before or has expired. For a new one"
+        if login_tokens.PARAMETER in request.query_params
+        else "Log in to see this page. For a link that logs this browser in"
+    )
+    return f"{what}, run on the server's machine, as its user:", command
 
 
 def _is_from_own_page(connection: HTTPConnection, csrf: str) -> bool:
@@ -144,8 +180,8 @@ def _is_from_own_page(connection: HTTPConnection, csrf: str) -> bool:
     return hmac.compare_digest(sent.encode(), csrf.encode()) and connection.headers.get("origin", own) == own
 
 
-def _is_local(connection: HTTPConnection) -> bool:
-    """Whether a browser on this machine asked for a loopback host name.
+def _is_on_this_machine(connection: HTTPConnection) -> bool:
+    """Whether a browser on this machine sent the request, without a proxy, to a loopback host name.
 
     Any other host name may be DNS rebinding: a foreign page whose domain resolves to 127.0.0.1.
     """
@@ -154,6 +190,9 @@ def _is_local(connection: HTTPConnection) -> bool:
         is_loopback = ipaddress.ip_address(peer).is_loopback
     except ValueError:
         return False
-    # A reverse proxy on this machine forwards requests from the network and says so in these headers.
-    is_direct = not {"forwarded", "x-forwarded-for"} & set(connection.headers)
+    # A reverse proxy on this machine forwards requests from the network. It says so in a header, or, as nginx
+    # without further settings, speaks HTTP/1.0, which no browser does.
+    is_direct = connection.scope.get("http_version") != "1.0" and not any(
+        name in FORWARDED or name.startswith("x-forwarded") for name in connection.headers
+    )
     return is_loopback and is_direct and connection.url.hostname in LOOPBACK_NAMES

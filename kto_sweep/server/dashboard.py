@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from kto_sweep.local_server.login_tokens import PARAMETER
 from kto_sweep.server import (
     dashboard_actions,
     dashboard_artifacts,
@@ -29,7 +30,7 @@ from kto_sweep.server import (
     request_body,
     uploads,
 )
-from kto_sweep.server.auth import CHANGE, DOWNLOAD, LOGIN_COMMAND, READ, LoginLinks, browser_access
+from kto_sweep.server.auth import CHANGE, READ, browser_access, how_to_log_in, log_in, without_token
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
@@ -60,10 +61,10 @@ TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def routes(server: ServerState, *, https: bool) -> list[Route]:
-    """The routes of the dashboard and the login."""
+def routes(server: ServerState, *, https: bool, open_on_loopback: bool) -> list[Route]:
+    """The routes of the dashboard."""
     api = _Dashboard(server)
-    access = browser_access(server, https=https)
+    access = browser_access(server, https=https, open_on_loopback=open_on_loopback)
 
     def get(path: str, handler: Handler) -> Route:
         return Route(path, handler, methods=["GET"], middleware=access)
@@ -72,7 +73,6 @@ def routes(server: ServerState, *, https: bool) -> list[Route]:
         return Route(path, handler, methods=["POST"], middleware=access)
 
     return [
-        get("/-/login/{token}", LoginLinks(server).respond),
         Route("/-/static/{version}/{name}", api.static, methods=["GET"]),
         get("/-/data/sweeps", api.data(api.all_sweeps)),
         get("/-/data/{entity}/{project}", api.data(api.project)),
@@ -123,8 +123,13 @@ class _Dashboard:
         """Handler that serves the empty page; `find` raises NotFoundError for an unknown object."""
 
         async def show(request: Request) -> Response:
-            if not has_required_scope(request, [READ]):
-                return _page(401, message=f"Log in first. On the server's machine, run: {LOGIN_COMMAND}")
+            may_read = has_required_scope(request, [READ])
+            # In a browser that is logged in, a link that was used before opens the page, too.
+            if PARAMETER in request.query_params and (await log_in(request, self._server) or may_read):
+                return without_token(request)
+            if not may_read:
+                message, command = how_to_log_in(request)
+                return _page(401, message=message, command=command)
             try:
                 await run_in_threadpool(lambda: find(self._server.database.reader(), request.path_params))
             except NotFoundError as problem:
@@ -142,7 +147,7 @@ class _Dashboard:
             body = await run_in_threadpool(answer, request)
             if body is None:
                 return Response(status_code=204, headers={"cache-control": "no-store"})
-            return Json({**body, "csrf": request.session.get("csrf")})
+            return Json({**body, "csrf": request.user.csrf})
 
         handler: Handler = respond
         return handler
@@ -236,7 +241,7 @@ class _Dashboard:
         _, run = dashboard_data.find_run(connection, request.path_params)
         return dashboard_run.system(connection, self._columns, run)
 
-    @requires(DOWNLOAD)
+    @requires(READ, status_code=401)
     async def file(self, request: Request) -> Response:
         """A run's file as an attachment: a browser must not execute what a client uploaded."""
         number = request.path_params["file"]
@@ -251,7 +256,7 @@ class _Dashboard:
         connection = self._server.database.reader()
         return dashboard_artifacts.files_of(connection, request.path_params["artifact"], first)
 
-    @requires(DOWNLOAD)
+    @requires(READ, status_code=401)
     async def artifact_file(self, request: Request) -> Response:
         """A file of an artifact as an attachment."""
         number, path = request.path_params["artifact"], request.path_params["path"]
@@ -342,9 +347,14 @@ def _scripts(name: str) -> tuple[str, ...]:
 
 
 def _page(
-    status: int, *, scripts: Sequence[str] = (), message: str = "", home_link: bool = False
+    status: int,
+    *,
+    scripts: Sequence[str] = (),
+    message: str = "",
+    command: str = "",
+    home_link: bool = False,
 ) -> Response:
-    """A page for its first script to fill, or one with a message."""
+    """A page for its first script to fill, or one with a message and the command that helps."""
     return html(
         "page.html",
         POLICY,
@@ -353,5 +363,6 @@ def _page(
         plotly_styles=_plotly_styles(),
         scripts=scripts,
         message=message,
+        command=command,
         home_link=home_link,
     )

@@ -21,8 +21,8 @@ from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, ServerError
 from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
+from kto_sweep.local_server.login_tokens import page_link
 from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address
-from kto_sweep.local_server.start import LocalServer
 from kto_sweep.server import artifact_cleanup, listen, uploads
 from kto_sweep.server.app import build_app
 from kto_sweep.server.connections import BACKLOG, HEADERS_SECONDS, limited_protocol, raise_file_limit
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(
             home,
             ListenOptions(options.host, options.port, options.expose, tls),
+            open_on_loopback=options.open,
         )
     except KtoSweepError as problem:
         print(f"Error: {problem}", file=sys.stderr)
@@ -68,13 +69,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on")
     add("--port", type=int, help=f"port to listen on; default: the last one, else {FIRST_PORT}")
     add("--expose", action="store_true", help="allow a --host that other machines can reach")
+    add("--open", action="store_true", help="browsers of this machine need no login")
     add("--certificate", type=Path, help="certificate chain (PEM) for https")
     add("--certificate-key", type=Path, help="its private key (PEM)")
     return parser
 
 
-def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lambda url: None) -> None:
+def run(
+    home: Home,
+    options: ListenOptions,
+    started: Callable[[str], None] = lambda url: None,
+    *,
+    open_on_loopback: bool = False,
+) -> None:
     """Serves this home until SIGINT or SIGTERM; calls `started` with the URL once the port is bound.
+
+    `open_on_loopback`: browsers of this machine need no login.
 
     Raises UsageError for an address that other machines can reach without `exposed`, ServerError when the
     home already has a server, the port is in use, or the database is damaged.
@@ -99,7 +109,7 @@ def run(home: Home, options: ListenOptions, started: Callable[[str], None] = lam
                     listen.url(bound, options.tls), bound.getsockname()[1], os.getpid(), __version__
                 )
                 published = PublishedAddress(home, address, lock, held)
-                _serve(published, bound, server, options.tls, started)
+                _serve(published, bound, server, options.tls, started, open_on_loopback=open_on_loopback)
         except _Shutdown:
             pass
 
@@ -110,25 +120,28 @@ def serve(
     port: int | None = None,
     *,
     exposed: bool = False,
+    open_on_loopback: bool = False,
     certificate: Path | None = None,
     certificate_key: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Runs this home's server in the foreground until SIGINT or SIGTERM; prints its URLs with `say`.
 
-    `exposed` allows a host that other machines can reach; with a certificate the server uses https.
+    `exposed` allows a host that other machines can reach, `open_on_loopback` browsers of this machine without
+    a login; with a certificate the server uses https.
     Raises UsageError for a host that is not allowed, ServerError when this home already has a server or the
     port is in use.
     """
 
     def started(url: str) -> None:
-        link = LocalServer(url, read_key(home), key_path(home)).login_link()
         say(f"W&B-compatible server of {home.root} at {url} (Ctrl-C stops it)")
-        say(f"Dashboard: {url}\nTo control sweeps there, open this link (works once, for one hour): {link}")
+        say(f"Its page: {page_link(f'{url}/', read_key(home), sys.stdout)}")
+        if open_on_loopback:
+            say("Any user of this machine can open it and control sweeps without a login (--open).")
         say(f"For wandb's own tools: export WANDB_BASE_URL={url} WANDB_API_KEY=$(cat {key_path(home)})")
 
     tls = Tls(certificate, certificate_key or certificate) if certificate else None
-    run(home, ListenOptions(host, port, exposed, tls), started)
+    run(home, ListenOptions(host, port, exposed, tls), started, open_on_loopback=open_on_loopback)
 
 
 class _Shutdown(BaseException):
@@ -167,6 +180,8 @@ def _serve(
     server: ServerState,
     tls: Tls | None,
     started: Callable[[str], None],
+    *,
+    open_on_loopback: bool,
 ) -> None:
     """Publishes the address and serves requests until a signal, or until the database is taken away."""
 
@@ -176,7 +191,7 @@ def _serve(
 
     identity = {"service": "kto-sweep", "version": __version__, "home_id": home_id(server.key)}
     config = uvicorn.Config(
-        build_app(server, identity, https=tls is not None),
+        build_app(server, identity, https=tls is not None, open_on_loopback=open_on_loopback),
         log_level="warning",
         access_log=False,
         proxy_headers=False,

@@ -44,7 +44,7 @@ def upsert(
     if fields.get("id") and rules is not None:
         values |= {"config": fields["config"], "grid_cursor": 0, "exhausted": False}
     if fields.get("state"):
-        values |= _new_state(fields["state"])
+        values |= _new_state(fields["state"], started=bool(sweeps.agents(connection, sweep.id)))
     sweeps.update(connection, sweep.id, updated_at=now, **values)
     if fields.get("id") and rules is not None:
         runs.clear_cell_keys(connection, sweep.id)
@@ -113,13 +113,16 @@ def _add_prior_runs(connection: sqlite3.Connection, sweep: Sweep, filters: str) 
     sweep_progress.recompute(connection, sweep.id)
 
 
-def _new_state(text: str) -> dict[str, Any]:
+def _new_state(text: str, *, started: bool) -> dict[str, Any]:
+    """The columns for a new state; `started`: whether the sweep ever had an agent."""
     try:
         state = SweepState(text.upper())
     except ValueError as problem:
         raise RequestError(f"{text!r} is not a sweep state") from problem
-    # Resuming a finished sweep restarts its search.
-    return {"state": state, "exhausted": False} if state is SweepState.RUNNING else {"state": state}
+    if state is not SweepState.RUNNING:
+        return {"state": state}
+    # Resuming a finished sweep restarts its search. Before any agent started it, nothing runs.
+    return {"state": state if started else SweepState.PENDING, "exhausted": False}
 
 
 def _stop_all_runs(connection: sqlite3.Connection, sweep_id: int) -> None:

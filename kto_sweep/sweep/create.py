@@ -8,7 +8,6 @@ from pathlib import Path
 from kto_sweep.disk import require_space
 from kto_sweep.env_vars import ENTITY, PROJECT
 from kto_sweep.home import Home
-from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.plan.create_check import check_before_create
 from kto_sweep.search.grid import in_order
 from kto_sweep.search.space import Space
@@ -17,7 +16,7 @@ from kto_sweep.sweep.reuse import find_observations, find_prior_runs
 from kto_sweep.sweep.server_choice import find_target
 from kto_sweep.sweep_file.kto_sweep_block import without_block
 from kto_sweep.text import counted
-from kto_sweep.wandb_client.connection import connect
+from kto_sweep.wandb_client.connection import Target, connect
 from kto_sweep.wandb_names import require_name
 
 
@@ -25,6 +24,7 @@ from kto_sweep.wandb_names import require_name
 class CreatedSweep:
     """A registered sweep."""
 
+    target: Target
     ref: SweepRef
     url: str
     method: str
@@ -32,15 +32,13 @@ class CreatedSweep:
     """None for an unlimited sweep."""
     reused: tuple[str, ...] = ()
     """Runs of an earlier sweep that count for this one."""
-    login_url: str = ""
-    """One-time link to the sweep's page that lets a browser control sweeps; only on the embedded server."""
 
-    def summary(self) -> str:
-        """Two lines for people."""
+    def summary(self, link: str) -> str:
+        """Two lines for people; `link` opens its page."""
         expected = self.expected_trials
         trials = "unlimited trials" if expected is None else counted(expected, "trial")
         reused = f", {len(self.reused)} of them reused" if self.reused else ""
-        return f"Sweep {self.ref}: {self.method}, {trials}{reused}\n  {self.url}"
+        return f"Sweep {self.ref}: {self.method}, {trials}{reused}\n  {link}"
 
     @property
     def is_finished(self) -> bool:
@@ -102,9 +100,7 @@ def create_sweep(
         home, ref, local=target.local, base_url=target.base_url, file=str(file), folder=str(Path.cwd())
     )
     url = ref.url(target.app_url)
-    page = url.removeprefix(target.app_url)
-    login = login_link(target.app_url, target.key, page) if target.local else ""
-    created = CreatedSweep(ref, url, sweep.method, sweep.expected_trials, reused, login)
+    created = CreatedSweep(target, ref, url, sweep.method, sweep.expected_trials, reused)
     if created.is_finished:  # otherwise it would wait for an agent that has nothing to train
         set_sweep_state(api, ref, "FINISHED")
     return created

@@ -39,7 +39,8 @@ def find_errors(values: Values, metric: str) -> Iterator[Problem]:
         what = f"the metric is {metric}, and loss_type is apo_zero_unpaired"
         yield Problem(_place(values, "loss_type", "apo_zero_unpaired"), what, why, f"metric: eval/{metric}")
     for given in values.get("model", ()):
-        quantised = [value for value in valid_values(values, "quantization") if value in ("4bit", "8bit")]
+        stored = ("4bit", "8bit", "4bit-fp8")
+        quantised = [value for value in valid_values(values, "quantization") if value in stored]
         if str(given.value).endswith(".gguf") and quantised:
             why = "A .gguf file is converted to 16 bit when it is loaded."
             hint = "quantization: none, or the same model as a folder or hub id"

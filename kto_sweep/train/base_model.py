@@ -32,7 +32,7 @@ from kto_sweep.home import Home
 from kto_sweep.models.model_checks import RESIZE
 from kto_sweep.models.model_config import check_folder
 from kto_sweep.models.model_kind import kind_error, not_causal
-from kto_sweep.models.presets import Quantization, names_a_path
+from kto_sweep.models.presets import IN_FP8, Quantization, names_a_path
 from kto_sweep.train.load_errors import (
     explained,
     nearest_path,
@@ -40,6 +40,7 @@ from kto_sweep.train.load_errors import (
     says_nothing_about_the_model,
 )
 from kto_sweep.train.load_progress import LoadProgress, no_progress, reported_loading
+from kto_sweep.train.packed.fp8 import multiply_in_fp8, supports_fp8
 from kto_sweep.train.tiny import tiny_model
 
 TINY = "tiny"
@@ -103,10 +104,16 @@ def load_base(
     """
     _quieten()
     source = _find(name, home, progress)
-    if source.gguf_file is not None and quantization != "none":
+    if source.gguf_file is not None and quantization not in ("none", "fp8"):
         raise UsageError(
             f"{name}: a .gguf file cannot be loaded in {quantization}",
             hint="quantization: none, or the same model as a folder or hub id",
+        )
+    in_fp8 = quantization in IN_FP8
+    if in_fp8 and not supports_fp8(device):
+        raise UsageError(
+            f"quantization {quantization}: {_device_name(device)} has no FP8 (Ada, Hopper and later have)",
+            hint=f"quantization: {'none' if quantization == 'fp8' else '4bit'}",
         )
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with nullcontext() if name == TINY else reported_loading(name, progress):
@@ -145,6 +152,8 @@ def load_base(
     _agree_on_special_tokens(model, tokenizer)
     _without_dropout(model)
     _keep_trainable(model)
+    if in_fp8:
+        multiply_in_fp8(model, device)
     model.requires_grad_(False)
     model.train(False)
     return LoadedBase(name, model, tokenizer, dtype, quantization)
@@ -221,10 +230,11 @@ def _placement(
         from transformers.distributed.configuration_utils import DistributedConfig  # not in older versions
 
         return {"distributed_config": DistributedConfig(fsdp_size=shards)}
-    arguments: dict[str, Any] = {"device_map": {"": device}}
+    # Weights that become FP8 are put on the device one by one: it never holds the model in 16 bits.
+    arguments: dict[str, Any] = {"device_map": {"": "cpu" if quantization == "fp8" else device}}
     if quantization == "8bit":
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    elif quantization == "4bit":
+    elif quantization in ("4bit", "4bit-fp8"):
         # NF4 with double quantisation, as in QLoRA (arXiv 2305.14314).
         arguments["quantization_config"] = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
             load_in_4bit=True,
@@ -233,6 +243,10 @@ def _placement(
             bnb_4bit_compute_dtype=dtype,
         )
     return arguments
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"
 
 
 def _agree_on_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

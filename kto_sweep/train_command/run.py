@@ -158,7 +158,8 @@ def train_one(
         server = "Offline: the run can be synced later" if offline else f"Talking to {target}"
         console.print(server, soft_wrap=True)
         if not offline:
-            console.print(f"  {ref.run_url(target.app_url, job.run_id)}", soft_wrap=True)
+            link = target.page_link(ref.run_url(target.app_url, job.run_id), console.file)
+            console.print(f"  {link}", soft_wrap=True)
         revive = (lambda: ensure_server(home).url) if target.local else None
         connectivity = None if offline else Connectivity(target.base_url, revive)
         lease = AgentLease(home)

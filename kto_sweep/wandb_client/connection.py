@@ -8,10 +8,11 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
 from kto_sweep.http import Answer, NoAnswerError, get
+from kto_sweep.local_server.login_tokens import page_link
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Target:
     local: bool
     """True for the embedded server of this box."""
     key: str = field(default="", repr=False)
-    """The embedded server's key; empty if wandb finds its own."""
+    """An embedded server's key; of another box: known once `connect` returned. Empty for W&B."""
     is_embedded: bool = False
     """Whether it is an embedded server, of this box or another; of another: known once `connect` returned."""
 
@@ -64,6 +65,13 @@ class Target:
             )
             return f"correct or remove WANDB_API_KEY{where}: the key comes from there"
         return f"wandb login --host {self.base_url} --relogin"
+
+    def page_link(self, url: str, stream: IO[str]) -> str:
+        """The address of one of its pages as it is printed to `stream`.
+
+        On a terminal a link to an embedded server also logs the browser in, once.
+        """
+        return page_link(url, self.key, stream) if self.is_embedded and self.key else url
 
     def export(self, environ: MutableMapping[str, str] = os.environ) -> None:
         """Set the variables that make wandb use this server; call it before wandb is used."""
@@ -127,6 +135,8 @@ def connect(target: Target) -> "wandb.Api":
         raise ServerError(f"{target} rejects the key: {error}", hint=target.key_hint) from error
     if user is None:
         raise ServerError(f"{target} rejects the key", hint=target.key_hint)
+    if target.is_embedded:
+        target.key = target.key or api.api_key or ""  # from the environment or netrc
     return api
 
 

@@ -49,15 +49,7 @@ def read_sweep(
     except ServerError:
         raise
     except Exception as error:  # wandb has no common error class
-        if not isinstance(error, NotFoundError) and not is_not_found(error):
-            raise ServerError(
-                f"could not read the sweep {ref} from {target}: {error_text(error)}",
-                hint=f"try again later, or with another key: {target.key_hint}",
-            ) from error
-        raise ServerError(
-            f"{target} has no sweep {ref}",
-            hint="kto-sweep status   (without a name: the last sweep used on this box)",
-        ) from error
+        raise _explained(error, target, ref) from error
 
 
 def _read_from_wandb(
@@ -110,6 +102,26 @@ def _view(target: Target, ref: SweepRef, rows: SweepRows) -> SweepView:
         stops_trials=pauses or bool(config.get("early_terminate")),
         updated=rows.updated,
         now=rows.now,
+    )
+
+
+def require_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> None:
+    """Raises ServerError if the sweep does not exist or the server does not respond."""
+    try:
+        api.sweep(str(ref)).load(force=True)
+    except Exception as error:  # wandb has no common error class
+        raise _explained(error, target, ref) from error
+
+
+def _explained(error: Exception, target: Target, ref: SweepRef) -> ServerError:
+    if isinstance(error, NotFoundError) or is_not_found(error):
+        return ServerError(
+            f"{target} has no sweep {ref}",
+            hint="kto-sweep status   (without a name: the last sweep used on this box)",
+        )
+    return ServerError(
+        f"could not read the sweep {ref} from {target}: {error_text(error)}",
+        hint=f"try again later, or with another key: {target.key_hint}",
     )
 
 

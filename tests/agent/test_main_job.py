@@ -3,7 +3,6 @@
 import json
 import subprocess
 
-import httpx
 import pytest
 from machine import ROOT
 from short_sweep import SWEEP
@@ -116,9 +115,8 @@ def test_first_losses_are_those_of_an_untrained_adapter(machine, finished):
 def test_an_alert_comes_once_for_each_run_that_passes_its_limit(machine, finished):
     made, _ = finished
     project = made["path"].removesuffix(f"/{made['id']}")
-    server = made["url"].removesuffix(f"/{project}/sweeps/{made['id']}")
     for run in machine.json("compare", made["path"])["trials"]:
-        answer = httpx.get(f"{server}/-/data/{project}/runs/{run['run_id']}", trust_env=False)
+        answer = machine.http.get(f"/-/data/{project}/runs/{run['run_id']}")
         alerts = answer.json()["alerts"]
         assert sorted((alert["level"], alert["title"]) for alert in alerts) == [
             ("WARN", "KTO: learning_rate > 0.0001"),

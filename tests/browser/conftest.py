@@ -57,14 +57,5 @@ def strict_browser(browser: Browser, seeded: SeededServer) -> Iterator[StrictBro
 
 @pytest.fixture
 def page(strict_browser: StrictBrowser) -> Page:
-    """A desktop page without a login."""
-    return strict_browser.page(viewport={"width": 1360, "height": 900})
-
-
-@pytest.fixture
-def owner(strict_browser: StrictBrowser, seeded: SeededServer) -> Page:
     """A logged-in desktop page."""
-    page = strict_browser.page(viewport={"width": 1360, "height": 900})
-    page.goto(seeded.address.login_link())
-    page.wait_for_url("**/")
-    return page
+    return strict_browser.page(viewport={"width": 1360, "height": 900})

@@ -15,11 +15,14 @@ class StrictBrowser:
         self._open: list[BrowserContext] = []
         self.errors: list[str] = []
 
-    def page(self, seeded: SeededServer | None = None, **options: Any) -> Page:
+    def page(self, seeded: SeededServer | None = None, *, logged_in: bool = True, **options: Any) -> Page:
         """A new page in its own context."""
-        url = (seeded or self._seeded).url
+        server = seeded or self._seeded
+        url = server.url
         context = self._browser.new_context(base_url=url, **options)
         self._open.append(context)
+        if logged_in:
+            context.request.get(server.address.login_link())
         page = context.new_page()
         page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda problem: self.errors.append(str(problem)))

@@ -142,7 +142,7 @@ def test_verdict_and_numbering_are_those_of_the_report(
 ) -> None:
     page.goto(noisy.path)
     expect(page.locator("#verdict dt").first).to_have_text("Best")
-    report: Any = strict_browser.page(FILES)  # type: ignore[arg-type]
+    report: Any = strict_browser.page(FILES, logged_in=False)  # type: ignore[arg-type]
     report.goto(Path(terminal.args).as_uri())
     expect(names(report)).to_have_text(ORDER)
     for part in (

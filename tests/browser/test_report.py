@@ -25,7 +25,7 @@ def report(seeded: SeededServer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(
     report: Path, strict_browser: Any
 ):
-    page = strict_browser.page(FILES, viewport={"width": 1360, "height": 900})
+    page = strict_browser.page(FILES, logged_in=False, viewport={"width": 1360, "height": 900})
     page.goto(report.as_uri())
     for metric in ("rewards/margins", "loss", "kl", "gpu/memory_peak_gb"):
         panel = page.locator(f"[data-metric='{metric}']")
@@ -41,7 +41,9 @@ def test_a_report_shows_verdict_charts_and_hostile_names_without_any_request(
 
 
 def test_a_report_fits_a_phone_in_the_dark(report: Path, strict_browser: Any):
-    page = strict_browser.page(FILES, viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page = strict_browser.page(
+        FILES, logged_in=False, viewport={"width": 390, "height": 800}, color_scheme="dark"
+    )
     page.goto(report.as_uri())
     expect(page.locator("[data-metric='loss'] .js-plotly-plot")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -276,6 +276,6 @@ def test_pages_fit_a_phone_without_horizontal_scrolling(
 
 
 def test_page_data_is_strict_json(page: Page, seeded: SeededServer) -> None:
-    """The data of pages contains no NaN and is readable without a login."""
+    """The data of pages contains no NaN."""
     data = page.request.get(f"/-/data{seeded.grid.path}")
     assert json.loads(data.text())["sweep"]["name"] == seeded.grid.name

@@ -20,13 +20,14 @@ SENTENCE = "Warning: a sentence of many words that does not fit into a narrow te
     ("text", "wrapped"),
     [
         (SENTENCE, "Warning: a sentence of many words\n  that does not fit into a narrow\n  terminal"),
-        ("  two words\n" + "x" * 50, "  two words\n" + "x" * 50),
+        ("  two words\n  " + "x" * 50, "  two words\n  " + "x" * 50),
         (
             "    four spaces, then a sentence that is long",
             "    four spaces, then a sentence\n      that is long",
         ),
         ("see https://wandb.example.com/a-path/that-is/long now", None),
         ("Next: kto-sweep plan my.yaml --gpu rtx3090", "Next: kto-sweep plan my.yaml --gpu rtx3090"),
+        ("Or: export WANDB_BASE_URL=a WANDB_API_KEY=b", "Or: export WANDB_BASE_URL=a WANDB_API_KEY=b"),
         (
             "the pip that they made is a word of this sentence",
             "the pip that they made is a word of this sentence",

@@ -68,7 +68,7 @@ def test_all_faces_say_the_same(name, seeded, machine, tmp_path, capsys):
     for read in (comparison, as_wandb):
         assert json.loads(json.dumps(verdict_data(read))) == as_json["verdict"]
         assert [{key: trial_data(item)[key] for key in SHARED} for item in read.trials] == trials
-    show(api, comparison)
+    show(api, target, comparison)
     lines = capsys.readouterr().out.splitlines()
     for part in as_json["verdict"]["sentences"]:
         for index, sentence in enumerate(part["sentences"]):

@@ -11,7 +11,7 @@ from hub_stub import CONFIG
 from kto_sweep.errors import UsageError
 from kto_sweep.models.architecture import Architecture, find_architecture
 
-SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True)
+SIZES = Architecture(64, 160, 3, 4, 2, 32, 500, tied=True, head_norms=True)
 
 
 def test_a_model_on_the_hub_takes_one_request(hub: list[str]) -> None:

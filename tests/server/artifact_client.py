@@ -49,7 +49,9 @@ class ArtifactClient:
     http: TestClient = field(init=False)
 
     def __post_init__(self) -> None:
-        self.http = TestClient(build_app(self.harness.server, {}, https=False), base_url="http://test")
+        self.http = TestClient(
+            build_app(self.harness.server, {}, https=False, open_on_loopback=False), base_url="http://test"
+        )
 
     @property
     def stored(self) -> list[Path]:

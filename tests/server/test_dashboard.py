@@ -5,7 +5,6 @@ import math
 from functools import partial
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +16,6 @@ from server_harness import ServerHarness
 
 from kto_sweep.local_server import login_tokens
 from kto_sweep.server import dashboard_actions, dashboard_data, dashboard_runs, uploads
-from kto_sweep.server.auth import LoginLinks
 from kto_sweep.server.columns import ColumnCache, downsample, round_significant
 from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
@@ -309,41 +307,8 @@ def test_invalid_tags_and_notes_are_rejected(harness: ServerHarness, action: dic
         dashboard_actions.of_run(harness.server, run, action)
 
 
-KEY = "local-" + "a" * 40
-
-
 def at(monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
     monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda self: seconds)
-
-
-def test_a_login_token_is_valid_for_its_lifetime_and_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    at(monkeypatch, 1000)
-    token = login_tokens.create(KEY)
-    at(monkeypatch, 1000 + 3600)
-    assert login_tokens.verify(KEY, token)
-    assert login_tokens.verify(KEY.replace("a", "b"), token) is None
-    for forged in ("", ".", "a.b.c", token[:-2], f"x{token}", f"é{token}"):
-        assert login_tokens.verify(KEY, forged) is None
-    at(monkeypatch, 1000 + 3601)
-    assert login_tokens.verify(KEY, token) is None
-
-
-def test_a_login_link_works_once_and_not_from_before_the_server_started(
-    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = int(harness.clock())
-    at(monkeypatch, start - 1)
-    early = login_tokens.create(harness.server.key)
-    at(monkeypatch, start)
-    links, token = LoginLinks(harness.server), login_tokens.create(harness.server.key)
-    assert not links.redeem(early)
-    assert links.redeem(token)
-    assert not links.redeem(token)
-    assert not links.redeem(f"{token}é")
-    harness.clock.time += 3600
-    at(monkeypatch, start + 3600)
-    assert links.redeem(login_tokens.create(harness.server.key))  # which forgets expired links
-    assert not links.redeem(token)
 
 
 def test_a_file_url_is_valid_for_a_week_and_when_the_clock_is_set_back(
@@ -365,88 +330,15 @@ def test_a_file_url_is_valid_for_a_week_and_when_the_clock_is_set_back(
         uploads.authorize(harness.server, token)
 
 
-def cookie_of(machine: Machine) -> dict[str, str]:
-    """The cookie header of a logged-in browser."""
-    cookies = httpx.get(machine.address.login_link()).cookies
-    return {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
-
-
-def test_another_host_name_needs_a_cookie(machine: Machine) -> None:
-    other = {"host": "gpu-box.example"}
-    assert httpx.get(f"{machine.address.url}/", headers=other).status_code == 401
-    assert httpx.get(f"{machine.address.url}/-/data/sweeps", headers=other).status_code == 401
-    assert httpx.get(f"{machine.address.url}/", headers=other | cookie_of(machine)).status_code == 200
-    assert httpx.get(f"{machine.address.url}/", headers={"x-forwarded-for": "10.0.0.1"}).status_code == 401
-
-
-def test_only_a_logged_in_page_gets_the_csrf_token(machine: Machine) -> None:
-    address = f"{machine.address.url}/-/data/sweeps"
-    assert httpx.get(address).json()["csrf"] is None
-    assert len(httpx.get(address, headers=cookie_of(machine)).json()["csrf"]) == 32
-
-
-def test_a_change_needs_cookie_csrf_token_and_own_origin(machine: Machine) -> None:
-    name = upsert_sweep(machine, {"method": "grid", "parameters": {"a": {"values": [1]}}})
-    url, cookie = machine.address.url, cookie_of(machine)
-    csrf = {"x-kto-sweep-csrf": httpx.get(f"{url}/-/data/sweeps", headers=cookie).json()["csrf"]}
-    accepted = cookie | csrf
-    refused = [
-        {},
-        cookie,
-        csrf,
-        cookie | {"x-kto-sweep-csrf": "é"},
-        accepted | {"origin": "http://evil.example"},
-    ]
-    for headers in refused:
-        encoded = {key: value.encode() for key, value in headers.items()}
-        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": "pause"}, headers=encoded)
-        assert answer.status_code == 403
-        assert "kto-sweep serve --login" in answer.json()["errors"][0]["message"]
-    for action, headers in (("stop", accepted), ("resume", accepted | {"origin": url})):
-        answer = httpx.post(f"{url}/-/do/acme/tests/sweeps/{name}", json={"action": action}, headers=headers)
-        assert answer.status_code == 200
-
-
-def test_a_download_needs_a_login(machine: Machine) -> None:
-    url = f"{machine.address.url}/-/file/999"
-    assert httpx.get(url).status_code == 403
-    assert httpx.get(url, headers=cookie_of(machine)).status_code == 404
-
-
-def test_only_the_api_asks_for_a_password(machine: Machine) -> None:
-    """A browser shows a password dialog for this header."""
-    other = {"host": "gpu-box.example"}
-    for path in ("/", "/-/data/sweeps"):
-        assert "www-authenticate" not in httpx.get(machine.address.url + path, headers=other).headers
-    for answer in (
-        httpx.post(f"{machine.address.url}/graphql"),
-        httpx.get(f"{machine.address.url}/-/trials/a/b/c"),
-    ):
-        assert answer.status_code == 401
-        assert answer.headers["www-authenticate"].startswith("Basic ")
-
-
-@pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", ""])
-def test_a_login_link_does_not_redirect_to_another_site(machine: Machine, target: str) -> None:
-    link = f"{machine.address.login_link()}?to={target}"
-    assert 'content="0; url=/"' in httpx.get(link).text
-
-
-def test_a_login_link_cannot_inject_markup(machine: Machine) -> None:
-    answer = httpx.get(machine.address.login_link(), params={"to": '/"><script>'})
-    assert answer.status_code == 200
-    assert "<script" not in answer.text
-
-
 @pytest.mark.parametrize(
     "name", ["../dashboard.py", "..%2fdashboard.py", "%2e%2e/app.py", "nosuch.js", "..", "x" * 300]
 )
 def test_static_serves_only_its_own_files(machine: Machine, name: str) -> None:
-    assert httpx.get(f"{machine.address.url}/-/static/x/{name}").status_code == 404
+    assert machine.http.get(f"/-/static/x/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("query", ["points=x", "points=-1", "points=" + "9" * 30])
 def test_an_invalid_number_is_400(machine: Machine, query: str) -> None:
     upsert_sweep(machine, {"method": "grid", "parameters": {"a": {"values": [1]}}})
-    path = f"{machine.address.url}/-/data/acme/tests/curves?run=x&key=loss&{query}"
-    assert httpx.get(path).status_code == 400
+    path = f"/-/data/acme/tests/curves?run=x&key=loss&{query}"
+    assert machine.http.get(path).status_code == 400

@@ -3,7 +3,6 @@
 import signal
 import time
 
-import httpx
 import yaml
 from machine import Machine
 from sdk_scripts import graphql, run_script, script_results, start_script
@@ -77,11 +76,11 @@ report({
     assert {"config.yaml", "extra.txt", "output.log", "wandb-metadata.json"} <= set(result["files"])
     assert result["downloaded"] == "some bytes"
     assert result["last_step"] == 19
-    result = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full").json()
+    result = machine.http.get("/-/data/acme/tests/runs/full").json()
     assert {"loss", "nested.deep"} <= set(result["keys"])
     assert [alert["title"] for alert in result["alerts"]] == ["title"]
     assert result["run"]["config"] == {"lr": 1e-3, "opt.name": "adam"}
-    console = httpx.get(f"{machine.address.url}/-/data/acme/tests/runs/full/console").json()
+    console = machine.http.get("/-/data/acme/tests/runs/full/console").json()
     assert "hello from the run" in [line["text"].strip() for line in console["lines"]]
 
 

@@ -255,7 +255,7 @@ def test_pages_hold_no_name_and_no_inline_script(machine: Machine) -> None:
     project = "/acme/%3Cscript%3Ealert%281%29%3C%2Fscript%3E%26%22%27"
     name = made["upsertSweep"]["sweep"]["name"]
     for path in ("/", "/acme/tests", "/acme/tests/runs/up"):
-        response = httpx.get(machine.address.url + path)
+        response = machine.http.get(path)
         assert response.status_code == 200
         assert HOSTILE not in response.text
         assert "alert(1)" not in response.text
@@ -263,21 +263,10 @@ def test_pages_hold_no_name_and_no_inline_script(machine: Machine) -> None:
         policy = response.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; script-src 'self'; ")
     # A project name with a slash cannot be part of a URL path; such a project appears only in lists.
-    assert httpx.get(f"{machine.address.url}{project}/sweeps/{name}").status_code == 404
+    assert machine.http.get(f"{project}/sweeps/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/acme/nosuch", "/acme/tests/sweeps/nosuch", "/acme/tests/runs/nosuch"])
 def test_page_of_an_unknown_object_is_404(machine: Machine, path: str) -> None:
     announce(machine, "x")
-    assert httpx.get(machine.address.url + path).status_code == 404
-
-
-@pytest.mark.parametrize("path", ["/", "/-/data/sweeps"])
-def test_pages_and_data_are_not_shown_under_a_foreign_host_name(machine: Machine, path: str) -> None:
-    for host, status in [
-        ("evil.example", 401),
-        ("localhost", 200),
-        ("127.0.0.1:1", 200),
-        ("127.0.0.1.evil", 401),
-    ]:
-        assert httpx.get(machine.address.url + path, headers={"host": host}).status_code == status
+    assert machine.http.get(path).status_code == 404

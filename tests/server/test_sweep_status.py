@@ -88,6 +88,16 @@ def test_resume_trains_what_a_cancel_ended(harness: ServerHarness) -> None:
     assert harness.beat(agent)[0]["run_id"] == run_id
 
 
+def test_a_sweep_resumed_before_any_agent_is_pending(harness: ServerHarness) -> None:
+    sweep = harness.sweep(GRID)
+    take(harness, sweep, "cancel")
+    take(harness, sweep, "resume")
+    now = facts(harness, sweep)
+    assert (now["shown_state"], now["next"]) == ("pending", f"kto-sweep agent local/uncategorized/{sweep}")
+    harness.agent(sweep)
+    assert facts(harness, sweep)["shown_state"] == "running"
+
+
 def test_a_button_is_refused_with_what_to_do_instead(harness: ServerHarness) -> None:
     sweep = harness.sweep(GRID)
     with pytest.raises(

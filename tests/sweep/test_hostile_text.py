@@ -40,7 +40,7 @@ def is_harmless(text: str) -> bool:
 def test_no_control_character_reaches_the_terminal(
     comparison: Comparison, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_comparison(comparison, comparison.trials, ("beta",), {})
+    print_comparison(comparison, comparison.trials, ("beta",), {}, comparison.view.url)
     _say_failures(read_sweep_status(comparison.view))
     output.print_error(HOSTILE, HOSTILE, as_json=False)
     output.print_error(HOSTILE, HOSTILE, as_json=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.worker.concurrency import (
     MAX_TRIALS,
     OUTLIER,
@@ -25,13 +26,21 @@ class Device:
     base: float = 10.0
     trial: float = 2.0
     total: float = 1000.0
+    recompute: tuple[float, float] = (0.5, 1.1)
+    """Memory and time of a trial whose MLPs are computed again, as shares."""
     peak_trials: int = 0
-    """The most trials that have trained at once."""
+    """The most trials that have trained at once, since what is computed again has changed."""
+    level: Recompute = Recompute.NOTHING
 
     def memory(self) -> Memory:
-        return Memory(self.base, self.base + self.trial * self.peak_trials, self.total)
+        trial = self.trial * (self.recompute[0] if self.level else 1)
+        return Memory(self.base, self.base + trial * self.peak_trials, self.total)
 
     def step(self, tuner: ConcurrencyTuner, active: int, slower: float = 1.0) -> None:
+        if self.level is not tuner.concurrency.recompute:
+            self.level, self.peak_trials = tuner.concurrency.recompute, 0
+        if self.level:
+            slower *= self.recompute[1]
         self.peak_trials = max(self.peak_trials, active)
         tuner.add_step(active, 1000 * active, slower * (self.fixed + self.per_trial * active), self.memory)
 
@@ -43,8 +52,9 @@ class Device:
         """The number of trials after each measurement, until it does not change."""
         counts = [tuner.concurrency.slots]
         while len(counts) < 20:
-            self.measure(tuner, tuner.concurrency.slots)
-            if tuner.concurrency.slots == counts[-1]:
+            before = tuner.concurrency
+            self.measure(tuner, before.slots)
+            if (before.slots, before.recompute) == (tuner.concurrency.slots, tuner.concurrency.recompute):
                 break
             counts.append(tuner.concurrency.slots)
         return counts
@@ -155,3 +165,28 @@ def test_tuning_starts_from_a_given_number_of_trials() -> None:
     read: Callable[[], Memory] = Device().memory
     tuner.add_step(64, 1, 1.0, read)
     assert tuner.concurrency.slots == 64
+
+
+LEVELS = (Recompute.NOTHING, Recompute.MLP)
+
+
+def test_where_memory_is_the_limit_more_trials_that_recompute_are_tried_and_kept_if_faster() -> None:
+    # 4 GiB hold 2 trials, or 4 that take a tenth longer; 2 trials take 0.12 s, 4 take 0.154.
+    tuner = ConcurrencyTuner(empty=10, levels=LEVELS)
+    assert Device(total=16, recompute=(0.5, 1.1)).grow(tuner) == [1, 2, 2, 4]
+    assert tuner.concurrency.recompute is Recompute.MLP
+    assert "one more would need" in tuner.concurrency.reason
+    assert "computed again" in tuner.concurrency.reason
+
+
+def test_recomputing_that_does_not_pay_is_given_up() -> None:
+    tuner = ConcurrencyTuner(empty=10, levels=LEVELS)
+    assert Device(total=16, recompute=(0.5, 2.0)).grow(tuner) == [1, 2, 2, 4, 2]
+    assert tuner.concurrency.recompute is Recompute.NOTHING
+    assert tuner.concurrency.reason.startswith("2 trials at once: 4 trials, and the MLPs' gate and up")
+
+
+def test_without_a_limit_by_memory_nothing_is_computed_again() -> None:
+    tuner = ConcurrencyTuner(empty=10, levels=LEVELS)
+    Device(fixed=0.1, per_trial=0.1).grow(tuner)
+    assert tuner.concurrency == Concurrency(16, tuner.concurrency.reason, Recompute.NOTHING)

@@ -22,6 +22,7 @@ from kto_sweep.alerts import AlertLevel
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.errors import FailureCause, TrialFailure, UsageError
 from kto_sweep.metrics import METRICS
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.packed.engine import Engine
 from kto_sweep.train.packed.step_result import StepResult
 from kto_sweep.train.trial.request import TrainResult
@@ -231,21 +232,21 @@ def test_low_memory_splits_then_recomputes_and_changes_no_number(tmp_path: Path)
     trial = make_trial(max_steps=5, batch_size=6)
     expected = train_alone(trial, tmp_path)
     harness = TrainerHarness(tmp_path)
-    layer = harness.trainer._admission._inputs.base.model.base_model.layers[0]
+    layer = harness.trainer._admission._inputs.base.model.base_model.layers[0].forward
     harness.start("run", trial)
     harness.steps(1)
     with limited_memory(
         harness.trainer,
-        lambda tokens: not torch.is_grad_enabled() or tokens < (200 if layer.gradient_checkpointing else 3),
+        lambda tokens: not torch.is_grad_enabled() or tokens < (200 if layer.recompute else 3),
     ):
         harness.run()
     report = harness.reports["run"]
     expect_same(report, expected.reports["only"])
-    assert any("activations are recomputed" in note for note in report.notes)
+    assert any("gate and up are recomputed" in note for note in report.notes)
     # The next trial starts without recomputation.
     harness.start("next", trial)
     harness.run()
-    assert not layer.gradient_checkpointing
+    assert layer.recompute is Recompute.NOTHING
     expect_same(harness.reports["next"], expected.reports["only"])
 
 

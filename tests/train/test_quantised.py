@@ -64,9 +64,7 @@ def test_quantised_bases_agree_with_peft_one_row_at_a_time(
     assert norm == pytest.approx(expected_norm, rel=10 * tolerance)
 
 
-@pytest.mark.parametrize(
-    ("quantization", "kinds"), [("4bit", {"Attention", "Mlp", "Norm"}), ("8bit", {"Norm"})]
-)
+@pytest.mark.parametrize(("quantization", "kinds"), [("4bit", {"Layer", "Norm"}), ("8bit", {"Norm"})])
 def test_layers_in_4_bit_are_fused_and_those_in_8_bit_keep_their_own_rounding(
     home: Home, quantization: Quantization, kinds: set[str]
 ) -> None:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from packed_cases import naive_log_prob, naive_loss, next_partners, peft_model, tiny_model, token_rows
 
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack, Targets
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
@@ -123,7 +124,7 @@ def test_untrained_loss_is_half_the_mean_weight() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", [Recompute.NOTHING, Recompute.LAYER])
 @pytest.mark.parametrize(
     "limit",
     [
@@ -135,7 +136,7 @@ def test_untrained_loss_is_half_the_mean_weight() -> None:
     ids=str,
 )
 def test_the_split_into_micro_batches_changes_nothing(
-    limit: MicrobatchLimit, recompute: bool, dropout: float
+    limit: MicrobatchLimit, recompute: Recompute, dropout: float
 ) -> None:
     case = Case(
         specs=(AdapterSpec(4, 9.0, dropout=dropout), AdapterSpec(2, 5.0, dropout=dropout / 2, seed=1))
@@ -154,9 +155,9 @@ def test_the_split_into_micro_batches_changes_nothing(
 def test_recomputing_changes_nothing() -> None:
     case = Case(specs=(AdapterSpec(4, 9.0, dropout=0.3),))
     whole, grads = case.gradients([case.batch(noise=3)])
-    case.decoder.set_recompute(True)
+    case.decoder.set_recompute(Recompute.LAYER)
     again, again_grads = case.gradients([case.batch(noise=3)])
-    case.decoder.set_recompute(False)
+    case.decoder.set_recompute(Recompute.NOTHING)
     assert again.loss.item() == whole.loss.item()
     expect_close(again_grads, grads, 1e-6)
 

@@ -5,15 +5,10 @@ import { h, put } from "./dom.js";
 const QUICK = 2000; // milliseconds between two requests for something active
 const SLOW = 15000; // for something that has ended, or in a hidden tab
 
-let csrf = null;
+let csrf = ""; // what an action needs besides the cookie; each answer has it
 
 /** An error response; the message says what to do. */
 export class ApiError extends Error {}
-
-/** Whether the page is logged in and may send actions. */
-export function mayControl() {
-  return csrf !== null;
-}
 
 /** The segments of this page's path. */
 export function segments() {
@@ -36,7 +31,7 @@ export async function read(parts, query = []) {
   if (answer.status === 204) return null;
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new ApiError(message(body, answer.status));
-  csrf = body.csrf ?? null;
+  csrf = body.csrf;
   return body;
 }
 
@@ -44,7 +39,7 @@ export async function read(parts, query = []) {
 export async function change(parts, action) {
   const answer = await fetch("/-/do" + path(...parts), {
     method: "POST",
-    headers: { "content-type": "application/json", "x-kto-sweep-csrf": csrf ?? "" },
+    headers: { "content-type": "application/json", "x-kto-sweep-csrf": csrf },
     body: JSON.stringify(action),
   });
   const body = await answer.json().catch(() => ({}));

@@ -1,7 +1,7 @@
-// Buttons for actions on a sweep or a run; without a login, the command to log in.
+// Buttons for actions on a sweep or a run.
 
-import { change, mayControl } from "./api.js";
-import { code, h, put } from "./dom.js";
+import { change } from "./api.js";
+import { h, put } from "./dom.js";
 
 const SWEEP = [
   { action: "pause", help: "start no new trials until resumed" },
@@ -34,18 +34,9 @@ export class Controls {
 
   offer(actions) {
     // Rebuild only on changes, so that polling does not take the focus away.
-    const now = JSON.stringify([mayControl(), actions]);
+    const now = JSON.stringify(actions);
     if (now === this.shown) return;
     this.shown = now;
-    if (!mayControl()) {
-      put(
-        this.buttons,
-        actions.length
-          ? h("span", { class: "quiet" }, code("Read-only. To pause or stop it here, run: `kto-sweep serve --login`"))
-          : null,
-      );
-      return;
-    }
     put(
       this.buttons,
       actions.map((action) => this.button(action)),

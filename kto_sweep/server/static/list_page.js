@@ -1,7 +1,7 @@
 // The list of sweeps: of all projects, or of one project with its runs without a sweep.
 
 import { poll, path, read, segments } from "./api.js";
-import { add, code, empty, h, put, section } from "./dom.js";
+import { add, empty, h, put, section } from "./dom.js";
 import { duration, hours, moment, show } from "./format.js";
 import { stateClass, stateMark } from "./run_values.js";
 import { stateBar } from "./state_bar.js";
@@ -104,14 +104,5 @@ poll(async () => {
     );
     add(main, section("Projects", { id: "projects" }, h("ul", { class: "links" }, links)));
   }
-  if (!answer.csrf)
-    add(
-      main,
-      h(
-        "p",
-        { class: "quiet" },
-        code("Read-only. To pause or stop sweeps here, run: `kto-sweep serve --login`"),
-      ),
-    );
   return true;
 });

@@ -1,6 +1,6 @@
 // The page of one run.
 
-import { poll, mayControl, path, read, segments } from "./api.js";
+import { poll, path, read, segments } from "./api.js";
 import { ArtifactList } from "./artifacts.js";
 import { ConsoleLog } from "./console_log.js";
 import { Controls } from "./controls.js";
@@ -158,17 +158,13 @@ function drawFiles() {
     h(
       "tr",
       {},
-      h("th", { scope: "row" }, mayControl() ? h("a", { href: `/-/file/${file.id}` }, file.name) : file.name),
+      h("th", { scope: "row" }, h("a", { href: `/-/file/${file.id}` }, file.name)),
       h("td", { class: "number" }, bytes(file.size)),
     ),
   );
-  const how = mayControl()
-    ? null
-    : h("p", { class: "quiet" }, code("To download files, run: `kto-sweep serve --login`"));
   put(
     page.files,
     h("div", { class: "scroll tall", tabindex: 0 }, h("table", { class: "values" }, h("tbody", {}, rows))),
-    how,
   );
 }
 

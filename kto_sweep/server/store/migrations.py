@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from kto_sweep.errors import ServerError
-from kto_sweep.server.store import artifact_tables
+from kto_sweep.server.store import artifact_tables, login_links
 from kto_sweep.server.store.database import connect
 
 FIRST = """
@@ -194,7 +194,7 @@ CREATE TRIGGER run_changed AFTER UPDATE OF {SHOWN_COLUMNS} ON run BEGIN
 END;
 """
 
-STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES, CHANGES)
+STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES, login_links.TABLES, CHANGES)
 
 
 def migrate(path: Path) -> None:

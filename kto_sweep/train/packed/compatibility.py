@@ -11,6 +11,7 @@ from kto_sweep.errors import UsageError
 from kto_sweep.models.model_checks import ALL_LINEAR
 from kto_sweep.train.lora_targets import find_targets
 from kto_sweep.train.packed.decoder import Decoder, freeze
+from kto_sweep.train.packed.kernels import is_fp8
 from kto_sweep.train.packed.pack import Ids, Item, PairedRow, PairedRows, pack, pack_onto
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -153,6 +154,10 @@ def _disagreement(model: PreTrainedModel, expected: Tensor, packed: Tensor) -> s
     # Nats over a handful of tokens. Half precision rounds differently in each kernel; a mask or head that is
     # wrong is wrong by far more, once a model is trained.
     relative, absolute = (0.0, 2e-3) if model.dtype == torch.float32 else (0.02, 0.2)
+    if any(is_fp8(module) for module in model.modules()):
+        # Where two kernels round differently in 16 bits, a product's input may fall on the other side of a
+        # step of E4M3, which is 16 times as coarse as one of bf16.
+        relative, absolute = 0.05, 0.5
     if torch.allclose(packed, expected, rtol=relative, atol=absolute):
         return ""
     return f"its log-probs change when rows are packed (by up to {(packed - expected).abs().max():.3g} nats)"

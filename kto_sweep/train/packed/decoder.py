@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.packed import attention, fused
 from kto_sweep.train.packed.head import Head, target_log_probs
 from kto_sweep.train.packed.kernels import is_4bit
@@ -32,8 +33,8 @@ class Decoder:
 
     def release(self) -> None:
         """Give the model its original attention and forwards back; it stays frozen."""
+        self.set_recompute(Recompute.NOTHING)
         fused.remove(self.model)
-        self.set_recompute(False)
         self.model.set_attn_implementation(self._original_attention)
 
     @property
@@ -60,19 +61,29 @@ class Decoder:
         sums = torch.zeros(examples, dtype=torch.float64, device=by_token.device)
         return sums.index_add(0, pack.examples, by_token.double())
 
-    def set_recompute(self, on: bool) -> None:
-        """Whether backward passes recompute each layer's activations instead of keeping them."""
-        for layer in self.model.modules():
-            if isinstance(layer, GradientCheckpointingLayer):
-                layer.gradient_checkpointing = on
-                # Nothing random happens in a forward: no generator state is kept for the second one. Not
-                # reentrant: that needs an input with a gradient, and the first layer's, from the frozen
-                # embedding, has none.
-                layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
-                    checkpoint, use_reentrant=False, preserve_rng_state=False
-                )
-                # Layers are checkpointed in training mode only; what is in them stays in eval mode.
-                layer.training = on
+    @property
+    def recompute_levels(self) -> list[Recompute]:
+        """What this model's backward passes can compute again, from nothing to most."""
+        fused_layers = any(fused.fused_layers(self.model))
+        return list(Recompute) if fused_layers else [Recompute.NOTHING, Recompute.LAYER]
+
+    def set_recompute(self, level: Recompute) -> None:
+        """What backward passes compute again instead of keeping it."""
+        for fused_layer in fused.fused_layers(self.model):
+            fused_layer.recompute = level
+        others = (layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer))
+        for layer in others:
+            if isinstance(layer.__dict__.get("forward"), fused.Layer):
+                continue
+            layer.gradient_checkpointing = level is Recompute.LAYER
+            # Nothing random happens in a forward: no generator state is kept for the second one. Not
+            # reentrant: that needs an input with a gradient, and the first layer's, from the frozen
+            # embedding, has none.
+            layer._gradient_checkpointing_func = partial(  # type: ignore[assignment]
+                checkpoint, use_reentrant=False, preserve_rng_state=False
+            )
+            # Layers are checkpointed in training mode only; what is in them stays in eval mode.
+            layer.training = level is Recompute.LAYER
 
 
 def freeze(model: PreTrainedModel) -> None:

@@ -24,7 +24,7 @@ def _load_triton(device: torch.device) -> Any:
     module = import_module("kto_sweep.train.packed.triton_kernels")
     try:
         # Triton builds its launchers with the box's C compiler, which may not be there.
-        module.swiglu(torch.ones(1, device=device), torch.ones(1, device=device))
+        module.swiglu(torch.ones(1, 2, device=device))
     except (ImportError, OSError, RuntimeError, CalledProcessError):
         return None
     return module
@@ -35,54 +35,112 @@ def triton_module(x: Tensor) -> Any:
     return _load_triton(x.device) if x.is_cuda else None
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv 2002.05202): two tensors of one shape give a third, in their dtype."""
-    triton = triton_module(gate)
+def rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + added, and total / sqrt(mean(total^2) + eps) * weight of it (arXiv 1910.07467).
+
+    x and added: (tokens, n), or without `added` (tokens, heads, n); the results have that shape.
+    """
+    triton = triton_module(x)
     if triton is not None:
-        out: Tensor = triton.swiglu(gate, up)
+        # The sum of a residual path and the norm of it in one kernel: both are bound by memory.
+        result: tuple[Tensor, Tensor] = triton.rms_norm(x, added, weight, eps)
+        return result
+    total = x if added is None else x + added
+    return total, F.rms_norm(total, weight.shape, weight, eps)
+
+
+def rms_norm_grad(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, out: Tensor
+) -> None:
+    """Writes to `out` the gradient of x, from `grad` of its norm and `residual` of the path past the norm.
+
+    All of the shape of x, (tokens, n) or (tokens, heads, n); `out` may be `residual`.
+    """
+    triton = triton_module(x)
+    if triton is not None:
+        triton.rms_norm_grad(grad, x, weight, eps, residual, out)
+        return
+    # d(x s) = s dx - x s^3 mean(x dx) for s = 1 / sqrt(mean(x^2) + eps)
+    scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    slope = grad * weight
+    result = slope.mul_(scale).sub_(x * (scale.square() * (slope * x).mean(-1, keepdim=True)))
+    torch.add(result, residual, out=out) if residual is not None else out.copy_(result)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202): (tokens, 2 n), gate and up side by side, gives (tokens, n)."""
+    triton = triton_module(gate_up)
+    if triton is not None:
+        out: Tensor = triton.swiglu(gate_up)
         return out
+    gate, up = gate_up.chunk(2, dim=1)
     return F.silu(gate).mul_(up)  # in place: silu's result is as wide as gate, and used nowhere else
 
 
-def swiglu_grads(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up from that of `swiglu`, and its result again; all of one shape."""
-    # The result is computed again because that is cheaper than keeping it: gate and up are read here anyway.
-    triton = triton_module(gate)
+def swiglu_grads(gate_up: Tensor, grad: Tensor) -> None:
+    """Replaces gate_up, (tokens, 2 n), by its gradient and `grad`, that of `swiglu`, by its result again."""
+    # In place: these are the widest tensors of a layer. And the result is computed again because that is
+    # cheaper than keeping it: gate and up are read here anyway.
+    triton = triton_module(gate_up)
     if triton is not None:
-        grads: tuple[Tensor, Tensor, Tensor] = triton.swiglu_grads(gate, up, grad)
-        return grads
+        triton.swiglu_grads(gate_up, grad)
+        return
+    gate, up = gate_up.chunk(2, dim=1)
     sigmoid = torch.sigmoid(gate)
     silu = gate * sigmoid
     # silu'(g) = s + g s (1 - s) = s (1 + g - g s): one sigmoid serves the gradients and the result.
-    return grad * up * sigmoid * (1 + gate - silu), grad * silu, silu * up
+    slope = (1 + gate - silu).mul_(sigmoid).mul_(up).mul_(grad)
+    activated = silu * up
+    torch.mul(grad, silu, out=up)
+    gate.copy_(slope)
+    grad.copy_(activated)
 
 
-def unpack_4bit(packed: Tensor, state: Any) -> Tensor:
-    """The (out, in) weight that bitsandbytes holds in `packed`, bytes of two values, with its QuantState."""
+def unpack_4bit(packed: Tensor, state: Any, out: Tensor, row_scales: Tensor | None = None) -> None:
+    """Writes to `out` the (out, in) weight that bitsandbytes holds in `packed`, two values in a byte.
+
+    With `row_scales`, (out, 1): divided by them, row by row.
+    """
     triton = triton_module(packed)
-    out: Tensor
     if triton is not None and state.nested:  # nested: scales are quantised too, which the kernel relies on
-        out = triton.unpack_4bit(packed, state)  # in one kernel what bitsandbytes does in three
+        triton.unpack_4bit(packed, state, out, row_scales)  # in one kernel what bitsandbytes does in three
     else:
         from bitsandbytes.functional import dequantize_4bit  # only models that are loaded in 4 bits need it
 
-        out = dequantize_4bit(packed, state)
-    return out
+        weight = dequantize_4bit(packed, state)
+        out.copy_(weight if row_scales is None else weight.float() / row_scales)
 
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, backward: bool) -> tuple[Tensor, Tensor]:
-    """Rotary positions (arXiv 2104.09864) on q and k, (tokens, heads, head dim) each.
+def row_scales_4bit(state: Any) -> Tensor:
+    """What each row of a 4-bit weight is divided by to fit E4M3: float32 (out, 1).
+
+    `state`: bitsandbytes' QuantState.
+    """
+    from bitsandbytes.functional import dequantize_blockwise
+
+    blocks = state.absmax
+    if state.nested:
+        blocks = dequantize_blockwise(blocks, state.state2) + state.offset
+    # The largest value of a block of 4-bit weights is its scale.
+    largest: Tensor = blocks.float().view(state.shape[0], -1).amax(1, keepdim=True)
+    return largest / torch.finfo(torch.float8_e4m3fn).max
+
+
+def rotate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, outs: tuple[Tensor, Tensor], *, backward: bool = False
+) -> None:
+    """Writes to `outs` q and k, (tokens, heads, head dim) each, at their rotary positions (arXiv 2104.09864).
 
     `cos` and `sin`: (tokens, head dim). With `backward`, the gradients of q and k from those of the result.
+    `outs` may be (q, k).
     """
-    # q and k arrive as views, and gradients in any layout; the kernel computes addresses from shapes alone.
-    q, k, cos, sin = (x.contiguous() for x in (q, k, cos, sin))
     triton = triton_module(q)
     if triton is not None:
-        rotated: tuple[Tensor, Tensor] = triton.rotate(q, k, cos, sin, backward=backward)
-        return rotated
+        triton.rotate(q, k, cos, sin, outs, backward=backward)
+        return
     cos, sin = cos[:, None], sin[:, None]  # (tokens, 1, head dim): the same angles for every head
-    return _rotate(q, cos, sin, backward), _rotate(k, cos, sin, backward)
+    for x, out in zip((q, k), outs, strict=True):
+        out.copy_(_rotate(x, cos, sin, backward))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, backward: bool) -> Tensor:
@@ -107,10 +165,15 @@ def target_log_probs(logits: Tensor, targets: Tensor, *, wants_grad: bool) -> Te
 
 
 def has_dense_weight(layer: nn.Module) -> bool:
-    """Whether `dense_weight` supports this layer: torch's own or 4-bit."""
+    """Whether FrozenLinear supports this layer: torch's own or 4-bit."""
     # Not 8-bit, which rounds its inputs as well: a product with its weight is not what the layer gives. And
     # exactly nn.Linear, since a subclass may compute something else.
-    return type(layer) is nn.Linear or is_4bit(layer)
+    return type(layer) is nn.Linear or is_4bit(layer) or is_fp8(layer)
+
+
+def is_fp8(layer: nn.Module) -> bool:
+    """Whether this is a layer of fp8.py."""
+    return type(layer).__name__ == "Fp8Linear"
 
 
 def is_4bit(layer: nn.Module) -> bool:
@@ -118,11 +181,25 @@ def is_4bit(layer: nn.Module) -> bool:
     return type(layer).__name__ == "Linear4bit"  # by name: bitsandbytes may not be installed
 
 
-def dense_weight(layer: nn.Linear) -> Tensor:
-    """The layer's weight, (out, in), in the model's precision; a 4-bit one is unpacked in each call."""
-    if type(layer) is nn.Linear:
-        return layer.weight
-    packed: Any = layer.weight
-    # `.data`: the bytes alone, without bitsandbytes' Parameter class, which reacts to being moved or copied.
-    dense: Tensor = unpack_4bit(packed.data, packed.quant_state)
-    return dense
+def to_fp8(x: Tensor, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x, (rows, n), in E4M3 with a float32 scale per row, (rows, 1): values * scale is x, rounded.
+
+    With `columns`, (n, 1): of x times these numbers, column by column.
+    """
+    triton = triton_module(x)
+    if triton is not None:
+        result: tuple[Tensor, Tensor] = triton.to_fp8(x, columns)
+        return result
+    wide = x.float() if columns is None else x.float() * columns.t()
+    # The floor keeps rows of zeros from dividing by zero.
+    scale = wide.abs().amax(1, keepdim=True).clamp(min=1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return (wide / scale).to(torch.float8_e4m3fn), scale
+
+
+def transposed(x: Tensor) -> Tensor:
+    """A contiguous copy of x's transpose; x: (n, m) of one byte each."""
+    triton = triton_module(x)
+    if triton is not None:
+        out: Tensor = triton.transposed(x.view(torch.uint8)).view(x.dtype)
+        return out
+    return x.t().contiguous()

@@ -161,9 +161,9 @@ class AdapterStack:
         self._sites = {layer: self._site(name, layer) for name, layer in layers.items()}
         # Layers outside fused modules get their adapters by a hook.
         self._hooks = [layer.register_forward_hook(self._hook(site)) for layer, site in self._sites.items()]
-        self._fused_modules = list(fused.fused_modules(model))
-        for module in self._fused_modules:
-            module.attach_adapters(self)
+        self._fused_layers = list(fused.fused_layers(model))
+        for fused_layer in self._fused_layers:
+            fused_layer.attach_adapters(self)
 
     def _site(self, name: str, layer: nn.Linear) -> AdaptedLayer:
         # From the layer's name: dropout does not depend on the other layers that have adapters.
@@ -189,24 +189,37 @@ class AdapterStack:
         """Restore the model."""
         for hook in self._hooks:
             hook.remove()
-        for module in self._fused_modules:
-            module.detach_adapters(self)
+        for fused_layer in self._fused_layers:
+            fused_layer.detach_adapters(self)
 
     @property
     def route(self) -> TokenRouting | None:
         """The routing of the current forward; None outside `routed`."""
         return self._route
 
-    def group(self, layers: Sequence[nn.Linear]) -> AdapterGroup | None:
-        """The adapters of layers with one input; None if one has none, or their A are not consecutive."""
-        if not all(layer in self._sites for layer in layers):
-            return None  # as with lora_targets (q_proj, v_proj): the module's own forward and hooks do it
-        sites = [self._sites[layer] for layer in layers]
-        names = [site.name for site in sites]
-        if not self.layout.adjoin(names):
-            return None
-        a, a_grad = (self.layout.joint_a(flat, names) for flat in (self._used, self.grads))
-        return AdapterGroup(a, a_grad, [site.b for site in sites], [site.b_grad for site in sites])
+    def groups(self, layers: Sequence[Sequence[nn.Linear]]) -> list[AdapterGroup | None] | None:
+        """The adapters of each group of layers with one input, None for a group without any.
+
+        None in place of the list if the A of a group are not consecutive.
+        """
+        groups: list[AdapterGroup | None] = []
+        for group in layers:
+            ends = np.cumsum([layer.out_features for layer in group]).tolist()
+            sites = [
+                (self._sites[x], (end - x.out_features, end))
+                for x, end in zip(group, ends, strict=True)
+                if x in self._sites
+            ]
+            names = [site.name for site, _ in sites]
+            if not self.layout.adjoin(names):
+                return None
+            if not sites:
+                groups.append(None)
+                continue
+            a, a_grad = (self.layout.joint_a(flat, names) for flat in (self._used, self.grads))
+            b, b_grad = [site.b for site, _ in sites], [site.b_grad for site, _ in sites]
+            groups.append(AdapterGroup(a, a_grad, b, b_grad, [columns for _, columns in sites]))
+        return groups
 
     def fits(self, spec: AdapterSpec) -> bool:
         """Whether a slot has room for these adapters."""

@@ -4,7 +4,6 @@ Gradients of A and B are added directly to the engine's float32 gradient buffers
 B, so adapters cost no casts, no accumulation kernels and no second copy of their gradients.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -76,7 +75,10 @@ class AdaptedLayer:
 
 @dataclass(frozen=True)
 class AdapterGroup:
-    """The adapters of layers with the same input (q, k, v; gate, up), with all A in one matrix."""
+    """The adapters of layers with the same input (q, k, v; gate, up), with all A in one matrix.
+
+    Layers without adapters are left out: with lora_targets [q_proj, v_proj] there are two of three.
+    """
 
     a: Tensor
     """(slots, layers * rank, in)"""
@@ -84,30 +86,40 @@ class AdapterGroup:
     b: list[Tensor]
     """(slots, rank, out) of each layer"""
     b_grad: list[Tensor]
+    columns: list[tuple[int, int]]
+    """Where each of these layers' outputs begin and end among those of all layers with this input."""
 
     @property
     def rank(self) -> int:
         """Rows of A of one layer."""
         return self.a.shape[1] // len(self.b)
 
-    def add_a_grad(self, low_grad: Tensor, x: Tensor, route: TokenRouting) -> None:
-        """Add the gradient of A, from `low_grad` (tokens, layers * rank) and x (tokens, in)."""
-        add_outer(self.a_grad, low_grad, x, route)
 
+def add_adapters(y: Tensor, x: Tensor, group: AdapterGroup, route: TokenRouting) -> Tensor:
+    """Add the adapters' products to y, (tokens, sum of out); gives x A^T, (tokens, layers * rank).
 
-def low_rank_products(x: Tensor, group: AdapterGroup, route: TokenRouting) -> Tensor:
-    """x A^T of every layer: (tokens, in) -> (tokens, layers * rank)."""
+    x: (tokens, in). x A^T is small, and saves the backward a product with x.
+    """
     # One product for all layers of the group: x is read once, and small ranks fill the GPU better together.
-    return per_slot(x, group.a.transpose(1, 2), route)
+    low = per_slot(x, group.a.transpose(1, 2), route)
+    for part, (start, end), b in zip(low.split(group.rank, dim=1), group.columns, group.b, strict=True):
+        # In place: (tokens, out) once, where a separate adapter output would need a tensor and an addition.
+        add_low_rank(y[:, start:end], part, b, route)
+    return low
 
 
-def group_backward(grads: Sequence[Tensor], low: Tensor, group: AdapterGroup, route: TokenRouting) -> Tensor:
-    """Gradient of `low_rank_products` from each layer's (tokens, out); adds that of B."""
+def adapters_backward(grad: Tensor, low: Tensor, group: AdapterGroup, route: TokenRouting) -> Tensor:
+    """Gradient of x A^T, (tokens, layers * rank), from that of all outputs; adds those of B to their buffers.
+
+    `grad`: (tokens, sum of out); `low`: what `add_adapters` gave.
+    """
     parts = []
-    columns = low.split(group.rank, dim=1)
-    for grad, part, b, b_grad in zip(grads, columns, group.b, group.b_grad, strict=True):
-        parts.append(per_slot(grad, b.transpose(1, 2), route))
-        add_outer(b_grad, part, grad, route)  # into the buffer: autograd never sees B
+    for part, (start, end), b, b_grad in zip(
+        low.split(group.rank, dim=1), group.columns, group.b, group.b_grad, strict=True
+    ):
+        own = grad[:, start:end]
+        parts.append(per_slot(own, b.transpose(1, 2), route))
+        add_outer(b_grad, part, own, route)  # into the buffer: autograd never sees B
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 

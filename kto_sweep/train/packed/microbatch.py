@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TypeVar
 
 import torch
@@ -20,7 +21,30 @@ class MicrobatchLimit:
     examples: int | None = None
 
     def split(self, items: Sequence[Item]) -> list[list[Item]]:
-        """Micro-batches of `items`, in their order, each filled before the next begins."""
+        """Micro-batches of `items`, in their order: the batches of as many trials as fit.
+
+        A trial's batch is split only if it does not fit alone, and shares no micro-batch with others then: z0
+        belongs to a trial's whole batch, and a split one takes a second pass over its prompts (see step.py).
+        """
+        batches: list[list[Item]] = []
+        tokens, is_open = 0, False
+        for _, group in groupby(items, key=lambda item: item.slot):
+            own = list(group)
+            size = sum(item.row.tokens() for item in own)
+            if self._is_full(size, len(own)):
+                batches += self._fill(own)
+                is_open = False
+                continue
+            if is_open and not self._is_full(tokens + size, len(batches[-1]) + len(own)):
+                batches[-1] += own
+                tokens += size
+            else:
+                batches.append(own)
+                tokens, is_open = size, True
+        return batches
+
+    def _fill(self, items: Sequence[Item]) -> list[list[Item]]:
+        """One trial's items, each micro-batch filled before the next begins."""
         batches: list[list[Item]] = []
         tokens = 0
         for item in items:

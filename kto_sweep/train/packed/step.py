@@ -2,10 +2,12 @@
 
     pack -> matched log-probs -> mismatched log-probs -> z0 -> loss -> backward
 
-z0 is the KL estimate of a trial's whole batch (arXiv 2402.01306, equation 8), and every backward needs it.
+z0 is the KL estimate of a trial's whole batch (arXiv 2402.01306, equation 8), and its backward needs it.
 
-    one micro-batch    matched pass, then mismatched pass on the keys and values of its prompts, then backward
-    several            mismatched pass over the whole batch first, then matched pass and backward of each
+    whole batches in a micro-batch    matched pass, then mismatched pass on the keys and values of its
+                                      prompts, then backward
+    a batch in several                mismatched pass over the batch first, then matched pass and backward of
+                                      each micro-batch: its prompts are fed twice
 
 Both ways, and every split, give the same numbers.
 """
@@ -75,32 +77,42 @@ def add_gradients(
     )  # grouped kernels want each slot's tokens together
     table = _ExampleTable(batches, adapters.slots, decoder.device)
     items = step_items(batches)
-    micro_batches = limit.split(items)
-    whole = len(micro_batches) == 1
-    kl_raw: Tensor | None = None
-    if not whole:
-        kl_raw = table.kl_raw(_mismatched_in_full(decoder, adapters, items, table, limit))
     # (examples,), float64: filled micro-batch by micro-batch.
-    log_probs, all_losses = torch.zeros_like(table.matched), torch.zeros_like(table.matched)
+    mismatched, log_probs, all_losses = (torch.zeros_like(table.matched) for _ in range(3))
+    for micro_batches in _by_trial(limit.split(items)):
+        whole = len(micro_batches) == 1
+        if not whole:
+            own_items = [item for micro_batch in micro_batches for item in micro_batch]
+            mismatched += _mismatched_in_full(decoder, adapters, own_items, table, limit)
+        for micro_batch in micro_batches:
+            # `keep`: only a mismatched pass that follows at once can reuse this forward's keys and values.
+            matched = pack(micro_batch, adapters.slots, decoder.device, keep=whole and table.compares)
+            # The backward is inside, too: it may run layers again, and their adapters need the same routing.
+            with adapters.routed(matched, training=True):
+                # (examples,), 0 for those of other micro-batches
+                log_prob = decoder.log_probs(matched, len(items))
+                if whole:
+                    mismatched += _mismatched_onto(decoder, adapters, matched, micro_batch, table)
+                # Of slots whose mismatched pass is still to come, z0 is wrong, and not used.
+                z0 = reference_point(table.kl_raw(mismatched))[table.slot]  # (slots,) -> (examples,)
+                loss = losses(log_prob - table.matched, table.desirable, z0, table.beta, table.weight)
+                own = slice(micro_batch[0].example, micro_batch[-1].example + 1)
+                # `share` is 1 / the slot's batch size: the sum over all micro-batches is each slot's mean
+                # loss. Slots share no parameters, so a backward of the sum gives every slot its own gradient.
+                (loss[own] * table.share[own]).sum().backward()
+            log_probs[own], all_losses[own] = log_prob.detach()[own], loss.detach()[own]
+    return table.sums(log_probs, all_losses, table.kl_raw(mismatched))
+
+
+def _by_trial(micro_batches: list[list[Item]]) -> list[list[list[Item]]]:
+    """The micro-batches that one trial's batch was split into, together; each other one alone."""
+    groups: list[list[list[Item]]] = []
     for micro_batch in micro_batches:
-        # `keep`: only the mismatched pass that follows it at once can reuse this forward's keys and values.
-        matched = pack(micro_batch, adapters.slots, decoder.device, keep=whole and table.compares)
-        # The backward is inside, too: it may run layers again, and their adapters need the same routing.
-        with adapters.routed(matched, training=True):
-            log_prob = decoder.log_probs(
-                matched, len(items)
-            )  # (examples,), 0 for those of other micro-batches
-            if kl_raw is None:
-                kl_raw = table.kl_raw(_mismatched_onto(decoder, adapters, matched, items, table))
-            z0 = reference_point(kl_raw)[table.slot]  # (slots,) -> (examples,)
-            loss = losses(log_prob - table.matched, table.desirable, z0, table.beta, table.weight)
-            own = slice(micro_batch[0].example, micro_batch[-1].example + 1)
-            # `share` is 1 / the slot's batch size: the sum over all micro-batches is each slot's mean loss.
-            # Slots share no parameters, so one backward of the sum gives every slot its own gradient.
-            (loss[own] * table.share[own]).sum().backward()
-        log_probs[own], all_losses[own] = log_prob.detach()[own], loss.detach()[own]
-    assert kl_raw is not None
-    return table.sums(log_probs, all_losses, kl_raw)
+        if groups and groups[-1][-1][-1].slot == micro_batch[0].slot:
+            groups[-1].append(micro_batch)
+        else:
+            groups.append([micro_batch])
+    return groups
 
 
 def step_items(batches: Sequence[SlotBatch]) -> list[Item]:
@@ -119,12 +131,12 @@ def _mismatched_onto(
     decoder: Decoder, adapters: AdapterStack, matched: Pack, items: list[Item], table: "_ExampleTable"
 ) -> Tensor:
     """Log-probs of the mismatched completions, (examples,), on the prompts that `matched` kept."""
-    if not table.compares:
-        return torch.zeros_like(table.matched)
     compared = [item for item in items if item.slot in table.compared_slots]
+    if not compared:
+        return torch.zeros_like(table.matched)
     forward = pack_onto(matched, items, compared, adapters.slots, decoder.device)
     with adapters.routed(forward, training=True):
-        log_probs = decoder.log_probs(forward, len(items))
+        log_probs = decoder.log_probs(forward, len(table.matched))
     # Frees the keys and values, and layers that run again in the backward do not store theirs.
     matched.attention.keep = None
     return log_probs
@@ -143,7 +155,7 @@ def _mismatched_in_full(
     for micro_batch in limit.split([item for item in items if item.slot in table.compared_slots]):
         forward = pack(micro_batch, adapters.slots, decoder.device, mismatched=True)
         with adapters.routed(forward, training=True):
-            log_probs += decoder.log_probs(forward, len(items))
+            log_probs += decoder.log_probs(forward, len(table.matched))
     return log_probs
 
 

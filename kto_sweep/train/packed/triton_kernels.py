@@ -17,45 +17,101 @@ import triton.language as tl
 from torch import Tensor
 
 ELEMENTS = 2048
-"""Elements of one program of an elementwise kernel; bytes, in the unpacking of 4-bit weights."""
+"""Bytes of one program that unpacks 4-bit weights."""
 ROW_BLOCK = 8192
 """Logits of a row that one program holds at once."""
+COLUMNS = 1024
+"""Columns of one program of swiglu and its gradients."""
+TRANSPOSED = 128
+"""Rows and columns of one tile of a transposition."""
 TILE_COLUMNS = 128
 """Columns of one tile of `add_low_rank`."""
 
 
 @triton.jit
-def _swiglu(gate, up, out, n, SIZE: tl.constexpr):
-    """out = silu(gate) * up for SIZE of n elements."""
-    # 64-bit: 120,000 tokens of a 7B model's MLP (18,944 wide) are more than 2^31 elements.
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = at < n
-    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
+def _rms_norm(
+    x, added, weight, total, out, n, x_row, eps, HEADS: tl.constexpr, ADD: tl.constexpr, SIZE: tl.constexpr
+):
+    """out = total / sqrt(mean(total^2) + eps) * weight for one row of n, where total = x + added with ADD."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, SIZE)
+    inside = place < n
+    # The rows of x may be heads in a wider tensor: HEADS of them side by side, x_row from token to token.
+    value = tl.load(x + (row // HEADS) * x_row + (row % HEADS) * n + place, mask=inside, other=0.0).to(
+        tl.float32
+    )
+    at = row * n + place
+    if ADD:
+        value += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+        # Rounded before the norm: its backward reads this sum in the model's precision.
+        rounded = value.to(total.dtype.element_ty)
+        tl.store(total + at, rounded, mask=inside)
+        value = rounded.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value) / n + eps)
+    w = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, (value * scale * w).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _swiglu_grads(gate, up, grad, gate_grad, up_grad, out, n, SIZE: tl.constexpr):
-    """Both gradients and out = silu(gate) * up, for SIZE of n elements, from one read of each input."""
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = at < n
-    g = tl.load(gate + at, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    d = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+def _rms_norm_grad(
+    grad, x, weight, residual, out, n, x_row, out_row, eps,
+    HEADS: tl.constexpr, ADD: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """The gradient of one row of x, n wide, from that of its norm; with ADD, plus the residual path's."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, SIZE)
+    inside = place < n
+    token, head = row // HEADS, row % HEADS
+    value = tl.load(x + token * x_row + head * n + place, mask=inside, other=0.0).to(tl.float32)
+    # The scale is computed again: one sum over a row that is read here anyway, instead of a kept tensor.
+    scale = tl.rsqrt(tl.sum(value * value) / n + eps)
+    w = tl.load(weight + place, mask=inside, other=0.0).to(tl.float32)
+    slope = tl.load(grad + row * n + place, mask=inside, other=0.0).to(tl.float32) * w
+    # d(x * scale) = scale * dx - x * scale^3 * mean(x * dx)
+    result = scale * slope - value * (scale * scale * scale * tl.sum(slope * value) / n)
+    if ADD:
+        result += tl.load(residual + row * n + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + token * out_row + head * n + place, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu(gate_up, out, n, SIZE: tl.constexpr):
+    """out = silu(gate) * up for SIZE columns of one row; gate and up are n columns each, side by side."""
+    # 64-bit: 120,000 tokens of a 7B model's MLP (18,944 wide) are more than 2^31 elements.
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    inside = place < n
+    gate = gate_up + row * (2 * n) + place
+    g = tl.load(gate, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * n + place, (g * tl.sigmoid(g) * u).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _swiglu_grads(gate_up, grad, n, SIZE: tl.constexpr):
+    """Replaces gate and up by their gradients, and `grad` by silu(gate) * up, from one read of each."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    inside = place < n
+    gate, at = gate_up + row * (2 * n) + place, grad + row * n + place
+    g = tl.load(gate, mask=inside, other=0.0).to(tl.float32)
+    u = tl.load(gate + n, mask=inside, other=0.0).to(tl.float32)
+    d = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(g)
     silu = g * sigmoid
-    kind = out.dtype.element_ty
+    kind = grad.dtype.element_ty
     # silu'(g) = s + g s (1 - s) = s (1 + g - g s): the sigmoid is computed once for all three results.
-    tl.store(gate_grad + at, (d * u * sigmoid * (1 + g - silu)).to(kind), mask=inside)
-    tl.store(up_grad + at, (d * silu).to(kind), mask=inside)
-    tl.store(out + at, (silu * u).to(kind), mask=inside)
+    tl.store(gate, (d * u * sigmoid * (1 + g - silu)).to(kind), mask=inside)
+    tl.store(gate + n, (d * silu).to(kind), mask=inside)
+    tl.store(at, (silu * u).to(kind), mask=inside)
 
 
 @triton.jit
 def _rotate_heads(
     x,
     out,
+    x_row,
+    out_row,
     row,
     cos1,
     cos2,
@@ -67,15 +123,17 @@ def _rotate_heads(
     HALF_PADDED: tl.constexpr,
     BACK: tl.constexpr,
 ):
-    """Rotates all heads of token `row`: x and out (tokens, HEADS, 2 * HALF), angles (1, HALF_PADDED) each."""
+    """Rotates all heads of token `row`, HEADS of 2 * HALF side by side; angles (1, HALF_PADDED) each."""
     # tl.arange takes powers of 2 only: heads and halves are padded, and `inside` masks the padding.
     head = tl.arange(0, PADDED)[:, None]
     place = tl.arange(0, HALF_PADDED)[None, :]
-    at = (row * HEADS + head) * (2 * HALF) + place
+    at = head * (2 * HALF) + place
     inside = (head < HEADS) & (place < HALF)
-    x1 = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    # transformers pairs feature i with i + HALF, so both halves of a head are loaded by the same program.
-    x2 = tl.load(x + at + HALF, mask=inside, other=0.0).to(tl.float32)
+    source = x + row * x_row + at
+    x1 = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    # transformers pairs feature i with i + HALF: one program loads both halves before it stores either, so
+    # that `out` may be `x`.
+    x2 = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
     if BACK:
         # The transpose of the 2 x 2 matrix below. It does not assume that cos and sin repeat in both halves.
         y1 = x1 * cos1 + x2 * sin2
@@ -83,8 +141,9 @@ def _rotate_heads(
     else:
         y1 = x1 * cos1 - x2 * sin1
         y2 = x2 * cos2 + x1 * sin2
-    tl.store(out + at, y1.to(out.dtype.element_ty), mask=inside)
-    tl.store(out + at + HALF, y2.to(out.dtype.element_ty), mask=inside)
+    into = out + row * out_row + at
+    tl.store(into, y1.to(out.dtype.element_ty), mask=inside)
+    tl.store(into + HALF, y2.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -93,6 +152,10 @@ def _rotate(
     k,
     q_out,
     k_out,
+    q_row,
+    k_row,
+    q_out_row,
+    k_out_row,
     cos,
     sin,
     QH: tl.constexpr,
@@ -113,8 +176,8 @@ def _rotate(
     cos2 = tl.load(cos + at + HALF, mask=inside, other=0.0).to(tl.float32)
     sin1 = tl.load(sin + at, mask=inside, other=0.0).to(tl.float32)
     sin2 = tl.load(sin + at + HALF, mask=inside, other=0.0).to(tl.float32)
-    _rotate_heads(q, q_out, row, cos1, cos2, sin1, sin2, QH, QP, HALF, HALF_PADDED, BACK)
-    _rotate_heads(k, k_out, row, cos1, cos2, sin1, sin2, KH, KP, HALF, HALF_PADDED, BACK)
+    _rotate_heads(q, q_out, q_row, q_out_row, row, cos1, cos2, sin1, sin2, QH, QP, HALF, HALF_PADDED, BACK)
+    _rotate_heads(k, k_out, k_row, k_out_row, row, cos1, cos2, sin1, sin2, KH, KP, HALF, HALF_PADDED, BACK)
 
 
 @triton.jit
@@ -190,10 +253,13 @@ def _target_log_probs(logits, targets, out, n, SIZE: tl.constexpr, GRAD: tl.cons
 
 @triton.jit
 def _unpack_4bit(
-    packed, out, code, scales, scale_code, outer_scales, mean, n,
-    BLOCK: tl.constexpr, OUTER: tl.constexpr, SIZE: tl.constexpr,
+    packed, out, code, scales, scale_code, outer_scales, mean, row_scales, n, row_bytes,
+    BLOCK: tl.constexpr, OUTER: tl.constexpr, ROWS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Unpacks SIZE of n bytes into 2 * SIZE values; BLOCK values per scale, OUTER scales per outer scale."""
+    """Unpacks SIZE of n bytes into 2 * SIZE values; BLOCK values per scale, OUTER scales per outer scale.
+
+    With ROWS, divided by the row's scale; a row has row_bytes.
+    """
     start = tl.program_id(0).to(tl.int64) * SIZE
     at = start + tl.arange(0, SIZE)
     byte = tl.load(packed + at, mask=at < n, other=0).to(tl.int32)
@@ -202,38 +268,126 @@ def _unpack_4bit(
     outer = tl.load(outer_scales + block // OUTER, mask=at < n, other=0.0)
     # Double quantisation: scales are bytes too, and `mean`, subtracted before, centres them on their code.
     scale = tl.load(scale_code + inner) * outer + tl.load(mean)
+    if ROWS:
+        scale /= tl.load(row_scales + at // row_bytes, mask=at < n, other=1.0)
     # bitsandbytes packs the earlier of two values in the high half; `code` holds the 16 values that exist.
     values = tl.interleave(tl.load(code + (byte >> 4)) * scale, tl.load(code + (byte & 15)) * scale)
     into = 2 * start + tl.arange(0, 2 * SIZE)
     tl.store(out + into, values.to(out.dtype.element_ty), mask=into < 2 * n)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up of contiguous tensors of one shape."""
-    out = torch.empty_like(gate)
-    n = out.numel()
-    _swiglu[(triton.cdiv(n, ELEMENTS),)](gate, up, out, n, SIZE=ELEMENTS)
+@triton.jit
+def _to_fp8(x, columns, out, scales, n, x_row, COLUMNS: tl.constexpr, SIZE: tl.constexpr):
+    """One row of n in E4M3 with its scale; with COLUMNS, of the row times `columns`."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, SIZE)
+    x += row * x_row
+    largest = tl.zeros([SIZE], tl.float32)
+    for start in range(0, n, SIZE):
+        at = start + place
+        value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
+        if COLUMNS:
+            value *= tl.load(columns + at, mask=at < n, other=0.0)
+        largest = tl.maximum(largest, tl.abs(value))
+    scale = tl.maximum(tl.max(largest), 1e-12) / 448.0
+    tl.store(scales + row, scale)
+    # The second read of the row comes from the cache.
+    for start in range(0, n, SIZE):
+        at = start + place
+        value = tl.load(x + at, mask=at < n, other=0.0).to(tl.float32)
+        if COLUMNS:
+            value *= tl.load(columns + at, mask=at < n, other=0.0)
+        tl.store(out + row * n + at, (value / scale).to(tl.float8e4nv), mask=at < n)
+
+
+@triton.jit
+def _transpose(x, out, rows, columns, SIZE: tl.constexpr):
+    """out = x^T for one SIZE x SIZE tile of bytes."""
+    row = (tl.program_id(0) * SIZE + tl.arange(0, SIZE)).to(tl.int64)
+    column = (tl.program_id(1) * SIZE + tl.arange(0, SIZE)).to(tl.int64)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    tile = tl.load(x + row[:, None] * columns + column[None, :], mask=inside, other=0)
+    into = out + column[:, None] * rows + row[None, :]
+    # Turned in the program's memory, so that reads and writes are both of adjacent bytes.
+    tl.store(into, tl.trans(tile), mask=(column[:, None] < columns) & (row[None, :] < rows))
+
+
+def to_fp8(x: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x, (rows, n) with adjacent columns, in E4M3 with a float32 scale per row, (rows, 1)."""
+    rows, n = x.shape
+    out = torch.empty(rows, n, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(rows, 1, device=x.device)
+    size = min(4096, triton.next_power_of_2(n))
+    _to_fp8[(rows,)](
+        x, scales if columns is None else columns, out, scales, n, x.stride(0),
+        COLUMNS=columns is not None, SIZE=size, num_warps=8 if size >= 2048 else 4,
+    )  # fmt: skip
+    return out, scales
+
+
+def transposed(x: Tensor) -> Tensor:
+    """A contiguous copy of the transpose of bytes, (n, m)."""
+    rows, columns = x.shape
+    out = torch.empty(columns, rows, dtype=x.dtype, device=x.device)
+    grid = (triton.cdiv(rows, TRANSPOSED), triton.cdiv(columns, TRANSPOSED))
+    _transpose[grid](x, out, rows, columns, SIZE=TRANSPOSED)
     return out
 
 
-def swiglu_grads(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of gate and up, and silu(gate) * up again; all contiguous, of one shape."""
-    outs = torch.empty_like(gate), torch.empty_like(gate), torch.empty_like(gate)
-    n = gate.numel()
-    _swiglu_grads[(triton.cdiv(n, ELEMENTS),)](gate, up, grad, *outs, n, SIZE=ELEMENTS)
-    return outs
+def rms_norm(x: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + added (or x), and its norm: contiguous (tokens, n), or without `added` (tokens, heads, n)."""
+    n = x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = x if added is None else torch.empty_like(out)
+    _rms_norm[(x.numel() // n,)](
+        x, x if added is None else added, weight, total, out, n, x.stride(0), eps,
+        HEADS=x.numel() // n // x.shape[0], ADD=added is not None, **_row_block(n),
+    )  # fmt: skip
+    return total, out
 
 
-def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, backward: bool) -> tuple[Tensor, Tensor]:
-    """Rotary positions on contiguous (tokens, heads, head dim); cos and sin (tokens, head dim)."""
-    outs = torch.empty_like(q), torch.empty_like(k)
+def rms_norm_grad(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, out: Tensor
+) -> None:
+    """Writes the gradient of x to `out`; `grad` and `residual` are contiguous."""
+    n = x.shape[-1]
+    _rms_norm_grad[(x.numel() // n,)](
+        grad, x, weight, grad if residual is None else residual, out, n, x.stride(0), out.stride(0), eps,
+        HEADS=x.numel() // n // x.shape[0], ADD=residual is not None, **_row_block(n),
+    )  # fmt: skip
+
+
+def _row_block(n: int) -> dict[str, int]:
+    """A block that holds a row of n, and the warps for it."""
+    size = triton.next_power_of_2(n)
+    return {"SIZE": size, "num_warps": 8 if size >= 2048 else 4 if size >= 512 else 1}
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, (tokens, n), of contiguous (tokens, 2 n)."""
+    tokens, n = gate_up.shape[0], gate_up.shape[1] // 2
+    out = torch.empty(tokens, n, dtype=gate_up.dtype, device=gate_up.device)
+    _swiglu[(tokens, triton.cdiv(n, COLUMNS))](gate_up, out, n, SIZE=COLUMNS)
+    return out
+
+
+def swiglu_grads(gate_up: Tensor, grad: Tensor) -> None:
+    """Replaces contiguous gate_up, (tokens, 2 n), by its gradient and `grad`, (tokens, n), by `swiglu`."""
+    tokens, n = grad.shape
+    _swiglu_grads[(tokens, triton.cdiv(n, COLUMNS))](gate_up, grad, n, SIZE=COLUMNS)
+
+
+def rotate(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, outs: tuple[Tensor, Tensor], *, backward: bool
+) -> None:
+    """Rotary positions on (tokens, heads, head dim), any stride between tokens; cos and sin contiguous."""
     heads: dict[str, Any] = {"QH": q.shape[1], "KH": k.shape[1]}
     heads |= {"QP": triton.next_power_of_2(q.shape[1]), "KP": triton.next_power_of_2(k.shape[1])}
     half = q.shape[2] // 2
     _rotate[(q.shape[0],)](
-        q, k, *outs, cos, sin, **heads, HALF=half, HALF_PADDED=triton.next_power_of_2(half), BACK=backward
-    )
-    return outs
+        q, k, *outs, q.stride(0), k.stride(0), outs[0].stride(0), outs[1].stride(0), cos, sin,
+        **heads, HALF=half, HALF_PADDED=triton.next_power_of_2(half), BACK=backward,
+    )  # fmt: skip
 
 
 def add_low_rank(y: Tensor, low: Tensor, matrices: Tensor, tiles: Tensor, rows: int) -> None:
@@ -263,15 +417,15 @@ def target_log_probs(logits: Tensor, targets: Tensor, *, wants_grad: bool) -> Te
     return out
 
 
-def unpack_4bit(packed: Tensor, state: Any) -> Tensor:
-    """The (out, in) weight of `packed`, uint8 (out * in / 2, 1), whose block scales are quantised too.
+def unpack_4bit(packed: Tensor, state: Any, out: Tensor, row_scales: Tensor | None) -> None:
+    """Writes the (out, in) weight of `packed`, uint8 (out * in / 2, 1), whose block scales are quantised too.
 
-    `state`: bitsandbytes' QuantState, double quantisation of arXiv 2305.14314, 3.
+    `state`: bitsandbytes' QuantState, double quantisation of arXiv 2305.14314, 3. `out`: contiguous.
+    `row_scales`: (out, 1), what the rows are divided by, or None.
     """
-    out = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     n, inner = packed.numel(), state.state2
     _unpack_4bit[(triton.cdiv(n, ELEMENTS),)](
-        packed, out, state.code, state.absmax, inner.code, inner.absmax, state.offset, n,
-        BLOCK=state.blocksize, OUTER=inner.blocksize, SIZE=ELEMENTS, num_warps=8,
+        packed, out, state.code, state.absmax, inner.code, inner.absmax, state.offset,
+        inner.absmax if row_scales is None else row_scales, n, state.shape[1] // 2,
+        BLOCK=state.blocksize, OUTER=inner.blocksize, ROWS=row_scales is not None, SIZE=ELEMENTS, num_warps=8,
     )  # fmt: skip
-    return out

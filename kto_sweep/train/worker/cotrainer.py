@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from kto_sweep.data.dataset import TrainingData
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.throughput import Throughput
 from kto_sweep.train.base_model import LoadedBase, check_token_ids
 from kto_sweep.train.context import WorkerContext
@@ -144,7 +145,6 @@ class CoTrainer:
         *,
         cache: Path,
         limit: MicrobatchLimit = UNSPLIT,
-        recompute: bool = False,
         overlap: bool | None = None,
         clock: Clock = time.monotonic,
         tuner: ConcurrencyTuner | None = None,
@@ -166,7 +166,9 @@ class CoTrainer:
         self._engine = Engine(self._decoder, rows, held_out, limit=limit)
         self._active = ActiveTrials(self._engine)
         self._tuner = tuner or ConcurrencyTuner()
-        self._memory = MemoryManager(self._active, queue, self._decoder, self._tuner, recompute=recompute)
+        # Whole layers are computed again only when memory runs out: that costs more than fewer trials do.
+        self._tuner.levels = [level for level in self._decoder.recompute_levels if level < Recompute.LAYER]
+        self._memory = MemoryManager(self._active, queue, self._decoder, self._tuner)
         self._admission = Admission(
             queue, self._fits, self._active, self._memory, reference, inputs, clock, self._log_in_flight
         )
@@ -211,6 +213,8 @@ class CoTrainer:
         if self._memory.has_idle_slots():
             self._log_in_flight()
             self._active.remove_empty_slots()
+        if self._memory.follow(self.concurrency) and self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         launched = self._launch()
         self._log_in_flight()  # the previous step, while the device computes this one
         self._in_flight = launched

@@ -1,18 +1,22 @@
 """What the co-trainer gives up when memory runs out, and takes back when it is empty.
 
-micro-batches are split (by the engine) --> empty slots --> recomputed layers --> the last trial waits
+micro-batches are split (by the engine) --> empty slots --> the MLP, then layers are recomputed --> the last
+trial waits
 
 None of it changes a trial's numbers.
 """
 
+from kto_sweep.models.architecture import Recompute
 from kto_sweep.train.packed.decoder import Decoder
 from kto_sweep.train.trial.training import TrialTraining
 from kto_sweep.train.worker.active_trials import ActiveTrials
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
-from kto_sweep.train.worker.concurrency import ConcurrencyTuner
+from kto_sweep.train.worker.concurrency import Concurrency, ConcurrencyTuner
 
 EMPTY_SLOT_STEPS = 20
 """Steps that an empty slot waits for the next trial before its memory is freed."""
+
+_RECOMPUTED = {Recompute.MLP: "the MLPs' gate and up are", Recompute.LAYER: "all activations are"}
 
 
 class MemoryManager:
@@ -24,17 +28,15 @@ class MemoryManager:
         queue: AdmissionQueue,
         decoder: Decoder,
         tuner: ConcurrencyTuner,
-        *,
-        recompute: bool,
     ) -> None:
-        """`recompute`: recompute layers from the start."""
         self._active = active
         self._queue = queue
         self._decoder = decoder
         self._tuner = tuner
-        self._initial = (active.engine.limit, recompute)
-        self._recompute = recompute
-        decoder.set_recompute(recompute)
+        self._limit = active.engine.limit
+        """The engine's limit while memory has not run out."""
+        self._recompute = self._wanted = tuner.concurrency.recompute
+        decoder.set_recompute(self._recompute)
         self._max_trials: int | None = None
         """Trials that fit at once; None: as many as came did."""
         self._steps_with_empty_slots = 0
@@ -53,11 +55,12 @@ class MemoryManager:
         if self._active.has_empty_slots:
             self._active.remove_empty_slots()
             return True
-        if evaluating is None and not self._recompute:
-            self._set_recompute(True)
+        more = [level for level in self._decoder.recompute_levels if level > self._recompute]
+        if evaluating is None and more:
+            self._set_recompute(more[0])
             # The engine has come down to single examples. With less memory per token more fit again.
-            self._active.engine.limit, _ = self._initial
-            self.note("activations are recomputed in the backward pass")
+            self._active.engine.limit = self._limit
+            self.note(f"{_RECOMPUTED[more[0]]} recomputed in the backward pass")
             return True
         # A trial whose last step is not logged yet cannot leave: its checkpoint would lack that row.
         detachable = [
@@ -72,7 +75,7 @@ class MemoryManager:
             self._active.detach(last)
             self.requeue(last)
         self._active.remove_empty_slots()
-        self._active.engine.limit, _ = self._initial
+        self._active.engine.limit = self._limit
         return True
 
     def requeue(self, training: TrialTraining) -> None:
@@ -84,9 +87,20 @@ class MemoryManager:
 
     def reset(self) -> None:
         """Start over for the next trials, which may be smaller."""
-        self._active.engine.limit, recompute = self._initial
+        self._active.engine.limit = self._limit
         self._max_trials = None
-        self._set_recompute(recompute)
+        self._set_recompute(self._wanted)
+
+    def follow(self, concurrency: Concurrency) -> bool:
+        """Recompute what measurements chose, once no more trials than they chose are active.
+
+        True if that has changed: the peak so far then says nothing about the next steps.
+        """
+        if concurrency.recompute is self._wanted or len(self._active) > concurrency.slots:
+            return False
+        self._wanted = concurrency.recompute
+        self._set_recompute(self._wanted)
+        return True
 
     def has_idle_slots(self) -> bool:
         """Whether slots have been empty for EMPTY_SLOT_STEPS steps; call it once per step."""
@@ -101,7 +115,7 @@ class MemoryManager:
                 f"step {training.launched + 1}: out of memory: {text}; results do not change"
             )
 
-    def _set_recompute(self, on: bool) -> None:
-        if on != self._recompute:
-            self._recompute = on
-            self._decoder.set_recompute(on)
+    def _set_recompute(self, level: Recompute) -> None:
+        if level is not self._recompute:
+            self._recompute = level
+            self._decoder.set_recompute(level)
