@@ -6,33 +6,62 @@ changed during the sweep, and their results are not comparable.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from kto_sweep.errors import KtoSweepError
 from kto_sweep.parameter_types import describe_sources
-from kto_sweep.trial import Trial
+from kto_sweep.trial import Trial, settings_key
 
 DATA, EVAL_DATA, MODEL = "trial/data", "trial/eval_data", "trial/model"
+INPUT_PARAMETERS = frozenset(
+    {
+        *("dataset", "eval_dataset", "eval_fraction", "max_length"),
+        *("model", "model_size", "quantization", "full_finetune"),
+    }
+)
+"""The parameters that decide which rows and weights a trial is trained on."""
+MAX_CACHED = 4096
+"""Combinations of these whose trial is kept; a sweep has few, and checking one takes 0.1 ms."""
 MAX_NAMED_RUNS = 6
 """Maximum number of runs per group listed in a message."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """One ended trial and its run's summary."""
+    """The inputs of one ended trial, and its run's summary."""
 
     run_id: str
     trial: Trial | None
-    """None: its configuration cannot be trained."""
+    """A trial with its INPUT_PARAMETERS; others may differ. None: its configuration cannot be trained."""
     summary: Mapping[str, Any]
 
     @classmethod
     def of(cls, run_id: str, config: Mapping[str, Any], summary: Mapping[str, Any]) -> "TrainedRun":
         """From the run's configuration on its server."""
-        try:
-            return cls(run_id, Trial.from_config(config), summary)
-        except KtoSweepError:
-            return cls(run_id, None, summary)
+        return cls(run_id, _input_trial(_ByInputs(config)), summary)
+
+
+class _ByInputs:
+    """A configuration that equals all others with the same inputs: an argument to cache by."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self._key = settings_key(config, INPUT_PARAMETERS)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByInputs) and self._key == other._key
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _input_trial(settings: _ByInputs) -> Trial | None:
+    try:
+        return Trial.from_config(settings.config)
+    except KtoSweepError:
+        return None
 
 
 InputFingerprint = tuple[tuple[str, ...], str]
@@ -71,19 +100,24 @@ def differences(trials: Iterable[TrainedRun]) -> list[str]:
 
 
 def _fingerprints(run: TrainedRun) -> Iterator[InputFingerprint]:
-    trial = run.trial
-    if trial is None:
+    if run.trial is None:
         return
-    model = (trial.base_model, str(trial.effective_quantization), str(trial.full_finetune))
-    split = (str(trial.max_length), str(trial.eval_fraction), str(trial.eval_dataset))
-    for name, requested in (
-        (DATA, (f"the rows of {_printable(describe_sources(trial.dataset))}", *split, *model)),
-        (MODEL, (f"the weights of {_printable(trial.base_model)}", *model)),
-    ):
+    for name, requested in _requested_inputs(run.trial):
         value = run.summary.get(name)
         if isinstance(value, str):
             precision, _, fingerprint = value.rpartition(":")  # depends on the precision of the weights
             yield (*requested, precision), fingerprint
+
+
+@lru_cache(maxsize=MAX_CACHED)
+def _requested_inputs(trial: Trial) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Of rows and weights the summary's key, and what was requested."""
+    model = (trial.base_model, str(trial.effective_quantization), str(trial.full_finetune))
+    split = (str(trial.max_length), str(trial.eval_fraction), str(trial.eval_dataset))
+    return (
+        (DATA, (f"the rows of {_printable(describe_sources(trial.dataset))}", *split, *model)),
+        (MODEL, (f"the weights of {_printable(trial.base_model)}", *model)),
+    )
 
 
 def _printable(name: str) -> str:

@@ -2,9 +2,9 @@
 
 import ipaddress
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from email.utils import parsedate_to_datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 REDIRECT_LOOP = 302
@@ -45,26 +45,51 @@ def get(
     """
     import httpx
 
-    # By default httpx trusts only its bundled authorities. It also fails if ALL_PROXY is a SOCKS proxy or
-    # NO_PROXY has a range of IPv6 addresses, even for URLs that use neither.
-    certificates = ssl.create_default_context() if verify else False
     try:
-        with httpx.stream(
-            "GET",
-            url,
-            headers=headers,
-            timeout=timeout,
-            follow_redirects=True,
-            verify=certificates,
-            proxy=_proxy_for(url),
-            trust_env=False,
-        ) as response:
+        with _stream(url, timeout, headers, verify=verify) as response:
             body = next(response.iter_bytes(limit), b"") if limit else b""
             return Answer(response.status_code, body, _date(response.headers.get("date", "")))
     except httpx.TooManyRedirects:
         return Answer(REDIRECT_LOOP, b"")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, ImportError) as error:
         raise NoAnswerError(str(error) or type(error).__name__) from error
+
+
+def read_lines(url: str, *, timeout: float, headers: Mapping[str, str]) -> Iterator[bytes]:
+    """The HTTP status, then the lines of the response as they arrive; the whole may not fit into memory.
+
+    Raises NoAnswerError, also when the response is cut off.
+    """
+    import httpx
+
+    try:
+        with _stream(url, timeout, headers, verify=True) as response:
+            yield str(response.status_code).encode()
+            rest = b""
+            for chunk in response.iter_bytes(1 << 18):  # iter_lines also splits at U+2028 and such
+                *complete, rest = (rest + chunk).split(b"\n")
+                yield from complete
+            if rest:
+                yield rest
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ImportError) as error:
+        raise NoAnswerError(str(error) or type(error).__name__) from error
+
+
+def _stream(url: str, timeout: float, headers: Mapping[str, str] | None, *, verify: bool) -> Any:
+    import httpx
+
+    # By default httpx trusts only its bundled authorities. It also fails if ALL_PROXY is a SOCKS proxy or
+    # NO_PROXY has a range of IPv6 addresses, even for URLs that use neither.
+    return httpx.stream(
+        "GET",
+        url,
+        headers=headers,
+        timeout=timeout,
+        follow_redirects=True,
+        verify=ssl.create_default_context() if verify else False,
+        proxy=_proxy_for(url),
+        trust_env=False,
+    )
 
 
 def _date(text: str) -> float | None:

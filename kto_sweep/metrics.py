@@ -130,9 +130,12 @@ def summary_value(summary: Mapping[str, Any], name: str, *, maximize: bool = Fal
 
     If `define_metric` made it an object: its extreme by the sweep's goal, else its last value.
     """
-    extreme = "max" if maximize else "min"
-    candidates = (finite_number(summary, name + part) for part in ("", f".{extreme}", ".best", ".last"))
-    return next((value for value in candidates if value is not None), None)
+    value = finite_number(summary, name)
+    is_object = isinstance(summary.get(name.partition(".")[0]), Mapping)
+    for part in (".max" if maximize else ".min", ".best", ".last"):
+        if value is None and (is_object or name + part in summary):
+            value = finite_number(summary, name + part)
+    return value
 
 
 def finite_number(row: Mapping[str, Any], name: str) -> float | None:

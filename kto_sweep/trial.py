@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from kto_sweep.errors import Problem, TrialConfigError
@@ -237,6 +238,17 @@ def is_setting(key: str) -> bool:
     return key != RECORD and not key.startswith("_")
 
 
+def unwrapped(entry: Any) -> Any:
+    """The value of an entry of a run's configuration as W&B stores it."""
+    return entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+
+
+def plain_config(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration as W&B stores it, without `_wandb`, the record and the `value` wrappers."""
+    # Other names that begin with _ stay: they may be parameters of the sweep, which its search compares.
+    return {name: unwrapped(entry) for name, entry in stored.items() if name not in ("_wandb", RECORD)}
+
+
 def trial_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration without its `record` and the keys that begin with _."""
     return {key: value for key, value in config.items() if is_setting(key)}
@@ -273,6 +285,32 @@ def leaves(config: Mapping[str, object], path: Path = ()) -> Iterator[tuple[Path
             yield here, value
 
 
+_PLAIN_TYPES = frozenset({str, int, float, bool, type(None), list, tuple})
+
+
+def settings_key(config: Mapping[str, object], names: frozenset[str]) -> object:
+    """A hashable key: equal for configurations that name the same parameters, and give these equal values.
+
+    In a large sweep few keys differ, so what depends only on these parameters can be computed once per key.
+    """
+    if _PLAIN_TYPES.issuperset(map(type, config.values())):
+        keys = tuple(config)
+        return keys, tuple([repr(config[key]) for key in _keys_of(keys, names)])
+    paths, values = [], []
+    for path, value in leaves(config):
+        paths.append(path)
+        if parameter_name(path) in names:
+            values.append(repr(value))
+    return tuple(paths), tuple(values)
+
+
+@lru_cache(maxsize=4096)
+def _keys_of(keys: tuple[str, ...], names: frozenset[str]) -> tuple[str, ...]:
+    """Of the keys of a configuration without groups those of the parameters in `names`."""
+    return tuple(key for key in keys if is_setting(key) and parameter_name((key,)) in names)
+
+
+@lru_cache(maxsize=4096)
 def parameter_name(path: Path) -> str | None:
     """The parameter that a nested name refers to, such as beta for training.beta; None if there is none."""
     return next((name for name in (path[-1], "_".join(path[-2:])) if name in PARAMETERS), None)
@@ -328,6 +366,8 @@ def combination_problems(possible: Mapping[str, Collection[object]]) -> list[Pro
 
 def lookup(config: Mapping[str, Any], dotted: str) -> Any:
     """The value of a nested parameter such as `lora.r`; None if it is not set."""
+    if "." not in dotted:
+        return config.get(dotted)
     value: Any = config
     for part in dotted.split("."):
         if not isinstance(value, Mapping) or part not in value:

@@ -22,6 +22,7 @@ RUNS = {
     "load": "--runs 2 --seconds 5 --finished 100 --repeats 1",
     "makespan": f"--data {ROWS} --model MODEL --learning-rates 1e-3 --batch-sizes 4 --trial-steps 2 {SMALL}",
     "search": "--seeds 1 --minutes 0.05",
+    "size": "--runs 60 --rows 25000 --cells 1000",
     "step": f"--data {ROWS} --model MODEL --steps 2 {SMALL}",
     "verdict_simulation": "--sweeps 1",
 }

@@ -1,6 +1,7 @@
 """The command line: one file per command, each loaded when it is called."""
 
 import errno
+import gc
 import importlib
 import re
 import sys
@@ -11,6 +12,9 @@ import click
 
 from kto_sweep import __version__
 from kto_sweep.errors import KtoSweepError, UsageError
+
+GARBAGE_COLLECTION_OBJECTS = 50_000
+"""New objects between two collections."""
 
 # name -> (group, summary). The summaries are here so that --help imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -118,6 +122,9 @@ def cli(context: click.Context, debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; report each error as one message and an exit code."""
+    # By default Python looks for garbage among all objects again and again while those of a large sweep are
+    # made, of which none is garbage: a quarter of the time.
+    gc.set_threshold(GARBAGE_COLLECTION_OBJECTS, 50, 50)
     # A pasted page address logs a browser in, and runs record the command that made them.
     sys.argv[1:] = [_LOGIN_TOKEN.sub("", word) for word in sys.argv[1:]]
     sys.exit(run(sys.argv[1:]))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 CURVE_POINTS = 400
 """Points of each curve in a report or picture."""
 SPARKLINE_POINTS = 60
+MAX_SHOWN = 500
+"""Trials in the table; more with --top. A terminal takes minutes for 50,000."""
 MAX_CURVES = 60
 """Curves are read only for this many best runs."""
 
@@ -37,7 +39,12 @@ _file = click.Path(path_type=Path, dir_okay=False)
 @click.command()
 @sweep_argument
 @click.option("--metric", help="Rank by this metric instead of the sweep's own.")
-@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Show the best N trials.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Show the best N trials (in the table by default 500).",
+)
 @click.option("--diff", is_flag=True, help="Show only parameters that differ, the most important first.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--html", type=_file, metavar="FILE", help="Write a report with charts to one HTML file.")
@@ -68,6 +75,7 @@ def compare(
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.compare.comparison import compare as compare_trials
     from kto_sweep.home import Home
+    from kto_sweep.metrics import METRICS
     from kto_sweep.sweep.server_choice import find_sweep
     from kto_sweep.wandb_client.connection import connect
     from kto_sweep.wandb_client.private_api import read_curves
@@ -78,7 +86,10 @@ def compare(
     api = connect(target)
     if not as_json and not as_csv:
         say(f"Talking to {target}")
-    comparison = compare_trials(read_sweep_shown(api, target, ref), metric)
+    # JSON and reports have whole summaries, and a metric of another program is one of those that it logged.
+    is_whole = as_json or html is not None or (metric is not None and metric not in METRICS)
+    view = read_sweep_shown(api, target, ref, None if is_whole else [metric] if metric else ())
+    comparison = compare_trials(view, metric)
     if as_json:
         print_json(as_data(comparison, top))
     elif as_csv:
@@ -105,7 +116,7 @@ def show(
     from kto_sweep.compare.comparison import CURVES
     from kto_sweep.wandb_client.private_api import read_curves
 
-    shown = comparison.trials[:top]
+    shown = comparison.trials[: top or MAX_SHOWN]
     run_ids = [item.trial.run_id for item in shown][:MAX_CURVES]
     margins = read_curves(api, comparison.view.ref, run_ids, CURVES[:1], SPARKLINE_POINTS)
     parameters = comparison.differing() if diff else comparison.parameters

@@ -43,7 +43,8 @@ def print_comparison(
     if left_out:
         out.print(f"Columns hidden in this narrow terminal: {', '.join(left_out)}", soft_wrap=True)
     if len(shown) < len(trials):
-        out.print(f"{len(trials) - len(shown)} more: kto-sweep compare {ref.argument}")
+        command = f"kto-sweep compare {ref.argument} --top {len(trials)}"
+        out.print(f"{len(trials) - len(shown):,} more: {command}   (or --csv)", soft_wrap=True)
     _print_legend(out, comparison, link, with_fronts="Pareto" not in left_out)
     if any(len(each.trials) > 1 for each in comparison.configurations):
         out.print(_configuration_table(comparison))

@@ -5,7 +5,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -79,15 +79,17 @@ def counting(what: str, *, show: bool) -> Iterator[Callable[[int], None]]:
         bar.stop()
 
 
-def read_sweep_shown(api: "wandb.Api", target: "Target", ref: "SweepRef") -> "SweepView":
-    """The sweep with its trials, whose count is shown while they are read.
+def read_sweep_shown(
+    api: "wandb.Api | None", target: "Target", ref: "SweepRef", metrics: Collection[str] | None = ()
+) -> "SweepView":
+    """The sweep with its trials, whose count is shown while they are read; arguments as of `read_sweep`.
 
     Raises ServerError if the sweep does not exist or the server does not respond.
     """
     from kto_sweep.wandb_client.reader import read_sweep
 
     with counting("trials read", show=True) as count:
-        return read_sweep(api, target, ref, count)
+        return read_sweep(api, target, ref, count, metrics)
 
 
 def page_link(target: "Target", url: str, *, as_json: bool = False) -> str:

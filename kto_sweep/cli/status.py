@@ -52,7 +52,8 @@ def status(sweep: str | None, local: bool, as_json: bool) -> None:
 
     here = Home.from_environment()
     target, ref = find_sweep(here, sweep, local=local)
-    status = read_sweep_status(read_sweep_shown(connect(target), target, ref))
+    api = None if target.local else connect(target)  # without wandb, whose start takes a second
+    status = read_sweep_status(read_sweep_shown(api, target, ref))
     view, home = status.view, home_id(here)
     time = gpu_time(view, status.grid)
     if as_json:

@@ -11,6 +11,7 @@ from typing import Any
 
 from kto_sweep.fingerprints import DATA, EVAL_DATA, TrainedRun
 from kto_sweep.text import show
+from kto_sweep.trial import Trial
 
 ROW_SETTINGS = ("eval_dataset", "dataset", "eval_fraction", "max_length")
 """The parameters that decide which rows are held out, and where they are cut."""
@@ -78,20 +79,18 @@ def _requested(run: TrainedRun) -> tuple[str, ...] | None:
     """The settings that decide the run's held-out rows; None if they are unknown."""
     if run.trial is None:
         return None
-    config = run.trial.to_config()
-    names = ("eval_dataset", "max_length") if config.get("eval_dataset") else ROW_SETTINGS
-    return tuple(repr(config.get(name)) for name in names)
+    names = ("eval_dataset", "max_length") if run.trial.eval_dataset else ROW_SETTINGS
+    return tuple(repr(getattr(run.trial, name)) for name in names)
 
 
 def _names(runs: Sequence[TrainedRun], keys: Sequence[object]) -> dict[object, str]:
     """The name of each group: the settings in which it differs from others, and its fingerprint if needed."""
-    members: dict[object, list[Mapping[str, Any]]] = {}
+    members: dict[object, set[Trial | None]] = {}
     for run, key in zip(runs, keys, strict=True):
-        config = run.trial.to_config() if run.trial is not None else {}
-        members.setdefault(key, []).append(config)
+        members.setdefault(key, set()).add(run.trial)
     parts: dict[object, list[str]] = {key: [] for key in members}
     for name in _SETTINGS:
-        values = {key: {show(config.get(name)) for config in configs} for key, configs in members.items()}
+        values = {key: {show(_setting(each, name)) for each in trials} for key, trials in members.items()}
         if all(len(shown) == 1 for shown in values.values()) and len(set(map(tuple, values.values()))) > 1:
             for key, (value,) in values.items():
                 parts[key].append(f"{name} {value}")
@@ -102,6 +101,11 @@ def _names(runs: Sequence[TrainedRun], keys: Sequence[object]) -> dict[object, s
             rows = f"held-out rows {key[:_DIGITS] if isinstance(key, str) else number}"
             names[key] = f"{name}, {rows}" if name else rows
     return names
+
+
+def _setting(trial: Trial | None, name: str) -> Any:
+    value = getattr(trial, name, None)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _printable(name: str) -> str:

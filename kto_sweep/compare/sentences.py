@@ -176,8 +176,9 @@ def alert_sentences(view: SweepView) -> list[str]:
     Trials that failed are left out: their failure says more. Of an unstable trial only the error is in.
     """
     raised: dict[tuple[AlertLevel, str], dict[str, RunAlert]] = {}
-    labels = {trial.run_id: trial.label for trial in view.trials}
-    for trial in sorted(view.trials, key=lambda trial: trial.run_id):
+    alerted = sorted((trial for trial in view.trials if trial.alerts), key=lambda trial: trial.run_id)
+    labels = {trial.run_id: trial.label for trial in alerted}
+    for trial in alerted:
         for alert in trial.alerts:
             if not trial.failure or (trial.failure == UNSTABLE and alert.level is AlertLevel.ERROR):
                 raised.setdefault((alert.level, alert.title), {})[trial.run_id] = alert

@@ -6,8 +6,9 @@ layers automatically. It fits comfortably if a whole step fits without either.
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from kto_sweep.errors import Problem, Severity, TrialConfigError
 from kto_sweep.home import Home
@@ -37,6 +38,8 @@ from kto_sweep.text import counted, duration
 from kto_sweep.throughput import Rate, read_rates
 from kto_sweep.trial import Trial
 
+MAX_SIMULATED = 2_000
+"""Of more trials of a grid the time is estimated from so many, with each cell's share."""
 LOG_BYTES_PER_STEP = 2500
 LOG_BYTES = 2**20
 """Per trial, in addition to its steps: console, configuration, W&B's own files."""
@@ -169,10 +172,9 @@ class Planner:
         estimates = tuple(self.estimate_cell(cell) for cell in cells)
         total = sweep.expected_trials
         if listed:
-            trials = [cell.trial for cell in cells for _ in range(cell.count)]
+            trials = _in_proportion(cells, min(total or MAX_SIMULATED, MAX_SIMULATED))
         else:
             trials = sample_trials(sweep.space, min(total or SAMPLE_TRIALS, SAMPLE_TRIALS))
-        trials = trials[: total or len(trials)]
         concurrency: dict[object, int] = {}
         for estimate in estimates:
             if estimate.together:
@@ -181,7 +183,7 @@ class Planner:
                 concurrency[base_model] = min(limit, estimate.together)
         scale = (total or 0) / len(trials) if trials else 0.0
         ends = total is not None and bool(trials)
-        disk = sum(self._estimate_trial(trial).disk_bytes for trial in trials) if ends else 0
+        disk = sum(self._disk_bytes(trials)) if ends else 0
         return Plan(
             gpu=self._gpu,
             cells=estimates,
@@ -190,7 +192,7 @@ class Planner:
             serial=self._makespan(trials, {}, scale) if ends else None,
             makespan=self._makespan(trials, concurrency, scale) if ends else None,
             disk_bytes=round(disk * scale) if ends else None,
-            exact_tokens=all(self._inputs_of(trial).workload.exact for trial in trials),
+            exact_tokens=all(self._inputs_of(trial).workload.exact for trial in set(trials)),
             notes=(*self._notes(estimates), *_time_notes(sweep)),
         )
 
@@ -242,8 +244,13 @@ class Planner:
         time = estimate_trial_time(trial, inputs.workload, inputs.timing, together=together, done_steps=done)
         return steps, time
 
-    def _estimate_trial(self, trial: Trial) -> CellEstimate:
-        return self.estimate_cell(PlanCell(trial, 1, {}))
+    def _disk_bytes(self, trials: Iterable[Trial]) -> Iterator[int]:
+        """Of each trial; those of a cell are one object."""
+        known: dict[int, int] = {}
+        for trial in trials:
+            if id(trial) not in known:
+                known[id(trial)] = self.estimate_cell(PlanCell(trial, 1, {})).disk_bytes
+            yield known[id(trial)]
 
     def _inputs_of(self, trial: Trial) -> _TrialInputs:
         name = trial.base_model
@@ -347,6 +354,13 @@ class Planner:
         if any(estimate.trainer == "trl" for estimate in estimates):
             what = "memory is a rough estimate, time is not estimated"
             yield _note("trials that use TRL's trainer", what)
+
+
+def _in_proportion(cells: Sequence[PlanCell], limit: int) -> list[Trial]:
+    """The trials of these cells in their order; of more than `limit`, the first so many or fewer of each."""
+    every = max(1, math.ceil(sum(cell.count for cell in cells) / MAX_SIMULATED))
+    trials = (cell.trial for cell in cells for _ in range(max(1, round(cell.count / every))))
+    return list(islice(trials, limit))
 
 
 def _note(about: str, what: str) -> Problem:

@@ -6,7 +6,8 @@ One exception: SLOWEST_PARAMETERS vary slowest, because trials must share them t
 import json
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from kto_sweep.search.distributions import Distribution, IntUniform, Value
@@ -21,6 +22,7 @@ SLOWEST_PARAMETERS = (
 )
 """Parameters shared by all trials that an agent trains together: base model first, then data."""
 
+_CONTAINERS = frozenset({dict, list, tuple})
 _encode = json.JSONEncoder(sort_keys=True).encode  # built once: a large grid has tens of thousands of keys
 
 
@@ -34,7 +36,7 @@ def can_list(space: Space) -> bool:
 
 
 def next_cell(
-    space: Space, tried_keys: Collection[str], start: int = 0
+    space: Space, tried_keys: Container[str], start: int = 0
 ) -> tuple[int, dict[str, Value], str] | None:
     """The first cell from number `start` whose key is not in `tried_keys`: number, configuration, key."""
     axes = {parameter.path: _Axis(parameter.distribution) for parameter in in_order(space)}
@@ -100,13 +102,25 @@ def _values(axes: Mapping[tuple[str, ...], _Axis], number: int) -> dict[tuple[st
 
 
 def _value_at(config: Any, path: tuple[str, ...]) -> Value:
+    if len(path) == 1:
+        return config.get(path[0])
     for name in path:
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
 
 
 def _key(values: list[Value]) -> str:
-    return _encode([_canonical(value) for value in values])
+    """As JSON; the texts of single values are kept, as a grid combines few values in many cells."""
+    return f"[{', '.join([_text(value) for value in values])}]"
+
+
+def _text(value: Value) -> str:
+    return _encode(_canonical(value)) if type(value) in _CONTAINERS else _text_of_plain(value)
+
+
+@lru_cache(maxsize=8192, typed=True)  # typed: 1 and True are two values
+def _text_of_plain(value: Value) -> str:
+    return _encode(_canonical(value))
 
 
 def _canonical(value: Value) -> Value:

@@ -24,6 +24,7 @@ from kto_sweep.server import (
     graphql_api,
     history_export,
     request_body,
+    sweep_trials,
     uploads,
 )
 from kto_sweep.server.auth import LOGIN_COMMAND, ApiKey, ask_for_key
@@ -66,6 +67,7 @@ def build_app(
             Route(storage, api.download, methods=["GET"]),
             Route("/history/{token}/{name}", api.exported_history, methods=["GET"]),
             Route(storage, api.preflight, methods=["OPTIONS"]),
+            sweep_trials.route(server, key),
             *artifact_routes.routes(server, key),
             *dashboard.routes(server, https=https, open_on_loopback=open_on_loopback),
         ],

@@ -4,7 +4,7 @@ import sqlite3
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -117,10 +117,16 @@ def _number(value: object) -> float | None:
     return float(value) if is_number(value) else None
 
 
+HistoryReader = Callable[[sqlite3.Connection, int, float], StreamColumns | None]
+"""From a connection, the run's row and its start, in seconds since the epoch."""
+
+
 class ColumnCache:
     """LRU cache of the columns of viewed runs. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, read_history: HistoryReader = lambda connection, run_id, started_at: None) -> None:
+        """`read_history`: the columns of a long history; None for a short one, of which all rows are read."""
+        self._read_history = read_history
         self._lock = threading.Lock()
         self._columns: OrderedDict[tuple[int, Stream], StreamColumns] = OrderedDict()
         self._total = 0
@@ -156,6 +162,9 @@ class ColumnCache:
         rewrites = runs.rewrites(connection, run_id, stream)
         if rewrites != columns.rewrites:
             columns = StreamColumns(rewrites=rewrites)
+        if columns.next_line == 0 and stream is Stream.HISTORY:
+            columns = self._read_history(connection, run_id, started_at) or columns
+            columns.rewrites = rewrites
         columns.append(_new_lines(connection, run_id, stream, columns.next_line), started_at)
         self._columns[(run_id, stream)] = columns
         self._total += columns.size()

@@ -25,19 +25,21 @@ from kto_sweep.server import (
     dashboard_cells,
     dashboard_data,
     dashboard_run,
+    dashboard_runs,
+    history_blocks,
     request_body,
     uploads,
 )
 from kto_sweep.server.auth import CHANGE, READ, browser_access, how_to_log_in, log_in, without_token
 from kto_sweep.server.columns import ColumnCache
-from kto_sweep.server.dashboard_comparison import ComparisonCache, places
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.dashboard_data import ChangeTracker, Row
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.responses import Json, html
 from kto_sweep.server.server_state import ServerState
-from kto_sweep.server.store import files
+from kto_sweep.server.store import files, sweeps
 from kto_sweep.server.store.sweeps import Sweep
-from kto_sweep.server.sweep_view import StatusCache, sweep_view
+from kto_sweep.server.sweep_view import StatusCache
 from kto_sweep.sweep.sweep_state import SweepStatus
 
 STATIC = Path(__file__).parent / "static"
@@ -76,6 +78,7 @@ def routes(server: ServerState, *, https: bool, open_on_loopback: bool) -> list[
         get("/-/data/{entity}/{project}", api.data(api.project)),
         get("/-/data/{entity}/{project}/curves", api.data(api.curves)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}", api.data(api.sweep)),
+        get("/-/data/{entity}/{project}/sweeps/{sweep}/runs", api.data(api.runs)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}/cells", api.data(api.cells)),
         get("/-/data/{entity}/{project}/sweeps/{sweep}/comparison", api.data(api.comparison)),
         get("/-/data/{entity}/{project}/runs/{run}", api.data(api.run)),
@@ -99,7 +102,7 @@ class _Dashboard:
 
     def __init__(self, server: ServerState) -> None:
         self._server = server
-        self._columns = ColumnCache()
+        self._columns = ColumnCache(history_blocks.long_columns)
         self._changes = ChangeTracker()
         self._comparisons = ComparisonCache()
         self._statuses = StatusCache()
@@ -172,10 +175,26 @@ class _Dashboard:
         overview = self._comparisons.overview(status)
         facts = dashboard_data.sweep_facts(connection, self._server, sweep, status, overview)
 
-        def placed() -> Mapping[str, Row]:
-            return places(sweep_view(connection, self._server, sweep))
+        places = self._comparisons.places(status)
+        return self._changes.since(connection, sweep, facts, places, request.query_params.get("since"))
 
-        return self._changes.since(connection, sweep.id, facts, placed, request.query_params.get("since"))
+    def runs(self, request: Request) -> Row:
+        """The sweep's runs that match `filter`, in the order of the column `sort`, from number `from` on."""
+        connection, query = self._server.database.reader(), request.query_params
+        _, sweep = dashboard_data.find_sweep(connection, request.path_params)
+        status = self._status(sweep)
+        return dashboard_runs.page(
+            connection,
+            sweep,
+            status.view,
+            self._comparisons.places(status),
+            dashboard_runs.Query(
+                query.get("filter", ""),
+                query.get("sort", "rank"),
+                descending="descending" in query,
+                first=_parse_int(query.get("from"), 0, 2**53),
+            ),
+        )
 
     def cells(self, request: Request) -> Row:
         """The cells of a sweep's grid."""
@@ -187,7 +206,7 @@ class _Dashboard:
         """The verdict on a sweep, and the importance of its parameters."""
         connection = self._server.database.reader()
         _, sweep = dashboard_data.find_sweep(connection, request.path_params)
-        return self._comparisons.of(sweep_view(connection, self._server, sweep))
+        return self._comparisons.of(self._status(sweep))
 
     def curves(self, request: Request) -> Row:
         """Curves of the metrics `key` of the runs `run`, each in at most `points` points."""
@@ -203,7 +222,10 @@ class _Dashboard:
         """A run without its curves and console."""
         connection = self._server.database.reader()
         _, run = dashboard_data.find_run(connection, request.path_params)
-        facts = dashboard_run.facts(connection, self._server, self._columns, run)
+        sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
+        status = self._status(sweep) if sweep else None
+        places = self._comparisons.places(status) if status else {}
+        facts = dashboard_run.facts(connection, self._columns, run, status.view if status else None, places)
         return None if facts["tag"] == request.query_params.get("since") else facts
 
     def console(self, request: Request) -> Row:

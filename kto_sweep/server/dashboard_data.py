@@ -6,8 +6,7 @@ import math
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kto_sweep.alerts import SUMMARY, alerts_for_summary, alerts_of
@@ -34,6 +33,9 @@ MAX_TEXT = 300
 """Maximum characters of a table cell; the run page shows the full value."""
 MAX_ENTRIES = 500
 """Maximum entries of a configuration or summary in a table."""
+MAX_ROWS = 500
+"""Runs of a sweep that a page gets at first, about 1.4 kB each; it asks for others by page."""
+RUNNING = "running"
 MAX_CACHED = 64
 """Sweep states kept for comparison with a page's tag."""
 
@@ -186,7 +188,7 @@ def run_row(run: Run) -> Row:
         "exitcode": run.exitcode,
         "failure": trial.failure,
         "message": trial.failure_message,
-        "config": flat(trial_config(run_writes.plain_config(run.config))),
+        "config": flat(trial_config(run_writes.config_of(run.config))),
         "summary": shown,
         "alerts": alerts_for_summary(alerts_of(summary)),
     }
@@ -225,77 +227,74 @@ def _cell(value: Any, longest: int) -> str | float | bool | None:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-_SHOWN_FIELDS = [field.name for field in fields(Run) if field.name != "suggested"]
-_RUN_COLUMNS, _NAME = ", ".join(_SHOWN_FIELDS), _SHOWN_FIELDS.index("name")
-
-
 class ChangeTracker:
     """Finds the runs of a sweep that changed since a page's last request.
 
-    Each state of a sweep has a tag. The run fingerprints of recent states are cached, so that a page with a
-    recent tag gets only the changed runs; a page with an older tag gets all of them.
+    Each state of a sweep has a tag. What a page with this tag has is remembered for recent states, so that it
+    gets only the changed runs; a page with an older tag gets all that it shows.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._states: OrderedDict[str, dict[int, bytes]] = OrderedDict()
+        self._states: OrderedDict[str, dict[str, bytes]] = OrderedDict()
 
     def since(
         self,
         connection: sqlite3.Connection,
-        sweep_id: int,
+        sweep: Sweep,
         facts: Row,
-        places: Callable[[], Mapping[str, Row]],
+        places: Mapping[str, Row],
         tag: str | None,
     ) -> Row | None:
-        """The changed runs, or all if `complete`, and the `order` of all; None when nothing changed.
+        """The changed ones of the first runs, and the `order` of these; None when nothing changed.
 
-        `places` has the place of each run in the sweep, in their order.
+        `places` has the place of each run in the sweep, in their order. Of more than MAX_ROWS runs the first
+        are sent, then others that run; `total` is the number of all, `first` that of the first ones.
         """
-        condition = runs.in_sweep(sweep_id)
-        rows = {
-            row[0]: row
-            for row in connection.execute(
-                f"SELECT {_RUN_COLUMNS} FROM run WHERE {condition.sql} ORDER BY id", condition.parameters
-            )
-        }
+        names = list(places)
+        shown = (
+            names[:MAX_ROWS]
+            + [name for name in names[MAX_ROWS:] if places[name]["state"] == RUNNING][:MAX_ROWS]
+        )
+        changes = runs.changes(connection, sweep.project_id, shown)
+        # A run whose place has changed must be sent, though its own record has not.
+        fingerprints = {name: _fingerprint(changes[name], places[name]) for name in shown if name in changes}
         # Heartbeats change all the time: leave them out, so that they do not make a new state.
         hashed = {**facts, "agents": [{**agent, "heartbeat": 0} for agent in facts["agents"]]}
-        new_tag = hashlib.blake2b(
-            json.dumps([sweep_id, hashed]).encode() + b"".join(map(_fingerprint, rows.values())),
-            digest_size=12,
-        ).hexdigest()
+        parts = json.dumps([sweep.id, len(names), hashed]).encode() + b"".join(fingerprints.values())
+        new_tag = hashlib.blake2b(parts, digest_size=12).hexdigest()
         with self._lock:
             before = self._states.get(tag) if tag else None
-        if new_tag == tag and before is not None:
-            return None
-        placed = places()
-        # A run whose place has changed must be sent, though its own record has not.
-        fingerprints = {number: _fingerprint((*row, placed.get(row[_NAME]))) for number, row in rows.items()}
-        if before is not None and before.keys() - fingerprints.keys():
-            before = None  # a run was deleted, which is rare: send all runs
-        with self._lock:
             self._states[new_tag] = fingerprints
             self._states.move_to_end(new_tag)
             while len(self._states) > MAX_CACHED:
                 self._states.popitem(last=False)
+        if new_tag == tag and before is not None:
+            return None
+        if before is not None and before.keys() - fingerprints.keys():
+            before = None  # a run was deleted, or is no longer among the first: send all
         changed = [
-            number
-            for number, fingerprint in fingerprints.items()
-            if before is None or before.get(number) != fingerprint
+            name for name, value in fingerprints.items() if before is None or before.get(name) != value
         ]
         return {
             "tag": new_tag,
             "complete": before is None,
             "sweep": facts,
-            "order": list(placed),
-            "runs": [
-                {**run_row(run), **placed.get(run.name, {})}
-                for number in changed
-                if (run := runs.get(connection, number)) is not None
-            ],
+            "total": len(names),
+            "first": len(names[:MAX_ROWS]),
+            "order": list(fingerprints),
+            "runs": placed_rows(connection, sweep, changed, places),
         }
 
 
-def _fingerprint(row: Sequence[Any]) -> bytes:
-    return hashlib.blake2b(repr(tuple(row)).encode(errors="replace"), digest_size=8).digest()
+def placed_rows(
+    connection: sqlite3.Connection, sweep: Sweep, names: Iterable[str], places: Mapping[str, Row]
+) -> list[Row]:
+    """The table rows of these runs, with their places."""
+    found = (runs.find(connection, sweep.project_id, name) for name in names)
+    return [{**run_row(run), **places.get(run.name, {})} for run in found if run is not None]
+
+
+def _fingerprint(change: int, place: Row) -> bytes:
+    text = repr((change, tuple(place.values())))
+    return hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest()

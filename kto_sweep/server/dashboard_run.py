@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,15 +12,13 @@ from kto_sweep.alerts import SUMMARY
 from kto_sweep.provenance import Provenance
 from kto_sweep.server import dashboard_artifacts
 from kto_sweep.server.columns import ColumnCache
-from kto_sweep.server.dashboard_comparison import places
 from kto_sweep.server.dashboard_data import Row, flat, run_row
-from kto_sweep.server.run_writes import plain_config, run_record
-from kto_sweep.server.server_state import ServerState
-from kto_sweep.server.store import files, lines, runs, sweeps
+from kto_sweep.server.run_writes import config_of, run_record
+from kto_sweep.server.store import files, lines, runs
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.projects import Project
 from kto_sweep.server.store.runs import Run
-from kto_sweep.server.sweep_view import sweep_view
+from kto_sweep.sweep.view import SweepView
 from kto_sweep.trial import trial_config
 
 LAST_LINES = 500
@@ -34,16 +32,20 @@ MAX_VALUE = 20_000
 """Maximum characters of a configuration or summary value on the run page."""
 
 
-def facts(connection: sqlite3.Connection, server: ServerState, columns: ColumnCache, run: Run) -> Row:
+def facts(
+    connection: sqlite3.Connection,
+    columns: ColumnCache,
+    run: Run,
+    view: SweepView | None,
+    places: Mapping[str, Row],
+) -> Row:
     """A run without its curves and console, with its place in its sweep; `tag` changes with any of it."""
-    sweep = sweeps.get(connection, run.sweep_id) if run.sweep_id is not None else None
-    view = sweep_view(connection, server, sweep) if sweep else None
     summary = lines.as_row(run.summary) or {}
     page: Row = {
         "run": {
             **run_row(run),
-            **(places(view)[run.name] if view else {}),
-            "config": flat(trial_config(plain_config(run.config)), longest=MAX_VALUE),
+            **places.get(run.name, {}),
+            "config": flat(trial_config(config_of(run.config)), longest=MAX_VALUE),
             "record": {title: flat(values, longest=MAX_VALUE) for title, values in _record(run)},
             "summary": flat(
                 {

@@ -5,7 +5,14 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.server import branching, request_body, run_writes, successive_halving, sweep_progress
+from kto_sweep.server import (
+    branching,
+    history_blocks,
+    request_body,
+    run_writes,
+    successive_halving,
+    sweep_progress,
+)
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.server_state import ServerState
 from kto_sweep.server.states import ENDED, RunState
@@ -100,6 +107,8 @@ def receive(
     if summary := _summary(message):
         values["summary"] = _merged_summary(connection, run, summary, writer)
     runs.update(connection, run.id, **values)
+    if any(chunk is not None for chunk in history):
+        history_blocks.update(connection, run)
     if run.sweep_id is not None:
         _update_sweep(connection, run, [chunk for chunk in history if chunk is not None], summary)
     if message.complete:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeVar
 
+from kto_sweep.server import history_blocks
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import lines
 from kto_sweep.server.wire import wire_safe
@@ -44,8 +45,13 @@ def sampled(connection: sqlite3.Connection, run_id: int, spec_text: str) -> list
     """
     spec = _spec(spec_text)
     lowest, highest = spec.get("minStep"), spec.get("maxStep")
-    texts = lines.history(connection, run_id, lowest, None if highest is None else highest + 1)
-    keys = spec.get("keys")
+    keys, samples = spec.get("keys"), spec.get("samples")
+    few = samples if samples is not None and samples <= history_blocks.LONG else None
+    is_whole = lowest is None and highest is None
+    if few is not None and is_whole and history_blocks.is_long(connection, run_id):
+        texts: Iterable[str] = history_blocks.sampled_lines(connection, run_id, keys, few)
+    else:
+        texts = lines.history(connection, run_id, lowest, None if highest is None else highest + 1)
     rows = []
     for text in texts:
         row = lines.as_row(text) or {}
@@ -53,7 +59,7 @@ def sampled(connection: sqlite3.Connection, run_id: int, spec_text: str) -> list
             rows.append(wire_safe(row))
         elif all(_has(row, key) for key in keys):
             rows.append({key: wire_safe(_at(row, key)) for key in keys})
-    return sample(rows, spec.get("samples"))
+    return sample(rows, samples)
 
 
 def _spec(text: str) -> dict[str, Any]:

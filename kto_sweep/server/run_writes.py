@@ -14,7 +14,7 @@ from kto_sweep.server.store import artifacts, files, lines, projects, runs, swee
 from kto_sweep.server.store.ids import from_global, new_name
 from kto_sweep.server.store.lines import Stream
 from kto_sweep.server.store.runs import Run
-from kto_sweep.trial import RECORD
+from kto_sweep.trial import RECORD, plain_config, unwrapped
 
 Input = Mapping[str, Any]
 
@@ -153,7 +153,7 @@ def _merged_config(old: str, new: str) -> str:
     """
     before, after = json.loads(old), json.loads(new)
     merged = {**before, **after}
-    facts = [_unwrapped(config.get("_wandb")) for config in (before, after)]
+    facts = [unwrapped(config.get("_wandb")) for config in (before, after)]
     if all(isinstance(one, dict) for one in facts):
         merged["_wandb"] = {"value": {**facts[0], **facts[1]}}
         processes = [one["e"] for one in facts if isinstance(one.get("e"), dict)]
@@ -271,22 +271,15 @@ def as_config_json(config: Mapping[str, Any]) -> str:
 
 def chosen_config(run: Run) -> dict[str, Any]:
     """The configuration that the search chose for the run, else its current configuration."""
-    return run.suggested if run.suggested is not None else plain_config(run.config)
+    return run.suggested if run.suggested is not None else config_of(run.config)
 
 
-def plain_config(text: str) -> dict[str, Any]:
-    """A run's config JSON as a plain dict, without `_wandb`, the record and the `value` wrappers."""
-    # Other names that begin with _ stay: they may be parameters of the sweep, which its search compares.
-    return {
-        name: _unwrapped(entry) for name, entry in json.loads(text).items() if name not in ("_wandb", RECORD)
-    }
+def config_of(text: str) -> dict[str, Any]:
+    """`trial.plain_config` of a run's config JSON."""
+    return plain_config(json.loads(text))
 
 
 def run_record(text: str) -> dict[str, Any]:
     """What a run was trained with (see provenance.py), from its config JSON; empty if that has no record."""
-    record = _unwrapped(json.loads(text).get(RECORD))
+    record = unwrapped(json.loads(text).get(RECORD))
     return record if isinstance(record, dict) else {}
-
-
-def _unwrapped(entry: Any) -> Any:
-    return entry["value"] if isinstance(entry, dict) and "value" in entry else entry

@@ -90,22 +90,34 @@ def _next_bayes(
 def _next_cell(
     connection: sqlite3.Connection, sweep: Sweep, space: Space, is_last: bool
 ) -> Suggestion | None:
-    tried = set(sweeps.cell_keys(connection, sweep.id))
+    tried = _TriedCells(connection, sweep)
     new_keys = {}
     for run in runs.without_cell_key(connection, sweep.id):
-        key = grid.cell_key(space, run.suggested or run_writes.plain_config(run.config))
-        tried.add(key)
+        key = grid.cell_key(space, run.suggested or run_writes.config_of(run.config))
+        tried.others.add(key)
         if run.suggested is not None:  # a run without `suggested` may still change its configuration
             new_keys[run.id] = key
     # Their own configurations have the defaults, which the sweeps that chose them may not name.
-    tried.update(
-        grid.cell_key(space, run_writes.plain_config(run.config))
+    tried.others.update(
+        grid.cell_key(space, run_writes.config_of(run.config))
         for run in runs.prior_runs(connection, sweep.id)
     )
     cell = grid.next_cell(space, tried, sweep.grid_cursor)
     if cell is None:
         return None
     number, config, key = cell
-    tried.add(key)
+    tried.others.add(key)
     after = grid.next_cell(space, tried, number + 1)
     return Suggestion(config, key, number + 1, is_last or after is None, new_keys)
+
+
+class _TriedCells:
+    """The keys of the cells that have a run; looked up one by one, as a large grid has very many."""
+
+    def __init__(self, connection: sqlite3.Connection, sweep: Sweep) -> None:
+        self._connection, self._sweep = connection, sweep
+        self.others: set[str] = set()
+        """Keys of runs that have none in the database."""
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.others or sweeps.has_cell(self._connection, self._sweep.id, str(key))

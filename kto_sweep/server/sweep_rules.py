@@ -82,6 +82,12 @@ class SweepRules:
     refusal: str | None
     """Why the server does not register this configuration; None if it does."""
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the sweep is judged by: its own, and further objectives."""
+        names = [objective.name for objective in self.options.objectives]
+        return (*([self.metric.name] if self.metric else []), *names)
+
     def expected_trials(self) -> int | None:
         """Total number of runs; None for a sweep without an end."""
         size = self.space.grid_size() if self.space is not None and self.method == "grid" else None

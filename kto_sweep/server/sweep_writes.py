@@ -173,7 +173,7 @@ def enqueue(connection: sqlite3.Connection, server: ServerState, fields: Mapping
         now=server.now(),
         rng=server.rng,
         sweep_id=sweep.id,
-        suggested=run_writes.plain_config(config),
+        suggested=run_writes.config_of(config),
         config=json.dumps(json.loads(config)),
         **values,
     )

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kto_sweep.plan.cells import STEP_COUNT_PARAMETERS, cost_key
+from kto_sweep.plan.cells import COST_NEUTRAL_PARAMETERS, STEP_COUNT_PARAMETERS, cost_key
 from kto_sweep.sweep.grid_status import GridStatus, count_missing
 from kto_sweep.sweep.trial_state import TrialState
 from kto_sweep.sweep.view import BusySpan, SweepView, TrialRecord
-from kto_sweep.trial import lookup, with_defaults
+from kto_sweep.trial import PARAMETERS, lookup, settings_key, with_defaults
+
+_COST_PARAMETERS = frozenset(PARAMETERS) - COST_NEUTRAL_PARAMETERS
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,22 @@ def gpu_time(view: SweepView, status: GridStatus) -> GpuTime:
     missing = count_missing(view, status)
     if not done or missing is None:
         return GpuTime(spent, None, unit)
+    unended = [cell.trial for cell in status.cells if cell.trial and not cell.state.has_ended]
+    if not unended and not missing:
+        return GpuTime(spent, 0.0, unit)
     # Concurrent trials take less time of a device than the sum of their times; assume the same for the rest.
     lengths = sum(trial.seconds or 0.0 for trial in own)
     share = min(1.0, spent / lengths) if lengths else 1.0
+    costs = _Costs()
     seconds_by_cost: dict[object, list[float]] = {}
     for trial in done:
-        seconds_by_cost.setdefault(_cost(trial.config), []).append(trial.seconds or 0.0)
+        seconds_by_cost.setdefault(costs.of(trial.config), []).append(trial.seconds or 0.0)
     average = statistics.fmean(trial.seconds or 0.0 for trial in done)
+    averages = {cost: statistics.fmean(seconds) for cost, seconds in seconds_by_cost.items()}
 
     def expected_seconds(config: Mapping[str, Any]) -> float:
-        return statistics.fmean(seconds_by_cost.get(_cost(config), [average]))
+        return averages.get(costs.of(config), average)
 
-    unended = [cell.trial for cell in status.cells if cell.trial and not cell.state.has_ended]
     remaining = sum(max(0.0, expected_seconds(trial.config) - (trial.seconds or 0.0)) for trial in unended)
     if status.lists_every_cell:
         remaining += sum(expected_seconds(cell.config) for cell in status.in_state(TrialState.NOT_STARTED))
@@ -96,7 +102,17 @@ def _union_length(spans: Iterable[BusySpan]) -> float:
     return covered
 
 
-def _cost(config: Mapping[str, Any]) -> object:
-    """A key that is equal for trials that take the same time."""
-    full = with_defaults(config)
-    return cost_key(full), *(repr(lookup(full, name)) for name in sorted(STEP_COUNT_PARAMETERS))
+class _Costs:
+    """Keys that are equal for trials that take the same time; computed once for equal settings."""
+
+    def __init__(self) -> None:
+        self._by_settings: dict[object, object] = {}
+
+    def of(self, config: Mapping[str, Any]) -> object:
+        """The key of a configuration."""
+        settings = settings_key(config, _COST_PARAMETERS)
+        if settings not in self._by_settings:
+            full = with_defaults(config)
+            steps = (repr(lookup(full, name)) for name in sorted(STEP_COUNT_PARAMETERS))
+            self._by_settings[settings] = cost_key(full), *steps
+        return self._by_settings[settings]

@@ -3,8 +3,10 @@
 A pure function of a sweep and its runs as plain data, so it is the same for W&B and the embedded server.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from kto_sweep.errors import FailureCause
@@ -16,7 +18,7 @@ MAX_CELLS = 100_000
 """For a larger grid only the runs are listed, not the cells."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GridCell:
     """One combination of a grid's values, or one run of a sweep that is not a grid."""
 
@@ -54,19 +56,22 @@ class GridStatus:
 
     def in_state(self, *states: TrialState) -> tuple[GridCell, ...]:
         """The cells in one of these states."""
+        if not any(self.counts[state] for state in states):
+            return ()
         return tuple(cell for cell in self.cells if cell.state in states)
 
-    @property
+    @cached_property
     def counts(self) -> dict[TrialState, int]:
         """The number of cells in each state."""
-        return {state: len(self.in_state(state)) for state in TrialState}
+        numbers = Counter(cell.state for cell in self.cells)
+        return {state: numbers[state] for state in TrialState}
 
-    @property
+    @cached_property
     def done(self) -> tuple[GridCell, ...]:
         """The cells whose trials ended as the sweep intends."""
         return tuple(cell for cell in self.cells if cell.state.is_done)
 
-    @property
+    @cached_property
     def retryable(self) -> tuple[GridCell, ...]:
         """The failed cells that may succeed when retried."""
         return tuple(cell for cell in self.cells if cell.is_retryable)

@@ -32,7 +32,7 @@ from kto_sweep.sweep.follow_up import (
 from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.sweep_file.command import read_flags
 from kto_sweep.text import counted
-from kto_sweep.trial import leaves, lookup, parameter_name
+from kto_sweep.trial import check_value, leaves, lookup, parameter_name
 
 SEEDS = 2**32
 """Number of valid seeds, from 0 on."""
@@ -49,7 +49,7 @@ def replicate(view: SweepView, best: Sequence[Configuration], seeds: int) -> Fol
     old = view.config
     chosen = [p for p in view.space.parameters if p.varies or p.path == (CONFIGURATION,)]
     is_again = any(p.path == (CONFIGURATION,) for p in chosen)
-    kept = sorted({trial.trained.trial.seed for each in best for trial in each.trials if trial.trained.trial})
+    kept = sorted({seed for each in best for trial in each.trials for seed in _seeds(trial)})
     replaced = {p.path for p in view.space.parameters if p in chosen or _is_seed(p)}
     config = {key: value for key, value in old.items() if key not in ("run_cap", "early_terminate", BLOCK)}
     config |= {
@@ -106,13 +106,18 @@ def _settings(chosen: Sequence[Parameter], config: Mapping[str, Any]) -> dict[st
 
 def _unused_seeds(trials: Collection[TrialRecord], count: int) -> list[int]:
     """The first seeds, from the lowest used one on, that no trial has used."""
-    used: set[object] = set()
+    used: set[int] = set()
     for trial in trials:
-        seeds = [value for path, value in leaves(trial.config) if parameter_name(path) == SEED]
-        used.update(seeds or [FIRST_SEED])
-    low = min((seed for seed in used if isinstance(seed, int)), default=FIRST_SEED)
+        used.update(_seeds(trial))
+    low = min(used, default=FIRST_SEED)
     unused = (seed for seed in itertools.chain(range(low, SEEDS), range(low)) if seed not in used)
     return list(itertools.islice(unused, count))
+
+
+def _seeds(trial: TrialRecord) -> list[int]:
+    """The seed of a trial; empty if it is not a number."""
+    values = [value for path, value in leaves(trial.config) if parameter_name(path) == SEED] or [FIRST_SEED]
+    return [seed for value in values if isinstance(seed := check_value(SEED, value)[0], int)]
 
 
 def _without(section: Mapping[str, Any], paths: Collection[tuple[str, ...]]) -> dict[str, Any]:

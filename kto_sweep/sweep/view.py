@@ -1,5 +1,6 @@
 """A sweep and its trials as plain data, from W&B, the embedded server, or a test."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +45,7 @@ BETWEEN_TRIALS_SECONDS = 10.0
 """An agent asks for its next trial within this time after one has ended."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class BusySpan:
     """A time in which a trial held a device."""
 
@@ -55,7 +56,7 @@ class BusySpan:
     end: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a sweep may have tens of thousands
 class TrialRecord:
     """One trial of a sweep, read from its run."""
 
@@ -125,7 +126,7 @@ class TrialRecord:
         name = self.printable_name
         return name if name == self.run_id else f"{name} ({self.run_id})"
 
-    @cached_property
+    @property
     def trained(self) -> TrainedRun:
         """The trial with what it was trained on."""
         return TrainedRun.of(self.run_id, self.config, self.summary)
@@ -226,5 +227,5 @@ def busy_spans(summary: Mapping[str, Any]) -> tuple[BusySpan, ...]:
     for entry in summary.get(BUSY) or ():
         match entry:
             case [str(device), start, end] if is_number(start) and is_number(end) and start <= end:
-                spans.append(BusySpan(device, float(start), float(end)))
+                spans.append(BusySpan(sys.intern(device), float(start), float(end)))
     return tuple(spans)

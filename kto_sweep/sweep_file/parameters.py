@@ -22,8 +22,8 @@ from kto_sweep.trial import (
     unknown_parameter,
 )
 
-MAX_GRID_TRIALS = 100_000
-"""A larger grid is an error: W&B lists all of it before the first trial starts."""
+MAX_LISTED_CELLS = 100_000
+"""Of a parameter with more cells the ends of its range are checked, and not its first and last cell."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def check_parameters(section: Any, method: Any) -> CheckedParameters:
     problems += _check_twice(places)
     problems += _check_combinations(values, places, misspelt)
     space = None if section_problems else Space(tuple(parameters))
-    return CheckedParameters(space, values, [*problems, *_check_size(space, method)])
+    return CheckedParameters(space, values, problems)
 
 
 def entries(
@@ -145,7 +145,7 @@ def _values(entry: ParameterEntry, distribution: Distribution, method: Any) -> I
     if isinstance(distribution, Continuous) and distribution.bounds is None:
         low, high = (float(f"{end:.3g}") for end in (low, high))  # the file does not have more digits
     count = distribution.cell_count() if method == "grid" else None
-    if count is not None and count <= MAX_GRID_TRIALS:  # a grid starts at min and excludes max
+    if count is not None and count <= MAX_LISTED_CELLS:  # a grid starts at min and excludes max
         cells = distribution.cells() or ()
         low, high = cells[0], cells[-1]
     yield low, entry.at("min", "distribution")
@@ -229,11 +229,3 @@ def _check_combinations(
     for problem in combination_problems(possible):
         place = next(iter(places.get(problem.where, {}).values()), ("parameters",))
         yield replace(problem, path=place)
-
-
-def _check_size(space: Space | None, method: Any) -> Iterator[Problem]:
-    size = space.grid_size() if space is not None and method == "grid" else None
-    if size is not None and size > MAX_GRID_TRIALS:
-        why = "W&B lists every trial of a grid before the first one starts."
-        hint = "list fewer values, or method: random with run_cap"
-        yield Problem(("parameters",), f"a grid of {size:,} trials", why, hint)

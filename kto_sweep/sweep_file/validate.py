@@ -33,6 +33,8 @@ from kto_sweep.sweep_file.sweep_config import (
 )
 from kto_sweep.trial import PARAMETERS, Trial, check_value
 
+LARGE_GRID_TRIALS = 100_000
+"""A larger grid is for the embedded server."""
 _WEIGHTS = ("rho", "desirable_weight", "undesirable_weight")
 
 
@@ -67,7 +69,7 @@ def validate(path: Path) -> Validation:
         *find_errors(checked.values, metric),
         *find_warnings(checked.values, metric),
     ]
-    problems += find_model_problems(checked.values)
+    problems += [*find_model_problems(checked.values), *_size_warnings(checked.sweep)]
     for name, find in (("dataset", _data_problems), ("eval_dataset", _held_out_problems)):
         for given in checked.values.get(name, ()):
             try:
@@ -87,6 +89,18 @@ def validate(path: Path) -> Validation:
         tuple(problem for problem in located if problem.severity is not Severity.ERROR),
         checked.sweep,
     )
+
+
+def _size_warnings(sweep: SweepConfig | None) -> Iterator[Problem]:
+    size = sweep.space.grid_size() if sweep is not None and sweep.method == "grid" else None
+    if size is not None and size > LARGE_GRID_TRIALS:
+        yield Problem(
+            ("parameters",),
+            f"a grid of {size:,} trials",
+            "W&B lists every trial of a grid before the first one starts; the embedded server does not.",
+            "kto-sweep create FILE --local, list fewer values, or method: random with run_cap",
+            severity=Severity.WARNING,
+        )
 
 
 def _data_problems(checked: CheckedSweepFile, dataset: GivenValue, data: DataSet) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -225,6 +225,50 @@ def read_run(
         if isinstance(getattr(error, "exc", error), ValueError):
             return None  # wandb's "not found" error, alone or inside a CommError
         raise ServerError(f"could not read run {run_id}: {error}") from error
+
+
+_RUNS = """
+query SweepRuns(
+    $project: String!, $entity: String!, $filters: JSONString, $cursor: String, $first: Int, $keys: [String!]
+) {
+    project(name: $project, entityName: $entity) {
+        runs(filters: $filters, after: $cursor, first: $first, order: "+created_at") {
+            edges {
+                node {
+                    name displayName sweepName state createdAt heartbeatAt config summaryMetrics(keys: $keys)
+                }
+                cursor
+            }
+            pageInfo { hasNextPage }
+        }
+    }
+}
+"""
+_RUNS_PER_PAGE = 200
+
+
+def read_runs(api: wandb.Api, ref: SweepRef, keys: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
+    """The runs of a sweep, the oldest first, with these keys of their summaries; None: whole summaries.
+
+    wandb.Api's own runs come in pages of 50, each with system metrics, history keys and its user.
+    Raises wandb's errors, and ValueError if the project does not exist.
+    """
+    variables = {
+        "project": ref.project,
+        "entity": ref.entity,
+        "filters": json.dumps({"sweep": ref.id}),
+        "first": _RUNS_PER_PAGE,
+        "keys": None if keys is None else list(keys),
+    }
+    cursor, has_more = None, True
+    while has_more:
+        answer: Any = api._service_api.execute_graphql(_RUNS, {**variables, "cursor": cursor})
+        if answer["project"] is None:
+            raise ValueError(f"there is no project {ref.entity}/{ref.project}")
+        page = answer["project"]["runs"]
+        yield from (edge["node"] for edge in page["edges"])
+        has_more = page["pageInfo"]["hasNextPage"] and bool(page["edges"])
+        cursor = page["edges"][-1]["cursor"] if page["edges"] else None
 
 
 _CURVES = """

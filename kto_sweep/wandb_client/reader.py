@@ -1,6 +1,7 @@
 """Reads sweeps and their runs as plain data through wandb.Api, from W&B or the embedded server."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,37 +15,70 @@ from kto_sweep.search.options import read_options
 from kto_sweep.search.space import Space
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep.ref import SweepRef
-from kto_sweep.sweep.view import DEVICE, OWNER, SweepView, TrialRecord, busy_spans, seconds_of
+from kto_sweep.sweep.trial_rows import TrialRow, summary_keys, trial_record
+from kto_sweep.sweep.view import SweepView, TrialRecord
 from kto_sweep.sweep_file.command import read_command
 from kto_sweep.sweep_file.sweep_config import expected_trials
 from kto_sweep.text import is_number
-from kto_sweep.trial import trial_config
 from kto_sweep.wandb_client.connection import Target, error_text, is_not_found, server_time
+from kto_sweep.wandb_client.embedded_reader import NotFoundError, SweepRows, read_rows
 
 if TYPE_CHECKING:
     import wandb
 
 
 def read_sweep(
-    api: "wandb.Api", target: Target, ref: SweepRef, progress: Callable[[int], None] = lambda _: None
+    api: "wandb.Api | None",
+    target: Target,
+    ref: SweepRef,
+    progress: Callable[[int], None] = lambda _: None,
+    metrics: Collection[str] | None = (),
 ) -> SweepView:
     """The sweep with all its trials, in order of creation; `progress` gets the number of those read.
 
+    Their summaries have what states and rankings depend on, and these `metrics`; None: everything.
+    `api` may be None for the embedded server of this box.
     Raises ServerError if the sweep does not exist or the server does not respond.
     """
-    api.flush()  # drops wandb.Api's cached runs; `force` below drops the cached sweep
     try:
-        sweep = api.sweep(str(ref))
-        sweep.load(force=True)
-        runs = api.runs(f"{ref.entity}/{ref.project}", filters={"sweep": ref.id}, lazy=False)
-        trials = []
-        for run in runs:  # wandb.Api reads them in pages
-            trials.append(run)
-            progress(len(trials))
-        now = server_time(target)  # after the runs: none of their heartbeats is newer
+        if target.is_embedded:
+            key = str(api.api_key) if api is not None else target.key
+            return _view(target, ref, read_rows(target.base_url, key, ref, metrics, progress))
+        assert api is not None
+        return _view(target, ref, _read_from_wandb(api, target, ref, progress, metrics))
+    except ServerError:
+        raise
     except Exception as error:  # wandb has no common error class
         raise _explained(error, target, ref) from error
+
+
+def _read_from_wandb(
+    api: "wandb.Api",
+    target: Target,
+    ref: SweepRef,
+    progress: Callable[[int], None],
+    metrics: Collection[str] | None,
+) -> SweepRows:
+    from kto_sweep.wandb_client.private_api import read_runs
+
+    sweep = api.sweep(str(ref))
+    sweep.load(force=True)  # wandb.Api keeps sweeps
     config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
+    names = [objective.name for objective in read_options(config, []).objectives]
+    own = (metric_of(config, ()) or {}).get("name", DEFAULT_METRIC)
+    keys = None if metrics is None else summary_keys((own, *names, *metrics))
+    pauses = read_options(config, []).asha is not None
+    trials = []
+    for run in read_runs(api, ref, keys):
+        trials.append(_trial(run, ref, pauses=pauses))
+        progress(len(trials))
+    now = server_time(target)  # after the runs: none of their heartbeats is newer
+    updated = _unix_seconds(sweep._attrs.get("updatedAt"))
+    return SweepRows(config, str(sweep.state), updated, now, tuple(trials))
+
+
+def _view(target: Target, ref: SweepRef, rows: SweepRows) -> SweepView:
+    config = rows.config
     space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
     options = read_options(config, [])
     metric = metric_of(config, options.objectives) or {}
@@ -53,21 +87,21 @@ def read_sweep(
         ref=ref,
         url=ref.url(target.app_url),
         name=str(config.get("name") or ref.id),
-        state=str(sweep.state).upper(),
+        state=rows.state.upper(),
         method=str(config.get("method", "")),
         metric=metric.get("name", DEFAULT_METRIC),
         goal=metric.get("goal", "minimize"),
         space=space or Space(()),
         expected=expected_trials(config, space) if space else config.get("run_cap"),
-        trials=tuple(_trial(run, ref, pauses=pauses) for run in trials),
+        trials=rows.trials,
         objectives=options.objectives,
         pauses_trials=pauses,
         command=read_command(config),
         config=config,
         target=float(target_value) if is_number(target_value) else None,
         stops_trials=pauses or bool(config.get("early_terminate")),
-        updated=_unix_seconds(sweep._attrs.get("updatedAt")),
-        now=now,
+        updated=rows.updated,
+        now=rows.now,
     )
 
 
@@ -80,7 +114,7 @@ def require_sweep(api: "wandb.Api", target: Target, ref: SweepRef) -> None:
 
 
 def _explained(error: Exception, target: Target, ref: SweepRef) -> ServerError:
-    if is_not_found(error):
+    if isinstance(error, NotFoundError) or is_not_found(error):
         return ServerError(
             f"{target} has no sweep {ref}",
             hint="kto-sweep status   (without a name: the last sweep used on this box)",
@@ -91,26 +125,25 @@ def _explained(error: Exception, target: Target, ref: SweepRef) -> ServerError:
     )
 
 
-def _trial(run: Any, ref: SweepRef, *, pauses: bool) -> TrialRecord:
-    summary = dict(run.summary_metrics or {})
+def _trial(run: Mapping[str, Any], ref: SweepRef, *, pauses: bool) -> TrialRecord:
+    """The trial of a run as W&B's GraphQL describes it."""
+    summary = json.loads(run["summaryMetrics"] or "{}")
     preempted = summary.get("failure/cause") == FailureCause.PREEMPTED
-    created = _unix_seconds(run.created_at)
-    heartbeat = _unix_seconds(getattr(run, "heartbeat_at", None))
-    return TrialRecord(
-        run_id=run.id,
-        name=run.name,
-        state=run.state,
-        config=trial_config(run.config),
-        summary=summary,
-        seconds=seconds_of(summary, created, heartbeat),
-        created=created,
-        heartbeat=heartbeat,
-        is_prior_run=getattr(run, "sweep_name", None) not in {None, ref.id},
+    row = TrialRow(
+        run_id=run["name"],
+        name=run["displayName"] or run["name"],
+        state=run["state"],
+        created=_unix_seconds(run["createdAt"]),
+        heartbeat=_unix_seconds(run["heartbeatAt"]),
         # A paused trial and a requeued one are both in state preempted; only the latter has a cause.
-        paused=pauses and run.state == "preempted" and not preempted,
-        device=f"{run.config[OWNER]} {run.config[DEVICE]}" if {OWNER, DEVICE} <= run.config.keys() else "",
-        busy=busy_spans(summary),
+        is_paused=pauses and not preempted,
+        is_prior_run=run["sweepName"] not in {None, ref.id},
+        value=None,
+        has_value=False,
+        config=json.loads(run["config"] or "{}"),
+        summary=summary,
     )
+    return trial_record(row, None, None)
 
 
 def _unix_seconds(text: object) -> float | None:

@@ -233,8 +233,17 @@ def test_a_thousand_runs(page: Page, seeded: SeededServer) -> None:
     expect(page.locator("#runs [role=status]")).to_have_text("1,000 runs")
     page.get_by_label("Filter runs").fill("seed=2 eval/common_loss<0.21")
     expect(rows(page)).to_have_count(3)
+    expect(page.locator("#runs [role=status]")).to_have_text("3 of 1,000 runs")
+    page.get_by_label("Filter runs").fill("trial-99")
+    expect(rows(page)).to_have_count(11)
+    page.get_by_role("button", name="time").first.click()  # the order of another column, on the server
+    expect(page.locator("#runs [role=status]")).to_have_text("11 of 1,000 runs")
+    page.get_by_role("button", name="rank").click()
     page.get_by_label("Filter runs").fill("")
-    page.get_by_role("button", name="show all 1000").click()
+    expect(page.locator("#charts, #curves")).to_contain_text("All charts show the first 500 runs of 1,000.")
+    page.get_by_role("button", name="show all 500 loaded").click()
+    expect(rows(page)).to_have_count(500)
+    page.get_by_role("button", name="load more of 1,000 runs").click()
     expect(rows(page)).to_have_count(1000)
 
 

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import httpx
 import pytest
 from seeded_sweeps import LOSS, PROJECT, cases, seed
 
 from kto_sweep.cli.compare import show
+from kto_sweep.compare.as_data import trial_data, verdict_data
 from kto_sweep.compare.comparison import compare
 from kto_sweep.report.picture import MAX_RANKED, draw_picture
 from kto_sweep.sweep.ref import SweepRef
@@ -60,7 +62,12 @@ def test_all_faces_say_the_same(name, seeded, machine, tmp_path, capsys):
     assert report["importance"] == compared["importance"] == as_json["importance"]
     target = Target(seeded.url, seeded.url, local=True, key=seeded.address.key)
     api = connect(target)
-    comparison = compare(read_sweep(api, target, SweepRef("local", PROJECT, sweep_id)))
+    ref = SweepRef("local", PROJECT, sweep_id)
+    comparison = compare(read_sweep(api, target, ref))
+    as_wandb = compare(read_sweep(api, replace(target, local=False, is_embedded=False), ref))
+    for read in (comparison, as_wandb):
+        assert json.loads(json.dumps(verdict_data(read))) == as_json["verdict"]
+        assert [{key: trial_data(item)[key] for key in SHARED} for item in read.trials] == trials
     show(api, target, comparison)
     lines = capsys.readouterr().out.splitlines()
     for part in as_json["verdict"]["sentences"]:

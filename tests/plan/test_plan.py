@@ -15,6 +15,7 @@ from kto_sweep.plan.gpus import GPUS, find_gpu, named_gpu, present_gpu
 from kto_sweep.plan.planner import Planner
 from kto_sweep.search.space_parser import parse_space
 from kto_sweep.sweep_file.sweep_config import load_sweep_config
+from kto_sweep.sweep_file.validate import validate
 
 HERE = Path(__file__).parent
 HEAD = """\
@@ -206,6 +207,27 @@ def test_create_skips_the_plan_when_data_or_model_are_elsewhere(
         check_before_create(file, Home(tmp_path / "home"), force=False, say=said.append).expected_trials == 1
     )
     assert message in said[-1]
+
+
+def test_a_grid_of_a_million_trials_is_warned_about_and_planned_from_its_cells(tmp_path: Path) -> None:
+    values = ", ".join(f"{0.01 + number / 1000:g}" for number in range(100))
+    text = (
+        f"  model_size: {{value: 0.5b}}\n  beta: {{values: [{values}]}}\n  batch_size: {{values: [8, 16]}}\n"
+    )
+    large = sweep(tmp_path, f"{text}  seed: {{min: 1, max: 5000}}\n")
+    validation = validate(large)
+    assert [problem.what for problem in validation.warnings if "a grid of" in problem.what] == [
+        "a grid of 1,000,000 trials"
+    ]
+    plan = Planner(named_gpu("h200"), exact=False).plan(validation.checked())
+    assert (plan.trials, [estimate.cell.count for estimate in plan.cells]) == (1_000_000, [500_000, 500_000])
+    small = Planner(named_gpu("h200"), exact=False).plan(
+        load_sweep_config(sweep(tmp_path, f"{text}  seed: {{min: 1, max: 5}}\n"))
+    )
+    assert plan.makespan is not None
+    assert small.makespan is not None
+    assert plan.disk_bytes == pytest.approx(1000 * (small.disk_bytes or 0))
+    assert plan.makespan.seconds == pytest.approx(1000 * small.makespan.seconds, rel=0.1)
 
 
 def test_mappings_that_cost_the_same_are_one_cell_with_the_names_in_them() -> None:

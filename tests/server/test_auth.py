@@ -142,7 +142,9 @@ def test_pages_and_data_need_a_login_and_no_password_dialog(browsers: Browsers) 
         assert answer.status_code == 401
         assert "www-authenticate" not in answer.headers
         assert "kto-sweep serve --login" in answer.text
-    assert browsers.new().post("/graphql").headers["www-authenticate"].startswith("Basic ")
+    for answer in (browsers.new().post("/graphql"), browsers.new().get("/-/trials/acme/nosuch/ab12")):
+        assert answer.status_code == 401
+        assert answer.headers["www-authenticate"].startswith("Basic ")
 
 
 def test_a_change_needs_cookie_csrf_token_and_own_origin(browsers: Browsers, harness: ServerHarness) -> None:

@@ -15,14 +15,14 @@ from sdk_scripts import upsert_sweep
 from server_harness import ServerHarness
 
 from kto_sweep.local_server import login_tokens
-from kto_sweep.server import dashboard_actions, dashboard_data, uploads
+from kto_sweep.server import dashboard_actions, dashboard_data, dashboard_runs, uploads
 from kto_sweep.server.columns import ColumnCache, downsample, round_significant
-from kto_sweep.server.dashboard_comparison import ComparisonCache, places
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.dashboard_data import ChangeTracker, flat
 from kto_sweep.server.errors import NotFoundError, RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
-from kto_sweep.server.sweep_view import sweep_view
+from kto_sweep.server.sweep_view import ViewCache, sweep_view
 from kto_sweep.sweep.sweep_state import SweepStatus, read_sweep_status
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=64)
@@ -111,7 +111,7 @@ def changed_since(harness: ServerHarness, changes: ChangeTracker, name: str, tag
     status = status_of(harness, sweep)
     overview = ComparisonCache().overview(status)
     facts = dashboard_data.sweep_facts(connection, harness.server, sweep, status, overview)
-    return changes.since(connection, sweep.id, facts, lambda: places(status.view), tag)
+    return changes.since(connection, sweep, facts, ComparisonCache().places(status), tag)
 
 
 def test_a_page_gets_only_changed_runs(harness: ServerHarness) -> None:
@@ -146,6 +146,112 @@ def test_a_page_gets_all_runs_after_a_deletion(harness: ServerHarness) -> None:
     harness.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
     answer = changed_since(harness, changes, sweep, tag)
     assert (answer["complete"], answer["runs"]) == (True, [])
+
+
+def finished(harness: ServerHarness, count: int) -> str:
+    """A random sweep with `count` finished runs, the last one best."""
+    parameters = {"rate": {"min": 0.0, "max": 1.0}, "kind": {"values": ["kto", "apo"]}}
+    metric = {"name": "loss", "goal": "minimize"}
+    sweep = harness.sweep({"method": "random", "metric": metric, "parameters": parameters})
+    for number in range(count):
+        config = {"rate": {"value": number / 8}, "kind": {"value": ["kto", "apo"][number % 2]}}
+        harness.start_run(f"r{number}", sweep=sweep, displayName=f"run {number}", config=json.dumps(config))
+        summary = {"loss": 1.0 - number / 100, "eval/auc": (number * 7 % 10) / 10, "odd": math.nan}
+        files = {"wandb-summary.json": {"offset": 0, "content": [json.dumps(summary)]}}
+        harness.stream(f"r{number}", files=files, complete=True, exitcode=int(number == 3))
+    return sweep
+
+
+FILTERS: list[tuple[dict[str, Any], str]] = [
+    ({}, "r10 r9 r8 r7 r6 r5 r4 r2 r1 r0 r3"),
+    ({"first": 8}, "r1 r0 r3"),
+    ({"descending": True}, "r0 r1 r2 r4 r5 r6 r7 r8 r9 r10 r3"),
+    ({"filter": "rate<=0.25"}, "r2 r1 r0"),
+    ({"filter": "kind=apo rate>0.5"}, "r9 r7 r5"),
+    ({"filter": "kind!=APO loss<0.95"}, "r10 r8 r6"),
+    ({"filter": "state=failed"}, "r3"),
+    ({"filter": "FAILED"}, "r3"),
+    ({"filter": "tags=keep"}, "r5"),
+    ({"filter": "keep apo"}, "r5"),
+    ({"filter": "eval/auc>0.75", "sort": "eval/auc"}, "r4 r7"),
+    ({"sort": "run", "filter": "run"}, "r0 r1 r2 r3 r4 r5 r6 r7 r8 r9 r10"),
+    ({"sort": "rate", "descending": True, "filter": "rate>1"}, "r10 r9"),
+    ({"sort": "odd"}, "r10 r9 r8 r7 r6 r5 r4 r2 r1 r0 r3"),
+    ({"filter": "nothing-has-this-name"}, ""),
+]
+
+
+def test_the_server_filters_and_orders_as_the_table_does(harness: ServerHarness) -> None:
+    name = finished(harness, 11)
+    opaque = harness.run("r5", "id")["id"]
+    harness.mutate("upsertBucket", "UpsertBucketInput", "inserted", id=opaque, tags=["keep"])
+    connection = harness.server.database.reader()
+    project = projects.find(connection, None, None)
+    assert project
+    sweep = sweeps.find(connection, project.id, name)
+    assert sweep
+    status = status_of(harness, sweep)
+    places = ComparisonCache().places(status)
+    for query, names in FILTERS:
+        asked = dashboard_runs.Query(
+            **{"filter": "", "sort": "rank", "descending": False, "first": 0, **query}
+        )
+        answer = dashboard_runs.page(connection, sweep, status.view, places, asked)
+        assert [run["name"] for run in answer["runs"]] == names.split(), query
+        assert answer["total"] == len(names.split()) + asked.first
+
+
+def test_a_page_of_a_large_sweep_has_the_first_runs_and_those_that_run(
+    harness: ServerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dashboard_data, "MAX_ROWS", 3)
+    name = finished(harness, 6)
+    changes = ChangeTracker()
+    harness.start_run("late", sweep=name)
+    harness.log("late", 0, {"loss": 1.0})
+    first = changed_since(harness, changes, name)
+    assert (first["order"], first["total"], first["first"]) == (["r5", "r4", "r2", "late"], 7, 3)
+    assert [run["name"] for run in first["runs"]] == first["order"]
+    harness.log("late", 1, {"loss": 0.9})
+    harness.stream("r0", files={"wandb-summary.json": {"offset": 0, "content": ['{"loss": 0.1}']}})
+    after = changed_since(harness, changes, name, first["tag"])
+    assert after["order"] == ["r0", "r5", "r4", "late"]
+    assert after["complete"], "r2 is no longer among the first"
+
+
+def test_a_kept_view_follows_every_change(harness: ServerHarness) -> None:
+    name, cache = finished(harness, 5), ViewCache()
+    connection = harness.server.database.reader()
+    project = projects.find(connection, None, None)
+    assert project
+
+    def same() -> bool:
+        sweep = sweeps.find(connection, project.id, name)
+        assert sweep
+        kept, _ = cache.of(connection, harness.server, sweep)
+        return kept == sweep_view(connection, harness.server, sweep)
+
+    assert same()
+    harness.start_run("new", sweep=name)
+    assert same()
+    harness.stream("new", files={"wandb-summary.json": {"offset": 0, "content": ['{"loss": NaN}']}})
+    assert same()
+    opaque = harness.run("r1", "id")["id"]
+    harness.mutate(
+        "upsertBucket", "UpsertBucketInput", "inserted", id=opaque, config='{"rate": {"value": 9}}'
+    )
+    assert same()
+    harness.mutate("deleteRun", "DeleteRunInput", "success", id=opaque)
+    assert same()
+    sweep = harness.query("{ project { sweep(sweepName: %s) { id } } }" % json.dumps(name))  # noqa: UP031
+    config = {
+        "method": "random",
+        "metric": {"name": "eval/auc"},
+        "parameters": {"rate": {"min": 0.0, "max": 1.0}},
+    }
+    given = {"id": sweep["project"]["sweep"]["id"], "config": json.dumps(config)}
+    harness.mutate("upsertSweep", "UpsertSweepInput", "sweep { name }", **given)
+    assert same()
 
 
 def test_values_of_any_kind_become_cells(harness: ServerHarness) -> None:

@@ -79,6 +79,20 @@ def test_the_order_of_runs_and_parameters_changes_nothing() -> None:
         assert parameter_importance(rng.sample(NAMES, 4), shuffled, maximize=False) == expected
 
 
+def test_of_very_many_runs_a_sample_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [*sweep(250), *(replace(run, value=None) for run in sweep(3))]
+    whole = importance(runs)
+    monkeypatch.setattr("kto_sweep.compare.importance.MAX_RUNS", 100)
+    sampled = importance(runs)
+    assert sampled.note.startswith(
+        "From a sample of 100 of 250 runs, without 3 that failed or have no value;"
+    )
+    assert sampled.rows[0].name == whole.rows[0].name == "learning_rate"
+    assert sampled.rows[0].importance == pytest.approx(whole.rows[0].importance, abs=0.1)
+    random.Random(1).shuffle(runs)
+    assert importance(runs) == sampled
+
+
 def test_numbers_as_text_and_on_any_scale_give_the_same_shares() -> None:
     runs = sweep(30)
     expected = importance(runs)

@@ -3,15 +3,16 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from server_harness import ServerHarness
 
-from kto_sweep.server import file_stream
+from kto_sweep.server import file_stream, history, history_blocks
 from kto_sweep.server.columns import ColumnCache
 from kto_sweep.server.errors import NotFoundError, RequestError
 
 
-def history(harness: ServerHarness, name: str) -> list[dict[str, Any]]:
+def rows_of(harness: ServerHarness, name: str) -> list[dict[str, Any]]:
     return [
         json.loads(line) for line in harness.run(name, "history(minStep: 0, maxStep: 1000000)")["history"]
     ]
@@ -22,7 +23,7 @@ def test_message_sent_twice_changes_nothing(harness: ServerHarness) -> None:
     for _ in range(2):
         harness.log("r", 0, {"x": 1}, {"x": 2})
     harness.log("r", 1, {"x": 2}, {"x": 3})
-    assert [row["x"] for row in history(harness, "r")] == [1, 2, 3]
+    assert [row["x"] for row in rows_of(harness, "r")] == [1, 2, 3]
     assert harness.run("r", "historyLineCount") == {"historyLineCount": 3}
 
 
@@ -67,7 +68,7 @@ def test_nan_and_infinity_are_kept_and_break_neither_filters_nor_responses(harne
     harness.stream("r", files={"wandb-history.jsonl": {"offset": 0, "content": rows}})
     harness.stream("r", files={"wandb-summary.json": {"offset": 0, "content": ['{"x": NaN, "y": 2}']}})
     assert harness.run("r", "summaryMetrics")["summaryMetrics"] == '{"x": NaN, "y": 2}'
-    assert [row["y"] for row in history(harness, "r")] == [float("inf"), float("-inf")]
+    assert [row["y"] for row in rows_of(harness, "r")] == [float("inf"), float("-inf")]
     spec = json.dumps({"keys": ["_step", "x", "y"], "samples": 10})
     query = 'query($s: [JSONString!]!) { project { run(name: "r") { sampledHistory(specs: $s) } } }'
     sampled = harness.query(query, s=[spec])["project"]["run"]["sampledHistory"]
@@ -83,7 +84,7 @@ def test_steps_that_repeat_and_jump_are_all_read(harness: ServerHarness) -> None
     harness.start_run("r")
     rows = [json.dumps({"_step": step, "n": n}) for n, step in enumerate([0, 0, 5, 5, 1000])]
     harness.stream("r", files={"wandb-history.jsonl": {"offset": 0, "content": rows}})
-    assert [row["n"] for row in history(harness, "r")] == [0, 1, 2, 3, 4]
+    assert [row["n"] for row in rows_of(harness, "r")] == [0, 1, 2, 3, 4]
     page = harness.run("r", "history(minStep: 5, maxStep: 6, samples: 1)")["history"]
     assert [json.loads(row)["n"] for row in page] == [2, 3]
     assert harness.run("r", "historyKeys")["historyKeys"]["lastStep"] == 1000
@@ -119,7 +120,7 @@ def attempt(harness: ServerHarness, *values: int, at: float, offset: int = 0) ->
 
 
 def steps(harness: ServerHarness) -> list[tuple[int, int]]:
-    return [(row["_step"], row["x"]) for row in history(harness, "r")]
+    return [(row["_step"], row["x"]) for row in rows_of(harness, "r")]
 
 
 def test_restart_replaces_old_rows_step_by_step(harness: ServerHarness) -> None:
@@ -182,12 +183,12 @@ def test_retried_trial_starts_over(harness: ServerHarness) -> None:
     harness.stream(name, complete=True, exitcode=1)
     harness.mutate("updateRunState", "UpdateRunStateInput", "success", id=opaque, state="pending")
     assert [again["run_id"] for again in harness.beat(agent)] == [name]
-    assert len(history(harness, name)) == 3, "a process that resumes finds its rows"
+    assert len(rows_of(harness, name)) == 3, "a process that resumes finds its rows"
     assert harness.start_run(name, sweep=sweep)["bucket"]["historyLineCount"] == 0
     assert harness.run(name, "summaryMetrics logLineCount") == {"summaryMetrics": "{}", "logLineCount": 0}
     assert harness.sweep_field(sweep, "bestLoss") is None
     harness.log(name, 0, {"x": 5.0})
-    assert [row["x"] for row in history(harness, name)] == [5.0]
+    assert [row["x"] for row in rows_of(harness, name)] == [5.0]
     assert harness.sweep_field(sweep, "bestLoss") == 5.0
 
 
@@ -219,6 +220,37 @@ def test_curves_of_a_run_whose_rows_were_replaced_are_read_again(harness: Server
     assert curve() == [7, 8, 3]
 
 
+def test_a_long_history_is_read_from_extracts_with_its_spikes_and_rare_values(harness: ServerHarness) -> None:
+    rows = [{"loss": 1.0 + number % 2} for number in range(24_500)]
+    rows[7_777]["loss"] = 50.0
+    for number in range(0, 24_500, 5_000):
+        rows[number]["eval/loss"] = float(number)
+    harness.start_run("r")
+    for start in range(0, len(rows), 3_500):
+        harness.log("r", start, *rows[start : start + 3_500])
+    connection = harness.server.database.reader()
+    stored = connection.execute("SELECT COUNT(*) FROM history_extract").fetchone()[0]
+    assert stored == 24_500 // history_blocks.BLOCK
+
+    def curves() -> Any:
+        cache = ColumnCache(history_blocks.long_columns)
+        return cache.curves(connection, 1, 0.0, ["loss", "eval/loss"], 100)
+
+    read = curves()
+    assert (7_777, 50.0) in zip(read["loss"]["step"], read["loss"]["value"], strict=True)
+    assert (read["loss"]["step"][0], read["loss"]["step"][-1]) == (0, 24_499)
+    assert read["eval/loss"]["value"] == [0, 5_000, 10_000, 15_000, 20_000]
+
+    def sampled(*keys: str) -> list[dict[str, Any]]:
+        return history.sampled(connection, 1, json.dumps({"keys": ["_step", *keys], "samples": 100}))
+
+    assert [row["_step"] for row in sampled("loss")] == pytest.approx(np.linspace(0, 24_499, 100), abs=130)
+    assert [row["_step"] for row in sampled("eval/loss")] == [0, 5_000, 10_000, 15_000, 20_000]
+    # Rows that were replaced since: their extracts do not count.
+    harness.log("r", 7_777, {"loss": 3.0})
+    assert max(curves()["loss"]["value"]) == 3.0
+
+
 def test_resumed_run_continues_where_it_was(harness: ServerHarness) -> None:
     opaque = harness.start_run("r")["bucket"]["id"]
     attempt(harness, 1, 2, at=100.0)
@@ -226,7 +258,7 @@ def test_resumed_run_continues_where_it_was(harness: ServerHarness) -> None:
     assert harness.start_run("r", id=opaque)["bucket"]["historyLineCount"] == 2
     assert harness.run("r", "state exitcode") == {"state": "running", "exitcode": None}
     harness.log("r", 2, {"x": 3})
-    assert [row["x"] for row in history(harness, "r")] == [1, 2, 3]
+    assert [row["x"] for row in rows_of(harness, "r")] == [1, 2, 3]
 
 
 def test_edit_through_the_api_does_not_restart_a_finished_run(harness: ServerHarness) -> None:

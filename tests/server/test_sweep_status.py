@@ -6,11 +6,12 @@ import pytest
 from server_harness import GRID, RANDOM, ServerHarness
 
 from kto_sweep.server import dashboard_actions, dashboard_data
-from kto_sweep.server.dashboard_comparison import ComparisonCache, places
+from kto_sweep.server.dashboard_comparison import ComparisonCache
 from kto_sweep.server.errors import RequestError
 from kto_sweep.server.store import projects, runs, sweeps
 from kto_sweep.server.store.sweeps import Sweep
 from kto_sweep.server.sweep_view import StatusCache, sweep_view
+from kto_sweep.sweep.sweep_state import read_sweep_status
 
 
 def find(harness: ServerHarness, name: str) -> Sweep:
@@ -33,7 +34,8 @@ def facts(harness: ServerHarness, name: str) -> dict[str, Any]:
 def trial_states(harness: ServerHarness, name: str) -> dict[str, str]:
     """The state of each run on the page."""
     view = sweep_view(harness.server.database.reader(), harness.server, find(harness, name))
-    return {run_id: place["state"] for run_id, place in places(view).items()}
+    places = ComparisonCache().places(read_sweep_status(view))
+    return {run_id: place["state"] for run_id, place in places.items()}
 
 
 def take(harness: ServerHarness, name: str, action: str) -> None:
@@ -136,9 +138,11 @@ def test_a_cached_status_follows_runs_and_heartbeats(harness: ServerHarness) -> 
     harness.clock.time += 91
     assert state() == "interrupted"
     harness.stream(run_id)
-    assert state() == "interrupted"  # for up to MAX_AGE seconds
-    harness.clock.time += 6
     assert state() == "running"
+    before = cache.of(connection, harness.server, find(harness, sweep))
+    assert cache.of(connection, harness.server, find(harness, sweep)) is before  # nothing changed
+    harness.clock.time += 6
+    assert cache.of(connection, harness.server, find(harness, sweep)) is not before  # a heartbeat may be old
     harness.stream(run_id, preempting=True)
     harness.stream(run_id, complete=True, exitcode=1)
     assert runs.of_sweep(connection, find(harness, sweep).id)[0].state == "preempted"

@@ -270,7 +270,6 @@ def test_invalid_methods(tmp_path: Path, method: str, problem: str) -> None:
             "beta: {values: [0.1, 0.2], probabilities: [0.5, 0.5]}",
             "5 parameters.beta.probabilities: probabilities with method grid",
         ),
-        ("seed: {min: 0, max: 1000000}", "2 parameters: a grid of 1,000,001 trials"),
         (
             "max_length: {distribution: q_uniform, min: 0, max: 99, q: 33}",
             "5 parameters.max_length.min: 0 is not",

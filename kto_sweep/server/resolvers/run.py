@@ -98,9 +98,22 @@ def _wandb_config(run: Run, context: Context, keys: list[str] | None = None) -> 
     return json.dumps({key: value for key, value in chosen.items() if not keys or key in keys})
 
 
+@fields.of("Run", "config")
+def _config(run: Run, context: Context, keys: list[str] | None = None) -> str:
+    return _chosen(run.config, keys)
+
+
 @fields.of("Run", "summaryMetrics")
-def _summary_metrics(run: Run, context: Context) -> str:
-    return run.summary
+def _summary_metrics(run: Run, context: Context, keys: list[str] | None = None) -> str:
+    return _chosen(run.summary, keys)
+
+
+def _chosen(text: str, keys: list[str] | None) -> str:
+    """The JSON object with these keys only."""
+    if keys is None:
+        return text
+    values = json.loads(text)
+    return json.dumps({key: values[key] for key in keys if key in values})
 
 
 @fields.of("Run", "systemMetrics")

@@ -1,6 +1,6 @@
 // Which of a sweep's runs the charts draw, and what to say where there is nothing to draw.
 
-import { count } from "./format.js";
+import { count, thousands } from "./format.js";
 
 const MAX_DRAWN = 60;
 
@@ -22,6 +22,12 @@ export function drawnNotice(drawn, visible) {
     `${drawn.length} of ${count(visible.length, "run")}: running and selected ones, then the best; ` +
     "filter or hide runs in the table to see others."
   );
+}
+
+/** What the charts say that have only the first runs of a large sweep; the table and the verdict have all. */
+export function partNotice(loaded, total) {
+  if (loaded.length >= total) return "";
+  return `All charts show the first ${count(loaded.length, "run")} of ${thousands(total)}.`;
 }
 
 /**

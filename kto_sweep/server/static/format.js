@@ -66,7 +66,12 @@ export function bytes(size) {
 
 /** `1 run`, `1,000 runs`. */
 export function count(number, noun) {
-  return `${String(number).replace(/\B(?=(\d{3})+$)/g, ",")} ${noun}${number === 1 ? "" : "s"}`;
+  return `${thousands(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+/** `50,000` */
+export function thousands(number) {
+  return String(number).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** The name between Unicode isolates, so that right-to-left text does not reorder the sentence around it. */

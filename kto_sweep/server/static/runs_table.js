@@ -3,7 +3,7 @@
 import { csv, save } from "./csv.js";
 import { add, empty, h, keepingFocus, put, debounce } from "./dom.js";
 import { matcher } from "./filter.js";
-import { compare, count, duration, moment, show } from "./format.js";
+import { compare, count, duration, moment, show, thousands } from "./format.js";
 import { FIXED, stateMark, valueOf } from "./run_values.js";
 
 const FIRST_ROWS = 100;
@@ -23,6 +23,8 @@ export class RunsTable {
    * @param {string} options.command starts an agent
    * @param {() => void} options.changed called when the set of visible runs changes
    * @param {() => void} options.selected called when the set of selected runs changes
+   * @param {(query: object) => Promise<{total: number, runs: object[]} | null>} [options.page] matching runs from the
+   *   server, for a sweep of which only the first runs are loaded; null if it does not answer
    */
   constructor(options) {
     this.options = options;
@@ -32,6 +34,8 @@ export class RunsTable {
     this.selected = new Set();
     this.brushed = null; // names selected by another chart's brush, or null
     this.all = false;
+    this.total = 0; // runs of the sweep; more than are loaded in a large one
+    this.paged = null; // of a large sweep: the answers of the server to the filter and order that `key` names
     const metric = options.metric?.name;
     this.columns = ["rank", "run", "state", ...(metric ? [metric] : []), ...options.parameters];
     this.columns.push(...EXTRA.filter((name) => name !== metric), "time", "tags");
@@ -84,9 +88,16 @@ export class RunsTable {
     this.showCompare();
   }
 
-  /** @param {object[]} runs in the order of the comparison @param {Map<string, string>} colours */
-  update(runs, colours) {
+  /**
+   * @param {object[]} runs in the order of the comparison; of a large sweep the first ones
+   * @param {Map<string, string>} colours @param {number} [total] runs of the sweep
+   * @param {number} [first] how many of `runs` are the first of all; the others run
+   */
+  update(runs, colours, total = runs.length, first = runs.length) {
     this.runs = runs;
+    this.total = total;
+    this.first = first;
+    if (this.paged?.isFirst && this.paged.rows.length <= first) this.paged = null;
     this.places = new Map(runs.map((run, place) => [run.name, place]));
     this.colours = colours;
     if (runs.some((run) => run.judged_on) && !this.columns.includes(JUDGED_ON)) this.columns.splice(1, 0, JUDGED_ON);
@@ -107,6 +118,38 @@ export class RunsTable {
   refilter() {
     this.render();
     this.options.changed();
+  }
+
+  /** Whether the server filters and orders the runs, as the page has only the first. */
+  isPaged() {
+    return this.total > this.runs.length && this.brushed === null;
+  }
+
+  /** The loaded rows of a large sweep, and how many match; those of the page until the server has answered. */
+  pagedRows() {
+    const key = JSON.stringify([this.filter.value.trim(), this.sort]);
+    if (this.paged?.key !== key) {
+      const isFirst = key === JSON.stringify(["", { name: "rank", descending: false }]);
+      const rows = isFirst ? this.runs.slice(0, this.first) : [];
+      this.paged = { key, isFirst, rows, total: isFirst ? this.total : null };
+      if (!isFirst) this.loadPage();
+    }
+    const current = new Map(this.runs.map((run) => [run.name, run]));
+    return { rows: this.paged.rows.map((run) => current.get(run.name) ?? run), total: this.paged.total };
+  }
+
+  /** Adds the next rows of the server to those that are shown. */
+  async loadPage() {
+    const asked = this.paged;
+    const { name, descending } = this.sort;
+    const query = { filter: this.filter.value.trim(), sort: name, from: asked.rows.length };
+    const answer = await this.options.page(descending ? { ...query, descending: 1 } : query);
+    if (answer) {
+      const known = new Set(asked.rows.map((run) => run.name));
+      asked.rows.push(...answer.runs.filter((run) => !known.has(run.name)));
+      asked.total = answer.runs.length ? answer.total : asked.rows.length;
+    }
+    if (asked === this.paged) this.render();
   }
 
   /** Shows only runs with these names (null: all), as selected by another chart's brush. */
@@ -134,7 +177,8 @@ export class RunsTable {
   }
 
   fill() {
-    const rows = this.matching();
+    const paged = this.isPaged() ? this.pagedRows() : null;
+    const rows = paged ? paged.rows : this.matching();
     const columns = this.shownColumns();
     this.numbers = new Set(columns.filter((name) => this.isNumber(name)));
     put(
@@ -147,26 +191,36 @@ export class RunsTable {
       this.body,
       shown.map((run) => this.row(run, columns)),
     );
-    put(
-      this.status,
-      rows.length === this.runs.length
-        ? count(rows.length, "run")
-        : `${rows.length} of ${count(this.runs.length, "run")}`,
-    );
+    put(this.status, this.countText(rows, paged));
     this.showAll.hidden = !this.hidden.size;
     this.showAll.textContent = `show ${this.hidden.size} hidden`;
     put(this.more);
     if (!this.runs.length)
       add(this.more, empty(`No runs yet. On each GPU machine, run: \`${this.options.command}\``));
-    else if (!rows.length)
+    else if (!rows.length && paged?.total !== null)
       add(this.more, empty("No run matches. Try `state=failed`, `learning_rate<1e-4` or part of a name."));
     if (shown.length < rows.length) {
       const all = () => {
         this.all = true;
         this.render();
       };
-      add(this.more, h("button", { type: "button", onclick: all }, `show all ${rows.length}`));
+      add(this.more, h("button", { type: "button", onclick: all }, `show all ${rows.length}${paged ? " loaded" : ""}`));
+    } else if (paged && rows.length < paged.total) {
+      const load = () => this.loadPage();
+      add(this.more, h("button", { type: "button", onclick: load }, `load more of ${count(paged.total, "run")}`));
     }
+  }
+
+  countText(rows, paged) {
+    if (paged) {
+      if (paged.total === null) return "searching…";
+      return paged.total === this.total
+        ? count(this.total, "run")
+        : `${thousands(paged.total)} of ${count(this.total, "run")}`;
+    }
+    return rows.length === this.runs.length
+      ? count(rows.length, "run")
+      : `${rows.length} of ${count(this.runs.length, "run")}`;
   }
 
   heading(name) {
@@ -303,10 +357,19 @@ export class RunsTable {
   }
 
   /** The matching runs with the first columns of `kto-sweep compare --csv`, then the others of this table. */
-  save() {
+  async save() {
+    if (this.isPaged()) {
+      const paged = this.pagedRows() && this.paged;
+      while (paged.total === null || paged.rows.length < paged.total) {
+        const before = paged.rows.length;
+        await this.loadPage();
+        if (paged !== this.paged || paged.rows.length === before) return; // another filter, or no answer
+      }
+    }
     const fields = CSV_FIELDS.filter((name) => name !== "judged_on" || this.runs.some((run) => run.judged_on));
     const others = this.shownColumns().filter((name) => !IN_CSV_FIELDS.includes(name));
-    const rows = this.matching().map((run) => [
+    const matching = this.isPaged() ? this.pagedRows().rows : this.matching();
+    const rows = matching.map((run) => [
       ...fields.map((name) => csvField(run, name)),
       ...others.map((name) => this.value(run, name)),
     ]);

@@ -6,7 +6,7 @@ import { Controls } from "./controls.js";
 import { CurveStore } from "./curve_store.js";
 import { CurvePanel, VIEW, viewTools } from "./curves.js";
 import { add, yieldToBrowser, empty, h, keepingFocus, put, section, throttle } from "./dom.js";
-import { drawnNotice, drawnRuns, whyEmpty } from "./drawn_runs.js";
+import { drawnNotice, drawnRuns, partNotice, whyEmpty } from "./drawn_runs.js";
 import { moment } from "./format.js";
 import { GridMap } from "./grid_map.js";
 import { ImportancePanel } from "./importance.js";
@@ -40,7 +40,9 @@ const curves = new CurveStore(
 let facts = null;
 let tag = null;
 let page = null;
-let order = []; // the runs in the order of the comparison
+let order = []; // the runs in the order of the comparison; of a large sweep the first, and running ones
+let total = 0; // runs of the sweep
+let first = 0; // how many of `order` are the first of all
 let comparison = null; // the verdict and the importance
 const firstComparison = Promise.withResolvers();
 
@@ -68,6 +70,14 @@ function build() {
     command: COMMAND,
     changed: () => drawCharts(),
     selected: () => drawLater(),
+    page: async (query) => {
+      try {
+        return await read([entity, project, "sweeps", sweepName, "runs"], Object.entries(query));
+      } catch (problem) {
+        report(problem);
+        return null;
+      }
+    },
   });
   const view = { ...VIEW };
   const parallel = new ParallelPlot((names) => table.brush(names));
@@ -146,7 +156,7 @@ function drawHead() {
 function drawAll() {
   page.colours = runColours(order);
   keepingFocus(page.head, drawHead);
-  page.table.update(order, page.colours);
+  page.table.update(order, page.colours, total, first);
   const link = (run) => h("a", { href: path(entity, project, "runs", run.name) }, run.title);
   const runOf = (name) => runs.get(name);
   keepingFocus(page.agents, () => drawAgents(page.agents, facts.agents, isIdle(facts), COMMAND, runOf, link));
@@ -229,8 +239,8 @@ function shown() {
 
 async function drawCurves() {
   const { all, drawn } = shown();
-  page.notice.textContent = drawnNotice(drawn, all);
-  page.notice.hidden = drawn.length === all.length;
+  page.notice.textContent = [partNotice(order, total), drawnNotice(drawn, all)].filter(Boolean).join(" ");
+  page.notice.hidden = !page.notice.textContent;
   if (!runs.size) {
     const text = `No run has logged anything yet. On each GPU machine, run: \`${COMMAND}\``;
     put(page.curveGrid, empty(text));
@@ -284,6 +294,7 @@ const refresh = poll(async () => {
     if (answer.complete) runs.clear();
     for (const run of answer.runs) runs.set(run.name, run);
     order = answer.order.map((name) => runs.get(name));
+    ({ total, first } = answer);
     refreshComparison();
     if (!page) {
       await Promise.race([firstComparison.promise, new Promise((done) => setTimeout(done, FIRST_COMPARISON))]);

@@ -186,6 +186,16 @@ def history_lines(
     return (StreamLine(*row) for row in rows)
 
 
+def numbered(connection: sqlite3.Connection, run_id: int, numbers: Sequence[int]) -> list[str]:
+    """The valid history rows with these numbers, in the order of their steps."""
+    rows = connection.execute(
+        "SELECT text FROM line WHERE run_id = ? AND stream = 'history' AND step IS NOT NULL"
+        " AND number IN (SELECT value FROM json_each(?)) ORDER BY step, number",
+        (run_id, json.dumps(list(numbers))),
+    )
+    return [row[0] for row in rows]
+
+
 def replace_steps(connection: sqlite3.Connection, run_id: int, below: int, texts: Sequence[str]) -> int:
     """Deletes the history lines with numbers under `below` that have the steps of these new rows.
 

@@ -169,7 +169,32 @@ CREATE TABLE history_export (
 ) WITHOUT ROWID;
 """
 
-STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES, login_links.TABLES)
+SHOWN_COLUMNS = (
+    "sweep_id, state, exitcode, stop_requested, assigned_at, heartbeat_at, objective, objective_value,"
+    " display_name, notes, host, tags, paused, config, summary"
+)
+CHANGES = f"""
+-- The number of the last change to what the page and commands show of a run: later changes have higher ones.
+ALTER TABLE run ADD COLUMN change INTEGER NOT NULL DEFAULT 0;
+UPDATE run SET change = id;
+CREATE INDEX run_change ON run (change);
+CREATE INDEX run_change_of_sweep ON run (sweep_id, change);
+CREATE TRIGGER run_inserted AFTER INSERT ON run BEGIN
+    UPDATE run SET change = (SELECT MAX(change) + 1 FROM run) WHERE id = NEW.id;
+END;
+CREATE TABLE history_extract (
+    run_id INTEGER NOT NULL REFERENCES run (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    rewrites INTEGER NOT NULL,
+    extract TEXT NOT NULL,
+    PRIMARY KEY (run_id, number)
+) WITHOUT ROWID;
+CREATE TRIGGER run_changed AFTER UPDATE OF {SHOWN_COLUMNS} ON run BEGIN
+    UPDATE run SET change = (SELECT MAX(change) + 1 FROM run) WHERE id = NEW.id;
+END;
+"""
+
+STEPS = (FIRST, SECOND, THIRD, WRITERS, artifact_tables.TABLES, login_links.TABLES, CHANGES)
 
 
 def migrate(path: Path) -> None:

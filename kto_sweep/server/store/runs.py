@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from kto_sweep.server.states import RunState
-from kto_sweep.server.store.filters import Order, Where, select
+from kto_sweep.server.store.filters import Order, Where, compile_order, select
 from kto_sweep.server.store.ids import friendly_name
 from kto_sweep.server.store.lines import Stream
 
@@ -182,6 +182,41 @@ def page(
     return [run for row in ids if (run := get(connection, row[0])) is not None]
 
 
+def last_change(connection: sqlite3.Connection, sweep_id: int) -> tuple[int, int]:
+    """The highest change number of the sweep's own and prior runs (0 without one), and how many there are."""
+    prior = (
+        "SELECT run.change FROM prior_run JOIN run ON run.id = run_id"
+        " WHERE prior_run.sweep_id = ?1 AND run.sweep_id IS NOT ?1"
+    )
+    query = f"SELECT change FROM run WHERE sweep_id = ?1 UNION ALL {prior}"
+    latest, number = connection.execute(
+        f"SELECT COALESCE(MAX(change), 0), COUNT(*) FROM ({query})", (sweep_id,)
+    ).fetchone()
+    return int(latest), int(number)
+
+
+def changes(connection: sqlite3.Connection, project_id: int, names: Sequence[str]) -> dict[str, int]:
+    """The number of the last change of each of these runs."""
+    query = "SELECT name, change FROM run WHERE project_id = ? AND name IN (SELECT value FROM json_each(?))"
+    return dict(tuple(row) for row in connection.execute(query, (project_id, json.dumps(names))))
+
+
+def values(connection: sqlite3.Connection, sweep_id: int, column: str | None, name: str) -> dict[str, Any]:
+    """By run of a sweep: a column of the table, which is no client's text; else `name` in the summary."""
+    where = in_sweep(sweep_id)
+    if column is not None:
+        rows = connection.execute(f"SELECT name, {column} FROM run WHERE {where.sql}", where.parameters)
+        return {run: json.loads(value) if column == "tags" else value for run, value in rows}
+    order = compile_order(f"summary_metrics.{name}")
+    assert order is not None
+    return dict(
+        tuple(row)
+        for row in connection.execute(
+            f"SELECT name, {order.sql} FROM run WHERE {where.sql}", (*order.parameters, *where.parameters)
+        )
+    )
+
+
 def count(connection: sqlite3.Connection, where: Where) -> int:
     """How many runs match. Raises FilterError when the condition takes too long."""
     query = f"SELECT COUNT(*) FROM run WHERE {where.sql}"
@@ -207,8 +242,10 @@ def insert(
     **values: Any,
 ) -> Run:
     """Creates a run, with a random display name unless `values` has one."""
-    total = connection.execute("SELECT COUNT(*) FROM run WHERE project_id = ?", (project_id,)).fetchone()[0]
-    values.setdefault("display_name", friendly_name(total + 1, rng))
+    if "display_name" not in values:
+        query = "SELECT COUNT(*) FROM run WHERE project_id = ?"
+        total = connection.execute(query, (project_id,)).fetchone()[0]
+        values["display_name"] = friendly_name(total + 1, rng)
     values |= {"project_id": project_id, "name": name, "state": state, "created_at": now, "heartbeat_at": now}
     columns = _as_columns(values)
     cursor = connection.execute(

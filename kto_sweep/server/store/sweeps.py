@@ -1,7 +1,6 @@
 """Sweeps and their agents."""
 
 import sqlite3
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -113,10 +112,10 @@ def update(connection: sqlite3.Connection, sweep_id: int, **values: Any) -> None
         connection.execute(f"UPDATE sweep SET {assignments} WHERE id = ?", (*values.values(), sweep_id))
 
 
-def cell_keys(connection: sqlite3.Connection, sweep_id: int) -> Iterable[str]:
-    """Cell keys of the sweep's runs."""
-    query = "SELECT cell_key FROM run WHERE sweep_id = ? AND cell_key IS NOT NULL"
-    return (row[0] for row in connection.execute(query, (sweep_id,)))
+def has_cell(connection: sqlite3.Connection, sweep_id: int, key: str) -> bool:
+    """Whether a run of the sweep has this cell key."""
+    query = "SELECT 1 FROM run WHERE sweep_id = ? AND cell_key = ? LIMIT 1"
+    return connection.execute(query, (sweep_id, key)).fetchone() is not None
 
 
 def best_metric(connection: sqlite3.Connection, sweep_id: int, *, maximize: bool) -> float | None:
