@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.json_file import parse_json
+
 
 class LineFile:
     """A text file that holds whole lines only, whatever interrupts a write. Thread-safe."""
@@ -131,8 +133,8 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except (ValueError, RecursionError):
+                row = parse_json(line) if line.endswith(b"\n") else None
+            except ValueError:
                 row = None
             whole = isinstance(row, dict) and type(row.get("step")) is int
             yield (row if whole else None), len(line)

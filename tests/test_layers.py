@@ -15,6 +15,7 @@ LAYERS = (
         "protocol",
         "home",
         "http",
+        "paths",
         "json_file",
         "env_vars",
         "backoff",

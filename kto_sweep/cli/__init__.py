@@ -109,6 +109,8 @@ def cli(context: click.Context, debug: bool) -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise UsageError("the current folder was deleted", hint="cd to another folder") from error
+    except OSError as error:
+        raise UsageError(f"the current folder: {error.strerror}", hint="cd to another folder") from error
     for text in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
         notice(text)
     Home.from_environment().keep_private()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say, sweep_argument
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.errors import KtoSweepError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ SPARKLINE_POINTS = 60
 MAX_CURVES = 60
 """Curves are read only for this many best runs."""
 
-_file = click.Path(path_type=Path, dir_okay=False)
+_file = UserPath(dir_okay=False)
 
 
 @click.command()

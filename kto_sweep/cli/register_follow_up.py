@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kto_sweep.cli.output import json_option, local_option, print_json, read_sweep_shown, say
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.errors import UsageError
 from kto_sweep.home import users_umask
 
@@ -24,7 +25,7 @@ def follow_up_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dry-run", is_flag=True, help="Print the file; write and register nothing."),
         click.option(
             "--file",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=UserPath(dir_okay=False),
             metavar="FILE",
             help="The sweep file to write. Default: named after SWEEP.",
         ),

@@ -1,6 +1,5 @@
 """Connects to a W&B-compatible server: points wandb at it, checks that it responds and accepts the key."""
 
-import json
 import logging
 import os
 import time
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
 from kto_sweep.http import Answer, NoAnswerError, get
+from kto_sweep.json_file import parse_json
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def server_time(target: Target) -> float:
 def _is_kto_sweep(answer: Answer) -> bool:
     """Whether an embedded server gave this answer to /ready."""
     try:
-        ready = json.loads(answer.body)
+        ready = parse_json(answer.body)
     except ValueError:
         return False
     return answer.ok and isinstance(ready, dict) and ready.get("service") == SERVICE

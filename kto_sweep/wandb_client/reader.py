@@ -41,6 +41,9 @@ def read_sweep(
         for run in runs:  # wandb.Api reads them in pages
             trials.append(run)
             progress(len(trials))
+        config = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
+        if not isinstance(config, dict):
+            raise ValueError("its configuration is no mapping")
         now = server_time(target)  # after the runs: none of their heartbeats is newer
     except Exception as error:  # wandb has no common error class
         if not is_not_found(error):
@@ -52,7 +55,6 @@ def read_sweep(
             f"{target} has no sweep {ref}",
             hint="kto-sweep status   (without a name: the last sweep used on this box)",
         ) from error
-    config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
     space, _ = parse_space(without_alert_rules(config.get("parameters") or {}))
     options = read_options(config, [])
     metric = metric_of(config, options.objectives) or {}

@@ -65,6 +65,47 @@ def test_an_unknown_name_exits_2_with_the_nearest(capsys, args, message):
     assert hint.endswith("--help")
 
 
+def test_every_path_of_a_command_is_read_in_one_way():
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    paths = {
+        (name, parameter.name)
+        for name, command in commands.items()
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path)
+    }
+    others = {
+        (name, parameter.name)
+        for name, command in commands.items()
+        for parameter in command.params
+        if type(parameter.type) is click.Path or isinstance(parameter.type, click.File)
+    }
+    assert len(paths) > 10
+    assert not others
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["merge", "abc", "--output", "PATH"],
+        ["lint", "PATH"],
+        ["train", "--from", "PATH"],
+        ["train", "--dataset", "PATH", "--model-size", "tiny", "--dry-run"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("~nosuch/x", "no such user"),
+        ("/a" * 2000, "a path of 4,000 bytes from the root"),
+        ("/" + "x" * 300, "a name of more than 255 bytes"),
+    ],
+)
+def test_what_cannot_be_a_path_exits_2(capsys, monkeypatch, tmp_path, args, path, why):
+    monkeypatch.setenv("KTO_SWEEP_HOME", str(tmp_path))
+    assert run([path if word == "PATH" else word for word in args]) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_completion_after_an_unknown_command_is_no_error():
     completing = ShellComplete(cli, {}, "kto-sweep", "_KTO_SWEEP_COMPLETE")
     assert {item.value for item in completing.get_completions(["zzzz"], "st")} == {"stop", "status"}
