@@ -2,10 +2,13 @@
 
     python benchmarks/chaos.py                  # 100 faults, about half an hour on two idle cores
     python benchmarks/chaos.py --faults 10 --seed 7
+    python benchmarks/chaos.py --only "power is cut" --faults 20
+    python benchmarks/chaos.py --only frozen --freeze-seconds 600 --faults 6
 
 At random moments the faults of tests/faults/faults.py kill or pause workers, agents, the server or the whole
-machine, or damage files. When a grid is done, another one starts, until there were enough faults. Exits with
-1, and keeps the files, if anything was lost, done twice or changed.
+machine, or damage files; those of `frozen` are among them only when named. When a grid is done, another one
+starts, until there were enough faults. Exits with 1, and keeps the files, if anything was lost, done twice or
+changed.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
 import python_forkserver
-from faults import FAULTS
+from faults import FAULTS, Fault, freezes
 from machine import KTO_SWEEP
 from sweep_harness import THREE_BY_THREE, Losses, SweepHarness
 
@@ -54,7 +58,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each trial")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--only", default="", help="inject only faults with this in their name")
+    parser.add_argument("--freeze-seconds", type=float, default=600, help="how long what is frozen stops")
     options = parser.parse_args()
+    frozen = freezes(options.freeze_seconds) if options.only else []
+    faults = [fault for fault in (*FAULTS, *frozen) if options.only in fault.name]
+    if not faults:
+        parser.error(f"no fault has {options.only!r} in its name")
     atexit.register(python_forkserver.start())
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -65,7 +75,9 @@ def main() -> int:
     print(f"{time.monotonic() - began:6.0f} s: the grid without faults is done", flush=True)
     while outcome.injected.total() < options.faults:
         outcome.grids += 1
-        one_grid(folder / f"faults-{outcome.grids}", options.steps, options.faults, rng, outcome, expected)
+        one_grid(
+            folder / f"faults-{outcome.grids}", options.steps, faults, options.faults, rng, outcome, expected
+        )
         print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
     if not outcome.harm.total():
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +91,7 @@ class UpdateResult:
 
     grids: int = 0
     injected: Counter[str] = field(default_factory=Counter)
-    """Number of faults, by part."""
+    """Number of faults, by name."""
     cells: int = 0
     """Number of finished cells."""
     rows: int = 0
@@ -87,21 +99,27 @@ class UpdateResult:
 
 
 def one_grid(
-    folder: Path, steps: int, faults: int, rng: random.Random, outcome: UpdateResult, expected: Losses
+    folder: Path,
+    steps: int,
+    faults: Sequence[Fault],
+    count: int,
+    rng: random.Random,
+    outcome: UpdateResult,
+    expected: Losses,
 ) -> None:
-    """Inject faults one after another until the grid is done, or there were enough of them."""
+    """Inject some of these faults, one after another, until the grid is done or `count` were injected."""
     harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"), cli=KTO_SWEEP)
     began = time.monotonic()
     try:
         harness.create(max_steps=steps, eval_steps=10)
         for _ in range(AGENTS):
             harness.start_agent()
-        while outcome.injected.total() < faults and not harness.is_finished():
+        while outcome.injected.total() < count and not harness.is_finished():
             harness.wait_for_progress(rng.randint(1, MOST_ROWS), 600)
-            fault = rng.choice(FAULTS)
+            fault = rng.choice(faults)
             print(f"{time.monotonic() - began:6.0f} s, {harness.steps()} rows: {fault.name}", flush=True)
             fault.inject(harness, rng)
-            outcome.injected[fault.part] += 1
+            outcome.injected[fault.name] += 1
             while len(harness.running_agents) < AGENTS and not harness.is_finished():
                 harness.start_agent()
         harness.finish(3600)
@@ -134,9 +152,9 @@ def judge(harness: SweepHarness, expected: Losses, outcome: UpdateResult) -> Non
 
 def report(outcome: UpdateResult, seconds: float) -> None:
     """Print the table."""
-    print(f"\n{'part':<16}{'injected':>10}")
-    for part, count in sorted(outcome.injected.items()):
-        print(f"{part:<16}{count:>10}")
+    print(f"\n{'fault':<48}{'injected':>10}")
+    for name, count in sorted(outcome.injected.items()):
+        print(f"{name:<48}{count:>10}")
     facts = {
         "faults": outcome.injected.total(),
         "grids": outcome.grids,
