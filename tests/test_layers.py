@@ -16,6 +16,7 @@ LAYERS = (
         "home",
         "http",
         "paths",
+        "memory_limit",
         "json_file",
         "env_vars",
         "backoff",

@@ -52,6 +52,7 @@ _DISK_ERRORS = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+_LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 class LazyGroup(click.Group):
@@ -176,6 +177,9 @@ def _explain_unexpected(error: Exception, args: list[str]) -> tuple[str, str]:
             "KTO_SWEEP_HOME sets the folder for all files (default ~/.kto-sweep); it must be writable, with "
             "free space",
         )
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LIMIT_ERRORS:
+        what = "out of memory" if isinstance(error, MemoryError) else getattr(error, "strerror", "")
+        return what, "free some, or raise the limits of this shell or box: ulimit -a"
     return (
         f"{type(error).__name__}: {error}",
         f"this is a bug in kto-sweep; for the traceback: kto-sweep --debug {' '.join(args)}",

@@ -24,6 +24,9 @@ def merge(run: str, output: Path | None, best: bool, as_json: bool) -> None:
     kto-sweep merge runs/7b --best --output my-model
     """
     from kto_sweep.home import Home
+    from kto_sweep.memory_limit import TORCH_BYTES, require_address_space
+
+    require_address_space(TORCH_BYTES, "merging")
     from kto_sweep.train.merge import merge as write
     from kto_sweep.train_command.resume import require_run, restore_working_directory
 

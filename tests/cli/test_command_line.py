@@ -150,6 +150,32 @@ def test_an_unreachable_server_is_one_clear_message(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (900_000_000, 900_000_000))
+from kto_sweep.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["status", "e/p/abcd1234"], 2, "wandb needs 1.9 GB of address space, and this shell allows 0.9 GB"),
+        (["merge", "abcd1234"], 2, "merging needs 1.0 GB of address space"),
+        (["lint", "examples/support_replies.jsonl"], 0, ""),
+    ],
+)
+def test_a_command_with_too_little_memory_says_so(tmp_path, args, code, message):
+    machine = Machine(tmp_path)
+    unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "local-" + "0" * 40}
+    with machine.start_python("-c", LIMITED, *args, **unreachable) as process:
+        output = process.communicate()[0]
+    assert process.returncode == code, output
+    assert message in output
+    assert "Traceback" not in output
+
+
 def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):
     done = Machine(tmp_path).command("status", "me/kto/ab12cd34", WANDB_BASE_URL="http://127.0.0.1:9")
     assert done.returncode == 2
