@@ -57,10 +57,13 @@ def test_upload_of_a_killed_server_is_removed_at_the_next_start(own_machine: Mac
 def test_no_second_server_on_a_database_whose_lock_was_removed(own_machine: Machine) -> None:
     machine = own_machine
     first, pid = machine.address, server_pid(machine.home)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # else it may restore the files first
     for name in ("lock", "address.json"):
         (machine.home.server / name).unlink()
     with pytest.raises(ServerError, match=r"a running server uses .*runs\.sqlite3"):
         ensure_server(machine.home)
+    os.kill(pid, signal.SIGCONT)
     while running_server(machine.home) is None:
         time.sleep(0.05)
     assert ensure_server(machine.home) == first
