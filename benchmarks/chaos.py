@@ -2,10 +2,13 @@
 
     python benchmarks/chaos.py                  # 100 faults, about half an hour on two idle cores
     python benchmarks/chaos.py --faults 10 --seed 7
+    python benchmarks/chaos.py --only "power is cut" --faults 20
+    python benchmarks/chaos.py --only frozen --freeze-seconds 600 --faults 6
 
 At random moments the faults of tests/faults/faults.py kill or pause workers, agents, the server or the whole
-machine, or damage files. When a grid is done, another one starts, until there were enough faults. Exits with
-1, and keeps the files, if anything was lost, done twice or changed.
+machine, or damage files; those of `frozen` are among them only when named. When a grid is done, another one
+starts, until there were enough faults. Exits with 1, and keeps the files, if anything was lost, done twice or
+changed.
 """
 
 import argparse
@@ -16,14 +19,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "faults"))
 
 import python_forkserver
-from faults import FAULTS
+from faults import FAULTS, Fault, freezes
 from machine import KTO_SWEEP
 from sweep_harness import THREE_BY_THREE, Losses, SweepHarness
 
@@ -34,14 +39,24 @@ MOST_ROWS = 20
 HARM = ("missing cells", "duplicate cells", "lost rows", "duplicate rows", "changed losses")
 
 
-def baseline(folder: Path, steps: int) -> Losses:
-    """The losses of the grid without faults."""
+@dataclass(frozen=True)
+class Baseline:
+    """The grid without faults."""
+
+    losses: Losses
+    finished: Counter[tuple[Any, ...]]
+    """The cells that finished; others diverge, with faults too."""
+
+
+def baseline(folder: Path, steps: int) -> Baseline:
+    """Train the grid without faults."""
     harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "9"), cli=KTO_SWEEP)
     try:
         harness.create(max_steps=steps, eval_steps=10)
         harness.start_agent()
         harness.finish(3600)
-        return harness.losses()
+        finished = Counter(harness.cell(run) for run in harness.runs() if run.state == "finished")
+        return Baseline(harness.losses(), finished)
     finally:
         harness.close()
 
@@ -54,7 +69,13 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=100)
     parser.add_argument("--steps", type=int, default=STEPS, help="of each trial")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--only", default="", help="inject only faults with this in their name")
+    parser.add_argument("--freeze-seconds", type=float, default=600, help="how long what is frozen stops")
     options = parser.parse_args()
+    frozen = freezes(options.freeze_seconds) if options.only else []
+    faults = [fault for fault in (*FAULTS, *frozen) if options.only in fault.name]
+    if not faults:
+        parser.error(f"no fault has {options.only!r} in its name")
     atexit.register(python_forkserver.start())
     rng = random.Random(options.seed)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
@@ -65,7 +86,9 @@ def main() -> int:
     print(f"{time.monotonic() - began:6.0f} s: the grid without faults is done", flush=True)
     while outcome.injected.total() < options.faults:
         outcome.grids += 1
-        one_grid(folder / f"faults-{outcome.grids}", options.steps, options.faults, rng, outcome, expected)
+        one_grid(
+            folder / f"faults-{outcome.grids}", options.steps, faults, options.faults, rng, outcome, expected
+        )
         print(f"{time.monotonic() - began:6.0f} s: grid {outcome.grids} is done", flush=True)
     if not outcome.harm.total():
         shutil.rmtree(folder, ignore_errors=True)
@@ -79,7 +102,7 @@ class UpdateResult:
 
     grids: int = 0
     injected: Counter[str] = field(default_factory=Counter)
-    """Number of faults, by part."""
+    """Number of faults, by name."""
     cells: int = 0
     """Number of finished cells."""
     rows: int = 0
@@ -87,21 +110,27 @@ class UpdateResult:
 
 
 def one_grid(
-    folder: Path, steps: int, faults: int, rng: random.Random, outcome: UpdateResult, expected: Losses
+    folder: Path,
+    steps: int,
+    faults: Sequence[Fault],
+    count: int,
+    rng: random.Random,
+    outcome: UpdateResult,
+    expected: Baseline,
 ) -> None:
-    """Inject faults one after another until the grid is done, or there were enough of them."""
+    """Inject some of these faults, one after another, until the grid is done or `count` were injected."""
     harness = SweepHarness(folder, THREE_BY_THREE, options=("--trials-per-gpu", "2"), cli=KTO_SWEEP)
     began = time.monotonic()
     try:
         harness.create(max_steps=steps, eval_steps=10)
         for _ in range(AGENTS):
             harness.start_agent()
-        while outcome.injected.total() < faults and not harness.is_finished():
+        while outcome.injected.total() < count and not harness.is_finished():
             harness.wait_for_progress(rng.randint(1, MOST_ROWS), 600)
-            fault = rng.choice(FAULTS)
+            fault = rng.choice(faults)
             print(f"{time.monotonic() - began:6.0f} s, {harness.steps()} rows: {fault.name}", flush=True)
             fault.inject(harness, rng)
-            outcome.injected[fault.part] += 1
+            outcome.injected[fault.name] += 1
             while len(harness.running_agents) < AGENTS and not harness.is_finished():
                 harness.start_agent()
         harness.finish(3600)
@@ -110,13 +139,14 @@ def one_grid(
         harness.close()
 
 
-def judge(harness: SweepHarness, expected: Losses, outcome: UpdateResult) -> None:
+def judge(harness: SweepHarness, expected: Baseline, outcome: UpdateResult) -> None:
     """Count in `outcome` what was lost, done twice or changed."""
     runs = harness.runs()
     for run in runs:
         steps = [row["_step"] for row in run.rows]
-        expected_steps = range(1, len(expected[harness.cell(run)]) + 1)
-        losses = dict(zip(expected_steps, expected[harness.cell(run)], strict=True))
+        expected_losses = expected.losses[harness.cell(run)]
+        expected_steps = range(1, len(expected_losses) + 1)
+        losses = dict(zip(expected_steps, expected_losses, strict=True))
         outcome.rows += len(steps)
         outcome.harm["lost rows"] += len(set(expected_steps) - set(steps))
         outcome.harm["duplicate rows"] += len(steps) - len(set(steps))
@@ -128,15 +158,15 @@ def judge(harness: SweepHarness, expected: Losses, outcome: UpdateResult) -> Non
             print(f"run {run.name} of {harness.cell(run)} is {run.state}", *why, flush=True)
     done = Counter(harness.cell(run) for run in runs if run.state == "finished")
     outcome.cells += len(done)
-    outcome.harm["missing cells"] += (harness.expected_cells() - done).total()
+    outcome.harm["missing cells"] += (expected.finished - done).total()
     outcome.harm["duplicate cells"] += (Counter(map(harness.cell, runs)) - harness.expected_cells()).total()
 
 
 def report(outcome: UpdateResult, seconds: float) -> None:
     """Print the table."""
-    print(f"\n{'part':<16}{'injected':>10}")
-    for part, count in sorted(outcome.injected.items()):
-        print(f"{part:<16}{count:>10}")
+    print(f"\n{'fault':<48}{'injected':>10}")
+    for name, count in sorted(outcome.injected.items()):
+        print(f"{name:<48}{count:>10}")
     facts = {
         "faults": outcome.injected.total(),
         "grids": outcome.grids,

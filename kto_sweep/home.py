@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kto_sweep.errors import UsageError
+from kto_sweep.paths import resolved
 
 MAX_PATH = 1000
 """Characters of a home's path: those of its files must stay below the system's 4,096."""
@@ -45,12 +46,11 @@ class Home:
                 f"KTO_SWEEP_HOME has {len(path):,} characters", hint=f"use a path of at most {MAX_PATH:,}"
             )
         try:
-            return cls(Path(path).expanduser().resolve() if path else Path.home() / ".kto-sweep")
-        except RuntimeError as error:  # ~USER without such a user
-            raise UsageError(
-                f"KTO_SWEEP_HOME={path}: no such user" if path else "your home folder is unknown",
-                hint="export KTO_SWEEP_HOME=/a/folder",
-            ) from error
+            return cls(resolved(path) if path else Path.home() / ".kto-sweep")
+        except UsageError as error:
+            raise UsageError(f"KTO_SWEEP_HOME={error}", hint="export KTO_SWEEP_HOME=/a/folder") from error
+        except RuntimeError as error:
+            raise UsageError("your home folder is unknown", hint="export KTO_SWEEP_HOME=/a/folder") from error
 
     def keep_private(self) -> None:
         """Make all files that this process and its children create readable by the user alone.

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.json_file import parse_json
 from kto_sweep.text import number
 
 RESULTS = (
@@ -19,7 +20,7 @@ def write_card(folder: Path, merged: Path | None = None) -> None:
 
     `merged`: the folder of the run's merged model; the card is written only there.
     """
-    about = json.loads((folder / "lineage.json").read_text(encoding="utf-8"))
+    about = parse_json((folder / "lineage.json").read_text(encoding="utf-8"))
     text = "\n".join(card_lines(about, merged=merged is not None)) + "\n"
     places = (folder, folder / "adapter", folder / "model", folder / "best")
     for place in places if merged is None else (merged,):

@@ -1,16 +1,12 @@
 """The types of a trial's parameters, and the definition of one parameter."""
 
 import math
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from kto_sweep.errors import Problem
+from kto_sweep.errors import Problem, UsageError
+from kto_sweep.paths import MAX_NAME_BYTES, user_path
 from kto_sweep.text import listed, nearest, number_from_text, show
-
-MAX_NAME_BYTES = 255
-"""Of one part of a path; Linux refuses longer ones."""
 
 
 class ParameterType(Protocol):
@@ -135,11 +131,9 @@ class ModelName(Text):
         """The name. Raises ValueError."""
         name = super().convert(value)
         try:
-            path = Path(name).expanduser()
-        except RuntimeError as error:  # ~USER without such a user
+            user_path(name)
+        except UsageError as error:
             raise ValueError from error
-        if "\0" in name or any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in path.parts):
-            raise ValueError
         return name
 
 

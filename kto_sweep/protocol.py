@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, get_args
 
+from kto_sweep.json_file import parse_json
+
 MESSAGE_FD = "KTO_SWEEP_MESSAGE_FD"
 """Environment variable with the file descriptor for a worker's messages."""
 DEVICES = "KTO_SWEEP_DEVICES"
@@ -164,7 +166,7 @@ def decode(line: bytes) -> Any:
     Raises ValueError for any other line.
     """
     try:
-        fields = json.loads(line)
+        fields = parse_json(line)
         return _KINDS[fields.pop("kind")](**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an order or message: {line[:200]!r}") from error

@@ -9,15 +9,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kto_sweep.json_file import parse_json
+
 
 class LineFile:
-    """A text file that holds whole lines only, whatever interrupts a write. Thread-safe."""
+    """A text file that holds whole lines only, whatever interrupts a write. Thread-safe.
+
+    A file that is removed or moved, such as with its folder, is written again by the next line.
+    """
 
     def __init__(self, path: Path) -> None:
         """Continues the file at `path`, or creates it. Raises OSError."""
         self._path = path
         self._lock = threading.RLock()
         self._unwritten: list[str] = []
+        self.was_removed = False
+        """Whether a user removed or moved the file meanwhile; it was then written again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b", buffering=0)
         self._end = self._file.seek(0, os.SEEK_END)
@@ -26,6 +33,7 @@ class LineFile:
         """Add one or more lines. Raises OSError, for example on a full disk; the file is then as before."""
         data = f"{text}\n".encode()
         with self._lock:
+            self._restore()
             try:
                 if self._file.write(data) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
@@ -34,6 +42,24 @@ class LineFile:
                     self._file.truncate(self._end)  # half a line would damage the next one
                 raise
             self._end += len(data)
+
+    def _restore(self) -> None:
+        """Write the file again if it is not at its path. Raises OSError; the lines are then kept."""
+        if self._path.exists():
+            return
+        self._file.seek(0)  # the open file still has the lines
+        lines = self._file.read()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        new = self._path.open("a+b", buffering=0)
+        try:
+            if new.write(lines) != len(lines):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            new.close()
+            self._path.unlink(missing_ok=True)
+            raise
+        self._file.close()
+        self._file, self._end, self.was_removed = new, len(lines), True
 
     def write(self, line: str) -> None:
         """Add a line if possible; lines that a full disk refuses are added before the next one."""
@@ -99,13 +125,7 @@ class RowFile(LineFile):
         A file that was removed is written again.
         """
         with self._lock:
-            if not self._path.exists():  # the open file still has the rows
-                self._file.seek(0)
-                rows = self._file.read()
-                self._file.close()
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a+b", buffering=0)
-                self._file.write(rows)
+            self._restore()
 
         def sync() -> None:
             # A file that is removed from now on is written again by the next call.
@@ -131,8 +151,8 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                row = json.loads(line) if line.endswith(b"\n") else None
-            except (ValueError, RecursionError):
+                row = parse_json(line) if line.endswith(b"\n") else None
+            except ValueError:
                 row = None
             whole = isinstance(row, dict) and type(row.get("step")) is int
             yield (row if whole else None), len(line)

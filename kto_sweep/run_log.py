@@ -119,6 +119,7 @@ def clock_time(seconds: float) -> str:
 class RunLog:
     """Writes both files; implements Report.
 
+    Files that a user removes, or their folder, are written again by the next row.
     Keeps an earlier attempt's rows up to step `keep`, and its console log if there are any. Each line of the
     console log also goes to `echo`.
     """
@@ -134,6 +135,8 @@ class RunLog:
         if not self.kept:
             self._console.truncate()
         self._echo = echo
+        self.warning = ""
+        """What the user should know of the folder; said once in the console log."""
         self._table = StepTable()
 
     def plan(self, total_steps: int, done_steps: int = 0) -> None:
@@ -146,6 +149,10 @@ class RunLog:
         self._rows.write_row(step, {"timestamp": stamp, **values})
         for line in self._table.lines(step, values):
             self.note(line)
+        if self.warning == "" and (self._rows.was_removed or self._console.was_removed):
+            folder = self._console_path.parent
+            self.warning = f"{folder} was removed while the trial trains: its logs were written again"
+            self.note(f"WARNING: {self.warning}")
 
     def note(self, text: str) -> None:
         """Write one line to the console log."""

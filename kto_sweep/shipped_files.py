@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from kto_sweep.paths import user_path
+
 PACKAGE = Path(__file__).parent
 SHIPPED_FOLDERS = ("sweeps", "examples")
 
@@ -17,7 +19,7 @@ def find_file(name: str, cwd: Path | None = None) -> Path | None:
 
     A shipped file is named by its path in a checkout: sweeps/demo.yaml, examples/support_replies.jsonl.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     here = path if cwd is None else cwd / path
     if here.is_file():
         return here

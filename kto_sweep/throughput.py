@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from kto_sweep.json_file import write_atomic
+from kto_sweep.json_file import parse_json, write_atomic
 from kto_sweep.models.architecture import Architecture
 
 FILE = "rates.json"
@@ -46,7 +46,7 @@ class Rate:
 def read_rates(root: Path) -> list[Rate]:
     """The rates in the home `root`; empty if the file is missing or damaged."""
     try:
-        content = json.loads((root / FILE).read_text(encoding="utf-8"))
+        content = parse_json((root / FILE).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
             return []
         return [Rate(**entry) for entry in content["rates"]]

@@ -79,6 +79,7 @@ class FakeTrial:
 
     def save(self) -> None:
         new = self.checkpoint.with_suffix(".new")
+        new.parent.mkdir(parents=True, exist_ok=True)  # a user may have removed it
         new.write_text(json.dumps(self.losses))
         new.replace(self.checkpoint)
 

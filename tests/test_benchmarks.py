@@ -16,6 +16,7 @@ RUNS = {
     "chaos": "--faults 1 --steps 40 --seed 1",
     "dashboard": "--loads 1",
     "devices": f"--data {ROWS} --model MODEL --devices 1 --kinds lora --steps 8 {SMALL}",
+    "fuzz": "--requests 20 --seed 1",
     "gpu_check": "--device cpu --models qwen2",
     "importance_simulation": "--sweeps 1 --minutes 0.05",
     "large_data": "--rows 2000",

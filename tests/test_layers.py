@@ -15,6 +15,8 @@ LAYERS = (
         "protocol",
         "home",
         "http",
+        "paths",
+        "memory_limit",
         "json_file",
         "env_vars",
         "backoff",

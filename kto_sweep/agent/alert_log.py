@@ -7,7 +7,7 @@ from pathlib import Path
 import wandb
 
 from kto_sweep.alerts import SUMMARY, AlertLevel, RunAlert, alerts_for_summary, alerts_of
-from kto_sweep.json_file import write_atomic
+from kto_sweep.json_file import parse_json, write_atomic
 
 ALERTS = "alerts.json"
 """A run's alerts, in its folder: an offline attempt has no server to read those of an earlier one from."""
@@ -47,7 +47,7 @@ class AlertLog:
 
 def _read(path: Path) -> tuple[RunAlert, ...]:
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        stored = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return ()
     return alerts_of(stored) if isinstance(stored, dict) else ()

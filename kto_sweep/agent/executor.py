@@ -357,6 +357,8 @@ class Executor:
                 self._progress.planned(run_id, total_steps, done_steps)
             case Metrics(run_id, step, values):
                 run.metrics(step, values)
+                if warning := run.take_warning():
+                    self._progress.say(f"Warning: run {run_id}: {warning}")
                 self._progress.progress(run_id, step, values)
             case Note(_, text):
                 run.note(text)

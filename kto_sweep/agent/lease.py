@@ -15,7 +15,7 @@ from typing import Any
 
 from kto_sweep.errors import KtoSweepError, UsageError
 from kto_sweep.home import Home
-from kto_sweep.json_file import write_atomic
+from kto_sweep.json_file import parse_json, write_atomic
 from kto_sweep.locks import holder, try_exclusive, try_lock
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef
@@ -102,7 +102,7 @@ def find_orphaned_trials(home: Home) -> list[OrphanedTrial]:
 def _read_config(folder: Path) -> Mapping[str, Any] | None:
     """A trial's configuration from its folder; None if it cannot be read."""
     try:
-        config = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "trial.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return config if isinstance(config, dict) else None

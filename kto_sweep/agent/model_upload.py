@@ -1,6 +1,5 @@
 """Logs a trial's weights as W&B artifacts if WANDB_LOG_MODEL asks for it, as Hugging Face's trainers do."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -9,6 +8,7 @@ from pathlib import Path
 import wandb
 
 from kto_sweep.errors import UsageError
+from kto_sweep.json_file import parse_json
 from kto_sweep.run_log import last_step
 
 VARIABLE = "WANDB_LOG_MODEL"
@@ -88,7 +88,7 @@ class ModelUpload:
 
         try:
             with safe_open(self._folder / CHECKPOINT, framework="np") as file:
-                return int(json.loads(file.metadata()["about"])["step"])
+                return int(parse_json(file.metadata()["about"])["step"])
         except (SafetensorError, OSError, ValueError, KeyError, TypeError):  # of TRL's trainer, or damaged
             return last_step(self._folder)
 

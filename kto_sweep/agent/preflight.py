@@ -8,6 +8,7 @@ from kto_sweep.data.sources import find_local
 from kto_sweep.errors import UsageError
 from kto_sweep.models.presets import names_a_path
 from kto_sweep.parameter_types import source_names
+from kto_sweep.paths import user_path
 from kto_sweep.search.space import Space
 from kto_sweep.sweep_file.command import SweepCommand, with_flags
 from kto_sweep.trial import DATA_PARAMETERS, parameter_name
@@ -47,7 +48,7 @@ def require_sources(space: Space, folder: str) -> None:
             continue
         name = missing[0]
         what = "model" if kind == "model" else "data file"
-        where = "on this box" if Path(name).expanduser().is_absolute() else f"below {here}"
+        where = "on this box" if user_path(name).is_absolute() else f"below {here}"
         in_folder = folder and not _missing(kind, name, Path(folder))
         raise UsageError(
             f"{name}: no such {what} {where}; no trial was started",
@@ -61,7 +62,7 @@ def _missing(kind: str, value: object, folder: Path) -> str:
     """The first name in a parameter's value that is not below `folder` nor can be on the hub; or empty."""
     for name in source_names(value):
         if kind == "model":
-            is_here = not names_a_path(name) or (folder / Path(name).expanduser()).exists()
+            is_here = not names_a_path(name) or (folder / user_path(name)).exists()
         else:
             is_here = parse_hub_name(name) is not None or bool(find_local(name, (folder,)))
         if not is_here:

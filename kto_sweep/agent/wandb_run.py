@@ -131,6 +131,8 @@ class TrialRun:
         """The run already has the metrics up to this step, from an earlier attempt."""
         self.logged_steps = max(self._files.kept, default=0)
         """The last step with metrics in the run and the files; after a power cut, some may be missing."""
+        self._warned = False
+        self._config = (folder / "trial.json").read_text(encoding="utf-8")
         self._upload = ModelUpload(run, folder, log_model, self.note)
         self._names: set[str] = set()
         """Metrics already logged at that step."""
@@ -289,6 +291,16 @@ class TrialRun:
             self._upload.checkpoint()
             for alert in self._rules.check(step, fresh):
                 self.alert(alert)
+
+    def take_warning(self) -> str:
+        """What the user should be told of the trial's folder, once; else empty."""
+        if self._warned or not self._files.warning:
+            return ""
+        self._warned = True
+        with contextlib.suppress(OSError):
+            self._record.write(self._folder)
+            write_atomic(self._folder / "trial.json", self._config)
+        return self._files.warning
 
     def note(self, text: str) -> None:
         """Write one line to the run's console log and to the files."""

@@ -58,6 +58,7 @@ _DISK_ERRORS = {
     errno.ENAMETOOLONG,
     errno.ELOOP,
 }
+_LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
 class LazyGroup(click.Group):
@@ -115,6 +116,8 @@ def cli(context: click.Context, debug: bool) -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise UsageError("the current folder was deleted", hint="cd to another folder") from error
+    except OSError as error:
+        raise UsageError(f"the current folder: {error.strerror}", hint="cd to another folder") from error
     for text in env_vars.prepare(keep=env_vars.NEW_NAMES.get(context.invoked_subcommand or "", ())):
         notice(text)
     Home.from_environment().keep_private()
@@ -185,6 +188,9 @@ def _explain_unexpected(error: Exception, args: list[str]) -> tuple[str, str]:
             "KTO_SWEEP_HOME sets the folder for all files (default ~/.kto-sweep); it must be writable, with "
             "free space",
         )
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) in _LIMIT_ERRORS:
+        what = "out of memory" if isinstance(error, MemoryError) else getattr(error, "strerror", "")
+        return what, "free some, or raise the limits of this shell or box: ulimit -a"
     return (
         f"{type(error).__name__}: {error}",
         f"this is a bug in kto-sweep; for the traceback: kto-sweep --debug {' '.join(args)}",

@@ -30,6 +30,9 @@ def chat(run: str, prompts: tuple[str, ...], count: int, max_tokens: int, best: 
     from dataclasses import asdict
 
     from kto_sweep.home import Home
+    from kto_sweep.memory_limit import TORCH_BYTES, require_address_space
+
+    require_address_space(TORCH_BYTES, "chat")
     from kto_sweep.train.chat import compare_answers
     from kto_sweep.train_command.resume import require_run, restore_working_directory
 

@@ -17,6 +17,7 @@ from kto_sweep.cli.output import (
     say,
     sweep_argument,
 )
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.errors import KtoSweepError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ MAX_SHOWN = 500
 MAX_CURVES = 60
 """Curves are read only for this many best runs."""
 
-_file = click.Path(path_type=Path, dir_okay=False)
+_file = UserPath(dir_okay=False)
 
 
 @click.command()

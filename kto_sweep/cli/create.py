@@ -5,10 +5,11 @@ from pathlib import Path
 import click
 
 from kto_sweep.cli.output import json_option, local_option, page_link, print_json, say
+from kto_sweep.cli.path_option import UserPath
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @click.option("--project", help="W&B project. Default: the file's, or kto-sweep.")
 @click.option("--entity", help="W&B user or team. Default: the file's, or the key's.")
 @click.option("--reuse", metavar="SWEEP", help="Reuse finished trials of SWEEP with the same configuration.")

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kto_sweep.cli.output import json_option, print_json, say
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.home import users_umask
 from kto_sweep.sweep_file.generate_reasons import PRESET_NAMES
 from kto_sweep.trial import PARAMETERS
@@ -25,7 +26,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @click.argument("method", type=click.Choice(METHODS))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=UserPath())
 @click.option("--preset", type=click.Choice(PRESET_NAMES), metavar="NAME", help="lora-7b, qlora-3b, ...")
 @parameter_options
 @json_option

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from kto_sweep.cli.output import console, json_option, print_json
+from kto_sweep.cli.path_option import UserPath
 
 if TYPE_CHECKING:
     from kto_sweep.plan.gpus import Gpu
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @click.option(
     "--gpu", help="h200, rtx3090, ...; a size such as 24GB; or this. Default: this box's GPU, if any."
 )

@@ -14,6 +14,7 @@ from kto_sweep.cli.output import (
     read_sweep_shown,
     say,
 )
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.errors import UsageError
 from kto_sweep.home import users_umask
 
@@ -31,7 +32,7 @@ def follow_up_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--dry-run", is_flag=True, help="Print the file; write and register nothing."),
         click.option(
             "--file",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=UserPath(dir_okay=False),
             metavar="FILE",
             help="The sweep file to write. Default: named after SWEEP.",
         ),

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
-_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+from kto_sweep.cli.path_option import UserPath
+
+_file = UserPath(exists=True, dir_okay=False)
 
 
 @click.command()

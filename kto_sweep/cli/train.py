@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from kto_sweep.cli.output import counting, json_option, say
+from kto_sweep.cli.path_option import UserPath
 from kto_sweep.text import number
 
 FLAG_ALIASES = {
@@ -45,9 +46,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @parameter_options
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="A YAML file of parameters; flags override it."
-)
+@click.option("--config", type=UserPath(), help="A YAML file of parameters; flags override it.")
 @click.option(
     "--from", "source", metavar="SWEEP|RUN", help="Use the parameters of a sweep's best trial, or of a run."
 )
@@ -59,9 +58,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.IntRange(min=1),
     help="Multiplies --batch-size; the micro-batch size is chosen automatically.",
 )
-@click.option(
-    "--output-dir", type=click.Path(path_type=Path), help="Folder for weights, log, lineage and model card."
-)
+@click.option("--output-dir", type=UserPath(), help="Folder for weights, log, lineage and model card.")
 @click.option(
     "--wandb/--local",
     "wandb",

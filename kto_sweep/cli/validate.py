@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 import click
 
 from kto_sweep.cli.output import json_option, print_json, say
+from kto_sweep.cli.path_option import UserPath
 
 if TYPE_CHECKING:
     from kto_sweep.errors import Problem
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @json_option
 def validate(file: Path, as_json: bool) -> int:
     """Check a sweep file and its data without registering anything.

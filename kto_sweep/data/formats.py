@@ -24,6 +24,7 @@ from kto_sweep.data.messages import (
     turns_in_text,
 )
 from kto_sweep.data.rows import Example, Message
+from kto_sweep.json_file import parse_json
 from kto_sweep.text import nearest
 
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -164,8 +165,8 @@ def _arguments(columns: _Columns) -> Mapping[str, Any]:
         value = columns.take(name)
         if isinstance(value, str):  # tables often hold them as JSON
             try:
-                value = json.loads(value) if value.strip() else None
-            except (ValueError, RecursionError):
+                value = parse_json(value) if value.strip() else None
+            except ValueError:
                 raise BadRowError(f"{name} is text that is not JSON") from None
         if not value:
             continue

@@ -1,11 +1,12 @@
 """The tokens of large data sets in the cache: listed, removed, and pruned when they are not used."""
 
-import json
 import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from kto_sweep.json_file import parse_json
 
 FOLDER = "tokens"
 """In the cache; one folder in it for each data set and tokenizer."""
@@ -34,7 +35,7 @@ def kept_tokens(cache: Path) -> list[KeptTokens]:
     entries = []
     for notes in (cache / FOLDER).glob(f"*/{NOTES}"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile, or damaged
-            about = json.loads(notes.read_text(encoding="utf-8"))["data"]
+            about = parse_json(notes.read_text(encoding="utf-8"))["data"]
             folder = notes.parent
             size = sum(file.stat().st_size for file in folder.iterdir())
             entries.append(KeptTokens(folder, about["path"], about["rows"], size, folder.stat().st_mtime))

@@ -27,6 +27,7 @@ from kto_sweep.data.kept_tokens import FOLDER, NOTES, prune
 from kto_sweep.data.sources import content_files
 from kto_sweep.data.table import RowTable
 from kto_sweep.data.tokenise import TokenisedData, TokenNotes, measure, tokenise
+from kto_sweep.json_file import parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,7 +121,7 @@ def _write(folder: Path, notes: DataNotes, data: TokenisedData) -> None:
 def _read(entry: Path) -> DataSet | None:
     """What `_write` wrote; None if there is no complete entry."""
     try:
-        about = json.loads((entry / NOTES).read_text(encoding="utf-8"))
+        about = parse_json((entry / NOTES).read_text(encoding="utf-8"))
         with np.load(entry / _COLUMNS) as stored:
             columns = dict(stored)
         ids = np.memmap(entry / _IDS, dtype=np.int32, mode="r")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kto_sweep.data.rows import Message
+from kto_sweep.json_file import parse_json
 
 _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -57,8 +58,8 @@ def turns_in_text(text: str) -> list[Any] | None:
     if not text.lstrip().startswith(("[", "{")):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     items = value if isinstance(value, list) else [value]
     return items if looks_like_turns(items) else None
@@ -162,8 +163,8 @@ def _call_turn(content: object) -> Message:
     value = content
     if isinstance(content, str):
         try:
-            value = json.loads(content)
-        except (ValueError, RecursionError):
+            value = parse_json(content)
+        except ValueError:
             return {"content": content}
     calls = value if isinstance(value, list) else [value]
     objects = [call for call in calls if isinstance(call, Mapping)]
@@ -177,8 +178,8 @@ def _tool_calls(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
     calls = turn.get("tool_calls")
     if isinstance(calls, str) and calls.strip():  # tables often hold them as JSON
         try:
-            calls = json.loads(calls)
-        except (ValueError, RecursionError):
+            calls = parse_json(calls)
+        except ValueError:
             raise BadRowError("tool_calls is not a list of objects") from None
     if not calls and turn.get("function_call"):  # OpenAI's older format: one call
         calls = [turn["function_call"]]
@@ -196,8 +197,8 @@ def _tool_call(call: Mapping[str, Any]) -> dict[str, Any]:
     arguments = function.get("arguments", function.get("parameters", {}))
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments)
-        except (ValueError, RecursionError):
+            parsed = parse_json(arguments)
+        except ValueError:
             parsed = None
         # Broken arguments stay as written: they may be the reason for the label.
         arguments = parsed if isinstance(parsed, dict) else arguments

@@ -15,8 +15,9 @@ from typing import NamedTuple, Protocol
 from kto_sweep.data.hub_data import HUB_FORMS, HubData, dataset_rows, parse_hub_name
 from kto_sweep.data.raw_rows import RawRow
 from kto_sweep.data.readers import COMPRESSED_SUFFIXES, FORMATS, format_suffix, read_file
-from kto_sweep.errors import DataError
+from kto_sweep.errors import DataError, UsageError
 from kto_sweep.parameter_types import describe_sources, source_names
+from kto_sweep.paths import user_path
 from kto_sweep.shipped_files import find_file
 from kto_sweep.text import nearest, show
 
@@ -183,16 +184,17 @@ def find_local(source: str, base_dirs: Sequence[Path] = ()) -> list[Path]:
     Raises DataError for what cannot be a path here: too long, ~USER without such a user.
     """
     try:
-        path = Path(source).expanduser()
+        path = user_path(source)
         for candidate in [path, *(base / path for base in base_dirs)]:
             if candidate.exists():
                 return [candidate]
             if {"*", "?"} & set(source) and (files := _matching(candidate)):
                 return files
         shipped = find_file(source)
-    except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise DataError(f"{show(source)}: {why}", hint="check the path") from error
+    except OSError as error:
+        raise DataError(f"{show(source)}: {error.strerror}", hint="check the path") from error
+    except UsageError as error:
+        raise DataError(error.message, hint=error.hint) from error
     return [shipped] if shipped is not None else []
 
 
@@ -321,7 +323,7 @@ def _hint_for_missing(source: str, base_dirs: Sequence[Path]) -> str:
         return _hint_for_url(source)
     if source.count("/") == 1 and re.search(r"[\[\]:]", source) and not format_suffix(source):
         return f"on the hub, name {HUB_FORMS}"
-    file = Path(source).expanduser()
+    file = user_path(source)
     names: dict[str, str] = {}
     for folder in [file.parent, *(base / file.parent for base in base_dirs), Path("examples"), Path()]:
         for child in data_files(folder):

@@ -5,7 +5,6 @@ null with which the table fills a key that only other rows have is left out.
 """
 
 import base64
-import json
 import math
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 
 from kto_sweep.data.raw_rows import RawRow
 from kto_sweep.errors import DataError
+from kto_sweep.json_file import parse_json
 
 READ_BYTES = 1 << 20
 """Of a column at once: by default a whole row group is read, which may be the whole file."""
@@ -79,7 +79,7 @@ def _damage(name: str, form: str) -> Iterator[None]:
 def features_of(schema: Any) -> Mapping[str, Feature]:
     """The types of a schema's columns that the `datasets` library has noted in it; empty if it has not."""
     try:
-        return dict(json.loads(schema.metadata[b"huggingface"])["info"]["features"])
+        return dict(parse_json(schema.metadata[b"huggingface"])["info"]["features"])
     except (TypeError, KeyError, ValueError):
         return {}
 
@@ -130,7 +130,7 @@ def _converter(kind: Any, feature: Feature) -> Convert:  # noqa: PLR0911
         names = dict(enumerate(feature["names"]))  # -1 is a missing label
         return names.get
     if named_type == "Json" or getattr(kind, "extension_name", "") == "arrow.json":
-        return lambda value: json.loads(value) if isinstance(value, str) else value
+        return lambda value: parse_json(value) if isinstance(value, str) else value
     if types.is_dictionary(kind):
         return _converter(kind.value_type, feature)
     if types.is_struct(kind):

@@ -1,6 +1,5 @@
 """Finds, starts and stops a home's embedded server."""
 
-import json
 import os
 import shutil
 import signal
@@ -12,6 +11,7 @@ from pathlib import Path
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
 from kto_sweep.http import NoAnswerError, get
+from kto_sweep.json_file import parse_json
 from kto_sweep.local_server.keys import home_id, key_path, read_key
 from kto_sweep.local_server.login_tokens import login_link
 from kto_sweep.local_server.process import read_address, server_pid
@@ -121,7 +121,7 @@ def _answers(url: str, expected_id: str) -> bool:
     try:
         # The home id identifies the server, not its certificate; the request carries no secret.
         answer = get(f"{url}/ready", timeout=5, limit=10_000, verify=False)
-        ready = json.loads(answer.body)
+        ready = parse_json(answer.body)
     except (NoAnswerError, ValueError):
         return False
     return answer.ok and isinstance(ready, dict) and ready.get("home_id") == expected_id

@@ -1,6 +1,5 @@
 """A model's config and download size from the hub or its local cache, without downloading weights."""
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from kto_sweep.errors import UsageError
 from kto_sweep.http import Answer, NoAnswerError, get
+from kto_sweep.json_file import parse_json
 
 TIMEOUT_SECONDS = 5.0
 """Timeout of a request to the hub. The hub's own client retries for half a minute without a network."""
@@ -121,5 +121,5 @@ def _request(path: str) -> Answer:
 
 def as_object(text: bytes) -> Mapping[str, Any]:
     """The JSON object in `text`; empty for other JSON. Raises ValueError."""
-    value = json.loads(text)
+    value = parse_json(text)
     return value if isinstance(value, Mapping) else {}

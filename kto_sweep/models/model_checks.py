@@ -5,7 +5,6 @@ Only what is known is reported: nothing about a model that is neither on this ma
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kto_sweep.errors import Problem, Severity, UsageError
@@ -21,6 +20,7 @@ from kto_sweep.models.model_config import (
 from kto_sweep.models.model_kind import is_multimodal, kind_error, not_causal
 from kto_sweep.models.presets import PRESETS, Quantization, names_a_path
 from kto_sweep.models.weights import Shapes, check_files, embedding_rows, is_embedding, weight_shapes
+from kto_sweep.paths import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,7 +100,7 @@ def check_model(
             *_check_length(preset.positions, max_length),
             *_check_quantization(stored, quantization, full_finetune=full_finetune),
         ]
-    if names_a_path(model) and not Path(model).expanduser().exists():
+    if names_a_path(model) and not user_path(model).exists():
         return []  # it may be on the machine that trains
     try:
         config = find_config(model)
@@ -127,7 +127,7 @@ def check_model(
 
 def _check_found(model: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     """A hub id without a configuration: it could not be checked, or is not there."""
-    if config or Path(model).expanduser().exists():
+    if config or user_path(model).exists():
         return
     if read_json(model, CONFIG) is None:
         yield Problem(
@@ -188,7 +188,7 @@ def _check_senses(model: str, config: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _check_loadable(model: str, config: Mapping[str, Any], *, transformers_is_loaded: bool) -> None:
     """Raise UsageError for an architecture that the installed transformers does not have."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     gguf = path.suffix == ".gguf"
     if not config or not (transformers_is_loaded or gguf or "auto_map" in config):
         return  # importing it takes seconds

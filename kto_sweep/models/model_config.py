@@ -10,6 +10,7 @@ from kto_sweep.errors import UsageError
 from kto_sweep.models.hub import as_object, cached_file, read_json
 from kto_sweep.models.presets import names_a_path
 from kto_sweep.models.tokenizer import TOKENIZER_FILES
+from kto_sweep.paths import user_path
 
 CONFIG = "config.json"
 ADAPTERS = "adapter_config.json"
@@ -20,7 +21,7 @@ def find_config(model: str) -> Mapping[str, Any]:
 
     Raises UsageError for a folder or file that is not a model.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UsageError(f"{model}: no such model file", hint="check the path")
@@ -38,7 +39,7 @@ def find_config(model: str) -> Mapping[str, Any]:
 
 def find_generation_config(model: str) -> Mapping[str, Any]:
     """generation_config.json of `model`; empty if there is none, or it could not be read."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     file = "generation_config.json"
     if path.is_dir():
         return read_object(path / file) if (path / file).is_file() else {}
@@ -47,7 +48,7 @@ def find_generation_config(model: str) -> Mapping[str, Any]:
 
 def find_file(model: str, file: str) -> Path | None:
     """A file of `model`, if it is on this machine: in its folder or in the hub's cache."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         return path / file if (path / file).is_file() else None
     return None if names_a_path(model) else cached_file(model, file)
@@ -99,7 +100,7 @@ def adapters_error(model: str, config: Mapping[str, Any]) -> UsageError:
 
 def is_only_tokenizer(model: str) -> bool:
     """Whether `model` is a folder with a tokenizer and no model."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     return _has_tokenizer(folder) and not any((folder / file).is_file() for file in (CONFIG, ADAPTERS))
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import users_umask
+from kto_sweep.paths import user_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def _find(name: str) -> tuple[str, str | None]:
 
     Raises UsageError for a path that does not exist.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UsageError(f"{name}: no such model file", hint="check the path")

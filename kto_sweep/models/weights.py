@@ -7,6 +7,7 @@ from pathlib import Path
 from kto_sweep.errors import UsageError
 from kto_sweep.models.hub import no_safetensors_error
 from kto_sweep.models.model_config import find_file, read_object
+from kto_sweep.paths import user_path
 
 _OTHER_FORMATS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -17,7 +18,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def weight_shapes(model: str) -> Shapes:
     """The shape of each weight by name; empty if the files are not on this machine."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         first = find_file(model, _ONE_FILE) or find_file(model, _INDEX)
         if first is None:
@@ -44,7 +45,7 @@ def _read(files: tuple[tuple[Path, int], ...]) -> Shapes:
 
 def check_files(model: str) -> None:
     """Raise UsageError for a folder whose weights are incomplete, or only in another format."""
-    folder = Path(model).expanduser()
+    folder = user_path(model)
     if not folder.is_dir():
         return
     stored = {file.name for file in folder.glob("*.safetensors")}

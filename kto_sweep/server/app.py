@@ -28,7 +28,14 @@ from kto_sweep.server import (
     uploads,
 )
 from kto_sweep.server.auth import LOGIN_COMMAND, ApiKey, ask_for_key
-from kto_sweep.server.errors import BodyTooLarge, ContentDamaged, DiskFull, NotFoundError, RequestError
+from kto_sweep.server.errors import (
+    BodyTooLarge,
+    BodyTooSlow,
+    ContentDamaged,
+    DiskFull,
+    NotFoundError,
+    RequestError,
+)
 from kto_sweep.server.resolvers.registry import Context
 from kto_sweep.server.responses import Json, error
 from kto_sweep.server.server_state import ServerState
@@ -77,6 +84,7 @@ def build_app(
             UnicodeError: _with_status(400),
             OverflowError: _with_status(400),
             ClientDisconnect: _with_status(400),
+            BodyTooSlow: _stalled,
             BodyTooLarge: _with_status(413),
             ContentDamaged: _with_status(410),
             DiskFull: _with_status(507),
@@ -94,6 +102,10 @@ def _with_status(status: int) -> ErrorHandler:
         return error(status, str(problem))
 
     return respond
+
+
+async def _stalled(request: Request, problem: Exception) -> Response:
+    return error(408, str(problem), {"connection": "close"})  # the rest would be taken for a request
 
 
 async def _unavailable(request: Request, problem: Exception) -> Response:
@@ -143,7 +155,7 @@ class _Api:
         """Stores an uploaded file; the signed token in the URL replaces the API key."""
         file = await run_in_threadpool(self._file, request)
         size = request_body.announced_size(request)
-        await uploads.store(self._server, file, request.stream(), size)
+        await uploads.store(self._server, file, request_body.chunks(request), size)
         return Response()
 
     async def download(self, request: Request) -> Response:

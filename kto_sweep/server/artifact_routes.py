@@ -70,7 +70,7 @@ class _Api:
         await run_in_threadpool(self._touch, artifact_id)
         async with self._noted(artifact_id):
             size = request_body.announced_size(request)
-            await artifact_storage.store(self._server, digest, request.stream(), size)
+            await artifact_storage.store(self._server, digest, request_body.chunks(request), size)
         return Response()
 
     async def upload_part(self, request: Request) -> Response:
@@ -79,7 +79,9 @@ class _Api:
         upload = await run_in_threadpool(self._upload, upload_id)
         async with self._noted(upload.artifact_id):
             size = request_body.announced_size(request)
-            digest = await artifact_parts.store(self._server, upload, number, request.stream(), size)
+            digest = await artifact_parts.store(
+                self._server, upload, number, request_body.chunks(request), size
+            )
         return Response(headers={"etag": digest})
 
     async def upload_manifest(self, request: Request) -> Response:

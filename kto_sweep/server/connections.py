@@ -1,4 +1,7 @@
-"""Limits of the server's connections: how many, and how long one may stay without a request."""
+"""Limits of the server's connections: how many, and how long one may neither ask nor read.
+
+request_body.py has the limit for one that does not send the rest of its request.
+"""
 
 import asyncio
 import resource
@@ -7,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADERS_SECONDS = 75
 """Seconds from a connection's start, or the end of its last response, until the next request's headers."""
+READ_SECONDS = 75
+"""Seconds in which a client must take at least one more byte of a response that waits for it."""
 MAX_FILES = 65_536
 """Open files that the server asks the system for."""
 RESERVED_FILES = 256
@@ -26,7 +31,7 @@ def raise_file_limit() -> int:
 
 
 def limited_protocol(max_connections: int) -> type[H11Protocol]:
-    """uvicorn's protocol with a deadline for headers and at most this many connections.
+    """uvicorn's protocol with deadlines for headers and readers, and at most this many connections.
 
     A new connection beyond them closes the one that has been without a request for longest.
     """
@@ -34,6 +39,8 @@ def limited_protocol(max_connections: int) -> type[H11Protocol]:
     idle: dict[LimitedProtocol, asyncio.TimerHandle] = {}  # noqa: F821 - defined below
 
     class LimitedProtocol(H11Protocol):
+        reading: asyncio.TimerHandle | None = None
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > max_connections:
@@ -64,8 +71,32 @@ def limited_protocol(max_connections: int) -> type[H11Protocol]:
                 self.wait_for_request()
             super().on_response_complete()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.wait_for_reader(self.transport.get_write_buffer_size())
+
+        def resume_writing(self) -> None:
+            self.stop_reading()
+            super().resume_writing()
+
+        def wait_for_reader(self, unsent: int) -> None:
+            self.reading = self.loop.call_later(READ_SECONDS, self.check_reader, unsent)
+
+        def check_reader(self, before: int) -> None:
+            # While writing is paused nothing is added to what waits: less of it means that some was read.
+            unsent = self.transport.get_write_buffer_size()
+            if unsent < before:
+                self.wait_for_reader(unsent)
+            else:
+                self.abort()
+
+        def stop_reading(self) -> None:
+            if self.reading:
+                self.reading.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self.stop_waiting()
+            self.stop_reading()
             super().connection_lost(exc)
 
     return LimitedProtocol

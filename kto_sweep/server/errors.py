@@ -20,6 +20,13 @@ class BodyTooLarge(Exception):
         return "the body is too large"
 
 
+class BodyTooSlow(Exception):
+    """The rest of the request body does not arrive. Answered with HTTP 408, after which wandb retries."""
+
+    def __str__(self) -> str:
+        return "the rest of the body did not arrive"
+
+
 class DiskFull(Exception):
     """The server's disk has no room for an upload. Answered with HTTP 507, after which wandb retries."""
 

@@ -23,6 +23,7 @@ from kto_sweep.home import Home
 from kto_sweep.local_server.keys import ensure_key, home_id, key_path, read_key
 from kto_sweep.local_server.login_tokens import page_link
 from kto_sweep.local_server.process import ServerAddress, hold_lock, read_address
+from kto_sweep.paths import resolved
 from kto_sweep.server import artifact_cleanup, listen, uploads
 from kto_sweep.server.app import build_app
 from kto_sweep.server.connections import BACKLOG, HEADERS_SECONDS, limited_protocol, raise_file_limit
@@ -44,9 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.certificate
         else None
     )
-    home = Home(options.home.expanduser().resolve())
-    home.keep_private()
     try:
+        home = Home(resolved(options.home))
+        home.keep_private()
         run(
             home,
             ListenOptions(options.host, options.port, options.expose, tls),

@@ -1,20 +1,48 @@
-"""Reads request bodies with a size limit, decompresses gzip, parses JSON."""
+"""Reads request bodies with a deadline and a size limit, decompresses gzip, parses JSON."""
 
+import asyncio
 import json
 import zlib
+from collections.abc import AsyncIterator
 
 from starlette.requests import Request
 
-from kto_sweep.server.errors import BodyTooLarge, RequestError
+from kto_sweep.server.errors import BodyTooLarge, BodyTooSlow, RequestError
+
+STALL_SECONDS = 75
+"""Seconds in which at least one more byte of a body must arrive. The whole body may take any time."""
+
+
+async def chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises BodyTooSlow when nothing arrives for `STALL_SECONDS`."""
+    stream = request.stream()
+
+    async def following() -> bytes | None:
+        return await anext(stream, None)
+
+    while True:
+        # Not asyncio.timeout, which after a pause of this process fires although data has arrived meanwhile:
+        # wait() looks at the task once more when its time is over.
+        receiving = asyncio.create_task(following())
+        try:
+            done, _ = await asyncio.wait([receiving], timeout=STALL_SECONDS)
+        finally:
+            receiving.cancel()
+        if not done:
+            raise BodyTooSlow
+        chunk = receiving.result()
+        if chunk is None:
+            return
+        yield chunk
 
 
 async def read(request: Request, max_bytes: int) -> bytes:
     """The decompressed body.
 
-    Raises BodyTooLarge above `max_bytes` (compressed or not), RequestError for invalid gzip.
+    Raises BodyTooLarge above `max_bytes` (compressed or not), BodyTooSlow, RequestError for invalid gzip.
     """
     parts, size = [], 0
-    async for chunk in request.stream():
+    async for chunk in chunks(request):
         size += len(chunk)
         if size > max_bytes:
             raise BodyTooLarge

@@ -16,6 +16,7 @@ import wandb
 
 from kto_sweep.errors import ServerError
 from kto_sweep.home import Home
+from kto_sweep.json_file import parse_json
 from kto_sweep.sweep.push_files import copy_artifacts, copy_files, row_to_copy
 from kto_sweep.sweep.ref import SweepRef
 from kto_sweep.sweep.view import UNFINISHED, SweepView
@@ -119,7 +120,7 @@ class _PushRecord:
 
     def _all(self) -> dict[str, Any]:
         try:
-            return dict(json.loads(self._path.read_text()))
+            return dict(parse_json(self._path.read_text()))
         except (OSError, ValueError, TypeError):
             return {}
 
@@ -246,7 +247,7 @@ def _as_logged(value: Any) -> Any:
     """
     if isinstance(value, str) and value.startswith("{") and '"_type"' in value:
         with contextlib.suppress(ValueError):
-            return json.loads(value)
+            return parse_json(value)
     return value
 
 

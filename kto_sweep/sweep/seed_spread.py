@@ -18,6 +18,7 @@ from typing import Any
 from kto_sweep.compare.confidence import DEGREES, DEVIATION
 from kto_sweep.fingerprints import DATA, MODEL
 from kto_sweep.home import Home
+from kto_sweep.json_file import parse_json
 from kto_sweep.locks import try_lock
 from kto_sweep.metrics import summary_value
 from kto_sweep.search.space import SEED
@@ -120,9 +121,9 @@ def _parse(lines: Iterable[str]) -> Iterator[FinishedTrial]:
     kinds: dict[str, Any] = {"seed": int, "value": int | float}
     for line in lines:
         try:
-            values = json.loads(line)
+            values = parse_json(line)
             trial = FinishedTrial(**values)
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError):
             continue
         if all(isinstance(value, kinds.get(name, str)) for name, value in values.items()) and math.isfinite(
             trial.value

@@ -7,7 +7,6 @@
 line, what comes later wins: a flag after ${args} replaces the sweep's value, one before it is replaced.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kto_sweep.errors import Problem, TrialConfigError
+from kto_sweep.json_file import parse_json
+from kto_sweep.sweep_file.yaml_source import read_yaml
 from kto_sweep.text import show
 from kto_sweep.trial import PARAMETERS, check_value, leaves, parameter_name, unknown_parameter
 
@@ -76,10 +75,8 @@ def _typed(name: str, value: Any) -> Any:
     if value in ("None", "null") and PARAMETERS[name].optional:
         return None
     if value.startswith("["):
-        try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
-            return value
+        source, _ = read_yaml(value)
+        return value if source is None else source.data
     return value
 
 
@@ -185,7 +182,7 @@ def _json_settings(word: str) -> dict[str, Any] | None:
     """The object of ${args_json} or ${args_json_file}; None for any other word."""
     try:
         text = Path(word).read_text(encoding="utf-8") if word.endswith(".json") else word
-        settings = json.loads(text) if text.startswith("{") else None
+        settings = parse_json(text) if text.startswith("{") else None
     except (OSError, ValueError):
         return None
     return settings if isinstance(settings, dict) else None

@@ -9,6 +9,7 @@ from kto_sweep.data.readers import format_suffix
 from kto_sweep.data.sources import data_files, find_local, find_parts
 from kto_sweep.errors import DataError, Problem
 from kto_sweep.parameter_types import source_names
+from kto_sweep.paths import user_path
 from kto_sweep.shipped_files import shipped_names
 from kto_sweep.sweep_file.parameters import GivenValue
 from kto_sweep.text import nearest
@@ -49,7 +50,7 @@ class DataFileChecker:
         return find_local(name, (self.cwd, self.root))
 
     def _nearest(self, name: str) -> str:
-        folder = Path(name).expanduser().parent
+        folder = user_path(name).parent
         names = [
             str(folder / file.name) for base in (self.cwd, self.root) for file in data_files(base / folder)
         ]

@@ -10,8 +10,6 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import yaml
-
 from kto_sweep.data.lint import balance
 from kto_sweep.data.lint_findings import MIN_HELD_OUT
 from kto_sweep.data.lint_lengths import percentiles
@@ -30,6 +28,7 @@ from kto_sweep.sweep_file.generate_reasons import (
     grid_rates,
     search_rates,
 )
+from kto_sweep.sweep_file.yaml_source import read_yaml
 from kto_sweep.text import listed, number_from_text, show, show_number
 from kto_sweep.trial import PARAMETERS, check_value
 
@@ -293,7 +292,8 @@ def _yaml(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     text = str(value)
-    plain = re.fullmatch(r"[\w./-]+", text) is not None and yaml.safe_load(text) == text
+    source = read_yaml(text)[0] if re.fullmatch(r"[\w./-]+", text) else None
+    plain = source is not None and source.data == text
     return text if plain else "'" + text.replace("'", "''") + "'"
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from kto_sweep.models.model_checks import RESIZE
 from kto_sweep.models.model_config import check_folder
 from kto_sweep.models.model_kind import kind_error, not_causal
 from kto_sweep.models.presets import IN_FP8, Quantization, names_a_path
+from kto_sweep.paths import user_path
 from kto_sweep.train.load_errors import (
     explained,
     nearest_path,
@@ -202,7 +202,7 @@ def _find(name: str, home: Home, progress: LoadProgress) -> _Source:
     """What to load for `name`. Raises UsageError for a file or folder that does not exist or is no model."""
     if name == TINY:
         return _Source(str(tiny_model(home.models, progress=progress)))
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UsageError(f"{name}: no such model file", hint=nearest_path(path))

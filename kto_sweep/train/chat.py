@@ -1,6 +1,5 @@
 """Answers of a base model and its tuned version to the same prompts."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from kto_sweep.data.rows import Example
 from kto_sweep.data.tokenise import tokenise
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home
+from kto_sweep.json_file import parse_json
 from kto_sweep.models.model_checks import held_max_length
 from kto_sweep.text import counted
 from kto_sweep.train.base_model import LoadedBase, load_base
@@ -49,7 +49,7 @@ def compare_answers(
     Raises UsageError for a run without trained weights, and as loading its model and data does.
     """
     try:
-        about = json.loads((run / "lineage.json").read_text(encoding="utf-8"))
+        about = parse_json((run / "lineage.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         about = None
     whole, adapters = run / "model", run / ("best" if best else "adapter")

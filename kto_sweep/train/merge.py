@@ -1,6 +1,5 @@
 """Merges trained adapters into the base model's weights."""
 
-import json
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from peft import PeftModel
 
 from kto_sweep.errors import UsageError
 from kto_sweep.home import Home, users_umask
+from kto_sweep.json_file import parse_json
 from kto_sweep.model_card import write_card
 from kto_sweep.models.model_config import copy_processor
 from kto_sweep.train.base_model import LoadedBase, load_base
@@ -44,10 +44,13 @@ def merge(home: Home, run: Path, output: Path | None, *, best: bool, say: Callab
         raise UsageError(f"run {run.name} trained all weights", hint=f"nothing to merge: use {run / 'model'}")
     if not (adapters / "adapter_config.json").is_file() or not lineage.is_file():
         raise UsageError(f"run {run.name} has no trained adapters", hint=where_else(run))
-    folder = (run / "merged" if output is None else output.expanduser()).resolve()
+    folder = run / "merged" if output is None else output
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists already", hint="choose another folder with --output, or remove it")
-    about = json.loads(lineage.read_text(encoding="utf-8"))["model"]
+    try:
+        about = parse_json(lineage.read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{lineage}: damaged ({error})", hint="choose another run") from error
     if about["quantization"] != "none":
         say(f"Trained on {about['quantization']} weights; merged into the unquantised ones")
     say(f"Loading {about['name']}")

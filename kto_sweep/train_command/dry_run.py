@@ -1,6 +1,5 @@
 """Checks a run before it starts, without using the GPU."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kto_sweep.data.examples import describe_bad
@@ -11,6 +10,7 @@ from kto_sweep.models.hub import bytes_to_download, no_safetensors_error
 from kto_sweep.models.model_checks import held_max_length, stop_tokens
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.models.tokenizer import find_tokenizer, load_tokenizer
+from kto_sweep.paths import user_path
 from kto_sweep.plan.cells import PlanCell
 from kto_sweep.plan.gpus import find_gpu
 from kto_sweep.plan.planner import planner_for
@@ -83,7 +83,7 @@ def dry_run(home: Home, run: PreparedRun, *, gpus: int, cpu: bool, show: int, co
 def _weights(trial: Trial) -> str:
     """Where the base model's weights come from. Raises UsageError if there are none."""
     name = trial.base_model
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir() and not any(path.glob("*.safetensors")):
         raise no_safetensors_error(name)
     if path.exists() or name == PRESETS["tiny"].model:

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kto_sweep.data.readers import format_suffix
-from kto_sweep.errors import UsageError
+from kto_sweep.errors import ProblemsError, UsageError
 from kto_sweep.models.presets import PRESETS
 from kto_sweep.parameter_types import source_names
+from kto_sweep.sweep_file.yaml_source import read_yaml
 from kto_sweep.trial import Trial, leaves, parameter_name
 
 EXCLUSIVE = (
@@ -21,6 +21,7 @@ EXCLUSIVE = (
     ("eval_dataset", "eval_fraction"),
 )
 """Pairs that set the same thing: a flag for one removes the other if it comes from a file or earlier run."""
+ONE_PER_LINE = "one parameter per line: learning_rate: 5e-7"
 MIN_EVAL_FRACTION = 1e-6
 """An eval_fraction that holds out only about one row of each label."""
 
@@ -31,15 +32,19 @@ def read_config(file: Path) -> dict[str, Any]:
     Raises UsageError if it is not a YAML mapping, or is a sweep file.
     """
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        source, problems = read_yaml(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}", hint="check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(
-            f"{file}: not a YAML file: {error}", hint="one parameter per line: learning_rate: 5e-7"
-        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file}: not UTF-8: {error}", hint=ONE_PER_LINE) from error
+    if source is None:
+        raise ProblemsError(
+            str(file),
+            [replace(problem, file=str(file), hint=problem.hint or ONE_PER_LINE) for problem in problems],
+        )
+    config = source.data
     if not isinstance(config, Mapping):
-        raise UsageError(f"{file}: no parameters", hint="one parameter per line: learning_rate: 5e-7")
+        raise UsageError(f"{file}: no parameters", hint=ONE_PER_LINE)
     if "parameters" in config:
         raise UsageError(
             f"{file} is a sweep file: it has parameters to search",

@@ -11,6 +11,7 @@ from kto_sweep.data.examples import Progress, check_readable
 from kto_sweep.data.sources import require_apart
 from kto_sweep.errors import TrialConfigError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.paths import resolved
 from kto_sweep.plan.trial_model import require_trainable
 from kto_sweep.sweep.ref import DEFAULT_PROJECT
 from kto_sweep.sweep.server_choice import (
@@ -75,7 +76,7 @@ class PreparedRun:
         """The resolved --output-dir. Raises UsageError if it is not empty."""
         if self.output_dir is None:
             return None
-        folder = self.output_dir.expanduser().resolve()
+        folder = resolved(self.output_dir)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(
                 f"--output-dir {self.output_dir} is not empty",

@@ -1,6 +1,5 @@
 """Finds the run or sweep that `kto-sweep train` takes its configuration from, or the run to resume."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from kto_sweep.compare.eval_groups import several_rankings
 from kto_sweep.compare.sentences import settings_text, value_text
 from kto_sweep.errors import FailureCause, ServerError, UsageError
 from kto_sweep.home import Home
+from kto_sweep.json_file import parse_json
+from kto_sweep.paths import resolved
 from kto_sweep.run_record import RunRecord, read_record
 from kto_sweep.sweep.ref import SweepRef, load_sweep_record
 from kto_sweep.sweep.server_choice import find_sweep
@@ -36,7 +37,7 @@ def find_run(home: Home, name: str) -> Path | None:
     """The folder of a run on this box, found by its id, its output folder or a checkpoint in it."""
     if Path(name).name == name and (home.runs / name / "trial.json").is_file():
         return home.runs / name
-    path = Path(name).expanduser().resolve()
+    path = resolved(name)
     path = path.parent if path.name in {"checkpoint", "adapter", "best", "model"} else path
     folders = (folder for folder in home.runs.glob("*") if folder.resolve() == path)
     return next((folder for folder in folders if (folder / "trial.json").is_file()), None)
@@ -53,7 +54,7 @@ def require_run(home: Home, name: str) -> Path:
 def read_trial_config(folder: Path) -> dict[str, Any]:
     """The configuration of a run on this box. Raises UsageError if its file cannot be read."""
     try:
-        return flatten(json.loads((folder / "trial.json").read_text(encoding="utf-8")))
+        return flatten(parse_json((folder / "trial.json").read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder / 'trial.json'}: {error}", hint="choose another run") from error
 
@@ -159,7 +160,7 @@ def restore_working_directory(folder: Path) -> None:
 def _lineage(folder: Path) -> dict[str, Any]:
     """The content of the run's lineage file; empty if missing or unreadable."""
     try:
-        return dict(json.loads((folder / "lineage.json").read_text(encoding="utf-8")))
+        return dict(parse_json((folder / "lineage.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 

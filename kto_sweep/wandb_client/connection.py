@@ -1,6 +1,5 @@
 """Connects to a W&B-compatible server: points wandb at it, checks that it responds and accepts the key."""
 
-import json
 import logging
 import os
 import time
@@ -12,7 +11,9 @@ from typing import IO, TYPE_CHECKING
 
 from kto_sweep.errors import ServerError
 from kto_sweep.http import Answer, NoAnswerError, get
+from kto_sweep.json_file import parse_json
 from kto_sweep.local_server.login_tokens import page_link
+from kto_sweep.memory_limit import WANDB_BYTES, require_address_space
 from kto_sweep.sweep.ref import SweepRef
 
 if TYPE_CHECKING:
@@ -103,10 +104,12 @@ def connect(target: Target) -> "wandb.Api":
 
     wandb itself would retry silently for minutes.
 
-    Raises ServerError if the server does not respond or rejects the key, UsageError for an invalid variable.
+    Raises ServerError if the server does not respond or rejects the key, UsageError for an invalid variable
+    or too little address space.
     """
     from kto_sweep.wandb_client.private_api import read_settings
 
+    require_address_space(WANDB_BYTES, "wandb")
     target.export()
     read_settings()  # wandb.Api reports an invalid variable as if the key were wrong
     try:
@@ -132,6 +135,11 @@ def connect(target: Target) -> "wandb.Api":
         )
         user = api.viewer
     except (AuthenticationError, CommError, ValueError) as error:
+        if "wandb-core exited" in str(error):
+            raise ServerError(
+                "wandb's service process could not start; its own messages are above",
+                hint="free memory or raise the shell's limits (ulimit -a), then try again",
+            ) from error
         raise ServerError(f"{target} rejects the key: {error}", hint=target.key_hint) from error
     if user is None:
         raise ServerError(f"{target} rejects the key", hint=target.key_hint)
@@ -155,7 +163,7 @@ def server_time(target: Target) -> float:
 def _is_kto_sweep(answer: Answer) -> bool:
     """Whether an embedded server gave this answer to /ready."""
     try:
-        ready = json.loads(answer.body)
+        ready = parse_json(answer.body)
     except ValueError:
         return False
     return answer.ok and isinstance(ready, dict) and ready.get("service") == SERVICE

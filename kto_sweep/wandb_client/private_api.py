@@ -24,6 +24,7 @@ from wandb.sdk.mailbox import MailboxClosedError
 
 from kto_sweep.env_vars import CONNECTION, KEYS, OTHER_WANDB, VARIABLES
 from kto_sweep.errors import ServerError, UsageError
+from kto_sweep.json_file import parse_json
 from kto_sweep.sweep.ref import SweepRef
 
 __all__ = [
@@ -171,6 +172,7 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
     variables = {"id": agent_id, "metrics": "{}", "runState": states}
     try:
         answer: Any = api._service_api.execute_graphql(_HEARTBEAT, variables, timeout=_HEARTBEAT_SECONDS)
+        return [_command(item) for item in parse_json(answer["agentHeartbeat"]["commands"])]
     except WandbApiFailedError as error:
         status = error.response.http_status if error.response is not None else 0
         if status == HTTPStatus.NOT_FOUND:
@@ -181,9 +183,8 @@ def heartbeat(api: wandb.Api, agent_id: str, running: Sequence[str]) -> list[Com
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             raise KeyRejectedError(f"the server rejects the key (HTTP {status})") from error
         return []
-    except Exception:  # wandb has no common error class
+    except Exception:  # wandb has no common error class; or an answer that is none
         return []
-    return [_command(item) for item in json.loads(answer["agentHeartbeat"]["commands"])]
 
 
 def wandb_core_exited() -> bool:

@@ -63,7 +63,9 @@ def _read_from_wandb(
 
     sweep = api.sweep(str(ref))
     sweep.load(force=True)  # wandb.Api keeps sweeps
-    config: dict[str, Any] = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
+    config = sweep.config if isinstance(sweep.config, dict) else yaml.safe_load(sweep.config)
+    if not isinstance(config, dict):
+        raise ValueError("its configuration is no mapping")
     names = [objective.name for objective in read_options(config, []).objectives]
     own = (metric_of(config, ()) or {}).get("name", DEFAULT_METRIC)
     keys = None if metrics is None else summary_keys((own, *names, *metrics))

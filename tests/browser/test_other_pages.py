@@ -139,16 +139,33 @@ def test_comparison_without_runs_says_what_to_do(page: Page, seeded: SeededServe
     expect(page.locator(".empty")).to_contain_text("Select 2 to 10 runs")
 
 
-def test_a_stopped_server_is_reported_with_the_command_to_start_it(
+def test_pages_say_that_a_server_stopped_and_continue_when_it_is_back(
     strict_browser: StrictBrowser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     home = Home(tmp_path_factory.mktemp("gone") / "home")
     gone = SeededServer(ensure_server(home))
-    page = strict_browser.page(gone)
+    page, other = strict_browser.page(gone), strict_browser.page(gone)
     page.goto("/")
     expect(page.locator(".empty")).to_contain_text("kto-sweep create sweeps/demo.yaml --local")
+    sweep = gone.register("first", parameters={"learning_rate": {"values": [1.0, 2.0]}})
+    gone.agent("first", sweep)
+    other.goto(gone.address.login_link(f"/local/first/sweeps/{sweep}"))
+    expect(other.locator("#live")).to_have_text("live")
+    expect(other.get_by_role("button", name="pause")).to_be_visible()
     stop_server(home)
-    expect(page.locator("#live")).to_have_text("The server does not respond. Run: kto-sweep serve")
+    for one in (page, other):
+        expect(one.locator("#live")).to_have_text("The server does not respond. Run: kto-sweep serve")
+    back = SeededServer(ensure_server(home))
+    assert back.url == gone.url
+    expect(other.locator("#live")).to_have_text("live")
+    expect(page.locator("body")).to_contain_text("first")
+    other.get_by_role("button", name="pause").click()  # still logged in
+    expect(other.locator(".facts .state")).to_have_text("paused")
+    for one in (page, other):
+        one.goto("about:blank")
+    gone.close()
+    back.close()
+    stop_server(home)
     # The browser itself notes what it could not load.
     strict_browser.errors = [
         error for error in strict_browser.errors if "ERR_CONNECTION_REFUSED" not in error

@@ -65,6 +65,47 @@ def test_an_unknown_name_exits_2_with_the_nearest(capsys, args, message):
     assert hint.endswith("--help")
 
 
+def test_every_path_of_a_command_is_read_in_one_way():
+    commands = {name: cli.get_command(click.Context(cli), name) for name in COMMANDS}
+    paths = {
+        (name, parameter.name)
+        for name, command in commands.items()
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path)
+    }
+    others = {
+        (name, parameter.name)
+        for name, command in commands.items()
+        for parameter in command.params
+        if type(parameter.type) is click.Path or isinstance(parameter.type, click.File)
+    }
+    assert len(paths) > 10
+    assert not others
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["merge", "abc", "--output", "PATH"],
+        ["lint", "PATH"],
+        ["train", "--from", "PATH"],
+        ["train", "--dataset", "PATH", "--model-size", "tiny", "--dry-run"],
+    ],
+)
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("~nosuch/x", "no such user"),
+        ("/a" * 2000, "a path of 4,000 bytes from the root"),
+        ("/" + "x" * 300, "a name of more than 255 bytes"),
+    ],
+)
+def test_what_cannot_be_a_path_exits_2(capsys, monkeypatch, tmp_path, args, path, why):
+    monkeypatch.setenv("KTO_SWEEP_HOME", str(tmp_path))
+    assert run([path if word == "PATH" else word for word in args]) == 2
+    assert why in capsys.readouterr().err
+
+
 def test_completion_after_an_unknown_command_is_no_error():
     completing = ShellComplete(cli, {}, "kto-sweep", "_KTO_SWEEP_COMPLETE")
     assert {item.value for item in completing.get_completions(["zzzz"], "st")} == {"stop", "status"}
@@ -107,6 +148,32 @@ def test_an_unreachable_server_is_one_clear_message(tmp_path):
     assert done.returncode == 1
     assert re.match(r"Error: could not reach W&B at http://127.0.0.1:9: .*refused", done.stderr)
     assert "Traceback" not in done.stderr
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (900_000_000, 900_000_000))
+from kto_sweep.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["status", "e/p/abcd1234"], 2, "wandb needs 1.9 GB of address space, and this shell allows 0.9 GB"),
+        (["merge", "abcd1234"], 2, "merging needs 1.0 GB of address space"),
+        (["lint", "examples/support_replies.jsonl"], 0, ""),
+    ],
+)
+def test_a_command_with_too_little_memory_says_so(tmp_path, args, code, message):
+    machine = Machine(tmp_path)
+    unreachable = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "local-" + "0" * 40}
+    with machine.start_python("-c", LIMITED, *args, **unreachable) as process:
+        output = process.communicate()[0]
+    assert process.returncode == code, output
+    assert message in output
+    assert "Traceback" not in output
 
 
 def test_a_base_url_without_a_key_says_how_to_log_in(tmp_path):

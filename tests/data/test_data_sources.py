@@ -202,7 +202,7 @@ def test_what_is_held_out_is_not_trained_on(dataset: Any, held_out: Any, shared:
 
 
 @pytest.mark.parametrize(
-    ("source", "why"), [("x" * 5000, "File name too long"), ("~no-such-user/rows.jsonl", "home directory")]
+    ("source", "why"), [("x" * 5000, "more than 255 bytes"), ("~no-such-user/rows.jsonl", "no such user")]
 )
 def test_what_cannot_be_a_path(source: str, why: str) -> None:
     assert why in refused(source)[0]

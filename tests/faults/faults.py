@@ -79,6 +79,36 @@ def _pause_server(harness: SweepHarness, rng: random.Random) -> None:
         _pause([pid], rng.uniform(1, 4))
 
 
+def _wandb_cores(harness: SweepHarness) -> list[int]:
+    """Process ids of wandb-core, the process that sends an agent's data."""
+    agents = {agent.pid for agent in harness.running_agents}
+    return [pid for pid, parent, words in processes() if parent in agents and "wandb-core" in words]
+
+
+def _everything(harness: SweepHarness) -> list[int]:
+    """Process ids of the machine's agents, wandb-cores, workers and server."""
+    agents = [agent.pid for agent in harness.running_agents]
+    server = harness.server_pid()
+    return [*agents, *_wandb_cores(harness), *harness.workers(), *([server] if server else [])]
+
+
+def freezes(seconds: float) -> list["Fault"]:
+    """Faults that stop processes for so long, one kind or all, and let them continue."""
+    kinds: dict[str, Callable[[SweepHarness], list[int]]] = {
+        "one agent is frozen": lambda harness: [agent.pid for agent in harness.running_agents[:1]],
+        "agents are frozen": lambda harness: [agent.pid for agent in harness.running_agents],
+        "workers are frozen": lambda harness: harness.workers(),
+        "server is frozen": lambda harness: list(filter(None, [harness.server_pid()])),
+        "wandb's services are frozen": _wandb_cores,
+        "everything is frozen": _everything,
+    }
+
+    def inject_into(pids: Callable[[SweepHarness], list[int]]) -> Inject:
+        return lambda harness, rng: _pause(pids(harness), seconds)
+
+    return [Fault(name, "freeze", inject_into(pids)) for name, pids in kinds.items()]
+
+
 def _restart_agent(harness: SweepHarness, agent: subprocess.Popen[bytes], *numbers: int) -> None:
     """Send an agent these signals, and start another."""
     for number in numbers:
@@ -98,10 +128,8 @@ def _agent(*numbers: int) -> Inject:
 
 def _kill_service(harness: SweepHarness, rng: random.Random) -> None:
     """Kill wandb-core, the process that sends the runs' data. The agent restarts by itself."""
-    agents = {agent.pid for agent in harness.running_agents}
-    for pid, parent, words in processes():
-        if parent in agents and "wandb-core" in words:
-            _signal(pid, signal.SIGKILL)
+    for pid in _wandb_cores(harness):
+        _signal(pid, signal.SIGKILL)
 
 
 def _hang_up(harness: SweepHarness, rng: random.Random) -> None:
@@ -109,14 +137,40 @@ def _hang_up(harness: SweepHarness, rng: random.Random) -> None:
         _signal(agent.pid, signal.SIGHUP)
 
 
-def _power_truncate(harness: SweepHarness, rng: random.Random) -> None:
-    """Kill all processes of the machine at once."""
-    agents = harness.running_agents
-    for pid in [*(agent.pid for agent in agents), *harness.workers(), harness.server_pid()]:
-        _signal(pid, signal.SIGKILL)
+def _cut_power(harness: SweepHarness, rng: random.Random) -> None:
+    """Kill all processes of the machine at once; what they wrote last and did not sync is lost in part."""
+    agents, pids = harness.running_agents, _everything(harness)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that all end at one moment
+        for pid in pids:
+            _signal(pid, number)
     for agent in agents:
         agent.wait()
+    harness.wait(lambda: not harness.workers(), 30, "the workers' end")
+    for pattern in UNSYNCED:
+        for path in harness.home.root.glob(pattern):
+            _lose_end(path, rng)
+    for checkpoint in harness.home.runs.glob("*/checkpoint/last.safetensors"):
+        data = checkpoint.read_bytes()
+        checkpoint.with_name(f"{checkpoint.name}.new").write_bytes(data[: rng.randrange(len(data))])
+    wal = harness.home.server / "runs.sqlite3-wal"
+    with wal.open("ab") as file:  # a transaction that was being written; all before it were synced
+        file.write(rng.randbytes(rng.randrange(1, 9000)))
+    wal.with_name("runs.sqlite3-shm").unlink(missing_ok=True)  # never synced
+    for _ in agents:
         harness.start_agent()
+
+
+UNSYNCED = ("runs/*/log.jsonl", "runs/*/console.log", "runs/*/wandb/*/*.wandb", "workers/*", "server/*.log")
+"""Files of the home that grow without being synced."""
+
+
+def _lose_end(path: Path, rng: random.Random) -> None:
+    """Lose up to a page of the file's end, or fill it with zeros, as file systems do after a power cut."""
+    size = path.stat().st_size
+    lost = rng.randrange(min(size, 4096) + 1)
+    os.truncate(path, size - lost)
+    if rng.random() < 0.5:
+        os.truncate(path, size)
 
 
 def _kill_server(harness: SweepHarness, rng: random.Random) -> None:
@@ -247,7 +301,7 @@ SUPERVISOR = [
     Fault("wandb's service is killed", "supervisor", _kill_service),
     Fault("agents' terminal is closed", "supervisor", _hang_up),
     Fault("agents are paused", "supervisor", _pause_agents),
-    Fault("power is cut", "supervisor", _power_truncate),
+    Fault("power is cut", "supervisor", _cut_power),
 ]
 SERVER = [
     Fault("server is killed", "server", _kill_server),

@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
+from http.client import HTTPResponse
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 import pytest
@@ -39,16 +41,7 @@ def kill_server(machine: Machine) -> None:
 
 def test_upload_of_a_killed_server_is_removed_at_the_next_start(own_machine: Machine) -> None:
     machine = own_machine
-    graphql(
-        machine,
-        'mutation { upsertBucket(input: {name: "r", entityName: "e", modelName: "p"}) { inserted } }',
-    )
-    announced = graphql(
-        machine,
-        """mutation { createRunFiles(input: {entityName: "e", projectName: "p", runName: "r",
-        files: ["large"]}) { files { uploadUrl } } }""",
-    )
-    url = urlsplit(announced["createRunFiles"]["files"][0]["uploadUrl"])
+    url = announce_file(machine)
     head = f"PUT {url.path} HTTP/1.1\r\nhost: {url.netloc}\r\ncontent-length: 1000000\r\n\r\n"
     folder = machine.home.server / "files"
     with socket.create_connection((url.hostname, url.port)) as connection:
@@ -64,10 +57,13 @@ def test_upload_of_a_killed_server_is_removed_at_the_next_start(own_machine: Mac
 def test_no_second_server_on_a_database_whose_lock_was_removed(own_machine: Machine) -> None:
     machine = own_machine
     first, pid = machine.address, server_pid(machine.home)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # else it may restore the files first
     for name in ("lock", "address.json"):
         (machine.home.server / name).unlink()
     with pytest.raises(ServerError, match=r"a running server uses .*runs\.sqlite3"):
         ensure_server(machine.home)
+    os.kill(pid, signal.SIGCONT)
     while running_server(machine.home) is None:
         time.sleep(0.05)
     assert ensure_server(machine.home) == first
@@ -85,34 +81,112 @@ def test_a_server_whose_database_is_removed_stops(own_machine: Machine) -> None:
 SERVER = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 500))
-from kto_sweep.server import connections, main
+from kto_sweep.server import connections, main, request_body
 connections.HEADERS_SECONDS = float(sys.argv[2])
+request_body.STALL_SECONDS = connections.READ_SECONDS = 1
 main.main(["--home", sys.argv[1], "--port", "0"])
 """
 
 
-@pytest.mark.parametrize("seconds", [60.0, 0.2])
-def test_silent_connections_neither_stop_the_server_nor_stay(tmp_path: Path, seconds: float) -> None:
-    machine, log = Machine(tmp_path), tmp_path / "home" / "server" / "server.log"
+@contextmanager
+def impatient_server(machine: Machine, headers_seconds: float) -> Iterator[None]:
+    log = machine.home.server / "server.log"
     log.parent.mkdir(parents=True)
-    command = [sys.executable, "-c", SERVER, str(machine.home.root), str(seconds)]
+    command = [sys.executable, "-c", SERVER, str(machine.home.root), str(headers_seconds)]
     with log.open("ab") as output, subprocess.Popen(command, stderr=output) as process:
-        while (server := running_server(machine.home)) is None:
-            assert process.poll() is None
-            time.sleep(0.05)
-        address = urlsplit(server.url)
-        count = 600 if seconds > 1 else 2  # more than the server's files; or, that the deadline closes
-        silent = [socket.create_connection((address.hostname, address.port), 30) for _ in range(count)]
-        silent[-1].sendall(b"GET /ready HTT")
-        assert httpx.get(f"{server.url}/ready").status_code == 200
-        for connection in silent[:1] if seconds > 1 else silent:
-            with suppress(ConnectionResetError):
-                assert connection.recv(1) == b""
+        try:
+            while running_server(machine.home) is None:
+                assert process.poll() is None
+                time.sleep(0.05)
+            yield
+        finally:
+            process.terminate()
+
+
+def connect(machine: Machine) -> socket.socket:
+    address = urlsplit(machine.address.url)
+    return socket.create_connection((address.hostname, address.port), 30)
+
+
+def assert_closed(connection: socket.socket) -> None:
+    with suppress(ConnectionResetError):
+        assert connection.recv(1) == b""
+
+
+def test_more_silent_connections_than_files_do_not_stop_the_server(tmp_path: Path) -> None:
+    machine, log = Machine(tmp_path), tmp_path / "home" / "server" / "server.log"
+    with impatient_server(machine, 60):
+        silent = [connect(machine) for _ in range(600)]
+        assert httpx.get(f"{machine.address.url}/ready").status_code == 200
+        assert_closed(silent[0])
         assert log.read_bytes() == b""
         os.truncate(log, MAX_LOG + 1)
         while log.stat().st_size:
             time.sleep(0.05)
         assert log.with_name("server.log.1").stat().st_size == MAX_LOG
-        process.terminate()
         for connection in silent:
             connection.close()
+
+
+def announce_file(machine: Machine) -> SplitResult:
+    """Upload and download URL of a run's file."""
+    graphql(
+        machine,
+        'mutation { upsertBucket(input: {name: "r", entityName: "e", modelName: "p"}) { inserted } }',
+    )
+    announced = graphql(
+        machine,
+        """mutation { createRunFiles(input: {entityName: "e", projectName: "p", runName: "r",
+        files: ["large"]}) { files { uploadUrl } } }""",
+    )
+    return urlsplit(announced["createRunFiles"]["files"][0]["uploadUrl"])
+
+
+def test_clients_that_stop_in_the_middle_are_disconnected_and_slow_ones_are_not(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    with impatient_server(machine, 1), ExitStack() as opened:
+        url = announce_file(machine)
+        host = f"host: {url.netloc}\r\n".encode()
+        key = b64encode(f"api:{machine.address.key}".encode())
+        query = b"POST /graphql HTTP/1.1\r\nauthorization: Basic " + key + b"\r\n" + host
+        put = f"PUT {url.path} HTTP/1.1\r\n".encode() + host
+        silent, half, slow, stalled_query, stalled_upload = (
+            opened.enter_context(connect(machine)) for _ in range(5)
+        )
+        half.sendall(b"GET /ready HTT")
+        slow.sendall(put + b"content-length: 10\r\n\r\n")
+        stalled_query.sendall(query + b"content-length: 10\r\n\r\n{")
+        stalled_upload.sendall(put + b"content-length: 1000000\r\n\r\n" + b"x" * 600_000)
+        for _ in range(10):  # longer than the second that a stalled body has
+            slow.sendall(b"x")
+            time.sleep(0.15)
+        assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
+        for without_request in (silent, half):
+            assert_closed(without_request)
+        for stalled in (stalled_query, stalled_upload):
+            response = HTTPResponse(stalled)
+            response.begin()
+            assert (response.status, response.getheader("connection")) == (408, "close")
+            assert b"did not arrive" in response.read()
+            assert_closed(stalled)
+        assert httpx.get(url.geturl()).content == b"x" * 10
+        size = 32 * 2**20  # more than the sockets' buffers hold
+        assert httpx.put(url.geturl(), content=bytes(size)).status_code == 200
+        reader = opened.enter_context(connect(machine))
+        reader.sendall(f"GET {url.path} HTTP/1.1\r\n".encode() + host + b"\r\n")
+        received = len(reader.recv(1))
+        while is_connected(reader):
+            time.sleep(0.05)
+        with suppress(ConnectionResetError):
+            while part := reader.recv(2**20):
+                received += len(part)
+        assert received < size
+        assert not [*(machine.home.server / "files").glob("*/*.part")]
+        assert (machine.home.server / "server.log").read_bytes() == b""
+
+
+def is_connected(connection: socket.socket) -> bool:
+    """Whether the server has this connection of a client still open."""
+    port = f"{connection.getsockname()[1]:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(row[2].endswith(f":{port}") and row[3] == "01" for row in rows)

@@ -87,6 +87,10 @@ def test_forms_of_a_flag(words: list[str], name: str, value: object) -> None:
         (["--bta=0.5"], "--bta: bta is not a parameter of a trial\n  Hint: beta"),
         (["--beta=high"], "high is not a beta"),
         (["--lora_r"], "true is not a LoRA rank"),
+        (["--lora_targets=" + "[" * 2000], "is not"),
+        (["--lora_targets=[" + "9" * 5000], "is not"),
+        (["--eval_dataset=[&a [x], &b [*a, *a], &c [*b, *b]]"], "is not"),
+        (['{"a":' + "[" * 2000], "sets no parameter"),
         (["train"], "train sets no parameter\n  Hint: write parameters as --name=value"),
     ],
 )

@@ -52,7 +52,9 @@ def test_flags_come_before_the_file_and_the_file_before_the_preset(machine: Mach
     ("text", "message"),
     [
         (None, "run.yaml: No such file"),
-        ("learning_rate: [1", "not a YAML file"),
+        ("learning_rate: [1", "not YAML"),
+        ("a: " + "[" * 2000, "run.yaml:1"),
+        ("seed: " + "9" * 5000, "run.yaml:1"),
         ("- 1\n", "no parameters"),
         ("parameters: {beta: {value: 1}}\n", "is a sweep file"),
         ("lerning_rate: 1e-6\nmodel_size: tiny\ndataset: rows.jsonl\n", "Hint: learning_rate"),

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kto_sweep.errors import KtoSweepError
+from kto_sweep.json_file import parse_json
 from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.slot import SlotState
 
@@ -131,7 +132,7 @@ def _load(path: Path) -> Checkpoint | None:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise CheckpointError(f"it is not in the format {_FORMAT!r}")
-            about = json.loads(metadata["about"])
+            about = parse_json(metadata["about"])
             # Read as a whole: a memory map would fail later, in training, where the file is damaged.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
         if metadata["checksum"] != _checksum(metadata["about"], tensors):

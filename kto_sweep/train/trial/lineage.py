@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.table import RowTable
 from kto_sweep.errors import UsageError
+from kto_sweep.json_file import parse_json
 from kto_sweep.provenance import DataInfo, ModelInfo, Provenance, RowCounts
 from kto_sweep.train.base_model import LoadedBase, class_name
 from kto_sweep.train.failures import classify
@@ -50,7 +51,7 @@ class Lineage:
 def earlier_fingerprints(path: Path) -> dict[str, str]:
     """The fingerprints of `model` and `rows` in a lineage file; empty for a missing or damaged one."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
         fingerprints = {"model": about["model"]["fingerprint"], "rows": about["data"]["fingerprint"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
