@@ -32,6 +32,7 @@ def pages(output: str, server: str) -> list[str]:
     return re.findall(rf"{re.escape(server)}/\S+", output)
 
 
+@pytest.mark.slow  # test_no_address_is_printed_in_another_way covers every command
 def test_commands_print_new_links_on_a_terminal_alone(tmp_path: Path) -> None:
     machine, there = Machine(tmp_path / "here", cli=CLI), Machine(tmp_path / "there", cli=CLI)
     for each in (machine, there):

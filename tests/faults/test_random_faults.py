@@ -32,6 +32,7 @@ def run_with_faults(harness: SweepHarness, faults: list[Fault], baseline: Losses
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow  # test_breakpoints.py has the same at chosen moments
 def test_a_sweep_survives_the_most_frequent_faults(tmp_path, baseline):
     harness = SweepHarness(tmp_path, TWO_BY_TWO, cli=forked_python.CLI, options=("--trials-per-gpu", "2"))
     names = ("worker gets SIGKILL", "server is killed", "agent is killed", "power is cut")
