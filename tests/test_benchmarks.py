@@ -29,6 +29,7 @@ RUNS = {
 }
 ELSEWHERE = {
     "cotrain_check": "needs a GPU: minutes on a CPU",
+    "fp8_check": "needs a GPU with FP8",
     "gpu_accidents": "needs GPUs",
     "memory": "needs a GPU",
     "slots": "needs a GPU",

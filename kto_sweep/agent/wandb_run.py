@@ -293,7 +293,7 @@ class TrialRun:
                 self.alert(alert)
 
     def take_warning(self) -> str:
-        """What the user should be told of the trial's folder, once; else empty."""
+        """What to say of the trial's folder, once; else empty."""
         if self._warned or not self._files.warning:
             return ""
         self._warned = True

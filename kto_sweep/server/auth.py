@@ -38,7 +38,7 @@ LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-original-host"})
 """Headers of a request that came through a proxy, besides X-Forwarded-*."""
 SPECULATIVE = frozenset({"sec-purpose", "purpose", "x-purpose", "x-moz"})
-"""Headers with which browsers say that nobody has clicked: they prefetch, prerender or draw a preview."""
+"""Headers of requests without a click: browsers prefetch, prerender or draw a preview."""
 CSRF_HEADER = "x-kto-sweep-csrf"
 LOGIN_COMMAND = "kto-sweep serve --login"
 """Prints a login link to the list of sweeps."""
@@ -160,7 +160,7 @@ def how_to_log_in(request: Request) -> tuple[str, str]:
     names = request.path_params
     command = LOGIN_COMMAND
     if "sweep" in names:
-        try:  # the address may be anybody's: only a name that is one becomes part of a command
+        try:  # anyone may make an address: only a name that is one becomes part of a command
             parse_ref("/".join(names[part] for part in ("entity", "project", "sweep")))
             command = f"kto-sweep view {SweepRef(names['entity'], names['project'], names['sweep']).argument}"
         except UsageError:

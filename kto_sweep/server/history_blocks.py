@@ -8,7 +8,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
@@ -49,7 +49,7 @@ def update(connection: sqlite3.Connection, run: Run, limit: int = MAX_BLOCKS) ->
         return
     rewrites = runs.rewrites(connection, run.id, Stream.HISTORY)
     start = history_extracts.next_block(connection, run.id, rewrites)
-    for number in range(start, min(end, start + limit)):
+    for number in islice(lines.blocks(connection, run.id, Stream.HISTORY, BLOCK, range(start, end)), limit):
         block = _extract(connection, run.id, run.created_at, number)
         text = json.dumps({key: list(vars(part).values()) for key, part in block.items()})
         history_extracts.write(connection, run.id, number, rewrites, text)
@@ -76,11 +76,20 @@ def _extract(connection: sqlite3.Connection, run_id: int, started_at: float, num
     return block
 
 
+def _complete_blocks(connection: sqlite3.Connection, run_id: int) -> list[int]:
+    """The numbers of the blocks with lines, without the last one, which may still grow.
+
+    A client numbers its lines as it likes: between two of them there may be a billion that do not exist.
+    """
+    end = lines.count(connection, run_id, Stream.HISTORY) // BLOCK
+    return list(lines.blocks(connection, run_id, Stream.HISTORY, BLOCK, range(end)))
+
+
 def _blocks(connection: sqlite3.Connection, run_id: int, started_at: float) -> Iterator[_Block]:
     """The extracts of all complete blocks; reads the rows of a block without one."""
     rewrites = runs.rewrites(connection, run_id, Stream.HISTORY)
     stored = history_extracts.read(connection, run_id, rewrites)
-    for number in range(lines.count(connection, run_id, Stream.HISTORY) // BLOCK):
+    for number in _complete_blocks(connection, run_id):
         if text := stored.get(number):
             yield {key: _Extract(*parts) for key, parts in json.loads(text).items()}
         else:
@@ -92,12 +101,11 @@ def long_columns(connection: sqlite3.Connection, run_id: int, started_at: float)
     if not is_long(connection, run_id):
         return None
     points: dict[str, list[tuple[float, float, float]]] = {}
-    count = 0
     for block in _blocks(connection, run_id, started_at):
-        count += 1
         for key, part in block.items():
             points.setdefault(key, []).extend(zip(part.steps, part.seconds, part.values, strict=True))
-    columns = StreamColumns(next_line=count * BLOCK)
+    end = lines.count(connection, run_id, Stream.HISTORY) // BLOCK
+    columns = StreamColumns(next_line=end * BLOCK)
     for key, triples in points.items():
         triples.sort(key=lambda triple: triple[0])  # a resumed run logged some steps later
         column = columns.by_key[key] = MetricColumn()
@@ -131,8 +139,12 @@ def sampled_lines(
                     parts.append(block[key])
     counts = {key: sum(part.count for part in parts) for key, parts in logged.items()}
     rarest = min(counts, key=lambda key: counts[key], default=None)
-    numbers: Any = np.linspace(0, total - 1, min(total, 2 * samples)).astype(int).tolist()
-    if rarest is not None and counts[rarest] < complete / 2:
+    blocks = _complete_blocks(connection, run_id)
+    places = len(blocks) * BLOCK + total - complete
+    evenly: list[int] = np.linspace(0, places - 1, min(places, 2 * samples)).astype(int).tolist()
+    starts = [*(number * BLOCK for number in blocks), complete]
+    numbers = [starts[place // BLOCK] + place % BLOCK for place in evenly]
+    if rarest is not None and counts[rarest] < places / 2:
         known = [number for part in logged[rarest] for number in part.numbers]
         numbers = [*known, *range(complete, total)]
     return lines.numbered(connection, run_id, numbers)

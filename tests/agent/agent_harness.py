@@ -59,6 +59,9 @@ class FakeRun(TrialRun):
     def alert(self, alert: RunAlert) -> None:
         pass
 
+    def take_warning(self) -> str:
+        return ""
+
     def release_folder(self) -> None:
         pass
 

@@ -61,6 +61,7 @@ def create(machine: Machine, proxy: Proxy, text: str) -> str:
     return str(json.loads(made)["path"])
 
 
+@pytest.mark.slow  # a count of requests, which seldom changes
 def test_two_slots_send_no_more_requests_than_two_stock_agents(machine: Machine, proxy: Proxy) -> None:
     path = create(machine, proxy, GRID)
     machine.run("agent", path, "--cpu", "--trials-per-gpu", "2", **through(machine, proxy))

@@ -50,6 +50,7 @@ def test_a_sweep_survives_all_faults_of_a_part(tmp_path, baseline, faults):
 RESTARTING = f"import kto_sweep.cli.agent as agent; agent.MIN_UPTIME = 1.0; {CLI[1]}"
 
 
+@pytest.mark.slow  # seldom
 def test_an_agent_starts_again_when_wandbs_service_is_killed_and_keeps_its_count(tmp_path):
     harness = SweepHarness(tmp_path, TWO_BY_TWO, cli=("-c", RESTARTING), options=("--trials-per-gpu", "3"))
     (kill_service,) = faults_named("wandb's service is killed")

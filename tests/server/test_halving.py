@@ -219,6 +219,7 @@ def test_invalid_asha_options_are_reported_and_ignored(change: dict[str, Any], p
     assert rules.options.asha is None
 
 
+@pytest.mark.slow  # the others of this file have the same by requests
 def test_the_real_sdk_pauses_and_resumes(machine: Machine) -> None:
     """Two wandb agents; a resumed run continues with its next row."""
     sweep = upsert_sweep(machine, GRID)

@@ -251,6 +251,18 @@ def test_a_long_history_is_read_from_extracts_with_its_spikes_and_rare_values(ha
     assert max(curves()["loss"]["value"]) == 3.0
 
 
+def test_lines_with_numbers_far_apart_are_read_at_once(harness: ServerHarness) -> None:
+    harness.start_run("r")
+    for loss, number in enumerate((0, 50_000, 2**39)):
+        harness.log("r", number, {"loss": loss})
+    connection = harness.server.database.reader()
+    assert connection.execute("SELECT COUNT(*) FROM history_extract").fetchone()[0] == 2
+    cache = ColumnCache(history_blocks.long_columns)
+    assert cache.curves(connection, 1, 0.0, ["loss"], 100)["loss"]["value"] == [0, 1, 2]
+    rows = history.sampled(connection, 1, json.dumps({"keys": ["_step", "loss"], "samples": 100}))
+    assert [row["loss"] for row in rows] == [0, 1, 2]
+
+
 def test_resumed_run_continues_where_it_was(harness: ServerHarness) -> None:
     opaque = harness.start_run("r")["bucket"]["id"]
     attempt(harness, 1, 2, at=100.0)

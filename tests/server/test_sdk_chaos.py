@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from machine import Machine
 from sdk_scripts import graphql, script_results, start_script, upsert_sweep
 
@@ -55,6 +56,7 @@ def lines_by_run(machine: Machine, sweep: str) -> Counter[str]:
     return Counter({run["name"]: run["historyLineCount"] for run in runs_of(machine, sweep)})
 
 
+@pytest.mark.slow  # tests/faults kills the server, too
 def test_grid_with_three_agents_survives_two_server_kills(machine: Machine) -> None:
     sweep = upsert_sweep(machine, GRID)
     agents = [start_script(machine, AGENT, sweep) for _ in range(3)]

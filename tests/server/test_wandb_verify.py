@@ -62,6 +62,7 @@ def https_machine(tmp_path: Path) -> Iterator[Machine]:
     process.wait()
 
 
+@pytest.mark.slow  # the checks are those of other tests with the SDK, one by one
 def test_each_check_of_wandb_verify_passes(https_machine: Machine) -> None:
     process = start_script(https_machine, VERIFY)
     output, _ = process.communicate(timeout=120)

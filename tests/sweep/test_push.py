@@ -122,6 +122,7 @@ FILES = """[{
 } for run in api.runs("local/kto-sweep", order="+created_at")]"""
 
 
+@pytest.mark.slow  # test_artifacts_sdk.py has the server's side
 def test_artifacts_tables_and_files_are_pushed_once(machine: Machine, other: Machine) -> None:
     address = ensure_server(other.home)
     sweep = machine.create_sweep(SWEEP)["id"]

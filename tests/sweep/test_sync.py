@@ -42,6 +42,7 @@ def run_that_lost_its_server(machine: Machine, sweep: str) -> str:
     return requeued
 
 
+@pytest.mark.slow  # test_offline.py syncs after a kill
 def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine) -> None:
     """The server has that part already."""
     sweep = machine.create_sweep(SWEEP)["id"]

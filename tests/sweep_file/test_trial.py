@@ -184,7 +184,8 @@ def test_the_ends_fit(name: str, value: object) -> None:
             "quantization",
             yaml.safe_load("no"),
             "quantization: false is not a quantization\n"
-            "  Precision of the base weights (null: the preset's): one of none, 4bit, 8bit.\n"
+            "  Precision of the base weights, and with fp8 of their products (null: the preset's): "
+            "one of none, 4bit, 8bit, fp8, 4bit-fp8.\n"
             "  Hint: none",
         ),
     ],

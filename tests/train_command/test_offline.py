@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from forked_python import forked_python
 from machine import Machine
 from train_runs import FLAGS, SLOW_STEP_9, interrupted, rows, run_folders
@@ -58,6 +59,7 @@ def assert_whole(machine: Machine, run_id: str, answers: int = 0) -> None:
         }
 
 
+@pytest.mark.slow  # the killed one is the harder case
 def test_an_interrupted_and_resumed_offline_run_is_synced_once(fake_machine: Machine) -> None:
     fake_machine.script_training(SLOW_STEP_9)
     output = interrupted(fake_machine, *STEPS, after=" 7/12", WANDB_MODE="offline")

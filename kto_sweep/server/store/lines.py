@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -128,6 +128,21 @@ def count(connection: sqlite3.Connection, run_id: int, stream: Stream) -> int:
     """The number of the stream's next line."""
     query = "SELECT COALESCE(MAX(number) + 1, 0) FROM line WHERE run_id = ? AND stream = ?"
     return int(connection.execute(query, (run_id, stream)).fetchone()[0])
+
+
+def blocks(
+    connection: sqlite3.Connection, run_id: int, stream: Stream, size: int, within: range
+) -> Iterator[int]:
+    """The numbers, of those `within`, of the blocks of `size` lines in which the stream has lines, rising."""
+    query = "SELECT number FROM line WHERE run_id = ? AND stream = ? AND number >= ? ORDER BY number LIMIT 1"
+    number = within.start
+    while number < within.stop:
+        row = connection.execute(query, (run_id, stream, number * size)).fetchone()
+        if row is None or row[0] // size >= within.stop:
+            return
+        number = row[0] // size
+        yield number
+        number += 1
 
 
 def last_step(connection: sqlite3.Connection, run_id: int) -> int:
