@@ -29,6 +29,8 @@ CERTAINTY = {
 SHARED = ("run_id", "rank", "value", "standing", "progress", "judged_on", "state", "failure", "message")
 """What JSON, report and page say about each trial."""
 CASES = cases()
+ALIKE = {"equal", "one", "all-running", "preempted", "maximize", "objects", "stopped", "important"}
+"""Cases that take the same paths as others here; they run with the slow tests."""
 
 
 def report_data(text):
@@ -40,7 +42,9 @@ def test_there_are_twenty_cases():
     assert len(CASES) == 20
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in CASES]
+)
 def test_all_faces_say_the_same(name, seeded, machine, tmp_path, capsys):
     sweep_id = seed(seeded, CASES[name])  # seeded here: a run without heartbeats is soon no longer "running"
     sweep = f"local/{PROJECT}/{sweep_id}"

@@ -42,6 +42,7 @@ def test_trials_that_cannot_be_fail_once_each_and_the_others_go_on(tmp_path):
         assert cause == ("bad data" if dataset in bad else "finished"), harness.output()
 
 
+@pytest.mark.slow  # seldom
 def test_a_data_file_that_changes_between_two_trials_is_told_of(tmp_path):
     shutil.copy(ROWS, tmp_path / "rows.jsonl")
     harness = SweepHarness(tmp_path, {"seed": [1, 2]}, options=("--trials-per-gpu", "1"))

@@ -90,6 +90,7 @@ shutdown.ABORT_SECONDS = 0.0
 """
 
 
+@pytest.mark.slow  # seldom
 def test_trials_that_an_agent_leaves_open_because_of_a_defect_are_not_done(tmp_path):
     harness = SweepHarness(tmp_path, TWO_BY_TWO, options=("--trials-per-gpu", "4"))
     try:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
 import python_forkserver
 import yaml
 from machine import Machine
@@ -212,6 +213,7 @@ def test_pause_resume_and_cancel_from_the_command_line(machine: Machine) -> None
     assert {run["state"] for run in runs_of(machine, sweep)} <= {"finished", "killed"}
 
 
+@pytest.mark.slow  # test_heartbeats.py has the same by requests
 def test_stopped_run_of_a_program_ends_clean_and_the_agent_goes_on(machine: Machine) -> None:
     parameters = {"lr": {"values": [0.1]}, "seconds": {"value": 60}}
     sweep = sweep_of_program(machine, {**GRID, "parameters": parameters})
@@ -241,6 +243,7 @@ wandb.agent("nosuch", function=trial, entity="acme", project="tests")
     assert "there is no sweep nosuch" in output
 
 
+@pytest.mark.slow  # test_search_methods.py has the same by requests
 def test_hyperband_stops_the_bad_run_and_leaves_the_good_ones(machine: Machine) -> None:
     config = {
         "method": "grid",

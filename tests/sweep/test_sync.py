@@ -54,6 +54,7 @@ def test_a_truncated_file_of_an_earlier_attempt_is_not_needed(machine: Machine) 
     assert "Nothing to send" in machine.run("sync")
 
 
+@pytest.mark.slow  # test_offline.py syncs runs without a server
 def test_a_run_that_ended_without_its_server_is_sent_later(machine: Machine) -> None:
     sweep = machine.create_sweep(SWEEP)["id"]
     run_trials(machine, sweep, 2)

@@ -56,6 +56,7 @@ def test_a_wrong_value_is_left_out_and_reported(tmp_path: Path) -> None:
     assert messages == [f"3 rows of {path} were damaged and are computed again"]
 
 
+@pytest.mark.slow  # every bit of a file, one by one
 def test_a_flipped_bit_anywhere_gives_no_wrong_value_and_is_repaired(tmp_path: Path) -> None:
     whole = filled(tmp_path).read_bytes()
     for at in range(20, len(whole), 211):

@@ -178,6 +178,7 @@ def test_the_base_model_is_restored_and_trials_do_not_affect_each_other(
     assert first.evaluations == again.evaluations
 
 
+@pytest.mark.slow  # TRL's trainer is the second choice: the rest of the file trains with it
 def test_the_base_model_is_restored_after_a_failure(
     base: LoadedBase, data: TrainingData, tmp_path: Path
 ) -> None:
@@ -219,6 +220,7 @@ def test_the_packed_trainers_reference_values_are_reused_in_the_same_precision(
     assert report.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
 
 
+@pytest.mark.slow  # TRL's trainer is the second choice: the rest of the file trains with it
 def test_a_batch_of_one(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
     _, report = train(make_trial(batch_size=1, max_steps=6), base, data, tmp_path / "kto")
     assert report.steps[0]["loss"] == pytest.approx(0.5, abs=1e-5)
@@ -241,6 +243,7 @@ def test_a_stop_takes_effect_after_the_current_step(
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow  # TRL's trainer is the second choice: the rest of the file trains with it
 def test_lora_dropout_changes_training_and_not_evaluation(
     base: LoadedBase, data: TrainingData, tmp_path: Path
 ) -> None:
@@ -287,12 +290,14 @@ def test_a_quantised_base_model_learns(
     assert report.steps[12]["loss"] < 0.3
 
 
+@pytest.mark.slow  # TRL's trainer is the second choice: the rest of the file trains with it
 def test_8bit_adamw_trains(base: LoadedBase, data: TrainingData, tmp_path: Path) -> None:
     _, report = train(make_trial(max_steps=5, optimizer="adamw_8bit"), base, data, tmp_path)
     assert abs(report.steps[4]["loss"] - 0.5) > 1e-3
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])
+@pytest.mark.slow  # TRL's trainer is the second choice: the rest of the file trains with it
 def test_the_learning_rate_follows_the_schedule(
     base: LoadedBase, data: TrainingData, tmp_path: Path, scheduler: str
 ) -> None:

@@ -57,6 +57,7 @@ def test_a_stopped_trial_continues_as_if_it_had_not_stopped(
     assert again.values == {12: whole.values[12]}
 
 
+@pytest.mark.slow  # the packed trainer has the same test
 def test_rows_after_the_checkpoint_are_reported_once(data: TrainingData, tmp_path: Path) -> None:
     trial = make_trial(max_steps=10, eval_steps=4)
 

@@ -139,6 +139,7 @@ def save_untied_model(home: Home, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow  # two processes are tested above
 def test_sharded_weights_give_the_numbers_of_whole_ones_and_continue_in_one_process(
     home: Home, rows: Path, tmp_path: Path, tied: bool
 ) -> None:
