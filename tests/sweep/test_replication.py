@@ -181,7 +181,8 @@ def test_replicates_on_the_embedded_server(machine: Machine) -> None:
     assert "already exists" in machine.run("replicate", first, code=2)
     done = run_trials(machine, made["id"])
     # The loss of an untrained trial grows with its rate, so the two of the lower rate are the best.
-    assert [(rate, batch) for _, rate, batch in done] == [(0.001, 1), (0.001, 1), (0.001, 2), (0.001, 2)]
+    # Sorted: the second agent of a box starts with several trials at once, which end in any order.
+    assert sorted((rate, batch) for _, rate, batch in done) == [(0.001, 1)] * 2 + [(0.001, 2)] * 2
     compared = machine.json("compare")
     settings = {"configuration.batch_size", "configuration.learning_rate", "seed"}
     assert set(compared["parameters"]) <= settings

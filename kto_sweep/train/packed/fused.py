@@ -130,11 +130,7 @@ class Layer(FusedModule):
 
     def __call__(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
         """(1, tokens, hidden) -> (1, tokens, hidden)."""
-        call = (
-            None
-            if arguments or options.get("attention_mask") is not None
-            else self._call(hidden_states, options)
-        )
+        call = self._covered(hidden_states, arguments, options)
         if call is not None:
             out: Tensor = _LayerFunction.apply(hidden_states[0], call.anchor, self, call)  # type: ignore[no-untyped-call]
             return out[None]
@@ -147,24 +143,19 @@ class Layer(FusedModule):
         kept: Tensor = checkpoint(forward, hidden_states, use_reentrant=False, preserve_rng_state=False)
         return kept
 
-    def _call(self, hidden_states: Tensor, options: dict[str, Any]) -> "_Call | None":
-        active, packing, positions = (
-            self.active_adapters(),
-            options.get("packing"),
-            options.get("position_embeddings"),
-        )
-        if (
-            active is None
-            or packing is None
-            or positions is None
-            or hidden_states.dtype != self.norms[0][0].dtype
-        ):
+    def _covered(self, x: Tensor, arguments: Sequence[Any], options: dict[str, Any]) -> "_Call | None":
+        """The forward as one function; None for a forward that only the original covers."""
+        active = self.active_adapters()
+        packing, positions = options.get("packing"), options.get("position_embeddings")
+        if active is None or packing is None or positions is None:
+            return None
+        if arguments or options.get("attention_mask") is not None or x.dtype != self.norms[0][0].dtype:
             return None
         adapters, groups = active
         anchor, route = (None, None) if adapters is None else (adapters.anchor, adapters.route)
         cos, sin = positions
         # Asked here: inside a Function's forward gradients are always off.
-        trains = torch.is_grad_enabled() and (anchor is not None or hidden_states.requires_grad)
+        trains = torch.is_grad_enabled() and (anchor is not None or x.requires_grad)
         return _Call(groups, route, packing, cos[0], sin[0], anchor, trains)
 
 
@@ -250,12 +241,8 @@ class _LayerFunction(torch.autograd.Function):
         _recompute(layer, call, kept)
         h_grad = _mlp_backward(layer, call, kept, grads[0].contiguous())
         kept.gate_up = None  # the widest tensor, before the attention's backward allocates
-        return (
-            _attention_backward(layer, call, kept, h_grad, wants_x=ctx.needs_input_grad[0]),
-            None,
-            None,
-            None,
-        )
+        x_grad = _attention_backward(layer, call, kept, h_grad, wants_x=ctx.needs_input_grad[0])
+        return x_grad, None, None, None
 
 
 def _project(
