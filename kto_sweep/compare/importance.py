@@ -32,7 +32,7 @@ MIN_RUNS = 8
 RUNS_PER_PARAMETER = 3
 """With fewer runs per parameter, the note adds a caution."""
 MAX_RUNS = 2000
-"""Of more runs a sample is used: the forest of 50,000 takes a minute, and says no more."""
+"""Of more runs a sample is used: the forest of 50,000 takes a minute, with the same result."""
 TREES = 100
 RANDOM_STATE = 0
 NOISE_SCORE = 4

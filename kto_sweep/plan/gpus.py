@@ -101,14 +101,17 @@ def find_gpu() -> Gpu | None:
 
 
 class NoFp8Error(UsageError):
-    """A GPU that cannot multiply in FP8."""
+    """A device that cannot multiply in FP8."""
+
+    def __init__(self, quantization: str, device: str) -> None:
+        instead = "none, or 4bit" if quantization == "fp8" else "4bit"
+        super().__init__(
+            f"quantization {quantization}: {device} has no FP8 (Ada, Hopper and later GPUs have)",
+            hint=f"quantization: {instead}",
+        )
 
 
 def require_fp8(gpu: Gpu | None, quantization: str) -> None:
     """Raises NoFp8Error for a quantization in FP8 on a GPU without it."""
     if quantization in IN_FP8 and gpu is not None and gpu.has_fp8 is False:
-        instead = "none, or 4bit" if quantization == "fp8" else "4bit"
-        raise NoFp8Error(
-            f"quantization {quantization}: {gpu.name} has no FP8 (Ada, Hopper and later GPUs have)",
-            hint=f"quantization: {instead}",
-        )
+        raise NoFp8Error(quantization, gpu.name)

@@ -33,6 +33,7 @@ from kto_sweep.models.model_config import check_folder
 from kto_sweep.models.model_kind import kind_error, not_causal
 from kto_sweep.models.presets import IN_FP8, Quantization, names_a_path
 from kto_sweep.paths import user_path
+from kto_sweep.plan.gpus import NoFp8Error
 from kto_sweep.train.load_errors import (
     explained,
     nearest_path,
@@ -111,10 +112,7 @@ def load_base(
         )
     in_fp8 = quantization in IN_FP8
     if in_fp8 and not supports_fp8(device):
-        raise UsageError(
-            f"quantization {quantization}: {_device_name(device)} has no FP8 (Ada, Hopper and later have)",
-            hint=f"quantization: {'none' if quantization == 'fp8' else '4bit'}",
-        )
+        raise NoFp8Error(quantization, _device_name(device))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     with nullcontext() if name == TINY else reported_loading(name, progress):
         try:

@@ -176,7 +176,7 @@ def test_where_memory_is_the_limit_more_trials_that_recompute_are_tried_and_kept
     assert Device(total=16, recompute=(0.5, 1.1)).grow(tuner) == [1, 2, 2, 4]
     assert tuner.concurrency.recompute is Recompute.MLP
     assert "one more would need" in tuner.concurrency.reason
-    assert "computed again" in tuner.concurrency.reason
+    assert "recomputed" in tuner.concurrency.reason
 
 
 def test_recomputing_that_does_not_pay_is_given_up() -> None:

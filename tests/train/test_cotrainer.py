@@ -319,7 +319,7 @@ def test_step_times_decide_how_many_trials_train_at_once(tmp_path: Path, overlap
         [note for note in harness.reports[name].notes if "at once" in note] for name in ("a", "b")
     )
     assert first == ["trying 2 trials at once", *second]
-    assert second[0].startswith("4 trials at once: 2 in place of 1 added ")
+    assert second[0].startswith("up to 4 trials at once: 2 in place of 1 added ")
     harness.crash()
 
 

@@ -1,9 +1,18 @@
 """Products in FP8, emulated on a CPU: their rounding, and one path for a policy and its reference."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from cotrainer_cases import Recorder
 from packed_cases import next_partners, tiny_model, token_rows
 
+from kto_sweep.errors import UsageError
+from kto_sweep.home import Home
+from kto_sweep.models.presets import Quantization
+from kto_sweep.plan.gpus import NoFp8Error
+from kto_sweep.train.base_model import load_base
+from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.packed import fused, kernels
 from kto_sweep.train.packed.compatibility import packed_decoder
 from kto_sweep.train.packed.fp8 import Fp8Linear, multiply_in_fp8
@@ -11,6 +20,9 @@ from kto_sweep.train.packed.lora import AdapterSpec, AdapterStack
 from kto_sweep.train.packed.microbatch import MicrobatchLimit
 from kto_sweep.train.packed.pack import PairedRows
 from kto_sweep.train.packed.step import SlotBatch, add_gradients, score
+from kto_sweep.train.trial.request import TrialRequest
+from kto_sweep.train.trl.trainer import train_with_trl
+from kto_sweep.trial import Trial
 
 CPU = torch.device("cpu")
 
@@ -84,3 +96,19 @@ def test_fused_layers_give_what_the_layers_give() -> None:
         rows = PairedRows(token_rows(6), next_partners(6), 24)
         results.append(score(decoder, rows, MicrobatchLimit()))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(("quantization", "hint"), [("fp8", "none"), ("4bit-fp8", "4bit")])
+def test_a_trial_that_needs_trls_trainer_is_refused(
+    quantization: Quantization, hint: str, home: Home, tmp_path: Path
+) -> None:
+    trial = Trial(model="tiny", dataset="rows.jsonl", quantization=quantization, max_steps=1)
+    request = TrialRequest("run", trial, tmp_path / "run", Recorder(), lambda: False)
+    with pytest.raises(UsageError, match="TRL's trainer, which this trial needs") as caught:
+        train_with_trl(WorkerContext(home), request)
+    assert caught.value.hint == f"quantization: {hint}"
+
+
+def test_a_device_without_fp8_is_refused_before_anything_is_loaded(home: Home) -> None:
+    with pytest.raises(NoFp8Error, match="a CPU has no FP8"):
+        load_base("tiny", quantization="fp8", device=CPU, home=home)

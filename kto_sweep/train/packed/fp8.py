@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from kto_sweep.train.packed import kernels
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = 448.0
-"""The largest number in E4M3."""
 
 
 class Fp8Linear(nn.Linear):

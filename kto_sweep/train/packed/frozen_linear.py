@@ -16,7 +16,7 @@ class FrozenLinear:
     """q, k and v, or gate and up, or one layer alone; outputs side by side, in the order of `layers`."""
 
     def __init__(self, layers: Sequence[Any]) -> None:
-        """Each layer must have a dense weight (kernels.has_dense_weight)."""
+        """`layers`: those that `supports` accepts."""
         self.layers: Sequence[Any] = layers
         self.widths = [layer.out_features for layer in layers]
         fp8, packed = is_fp8(layers[0]), is_4bit(layers[0]) or getattr(layers[0], "state", None) is not None
@@ -30,9 +30,11 @@ class FrozenLinear:
 
     @staticmethod
     def supports(layers: Sequence[nn.Linear]) -> bool:
-        """Whether these can be one product."""
+        """Whether these can be one product: all of torch's own class, in 4 bit, or in FP8."""
+        # Not 8-bit, which rounds its inputs as well: a product with its weight is not what the layer gives.
+        # And exactly nn.Linear, since a subclass may compute something else.
         return (
-            all(kernels.has_dense_weight(layer) for layer in layers)
+            all(type(layer) is nn.Linear or is_4bit(layer) or is_fp8(layer) for layer in layers)
             and len({(type(layer), layer.in_features, layer.bias is None) for layer in layers}) == 1
         )
 

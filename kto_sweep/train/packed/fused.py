@@ -138,8 +138,7 @@ class Layer(FusedModule):
         if self.recompute is Recompute.NOTHING or not torch.is_grad_enabled():
             original: Tensor = forward(hidden_states)
             return original
-        # Nothing random happens in a forward: no generator state is kept for the second one. Not reentrant:
-        # that needs an input with a gradient, and the first layer's, from the frozen embedding, has none.
+        # As in Decoder.set_recompute, for layers that are never covered.
         kept: Tensor = checkpoint(forward, hidden_states, use_reentrant=False, preserve_rng_state=False)
         return kept
 

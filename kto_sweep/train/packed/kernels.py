@@ -164,13 +164,6 @@ def target_log_probs(logits: Tensor, targets: Tensor, *, wants_grad: bool) -> Te
     return log_probs
 
 
-def has_dense_weight(layer: nn.Module) -> bool:
-    """Whether FrozenLinear supports this layer: torch's own or 4-bit."""
-    # Not 8-bit, which rounds its inputs as well: a product with its weight is not what the layer gives. And
-    # exactly nn.Linear, since a subclass may compute something else.
-    return type(layer) is nn.Linear or is_4bit(layer) or is_fp8(layer)
-
-
 def is_fp8(layer: nn.Module) -> bool:
     """Whether this is a layer of fp8.py."""
     return type(layer).__name__ == "Fp8Linear"

@@ -29,7 +29,9 @@ from trl.trainer.kto_config import KTOConfig
 from kto_sweep.data.dataset import TrainingData
 from kto_sweep.data.split import all_batches, total_steps
 from kto_sweep.data.table import Numbers, RowTable
+from kto_sweep.errors import UsageError
 from kto_sweep.models.model_config import copy_processor
+from kto_sweep.models.presets import IN_FP8
 from kto_sweep.train.base_model import LoadedBase, check_token_ids, fingerprint_model
 from kto_sweep.train.context import WorkerContext
 from kto_sweep.train.device import gpu_memory
@@ -69,6 +71,12 @@ def train_with_trl(context: WorkerContext, request: TrialRequest) -> TrainResult
 
     Raises TrialFailure, UsageError, DataError, torch.OutOfMemoryError, and LostProcessError.
     """
+    quantization = request.trial.effective_quantization
+    if quantization in IN_FP8:  # PEFT does not know these layers, and the packed trainer rejected the model
+        raise UsageError(
+            f"quantization {quantization}: TRL's trainer, which this trial needs, does not multiply in FP8",
+            hint=f"quantization: {'none' if quantization == 'fp8' else '4bit'}",
+        )
     base = context.base(request.trial, request.load_progress)
     data = context.data(request.trial, request.tokenise_progress)
     check_token_ids(base, data)

@@ -23,10 +23,11 @@ MEMORY_SHARE = 0.9
 OUTLIER = 3.0
 """A step of more than this many times the median was interrupted, and is not measured."""
 
-_RECOMPUTED = {
-    Recompute.MLP: "the MLPs' gate and up are computed again in the backward",
-    Recompute.LAYER: "all activations are computed again in the backward",
+RECOMPUTED = {
+    Recompute.MLP: "the MLPs' gate and up are recomputed in the backward pass",
+    Recompute.LAYER: "all activations are recomputed in the backward pass",
 }
+"""What a level of recomputation means, for people."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,13 @@ class ConcurrencyTuner:
         elif wanted <= slots:
             assert higher is not None
             # The same number first: its peak says how many fit.
-            self.concurrency = Concurrency(slots, f"trying to fit more: {_RECOMPUTED[higher]}", higher)
+            self.concurrency = Concurrency(slots, f"trying to fit more: {RECOMPUTED[higher]}", higher)
             self._active = 0  # the next steps settle again
         elif before is None:
             self.concurrency = Concurrency(wanted, f"trying {_trials(wanted)} at once", level)
         else:
             reason = f"{slots} in place of {before} added {_percent(gain)} throughput"
-            self.concurrency = Concurrency(wanted, f"{_trials(wanted)} at once: {reason}", level)
+            self.concurrency = Concurrency(wanted, f"up to {_trials(wanted)} at once: {reason}", level)
 
     def _settle_on_fastest(self, slots: int, reason: str) -> None:
         """Settle on `slots` as they are, or on what was faster while less was computed again."""
@@ -144,10 +145,10 @@ class ConcurrencyTuner:
         fastest = max(lower, key=lower.__getitem__, default=None)
         if fastest is not None and lower[fastest] >= self._rates[level, slots]:
             gain = self._rates[level, slots] / lower[fastest] - 1
-            reason = f"{_trials(slots)}, and {_RECOMPUTED[level]}: {_percent(gain)} throughput"
+            reason = f"{_trials(slots)}, and {RECOMPUTED[level]}: {_percent(gain)} throughput"
             level, slots = fastest
         elif level is not Recompute.NOTHING:
-            reason += f"; {_RECOMPUTED[level]}"
+            reason += f"; {RECOMPUTED[level]}"
         self._settle(slots, reason, level)
 
     def _settle(self, slots: int, reason: str, level: Recompute | None = None) -> None:

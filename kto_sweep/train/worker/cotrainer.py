@@ -350,7 +350,9 @@ def create_cotrainer(
         known = present_gpu(*gpu) if gpu else None
         planned = plan_concurrency(trial, config, data, known, device, read_rates(root), context.device)
         if planned > tuner.concurrency.slots:
-            tuner.concurrency = Concurrency(planned, f"starting with {planned} trials at once, as planned")
+            tuner.concurrency = Concurrency(
+                planned, f"starting with up to {planned} trials at once, as planned"
+            )
             announce(tuner.concurrency)
     throughput = Throughput.of(root, device, config, base.quantization)
     return CoTrainer(

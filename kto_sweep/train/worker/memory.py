@@ -11,12 +11,10 @@ from kto_sweep.train.packed.decoder import Decoder
 from kto_sweep.train.trial.training import TrialTraining
 from kto_sweep.train.worker.active_trials import ActiveTrials
 from kto_sweep.train.worker.admission_queue import AdmissionQueue
-from kto_sweep.train.worker.concurrency import Concurrency, ConcurrencyTuner
+from kto_sweep.train.worker.concurrency import RECOMPUTED, Concurrency, ConcurrencyTuner
 
 EMPTY_SLOT_STEPS = 20
 """Steps that an empty slot waits for the next trial before its memory is freed."""
-
-_RECOMPUTED = {Recompute.MLP: "the MLPs' gate and up are", Recompute.LAYER: "all activations are"}
 
 
 class MemoryManager:
@@ -60,7 +58,7 @@ class MemoryManager:
             self._set_recompute(more[0])
             # The engine has come down to single examples. With less memory per token more fit again.
             self._active.engine.limit = self._limit
-            self.note(f"{_RECOMPUTED[more[0]]} recomputed in the backward pass")
+            self.note(RECOMPUTED[more[0]])
             return True
         # A trial whose last step is not logged yet cannot leave: its checkpoint would lack that row.
         detachable = [
@@ -92,7 +90,7 @@ class MemoryManager:
         self._set_recompute(self._wanted)
 
     def follow(self, concurrency: Concurrency) -> bool:
-        """Recompute what measurements chose, once no more trials than they chose are active.
+        """Recompute what the measured choice says, once its number of trials or fewer are active.
 
         True if that has changed: the peak so far then says nothing about the next steps.
         """
