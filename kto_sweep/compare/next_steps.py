@@ -54,7 +54,7 @@ def next_steps(
         yield from _complete(view, status)
     causes = {trial.failure for trial in view.trials}
     if FailureCause.OUT_OF_MEMORY in causes:
-        yield NextStep("Check which trials fit before the next sweep", "kto-sweep plan FILE --gpu this")
+        yield NextStep("Check which trials fit before the next sweep", "kto-sweep plan FILE")
     largest = max(verdicts, key=lambda verdict: len(verdict.tied) + 1, default=None)
     # While trials are left, what comes next may change.
     is_over = stopped or status.state not in _COMPLETE or status.left is None
